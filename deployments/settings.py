@@ -1,0 +1,113 @@
+"""Settings of the model workers. Read from YAML by `serve_app.config`; frozen, unknown keys refused."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StorageSettings(Settings):
+    """Where objects live. Without `endpoint` the app runs SeaweedFS itself, see `local`."""
+
+    endpoint: str | None = Field(None, description="host:port of an S3 API, without a scheme")
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    secure: bool = Field(True, description="https to the endpoint")
+    region: str = "us-east-1"
+    bucket: str = Field("mochi-serve", min_length=3, max_length=63)
+    local_port: int = Field(
+        8333, ge=1024, le=65000, description="first of eight consecutive ports of the local store"
+    )
+
+    @model_validator(mode="after")
+    def _endpoint_with_keys(self) -> Self:
+        if self.endpoint is None:
+            return self
+        if "://" in self.endpoint:
+            raise ValueError(
+                "endpoint is host:port without a scheme; set secure: true for https or false for http"
+            )
+        if self.access_key is None or self.secret_key is None:
+            raise ValueError("endpoint needs access_key and secret_key beside it")
+        return self
+
+
+class Dimension(Settings):
+    """A default and its bounds, both inclusive."""
+
+    default: int = Field(ge=1)
+    minimum: int = Field(ge=1)
+    maximum: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.minimum <= self.default <= self.maximum:
+            raise ValueError("must hold minimum <= default <= maximum")
+        return self
+
+
+class ModelSettings(Settings):
+    """Which model is served and what it can make."""
+
+    name: str = Field("mochi-1", min_length=1, description="the name clients ask for")
+    source: str = Field(min_length=1, description="hub id, folder, or s3://bucket/prefix in the same store")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    dtype: Literal["float32", "bfloat16"]
+    max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the text encoder")
+    max_prompt_chars: int = Field(2000, ge=1)
+    width: Dimension
+    height: Dimension
+    num_frames: Dimension
+    fps: Dimension
+    num_inference_steps: Dimension
+    guidance_scale: float = Field(4.5, ge=1.0)
+    max_guidance_scale: float = Field(20.0, ge=1.0)
+    max_pixels: int = Field(ge=256, description="bound of width x height x num_frames")
+
+    @model_validator(mode="after")
+    def _grid(self) -> Self:
+        for name in ("width", "height"):
+            d: Dimension = getattr(self, name)
+            if any(v % 16 for v in (d.default, d.minimum, d.maximum)):
+                raise ValueError(f"{name}: default, minimum and maximum are multiples of 16")
+        n = self.num_frames
+        if any(v % 6 != 1 for v in (n.default, n.minimum, n.maximum)):
+            raise ValueError("num_frames: default, minimum and maximum are 6k + 1 (7, 13, 19, 25, ...)")
+        if self.num_inference_steps.minimum < 2:
+            raise ValueError("num_inference_steps: minimum is 2, the schedule needs two parts")
+        return self
+
+
+class StageSettings(Settings):
+    """Replicas of one stage: resources of each, how many, and how long a leaving one may finish its work."""
+
+    num_gpus: float = Field(ge=0)
+    num_cpus: float = Field(0, ge=0)
+    memory_gb: float | None = Field(None, gt=0, description="scheduling request, not a limit")
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    slots: int = Field(1, ge=1, description="jobs one replica works on at once")
+    downscale_delay_s: float = Field(300, ge=0)
+    graceful_shutdown_timeout_s: float = Field(600, ge=0)
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must be at least min_replicas")
+        return self
+
+
+class WorkerSettings(Settings):
+    """All a model worker needs to know."""
+
+    registry: str
+    namespace: str
+    storage: StorageSettings
+    model: ModelSettings
+    stage: StageSettings

@@ -1,0 +1,156 @@
+"""The one tree of settings: read from YAML and the environment, checked before anything starts.
+
+A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names another profile than the one in
+`serve_config.yaml`; `MOCHI_SERVE__SECTION__KEY=value` overrides one key, which is how secrets come in.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from deployments.settings import ModelSettings, Settings, StageSettings, StorageSettings, WorkerSettings
+from serve_app.errors import ConfigError
+
+PROFILE_VARIABLE = "MOCHI_SERVE_CONFIG"
+OVERRIDE_PREFIX = "MOCHI_SERVE__"
+DEFAULT_PROFILE = "configs/shapes.yaml"
+
+
+class DatabaseSettings(Settings):
+    """Where jobs are kept. Without `url`: SQLite in the data folder."""
+
+    url: SecretStr | None = Field(None, description="postgresql+psycopg://user:password@host/database")
+
+    @model_validator(mode="after")
+    def _known_dialect(self) -> Self:
+        if self.url is None:
+            return self
+        try:
+            driver = make_url(self.url.get_secret_value()).drivername
+        except ArgumentError:
+            raise ValueError("url is not a database URL; write postgresql+psycopg://user:password@host/name") from None
+        if driver not in ("sqlite", "postgresql+psycopg"):
+            raise ValueError(f"url has the driver {driver!r}; allowed are sqlite and postgresql+psycopg")
+        return self
+
+
+class JobSettings(Settings):
+    """How jobs are leased and retried."""
+
+    lease_s: float = Field(30, gt=1, description="a lease without a report for this long has lapsed")
+    max_attempts: int = Field(5, ge=1)
+    retry_pause_s: float = Field(0.5, gt=0, description="pause before attempt 2; doubles with each attempt")
+    max_retry_pause_s: float = Field(60, gt=0)
+
+
+class IngressSettings(Settings):
+    """HTTP replicas."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    max_body_bytes: int = Field(1_000_000, ge=1_000)
+
+
+class AppSettings(Settings):
+    """The whole tree."""
+
+    data_dir: Path = Field(Path("data"), description="the one folder everything local is kept in")
+    namespace: str = Field("mochi-serve", min_length=1, description="Ray namespace of the named actors")
+    min_free_disk_mb: int = Field(500, ge=0, description="refuse to start below this")
+    database: DatabaseSettings = DatabaseSettings()
+    storage: StorageSettings = StorageSettings()
+    ingress: IngressSettings = IngressSettings()
+    jobs: JobSettings = JobSettings()
+    model: ModelSettings
+    encoder: StageSettings
+    sampler: StageSettings
+    decoder: StageSettings
+
+    @property
+    def database_url(self) -> str:
+        if self.database.url is not None:
+            return self.database.url.get_secret_value()
+        return f"sqlite:///{self.data_dir.resolve() / 'jobs.db'}"
+
+    def worker(self, stage: StageSettings, registry: str) -> WorkerSettings:
+        """The part of the tree that one model worker sees."""
+        return WorkerSettings(
+            registry=registry, namespace=self.namespace, storage=self.storage, model=self.model, stage=stage
+        )
+
+
+def load_settings(profile: str | None = None, environ: Mapping[str, str] = os.environ) -> AppSettings:
+    """Read the profile, lay the environment over it and check the whole.
+
+    Args:
+        profile: path of a YAML file; `MOCHI_SERVE_CONFIG` goes before it.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a key that is unknown or out of bounds; names the key.
+    """
+    path = Path(environ.get(PROFILE_VARIABLE) or profile or DEFAULT_PROFILE)
+    tree = _read_yaml(path)
+    for name, value in environ.items():
+        if name.startswith(OVERRIDE_PREFIX):
+            _override(tree, name, value)
+    try:
+        return AppSettings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line naming each bad key and what is allowed there."""
+    return "; ".join(_explain_one(AppSettings, dict(e)) for e in error.errors())
+
+
+def _explain_one(tree: type[Settings], e: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in e["loc"]) or "the file"
+    if e["type"] == "extra_forbidden":
+        section = _section(tree, e["loc"][:-1])
+        return f"{key}: unknown key; allowed are {', '.join(section.model_fields)}"
+    if e["type"] == "missing":
+        return f"{key}: is missing"
+    message = e["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" + (f" (got {e['input']!r})" if _is_scalar(e["input"]) else "")
+
+
+def _section(tree: type[Settings], loc: tuple[int | str, ...]) -> type[Settings]:
+    for part in loc:
+        annotation = tree.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, Settings)
+        tree = annotation
+    return tree
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float | bool)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the profile {str(path)!r} ({error.strerror}); name one with {PROFILE_VARIABLE}"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must be a mapping of keys, see {DEFAULT_PROFILE}")
+    return tree
+
+
+def _override(tree: dict[str, Any], name: str, value: str) -> None:
+    *sections, key = name.removeprefix(OVERRIDE_PREFIX).lower().split("__")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{name}: {section!r} is not a section")
+    tree[key] = yaml.safe_load(value)

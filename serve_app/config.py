@@ -5,9 +5,9 @@ A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names a
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -33,8 +33,11 @@ class DatabaseSettings(Settings):
             return self
         try:
             driver = make_url(self.url.get_secret_value()).drivername
-        except ArgumentError:
-            raise ValueError("url is not a database URL; write postgresql+psycopg://user:password@host/name") from None
+        except (ArgumentError, ValueError):  # ValueError: the port is no number, and it quotes the URL
+            raise ValueError(
+                "url is not a database URL; write postgresql+psycopg://user:password@host:port/name, "
+                "with special characters of the password percent-encoded"
+            ) from None
         if driver not in ("sqlite", "postgresql+psycopg"):
             raise ValueError(f"url has the driver {driver!r}; allowed are sqlite and postgresql+psycopg")
         return self
@@ -55,6 +58,12 @@ class IngressSettings(Settings):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     max_body_bytes: int = Field(1_000_000, ge=1_000)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must be at least min_replicas")
+        return self
 
 
 class AppSettings(Settings):
@@ -96,13 +105,14 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] = os.en
     """
     path = Path(environ.get(PROFILE_VARIABLE) or profile or DEFAULT_PROFILE)
     tree = _read_yaml(path)
-    for name, value in environ.items():
-        if name.startswith(OVERRIDE_PREFIX):
-            _override(tree, name, value)
+    overrides = sorted(name for name in environ if name.startswith(OVERRIDE_PREFIX))
+    for name in overrides:
+        _override(tree, name, environ[name])
     try:
         return AppSettings.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+        source = " + ".join([str(path), *overrides])
+        raise ConfigError(f"{source}: {explain(error)}") from None
 
 
 def explain(error: ValidationError) -> str:
@@ -113,44 +123,78 @@ def explain(error: ValidationError) -> str:
 def _explain_one(tree: type[Settings], e: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in e["loc"]) or "the file"
     if e["type"] == "extra_forbidden":
-        section = _section(tree, e["loc"][:-1])
+        section = _annotation(tree, e["loc"][:-1])
         return f"{key}: unknown key; allowed are {', '.join(section.model_fields)}"
     if e["type"] == "missing":
         return f"{key}: is missing"
     message = e["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + (f" (got {e['input']!r})" if _is_scalar(e["input"]) else "")
+    return f"{key}: {message}" + (f" (got {e['input']!r})" if _may_be_shown(tree, e) else "")
 
 
-def _section(tree: type[Settings], loc: tuple[int | str, ...]) -> type[Settings]:
+def _may_be_shown(tree: type[Settings], e: dict[str, Any]) -> bool:
+    """A scalar that stands neither for a secret nor for a section, which may hold one."""
+    annotation = _annotation(tree, e["loc"])
+    return isinstance(e["input"], str | int | float | bool) and not _holds_secret(annotation)
+
+
+def _holds_secret(annotation: Any) -> bool:
+    if _is_section(annotation):
+        return any(_holds_secret(f.annotation) for f in annotation.model_fields.values())
+    return annotation is SecretStr or any(_holds_secret(part) for part in get_args(annotation))
+
+
+def _annotation(tree: Any, loc: Sequence[int | str]) -> Any:
+    """The type at `loc` in the tree of settings; None where the tree has no such key."""
     for part in loc:
-        annotation = tree.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Settings)
-        tree = annotation
+        known = _is_section(tree) and str(part) in tree.model_fields
+        tree = tree.model_fields[str(part)].annotation if known else None
     return tree
 
 
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | int | float | bool)
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the profile {str(path)!r} ({error.strerror}); name one with {PROFILE_VARIABLE}"
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML{_where(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must be a mapping of keys, see {DEFAULT_PROFILE}")
     return tree
 
 
+def _where(error: Exception) -> str:
+    """The place of a YAML error without a word of the line itself, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ": it holds bytes that are no text"
+    mark = error.problem_mark
+    return f": line {mark.line + 1}, column {mark.column + 1}; check the quotes and the indentation there"
+
+
 def _override(tree: dict[str, Any], name: str, value: str) -> None:
-    *sections, key = name.removeprefix(OVERRIDE_PREFIX).lower().split("__")
-    for section in sections:
-        tree = tree.setdefault(section, {})
+    loc = name.removeprefix(OVERRIDE_PREFIX).lower().split("__")
+    for section in loc[:-1]:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
         if not isinstance(tree, dict):
             raise ConfigError(f"{name}: {section!r} is not a section")
-    tree[key] = yaml.safe_load(value)
+    tree[loc[-1]] = _parse(_annotation(AppSettings, loc), name, value)
+
+
+def _parse(annotation: Any, name: str, value: str) -> Any:
+    """Empty is null, a section is YAML; all else stays text: a secret must not become a number or a list."""
+    if not value:
+        return None
+    if not _is_section(annotation):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML{_where(error)}") from None

@@ -1,4 +1,7 @@
-"""The errors of the control side, and the one place that maps errors to HTTP."""
+"""The errors of the control side. Each ApiError is an HTTP answer; `http_errors` maps all others to one."""
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 from deployments.errors import MochiServeError
 
@@ -13,3 +16,106 @@ class StartupError(MochiServeError):
 
 class IllegalMoveError(MochiServeError):
     """A job was asked to make a move that its state does not allow."""
+
+
+class NoReplicaError(MochiServeError):
+    """No replica of a stage took a task in time; the task was not sent."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"no replica of the {stage} stage took the task")
+
+
+class UnknownJobError(MochiServeError):
+    """There is no job with this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}")
+        self.job_id = job_id
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.job_id,)
+
+
+class ApiError(MochiServeError):
+    """An answer to an HTTP request, in OpenAI's envelope.
+
+    Args:
+        message: what was wrong, what is allowed, what to do.
+        param: the field of the request that it is about.
+        code: stable snake_case word; without it, the one of the class.
+        headers: further headers of the answer.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+        self.headers = dict(headers or {})
+
+
+class InvalidRequestError(ApiError):
+    """The request is wrong; sending it again unchanged cannot succeed."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class NotFoundError(InvalidRequestError):
+    """There is nothing at this path."""
+
+    status = 404
+    default_code = "not_found"
+
+
+class MethodNotAllowedError(InvalidRequestError):
+    """The path is right, the method is not; the header Allow lists those that are."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class VideoNotReadyError(InvalidRequestError):
+    """The video is not there to be downloaded: it is still being made, or it failed."""
+
+    status = 409
+    default_code = "video_not_ready"
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request's body is longer than the ingress takes."""
+
+    status = 413
+    default_code = "request_too_large"
+
+
+class UnsupportedMediaTypeError(InvalidRequestError):
+    """The request's body has a content type that this route does not read."""
+
+    status = 415
+    default_code = "unsupported_media_type"
+
+
+class RangeNotWithinFileError(InvalidRequestError):
+    """The header Range asks for bytes behind the end of the file."""
+
+    status = 416
+    default_code = "range_not_satisfiable"
+
+
+class ServiceUnavailableError(ApiError):
+    """A part of the service is away; the header Retry-After says when to try again, in seconds."""
+
+    status = 503
+    default_code = "service_unavailable"

@@ -8,7 +8,7 @@ back to `queued` at the same stage, and every live state may end in `failed` or 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from serve_app.errors import IllegalMoveError
 
 
@@ -95,6 +95,14 @@ class JobPage:
 
     jobs: tuple[Job, ...]
     has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the registry knows of the whole: announced replicas by stage, live jobs by state."""
+
+    replicas: dict[Stage, tuple[ReplicaInfo, ...]]
+    queue: dict[JobState, int]
 
 
 def overall_progress(stage: Stage, done: int, total: int) -> float:

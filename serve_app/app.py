@@ -1,0 +1,112 @@
+"""The two applications. This is the only place that binds deployments and starts the named actors."""
+
+from typing import Any
+
+import ray
+from pydantic import BaseModel, ConfigDict
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from deployments.messages import Stage
+from deployments.mochi_sampler import MochiSampler
+from deployments.prompt_encoder import PromptEncoder
+from deployments.settings import StageSettings
+from deployments.video_decoder import VideoDecoder
+from serve_app.autoscaling import DemandPolicy
+from serve_app.config import DEFAULT_PROFILE, AppSettings, load_settings
+from serve_app.ingress import Ingress
+from serve_app.job_registry import JobRegistry
+from serve_app.local_storage import LocalStorage
+from serve_app.stage_router import StageRouter
+
+REGISTRY = "JobRegistry"
+LOCAL_STORAGE = "LocalStorage"
+HEAD_NODE = {"node:__internal_head__": 0.001}
+
+
+class AppArgs(BaseModel):
+    """`args` of an application in serve_config.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str = DEFAULT_PROFILE
+
+
+def api(args: AppArgs) -> Application:
+    """The HTTP side: validates, answers with a job id, serves the results."""
+    settings = with_storage(load_settings(args.config))
+    ensure_registry(settings)
+    ingress = Ingress.options(
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=1000,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.ingress.min_replicas,
+            max_replicas=settings.ingress.max_replicas,
+            target_ongoing_requests=200,
+        ),
+    )
+    return ingress.bind(settings, REGISTRY)  # type: ignore[no-any-return]
+
+
+def mochi(args: AppArgs) -> Application:
+    """The models, one deployment a stage. Serve deploys what is bound to the root, here the encoder."""
+    settings = with_storage(load_settings(args.config))
+    ensure_registry(settings)
+    sampler = _stage(MochiSampler, Stage.SAMPLING, settings, settings.sampler)
+    decoder = _stage(VideoDecoder, Stage.DECODING, settings, settings.decoder)
+    return _stage(PromptEncoder, Stage.ENCODING, settings, settings.encoder, [sampler, decoder])
+
+
+def _stage(
+    deployment: Any, stage: Stage, settings: AppSettings, of: StageSettings, *bound: list[Application]
+) -> Application:
+    kwargs = {"registry": REGISTRY, "namespace": settings.namespace, "stage": stage, "slots": of.slots}
+    resources: dict[str, Any] = {"num_gpus": of.num_gpus, "num_cpus": of.num_cpus}
+    if of.memory_gb is not None:
+        resources["memory"] = int(of.memory_gb * 2**30)
+    options = deployment.options(
+        ray_actor_options=resources,
+        max_ongoing_requests=of.slots,
+        graceful_shutdown_timeout_s=of.graceful_shutdown_timeout_s,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=of.min_replicas,
+            max_replicas=of.max_replicas,
+            upscale_delay_s=0,
+            downscale_delay_s=of.downscale_delay_s,
+            policy=AutoscalingPolicy(
+                policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}", policy_kwargs=kwargs
+            ),
+        ),
+    )
+    return options.bind(settings.worker(of, REGISTRY), *bound)  # type: ignore[no-any-return]
+
+
+def with_storage(settings: AppSettings) -> AppSettings:
+    """The settings with an object store to use: the one they name, or the app's own, started here."""
+    if settings.storage.endpoint is not None:
+        return settings
+    actor = _named(LocalStorage, LOCAL_STORAGE, settings.namespace, HEAD_NODE)
+    started = actor.remote(settings.data_dir.resolve(), settings.storage)
+    return settings.model_copy(update={"storage": ray.get(started.ready.remote())})
+
+
+def ensure_registry(settings: AppSettings) -> None:
+    """Start the registry unless it runs. SQLite lives on the head node, and so then does the registry."""
+    node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
+    owner = ray.get_runtime_context().get_session_name()
+    actor = _named(JobRegistry, REGISTRY, settings.namespace, node)
+    ray.get(actor.remote(settings.database_url, settings.jobs, owner, StageRouter()).health.remote())
+
+
+def _named(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:
+    return ray.remote(actor).options(
+        name=name,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=1000,
+        num_cpus=0,
+        resources=resources,
+    )

@@ -1,0 +1,278 @@
+"""The registry without Ray: a real database, and workers played by the test."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from deployments.messages import (
+    Directive,
+    Failed,
+    Finished,
+    Progress,
+    ReplicaInfo,
+    Stage,
+    StageTask,
+    Started,
+    VideoSpec,
+)
+from serve_app.config import JobSettings
+from serve_app.errors import NoReplicaError
+from serve_app.job_registry import JobRegistry
+from serve_app.jobs import Job, JobState
+
+SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
+SETTINGS = JobSettings(retry_pause_s=0.01, max_attempts=3)
+
+
+@dataclass
+class Call:
+    """A task that was sent to a replica; the test decides how it ends."""
+
+    task: StageTask
+    ended: asyncio.Future[None]
+
+
+@dataclass
+class Workers:
+    """Stands where the replicas are: takes what the registry sends."""
+
+    sent: asyncio.Queue[Call] = field(default_factory=asyncio.Queue)
+    refuse: bool = False
+
+    async def __call__(self, task: StageTask, chosen: Callable[[str], None]) -> None:
+        if self.refuse:
+            raise NoReplicaError(task.stage)
+        chosen("replica")
+        call = Call(task, asyncio.get_running_loop().create_future())
+        await self.sent.put(call)
+        await call.ended
+
+    async def next(self) -> Call:
+        async with asyncio.timeout(20):
+            return await self.sent.get()
+
+
+@dataclass
+class World:
+    """A registry on a database that outlives it, and its workers."""
+
+    url: str
+    settings: JobSettings = SETTINGS
+    owner: str = "cluster-1"
+    workers: Workers = field(default_factory=Workers)
+    registry: JobRegistry = field(init=False)
+
+    def start(self) -> None:
+        self.registry = JobRegistry(self.url, self.settings, self.owner, self.workers)
+
+    async def stop(self) -> None:
+        await self.registry.close()
+
+    async def restart(self) -> None:
+        """As after kill -9: nothing in memory is left, calls in flight belong to nobody."""
+        await self.stop()
+        self.workers = Workers()
+        self.start()
+
+    async def replicas(self, slots: int = 1) -> None:
+        for stage in Stage:
+            await self.registry.announce(ReplicaInfo(f"{stage}-replica", stage, slots, "cpu", "mochi-1"))
+
+    async def job(self, job_id: str) -> Job:
+        job = await self.registry.get(job_id)
+        assert job is not None
+        return job
+
+    async def reaches(self, job_id: str, state: JobState) -> Job:
+        async with asyncio.timeout(20):
+            while (job := await self.job(job_id)).state is not state:
+                await asyncio.sleep(0.01)
+        return job
+
+    async def finish(self, call: Call) -> None:
+        assert await self.report(call, Finished({"work": 0.1})) is Directive.CONTINUE
+        call.ended.set_result(None)
+
+    async def report(self, call: Call, event: Started | Progress | Finished | Failed) -> Directive:
+        return await self.registry.report(call.task.job_id, call.task.lease, event)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}")
+    world.start()
+    yield world
+    await world.stop()
+
+
+async def test_a_job_goes_through_the_stages(world: World) -> None:
+    await world.replicas()
+    accepted = await world.registry.submit("a", "mochi-1", SPEC)
+    assert accepted.state is JobState.QUEUED
+    for stage in Stage:
+        call = await world.workers.next()
+        assert (call.task.stage, call.task.spec, call.task.attempt) == (stage, SPEC, 1)
+        assert await world.report(call, Started("r", "cpu")) is Directive.CONTINUE
+        await world.finish(call)
+    done = await world.reaches("a", JobState.COMPLETED)
+    assert done.seconds == {"encoding.work": 0.1, "sampling.work": 0.1, "decoding.work": 0.1}
+
+
+async def test_nothing_is_sent_before_a_replica_is_there(world: World) -> None:
+    await world.registry.submit("a", "mochi-1", SPEC)
+    await asyncio.sleep(0)
+    assert (await world.job("a")).state is JobState.QUEUED
+    assert world.workers.sent.empty()
+    await world.replicas()
+    assert (await world.workers.next()).task.job_id == "a"
+
+
+async def test_only_what_fits_the_open_slots_is_sent(world: World) -> None:
+    await world.replicas(slots=2)
+    for job_id in "abc":
+        await world.registry.submit(job_id, "mochi-1", SPEC)
+    first, second = await world.workers.next(), await world.workers.next()
+    await world.registry.health()
+    assert world.workers.sent.empty()
+    assert (await world.job("c")).state is JobState.QUEUED
+    first.ended.set_exception(RuntimeError("killed"))
+    third = await world.workers.next()
+    assert {c.task.job_id for c in (first, second)} == {"a", "b"}
+    assert third.task.job_id in "abc"
+
+
+async def test_progress_is_told_before_it_is_saved(world: World) -> None:
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    await world.finish(await world.workers.next())
+    call = await world.workers.next()
+    await world.report(call, Progress(7, 20))
+    job = await world.job("a")
+    assert (job.state, job.step) == (JobState.SAMPLING, 7)
+    assert 0 < job.progress < 1
+    (listed,) = (await world.registry.list_jobs(10)).jobs
+    assert listed == job
+
+
+async def test_a_dead_replica_costs_an_attempt_not_the_job(world: World) -> None:
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    dead = await world.workers.next()
+    dead.ended.set_exception(RuntimeError("killed"))
+    await world.replicas()
+    again = await world.workers.next()
+    assert (again.task.job_id, again.task.attempt, again.task.stage) == ("a", 2, Stage.ENCODING)
+    assert again.task.lease != dead.task.lease
+    assert await world.report(dead, Finished()) is Directive.STOP
+    assert await world.report(again, Started("r", "cpu")) is Directive.CONTINUE
+
+
+async def test_a_call_that_ends_without_a_report_is_tried_again(world: World) -> None:
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    (await world.workers.next()).ended.set_result(None)
+    assert (await world.workers.next()).task.attempt == 2
+
+
+async def test_transient_failures_end_with_the_last_attempt(world: World) -> None:
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    for attempt in (1, 2, 3):
+        call = await world.workers.next()
+        assert call.task.attempt == attempt
+        await world.report(call, Failed("out_of_memory", "no memory left", transient=True))
+        call.ended.set_result(None)
+    job = await world.reaches("a", JobState.FAILED)
+    assert job.error is not None and job.error.code == "out_of_memory"
+    assert "attempt 3 of 3" in job.error.message
+
+
+async def test_a_permanent_failure_is_not_retried(world: World) -> None:
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    call = await world.workers.next()
+    await world.report(call, Failed("prompt_too_long", "40 tokens, at most 16", transient=False))
+    job = await world.reaches("a", JobState.FAILED)
+    assert (job.attempt, job.error and job.error.message) == (1, "40 tokens, at most 16")
+
+
+async def test_no_replica_took_it_costs_no_attempt(world: World) -> None:
+    world.workers.refuse = True
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    async with asyncio.timeout(20):
+        while not any(note.startswith("no replica") for _, _, note in await world.registry.history("a")):
+            await asyncio.sleep(0.01)
+    world.workers.refuse = False
+    assert (await world.workers.next()).task.attempt == 1
+
+
+async def test_a_worker_goes_on_through_a_restart_of_the_registry(world: World) -> None:
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    call = await world.workers.next()
+    await world.restart()
+    await world.registry.health()
+    assert await world.report(call, Started("r", "cpu")) is Directive.CONTINUE
+    await world.replicas()
+    assert world.workers.sent.empty()
+    assert await world.report(call, Finished()) is Directive.CONTINUE
+    assert (await world.workers.next()).task.stage is Stage.SAMPLING
+
+
+async def test_leases_of_a_stopped_server_lapse_at_the_next_start(world: World) -> None:
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    before = await world.workers.next()
+    world.owner = "cluster-2"
+    await world.restart()
+    await world.replicas()
+    again = await world.workers.next()
+    assert (again.task.job_id, again.task.attempt) == ("a", 2)
+    assert await world.report(before, Finished()) is Directive.STOP
+
+
+async def test_a_silent_worker_loses_its_lease(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=1.1, retry_pause_s=0.01))
+    world.start()
+    await world.replicas(slots=2)
+    await world.registry.submit("a", "mochi-1", SPEC)
+    silent = await world.workers.next()
+    again = await world.workers.next()
+    assert (again.task.job_id, again.task.attempt) == ("a", 2)
+    assert await world.report(silent, Progress(1, 2)) is Directive.STOP
+    await world.stop()
+
+
+async def test_submitting_twice_is_one_job(world: World) -> None:
+    first = await world.registry.submit("a", "mochi-1", SPEC)
+    assert await world.registry.submit("a", "mochi-1", SPEC) == first
+    assert len((await world.registry.list_jobs(10)).jobs) == 1
+
+
+async def test_health_and_demand_count_what_waits_and_runs(world: World) -> None:
+    await world.replicas()
+    for job_id in "abc":
+        await world.registry.submit(job_id, "mochi-1", SPEC)
+    await world.workers.next()
+    health = await world.registry.health()
+    assert health.queue == {JobState.QUEUED: 2, JobState.ENCODING: 1}
+    assert [r.replica for r in health.replicas[Stage.SAMPLING]] == ["sampling-replica"]
+    assert (await world.registry.demand())[Stage.ENCODING] == 3
+
+
+async def test_closing_leaves_no_task(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}")
+    world.start()
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    await world.workers.next()
+    await world.stop()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*others)
+    assert not others

@@ -21,6 +21,10 @@ class WorkerError(MochiServeError):
         self.code = code
         self.message = message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Exceptions are pickled by `args`, which do not fit the two-argument constructor."""
+        return type(self).__new__, (type(self), self.message), dict(self.__dict__)
+
 
 class TransientError(WorkerError):
     """Another attempt, perhaps on another replica, may succeed."""

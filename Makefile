@@ -1,0 +1,88 @@
+PYTHON ?= python3
+BENCH ?= single_clip
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+# Only `make serve DATA=...` counts: a variable of that name in someone's shell is not meant for us.
+ifeq ($(origin DATA),command line)
+export MOCHI_SERVE__DATA_DIR := $(DATA)
+endif
+ifeq ($(origin CONFIG),command line)
+export MOCHI_SERVE_CONFIG := $(CONFIG)
+endif
+
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: serve
+serve: .venv/.serve ## Install and run the server; DATA=folder and CONFIG=configs/profile.yaml are optional
+	@exec $(BIN)/mochi-serve serve
+
+.PHONY: test
+test: lint types unit ## All that a change must pass
+
+.PHONY: lint
+lint: .venv/.dev ## Check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: types
+types: .venv/.dev ## Check the types
+	@$(BIN)/mypy
+
+.PHONY: unit
+unit: .venv/.dev ## Run the tests but the slow ones
+	@$(BIN)/pytest -m "not slow"
+
+.PHONY: test-long
+test-long: .venv/.dev ## Run the slow tests too
+	@$(BIN)/pytest
+
+.PHONY: chaos
+chaos: .venv/.dev ## Kill every process of a running server in turn and count the lost jobs
+	@$(BIN)/python benchmarks/chaos.py
+
+.PHONY: bench
+bench: .venv/.dev ## Run one benchmark; BENCH=name of a file in benchmarks/
+	@$(BIN)/python benchmarks/$(BENCH).py
+
+.PHONY: format
+format: .venv/.dev ## Mend style and formatting
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: constraints
+constraints: ## Pin the newest allowed packages in constraints.txt
+	@rm -rf .venv && $(MAKE) --no-print-directory $(BIN)/python
+	@$(PIP) install -e '.[dev]'
+	@{ head -1 constraints.txt; $(PIP) freeze --all --exclude-editable --exclude pip \
+	  | sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > .venv/constraints.txt
+	@mv .venv/constraints.txt constraints.txt && touch .venv/.serve .venv/.dev
+
+.PHONY: clean
+clean: ## Remove the environment and the caches; data/ stays
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# The stamps are written after an install that succeeded, so that a broken one is done again.
+.venv/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing mochi-serve into .venv (a minute or two)..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing mochi-serve and its development tools into .venv (a minute or two)..."
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch .venv/.serve $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "mochi-serve needs Python 3.11 or newer; '$(PYTHON)' is not. Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv .venv >/dev/null || { \
+	  rm -rf .venv; \
+	  echo "'$(PYTHON)' cannot make environments with pip: install the package python3-venv of your system and try again" >&2; \
+	  exit 1; }

@@ -1,0 +1,261 @@
+"""The only road for tensors and videos: any S3 API, through the `minio` package.
+
+The store may be killed and restarted at any time. Requests that are safe to repeat are tried again for about
+three seconds; then a StorageUnavailableError, which is transient, tells the caller to try the stage again.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error
+from urllib3.response import BaseHTTPResponse
+
+from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.settings import StorageSettings
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 256 * 1024
+PART_BYTES = 16 * 1024 * 1024
+CONNECT_TIMEOUT_S = 3.0
+READ_TIMEOUT_S = 30.0
+CONNECTIONS = 32
+DOWNLOADS_AT_ONCE = 8
+
+_ABSENT = frozenset({"NoSuchKey", "NoSuchObject"})
+_OWNED = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+_PASSING = frozenset({"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"})
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What the store knows of an object. size: bytes. etag: without quotes. modified: with a time zone."""
+
+    size: int
+    etag: str
+    modified: datetime | None
+    content_type: str
+
+
+class ObjectStore:
+    """One bucket of an S3 API.
+
+    Every method raises StorageUnavailableError (transient) when the store cannot be reached or answers 5xx,
+    and PermanentError `storage_refused` when it refuses: wrong keys, no such bucket.
+    """
+
+    def __init__(self, settings: StorageSettings) -> None:
+        if settings.endpoint is None or settings.access_key is None or settings.secret_key is None:
+            raise ValueError("the object store needs an endpoint, an access_key and a secret_key")
+        self.bucket = settings.bucket
+        self._where = f"the object store at {settings.endpoint}"
+        self._pool = _connection_pool()
+        self._client = Minio(
+            settings.endpoint,
+            access_key=settings.access_key.get_secret_value(),
+            secret_key=settings.secret_key.get_secret_value(),
+            secure=settings.secure,
+            region=settings.region,
+            http_client=self._pool,
+        )
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Write an object whole; readers see the old one or the new one, never a part."""
+        await self._run(
+            lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data), content_type=content_type)
+        )
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        """Write a file as an object, in parts, so that no more than some 50 MB are held in memory."""
+        await self._run(
+            lambda: self._client.fput_object(
+                self.bucket, key, str(path), content_type=content_type, part_size=PART_BYTES
+            )
+        )
+
+    async def get(self, key: str) -> bytes:
+        """Read an object whole. Raises PermanentError `object_missing` when there is none."""
+        return await self._run(lambda: self._read_all(key), key)
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        """What is known of an object; None when there is none."""
+        try:
+            found = await self._run(lambda: self._client.stat_object(self.bucket, key), key)
+        except PermanentError as error:
+            if error.code == "object_missing":
+                return None
+            raise
+        return ObjectInfo(
+            size=found.size or 0,
+            etag=(found.etag or "").strip('"'),
+            modified=found.last_modified,
+            content_type=found.content_type or "application/octet-stream",
+        )
+
+    async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """Read bytes offset to offset + length (to the end without length) in chunks of at most 256 KiB.
+
+        Use `contextlib.aclosing` where the reading may stop early: the connection is freed with the iterator.
+        Raises PermanentError `object_missing` at the first chunk when there is no such object.
+        """
+        if length == 0:
+            return
+        response = await self._run(
+            lambda: self._client.get_object(self.bucket, key, offset=offset, length=length or 0), key
+        )
+        try:
+            while chunk := await self._run(lambda: response.read(CHUNK_BYTES)):
+                yield chunk
+        finally:
+            await asyncio.shield(asyncio.to_thread(_release, response))
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; no error when there is none."""
+        await self._run(lambda: self._client.remove_object(self.bucket, key))
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        """All keys that begin with `prefix`, in the store's order."""
+        return await self._run(lambda: self._keys(self.bucket, prefix))
+
+    async def ensure_bucket(self) -> None:
+        """Make the bucket unless it is there."""
+        await self._run(self._make_bucket)
+
+    async def ping(self) -> None:
+        """Return if the store answers, takes our keys and has the bucket; raise otherwise."""
+        if not await self._run(lambda: self._client.bucket_exists(self.bucket)):
+            raise self._no_bucket()
+
+    def download_prefix(self, prefix: str, folder: Path, bucket: str | None = None) -> None:
+        """Copy every object under `prefix` into `folder`, several at once. Blocks.
+
+        Files appear under their final name only when whole.
+
+        Raises:
+            PermanentError: `object_missing`, nothing lies under the prefix; `bad_object_key`, a key would
+                leave the folder.
+        """
+        source = bucket or self.bucket
+        prefix = prefix.strip("/") + "/"
+        with self._translated():
+            targets = {key: folder / _relative(key, prefix) for key in self._keys(source, prefix)}
+            if not targets:
+                raise PermanentError("object_missing", f"{self._where} has nothing under {source}/{prefix}")
+            with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+                jobs = [pool.submit(self._client.fget_object, source, key, str(path)) for key, path in targets.items()]
+                for job in jobs:
+                    job.result()
+
+    def presigned_get(self, key: str, seconds: int, filename: str) -> str:
+        """A link that downloads the object under `filename`, without keys, for `seconds` (1 to 604800).
+
+        Made here without asking the store: it does not tell whether the object exists.
+        """
+        disposition = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
+        return self._client.presigned_get_object(
+            self.bucket,
+            key,
+            expires=timedelta(seconds=seconds),
+            response_headers={"response-content-disposition": disposition},
+        )
+
+    def close(self) -> None:
+        """Close the idle connections; the store may be used again afterwards."""
+        self._pool.clear()
+
+    def _read_all(self, key: str) -> bytes:
+        response = self._client.get_object(self.bucket, key)
+        try:
+            return response.read()
+        finally:
+            _release(response)
+
+    def _keys(self, bucket: str, prefix: str) -> list[str]:
+        found = self._client.list_objects(bucket, prefix=prefix, recursive=True)
+        return [o.object_name for o in found if o.object_name is not None and not o.is_dir]
+
+    def _make_bucket(self) -> None:
+        if self._client.bucket_exists(self.bucket):
+            return
+        try:
+            self._client.make_bucket(self.bucket)
+        except S3Error as error:
+            if error.code not in _OWNED:
+                raise
+
+    async def _run(self, work: Callable[[], T], key: str | None = None) -> T:
+        def translated() -> T:
+            with self._translated(key):
+                return work()
+
+        return await asyncio.to_thread(translated)
+
+    @contextmanager
+    def _translated(self, key: str | None = None) -> Iterator[None]:
+        """Turn the errors of minio and urllib3 into ours."""
+        try:
+            yield
+        except S3Error as error:
+            raise self._from_s3(error, key) from error
+        except (urllib3.exceptions.HTTPError, InvalidResponseError, MinioException) as error:
+            raise StorageUnavailableError(f"{self._where} does not answer: {error}") from error
+
+    def _from_s3(self, error: S3Error, key: str | None) -> PermanentError | StorageUnavailableError:
+        if error.code in _ABSENT:
+            return PermanentError("object_missing", f"{self._where} has no {self.bucket}/{key or error.object_name}")
+        if error.code in _PASSING or error.response.status >= 500:
+            return StorageUnavailableError(f"{self._where} cannot serve now: {error.code} {error.message}")
+        if error.code == "NoSuchBucket":
+            return self._no_bucket()
+        return PermanentError(
+            "storage_refused", f"{self._where} refused: {error.code} {error.message}; check storage's keys"
+        )
+
+    def _no_bucket(self) -> PermanentError:
+        return PermanentError("storage_refused", f"{self._where} has no bucket {self.bucket!r}; make it")
+
+
+class _Retry(urllib3.Retry):
+    """Does not repeat what timed out while it waited for an answer: a store that hangs has had its time."""
+
+    def increment(self, *args: Any, error: Exception | None = None, **kwargs: Any) -> Self:
+        if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+            raise error
+        return super().increment(*args, error=error, **kwargs)
+
+
+def _connection_pool() -> urllib3.PoolManager:
+    """Retries cover a restart of the store (pauses 0, 0.4, 0.8, 1.6 s); POST is never repeated."""
+    return urllib3.PoolManager(
+        num_pools=2,
+        maxsize=CONNECTIONS,
+        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+        retries=_Retry(total=4, redirect=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+    )
+
+
+def _release(response: BaseHTTPResponse) -> None:
+    """Back to the pool when read to its end; a connection with bytes still in it is closed instead."""
+    response.close()
+    response.release_conn()
+
+
+def _relative(key: str, prefix: str) -> PurePosixPath:
+    path = PurePosixPath(key.removeprefix(prefix))
+    if path.is_absolute() or ".." in path.parts:
+        raise PermanentError("bad_object_key", f"the key {key!r} would be written outside of its folder")
+    return path

@@ -1,0 +1,56 @@
+"""The HTTP side: one FastAPI app over the job registry and the store of videos. It holds no model.
+
+Ray Serve itself gives each request an id (the client's own X-Request-Id, or a new one), answers with it and puts it
+into the log lines; nothing is added here.
+"""
+
+from fastapi import FastAPI
+from ray import serve
+
+from deployments.registry_link import RegistryLink
+from serve_app.config import AppSettings
+from serve_app.http_errors import install_error_handlers
+from serve_app.openai_videos import OpenAIVideos
+from serve_app.prompt_limits import load_token_counter
+from serve_app.services import Services
+from serve_app.simple_routes import SimpleRoutes
+from serve_app.video_storage import VideoStorage
+
+
+def create_app(services: Services) -> FastAPI:
+    """All routes over these services. Needs no Ray."""
+    # FastAPI's pages of documentation load scripts from a CDN; a path with a slash too many is no route.
+    app = FastAPI(
+        title="mochi-serve",
+        version="1",
+        summary="Text to video with an OpenAI-compatible API",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    install_error_handlers(app)
+    OpenAIVideos(services).add_to(app)
+    SimpleRoutes(services).add_to(app)
+    return app
+
+
+@serve.deployment
+@serve.ingress()
+class Ingress:
+    """A replica of the HTTP side.
+
+    Args:
+        settings: with the store's endpoint and keys filled in.
+        registry: name of the job registry's actor.
+    """
+
+    def __init__(self, settings: AppSettings, registry: str) -> None:
+        self._services = Services(
+            settings=settings,
+            registry=RegistryLink(registry, settings.namespace),
+            storage=VideoStorage(settings.storage),
+            count_tokens=load_token_counter(settings.model.source),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._services)

@@ -1,0 +1,88 @@
+"""TCP ports of this machine: is one free, and who holds it."""
+
+import os
+import socket
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+MAX_PORT = 65535
+_LISTEN = "0A"
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen on the port now. A port in TIME_WAIT counts as free, as it does for servers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+            s.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind((LOOPBACK, 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def free_pair(offset: int) -> int:
+    """A port p for which both p and p + offset were free a moment ago."""
+    while True:
+        port = free_ports(1)[0]
+        if port + offset <= MAX_PORT and is_free(port + offset):
+            return port
+
+
+def holder(port: int) -> str:
+    """Who listens on the port, for people: ``process 4711 (nginx)``, or ``another process`` where /proc hides it."""
+    inodes = _listening_inodes(port)
+    for pid in _pids():
+        if inodes & _socket_inodes(pid):
+            return f"process {pid} ({_name(pid)})"
+    return "another process"
+
+
+def _listening_inodes(port: int) -> set[str]:
+    """Lines of /proc/net/tcp: index, local address:port in hex, remote, state, ..., inode in column 9."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in _lines(Path(table))[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _pids() -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    except OSError:
+        return []
+
+
+def _socket_inodes(pid: int) -> set[str]:
+    """Empty for the processes of other users, whose files are hidden."""
+    folder = Path(f"/proc/{pid}/fd")
+    try:
+        return {os.readlink(fd) for fd in folder.iterdir()}
+    except OSError:
+        return set()
+
+
+def _name(pid: int) -> str:
+    return "".join(_lines(Path(f"/proc/{pid}/comm"))) or "unknown"

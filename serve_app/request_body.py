@@ -1,0 +1,162 @@
+"""Reads a request's body within a limit: JSON, multipart/form-data or a URL-encoded form, into named fields."""
+
+import json
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from serve_app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
+from serve_app.wording import UploadedFile, shown
+
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+URLENCODED = "application/x-www-form-urlencoded"
+CONTENT_TYPES = (JSON, MULTIPART, URLENCODED)
+
+MAX_PARTS = 100
+# How much of a body that is too long is read all the same: a client that is cut off while it sends may never see the
+# answer, and its next request on the connection fails.
+MAX_DISCARDED_BYTES = 16_000_000
+
+
+class Form(dict[str, object]):
+    """Fields of a form: values are text, or an UploadedFile."""
+
+
+async def read_fields(request: Request, max_bytes: int) -> dict[str, object]:
+    """The body's fields, unchecked; a Form where every value is text. The last of equal keys counts.
+
+    Raises:
+        UnsupportedMediaTypeError: the content type is none of CONTENT_TYPES, or not in UTF-8.
+        BodyTooLargeError: the body is longer than max_bytes.
+        InvalidRequestError: the body is not what its content type says.
+    """
+    kind, options = _content_type(request.headers.get("content-type", ""))
+    body = await _read(request, max_bytes)
+    if kind == JSON:
+        return _parse_json(body)
+    if kind == MULTIPART:
+        return _parse_multipart(body, options.get("boundary"))
+    return _parse_urlencoded(body)
+
+
+def _content_type(header: str) -> tuple[str, dict[str, str]]:
+    raw_kind, raw_options = parse_options_header(header)
+    kind = raw_kind.decode("latin-1")
+    options = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw_options.items()}
+    if kind not in CONTENT_TYPES:
+        given = shown(header) if header else "none"
+        raise UnsupportedMediaTypeError(f"The Content-Type is {given}; it must be {', '.join(CONTENT_TYPES)}.")
+    charset = options.get("charset", "utf-8")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaTypeError(f"The charset is {shown(charset)}; it must be utf-8.")
+    return kind, options
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    received = 0
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received <= max_bytes:
+                body += chunk
+            elif received > max_bytes + MAX_DISCARDED_BYTES:
+                raise _too_large(max_bytes, {"Connection": "close"})
+    except ClientDisconnect:
+        raise _bad_body("The client went away before its request was whole.") from None
+    if received > max_bytes:
+        raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int, headers: dict[str, str] | None = None) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The body is longer than the {max_bytes} bytes that are allowed.", headers=headers)
+
+
+def _parse_json(body: bytes) -> dict[str, object]:
+    try:
+        fields: Any = json.loads(_text(body), parse_constant=_refuse_constant)
+    except ZeroDivisionError:
+        raise _bad_body("The body is nested too deeply; it must be one flat JSON object.") from None
+    except ValueError as error:
+        raise _bad_body(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise _bad_body(f"The body is {shown(fields)}; it must be a JSON object.")
+    return fields
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _parse_multipart(body: bytes, boundary: str | None) -> Form:
+    if not boundary:
+        raise _bad_body(f"The Content-Type {MULTIPART} must name a boundary.")
+    collected = _Parts()
+    try:
+        parser = FormParser(
+            MULTIPART,
+            collected.add_field,
+            collected.add_file,
+            collected.end,
+            boundary=boundary.encode("latin-1"),
+            config={"MAX_MEMORY_FILE_SIZE": float("inf"), "UPLOAD_ERROR_ON_BAD_CTE": True},
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise _bad_body(f"The body is not valid {MULTIPART}: {shown(str(error))}.") from None
+    if not collected.ended:
+        raise _bad_body(f"The body is not valid {MULTIPART}: it ends before its closing boundary.")
+    return collected.fields
+
+
+class _Parts:
+    """Collects the parts of a multipart body as the parser finds them."""
+
+    def __init__(self) -> None:
+        self.fields = Form()
+        self.ended = False
+        self._count = 0
+
+    def add_field(self, field: Field) -> None:
+        self._add(field.field_name, _text(field.value or b""))
+
+    def add_file(self, file: File) -> None:
+        file.close()
+        self._add(file.field_name, UploadedFile())
+
+    def end(self) -> None:
+        self.ended = True
+
+    def _add(self, name: bytes | None, value: object) -> None:
+        self._count += 1
+        if self._count > MAX_PARTS:
+            raise _bad_body(f"The body has more than {MAX_PARTS} parts.")
+        self.fields[_text(name or b"")] = value
+
+
+def _parse_urlencoded(body: bytes) -> Form:
+    try:
+        pairs = parse_qsl(
+            _text(body), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_PARTS
+        )
+    except ValueError as error:
+        raise _bad_body(f"The body is not valid {URLENCODED}: {shown(str(error))}.") from None
+    return Form(pairs)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _bad_body(f"The body is not UTF-8 at byte {error.start} of its text.") from None
+
+
+def _bad_body(message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, code="invalid_body")

@@ -1,0 +1,130 @@
+"""Sends a finished video or its poster: whole, in parts, or not at all when the client has it."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from email.utils import format_datetime
+from typing import Any, cast
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from deployments.object_store import ObjectInfo
+from serve_app.errors import NotFoundError, VideoNotReadyError
+from serve_app.jobs import Job, JobState
+from serve_app.services import Services
+from serve_app.video_storage import Variant, parse_range
+
+FILE_SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp"}
+# A video never changes under its id, but it may be private.
+CACHE_CONTROL = "private, max-age=31536000, immutable"
+
+CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": text,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("video/mp4", "image/webp")},
+    }
+    for status, text in ((200, "The whole file"), (206, "The bytes that Range asked for"))
+}
+CONTENT_RESPONSES[304] = {"description": "The client has this file: If-None-Match names its ETag"}
+
+
+async def send_content(services: Services, request: Request, video_id: str, variant: Variant) -> Response:
+    """Answer GET or HEAD for a file of a video.
+
+    Raises:
+        NotFoundError: no such video, or its file is gone.
+        VideoNotReadyError: it is being made, or failed.
+        RangeNotWithinFileError: Range lies behind the end.
+        StorageUnavailableError: the store does not answer; raised before the first byte is sent.
+    """
+    _check_completed(await services.job(video_id))
+    info = await services.storage.stat_video(video_id, variant)
+    if info is None:
+        raise NotFoundError(f"The {variant} of this video is gone.", "video_id", "content_not_found")
+    headers = _headers(info, f"{video_id}{FILE_SUFFIX[variant]}")
+    if _client_has_it(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    part = _part(request, headers, info.size)
+    offset, length = part or (0, info.size)
+    headers["Content-Length"] = str(length)
+    headers["Content-Type"] = info.content_type
+    if request.method == "HEAD":
+        return Response(headers=headers)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {offset}-{offset + length - 1}/{info.size}"
+    chunks = services.storage.stream_video(video_id, variant, offset, length)
+    return await _begun(chunks, 200 if part is None else 206, headers)
+
+
+def _check_completed(job: Job) -> None:
+    if job.state is JobState.COMPLETED:
+        return
+    if not job.final:
+        raise VideoNotReadyError(
+            f"The video is {job.state}, {job.progress:.0%} done; ask again when its status is completed.", "video_id"
+        )
+    code, why = (job.error.code, job.error.message) if job.error else (str(job.state), "it has no file")
+    # OpenAI's clients repeat a 409 unless this header says that it is in vain.
+    headers = {"x-should-retry": "false"}
+    raise VideoNotReadyError(f"The video is {job.state}: {why}", "video_id", code, headers)
+
+
+def _headers(info: ObjectInfo, filename: str) -> dict[str, str]:
+    headers = {
+        "ETag": f'"{info.etag}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": CACHE_CONTROL,
+        "Content-Disposition": f'attachment; filename="{filename}"',
+    }
+    if info.modified is not None:
+        headers["Last-Modified"] = format_datetime(info.modified, usegmt=True)
+    return headers
+
+
+def _client_has_it(request: Request, etag: str) -> bool:
+    """RFC 9110, 13.1.2: any of the listed tags, compared weakly."""
+    listed = request.headers.get("if-none-match", "")
+    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in listed.split(","))
+
+
+def _part(request: Request, headers: dict[str, str], size: int) -> tuple[int, int] | None:
+    """Offset and length of the bytes asked for; None for the whole file.
+
+    RFC 9110, 13.1.5 and 14.2: Range counts for GET only, and only if If-Range names the file as it is now.
+    """
+    same_file = request.headers.get("if-range") in (None, headers["ETag"], headers.get("Last-Modified"))
+    asked = request.headers.get("range")
+    return parse_range(asked, size) if request.method == "GET" and same_file else None
+
+
+class _FileResponse(StreamingResponse):
+    """Frees the store's connection also when the client stops reading early."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], status_code: int, headers: dict[str, str]) -> None:
+        super().__init__(chunks, status_code, headers)
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A video player leaves a download whenever its user seeks: no error.
+        with suppress(ClientDisconnect):
+            await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._chunks):
+            await super().stream_response(send)
+
+
+async def _begun(source: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> Response:
+    """Read the first chunk before the answer begins, while an error can still have a status of its own."""
+    generator = cast(AsyncGenerator[bytes, None], source)
+    first = await anext(generator, b"")
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        async with aclosing(generator):
+            yield first
+            async for chunk in generator:
+                yield chunk
+
+    return _FileResponse(chunks(), status, headers)

@@ -1,0 +1,82 @@
+"""The finished videos, as the ingress hands them out: by job and variant, whole or in byte ranges."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from deployments.messages import poster_key, video_key
+from deployments.object_store import ObjectInfo, ObjectStore
+from deployments.settings import StorageSettings
+from serve_app.errors import RangeNotWithinFileError
+
+Variant = Literal["video", "thumbnail"]
+
+_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE | re.ASCII)
+# Longer numbers exceed every file; int() of a very long one is slow.
+_MAX_DIGITS = 18
+
+
+def object_key(job_id: str, variant: Variant) -> str:
+    """Where the decoder wrote the variant: the mp4, or the WebP poster."""
+    return video_key(job_id) if variant == "video" else poster_key(job_id)
+
+
+class VideoStorage:
+    """Reads what the decoder wrote. Raises what `ObjectStore` raises."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        self._store = ObjectStore(settings)
+
+    async def ping(self) -> None:
+        """Return if the store answers; raise otherwise."""
+        await self._store.ping()
+
+    async def stat_video(self, job_id: str, variant: Variant) -> ObjectInfo | None:
+        """Size, ETag and content type; None when there is no such file."""
+        return await self._store.stat(object_key(job_id, variant))
+
+    def stream_video(
+        self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Bytes offset to offset + length, to the end without length, in chunks."""
+        return self._store.stream(object_key(job_id, variant), offset, length)
+
+    async def delete_video(self, job_id: str) -> None:
+        """Remove the video and its poster; no error when there are none."""
+        await self._store.delete(video_key(job_id))
+        await self._store.delete(poster_key(job_id))
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The part of a file of `size` bytes that a Range header asks for, as (start, length); RFC 9110, 14.1.2.
+
+    None means the whole file: no header, another unit, a malformed range, or several ranges, which a server may
+    answer with the whole.
+
+    Raises:
+        RangeNotWithinFileError: the range is well-formed and holds no byte of the file.
+    """
+    match = _ONE_RANGE.fullmatch(header or "")
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        length = min(_number(suffix), size)
+        start = size - length
+    else:
+        start = _number(first)
+        if last and _number(last) < start:
+            return None
+        length = min(_number(last) + 1 if last else size, size) - start
+    if length <= 0:
+        raise RangeNotWithinFileError(
+            f"The range {header!r} holds no byte of the file, which has {size} bytes.",
+            "Range",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+    return start, length
+
+
+def _number(digits: str) -> int:
+    significant = digits.lstrip("0") or "0"
+    return int(significant) if len(significant) <= _MAX_DIGITS else 10**_MAX_DIGITS

@@ -1,0 +1,164 @@
+"""No input may give a 5xx, and every error is OpenAI's envelope."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serve_app.ingress import create_app
+from tests.fakes import FakeServices
+
+TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
+NUMBERS = st.integers() | st.floats() | st.integers(10**300, 10**301)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = st.sampled_from(
+    ["prompt", "text", "model", "size", "seconds", "width", "height", "num_frames", "fps", "num_inference_steps"]
+    + ["guidance_scale", "seed", "negative_prompt", "input_reference"]
+)
+BODIES = st.dictionaries(FIELDS | TEXT, JSON_VALUES, max_size=6) | JSON_VALUES
+POSTS = st.sampled_from(["/v1/videos", "/generate"])
+GETS = st.sampled_from(["/v1/videos/{}", "/v1/videos/{}/content", "/status/{}", "/download/{}", "/{}", "/v1/{}"])
+
+many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    # The transport raises what a route did not handle, so a 500 cannot go unseen.
+    transport = httpx.ASGITransport(create_app(FakeServices()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def check(answer: httpx.Response) -> None:
+    assert answer.status_code < 500
+    if answer.status_code < 400:
+        return
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["type"] == "invalid_request_error"
+    assert isinstance(body["error"]["code"], str)
+    assert 0 < len(body["error"]["message"]) < 1500
+
+
+@many
+@given(path=POSTS, body=BODIES)
+async def test_any_json(client: httpx.AsyncClient, path: str, body: object) -> None:
+    check(await client.post(path, content=json.dumps(body), headers={"content-type": "application/json"}))
+
+
+@many
+@given(path=POSTS, body=st.dictionaries(FIELDS | st.text(max_size=10), st.text(max_size=30), max_size=6))
+async def test_any_form(client: httpx.AsyncClient, path: str, body: dict[str, str]) -> None:
+    check(await client.post(path, data=body))
+    check(await client.post(path, files=[(name, (None, value.encode())) for name, value in body.items()]))
+
+
+@many
+@given(path=POSTS, body=st.binary(max_size=200), content_type=st.text(st.characters(codec="ascii"), max_size=40))
+async def test_any_bytes(client: httpx.AsyncClient, path: str, body: bytes, content_type: str) -> None:
+    for kind in (content_type, "application/json", "multipart/form-data; boundary=x"):
+        check(await client.post(path, content=body, headers=[(b"content-type", kind.encode())]))
+
+
+@many
+@given(path=GETS, part=st.text(st.characters(codec="utf-8"), max_size=40))
+async def test_any_path(client: httpx.AsyncClient, path: str, part: str) -> None:
+    check(await client.get(path.format(quote(part, safe=""))))
+    check(await client.get(path.format(quote(part))))
+
+
+@many
+@given(limit=st.text(max_size=10), after=st.text(max_size=40), order=st.text(max_size=5))
+async def test_any_query(client: httpx.AsyncClient, limit: str, after: str, order: str) -> None:
+    for params in ({"limit": limit}, {"after": after}, {"order": order}, {"variant": order}):
+        check(await client.get("/v1/videos", params=params))
+        check(await client.get("/jobs", params=params))
+        check(await client.get("/download/video_" + "0" * 32, params=params))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/videos/../../etc/passwd",
+        "/v1/videos/..%2f..%2fetc%2fpasswd",
+        "/v1/videos/%2e%2e/content",
+        "/v1/videos/video_%00",
+        "/v1/videos/video_" + "A" * 32,
+        "/v1/videos/video_" + "0" * 32 + "%0a",
+        "/v1/videos/video_" + "0" * 5000,
+        "/download/..%5c..%5c",
+        "/status/%ff%fe",
+        "/v1/videos/",
+        "//v1/videos",
+        "/docs",
+        "/redoc",
+        "/nothing",
+    ],
+)
+async def test_paths_that_lead_nowhere(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    check(answer)
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/videos", "GET, POST"),
+        ("PUT", "/v1/videos/video_" + "0" * 32, "GET"),
+        ("POST", "/v1/videos/x/content", "GET, HEAD"),
+        ("GET", "/generate", "POST"),
+        ("BREW", "/health", "GET"),
+    ],
+)
+async def test_wrong_methods(client: httpx.AsyncClient, method: str, path: str, allowed: str) -> None:
+    answer = await client.request(method, path)
+    check(answer)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+async def test_wrong_content_type(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/videos", content=b"x", headers={"content-type": "text/plain"})
+    check(answer)
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_too_large(client: httpx.AsyncClient, declared: bool) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(11):
+            yield b" " * 100_000
+
+    body: Any = b" " * 1_100_000 if declared else pieces()
+    answer = await client.post("/generate", content=body, headers={"content-type": "application/json"})
+    check(answer)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    "value", ["1", "-1", "5-2", "bytes=5-2", "bytes=--1", "bytes=a-b", "bytes=0-" + "9" * 500, "\x7f"]
+)
+async def test_odd_headers_on_a_download(value: str) -> None:
+    services = FakeServices()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(services)), base_url="http://test") as client:
+        video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
+        services.registry.complete(video_id)
+        services.storage.files[video_id, "video"] = b"0123456789"
+        for name in ("Range", "If-Range", "If-None-Match"):
+            answer = await client.get(f"/download/{video_id}", headers={name: value})
+            check(answer)
+            assert answer.content == b"0123456789"

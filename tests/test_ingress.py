@@ -1,0 +1,126 @@
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+
+from deployments.messages import VideoSpec
+from serve_app.ingress import create_app
+from serve_app.jobs import Job
+from tests.fakes import FakeServices, MemoryRegistry
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def services() -> FakeServices:
+    return FakeServices()
+
+
+@pytest.fixture
+async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+@pytest.fixture
+async def document(client: httpx.AsyncClient) -> dict[str, Any]:
+    return dict((await client.get("/openapi.json")).json())
+
+
+def test_the_ingress_loads_no_model_code() -> None:
+    heavy = ("torch", "diffusers", "transformers", "accelerate", "sqlalchemy.orm")
+    code = f"import sys, serve_app.ingress; print(*sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+class BrokenRegistry(MemoryRegistry):
+    """Fails in a way that nobody foresaw."""
+
+    async def submit(self, job_id: str, model: str, spec: VideoSpec) -> Job:
+        raise ZeroDivisionError("a secret detail")
+
+
+async def test_an_unforeseen_error_is_an_envelope_without_details(
+    client: httpx.AsyncClient, services: FakeServices
+) -> None:
+    object.__setattr__(services, "registry", BrokenRegistry())
+    answer = await client.post("/v1/videos", json={"prompt": "a red circle"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/generate"])
+async def test_a_job_is_durable_before_the_answer(client: httpx.AsyncClient, services: FakeServices, path: str) -> None:
+    name = "prompt" if path == "/v1/videos" else "text"
+    answer = await client.post(path, json={name: "a red circle", "seed": 3})
+    job = services.registry.jobs[answer.json()["id"]]
+    assert (job.spec.prompt, job.spec.seed) == ("a red circle", 3)
+
+
+async def test_json_form_and_multipart_say_the_same(client: httpx.AsyncClient, services: FakeServices) -> None:
+    fields = {"prompt": "a red circle", "width": 96, "seed": 1, "guidance_scale": 2.5}
+    text = {name: str(value) for name, value in fields.items()}
+    await client.post("/v1/videos", json=fields)
+    await client.post("/v1/videos", data=text)
+    await client.post("/v1/videos", files={name: (None, value) for name, value in text.items()})
+    specs = [job.spec for job in services.registry.jobs.values()]
+    assert len(specs) == 3
+    assert len(set(specs)) == 1
+
+
+def test_the_document_lists_every_route(document: dict[str, Any]) -> None:
+    routes = {(method, path) for path, item in document["paths"].items() for method in item}
+    assert routes == {
+        ("post", "/v1/videos"),
+        ("get", "/v1/videos"),
+        ("get", "/v1/videos/{video_id}"),
+        ("get", "/v1/videos/{video_id}/content"),
+        ("get", "/v1/models"),
+        ("post", "/generate"),
+        ("get", "/status/{video_id}"),
+        ("get", "/download/{video_id}"),
+        ("get", "/jobs"),
+        ("get", "/health"),
+    }
+
+
+@pytest.mark.parametrize(("path", "prompt"), [("/v1/videos", "prompt"), ("/generate", "text")])
+def test_the_document_describes_the_bodies(document: dict[str, Any], path: str, prompt: str) -> None:
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data", "application/x-www-form-urlencoded"}
+    schema = content["application/json"]["schema"]
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    assert validator.is_valid({prompt: "a red circle", "width": 96, "seconds": "2"})
+    for wrong in ({}, {prompt: "a", "width": 65}, {prompt: "a", "other": 1}, {prompt: "x" * 201}):
+        assert not validator.is_valid(wrong)
+
+
+def test_the_document_has_one_shape_of_errors(document: dict[str, Any]) -> None:
+    envelope = {"$ref": "#/components/schemas/ErrorEnvelope"}
+    for item in document["paths"].values():
+        for operation in item.values():
+            assert operation["responses"]["4XX"]["content"]["application/json"]["schema"] == envelope
+            assert "422" not in operation["responses"]
+
+
+async def test_answers_are_as_the_document_says(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+    made = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()
+    answers = {
+        "Video": made,
+        "VideoPage": (await client.get("/v1/videos")).json(),
+        "ModelList": (await client.get("/v1/models")).json(),
+        "HealthReport": (await client.get("/health")).json(),
+        "ErrorEnvelope": (await client.get("/v1/videos/none")).json(),
+    }
+    for name, answer in answers.items():
+        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+        Draft202012Validator(schema).validate(answer)

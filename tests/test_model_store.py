@@ -1,0 +1,189 @@
+"""Where a model may come from, and what is said when it does not."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.messages import Stage
+from deployments.model_store import CACHE_VARIABLE, default_cache, looks_like_path, model_folder, read_index
+from deployments.settings import ModelSettings
+from tests.worker_fakes import SHAPES, MemoryStore, worker_settings
+
+PARTS = ("transformer",)
+
+
+def model(source: str | Path, revision: str | None = None) -> ModelSettings:
+    return worker_settings(Stage.SAMPLING).model.model_copy(
+        update={"source": str(source), "revision": revision}
+    )
+
+
+def no_bucket(name: str) -> MemoryStore:
+    raise AssertionError(f"bucket {name} was opened")
+
+
+def uploaded(prefix: str) -> MemoryStore:
+    store = MemoryStore()
+    for path in SHAPES.rglob("*"):
+        if path.is_file():
+            store.objects[f"{prefix}/{path.relative_to(SHAPES)}"] = path.read_bytes()
+    return store
+
+
+def test_a_folder_is_used_as_it_is() -> None:
+    assert model_folder(model(SHAPES), PARTS, no_bucket) == SHAPES
+
+
+def test_a_relative_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SHAPES.parent)
+    assert model_folder(model("shapes"), PARTS, no_bucket) == Path("shapes")
+
+
+@pytest.mark.parametrize("source", ["./nothing", "/no/such/folder", "nothing", "models/shapez", "a/b/c"])
+def test_an_unknown_folder_names_the_allowed_forms(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SHAPES.parent.parent)
+    with pytest.raises(PermanentError, match=r"no such folder .*a folder .*s3://bucket/prefix .*a hub id") as caught:
+        model_folder(model(source), PARTS, no_bucket)
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("source", ["genmo/mochi 1!", "s3://bucket", "s3:///prefix"])
+def test_a_source_of_no_form_is_refused(source: str, tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="s3://bucket/prefix") as caught:
+        model_folder(model(source), PARTS, no_bucket, tmp_path)
+    assert caught.value.code == "model_source_invalid"
+
+
+def test_hub_ids_do_not_look_like_paths() -> None:
+    assert not looks_like_path("genmo/mochi-1-preview")
+    assert looks_like_path(str(SHAPES))
+
+
+def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
+    shutil.copytree(SHAPES, tmp_path / "m")
+    shutil.rmtree(tmp_path / "m" / "vae")
+    with pytest.raises(PermanentError, match="lacks vae") as caught:
+        model_folder(model(tmp_path / "m"), ("vae",), no_bucket)
+    assert caught.value.code == "model_incomplete"
+
+
+async def test_s3_brings_only_the_parts_and_only_once(tmp_path: Path) -> None:
+    """Inside a running loop, as a replica's constructor is."""
+    store = uploaded("models/shapes")
+    opened: list[str] = []
+
+    def open_bucket(name: str) -> MemoryStore:
+        opened.append(name)
+        return store
+
+    folder = model_folder(model("s3://videos/models/shapes"), PARTS, open_bucket, tmp_path)
+    assert opened == ["videos"]
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (folder / weights).read_bytes() == (SHAPES / weights).read_bytes()
+    assert read_index(folder) == read_index(SHAPES)
+    assert not (folder / "vae").exists()
+    store.objects.clear()
+    assert model_folder(model("s3://videos/models/shapes"), PARTS, open_bucket, tmp_path) == folder
+
+
+def test_a_broken_download_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    whole = uploaded("m")
+
+    class Broken(MemoryStore):
+        def download_prefix(self, prefix: str, folder: Path) -> None:
+            (folder / "config.json").write_text("{}")
+            if prefix == "m/transformer":
+                raise StorageUnavailableError("cut off")
+
+    with pytest.raises(StorageUnavailableError):
+        model_folder(model("s3://b/m"), PARTS, lambda name: Broken(), tmp_path)
+    assert not list(tmp_path.rglob("transformer"))
+    folder = model_folder(model("s3://b/m"), PARTS, lambda name: whole, tmp_path)
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_two_replicas_of_one_node_download_once(tmp_path: Path) -> None:
+    store = uploaded("m")
+    fetched: list[str] = []
+
+    class Counting(MemoryStore):
+        def download_prefix(self, prefix: str, folder: Path) -> None:
+            fetched.append(prefix)
+            super().download_prefix(prefix, folder)
+
+    counting = Counting()
+    counting.objects = store.objects
+    threads = [
+        threading.Thread(target=model_folder, args=(model("s3://b/m"), PARTS, lambda name: counting, tmp_path))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(fetched) == ["m/scheduler", "m/transformer"]
+
+
+def test_nothing_in_the_bucket(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError) as caught:
+        model_folder(model("s3://b/m"), PARTS, lambda name: MemoryStore(), tmp_path)
+    assert caught.value.code == "object_missing"
+
+
+def test_the_hub_is_asked_for_the_parts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(source: str, **options: Any) -> str:
+        asked.update(options, source=source)
+        return str(SHAPES)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert model_folder(model("genmo/mochi-1-preview", "main"), PARTS, no_bucket) == SHAPES
+    assert asked == {
+        "source": "genmo/mochi-1-preview",
+        "revision": "main",
+        "allow_patterns": ["model_index.json", "scheduler/*", "transformer/*"],
+    }
+
+
+def test_an_unknown_hub_id_names_the_allowed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, **options: Any) -> str:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(PermanentError, match="no such model on the hub; write a folder") as caught:
+        model_folder(model("genmo/mochi-2"), PARTS, no_bucket)
+    assert caught.value.code == "model_not_found"
+
+
+def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, **options: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(PermanentError, match=r"could not be fetched .*no route to host.*HF_TOKEN"):
+        model_folder(model("genmo/mochi-1-preview"), PARTS, no_bucket)
+
+
+def test_the_cache_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    assert default_cache() == tmp_path / "mochi-serve" / "models"
+    monkeypatch.setenv(CACHE_VARIABLE, "/models")
+    assert default_cache() == Path("/models")
+
+
+@pytest.mark.parametrize("text", ["[]", "{"])
+def test_a_broken_index_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(PermanentError, match=r"model_index\.json"):
+        read_index(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"a": 1}))
+    assert read_index(tmp_path) == {"a": 1}

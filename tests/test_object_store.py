@@ -1,0 +1,205 @@
+"""ObjectStore against a real SeaweedFS, also one that is away, killed, or refuses."""
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import urllib3
+from pydantic import SecretStr
+
+from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.object_store import CHUNK_BYTES, PART_BYTES, ObjectStore
+from deployments.settings import StorageSettings
+from serve_app.ports import free_ports
+
+
+async def _collect(store: ObjectStore, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    return b"".join([chunk async for chunk in store.stream(key, offset, length)])
+
+
+async def test_what_is_put_is_got_and_known(object_store: ObjectStore) -> None:
+    await object_store.put("known/a", b"hello", "video/mp4")
+    assert await object_store.get("known/a") == b"hello"
+    info = await object_store.stat("known/a")
+    assert info is not None
+    assert (info.size, info.content_type) == (5, "video/mp4")
+    assert info.etag and '"' not in info.etag
+    assert info.modified is not None and info.modified.tzinfo is not None
+
+
+async def test_a_second_put_replaces_and_changes_the_etag(object_store: ObjectStore) -> None:
+    await object_store.put("again", b"one", "text/plain")
+    first = await object_store.stat("again")
+    await object_store.put("again", b"two!", "text/plain")
+    second = await object_store.stat("again")
+    assert await object_store.get("again") == b"two!"
+    assert first is not None and second is not None and first.etag != second.etag
+
+
+async def test_an_empty_object(object_store: ObjectStore) -> None:
+    await object_store.put("empty", b"", "text/plain")
+    assert await object_store.get("empty") == b""
+    assert await _collect(object_store, "empty") == b""
+
+
+async def test_what_is_absent(object_store: ObjectStore) -> None:
+    assert await object_store.stat("absent") is None
+    await object_store.delete("absent")
+    with pytest.raises(PermanentError, match="absent") as caught:
+        await object_store.get("absent")
+    assert caught.value.code == "object_missing"
+    with pytest.raises(PermanentError, match="absent"):
+        await _collect(object_store, "absent")
+
+
+async def test_a_deleted_object_is_gone(object_store: ObjectStore) -> None:
+    await object_store.put("gone", b"x", "text/plain")
+    await object_store.delete("gone")
+    assert await object_store.stat("gone") is None
+
+
+async def test_a_file_of_several_parts(object_store: ObjectStore, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (PART_BYTES // 256) + b"the rest"
+    path = tmp_path / "big"
+    path.write_bytes(data)
+    await object_store.put_file("big", path, "application/octet-stream")
+    assert await object_store.get("big") == data
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, None), (0, 1), (5, 700_000), (999_999, None), (7, 0)])
+async def test_streams_a_part(object_store: ObjectStore, offset: int, length: int | None) -> None:
+    data = bytes(i * 7 % 251 for i in range(1_000_000))
+    await object_store.put("streamed", data, "video/mp4")
+    end = None if length is None else offset + length
+    assert await _collect(object_store, "streamed", offset, length) == data[offset:end]
+
+
+async def test_a_stream_comes_in_small_chunks_and_frees_its_connection(object_store: ObjectStore) -> None:
+    await object_store.put("stopped", bytes(20 * CHUNK_BYTES), "video/mp4")
+    for _ in range(100):
+        async with aclosing(object_store.stream("stopped")) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                assert 0 < len(chunk) <= CHUNK_BYTES
+                break
+    assert await object_store.get("stopped") == bytes(20 * CHUNK_BYTES)
+
+
+async def test_many_at_once(object_store: ObjectStore) -> None:
+    await asyncio.gather(*(object_store.put(f"many/{i:03}", bytes([i]), "text/plain") for i in range(100)))
+    assert await object_store.list_keys("many/") == [f"many/{i:03}" for i in range(100)]
+    assert await asyncio.gather(*(object_store.get(f"many/{i:03}") for i in range(100))) == [
+        bytes([i]) for i in range(100)
+    ]
+
+
+async def test_a_prefix_becomes_a_folder(object_store: ObjectStore, tmp_path: Path) -> None:
+    for name in ("model_index.json", "vae/config.json", "vae/weights"):
+        await object_store.put(f"models/tiny/{name}", name.encode(), "text/plain")
+    await object_store.put("models/tiny-2/other", b"not this one", "text/plain")
+    await asyncio.to_thread(object_store.download_prefix, "models/tiny", tmp_path / "tiny")
+    files = sorted(p for p in (tmp_path / "tiny").rglob("*") if p.is_file())
+    assert {str(p.relative_to(tmp_path / "tiny")): p.read_text() for p in files} == {
+        "model_index.json": "model_index.json",
+        "vae/config.json": "vae/config.json",
+        "vae/weights": "vae/weights",
+    }
+
+
+async def test_an_empty_prefix_is_an_error(object_store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="nothing under") as caught:
+        await asyncio.to_thread(object_store.download_prefix, "models/none", tmp_path)
+    assert caught.value.code == "object_missing"
+
+
+async def test_a_presigned_link_needs_no_keys_and_names_the_file(object_store: ObjectStore) -> None:
+    await object_store.put("linked", b"a video", "video/mp4")
+    url = object_store.presigned_get("linked", 60, "mein vidéo.mp4")
+    response = await asyncio.to_thread(urllib3.request, "GET", url)
+    assert response.data == b"a video"
+    assert "mein%20vid%C3%A9o.mp4" in response.headers["content-disposition"]
+    assert (await asyncio.to_thread(urllib3.request, "GET", url.split("?")[0])).status == 403
+
+
+@pytest.mark.parametrize("field", ["access_key", "secret_key"])
+async def test_wrong_keys_are_refused(storage_settings: StorageSettings, field: str) -> None:
+    wrong = ObjectStore(storage_settings.model_copy(update={field: SecretStr("wrong")}))
+    for attempt in (wrong.get("known"), wrong.put("known", b"", "text/plain"), wrong.list_keys("")):
+        with pytest.raises(PermanentError) as caught:
+            await attempt
+        assert caught.value.code == "storage_refused"
+
+
+async def test_a_bucket_is_made_once(storage_settings: StorageSettings) -> None:
+    store = ObjectStore(storage_settings.model_copy(update={"bucket": "another-bucket"}))
+    with pytest.raises(PermanentError, match="no bucket 'another-bucket'"):
+        await store.ping()
+    await asyncio.gather(store.ensure_bucket(), store.ensure_bucket())
+    await store.ping()
+
+
+async def test_a_store_that_is_away(storage_settings: StorageSettings) -> None:
+    nowhere = f"127.0.0.1:{free_ports(1)[0]}"
+    store = ObjectStore(storage_settings.model_copy(update={"endpoint": nowhere}))
+    with pytest.raises(StorageUnavailableError, match=nowhere):
+        await store.get("x")
+
+
+async def test_a_store_that_fails_half_way(storage_settings: StorageSettings) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = ObjectStore(storage_settings.model_copy(update={"endpoint": f"127.0.0.1:{port}"}))
+        with pytest.raises(StorageUnavailableError):
+            await store.get("x")
+        with pytest.raises(StorageUnavailableError):
+            await _collect(store, "x")
+
+
+async def test_a_store_that_is_ill_is_asked_again(storage_settings: StorageSettings) -> None:
+    asked = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while await reader.readuntil(b"\r\n\r\n"):
+            asked += 1
+            status = b"503 Service Unavailable" if asked < 3 else b"200 OK"
+            writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 2\r\n\r\nok")
+            await writer.drain()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = ObjectStore(storage_settings.model_copy(update={"endpoint": f"127.0.0.1:{port}"}))
+        assert await store.get("x") == b"ok"
+        assert asked == 3
+        store.close()
+
+
+async def test_a_store_that_hangs_is_not_asked_again(
+    storage_settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.object_store.READ_TIMEOUT_S", 0.1)
+    asked = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = ObjectStore(storage_settings.model_copy(update={"endpoint": f"127.0.0.1:{port}"}))
+        with pytest.raises(StorageUnavailableError, match="timed out"):
+            await store.get("x")
+    assert asked == 1
+
+
+def test_settings_without_an_endpoint_are_refused() -> None:
+    with pytest.raises(ValueError, match="endpoint"):
+        ObjectStore(StorageSettings())

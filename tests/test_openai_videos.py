@@ -1,0 +1,170 @@
+"""The routes under /v1, asked by the `openai` package over a real connection."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from serve_app.ingress import create_app
+from serve_app.jobs import JobError, JobState
+from tests.fakes import FakeServices
+
+UNKNOWN = "video_" + "0" * 32
+
+
+@pytest.fixture
+def services() -> Iterator[FakeServices]:
+    services = FakeServices()
+    yield services
+    assert services.storage.open_streams == 0
+
+
+@asynccontextmanager
+async def serving(services: FakeServices) -> AsyncIterator[str]:
+    """The app under uvicorn on a free port; gives its URL."""
+    server = uvicorn.Server(uvicorn.Config(create_app(services), host="127.0.0.1", port=0, log_level="warning"))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not task.done(), "the server ended before it was ready"
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+async def url(services: FakeServices) -> AsyncIterator[str]:
+    async with serving(services) as url:
+        yield url
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    own = {"num_inference_steps": 8, "guidance_scale": 2.5, "seed": 5, "negative_prompt": "blue", "fps": 12}
+    video = await client.videos.create(
+        prompt="a red circle",
+        model="mochi-1",
+        seconds="2",  # type: ignore[arg-type]
+        size="96x64",  # type: ignore[arg-type]
+        extra_body=own,
+    )
+    assert (video.object, video.status, video.progress, video.size) == ("video", "queued", 0, "96x64")
+    spec = services.registry.jobs[video.id].spec
+    assert (spec.width, spec.height, spec.num_frames, spec.fps) == (96, 64, 25, 12)
+    assert (spec.num_inference_steps, spec.guidance_scale, spec.seed) == (8, 2.5, 5)
+    assert spec.negative_prompt == "blue"
+
+
+async def test_create_and_poll(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    polling = asyncio.create_task(client.videos.create_and_poll(prompt="a red circle"))
+    while not services.registry.jobs:
+        await asyncio.sleep(0.01)
+    services.registry.complete(next(iter(services.registry.jobs)))
+    video = await polling
+    assert (video.status, video.progress, video.seconds) == ("completed", 100, "1.042")
+    assert video.completed_at is not None
+
+
+async def test_retrieve(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    made = await client.videos.create(prompt="a red circle")
+    services.registry.move(made.id, JobState.ENCODING, progress=0.015)
+    answer = await client.videos.with_raw_response.retrieve(made.id)
+    assert answer.headers["openai-poll-after-ms"] == "250"
+    assert (answer.parse().status, answer.parse().progress) == ("in_progress", 1)
+
+
+async def test_a_failed_video(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    made = await client.videos.create(prompt="a red circle")
+    services.registry.move(made.id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
+    error = (await client.videos.retrieve(made.id)).error
+    assert error is not None
+    assert (error.code, error.message) == ("out_of_memory", "no room")
+
+
+async def test_list_follows_its_pages(client: openai.AsyncOpenAI) -> None:
+    made = [(await client.videos.create(prompt=f"{i}")).id for i in range(7)]
+    newest_first = [video.id async for video in client.videos.list(limit=3)]
+    oldest_first = [video.id async for video in client.videos.list(limit=2, order="asc", after=made[1])]
+    assert newest_first == made[::-1]
+    assert oldest_first == made[2:]
+
+
+async def test_download_content(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    services.registry.complete(video_id)
+    services.storage.files[video_id, "video"] = b"mp4" * 10_000
+    services.storage.files[video_id, "thumbnail"] = b"webp"
+    assert (await client.videos.download_content(video_id)).content == b"mp4" * 10_000
+    assert (await client.videos.download_content(video_id, variant="thumbnail")).content == b"webp"
+
+
+async def test_a_bad_request(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.videos.create(prompt="a red circle", size="1280x720")
+    assert (caught.value.param, caught.value.code) == ("size", "invalid_value")
+    assert 'got "1280x720"' in caught.value.message
+    assert services.registry.jobs == {}
+
+
+async def test_a_reference_image(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.videos.create(prompt="a", input_reference=b"\xff\xd8 jpeg")
+    assert (caught.value.param, caught.value.code) == ("input_reference", "unsupported_parameter")
+
+
+async def test_an_unknown_video(client: openai.AsyncOpenAI) -> None:
+    for call in (client.videos.retrieve(UNKNOWN), client.videos.download_content("nothing")):
+        with pytest.raises(openai.NotFoundError) as caught:
+            await call
+        assert (caught.value.param, caught.value.code) == ("video_id", "video_not_found")
+
+
+async def test_an_unknown_cursor(client: openai.AsyncOpenAI) -> None:
+    for after in (UNKNOWN, "nothing"):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.videos.list(after=after)
+        assert caught.value.param == "after"
+
+
+@pytest.mark.parametrize("limit", [0, 101, -1])
+async def test_limits_of_a_page(client: openai.AsyncOpenAI, limit: int) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.videos.list(limit=limit)
+    assert caught.value.param == "limit"
+
+
+async def test_a_video_that_is_not_ready(client: openai.AsyncOpenAI) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    with pytest.raises(openai.ConflictError) as caught:
+        await client.videos.download_content(video_id)
+    assert caught.value.code == "video_not_ready"
+
+
+async def test_a_registry_that_is_away(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    services.registry.reachable = False
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.videos.create(prompt="a red circle")
+    assert (caught.value.status_code, caught.value.code) == (503, "registry_unavailable")
+    assert caught.value.response.headers["retry-after"] == "2"
+
+
+async def test_models(client: openai.AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == ["mochi-1"]
+
+
+async def test_a_body_too_large_over_a_real_connection(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post("/v1/videos", json={"prompt": "x" * 2_000_000})
+        assert answer.status_code == 413
+        assert (await client.post("/v1/videos", json={"prompt": "x"})).status_code == 200

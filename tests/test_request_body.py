@@ -1,0 +1,164 @@
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
+from serve_app.request_body import Form, read_fields
+from serve_app.wording import UploadedFile
+
+BOUNDARY = "multipart/form-data; boundary=xyz"
+
+
+async def read(body: bytes | list[bytes], content_type: str | None, max_bytes: int = 10_000) -> dict[str, object]:
+    chunks = [body] if isinstance(body, bytes) else body
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+    headers = [] if content_type is None else [(b"content-type", content_type.encode("latin-1"))]
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)
+
+    return await read_fields(Request({"type": "http", "headers": headers}, receive), max_bytes)
+
+
+def part(name: str, value: bytes, extra: str = "", headers: str = "") -> bytes:
+    head = f'--xyz\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n{headers}\r\n'
+    return head.encode() + value + b"\r\n"
+
+
+async def test_json() -> None:
+    body = b'{"prompt": "\xc3\xa9", "seed": 1, "seed": 2}'
+    assert await read(body, "application/json; charset=UTF-8") == {"prompt": "é", "seed": 2}
+
+
+async def test_a_body_in_pieces() -> None:
+    assert await read([b'{"pro', b'mpt": ', b'"x"}'], "application/json") == {"prompt": "x"}
+
+
+async def test_multipart() -> None:
+    body = part("prompt", "é".encode()) + part("seed", b"5") + b"--xyz--\r\n"
+    fields = await read(body, BOUNDARY)
+    assert fields == {"prompt": "é", "seed": "5"}
+    assert isinstance(fields, Form)
+
+
+async def test_a_file_is_only_named() -> None:
+    body = part("input_reference", b"\xff\xd8", '; filename="a.jpg"') + b"--xyz--\r\n"
+    assert isinstance((await read(body, BOUNDARY))["input_reference"], UploadedFile)
+
+
+async def test_url_encoded() -> None:
+    fields = await read(b"prompt=a+red%20circle&seed=", "application/x-www-form-urlencoded")
+    assert fields == Form(prompt="a red circle", seed="")
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", "application/jsonx", "*/*", "application/json; charset=utf-16"]
+)
+async def test_other_content_types(content_type: str | None) -> None:
+    with pytest.raises(UnsupportedMediaTypeError):
+        await read(b"{}", content_type)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b'"x"',
+        b"null",
+        b"\xff",
+        b'{"seed": NaN}',
+        b'{"seed": -Infinity}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b"[" * 9000,
+        b'{"a":' * 1800,
+        b'\xef\xbb\xbf{"prompt": "x"}',
+        '{"prompt": "x"}'.encode("utf-16"),
+    ],
+)
+async def test_bad_json(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        await read(body, "application/json")
+    assert caught.value.code == "invalid_body"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (part("prompt", b"x") + b"--xyz--", "multipart/form-data"),
+        (part("prompt", b"x"), BOUNDARY),
+        (b"", BOUNDARY),
+        (b"nonsense", BOUNDARY),
+        (part("prompt", b"\xff") + b"--xyz--\r\n", BOUNDARY),
+        (part("prompt", b"x", headers="Content-Transfer-Encoding: gzip\r\n") + b"--xyz--\r\n", BOUNDARY),
+        (part("prompt", b"!", headers="Content-Transfer-Encoding: base64\r\n") + b"--xyz--\r\n", BOUNDARY),
+        (b"--xyz\r\n\r\nx\r\n--xyz--\r\n", BOUNDARY),
+        (part("a", b"") * 101 + b"--xyz--\r\n", BOUNDARY),
+        (b"prompt", "application/x-www-form-urlencoded"),
+        (b"prompt=%ff", "application/x-www-form-urlencoded"),
+        (b"&".join([b"a=1"] * 101), "application/x-www-form-urlencoded"),
+    ],
+)
+async def test_bad_forms(body: bytes, content_type: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        await read(body, content_type)
+    assert caught.value.code == "invalid_body"
+
+
+async def test_the_limit_holds_while_reading() -> None:
+    served = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal served
+        while True:
+            served += 1
+            yield b" " * 1_000_000
+
+    app = FastAPI()
+
+    @app.post("/")
+    async def route(request: Request) -> str:
+        try:
+            await read_fields(request, 10_000)
+        except BodyTooLargeError:
+            return "too large"
+        return "read"
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answer = await client.post("/", content=endless(), headers={"content-type": "application/json"})
+    assert answer.json() == "too large"
+    assert served == 17
+
+
+async def test_a_body_of_the_limit_is_read() -> None:
+    body = b'{"prompt": "x"}'
+    assert await read(body, "application/json", len(body))
+    with pytest.raises(BodyTooLargeError):
+        await read(body, "application/json", len(body) - 1)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.sampled_from([BOUNDARY, "application/json", "application/x-www-form-urlencoded"]))
+async def test_any_bytes_are_fields_or_a_refusal(body: bytes, content_type: str) -> None:
+    for whole in (body, b"--xyz\r\n" + body, part("prompt", b"x") + body + b"\r\n--xyz--\r\n"):
+        try:
+            await read(whole, content_type)
+        except InvalidRequestError as error:
+            assert error.message.encode("utf-8")
+
+
+@given(st.text(max_size=60))
+async def test_any_content_type_is_read_or_refused(content_type: str) -> None:
+    header = content_type.encode("utf-8").decode("latin-1")
+    for whole in (header, "multipart/form-data;" + header, "application/json;" + header):
+        try:
+            await read(b"{}", whole)
+        except InvalidRequestError as error:
+            assert error.message.encode("utf-8")

@@ -1,0 +1,94 @@
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from deployments.messages import Stage
+from serve_app.ingress import create_app
+from serve_app.jobs import JobState
+from tests.fakes import FakeServices
+
+
+@pytest.fixture
+def services() -> FakeServices:
+    return FakeServices()
+
+
+@pytest.fixture
+async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def test_generate_to_download(client: httpx.AsyncClient, services: FakeServices) -> None:
+    accepted = await client.post("/generate", json={"text": "a red circle", "seed": 7})
+    assert accepted.status_code == 202
+    video_id = accepted.json()["id"]
+    assert accepted.headers["location"] == f"/status/{video_id}"
+    assert services.registry.jobs[video_id].spec.seed == 7
+
+    waiting = await client.get(accepted.headers["location"])
+    assert waiting.json() == accepted.json()
+    assert waiting.headers["openai-poll-after-ms"] == "250"
+
+    services.registry.complete(video_id)
+    services.storage.files[video_id, "video"] = b"the mp4"
+    done = await client.get(f"/status/{video_id}")
+    assert (done.json()["status"], done.json()["progress"]) == ("completed", 100)
+    assert "openai-poll-after-ms" not in done.headers
+    assert (await client.get(f"/download/{video_id}")).content == b"the mp4"
+
+
+async def test_text_is_required(client: httpx.AsyncClient) -> None:
+    error = (await client.post("/generate", json={"prompt": "a red circle"})).json()["error"]
+    assert (error["param"], error["code"]) == ("prompt", "unknown_parameter")
+    error = (await client.post("/generate", json={})).json()["error"]
+    assert (error["param"], error["code"]) == ("text", "missing_required_parameter")
+
+
+async def test_jobs_is_the_same_listing(client: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        await client.post("/generate", json={"text": "a red circle"})
+    assert (await client.get("/jobs?limit=2")).json() == (await client.get("/v1/videos?limit=2")).json()
+
+
+async def test_health_waits_for_every_stage_and_the_store(client: httpx.AsyncClient, services: FakeServices) -> None:
+    starting = await client.get("/health")
+    assert starting.status_code == 503
+    assert "no sampling replica is ready" in starting.json()["error"]["message"]
+
+    services.registry.announce_all()
+    decoder = services.registry.replicas.pop(Stage.DECODING)
+    assert "no decoding replica" in (await client.get("/health")).json()["error"]["message"]
+
+    services.registry.replicas[Stage.DECODING] = decoder
+    services.storage.reachable = False
+    without_store = await client.get("/health")
+    assert without_store.status_code == 503
+    assert without_store.json()["storage"] == "the object store does not answer"
+
+    services.storage.reachable = True
+    ready = await client.get("/health")
+    assert ready.status_code == 200
+    assert ready.json()["error"] is None
+
+
+async def test_health_tells_devices_models_and_queue(client: httpx.AsyncClient, services: FakeServices) -> None:
+    services.registry.announce_all()
+    for state in (JobState.ENCODING, JobState.CANCELLED):
+        video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
+        services.registry.move(video_id, state)
+    await client.post("/generate", json={"text": "a red circle"})
+    report = (await client.get("/health")).json()
+    assert report["models"] == ["mochi-1"]
+    assert report["queue"] == {"encoding": 1, "queued": 1}
+    replica = {"replica": "sampling#1", "device": "cpu", "model": "mochi-1", "slots": 1}
+    assert report["devices"]["sampling"] == [replica]
+
+
+async def test_health_without_the_registry(client: httpx.AsyncClient, services: FakeServices) -> None:
+    services.registry.reachable = False
+    answer = await client.get("/health")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "registry_unavailable"

@@ -1,0 +1,336 @@
+"""Reports, stops, failures, slots and health of a replica, with a registry in memory."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import torch
+
+from deployments import stage_worker
+from deployments.errors import PermanentError, StorageUnavailableError, TransientError
+from deployments.messages import Event, Failed, Finished, Progress, ReplicaInfo, Stage, Started
+from deployments.running_task import RunningTask, Stopwatch
+from deployments.stage_worker import StageWorker, failure_of
+from tests.worker_fakes import MemoryLink, task
+
+STARTED = Started("replica-1", "cpu")
+
+
+@asynccontextmanager
+async def replica(link: MemoryLink, slots: int = 1, lease_lapsed_s: float = 30) -> AsyncIterator[StageWorker]:
+    worker = StageWorker(ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m"), link, lease_lapsed_s)
+    try:
+        yield worker
+    finally:
+        worker.close()
+        await asyncio.sleep(0)
+
+
+def steps(count: int) -> Callable[[RunningTask], Awaitable[None]]:
+    """Work that takes `count` steps in the thread."""
+
+    def loop(running: RunningTask) -> None:
+        for done in range(1, count + 1):
+            running.progress(done, count)
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(loop, running)
+        running.clock.lap("denoise")
+
+    return work
+
+
+def endless(entered: threading.Event, left: threading.Event) -> Callable[[RunningTask], Awaitable[None]]:
+    """Work that only a stop ends, and that takes its time to leave."""
+
+    def loop(running: RunningTask) -> None:
+        entered.set()
+        try:
+            while True:
+                running.progress(1, 2)
+                threading.Event().wait(0.01)
+        finally:
+            threading.Event().wait(0.05)
+            left.set()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(loop, running)
+
+    return work
+
+
+def failing(error: Exception) -> Callable[[RunningTask], Awaitable[None]]:
+    def fail() -> None:
+        raise error
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(fail)
+
+    return work
+
+
+async def test_reports_started_then_finished_with_seconds() -> None:
+    link = MemoryLink()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), steps(3))
+    assert link.ends[0] == STARTED
+    (finished,) = link.ends[1:]
+    assert isinstance(finished, Finished)
+    assert set(finished.seconds) == {"denoise"}
+    assert set(link.leases) == {("video_1", "lease_1")}
+
+
+async def test_progress_is_coalesced_and_the_latest_wins() -> None:
+    link = MemoryLink()
+    held = threading.Event()
+
+    def loop(running: RunningTask) -> None:
+        for done in range(1, 1001):
+            running.progress(done, 1000)
+        held.wait()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(loop, running)
+
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
+        while Progress(1000, 1000) not in link.events:
+            await asyncio.sleep(0.01)
+        held.set()
+        await call
+    assert sum(isinstance(event, Progress) for event in link.events) <= 5
+
+
+async def test_a_stop_answer_ends_the_thread_at_its_next_step() -> None:
+    link = MemoryLink(stop_at=lambda event: isinstance(event, Progress))
+    entered, left = threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), endless(entered, left))
+    assert left.is_set()
+    assert link.ends == [STARTED]
+
+
+async def test_a_lapsed_lease_at_the_start_does_no_work() -> None:
+    link = MemoryLink(stop_at=lambda event: isinstance(event, Started))
+    entered, left = threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), endless(entered, left))
+    assert not entered.is_set()
+
+
+async def test_a_cancelled_call_holds_its_slot_until_the_thread_has_left() -> None:
+    link = MemoryLink()
+    entered, left = threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        first = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        first.cancel()
+        await asyncio.sleep(0)
+        first.cancel()
+        left_before_second: list[bool] = []
+
+        async def second(running: RunningTask) -> None:
+            left_before_second.append(left.is_set())
+
+        await worker.run(task(Stage.SAMPLING), second)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert left_before_second == [True]
+    assert [type(event) for event in link.ends] == [Started, Started, Finished]
+
+
+async def test_a_call_cancelled_while_it_waits_for_the_slot_never_starts() -> None:
+    link = MemoryLink()
+    entered, left = threading.Event(), threading.Event()
+    never = threading.Event()
+    async with replica(link) as worker:
+        first = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        second = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(never, threading.Event())))
+        await asyncio.sleep(0)
+        second.cancel()
+        first.cancel()
+        assert all(isinstance(r, BaseException) for r in await asyncio.gather(first, second, return_exceptions=True))
+    assert not never.is_set()
+    assert link.ends == [STARTED]
+
+
+async def test_slots_run_at_once() -> None:
+    both = threading.Barrier(2)
+
+    async def meet(running: RunningTask) -> None:
+        await running.in_thread(both.wait)
+
+    async with replica(MemoryLink(), slots=2) as worker:
+        await asyncio.gather(*(worker.run(task(Stage.ENCODING), meet) for _ in range(2)))
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (PermanentError("prompt_too_long", "shorten it"), Failed("prompt_too_long", "shorten it", False)),
+        (TransientError("mp4_failed", "disk full"), Failed("mp4_failed", "disk full", True)),
+        (StorageUnavailableError("no answer"), Failed("storage_unavailable", "no answer", True)),
+        (KeyError("latents"), Failed("internal_error", "KeyError: 'latents'", True)),
+        (MemoryError("4 GB"), Failed("out_of_memory", "the device ran out of memory: 4 GB", True)),
+    ],
+)
+def test_what_errors_mean(error: Exception, failed: Failed) -> None:
+    assert failure_of(error) == failed
+
+
+async def test_a_failure_is_reported_and_the_next_task_runs() -> None:
+    link = MemoryLink()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), failing(PermanentError("bad", "why")))
+        await worker.run(task(Stage.SAMPLING), steps(1))
+        worker.check_health()
+    assert link.ends[1] == Failed("bad", "why", transient=False)
+    assert isinstance(link.ends[3], Finished)
+
+
+async def test_unforeseen_errors_are_logged_with_traceback_and_job(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("ray.serve").addHandler(caplog.handler)
+    try:
+        async with replica(MemoryLink()) as worker:
+            await worker.run(task(Stage.SAMPLING), failing(ZeroDivisionError("x / 0")))
+    finally:
+        logging.getLogger("ray.serve").removeHandler(caplog.handler)
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.getMessage().startswith("[video_1] sampling failed, internal_error")
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
+
+
+async def test_out_of_memory_takes_the_replica_out_of_service() -> None:
+    link = MemoryLink()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), failing(torch.OutOfMemoryError("tried 3 GiB")))
+        with pytest.raises(RuntimeError, match="must be replaced: .* ran out of memory"):
+            worker.check_health()
+        assert link.announced[-1].slots == 0
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    ends = [event for event in link.ends if isinstance(event, Failed)]
+    assert [(e.code, e.transient) for e in ends] == [("out_of_memory", True), ("replica_unhealthy", True)]
+
+
+async def test_the_registry_knows_of_no_slots_before_it_hears_of_the_failure() -> None:
+    slots_when_failed: list[int] = []
+
+    def note(event: Event) -> bool:
+        if isinstance(event, Failed):
+            slots_when_failed.append(link.announced[-1].slots)
+        return False
+
+    link = MemoryLink(stop_at=note)
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), failing(torch.OutOfMemoryError("tried 3 GiB")))
+    assert slots_when_failed == [0]
+
+
+async def test_the_end_is_reported_again_until_the_registry_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
+    link = MemoryLink(unreachable=4)
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), steps(2))
+    assert isinstance(link.events[-1], Finished)
+
+
+async def test_a_registry_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
+    link = MemoryLink(unreachable=1_000_000)
+    async with replica(link, lease_lapsed_s=0.05) as worker:
+        await worker.run(task(Stage.SAMPLING), steps(2))
+        worker.check_health()
+    assert link.events == []
+
+
+async def test_a_long_step_keeps_its_lease_by_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
+    held = threading.Event()
+    link = MemoryLink()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(held.wait)
+
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.ENCODING), work))
+        while link.events.count(STARTED) < 4:
+            await asyncio.sleep(0.005)
+        held.set()
+        await call
+
+
+async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
+    held, entered = threading.Event(), threading.Event()
+    link = MemoryLink()
+
+    def hang() -> None:
+        entered.set()
+        held.wait()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(hang)
+
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
+        await asyncio.to_thread(entered.wait)
+        worker.check_health()
+        monkeypatch.setattr(stage_worker, "STALL_S", 0.0)
+        with pytest.raises(RuntimeError, match="no step for"):
+            worker.check_health()
+        await asyncio.sleep(0.05)
+        heard = len(link.events)
+        await asyncio.sleep(0.05)
+        assert len(link.events) == heard
+        held.set()
+        await call
+
+
+async def test_announces_itself_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "ANNOUNCE_EVERY_S", 0.01)
+    link = MemoryLink()
+    async with replica(link, slots=3):
+        while len(link.announced) < 3:
+            await asyncio.sleep(0.005)
+    assert link.announced[0] == ReplicaInfo("replica-1", Stage.SAMPLING, 3, "cpu", "m")
+    await asyncio.sleep(0.03)
+    heard = len(link.announced)
+    await asyncio.sleep(0.03)
+    assert len(link.announced) == heard
+
+
+async def test_close_stops_what_runs() -> None:
+    entered, left = threading.Event(), threading.Event()
+    async with replica(MemoryLink()) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        worker.close()
+        await call
+    assert left.is_set()
+
+
+async def test_model_threads_compute_no_gradients() -> None:
+    seen: list[bool] = []
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(lambda: seen.append(torch.is_grad_enabled()))
+
+    async with replica(MemoryLink()) as worker:
+        await worker.run(task(Stage.SAMPLING), work)
+        worker.warm_up(lambda: seen.append(torch.is_grad_enabled()))
+    assert seen == [False, False]
+
+
+def test_the_stopwatch_adds_laps_of_one_name() -> None:
+    watch = Stopwatch()
+    watch.lap("decode")
+    first = watch.seconds["decode"]
+    watch.lap("mp4")
+    threading.Event().wait(0.002)
+    watch.lap("decode")
+    assert watch.seconds["decode"] >= first + 0.001
+    assert set(watch.seconds) == {"decode", "mp4"}

@@ -1,0 +1,239 @@
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.messages import VideoSpec
+from serve_app.errors import InvalidRequestError
+from serve_app.prompt_limits import load_token_counter
+from serve_app.request_body import Form
+from serve_app.request_schema import request_schema
+from serve_app.video_requests import DRAWN_SEEDS, VideoRequests, nearest_num_frames
+from serve_app.wording import UploadedFile
+from tests.fakes import shapes_settings
+
+MODEL = shapes_settings().model
+REQUESTS = VideoRequests(MODEL, request_schema(MODEL, "Request"), load_token_counter(MODEL.source))
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+)
+NAMES = st.sampled_from([*REQUESTS.schema.model_fields, "input_reference"]) | st.text(max_size=10)
+
+
+def spec(**fields: object) -> VideoSpec:
+    return REQUESTS.spec({"prompt": "a red circle", **fields})
+
+
+def refused(**fields: object) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as caught:
+        spec(**fields)
+    return caught.value
+
+
+def test_defaults_are_the_models() -> None:
+    made = spec()
+    assert (made.width, made.height, made.num_frames, made.fps) == (64, 64, 25, 24)
+    assert (made.num_inference_steps, made.guidance_scale, made.negative_prompt) == (20, 3.0, "")
+
+
+def test_a_seed_is_drawn_anew_and_fits_a_double() -> None:
+    seeds = {spec().seed for _ in range(50)}
+    assert len(seeds) == 50
+    assert all(0 <= seed < DRAWN_SEEDS for seed in seeds)
+
+
+def test_own_fields_are_taken_as_given() -> None:
+    given_fields: dict[str, Any] = {
+        "prompt": "a red circle",
+        "negative_prompt": "blue",
+        "width": 128,
+        "height": 32,
+        "num_frames": 7,
+        "fps": 12,
+        "num_inference_steps": 2,
+        "guidance_scale": 1,
+        "seed": 2**63 - 1,
+    }
+    assert REQUESTS.spec(given_fields) == VideoSpec(**{**given_fields, "guidance_scale": 1.0})
+
+
+def test_null_is_not_given() -> None:
+    assert spec(seed=None, size=None, width=None, negative_prompt=None).width == 64
+    assert refused(prompt=None).code == "missing_required_parameter"
+
+
+@pytest.mark.parametrize("seconds", ["2", 2, 2.0, "2.0", "2e0"])
+def test_seconds_as_text_and_as_number(seconds: object) -> None:
+    assert spec(seconds=seconds).num_frames == 49
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "minimum", "frames"),
+    [(1.0, 24, 7, 25), (0.01, 24, 7, 7), (4.0, 30, 7, 121), (1.0, 22, 7, 25), (1.0, 21, 7, 19), (1e-300, 1, 1, 1)],
+)
+def test_nearest_number_of_frames(seconds: float, fps: int, minimum: int, frames: int) -> None:
+    assert nearest_num_frames(seconds, fps, minimum) == frames
+
+
+@given(st.floats(0.001, 1000), st.integers(1, 60))
+def test_no_other_number_of_frames_is_nearer(seconds: float, fps: int) -> None:
+    frames = nearest_num_frames(seconds, fps, 1)
+    assert frames % 6 == 1
+    assert frames == 1 or abs(frames - seconds * fps) <= 3 + 1e-9 * seconds * fps
+
+
+def test_too_many_seconds_name_the_most() -> None:
+    error = refused(seconds="3")
+    assert error.param == "seconds"
+    assert "73 frames" in error.message
+    assert "61 frames (2.54 seconds at 24 fps)" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"seconds": 1, "num_frames": 25}, "seconds"), ({"size": "64x64", "width": 64}, "size")],
+)
+def test_two_fields_for_one_thing(fields: dict[str, object], param: str) -> None:
+    error = refused(**fields)
+    assert (error.param, error.code) == (param, "conflicting_parameters")
+
+
+@pytest.mark.parametrize("size", ["64x65", "16x64", "64x144", "64X64", "64*64", "64x", "٦٤x64", "64x64 ", 64, [64, 64]])
+def test_bad_sizes(size: object) -> None:
+    error = refused(size=size)
+    assert error.param == "size"
+    assert "width from 32 to 128" in error.message
+
+
+def test_a_size_is_width_times_height() -> None:
+    made = spec(size="128x32")
+    assert (made.width, made.height) == (128, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("width", 65, "multiple of 16"),
+        ("width", 16, "from 32 to 128"),
+        ("width", True, "got true"),
+        ("width", "64", 'got "64"'),
+        ("width", 64.0, "got 64.0"),
+        ("height", 10**400, "401 digits"),
+        ("num_frames", 26, "the next one below is 25"),
+        ("num_frames", 67, "from 7 to 61"),
+        ("fps", 0, "from 1 to 60"),
+        ("num_inference_steps", 1, "from 2 to 200"),
+        ("num_inference_steps", 201, "from 2 to 200"),
+        ("guidance_scale", 0.99, "from 1 to 20"),
+        ("guidance_scale", 20.01, "from 1 to 20"),
+        ("guidance_scale", math.nan, "got NaN"),
+        ("guidance_scale", math.inf, "got Infinity"),
+        ("guidance_scale", 10**400, "from 1 to 20"),
+        ("seed", -1, "from 0"),
+        ("seed", 2**63, "from 0"),
+        ("seed", 1.5, "got 1.5"),
+        ("seconds", "four", 'got "four"'),
+        ("seconds", 0, "above 0"),
+        ("seconds", -1, "above 0"),
+        ("seconds", math.nan, "above 0"),
+        ("seconds", 10**400, "above 0"),
+        ("seconds", True, "got true"),
+        ("prompt", "", "not blank"),
+        ("prompt", " \n\t", "not blank"),
+        ("prompt", "x" * 201, "201 characters"),
+        ("prompt", "a\0b", "U+0000 at position 1"),
+        ("prompt", "\x1b[31m", "U+001B at position 0"),
+        ("prompt", "\ud800", 'got "\\ud800"'),
+        ("prompt", ["a"], "got a list"),
+        ("prompt", {"a": 1}, "got an object"),
+        ("prompt", 5, "got 5"),
+        ("negative_prompt", "a\x7f", "U+007F at position 1"),
+        ("negative_prompt", 0, "got 0"),
+    ],
+)
+def test_a_bad_value_is_named_quoted_and_put_right(name: str, value: object, told: str) -> None:
+    error = refused(**{name: value})
+    assert (error.status, error.param, error.code) == (400, name, "invalid_value")
+    assert f"'{name}'" in error.message
+    assert told in error.message
+    assert len(error.message) < 500
+
+
+def test_lines_and_tabs_are_no_control_characters() -> None:
+    assert spec(prompt="a red\r\n\tcircle").prompt == "a red\r\n\tcircle"
+
+
+def test_too_many_pixels() -> None:
+    error = refused(size="128x128", num_frames=61)
+    assert error.param == "size"
+    assert "999424 pixels" in error.message
+    assert "500000" in error.message
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_too_many_tokens(name: str) -> None:
+    error = refused(**{name: "red " * 16})
+    assert (error.param, error.code) == (name, "prompt_too_long")
+
+
+def test_an_unknown_model_names_the_one_served() -> None:
+    error = refused(model="sora-2")
+    assert (error.status, error.param, error.code) == (400, "model", "model_not_found")
+    assert "'mochi-1'" in error.message
+    assert spec(model="mochi-1")
+
+
+def test_an_unknown_field_lists_the_known() -> None:
+    error = refused(num_step=3)
+    assert (error.param, error.code) == ("num_step", "unknown_parameter")
+    assert all(name in error.message for name in REQUESTS.schema.model_fields)
+
+
+@pytest.mark.parametrize("name", ["input_reference", "input_reference[image_url]"])
+def test_reference_images_are_unsupported(name: str) -> None:
+    error = refused(**{name: UploadedFile()})
+    assert (error.param, error.code) == ("input_reference", "unsupported_parameter")
+
+
+def test_numbers_of_a_form_are_read_from_text() -> None:
+    made = REQUESTS.spec(Form(prompt="5", width="128", guidance_scale="2.5", seed="9007199254740993", seconds="1"))
+    assert (made.prompt, made.width, made.guidance_scale, made.seed) == ("5", 128, 2.5, 9007199254740993)
+    assert made.num_frames == 25
+
+
+@pytest.mark.parametrize("text", ["", " 64", "6_4", "64.0", "0x40", "٦٤", "nan", "9" * 5000, "true"])
+def test_what_is_no_number_in_a_form(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="'width'"):
+        REQUESTS.spec(Form(prompt="a", width=text))
+
+
+def test_a_file_in_place_of_text() -> None:
+    with pytest.raises(InvalidRequestError, match="got a file"):
+        REQUESTS.spec(Form(prompt=UploadedFile()))
+
+
+def test_the_short_route_calls_the_prompt_text() -> None:
+    short = VideoRequests(MODEL, request_schema(MODEL, "Short", "text"), REQUESTS.count_tokens)
+    assert short.spec({"text": "a red circle"}).prompt == "a red circle"
+    for fields, param in (({}, "text"), ({"text": "red " * 16}, "text"), ({"prompt": "x"}, "prompt")):
+        with pytest.raises(InvalidRequestError) as caught:
+            short.spec(fields)
+        assert caught.value.param == param
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=6), st.booleans())
+def test_any_fields_make_a_spec_within_the_bounds_or_a_refusal(fields: dict[str, object], as_form: bool) -> None:
+    fields = {"prompt": "a", **fields}
+    try:
+        made = REQUESTS.spec(Form(fields) if as_form else fields)
+    except InvalidRequestError as error:
+        assert error.message.encode("utf-8")
+        return
+    assert made.width % 16 == made.height % 16 == 0
+    assert made.num_frames % 6 == 1
+    assert made.width * made.height * made.num_frames <= MODEL.max_pixels
+    assert 0 <= made.seed < 2**63

@@ -230,10 +230,18 @@ class ObjectStore:
 class _Retry(urllib3.Retry):
     """Does not repeat what timed out while it waited for an answer: a store that hangs has had its time."""
 
-    def increment(self, *args: Any, error: Exception | None = None, **kwargs: Any) -> Self:
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        _pool: Any = None,
+        _stacktrace: Any = None,
+    ) -> Self:
         if isinstance(error, urllib3.exceptions.ReadTimeoutError):
             raise error
-        return super().increment(*args, error=error, **kwargs)
+        return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
 def _connection_pool() -> urllib3.PoolManager:

@@ -196,8 +196,9 @@ def _stalled(running: RunningTask) -> bool:
 
 async def _wait(event: asyncio.Event, seconds: float) -> bool:
     """Whether the event came in time."""
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
+    try:  # not wait_for: before Python 3.12 it loses a cancellation that comes together with the event
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -49,7 +49,7 @@ def run(plan: Plan, schema: ServeDeploySchema, announce: Callable[[], None], tid
     """
     descendants.adopt_orphans()
     stopping = threading.Event()
-    with _terminal_group(), _signals(stopping, tidy) as listen:
+    with _signals(stopping, tidy) as listen:
         try:
             _start(plan, schema, stopping, listen)
             announce()
@@ -204,39 +204,3 @@ def _signals(stopping: threading.Event, tidy: Callable[[], None]) -> Iterator[Ca
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _terminal_group() -> Iterator[None]:
-    """Lead a process group of our own, in the foreground if we were there.
-
-    Ray would make the group by itself, so that its reaper can end it should we be killed, but would leave it in
-    the background: started from a script or a makefile, we would never see Ctrl-C.
-    """
-    old = os.getpgrp()
-    if old == os.getpid():
-        yield
-        return
-    os.setpgrp()
-    with _foreground(old, os.getpgrp()):
-        yield
-
-
-@contextlib.contextmanager
-def _foreground(old: int, new: int) -> Iterator[None]:
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR)
-    except OSError:
-        yield
-        return
-    ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    try:
-        foreground = os.tcgetpgrp(terminal) == old
-        if foreground:
-            os.tcsetpgrp(terminal, new)
-        yield
-        if foreground:
-            os.tcsetpgrp(terminal, old)
-    finally:
-        signal.signal(signal.SIGTTOU, ignored)
-        os.close(terminal)

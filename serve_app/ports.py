@@ -1,5 +1,6 @@
 """TCP ports of this machine: is one free, and who holds it."""
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -77,11 +78,13 @@ def _pids() -> list[int]:
 
 def _socket_inodes(pid: int) -> set[str]:
     """Empty for the processes of other users, whose files are hidden."""
-    folder = Path(f"/proc/{pid}/fd")
-    try:
-        return {os.readlink(fd) for fd in folder.iterdir()}
-    except OSError:
-        return set()
+    found = set()
+    with contextlib.suppress(OSError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            # It may have been closed since it was listed.
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.readlink(fd))
+    return found
 
 
 def _name(pid: int) -> str:

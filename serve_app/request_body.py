@@ -81,7 +81,7 @@ def _too_large(max_bytes: int, headers: dict[str, str] | None = None) -> BodyToo
 def _parse_json(body: bytes) -> dict[str, object]:
     try:
         fields: Any = json.loads(_text(body), parse_constant=_refuse_constant)
-    except ZeroDivisionError:
+    except RecursionError:
         raise _bad_body("The body is nested too deeply; it must be one flat JSON object.") from None
     except ValueError as error:
         raise _bad_body(f"The body is not valid JSON: {error}.") from None

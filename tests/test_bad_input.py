@@ -130,6 +130,15 @@ async def test_wrong_methods(client: httpx.AsyncClient, method: str, path: str, 
     assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
+async def test_what_is_no_id_never_reaches_the_registry() -> None:
+    services = FakeServices()
+    services.registry.reachable = False
+    transport = httpx.ASGITransport(create_app(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.get("/v1/videos/video_%00")).status_code == 404
+        assert (await client.get("/v1/videos?after=video_%00")).status_code == 400
+
+
 async def test_wrong_content_type(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/videos", content=b"x", headers={"content-type": "text/plain"})
     check(answer)

@@ -20,9 +20,7 @@ PARTS = ("transformer",)
 
 
 def model(source: str | Path, revision: str | None = None) -> ModelSettings:
-    return worker_settings(Stage.SAMPLING).model.model_copy(
-        update={"source": str(source), "revision": revision}
-    )
+    return worker_settings(Stage.SAMPLING).model.model_copy(update={"source": str(source), "revision": revision})
 
 
 def no_bucket(name: str) -> MemoryStore:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from serve_app.errors import InvalidRequestError
 from serve_app.prompt_limits import check_tokens, load_token_counter
@@ -34,6 +35,16 @@ def test_counts_as_transformers_does(transformers_tokenizer: Any, text: str) -> 
 def test_counts_past_the_length_the_tokenizer_pads_and_cuts_to() -> None:
     assert count is not None
     assert [count(""), count("red"), count("red " * 100)] == [1, 2, 101]
+
+
+def test_a_tokenizer_that_cuts_is_told_not_to(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer = Tokenizer.from_file(f"{SHAPES}/tokenizer/tokenizer.json")
+    tokenizer.enable_truncation(16)
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    count_whole = load_token_counter(str(tmp_path))
+    assert count_whole is not None
+    assert count_whole("red " * 100) == 101
 
 
 def test_a_source_without_a_tokenizer_file_has_no_counter(tmp_path: Path) -> None:

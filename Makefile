@@ -41,10 +41,6 @@ unit: .venv/.dev ## Run the tests but the slow ones
 test-long: .venv/.dev ## Run the slow tests too
 	@$(BIN)/pytest
 
-.PHONY: chaos
-chaos: .venv/.dev ## Kill every process of a running server in turn and count the lost jobs
-	@$(BIN)/python benchmarks/chaos.py
-
 .PHONY: bench
 bench: .venv/.dev ## Run one benchmark; BENCH=name of a file in benchmarks/
 	@$(BIN)/python benchmarks/$(BENCH).py

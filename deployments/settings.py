@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 class Settings(BaseModel):
     """Base of every settings section."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StorageSettings(Settings):
@@ -20,18 +20,14 @@ class StorageSettings(Settings):
     secure: bool = Field(True, description="https to the endpoint")
     region: str = "us-east-1"
     bucket: str = Field("mochi-serve", min_length=3, max_length=63)
-    local_port: int = Field(
-        8333, ge=1024, le=65000, description="first of eight consecutive ports of the local store"
-    )
+    local_port: int = Field(8333, ge=1024, le=65000, description="first of eight consecutive ports of the local store")
 
     @model_validator(mode="after")
     def _endpoint_with_keys(self) -> Self:
         if self.endpoint is None:
             return self
         if "://" in self.endpoint:
-            raise ValueError(
-                "endpoint is host:port without a scheme; set secure: true for https or false for http"
-            )
+            raise ValueError("endpoint is host:port without a scheme; set secure: true for https or false for http")
         if self.access_key is None or self.secret_key is None:
             raise ValueError("endpoint needs access_key and secret_key beside it")
         return self
@@ -80,6 +76,15 @@ class ModelSettings(Settings):
             raise ValueError("num_frames: default, minimum and maximum are 6k + 1 (7, 13, 19, 25, ...)")
         if self.num_inference_steps.minimum < 2:
             raise ValueError("num_inference_steps: minimum is 2, the schedule needs two parts")
+        return self
+
+    @model_validator(mode="after")
+    def _defaults_fit(self) -> Self:
+        pixels = self.width.default * self.height.default * self.num_frames.default
+        if pixels > self.max_pixels:
+            raise ValueError(f"max_pixels is below the default clip's {pixels}; raise it or lower the defaults")
+        if self.guidance_scale > self.max_guidance_scale:
+            raise ValueError("guidance_scale must be at most max_guidance_scale")
         return self
 
 

@@ -1,5 +1,6 @@
 """The two applications. This is the only place that binds deployments and starts the named actors."""
 
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,9 +33,10 @@ def api(args: AppArgs) -> Application:
     """The HTTP side: validates, answers with a job id, serves the results."""
     from serve_app.ingress import Ingress
 
-    settings = with_storage(load_settings(args.config))
+    settings = with_storage(with_absolute_model(load_settings(args.config)))
     ensure_registry(settings)
-    ingress = Ingress.options(
+    deployment: Any = Ingress
+    ingress = deployment.options(
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
         autoscaling_config=AutoscalingConfig(
@@ -43,7 +45,8 @@ def api(args: AppArgs) -> Application:
             target_ongoing_requests=200,
         ),
     )
-    return ingress.bind(settings, REGISTRY)  # type: ignore[no-any-return]
+    bound: Application = ingress.bind(settings, REGISTRY)
+    return bound
 
 
 def mochi(args: AppArgs) -> Application:
@@ -53,7 +56,7 @@ def mochi(args: AppArgs) -> Application:
     from deployments.prompt_encoder import PromptEncoder
     from deployments.video_decoder import VideoDecoder
 
-    settings = with_storage(load_settings(args.config))
+    settings = with_storage(with_absolute_model(load_settings(args.config)))
     ensure_registry(settings)
     sampler = _stage(MochiSampler, Stage.SAMPLING, settings, settings.sampler)
     decoder = _stage(VideoDecoder, Stage.DECODING, settings, settings.decoder)
@@ -81,7 +84,16 @@ def _stage(
             ),
         ),
     )
-    return options.bind(settings.worker(of, REGISTRY), *bound)  # type: ignore[no-any-return]
+    application: Application = options.bind(settings.worker(of, REGISTRY), *bound)
+    return application
+
+
+def with_absolute_model(settings: AppSettings) -> AppSettings:
+    """A model folder is named relative to where the server was started; a replica may run elsewhere."""
+    folder = Path(settings.model.source)
+    if not folder.is_dir():
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"source": str(folder.resolve())})})
 
 
 def with_storage(settings: AppSettings) -> AppSettings:

@@ -102,7 +102,7 @@ def _wait_for_applications(client: Any, names: list[str], stopping: threading.Ev
         for status in client.list_serve_statuses():
             if status.app_status.status == ApplicationStatus.RUNNING:
                 waiting.discard(status.name)
-            elif status.app_status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            elif status.app_status.status == ApplicationStatus.DEPLOY_FAILED:
                 reason = error_line(_messages(status))
                 raise StartupError(f"the application {status.name!r} could not be started: {reason}")
         stopping.wait(POLL_S)

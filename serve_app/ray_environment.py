@@ -14,6 +14,10 @@ METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
 STATS_PORT = "RAY_SERVE_HAPROXY_STATS_PORT"
 HAPROXY_PORTS = {METRICS_PORT: 9101, STATS_PORT: 8404}
 
+# The variable with OSX in its name makes Ray take 127.0.0.1 for this machine's address on every system; its servers
+# then listen there alone.
+LOOPBACK_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 
 def haproxy_available() -> bool:
     """Whether the fast HTTP front can be used; without it, Serve's own proxy serves."""
@@ -26,21 +30,16 @@ def haproxy_ports(environ: Mapping[str, str]) -> dict[str, int]:
 
 
 def ray_variables(token_file: Path) -> dict[str, str]:
-    """No reports to the outside, a token for everybody who talks to the cluster, nothing but loopback.
+    """A token for everybody who talks to the cluster, nothing but loopback, no processes ahead of need.
 
-    The variable with OSX in its name makes Ray take 127.0.0.1 for this machine's address on every system; its
-    servers then listen there alone. Should this process be killed, Ray's agents end once they have not found the
-    GCS, which died with it, for 10 s instead of 60. A stopping ingress replica waits a second, not 30, for routes to go: HAProxy
-    is on the same machine.
+    A stopping ingress replica waits a second, not 30, for routes to go: HAProxy is on the same machine.
     """
     return {
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **LOOPBACK_ONLY,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_prestart_worker_first_driver": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
         "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

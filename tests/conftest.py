@@ -1,24 +1,18 @@
-"""Fixtures shared by the tests: a real object store on free ports."""
+"""Fixtures shared by the tests: a real object store, real databases, a real server; each started once."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import ray
 
 from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
-from serve_app.ports import MAX_PORT, free_ports, is_free
-from serve_app.weed_command import PORTS
 from serve_app.weed_process import WeedProcess
+from tests.server import Server, free_block, running_server
 
-
-def free_block() -> int:
-    """The first of as many consecutive free ports as the local store needs."""
-    while True:
-        first = free_ports(1)[0]
-        if first + len(PORTS) <= MAX_PORT and all(is_free(first + i) for i in range(len(PORTS))):
-            return first
+pytest_plugins = ["tests.postgres"]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -52,3 +46,27 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return write_file
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray without Serve and without a dashboard, for tests of actors."""
+    # Only while Ray starts: servers that other tests start must not have it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=80_000_000,
+            log_to_driver=False,
+        )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A whole server, started once for the session."""
+    with running_server(tmp_path_factory.mktemp("server")) as running:
+        yield running

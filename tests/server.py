@@ -16,7 +16,8 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.ports import free_ports, is_free
+from serve_app.ports import MAX_PORT, free_ports, is_free
+from serve_app.weed_command import PORTS
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_S = 120
@@ -160,7 +161,7 @@ def _config(folder: Path) -> tuple[Path, list[int]]:
     path = folder / "serve_config.yaml"
     saved = folder / "ports"
     if not path.exists():
-        ports = [*free_ports(4), _free_block(8)]
+        ports = [*free_ports(4), free_block()]
         tree = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
         tree["http_options"]["port"] = ports[0]
         path.write_text(yaml.safe_dump(tree))
@@ -168,11 +169,11 @@ def _config(folder: Path) -> tuple[Path, list[int]]:
     return path, [int(port) for port in saved.read_text().split()]
 
 
-def _free_block(count: int) -> int:
-    """The first of `count` consecutive ports that were free a moment ago."""
+def free_block() -> int:
+    """The first of as many consecutive free ports as the local store needs."""
     while True:
         (first,) = free_ports(1)
-        if first + count < 65536 and all(is_free(port) for port in range(first, first + count)):
+        if first + len(PORTS) <= MAX_PORT and all(is_free(first + i) for i in range(len(PORTS))):
             return first
 
 

@@ -24,19 +24,19 @@ from deployments.messages import (
 )
 from deployments.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
 from deployments.prompt_encoder import PromptEncoder
-from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, worker_settings
+from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 
 async def encoded(video: VideoSpec) -> MemoryStore:
     """A store with the embeddings in it, written by a real encoder."""
     store = MemoryStore()
-    encoder = PromptEncoder.func_or_class(worker_settings(Stage.ENCODING), connections=connections(MemoryLink(), store))
+    encoder = undecorated(PromptEncoder)(worker_settings(Stage.ENCODING), connections=connections(MemoryLink(), store))
     await encoder.run(task(Stage.ENCODING, video))
     return store
 
 
 def replica(link: MemoryLink, store: MemoryStore) -> Any:
-    return MochiSampler.func_or_class(worker_settings(Stage.SAMPLING), connections=connections(link, store))
+    return undecorated(MochiSampler)(worker_settings(Stage.SAMPLING), connections=connections(link, store))
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")

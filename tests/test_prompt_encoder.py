@@ -15,7 +15,7 @@ from safetensors.torch import load
 from deployments.errors import PermanentError
 from deployments.messages import Failed, Finished, Stage, Started, prompt_embeds_key
 from deployments.prompt_encoder import PromptEncoder, TextEncoder
-from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, worker_settings
+from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_threads_share_the_tokenizer() -> None:
 def replica() -> Callable[..., Any]:
     def make(link: MemoryLink, store: MemoryStore) -> Any:
         settings = worker_settings(Stage.ENCODING)
-        return PromptEncoder.func_or_class(settings, [], connections=connections(link, store))
+        return undecorated(PromptEncoder)(settings, [], connections=connections(link, store))
 
     return make
 

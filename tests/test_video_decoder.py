@@ -26,7 +26,7 @@ from deployments.messages import (
 )
 from deployments.mp4_encoder import Mp4Writer
 from deployments.video_decoder import VideoDecoder, check_latents
-from tests.worker_fakes import MemoryLink, MemoryStore, connections, spec, task, worker_settings
+from tests.worker_fakes import MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 
 def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:
@@ -37,7 +37,7 @@ def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:
 
 
 def replica(link: MemoryLink, store: MemoryStore) -> Any:
-    return VideoDecoder.func_or_class(worker_settings(Stage.DECODING), connections=connections(link, store))
+    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING), connections=connections(link, store))
 
 
 async def test_poster_then_video_then_finished(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_asked_size_length_and_rate_are_kept(server: Server, tmp_path: Path) -> 
 def test_the_openai_package_makes_a_video(server: Server, tmp_path: Path) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x")
     video = client.videos.create_and_poll(
-        model="mochi-1",  # type: ignore[arg-type]
+        model="mochi-1",
         prompt="a red circle moving right",
         size="64x64",  # type: ignore[arg-type]
         seconds="1",  # type: ignore[arg-type]

@@ -107,5 +107,10 @@ def spec(prompt: str = "a red circle moving right", **changes: Any) -> VideoSpec
     return VideoSpec(prompt=prompt, **(values | changes))
 
 
+def undecorated(deployment: Any) -> Any:
+    """The class behind `@serve.deployment`."""
+    return deployment.func_or_class
+
+
 def task(stage: Stage, video: VideoSpec | None = None) -> StageTask:
     return StageTask("video_1", "lease_1", stage, 1, video or spec())

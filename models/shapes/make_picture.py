@@ -1,6 +1,6 @@
 """The README's picture: clips of several prompts from a running server, side by side in one animated WebP.
 
-    python models/shapes/make_picture.py --url http://127.0.0.1:8000 --out docs/picture.webp
+python models/shapes/make_picture.py --url http://127.0.0.1:8000 --out docs/picture.webp
 """
 
 import argparse

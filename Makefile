@@ -41,6 +41,10 @@ unit: .venv/.dev ## Run the tests but the slow ones
 test-long: .venv/.dev ## Run the slow tests too
 	@$(BIN)/pytest
 
+.PHONY: chaos
+chaos: .venv/.dev ## Kill each part of a running server during a job
+	@$(BIN)/pytest tests/test_whole_path.py -k "killed or outlives"
+
 .PHONY: bench
 bench: .venv/.dev ## Run one benchmark; BENCH=name of a file in benchmarks/
 	@$(BIN)/python benchmarks/$(BENCH).py

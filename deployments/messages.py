@@ -20,6 +20,7 @@ class Directive(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    YIELD = "yield"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class VideoSpec:
 
     width, height: pixels, multiples of 16. num_frames: 6k + 1. fps: frames a second.
     seed: 0 to 2**63 - 1; the initial noise is drawn from it on the CPU in fp32.
+    exact: sampled in a batch of its own, so that it is bit-exact across runs on the same kind of device.
     """
 
     prompt: str
@@ -39,17 +41,22 @@ class VideoSpec:
     num_inference_steps: int
     guidance_scale: float
     seed: int
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StageTask:
-    """One stage of one job, given to one replica under one lease."""
+    """One stage of one job, given to one replica under one lease.
+
+    checkpoint_step: the denoising step of the newest checkpoint in storage, 0 if there is none.
+    """
 
     job_id: str
     lease: str
     stage: Stage
     attempt: int
     spec: VideoSpec
+    checkpoint_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +69,29 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` units: denoising steps while sampling, frames while decoding."""
+    """`done` of `total` units: denoising steps while sampling, frames while decoding.
+
+    preview: a small WebP of what the video looks like so far, a few times a job.
+    """
 
     done: int
     total: int
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """The sample's state after `step` denoising steps is whole in object storage."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The replica let go of a sample after `step` steps; its state is whole in storage. reason: for people."""
+
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +110,24 @@ class Failed:
     transient: bool
 
 
-Event = Started | Progress | Finished | Failed
+Event = Started | Progress | Checkpointed | Parked | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An event of one lease; a replica sends those of all its tasks together."""
+
+    job_id: str
+    lease: str
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
     """A replica's announcement of itself, repeated every few seconds.
 
-    slots: how many tasks it works on at once.
+    slots: how many tasks it works on at once, 0 if it takes no more.
+    max_tokens: the largest sample (tokens = latent frames x height/16 x width/16) that fits its memory, if known.
     """
 
     replica: str
@@ -99,11 +135,22 @@ class ReplicaInfo:
     slots: int
     device: str
     model: str
+    max_tokens: int | None = None
 
 
 def prompt_embeds_key(job_id: str) -> str:
     """Object with the encoded prompt and negative prompt, written by the encoder."""
     return f"jobs/{job_id}/prompt_embeds.safetensors"
+
+
+def checkpoint_key(job_id: str, step: int) -> str:
+    """Object with the whole state of a sample after `step` steps, written by the sampler."""
+    return f"{checkpoint_prefix(job_id)}{step:05}.safetensors"
+
+
+def checkpoint_prefix(job_id: str) -> str:
+    """What the keys of a job's checkpoints begin with; they sort by step."""
+    return f"jobs/{job_id}/sample-"
 
 
 def latents_key(job_id: str) -> str:

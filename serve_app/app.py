@@ -13,11 +13,11 @@ from deployments.settings import StageSettings
 from serve_app.autoscaling import DemandPolicy
 from serve_app.config import DEFAULT_PROFILE, AppSettings, load_settings
 from serve_app.job_registry import JobRegistry
+from serve_app.local_storage import ACTOR_NAME as STORAGE_ACTOR
 from serve_app.local_storage import LocalStorage
 from serve_app.stage_router import StageRouter
 
 REGISTRY = "JobRegistry"
-LOCAL_STORAGE = "LocalStorage"
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
@@ -100,7 +100,7 @@ def with_storage(settings: AppSettings) -> AppSettings:
     """The settings with an object store to use: the one they name, or the app's own, started here."""
     if settings.storage.endpoint is not None:
         return settings
-    actor = _named(LocalStorage, LOCAL_STORAGE, settings.namespace, HEAD_NODE)
+    actor = _named(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
     started = actor.remote(settings.data_dir.resolve(), settings.storage)
     return settings.model_copy(update={"storage": ray.get(started.ready.remote())})
 

@@ -70,9 +70,9 @@ def _serve(config: Path, data: Path | None, dashboard_port: int) -> None:
 def _welcome(plan: launch.Plan) -> Panel:
     table = Table.grid(padding=(0, 2))
     for name, value in (
-        ("Web page", f"{plan.address}/"),
         ("API", f"{plan.address}/v1"),
-        ("API docs", f"{plan.address}/docs"),
+        ("Health", f"{plan.address}/health"),
+        ("OpenAPI", f"{plan.address}/openapi.json"),
         ("Dashboard", f"{plan.dashboard} (token in {plan.token_file})"),
         ("Data", str(plan.data_dir)),
         ("Stop", "Ctrl-C"),

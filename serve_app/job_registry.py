@@ -113,7 +113,7 @@ class JobRegistry:
     async def announce(self, info: ReplicaInfo) -> None:
         """A replica is there; repeated every few seconds."""
         if self._replicas.announce(info, time.monotonic()):
-            log.info(f"{info.replica} announced itself on {info.device} with {info.slots} slots")
+            log.info(f"{info.stage}: replica {info.replica} is ready on {info.device}, {info.slots} slots")
             self._wake.set()
 
     async def report(self, job_id: str, token: str, event: Event) -> Directive:

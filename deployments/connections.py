@@ -27,6 +27,10 @@ class Store(Protocol):
 
     async def get(self, key: str) -> bytes: ...
 
+    async def list_keys(self, prefix: str) -> list[str]: ...
+
+    async def delete(self, key: str) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Connections:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.messages import VideoSpec
+from deployments.mochi_block import Rope, RunBlock, joint_mask, run_block
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
@@ -25,7 +27,6 @@ THRESHOLD_NOISE = 0.025
 ROPE_AREA = 192 * 192
 
 Shape = tuple[int, int, int, int]
-Rope = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +179,16 @@ def _positions(frames: int, height: int, width: int, device: torch.device) -> Te
     return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).view(-1, 3)
 
 
-def denoise_step(transformer: "MochiTransformer3DModel", rows: Sequence[RowState]) -> list[RowState]:
+def denoise_step(
+    transformer: "MochiTransformer3DModel", rows: Sequence[RowState], block: RunBlock = run_block
+) -> list[RowState]:
     """Advance every row by one Euler step: x += (sigma[i+1] - sigma[i]) * v, all in fp32.
 
     One forward pass for all rows, guided ones twice: v = v_negative + guidance_scale * (v_prompt - v_negative).
     Nothing here waits for the device.
+
+    Args:
+        block: what runs a transformer block; ``torch.compile(run_block)`` is another choice.
 
     Raises:
         ValueError: no rows, rows of different shapes, or a row that is done.
@@ -195,6 +201,7 @@ def denoise_step(transformer: "MochiTransformer3DModel", rows: Sequence[RowState
         torch.stack([row.sigmas[row.step] * TRAIN_TIMESTEPS for row in [*guided, *rows]]),
         [row.negative for row in guided] + [row.prompt for row in rows],
         rows[0].rope,
+        block,
     ).float()
     negatives = iter(velocity[: len(guided)])
     return [
@@ -225,15 +232,16 @@ def predict_velocity(
     timesteps: Tensor,
     texts: Sequence[TextConditioning],
     rope: Rope,
+    block: RunBlock = run_block,
 ) -> Tensor:
     """The transformer's forward pass without what is constant for a request.
 
-    Equals ``MochiTransformer3DModel.forward`` with `HostLengthAttention` in its blocks. Text padding beyond the
-    batch's longest prompt is cut off: no video token ever sees it.
+    Equals ``MochiTransformer3DModel.forward`` but for rounding. Text padding beyond the batch's longest prompt is
+    cut off: no video token ever sees it.
 
     Args:
         latents: [B, 12, T, h, w] fp32. timesteps: [B] fp32, 0 to 1000. texts: B conditionings.
-        rope: see `rope_tables`.
+        rope: see `rope_tables`. block: see `denoise_step`.
 
     Returns:
         [B, 12, T, h, w] in the model's dtype.
@@ -243,15 +251,11 @@ def predict_velocity(
     longest = max(1, *lengths)
     captions = torch.stack([text.caption[:longest] for text in texts])
     embedding = _time_embedding(transformer, timesteps, dtype) + torch.stack([text.pooled for text in texts])
+    activated = F.silu(embedding)
     tokens = _patch(transformer, latents.to(dtype))
-    for block in transformer.transformer_blocks:
-        tokens, captions = block(
-            hidden_states=tokens,
-            encoder_hidden_states=captions,
-            temb=embedding,
-            encoder_attention_mask=lengths,
-            image_rotary_emb=rope,
-        )
+    mask = joint_mask(lengths, tokens.shape[1], longest, tokens.device)
+    for weights in transformer.transformer_blocks:
+        tokens, captions = block(weights, tokens, captions, activated, lengths, mask, rope)
     tokens = transformer.proj_out(transformer.norm_out(tokens, embedding))
     return _unpatch(tokens, latents.shape, transformer.config.patch_size)
 

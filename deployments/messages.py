@@ -71,11 +71,13 @@ class Started:
 class Progress:
     """`done` of `total` units: denoising steps while sampling, frames while decoding.
 
+    begun_at: where this replica began: the steps done - begun_at are its own.
     preview: a small WebP of what the video looks like so far, a few times a job.
     """
 
     done: int
     total: int
+    begun_at: int = 0
     preview: bytes | None = None
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from deployments.errors import PermanentError
+from deployments.mochi_block import joint_attention
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
@@ -113,48 +113,4 @@ class HostLengthAttention:
         Returns:
             [B, N, D] and [B, L, D'].
         """
-        query, key, value = _video_qkv(attn, hidden_states, image_rotary_emb)
-        text_query, text_key, text_value = _text_qkv(attn, encoder_hidden_states)
-        query, key, value = (
-            torch.cat(pair, dim=1).transpose(1, 2)
-            for pair in ((query, text_query), (key, text_key), (value, text_value))
-        )
-        video_length, text_length = hidden_states.shape[1], encoder_hidden_states.shape[1]
-        out = torch.cat(
-            [
-                _attend_row(query[i : i + 1], key[i : i + 1], value[i : i + 1], video_length + length)
-                for i, length in enumerate(attention_mask)
-            ]
-        )
-        video, text = out.transpose(1, 2).flatten(2, 3).split_with_sizes((video_length, text_length), dim=1)
-        video = attn.to_out[1](attn.to_out[0](video))
-        return video, attn.to_add_out(text) if hasattr(attn, "to_add_out") else text
-
-
-def _attend_row(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-    """Attention among the first `length` tokens of one row, zero for the padding behind. [1, heads, S, d]."""
-    out = F.scaled_dot_product_attention(query[:, :, :length], key[:, :, :length], value[:, :, :length])
-    return F.pad(out, (0, 0, 0, query.shape[2] - length))
-
-
-def _video_qkv(attn: Any, tokens: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = (_heads(attn, project, tokens) for project in (attn.to_q, attn.to_k, attn.to_v))
-    return _rotate(attn.norm_q(query), *rope), _rotate(attn.norm_k(key), *rope), value
-
-
-def _text_qkv(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    query, key, value = (_heads(attn, project, tokens) for project in projections)
-    return attn.norm_added_q(query), attn.norm_added_k(key), value
-
-
-def _heads(attn: Any, project: nn.Module, tokens: Tensor) -> Tensor:
-    heads: Tensor = project(tokens).unflatten(2, (attn.heads, -1))
-    return heads
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on even/odd pairs, in fp32. x: [B, N, heads, d]."""
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    real, imaginary = even * cos - odd * sin, even * sin + odd * cos
-    return torch.stack([real.to(x.dtype), imaginary.to(x.dtype)], dim=-1).flatten(-2)
+        return joint_attention(attn, hidden_states, encoder_hidden_states, attention_mask, None, image_rotary_emb)

@@ -1,45 +1,77 @@
-"""Stage 2: embeddings and noise to latents, step by step."""
+"""Stage 2: embeddings and noise to latents, step by step, many samples at once."""
 
+import asyncio
 import json
-from dataclasses import asdict
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import torch
 from ray import serve
 from safetensors.torch import load, save
 from torch import Tensor
 
+from deployments.checkpoints import Checkpoints
 from deployments.connections import Connections, connect
-from deployments.denoise import Rope, RowState, Shape, denoise_step, latent_shape, rope_tables, start_row
+from deployments.denoise import (
+    Rope,
+    RowState,
+    Shape,
+    denoise_step,
+    initial_noise,
+    latent_shape,
+    rope_tables,
+    start_row,
+)
 from deployments.device import describe_device, replica_device, set_threads
-from deployments.errors import TransientError
-from deployments.messages import ReplicaInfo, Stage, StageTask, VideoSpec, latents_key, prompt_embeds_key
+from deployments.draining import watch_sigterm
+from deployments.errors import TransientError, WorkerError
+from deployments.messages import (
+    Checkpointed,
+    Event,
+    Parked,
+    ReplicaInfo,
+    Stage,
+    StageTask,
+    VideoSpec,
+    latents_key,
+    prompt_embeds_key,
+)
 from deployments.mochi_model import DtypeName, check_scheduler, load_transformer
-from deployments.model_store import model_folder
-from deployments.running_task import RunningTask
+from deployments.model_store import model_fingerprint, model_folder
+from deployments.running_task import RunningTask, logger
+from deployments.sample_state import SampleState
 from deployments.settings import WorkerSettings
 from deployments.stage_worker import StageWorker
+from deployments.step_loop import Resident, StepLoop
 
 PARTS = ("transformer",)
 LATENTS_FORMAT = "mochi-serve-latents-1"
+LOOK_EVERY_S = 0.2
 
 
 @serve.deployment
 class MochiSampler:
-    """A replica of the sampler: one transformer, one thread, one job at a time."""
+    """A replica of the sampler: one transformer, one thread that steps all samples in residence."""
 
     def __init__(self, settings: WorkerSettings, connections: Connections | None = None) -> None:
         to = connections or connect(settings)
+        if connections is None:
+            watch_sigterm()
         self._device = replica_device()
-        set_threads(settings.stage.torch_threads)
+        set_threads(settings.torch_threads)
         self._model = settings.model
+        self._sampling = settings.sampling
         folder = model_folder(self._model, PARTS, to.open_bucket)
         check_scheduler(folder)
         self._transformer = load_transformer(folder, self._model.dtype, self._device)
+        self._revision = model_fingerprint(folder, PARTS)
+        self._checkpoints = Checkpoints(to.store, self._revision, self._model.dtype)
         self._rope: dict[Shape, Rope] = {}
         self._store = to.store
-        info = ReplicaInfo(to.replica, Stage.SAMPLING, 1, describe_device(self._device), self._model.name)
+        self._loop = StepLoop(self._step, settings.sampling.max_batch_tokens, self._warm_up)
+        info = ReplicaInfo(to.replica, Stage.SAMPLING, settings.slots, describe_device(self._device), self._model.name)
         self._worker = StageWorker(info, to.link)
-        self._worker.warm_up(self._warm_up)
 
     async def run(self, task: StageTask) -> None:
         """Do one task; everything is told to the registry by reports."""
@@ -51,31 +83,92 @@ class MochiSampler:
     def __del__(self) -> None:
         if hasattr(self, "_worker"):
             self._worker.close()
+            self._loop.close()
 
-    async def _sample(self, running: RunningTask) -> None:
-        task = running.task
-        embeds = load(await self._store.get(prompt_embeds_key(task.job_id)))
+    async def _sample(self, running: RunningTask) -> Event | None:
+        """From the newest checkpoint or from noise to the final latents, or to where it was told to let go."""
+        state = await self._starting_state(running.task)
         running.clock.lap("load")
-        latents = await running.in_thread(self._denoise, running, embeds)
+        resident = self._loop.enter(
+            running,
+            prepare=lambda: self._row(state),
+            after_step=lambda row: running.progress(row.step, row.num_steps),
+            exact=state.spec.exact,
+        )
+        left = asyncio.Event()
+        beside = asyncio.create_task(self._accompany(running, resident, state, left))
+        try:
+            row = await resident.left
+        except (torch.OutOfMemoryError, MemoryError):
+            await self._try_to_save(running, resident.row, state)
+            raise
+        finally:
+            left.set()
+            await beside
         running.clock.lap("denoise")
+        if not row.done:
+            await self._save(running, row, state)
+            running.clock.lap("store")
+            return Parked(row.step, running.yielding or "")
+        await self._store_latents(running.task, row)
+        running.clock.lap("store")
+        return None
+
+    async def _starting_state(self, task: StageTask) -> SampleState:
+        if task.checkpoint_step and (kept := await self._checkpoints.newest(task.job_id, task.spec)):
+            return kept
+        embeds = load(await self._store.get(prompt_embeds_key(task.job_id)))
+        return SampleState(task.spec, self._revision, self._model.dtype, 0, initial_noise(task.spec), embeds)
+
+    async def _accompany(
+        self, running: RunningTask, resident: Resident, state: SampleState, left: asyncio.Event
+    ) -> None:
+        """Beside the denoising thread: a checkpoint now and then."""
+        saved_at = time.monotonic()
+        while not left.is_set():
+            await _wait(left, min(LOOK_EVERY_S, self._sampling.checkpoint_s))
+            if time.monotonic() - saved_at >= self._sampling.checkpoint_s and not left.is_set():
+                saved_at = time.monotonic()
+                await self._try_to_save(running, resident.row, state)
+
+    async def _try_to_save(self, running: RunningTask, row: RowState | None, state: SampleState) -> None:
+        """A checkpoint that cannot be written now costs nothing yet; the next one may."""
+        try:
+            await self._save(running, row, state)
+        except WorkerError as error:
+            logger.warning("no checkpoint this time: %s", error.message)
+
+    async def _save(self, running: RunningTask, row: RowState | None, state: SampleState) -> None:
+        """Write a checkpoint of the row if it is ahead of the last one, and tell the registry."""
+        known = max(state.step, running.checkpointed)
+        if row is None or row.step <= known or running.stopped:
+            return
+        await self._checkpoints.save(running.task.job_id, replace(state, step=row.step, latents=row.latents))
+        running.checkpointed = row.step
+        await self._worker.report_now(running, Checkpointed(row.step))
+
+    async def _store_latents(self, task: StageTask, row: RowState) -> None:
+        latents = check_finite(await asyncio.to_thread(row.latents.cpu))
         data = pack_latents(latents, self._model.name, self._model.dtype, task.spec)
         await self._store.put(latents_key(task.job_id), data, "application/octet-stream")
-        running.clock.lap("store")
 
-    def _denoise(self, running: RunningTask, embeds: dict[str, Tensor]) -> Tensor:
-        """[12, T, H/8, W/8] fp32 on the CPU."""
-        row = self._row(running.task.spec, embeds)
-        running.progress(row.step, row.num_steps)
-        while not row.done:
-            (row,) = denoise_step(self._transformer, [row])
-            running.progress(row.step, row.num_steps)
-        return check_finite(row.latents.cpu())
+    def _step(self, rows: Sequence[RowState]) -> list[RowState]:
+        """One step of a batch; returns when the device has done it, so that progress is true and a stop is prompt."""
+        begun = time.perf_counter()
+        stepped = denoise_step(self._transformer, rows)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        time.sleep(max(0.0, self._sampling.min_step_s - (time.perf_counter() - begun)))
+        return stepped
 
-    def _row(self, spec: VideoSpec, embeds: dict[str, Tensor]) -> RowState:
-        shape = latent_shape(spec)
-        if shape not in self._rope:  # one at a time: at 163 frames of 848x480 the tables are 546 MB
-            self._rope = {shape: rope_tables(self._transformer, shape)}
-        return start_row(self._transformer, spec, embeds, self._rope[shape])
+    def _row(self, state: SampleState) -> RowState:
+        shape = latent_shape(state.spec)
+        if shape not in self._rope:
+            in_use = {tuple(row.latents.shape) for row in self._loop.rows()}
+            self._rope = {kept: rope for kept, rope in self._rope.items() if kept in in_use}
+            self._rope[shape] = rope_tables(self._transformer, shape)
+        row = start_row(self._transformer, state.spec, state.embeds, self._rope[shape])
+        return replace(row, latents=state.latents.to(self._device), step=state.step)
 
     def _warm_up(self) -> None:
         """One guided step of the smallest video."""
@@ -83,8 +176,9 @@ class MochiSampler:
         spec = VideoSpec("", "", model.width.minimum, model.height.minimum, model.num_frames.minimum, 1, 2, 2.0, seed=0)
         zeros = torch.zeros(model.max_sequence_length, config.text_embed_dim)
         mask = torch.arange(model.max_sequence_length) < 1
-        names = {"prompt_embeds": zeros, "prompt_mask": mask, "negative_embeds": zeros, "negative_mask": mask}
-        denoise_step(self._transformer, [self._row(spec, names)])
+        embeds = {"prompt_embeds": zeros, "prompt_mask": mask, "negative_embeds": zeros, "negative_mask": mask}
+        rope = rope_tables(self._transformer, latent_shape(spec))
+        denoise_step(self._transformer, [start_row(self._transformer, spec, embeds, rope)])
 
 
 def check_finite(latents: Tensor) -> Tensor:
@@ -102,3 +196,11 @@ def pack_latents(latents: Tensor, model: str, dtype: DtypeName, spec: VideoSpec)
     """Safetensors with `latents` fp32 and, in its header, what they were made of."""
     made_of = {"format": LATENTS_FORMAT, "model": model, "dtype": dtype, "spec": json.dumps(asdict(spec))}
     return save({"latents": latents.float().contiguous()}, metadata=made_of)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

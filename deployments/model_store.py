@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
 from deployments.errors import PermanentError
 from deployments.settings import ModelSettings
@@ -31,6 +31,9 @@ OpenBucket = Callable[[str], ModelBucket]
 CACHE_VARIABLE = "MOCHI_SERVE_MODEL_CACHE"
 INDEX = "model_index.json"
 ALWAYS = ("scheduler",)
+FINGERPRINT_CHARS = 16
+SAMPLED_BYTES = 4096
+MAX_HEADER_BYTES = 100_000_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FORMS = (
     "write a folder (models/shapes), s3://bucket/prefix in the configured object store "
@@ -100,6 +103,63 @@ def read_index(folder: Path) -> dict[str, object]:
     if not isinstance(index, dict):
         raise PermanentError("model_incomplete", f"{folder / INDEX} must hold a JSON object")
     return index
+
+
+def model_fingerprint(folder: Path, parts: tuple[str, ...]) -> str:
+    """A short name for exactly these parts of a model: 16 hex digits, the same wherever the files lie.
+
+    A SHA-256 over the parts' JSON files and, of each safetensors file, its size, its header and the first 4 KiB of
+    every tensor. 20 GB of weights are told apart by a few MB read: training changes every tensor, and a change that
+    spares the first 4 KiB of all of them is the only one that goes unseen. Saved anew in other files is another model.
+
+    Raises:
+        PermanentError: `model_incomplete`, a part has no JSON or safetensors file or one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for part in sorted(set(parts)):
+        names = sorted(path.name for path in (folder / part).glob("*") if path.suffix in (".json", ".safetensors"))
+        if not names:
+            raise PermanentError("model_incomplete", f"{folder / part} has neither a config.json nor weights")
+        for name in names:
+            _hash_file(digest, f"{part}/{name}", folder / part / name)
+    return digest.hexdigest()[:FINGERPRINT_CHARS]
+
+
+def safetensors_header(file: BinaryIO) -> dict[str, Any]:
+    """The JSON header of a safetensors file, read from its beginning; `file` then stands at the first tensor's byte.
+
+    Raises:
+        ValueError: it has none.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise ValueError(f"no safetensors file: its header would be {length} bytes")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors file: its header must be a JSON object")
+    return header
+
+
+def _hash_file(digest: "hashlib._Hash", name: str, path: Path) -> None:
+    digest.update(f"{name} {path.stat().st_size}\n".encode())
+    try:
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+        else:
+            _hash_weights(digest, path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PermanentError("model_incomplete", f"{path} cannot be read: {error}") from error
+
+
+def _hash_weights(digest: "hashlib._Hash", path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        header = safetensors_header(file)
+        digest.update(json.dumps(header, sort_keys=True).encode())
+        start = file.tell()
+        tensors = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+        for begin, end in sorted(tensors.values()):
+            file.seek(start + begin)
+            digest.update(file.read(min(SAMPLED_BYTES, end - begin)))
 
 
 def _check_complete(folder: Path, parts: tuple[str, ...]) -> None:

@@ -101,12 +101,12 @@ class PromptEncoder:
         del downstream
         to = connections or connect(settings)
         device = replica_device()
-        set_threads(settings.stage.torch_threads)
+        set_threads(settings.torch_threads)
         model = settings.model
         folder = model_folder(model, PARTS, to.open_bucket)
         self._text = TextEncoder(folder, model.dtype, device, model.max_sequence_length)
         self._store = to.store
-        info = ReplicaInfo(to.replica, Stage.ENCODING, settings.stage.slots, describe_device(device), model.name)
+        info = ReplicaInfo(to.replica, Stage.ENCODING, settings.slots, describe_device(device), model.name)
         self._worker = StageWorker(info, to.link)
         self._worker.warm_up(lambda: self._text.encode("", ""))
 

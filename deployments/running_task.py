@@ -44,21 +44,34 @@ class Stopwatch:
 
 
 class RunningTask:
-    """A task being worked on: how the work asks to go on and tells its progress. Thread-safe."""
+    """A task being worked on: how the work asks to go on and tells its progress. Thread-safe.
 
-    def __init__(self, task: StageTask, executor: ThreadPoolExecutor) -> None:
+    Args:
+        news: set on the loop whenever there is progress to tell; the tasks of a replica share it.
+    """
+
+    def __init__(self, task: StageTask, executor: ThreadPoolExecutor, news: asyncio.Event) -> None:
         self.task = task
         self.latest: Progress | None = None
-        self.changed = asyncio.Event()
+        self.fresh = False
         self.moved_at = time.monotonic()
+        self.reported_at = self.moved_at
         self.clock = Stopwatch()
+        self.stopped = False
+        self.yielding: str | None = None
+        self.checkpointed = 0
+        self.begun_at: int | None = None
+        self._news = news
         self._executor = executor
         self._loop = asyncio.get_running_loop()
-        self.stopped = False
 
     def stop(self) -> None:
         """Make the next `check` raise."""
         self.stopped = True
+
+    def yield_(self, reason: str) -> None:
+        """Ask the work to let go at its next step, with its state kept; work that is short may end instead."""
+        self.yielding = reason
 
     def moved(self) -> None:
         """Note that the task is not stuck."""
@@ -69,11 +82,14 @@ class RunningTask:
         if self.stopped:
             raise StoppedError(f"{self.task.job_id} was stopped")
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, preview: bytes | None = None) -> None:
         """Tell the progress, then `check`. Cheap: the loop sends only the latest, a few times a second."""
-        self.latest = Progress(done, total)
+        self.begun_at = done if self.begun_at is None else self.begun_at
+        unsent = self.latest.preview if self.fresh and self.latest is not None else None
+        self.latest = Progress(done, total, self.begun_at, preview or unsent)
+        self.fresh = True
         self.moved()
-        self._loop.call_soon_threadsafe(self.changed.set)
+        self._loop.call_soon_threadsafe(self._news.set)
         self.check()
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

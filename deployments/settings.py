@@ -108,11 +108,24 @@ class StageSettings(Settings):
         return self
 
 
+class SamplingSettings(Settings):
+    """How the sampler batches, keeps and shows half-made videos."""
+
+    max_batch_tokens: int = Field(
+        50_000, ge=1, description="tokens (latent frames x height/16 x width/16, twice with guidance) of one pass"
+    )
+    checkpoint_s: float = Field(15, gt=0, description="sampling time between two checkpoints of a job")
+    preview_every: int = Field(5, ge=0, description="denoising steps between two previews; 0 turns them off")
+    min_step_s: float = Field(0, ge=0, description="a step takes at least this long: to rehearse with a small model")
+
+
 class WorkerSettings(Settings):
-    """All a model worker needs to know."""
+    """All a model worker needs to know, and no more: a replica is started anew when any of it changes."""
 
     registry: str
     namespace: str
     storage: StorageSettings
     model: ModelSettings
-    stage: StageSettings
+    sampling: SamplingSettings
+    slots: int
+    torch_threads: int | None

@@ -14,37 +14,54 @@ from typing import Any
 import torch
 
 from deployments.connections import Link
+from deployments.draining import end_if_terminated, is_draining
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
-from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, StageTask, Started
+from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
 from deployments.running_task import RunningTask, current_job, logger, without_grad
 
 ANNOUNCE_EVERY_S = 2.0
+DRAIN_POLL_S = 0.25
 REPORT_INTERVAL_S = 0.2
 HEARTBEAT_S = 5.0
 STALL_S = 900.0
 LEASE_LAPSED_S = 30.0
 RETRY_PAUSE_S = 1.0
 
-Work = Callable[[RunningTask], Awaitable[None]]
+Work = Callable[[RunningTask], Awaitable[Event | None]]
 
 
 class StageWorker:
-    """Runs the tasks of one replica and speaks for it to the registry. Made and used on the replica's loop."""
+    """Runs the tasks of one replica and speaks for it to the registry. Made and used on the replica's loop.
 
-    def __init__(self, info: ReplicaInfo, link: Link, lease_lapsed_s: float = LEASE_LAPSED_S) -> None:
+    Args:
+        lease_lapsed_s: how long the end of a task is reported again while the registry does not answer.
+        draining: tells that Serve wants this replica to leave.
+    """
+
+    def __init__(
+        self,
+        info: ReplicaInfo,
+        link: Link,
+        lease_lapsed_s: float = LEASE_LAPSED_S,
+        draining: Callable[[], bool] = is_draining,
+    ) -> None:
         self._info = info
         self._link = link
         self._lease_lapsed_s = lease_lapsed_s
+        self._draining = draining
         self._executor = ThreadPoolExecutor(info.slots, thread_name_prefix=info.stage.value)
         self._slots = asyncio.Semaphore(info.slots)
-        self._running: set[RunningTask] = set()
+        self._running: dict[str, RunningTask] = {}
+        self._news = asyncio.Event()
         self._sick: str | None = None
+        self._leaving: str | None = None
         self._loop = asyncio.get_running_loop()
-        self._announcing = self._loop.create_task(self._announce_forever())
+        forever = (self._announce_forever(), self._report_forever(), self._watch_draining())
+        self._background = [self._loop.create_task(part) for part in forever]
 
     def check_health(self) -> None:
         """Raises RuntimeError if the replica must be replaced."""
-        stalled = [r.task.job_id for r in self._running if _stalled(r)]
+        stalled = [r.task.job_id for r in self._running.values() if _stalled(r)]
         if stalled:
             self._sick = f"no step for {STALL_S:g} s in {', '.join(stalled)}"
         if self._sick:
@@ -52,15 +69,23 @@ class StageWorker:
 
     def close(self) -> None:
         """Stop announcing and tell what still runs to stop; does not wait. From any thread."""
-        for running in list(self._running):
+        for running in list(self._running.values()):
             running.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._announcing.cancel)
+            for task in self._background:
+                self._loop.call_soon_threadsafe(task.cancel)
 
     def warm_up(self, work: Callable[[], object]) -> None:
         """Run `work` in a model thread and wait, so that no job pays for what happens only once in a thread."""
         self._executor.submit(without_grad, work).result()
+
+    async def leave(self, reason: str) -> None:
+        """Take no more tasks and let go of those that can be parked. Returns when the registry was told."""
+        self._leaving = reason
+        for running in self._running.values():
+            running.yield_(reason)
+        await self._announce(wait=False)
 
     async def run(self, task: StageTask, work: Work) -> None:
         """Do one task and report all of it; returns when its slot is free again, never raises for a failed task.
@@ -68,7 +93,7 @@ class StageWorker:
         Raises:
             asyncio.CancelledError: the call was cancelled; the task was stopped and its thread has left.
         """
-        running = RunningTask(task, self._executor)
+        running = RunningTask(task, self._executor, self._news)
         inner = self._loop.create_task(self._run_in_slot(running, work))
         cancelled: asyncio.CancelledError | None = None
         while not inner.done():
@@ -80,29 +105,35 @@ class StageWorker:
         if cancelled:
             raise cancelled
 
+    async def report_now(self, running: RunningTask, event: Event) -> bool:
+        """Report once and heed the answer; whether the registry heard."""
+        heard, answer = await self._tell("report", Report(running.task.job_id, running.task.lease, event))
+        if heard:
+            _heed(running, answer)
+        return heard
+
     async def _run_in_slot(self, running: RunningTask, work: Work) -> None:
         current_job.set(running.task.job_id)
         await self._slots.acquire()
         running.moved()
-        self._running.add(running)
         try:
             await self._run_reporting(running, work)
         finally:
-            self._running.discard(running)
+            self._running.pop(running.task.lease, None)
             self._slots.release()
 
     async def _run_reporting(self, running: RunningTask, work: Work) -> None:
         if running.stopped:
             return
-        if self._sick:
-            await self._report_end(running, Failed("replica_unhealthy", f"the replica leaves: {self._sick}", True))
+        if gone := self._sick or self._leaving:
+            await self._report_end(running, Failed("replica_unhealthy", f"the replica leaves: {gone}", True))
             return
-        await self._report(running, Started(self._info.replica, self._info.device))
-        pump = self._loop.create_task(self._report_progress(running))
-        try:
-            end: Event | None = await self._work_to_end(running, work)
-        finally:
-            await _cancel(pump)
+        await self.report_now(running, Started(self._info.replica, self._info.device))
+        self._running[running.task.lease] = running
+        if self._leaving:
+            running.yield_(self._leaving)
+        end = await self._work_to_end(running, work)
+        self._running.pop(running.task.lease, None)
         if end is not None:
             await self._report_end(running, end)
 
@@ -112,57 +143,72 @@ class StageWorker:
         logger.info("%s begins, attempt %d", task.stage, task.attempt)
         try:
             running.check()
-            await work(running)
+            end = await work(running)
         except StoppedError:
             logger.info("%s stopped", task.stage)
             return None
         except Exception as error:
             failed = failure_of(error)
             if failed.code == "out_of_memory":
-                await self._fall_sick(failed.message)
+                self._sick = failed.message
+                await self.leave(failed.message)
             _log_failure(task, failed, error)
             return failed
-        logger.info("%s done: %s", task.stage, running.clock.seconds)
-        return Finished(dict(running.clock.seconds))
+        logger.info("%s %s: %s", task.stage, "done" if end is None else "parked", running.clock.seconds)
+        return end or Finished(dict(running.clock.seconds))
 
-    async def _fall_sick(self, reason: str) -> None:
-        """Take no more tasks: tell the registry before it hears of the failure and thinks the slot free."""
-        self._sick = reason
-        await self._announce()
-
-    async def _report_progress(self, running: RunningTask) -> None:
-        """Send the latest event as it changes, and as a heartbeat while a step is long, but not a stalled one."""
-        while not _stalled(running):
-            with_news = await _wait(running.changed, HEARTBEAT_S)
-            running.changed.clear()
-            await self._report(running, running.latest or Started(self._info.replica, self._info.device))
-            if with_news:
+    async def _report_forever(self) -> None:
+        """One call for all tasks with news, a few times a second; a heartbeat for those whose step is long."""
+        while True:
+            await _wait(self._news, HEARTBEAT_S)
+            self._news.clear()
+            if due := [running for running in self._running.values() if _is_due(running)]:
+                await self._report_all(due)
                 await asyncio.sleep(REPORT_INTERVAL_S)
 
-    async def _report(self, running: RunningTask, event: Event) -> bool:
-        """Report once and heed the answer; whether there was one."""
-        heard, answer = await self._tell("report", running.task.job_id, running.task.lease, event)
-        if answer == Directive.STOP:
-            running.stop()
-        return heard
+    async def _report_all(self, due: list[RunningTask]) -> None:
+        started = Started(self._info.replica, self._info.device)
+        reports = [Report(r.task.job_id, r.task.lease, r.latest or started) for r in due]
+        for running in due:
+            running.fresh = False
+            running.reported_at = time.monotonic()
+        heard, answers = await self._tell("report_all", reports)
+        for running, answer in zip(due, answers if heard else (), strict=False):
+            _heed(running, answer)
 
     async def _report_end(self, running: RunningTask, event: Event) -> None:
         """Report until the registry has heard it or the lease has surely lapsed."""
         deadline = time.monotonic() + self._lease_lapsed_s
-        while not await self._report(running, event):
+        while not await self.report_now(running, event):
             if time.monotonic() + RETRY_PAUSE_S >= deadline:
                 logger.error("gave up to report %s: the lease has lapsed", type(event).__name__)
                 return
             await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _announce_forever(self) -> None:
+        """The registry holds the call open and answers at once when it has a directive for this replica."""
         while True:
-            await self._announce()
-            await asyncio.sleep(ANNOUNCE_EVERY_S)
+            if not await self._announce(wait=True):
+                await asyncio.sleep(ANNOUNCE_EVERY_S)
 
-    async def _announce(self) -> None:
-        """Tell the registry of this replica; one that must be replaced has no slots."""
-        await self._tell("announce", replace(self._info, slots=0) if self._sick else self._info)
+    async def _announce(self, wait: bool) -> bool:
+        """Tell the registry of this replica; one that leaves has no slots. Whether the registry heard."""
+        info = replace(self._info, slots=0) if self._sick or self._leaving else self._info
+        heard, directives = await self._tell("announce", info, wait)
+        for lease, directive in (directives or {}).items():
+            if running := self._running.get(lease):
+                _heed(running, directive)
+        return heard
+
+    async def _watch_draining(self) -> None:
+        """Serve tells user code of a shutdown only when all its calls have ended; so look."""
+        while not self._draining():
+            await asyncio.sleep(DRAIN_POLL_S)
+        logger.info("%s: this replica is to leave; what it can park goes back", self._info.stage)
+        await self.leave("the replica was told to leave")
+        while self._running:
+            await asyncio.sleep(DRAIN_POLL_S)
+        end_if_terminated()
 
     async def _tell(self, method: str, *args: object) -> tuple[bool, Any]:
         """Whether the registry heard, and its answer. The work never fails because the registry does."""
@@ -173,6 +219,18 @@ class StageWorker:
         except Exception:
             logger.exception("%s failed, the next one follows", method)
         return False, None
+
+
+def _heed(running: RunningTask, directive: Directive) -> None:
+    if directive == Directive.STOP:
+        running.stop()
+    elif directive == Directive.YIELD:
+        running.yield_("the registry asked for it")
+
+
+def _is_due(running: RunningTask) -> bool:
+    """A stalled task has no heartbeat: its lease is to lapse."""
+    return running.fresh or (time.monotonic() - running.reported_at >= HEARTBEAT_S and not _stalled(running))
 
 
 def failure_of(error: Exception) -> Failed:
@@ -194,16 +252,10 @@ def _stalled(running: RunningTask) -> bool:
     return time.monotonic() - running.moved_at > STALL_S
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> bool:
-    """Whether the event came in time."""
-    try:  # not wait_for: before Python 3.12 it loses a cancellation that comes together with the event
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Until the event comes or the time is over. Not `wait_for`: in Python 3.11 that may swallow a cancellation."""
+    try:
         async with asyncio.timeout(seconds):
             await event.wait()
     except TimeoutError:
-        return False
-    return True
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+        return

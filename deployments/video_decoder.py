@@ -1,6 +1,7 @@
-"""Stage 3: latents to an mp4 and a poster."""
+"""Stage 3: latents to an mp4 and a poster; and once for a model, the map that its previews are made with."""
 
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from deployments.device import describe_device, replica_device, set_threads
 from deployments.errors import PermanentError
 from deployments.messages import ReplicaInfo, Stage, StageTask, VideoSpec, latents_key, poster_key, video_key
 from deployments.mochi_model import load_vae
-from deployments.model_store import model_folder
+from deployments.model_store import model_folder, safetensors_header
 from deployments.mp4_encoder import Mp4Writer, poster
+from deployments.preview import PreviewFit, keep_preview
 from deployments.running_task import RunningTask
 from deployments.settings import WorkerSettings
 from deployments.stage_worker import StageWorker
@@ -31,12 +33,14 @@ class VideoDecoder:
     def __init__(self, settings: WorkerSettings, connections: Connections | None = None) -> None:
         to = connections or connect(settings)
         self._device = replica_device()
-        set_threads(settings.stage.torch_threads)
+        set_threads(settings.torch_threads)
         model = settings.model
-        folder = model_folder(model, PARTS, to.open_bucket)
-        self._vae = load_vae(folder, model.dtype, self._device)
+        self._folder = model_folder(model, PARTS, to.open_bucket)
+        self._vae = load_vae(self._folder, model.dtype, self._device)
         self._decoder = StreamingDecoder(self._vae)
         self._store = to.store
+        self._mapped: set[str] = set()
+        self._fitted: tuple[str, PreviewFit] | None = None
         info = ReplicaInfo(to.replica, Stage.DECODING, 1, describe_device(self._device), model.name)
         self._worker = StageWorker(info, to.link)
         shape = (12, 2, model.height.minimum // SPATIAL_COMPRESSION, model.width.minimum // SPATIAL_COMPRESSION)
@@ -45,6 +49,7 @@ class VideoDecoder:
     async def run(self, task: StageTask) -> None:
         """Do one task; everything is told to the registry by reports."""
         await self._worker.run(task, self._decode)
+        await self._keep_preview()
 
     async def check_health(self) -> None:
         self._worker.check_health()
@@ -55,22 +60,32 @@ class VideoDecoder:
 
     async def _decode(self, running: RunningTask) -> None:
         job_id, clock = running.task.job_id, running.clock
-        latents = load(await self._store.get(latents_key(job_id)))["latents"]
+        data = await self._store.get(latents_key(job_id))
+        latents, revision = load(data)["latents"], made_by(data)
+        fit = PreviewFit() if revision and revision not in self._mapped else None
         clock.lap("load")
         with tempfile.TemporaryDirectory(prefix="mochi-serve-") as folder:
             path = Path(folder) / "video.mp4"
-            image = await running.in_thread(self._write_video, running, latents, path)
+            image = await running.in_thread(self._write_video, running, latents, path, fit)
             await self._store.put(poster_key(job_id), image, "image/webp")
             await self._store.put_file(video_key(job_id), path, "video/mp4")
         clock.lap("store")
+        if revision and fit:
+            self._fitted = revision, fit
 
-    def _write_video(self, running: RunningTask, latents: Tensor, path: Path) -> bytes:
+    async def _keep_preview(self) -> None:
+        """After the job's end was reported: it waits for no preview and does not fail with one."""
+        fitted, self._fitted = self._fitted, None
+        if fitted and await keep_preview(self._folder, self._store, *fitted):
+            self._mapped.add(fitted[0])
+
+    def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> bytes:
         """Write the mp4; returns the poster."""
         spec = running.task.spec
         check_latents(latents, spec)
         writer = Mp4Writer(path, spec.width, spec.height, spec.fps)
         try:
-            image = self._feed(writer, running, latents)
+            image = self._feed(writer, running, latents, fit)
             writer.finish()
         except BaseException:
             writer.kill()
@@ -78,18 +93,20 @@ class VideoDecoder:
         running.clock.lap("mp4")
         return image
 
-    def _feed(self, writer: Mp4Writer, running: RunningTask, latents: Tensor) -> bytes:
+    def _feed(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> bytes:
         """Decode piece by piece into the writer; returns a poster of the middle frame."""
         spec, clock = running.task.spec, running.clock
         done, image = 0, b""
         running.progress(done, spec.num_frames)
-        for piece in self._decoder.decode(self._to_vae(latents)):
+        for index, piece in enumerate(self._decoder.decode(self._to_vae(latents))):
             frames = to_uint8(piece).cpu()
             clock.lap("decode")
             writer.write(frames)
             middle = spec.num_frames // 2 - done
             if 0 <= middle < len(frames):
                 image = poster(frames[middle])
+            if fit:
+                fit.add(latents[:, index], frames)
             done += len(frames)
             clock.lap("mp4")
             running.progress(done, spec.num_frames)
@@ -97,6 +114,12 @@ class VideoDecoder:
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         return denormalise(self._vae, latents.to(self._device)).to(self._vae.dtype)
+
+
+def made_by(data: bytes) -> str:
+    """The revision of the transformer that made these latents, from their header; empty if it does not say."""
+    revision = safetensors_header(BytesIO(data)).get("__metadata__", {}).get("revision", "")
+    return str(revision)
 
 
 def check_latents(latents: Tensor, spec: VideoSpec) -> None:

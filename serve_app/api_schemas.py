@@ -45,8 +45,13 @@ class Video(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     seed: int
+    exact: bool = Field(description="sampled in passes of its own, so that it is the same bit for bit each time")
     state: JobState = Field(description="the exact state, where status is OpenAI's view of it")
     step: int = Field(description="denoising steps done of num_inference_steps")
+    checkpoint_step: int = Field(description="the step that is safe in storage: a new attempt begins there")
+    steps_run: int = Field(
+        description="denoising steps run in all; more than num_inference_steps only if some were lost with a process"
+    )
     attempt: int = Field(description="1 and up; grows when a stage was lost or failed and is tried again")
     timings: dict[str, float] = Field(description="wall time in seconds by part of the work")
 
@@ -108,12 +113,15 @@ class ErrorEnvelope(BaseModel):
 
 
 class Replica(BaseModel):
-    """A model replica that has announced itself. slots: how many jobs it works on at once."""
+    """A model replica that has announced itself."""
 
     replica: str
     device: str
     model: str
-    slots: int
+    slots: int = Field(description="how many jobs it works on at once, 0 if it takes no more")
+    max_tokens: int | None = Field(
+        description="latent frames x height/16 x width/16 of the largest video that fits its memory, if known"
+    )
 
 
 class HealthReport(BaseModel):
@@ -148,8 +156,11 @@ def to_video(job: Job) -> Video:
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         seed=spec.seed,
+        exact=spec.exact,
         state=job.state,
         step=job.step,
+        checkpoint_step=job.checkpoint_step,
+        steps_run=job.steps_run,
         attempt=job.attempt,
         timings=job.seconds,
     )
@@ -205,7 +216,13 @@ def _not_ready(missing: list[str]) -> ErrorBody:
 
 
 def _replica(info: ReplicaInfo) -> Replica:
-    return Replica(replica=info.replica, device=info.device, model=info.model, slots=info.slots)
+    return Replica(
+        replica=info.replica,
+        device=info.device,
+        model=info.model,
+        slots=info.slots,
+        max_tokens=info.max_tokens,
+    )
 
 
 def _status(state: JobState) -> Status:

@@ -18,6 +18,8 @@ from serve_app.local_storage import LocalStorage
 from serve_app.stage_router import StageRouter
 
 REGISTRY = "JobRegistry"
+# How soon a replica that was killed is replaced.
+HEALTH_CHECK_PERIOD_S = 3
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
@@ -74,6 +76,8 @@ def _stage(
         ray_actor_options=resources,
         max_ongoing_requests=of.slots,
         graceful_shutdown_timeout_s=of.graceful_shutdown_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         autoscaling_config=AutoscalingConfig(
             min_replicas=of.min_replicas,
             max_replicas=of.max_replicas,

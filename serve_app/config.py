@@ -14,7 +14,14 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from deployments.settings import ModelSettings, Settings, StageSettings, StorageSettings, WorkerSettings
+from deployments.settings import (
+    ModelSettings,
+    SamplingSettings,
+    Settings,
+    StageSettings,
+    StorageSettings,
+    WorkerSettings,
+)
 from serve_app.errors import ConfigError
 
 PROFILE_VARIABLE = "MOCHI_SERVE_CONFIG"
@@ -77,6 +84,7 @@ class AppSettings(Settings):
     ingress: IngressSettings = IngressSettings()
     jobs: JobSettings = JobSettings()
     model: ModelSettings
+    sampling: SamplingSettings = SamplingSettings()
     encoder: StageSettings
     sampler: StageSettings
     decoder: StageSettings
@@ -90,7 +98,13 @@ class AppSettings(Settings):
     def worker(self, stage: StageSettings, registry: str) -> WorkerSettings:
         """The part of the tree that one model worker sees."""
         return WorkerSettings(
-            registry=registry, namespace=self.namespace, storage=self.storage, model=self.model, stage=stage
+            registry=registry,
+            namespace=self.namespace,
+            storage=self.storage,
+            model=self.model,
+            sampling=self.sampling,
+            slots=stage.slots,
+            torch_threads=stage.torch_threads,
         )
 
 

@@ -93,6 +93,38 @@ class VideoNotReadyError(InvalidRequestError):
     default_code = "video_not_ready"
 
 
+class VideoFinalError(InvalidRequestError):
+    """The video cannot be cancelled any more: it is completed, or failed."""
+
+    status = 409
+    default_code = "video_final"
+
+
+class TooLargeError(InvalidRequestError):
+    """No sampler has the memory for this video, now or later.
+
+    Args:
+        tokens: of the video, latent frames x height/16 x width/16.
+        max_tokens: of the largest that fits.
+        advice: what to ask for instead; the registry leaves it to the ingress.
+    """
+
+    default_code = "too_large"
+
+    def __init__(self, tokens: int, max_tokens: int, advice: str = "") -> None:
+        told = (
+            f"The video is too large for the samplers' memory: it has {tokens} tokens "
+            f"(latent frames x height/16 x width/16), at most {max_tokens} fit."
+        )
+        super().__init__(f"{told} {advice}".rstrip(), "size")
+        self.tokens = tokens
+        self.max_tokens = max_tokens
+        self.advice = advice
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
+        return type(self), (self.tokens, self.max_tokens, self.advice)
+
+
 class BodyTooLargeError(InvalidRequestError):
     """The request's body is longer than the ingress takes."""
 

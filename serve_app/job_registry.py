@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from deployments.messages import (
+    Checkpointed,
     Directive,
-    Event,
     Failed,
     Finished,
+    Parked,
     Progress,
     ReplicaInfo,
+    Report,
     Stage,
     StageTask,
     Started,
@@ -26,10 +28,11 @@ from deployments.messages import (
 from serve_app import job_store
 from serve_app.config import JobSettings
 from serve_app.database import Database
-from serve_app.errors import NoReplicaError
+from serve_app.errors import NoReplicaError, TooLargeError
+from serve_app.fitting import memory_limit, sample_tokens
 from serve_app.job_store import Order
 from serve_app.jobs import Health, Job, JobError, JobPage, JobState, overall_progress, retry_pause
-from serve_app.leases import Lease, LeaseTable, ReplicaTable
+from serve_app.leases import Lease, LeaseTable, Mailbox, ReplicaTable
 
 log = logging.getLogger("ray.serve")
 
@@ -37,6 +40,7 @@ Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
 
 TICK_S = 1.0
 FORGET_REPLICA_S = 10.0
+HOLD_S = 2.0
 
 
 class JobRegistry:
@@ -57,6 +61,7 @@ class JobRegistry:
         self._alone = database_url.startswith("sqlite")
         self._leases = LeaseTable(settings.lease_s)
         self._replicas = ReplicaTable(FORGET_REPLICA_S)
+        self._mailbox = Mailbox()
         self._calls: dict[str, Stage] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -74,10 +79,23 @@ class JobRegistry:
     # What the ingress asks
 
     async def submit(self, job_id: str, model: str, spec: VideoSpec) -> Job:
-        """Make the job durable, then answer. The same id again gives the same job."""
+        """Make the job durable, then answer. The same id again gives the same job.
+
+        Raises:
+            TooLargeError: none of the samplers has the memory for it; nothing was written.
+        """
+        await self._check_memory(job_id, spec)
         job = await self._database.run(job_store.insert_job, job_id, model, spec, time.time())
         self._wake.set()
         return job
+
+    async def _check_memory(self, job_id: str, spec: VideoSpec) -> None:
+        """What was accepted before, when the limit was not known, stays accepted."""
+        tokens, limit = sample_tokens(spec), memory_limit(self._replicas.alive(Stage.SAMPLING, time.monotonic()))
+        if limit is None or tokens <= limit:
+            return
+        if await self._database.run(job_store.get_job, job_id) is None:
+            raise TooLargeError(tokens, limit)
 
     async def get(self, job_id: str) -> Job | None:
         """The job with its newest progress, or None."""
@@ -97,6 +115,33 @@ class JobRegistry:
             queue[state] = queue.get(state, 0) + count
         return Health({stage: tuple(self._replicas.alive(stage, now)) for stage in Stage}, queue)
 
+    async def cancel(self, job_id: str) -> Job | None:
+        """End the job; whoever works on it stops at its next step. None if it is unknown."""
+        lease = self._leases.of_job(job_id)
+        job = await self._database.run(job_store.cancel, job_id, time.time())
+        if lease is not None and job is not None and job.state is JobState.CANCELLED:
+            self._leases.drop(lease)
+            self._tell(lease, Directive.STOP)
+        return job
+
+    async def park(self, job_id: str) -> bool:
+        """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
+        lease = self._leases.of_job(job_id)
+        if lease is None or lease.stage is not Stage.SAMPLING:
+            return False
+        lease.directive = Directive.YIELD
+        self._tell(lease, Directive.YIELD)
+        return True
+
+    async def preview(self, job_id: str) -> bytes | None:
+        """The newest picture of a video that is being sampled, WebP."""
+        lease = self._leases.of_job(job_id)
+        return None if lease is None else lease.preview
+
+    def _tell(self, lease: Lease, directive: Directive) -> None:
+        if lease.replica is not None:
+            self._mailbox.post(lease.replica, lease.token, directive)
+
     async def history(self, job_id: str) -> list[tuple[float, str, str]]:
         """The job's moves: time, state, note."""
         return await self._database.run(job_store.history, job_id)
@@ -110,48 +155,88 @@ class JobRegistry:
 
     # What the workers say
 
-    async def announce(self, info: ReplicaInfo) -> None:
-        """A replica is there; repeated every few seconds."""
+    async def announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
+        """A replica is there; it calls again and again.
+
+        Args:
+            wait: hold the call open for a moment, so that a directive for the replica reaches it at once.
+
+        Returns:
+            Directives for its leases, by lease.
+        """
         if self._replicas.announce(info, time.monotonic()):
             log.info(f"{info.stage}: replica {info.replica} is ready on {info.device}, {info.slots} slots")
             self._wake.set()
+        return await self._mailbox.collect(info.replica, HOLD_S if wait else 0)
 
-    async def report(self, job_id: str, token: str, event: Event) -> Directive:
-        """Take a worker's event. `stop` means: the lease is not yours any more."""
+    async def report_all(self, reports: list[Report]) -> list[Directive]:
+        """Take what a replica tells of its tasks; the answers in the same order."""
+        return [await self.report(report) for report in reports]
+
+    async def report(self, report: Report) -> Directive:
+        """Take a worker's event. `stop` means: the lease is not yours any more; `yield`: park it at the next step."""
         await self._leases_known.wait()
-        lease = self._leases.held(job_id, token)
+        lease = self._leases.held(report.job_id, report.lease)
         if lease is None:
             return Directive.STOP
         self._leases.renew(lease, time.monotonic())
-        match event:
-            case Started():
-                log.info(f"[{job_id}] {lease.stage} on {event.replica} ({event.device})")
-            case Progress():
+        match report.event:
+            case Started(replica, device):
+                lease.replica = replica
+                if not lease.begun:
+                    lease.begun = True
+                    log.info(f"[{lease.job_id}] {lease.stage} on {replica} ({device})")
+            case Progress() as event:
                 await self._progress(lease, event)
-            case Finished():
+            case Checkpointed(step):
+                await self._database.run(job_store.keep_checkpoint, lease.job_id, lease.token, step)
+            case Parked() as event:
+                await self._parked(lease, event)
+            case Finished() as event:
                 await self._finish(lease, event)
-            case Failed():
+            case Failed() as event:
                 await self._attempt_failed(lease, event)
-        return Directive.CONTINUE
+        return lease.directive
 
     async def _progress(self, lease: Lease, event: Progress) -> None:
         if lease.stage is Stage.SAMPLING:
+            if not lease.stepped:  # a refused checkpoint makes the replica begin earlier than was thought
+                lease.stepped, lease.counted_step = True, min(lease.counted_step, event.begun_at)
             lease.step = event.done
+        lease.preview = event.preview or lease.preview
         lease.progress = overall_progress(lease.stage, event.done, event.total)
         now = time.monotonic()
         if self._leases.needs_saving(lease, now):
             lease.saved_at = now
             expires = time.time() + self._settings.lease_s
-            saved = (lease.job_id, lease.token, expires, lease.step, lease.progress)
+            saved = (lease.job_id, lease.token, expires, lease.step, lease.progress, lease.uncounted_steps)
+            lease.counted_step = lease.step
             await self._database.run(job_store.renew, *saved)
+
+    async def _parked(self, lease: Lease, event: Parked) -> None:
+        lease.step = event.step
+        kept = (lease.job_id, lease.token, time.time(), event.step, lease.uncounted_steps, f"parked: {event.reason}")
+        job = await self._database.run(job_store.park, *kept)
+        self._leases.drop(lease)
+        self._wake.set()
+        if job is not None:
+            log.info(f"[{job.id}] parked at step {event.step}: {event.reason}")
 
     async def _finish(self, lease: Lease, event: Finished) -> None:
         ended = (lease.job_id, lease.token, event.seconds, time.time())
-        job = await self._database.run(job_store.finish_stage, *ended)
+        job = await self._database.run(job_store.finish_stage, *ended, await self._steps_to_count(lease))
         self._leases.drop(lease)
         self._wake.set()
         if job is not None:
             log.info(f"[{job.id}] {lease.stage} done, now {job.state}")
+
+    async def _steps_to_count(self, lease: Lease) -> int:
+        """A sampler that is done has run all steps, whatever its last report said."""
+        if lease.stage is not Stage.SAMPLING:
+            return 0
+        job = await self._database.run(job_store.get_job, lease.job_id)
+        lease.step = lease.step if job is None else job.spec.num_inference_steps
+        return lease.uncounted_steps
 
     # Attempts that did not succeed
 
@@ -163,7 +248,8 @@ class JobRegistry:
             now = time.time()
             if error is None:
                 pause = retry_pause(job.attempt + 1, self._settings.retry_pause_s, self._settings.max_retry_pause_s)
-                again = (job.id, lease.token, now, now + pause, f"{event.code}: {event.message}")
+                note = f"{event.code}: {event.message}"
+                again = (job.id, lease.token, now, now + pause, note, lease.uncounted_steps)
                 await self._database.run(job_store.retry, *again)
                 log.warning(
                     f"[{job.id}] attempt {job.attempt} of {lease.stage} failed ({event.code}: {event.message}); "
@@ -216,7 +302,8 @@ class JobRegistry:
                 continue
             lease = Lease(job.id, job.lease, job.stage, now, now)
             if job.lease_owner == self._owner:
-                self._leases.grant(job.id, job.lease, job.stage, now, job.step, job.progress)
+                going_on = self._leases.grant(job.id, job.lease, job.stage, now, job.step, job.progress)
+                going_on.begun = going_on.stepped = True
             elif self._alone:
                 await self._lost(lease, "the server was stopped")
         return 0.0
@@ -271,7 +358,7 @@ class JobRegistry:
         def chosen(replica: str) -> None:
             lease.replica = replica
 
-        task = StageTask(job.id, lease.token, lease.stage, job.attempt, job.spec)
+        task = StageTask(job.id, lease.token, lease.stage, job.attempt, job.spec, job.checkpoint_step)
         try:
             await self._send(task, chosen)
             why = "the replica ended its call without a result"

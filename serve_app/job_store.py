@@ -91,19 +91,33 @@ def claim(connection: Connection, stage: Stage, leases: list[str], owner: str, n
     return claimed
 
 
-def renew(connection: Connection, job_id: str, lease: str, expires_at: float, step: int, progress: float) -> bool:
-    """Extend the lease and keep the progress; False if the lease is no longer this one."""
+def renew(
+    connection: Connection, job_id: str, lease: str, expires_at: float, step: int, progress: float, steps_run: int
+) -> bool:
+    """Extend the lease, keep the progress and count `steps_run` more; False if the lease is no longer this one."""
     query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
-    changed = connection.execute(query.values(lease_expires_at=expires_at, step=step, progress=progress)).rowcount
-    return bool(changed)
+    counted = jobs.c.steps_run + steps_run
+    values = {"lease_expires_at": expires_at, "step": step, "progress": progress, "steps_run": counted}
+    return bool(connection.execute(query.values(**values)).rowcount)
 
 
-def finish_stage(connection: Connection, job_id: str, lease: str, seconds: dict[str, float], now: float) -> Job | None:
+def keep_checkpoint(connection: Connection, job_id: str, lease: str, step: int) -> bool:
+    """A new attempt may begin at `step`; False if the lease is no longer this one."""
+    query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
+    return bool(connection.execute(query.values(checkpoint_step=step)).rowcount)
+
+
+def finish_stage(
+    connection: Connection, job_id: str, lease: str, seconds: dict[str, float], now: float, steps_run: int = 0
+) -> Job | None:
     """The stage's output is in storage: on to the next stage, or completed. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    spent = {"seconds": {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}}
+    spent = {
+        "seconds": {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}},
+        "steps_run": job.steps_run + steps_run,
+    }
     following = NEXT_STAGE[job.stage]
     if following is None:
         done = {"completed_at": now, "progress": 1.0, **spent}
@@ -126,13 +140,43 @@ def give_back(connection: Connection, job_id: str, lease: str, now: float, note:
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now)
 
 
-def retry(connection: Connection, job_id: str, lease: str, now: float, available_at: float, note: str) -> Job | None:
-    """Back to the queue of the same stage for another attempt, not before `available_at`."""
+def park(
+    connection: Connection, job_id: str, lease: str, now: float, step: int, steps_run: int, note: str
+) -> Job | None:
+    """Back to the queue with all `step` steps kept; costs no attempt."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    again = {"attempt": job.attempt + 1, "available_at": available_at}
+    kept = {"step": step, "checkpoint_step": step, "steps_run": job.steps_run + steps_run, "available_at": now}
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **kept)
+
+
+def retry(
+    connection: Connection,
+    job_id: str,
+    lease: str,
+    now: float,
+    available_at: float,
+    note: str,
+    steps_run: int = 0,
+) -> Job | None:
+    """Back to the queue of the same stage for another attempt from the last checkpoint, not before `available_at`."""
+    job = _held(connection, job_id, lease)
+    if job is None:
+        return None
+    again = {"attempt": job.attempt + 1, "available_at": available_at, "steps_run": job.steps_run + steps_run}
+    if job.stage is Stage.SAMPLING:
+        again["step"] = job.checkpoint_step
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again)
+
+
+def cancel(connection: Connection, job_id: str, now: float) -> Job | None:
+    """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is."""
+    job = get_job(connection, job_id)
+    if job is None or job.final:
+        return job
+    why = {"error_code": "cancelled", "error_message": "the job was cancelled", "completed_at": now}
+    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **why)
 
 
 def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError) -> Job | None:

@@ -63,7 +63,9 @@ class Job:
     """A job as the registry tells it. Times are Unix seconds.
 
     stage: the stage it runs or waits for. attempt: 1 and up; grows when a stage was lost or failed.
-    step: denoising steps done of spec.num_inference_steps. seconds: wall time by stage and part.
+    step: denoising steps done of spec.num_inference_steps. checkpoint_step: the step that a new attempt begins at.
+    steps_run: denoising steps run in all, as reported; more than `step` only if some were lost and run again.
+    seconds: wall time by stage and part.
     """
 
     id: str
@@ -74,6 +76,8 @@ class Job:
     attempt: int
     created_at: float
     step: int = 0
+    checkpoint_step: int = 0
+    steps_run: int = 0
     progress: float = 0.0
     started_at: float | None = None
     completed_at: float | None = None

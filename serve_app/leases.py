@@ -1,12 +1,14 @@
-"""Who works on what, in memory: leases with monotonic deadlines, and the slots that replicas announced. Pure.
+"""Who works on what, in memory: leases with monotonic deadlines, the slots that replicas announced, and
+what they are to be told.
 
 SQL holds the truth about a lease; this is the registry's own view of it, so that a report costs no query and a jump of
 the wall clock lapses nothing.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 
-from deployments.messages import ReplicaInfo, Stage
+from deployments.messages import Directive, ReplicaInfo, Stage
 
 
 @dataclass(slots=True)
@@ -14,6 +16,8 @@ class Lease:
     """One replica's hold on one stage of one job.
 
     deadline, saved_at: seconds on the monotonic clock. step: denoising steps done. progress: of the whole job, 0 to 1.
+    begun, stepped: its replica has said so. counted_step: up to here, steps are in the job's `steps_run`.
+    directive: what reports are answered. preview: the newest picture of the half-made video, WebP.
     """
 
     job_id: str
@@ -23,7 +27,16 @@ class Lease:
     saved_at: float
     replica: str | None = None
     step: int = 0
+    counted_step: int = 0
     progress: float = 0.0
+    begun: bool = False
+    stepped: bool = False
+    directive: Directive = Directive.CONTINUE
+    preview: bytes | None = None
+
+    @property
+    def uncounted_steps(self) -> int:
+        return max(0, self.step - self.counted_step)
 
 
 @dataclass(slots=True)
@@ -34,7 +47,7 @@ class LeaseTable:
     _by_job: dict[str, Lease] = field(default_factory=dict)
 
     def grant(self, job_id: str, token: str, stage: Stage, now: float, step: int, progress: float) -> Lease:
-        lease = Lease(job_id, token, stage, now + self.lease_s, now, step=step, progress=progress)
+        lease = Lease(job_id, token, stage, now + self.lease_s, now, step=step, counted_step=step, progress=progress)
         self._by_job[job_id] = lease
         return lease
 
@@ -87,3 +100,29 @@ class ReplicaTable:
 
     def prune(self, now: float) -> None:
         self._seen = {k: v for k, v in self._seen.items() if now - v[1] < self.forget_s}
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """Directives on their way to the replicas, which hold a call open for them."""
+
+    _mail: dict[str, dict[str, Directive]] = field(default_factory=dict)
+    _bells: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def post(self, replica: str, lease: str, directive: Directive) -> None:
+        self._mail.setdefault(replica, {})[lease] = directive
+        if replica in self._bells:
+            self._bells[replica].set()
+
+    async def collect(self, replica: str, wait_s: float) -> dict[str, Directive]:
+        """What is there for the replica, or comes within wait_s seconds; by lease."""
+        bell = self._bells[replica] = asyncio.Event()
+        if replica not in self._mail and wait_s > 0:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await bell.wait()
+            except TimeoutError:
+                pass
+        if self._bells.get(replica) is bell:
+            del self._bells[replica]
+        return self._mail.pop(replica, {})

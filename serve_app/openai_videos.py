@@ -10,9 +10,8 @@ from serve_app.jobs import Job
 from serve_app.request_body import CONTENT_TYPES, read_fields
 from serve_app.request_schema import VideoRequest, request_schema
 from serve_app.services import Order, Services
-from serve_app.video_content import CONTENT_RESPONSES, send_content
+from serve_app.video_content import CONTENT_RESPONSES, ContentVariant, send_content
 from serve_app.video_requests import VideoRequests
-from serve_app.video_storage import Variant
 
 POLL_HEADER = "openai-poll-after-ms"
 # OpenAI's clients keep the interval of their first poll, so it must suit a video of a second and one of minutes.
@@ -37,6 +36,7 @@ class OpenAIVideos:
         app.add_api_route("/v1/videos", self.create, methods=["POST"], name="create_video", **create_docs)
         app.add_api_route("/v1/videos", self.list, methods=["GET"], name="list_videos", **docs)
         app.add_api_route("/v1/videos/{video_id}", self.retrieve, methods=["GET"], name="retrieve_video", **docs)
+        app.add_api_route("/v1/videos/{video_id}/cancel", self.cancel, methods=["POST"], name="cancel_video", **docs)
         path = "/v1/videos/{video_id}/content"
         app.add_api_route(path, self.content, methods=["GET"], name="download_content", **content)
         app.add_api_route(path, self.content, methods=["HEAD"], include_in_schema=False)
@@ -58,8 +58,15 @@ class OpenAIVideos:
         hint_poll(job, response)
         return to_video(job)
 
-    async def content(self, request: Request, video_id: str, variant: Variant = "video") -> Response:
-        """Download the mp4 or the poster of a completed video; takes Range, If-Range and If-None-Match."""
+    async def cancel(self, video_id: str) -> Video:
+        """Stop the making of a video at its next step; 409 if it is completed or failed."""
+        return to_video(await self._services.cancel(video_id))
+
+    async def content(self, request: Request, video_id: str, variant: ContentVariant = "video") -> Response:
+        """Download the mp4 or the poster of a completed video, or the newest preview of one that is being sampled.
+
+        The files take Range, If-Range and If-None-Match; the preview is sent whole.
+        """
         return await send_content(self._services, request, video_id, variant)
 
     async def models(self) -> ModelList:

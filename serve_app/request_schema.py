@@ -37,6 +37,7 @@ class VideoRequest(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     seed: int | None
+    exact: bool
 
 
 def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt") -> type[VideoRequest]:
@@ -67,6 +68,10 @@ def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt"
         "seed": (
             Annotated[int, Field(ge=0, le=MAX_SEED)] | None,
             Field(None, description=f"an integer from 0 to {MAX_SEED}; without it one is drawn"),
+        ),
+        "exact": (
+            bool,
+            Field(False, description="true or false; true gives the same bits each time on the same kind of device"),
         ),
     }
     return create_model(name, __base__=VideoRequest, **fields)

@@ -17,6 +17,8 @@ jobs = Table(
     Column("stage", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("step", Integer, nullable=False),
+    Column("checkpoint_step", Integer, nullable=False, server_default="0"),
+    Column("steps_run", Integer, nullable=False, server_default="0"),
     Column("progress", Double, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),

@@ -9,8 +9,15 @@ from typing import Any, Literal, Protocol
 from deployments.messages import VideoSpec
 from deployments.object_store import ObjectInfo
 from serve_app.config import AppSettings
-from serve_app.errors import InvalidRequestError, NotFoundError, UnknownJobError
-from serve_app.jobs import Health, Job, JobPage
+from serve_app.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    TooLargeError,
+    UnknownJobError,
+    VideoFinalError,
+)
+from serve_app.fitting import advice
+from serve_app.jobs import Health, Job, JobPage, JobState
 from serve_app.prompt_limits import CountTokens
 from serve_app.video_storage import Variant
 from serve_app.wording import shown
@@ -54,16 +61,48 @@ class Services:
         """Make a job of the spec and return it once it is durable.
 
         The id is made here, so that a call repeated after a lost answer is the same job.
+
+        Raises:
+            TooLargeError: no sampler has the memory for it; names what would fit.
         """
         job_id = f"video_{uuid.uuid4().hex}"
-        job: Job = await self.registry.call("submit", job_id, self.settings.model.name, spec)
+        model = self.settings.model
+        try:
+            job: Job = await self.registry.call("submit", job_id, model.name, spec)
+        except TooLargeError as error:
+            instead = advice(model, error.max_tokens, spec)
+            raise TooLargeError(error.tokens, error.max_tokens, instead) from None
         return job
 
     async def job(self, job_id: str) -> Job:
         """Raises NotFoundError for an unknown id and for what is no id at all."""
+        return await self._of_job("get", job_id)
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job that is not final; one that was cancelled before is returned as it is.
+
+        Raises:
+            NotFoundError: there is no such job.
+            VideoFinalError: it is completed, or failed.
+        """
+        job = await self._of_job("cancel", job_id)
+        if job.state is not JobState.CANCELLED:
+            # OpenAI's clients repeat a 409 unless this header says that it is in vain.
+            headers = {"x-should-retry": "false"}
+            raise VideoFinalError(f"The video is {job.state}; there is nothing to cancel.", "video_id", headers=headers)
+        return job
+
+    async def preview(self, job_id: str) -> bytes | None:
+        """The newest picture (WebP) of a video that is being sampled, if there is one."""
+        if not _JOB_ID.fullmatch(job_id):
+            return None
+        picture: bytes | None = await self.registry.call("preview", job_id)
+        return picture
+
+    async def _of_job(self, method: str, job_id: str) -> Job:
         job: Job | None = None
         if _JOB_ID.fullmatch(job_id):
-            job = await self.registry.call("get", job_id)
+            job = await self.registry.call(method, job_id)
         if job is None:
             raise NotFoundError(f"There is no video {shown(job_id)}.", "video_id", "video_not_found")
         return job

@@ -11,9 +11,8 @@ from serve_app.openai_videos import After, Limit, hint_poll, request_body_docs
 from serve_app.request_body import read_fields
 from serve_app.request_schema import request_schema
 from serve_app.services import Order, Services
-from serve_app.video_content import CONTENT_RESPONSES, send_content
+from serve_app.video_content import CONTENT_RESPONSES, ContentVariant, send_content
 from serve_app.video_requests import VideoRequests
-from serve_app.video_storage import Variant
 
 
 class SimpleRoutes:
@@ -31,6 +30,7 @@ class SimpleRoutes:
         health = {**docs, "responses": {**ERROR_RESPONSES, 503: {"model": HealthReport}}}
         app.add_api_route("/generate", self.generate, methods=["POST"], **generate)
         app.add_api_route("/status/{video_id}", self.status, methods=["GET"], **docs)
+        app.add_api_route("/cancel/{video_id}", self.cancel, methods=["POST"], **docs)
         app.add_api_route("/download/{video_id}", self.download, methods=["GET"], **content)
         app.add_api_route("/download/{video_id}", self.download, methods=["HEAD"], include_in_schema=False)
         app.add_api_route("/jobs", self.jobs, methods=["GET"], **docs)
@@ -49,8 +49,15 @@ class SimpleRoutes:
         hint_poll(job, response)
         return to_video(job)
 
-    async def download(self, request: Request, video_id: str, variant: Variant = "video") -> Response:
-        """Download the mp4 or the poster of a completed video; takes Range, If-Range and If-None-Match."""
+    async def cancel(self, video_id: str) -> Video:
+        """Stop the making of a video at its next step; 409 if it is completed or failed."""
+        return to_video(await self._services.cancel(video_id))
+
+    async def download(self, request: Request, video_id: str, variant: ContentVariant = "video") -> Response:
+        """Download the mp4 or the poster of a completed video, or the newest preview of one that is being sampled.
+
+        The files take Range, If-Range and If-None-Match; the preview is sent whole.
+        """
         return await send_content(self._services, request, video_id, variant)
 
     async def jobs(self, limit: Limit = 20, after: After = None, order: Order = "desc") -> VideoPage:

@@ -1,9 +1,12 @@
-"""Sends a finished video or its poster: whole, in parts, or not at all when the client has it."""
+"""Sends a finished video or its poster: whole, in parts, or not at all when the client has it.
+
+The preview of a video that is being sampled comes from the registry, whole.
+"""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from email.utils import format_datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -15,6 +18,8 @@ from serve_app.errors import NotFoundError, VideoNotReadyError
 from serve_app.jobs import Job, JobState
 from serve_app.services import Services
 from serve_app.video_storage import Variant, parse_range
+
+ContentVariant = Literal["video", "thumbnail", "preview"]
 
 FILE_SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp"}
 # A video never changes under its id, but it may be private.
@@ -30,15 +35,17 @@ CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
 CONTENT_RESPONSES[304] = {"description": "The client has this file: If-None-Match names its ETag"}
 
 
-async def send_content(services: Services, request: Request, video_id: str, variant: Variant) -> Response:
-    """Answer GET or HEAD for a file of a video.
+async def send_content(services: Services, request: Request, video_id: str, variant: ContentVariant) -> Response:
+    """Answer GET or HEAD for a file of a video, or for the newest preview of one that is being sampled.
 
     Raises:
-        NotFoundError: no such video, or its file is gone.
+        NotFoundError: no such video, its file is gone, or it has no preview.
         VideoNotReadyError: it is being made, or failed.
         RangeNotWithinFileError: Range lies behind the end.
         StorageUnavailableError: the store does not answer; raised before the first byte is sent.
     """
+    if variant == "preview":
+        return await _send_preview(services, request, video_id)
     _check_completed(await services.job(video_id))
     info = await services.storage.stat_video(video_id, variant)
     if info is None:
@@ -56,6 +63,23 @@ async def send_content(services: Services, request: Request, video_id: str, vari
         headers["Content-Range"] = f"bytes {offset}-{offset + length - 1}/{info.size}"
     chunks = services.storage.stream_video(video_id, variant, offset, length)
     return await _begun(chunks, 200 if part is None else 206, headers)
+
+
+async def _send_preview(services: Services, request: Request, video_id: str) -> Response:
+    preview = await services.preview(video_id)
+    if preview is None:
+        why = _no_preview(await services.job(video_id), services.settings.sampling.preview_every)
+        raise NotFoundError(why, "video_id", "preview_not_ready")
+    headers = {"Cache-Control": "no-store", "Content-Length": str(len(preview)), "Content-Type": "image/webp"}
+    return Response(b"" if request.method == "HEAD" else preview, headers=headers)
+
+
+def _no_preview(job: Job, every: int) -> str:
+    if job.final:
+        return f"The video is {job.state}; it has previews only while it is sampled."
+    if every == 0:
+        return "Previews are turned off on this server (sampling.preview_every is 0)."
+    return f"The video is {job.state} and has no preview now; while it is sampled, one is made every {every} steps."
 
 
 def _check_completed(job: Job) -> None:

@@ -26,6 +26,7 @@ DRAWN_SEEDS = 2**53
 _NUMBERS = frozenset(
     {"width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale", "seed", "seconds"}
 )
+_BOOLEANS = {"true": True, "false": False}
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
@@ -59,6 +60,7 @@ class VideoRequests:
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+            exact=request.exact,
         )
 
     def _validated(self, fields: Mapping[str, object]) -> VideoRequest:
@@ -120,8 +122,14 @@ class VideoRequests:
 
 
 def _typed(form: Form) -> dict[str, object]:
-    """The numbers of a form, which are text there; what is no number stays text and is refused later."""
-    return {name: _number(value) if name in _NUMBERS else value for name, value in form.items()}
+    """The fields of a form, whose values are text; what does not have the type of its field is refused later."""
+    return {name: _typed_value(name, value) for name, value in form.items()}
+
+
+def _typed_value(name: str, value: object) -> object:
+    if name in _NUMBERS:
+        return _number(value)
+    return _BOOLEANS.get(value, value) if name == "exact" and isinstance(value, str) else value
 
 
 def _number(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,8 +12,9 @@ from deployments.errors import RegistryUnavailableError, StorageUnavailableError
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from deployments.object_store import ObjectInfo
 from serve_app.config import AppSettings, load_settings
-from serve_app.errors import UnknownJobError
-from serve_app.jobs import Health, Job, JobPage, JobState, check_move
+from serve_app.errors import TooLargeError, UnknownJobError
+from serve_app.fitting import memory_limit, sample_tokens
+from serve_app.jobs import Health, Job, JobError, JobPage, JobState, check_move
 from serve_app.prompt_limits import load_token_counter
 from serve_app.services import Services
 from serve_app.video_storage import Variant
@@ -27,20 +29,36 @@ class MemoryRegistry:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {}
+        self.previews: dict[str, bytes] = {}
+        self.calls: Counter[str] = Counter()
         self.reachable = True
         self._clock = itertools.count(1_700_000_000)
 
     async def call(self, method: str, *args: Any) -> Any:
+        self.calls[method] += 1
         if not self.reachable:
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
         return await getattr(self, method)(*args)
 
     async def submit(self, job_id: str, model: str, spec: VideoSpec) -> Job:
+        tokens, limit = sample_tokens(spec), memory_limit(self.replicas.get(Stage.SAMPLING, ()))
+        if limit is not None and tokens > limit and job_id not in self.jobs:
+            raise TooLargeError(tokens, limit)
         new = Job(job_id, model, spec, JobState.QUEUED, Stage.ENCODING, 1, float(next(self._clock)))
         return self.jobs.setdefault(job_id, new)
 
     async def get(self, job_id: str) -> Job | None:
         return self.jobs.get(job_id)
+
+    async def cancel(self, job_id: str) -> Job | None:
+        job = self.jobs.get(job_id)
+        if job is None or job.final:
+            return job
+        error = JobError("cancelled", "the job was cancelled")
+        return self.move(job_id, JobState.CANCELLED, error=error, completed_at=float(next(self._clock)))
+
+    async def preview(self, job_id: str) -> bytes | None:
+        return self.previews.get(job_id)
 
     async def list_jobs(self, limit: int, after: str | None, order: str) -> JobPage:
         jobs = sorted(self.jobs.values(), key=lambda job: job.created_at, reverse=order == "desc")
@@ -57,10 +75,11 @@ class MemoryRegistry:
                 queue[job.state] = queue.get(job.state, 0) + 1
         return Health(self.replicas, queue)
 
-    def announce_all(self) -> None:
-        """One replica of every stage."""
+    def announce_all(self, max_tokens: int | None = None) -> None:
+        """One replica of every stage; max_tokens: what the sampler's memory holds."""
         for stage in Stage:
-            self.replicas[stage] = (ReplicaInfo(f"{stage}#1", stage, 1, "cpu", "mochi-1"),)
+            limit = max_tokens if stage is Stage.SAMPLING else None
+            self.replicas[stage] = (ReplicaInfo(f"{stage}#1", stage, 1, "cpu", "mochi-1", limit),)
 
     def move(self, job_id: str, state: JobState, **changes: Any) -> Job:
         """Move a job as the real registry would, along the table of moves."""
@@ -73,7 +92,7 @@ class MemoryRegistry:
         steps = self.jobs[job_id].spec.num_inference_steps
         self.move(job_id, JobState.ENCODING)
         self.move(job_id, JobState.QUEUED, stage=Stage.SAMPLING)
-        self.move(job_id, JobState.SAMPLING, step=steps, progress=0.9)
+        self.move(job_id, JobState.SAMPLING, step=steps, steps_run=steps, progress=0.9)
         self.move(job_id, JobState.QUEUED, stage=Stage.DECODING)
         self.move(job_id, JobState.DECODING, progress=0.97)
         seconds = {"sampling": 1.5}

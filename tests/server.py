@@ -59,6 +59,23 @@ class Server:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
+    def redeploy(self, profile: Path) -> None:
+        """Deploy the same applications with another profile, as `serve deploy` does."""
+        tree = yaml.safe_load((self.data.parent / "serve_config.yaml").read_text())
+        for application in tree["applications"]:
+            application["args"]["config"] = str(profile)
+        token = (self.data / "ray-token").read_text().strip()
+        dashboard = f"http://127.0.0.1:{self.ports[1]}/api/serve/applications/"
+        answer = httpx.put(dashboard, json=tree, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        assert answer.status_code == 200, answer.text
+
+    def job_row(self, video_id: str, *columns: str) -> tuple[Any, ...]:
+        """Columns of a job, from the database itself."""
+        with closing(sqlite3.connect(f"file:{self.data / 'jobs.db'}?mode=ro", uri=True)) as connection:
+            query = f"SELECT {', '.join(columns)} FROM jobs WHERE id = ?"
+            row: tuple[Any, ...] = connection.execute(query, (video_id,)).fetchone()
+            return row
+
     def create(self, **fields: Any) -> dict[str, Any]:
         with self.client() as client:
             response = client.post("/v1/videos", json=fields)

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
@@ -50,13 +50,24 @@ def test_every_field_of_a_new_video() -> None:
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
         "seed": 7,
+        "exact": False,
         "state": "queued",
         "step": 0,
+        "checkpoint_step": 0,
+        "steps_run": 0,
         "attempt": 1,
         "timings": {},
     }
 
 
+def test_lost_steps_are_seen() -> None:
+    spec = dataclasses.replace(SPEC, exact=True)
+    job = dataclasses.replace(JOB, spec=spec, state=JobState.SAMPLING, step=12, checkpoint_step=10, steps_run=15)
+    video = to_video(job)
+    assert (video.exact, video.step, video.checkpoint_step, video.steps_run) == (True, 12, 10, 15)
+
+
+@settings(deadline=None)
 @given(st.floats(0, 1), st.sampled_from(JobState))
 def test_only_a_completed_video_is_at_100(progress: float, state: JobState) -> None:
     shown = to_video(dataclasses.replace(JOB, state=state, progress=progress)).progress

@@ -22,7 +22,7 @@ JSON_VALUES = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["prompt", "text", "model", "size", "seconds", "width", "height", "num_frames", "fps", "num_inference_steps"]
-    + ["guidance_scale", "seed", "negative_prompt", "input_reference"]
+    + ["guidance_scale", "seed", "exact", "negative_prompt", "input_reference"]
 )
 BODIES = st.dictionaries(FIELDS | TEXT, JSON_VALUES, max_size=6) | JSON_VALUES
 POSTS = st.sampled_from(["/v1/videos", "/generate"])
@@ -76,6 +76,8 @@ async def test_any_bytes(client: httpx.AsyncClient, path: str, body: bytes, cont
 async def test_any_path(client: httpx.AsyncClient, path: str, part: str) -> None:
     check(await client.get(path.format(quote(part, safe=""))))
     check(await client.get(path.format(quote(part))))
+    check(await client.post(f"/v1/videos/{quote(part, safe='')}/cancel"))
+    check(await client.get(f"/v1/videos/{quote(part, safe='')}/content", params={"variant": "preview"}))
 
 
 @many
@@ -119,6 +121,8 @@ async def test_paths_that_lead_nowhere(client: httpx.AsyncClient, path: str) -> 
         ("PUT", "/v1/videos/video_" + "0" * 32, "GET"),
         ("POST", "/v1/videos/x/content", "GET, HEAD"),
         ("GET", "/generate", "POST"),
+        ("GET", "/cancel/x", "POST"),
+        ("DELETE", "/v1/videos/x/cancel", "POST"),
         ("BREW", "/health", "GET"),
     ],
 )
@@ -137,6 +141,8 @@ async def test_what_is_no_id_never_reaches_the_registry() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert (await client.get("/v1/videos/video_%00")).status_code == 404
         assert (await client.get("/v1/videos?after=video_%00")).status_code == 400
+        assert (await client.post("/v1/videos/video_%00/cancel")).status_code == 404
+        assert (await client.get("/v1/videos/video_%00/content?variant=preview")).status_code == 404
 
 
 async def test_wrong_content_type(client: httpx.AsyncClient) -> None:

@@ -66,8 +66,8 @@ async def test_a_job_is_durable_before_the_answer(client: httpx.AsyncClient, ser
 
 
 async def test_json_form_and_multipart_say_the_same(client: httpx.AsyncClient, services: FakeServices) -> None:
-    fields = {"prompt": "a red circle", "width": 96, "seed": 1, "guidance_scale": 2.5}
-    text = {name: str(value) for name, value in fields.items()}
+    fields = {"prompt": "a red circle", "width": 96, "seed": 1, "guidance_scale": 2.5, "exact": True}
+    text = {name: str(value) for name, value in fields.items()} | {"exact": "true"}
     await client.post("/v1/videos", json=fields)
     await client.post("/v1/videos", data=text)
     await client.post("/v1/videos", files={name: (None, value) for name, value in text.items()})
@@ -82,10 +82,12 @@ def test_the_document_lists_every_route(document: dict[str, Any]) -> None:
         ("post", "/v1/videos"),
         ("get", "/v1/videos"),
         ("get", "/v1/videos/{video_id}"),
+        ("post", "/v1/videos/{video_id}/cancel"),
         ("get", "/v1/videos/{video_id}/content"),
         ("get", "/v1/models"),
         ("post", "/generate"),
         ("get", "/status/{video_id}"),
+        ("post", "/cancel/{video_id}"),
         ("get", "/download/{video_id}"),
         ("get", "/jobs"),
         ("get", "/health"),
@@ -99,8 +101,9 @@ def test_the_document_describes_the_bodies(document: dict[str, Any], path: str, 
     schema = content["application/json"]["schema"]
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
-    assert validator.is_valid({prompt: "a red circle", "width": 96, "seconds": "2"})
-    for wrong in ({}, {prompt: "a", "width": 65}, {prompt: "a", "other": 1}, {prompt: "x" * 201}):
+    assert validator.is_valid({prompt: "a red circle", "width": 96, "seconds": "2", "exact": True})
+    wrong_values: tuple[dict[str, Any], ...] = ({"width": 65}, {"other": 1}, {prompt: "x" * 201}, {"exact": 1})
+    for wrong in ({}, *({prompt: "a"} | value for value in wrong_values)):
         assert not validator.is_valid(wrong)
 
 
@@ -112,10 +115,20 @@ def test_the_document_has_one_shape_of_errors(document: dict[str, Any]) -> None:
             assert "422" not in operation["responses"]
 
 
-async def test_answers_are_as_the_document_says(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+def test_the_document_tells_the_variants(document: dict[str, Any]) -> None:
+    for path in ("/v1/videos/{video_id}/content", "/download/{video_id}"):
+        parameters = document["paths"][path]["get"]["parameters"]
+        (variant,) = (p["schema"] for p in parameters if p["name"] == "variant")
+        assert variant["enum"] == ["video", "thumbnail", "preview"]
+
+
+async def test_answers_are_as_the_document_says(
+    client: httpx.AsyncClient, services: FakeServices, document: dict[str, Any]
+) -> None:
     made = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()
+    services.registry.announce_all(max_tokens=80)
     answers = {
-        "Video": made,
+        "Video": (await client.post(f"/v1/videos/{made['id']}/cancel")).json(),
         "VideoPage": (await client.get("/v1/videos")).json(),
         "ModelList": (await client.get("/v1/models")).json(),
         "HealthReport": (await client.get("/health")).json(),

@@ -9,18 +9,22 @@ from pathlib import Path
 import pytest
 
 from deployments.messages import (
+    Checkpointed,
     Directive,
+    Event,
     Failed,
     Finished,
+    Parked,
     Progress,
     ReplicaInfo,
+    Report,
     Stage,
     StageTask,
     Started,
     VideoSpec,
 )
 from serve_app.config import JobSettings
-from serve_app.errors import NoReplicaError
+from serve_app.errors import NoReplicaError, TooLargeError
 from serve_app.job_registry import JobRegistry
 from serve_app.jobs import Job, JobState
 
@@ -46,7 +50,7 @@ class Workers:
     async def __call__(self, task: StageTask, chosen: Callable[[str], None]) -> None:
         if self.refuse:
             raise NoReplicaError(task.stage)
-        chosen("replica")
+        chosen(f"{task.stage}-replica")
         call = Call(task, asyncio.get_running_loop().create_future())
         await self.sent.put(call)
         await call.ended
@@ -80,7 +84,16 @@ class World:
 
     async def replicas(self, slots: int = 1) -> None:
         for stage in Stage:
-            await self.registry.announce(ReplicaInfo(f"{stage}-replica", stage, slots, "cpu", "mochi-1"))
+            info = ReplicaInfo(f"{stage}-replica", stage, slots, "cpu", "mochi-1")
+            await self.registry.announce(info, wait=False)
+
+    async def next_after_loss(self, slots: int = 1) -> Call:
+        """The next call, while replicas announce themselves again and again as they do."""
+        async with asyncio.timeout(20):
+            while self.workers.sent.empty():
+                await self.replicas(slots)
+                await asyncio.sleep(0.01)
+        return await self.workers.next()
 
     async def job(self, job_id: str) -> Job:
         job = await self.registry.get(job_id)
@@ -97,8 +110,8 @@ class World:
         assert await self.report(call, Finished({"work": 0.1})) is Directive.CONTINUE
         call.ended.set_result(None)
 
-    async def report(self, call: Call, event: Started | Progress | Finished | Failed) -> Directive:
-        return await self.registry.report(call.task.job_id, call.task.lease, event)
+    async def report(self, call: Call, event: Event) -> Directive:
+        return await self.registry.report(Report(call.task.job_id, call.task.lease, event))
 
 
 @pytest.fixture
@@ -140,7 +153,7 @@ async def test_only_what_fits_the_open_slots_is_sent(world: World) -> None:
     assert world.workers.sent.empty()
     assert (await world.job("c")).state is JobState.QUEUED
     first.ended.set_exception(RuntimeError("killed"))
-    third = await world.workers.next()
+    third = await world.next_after_loss(slots=2)
     assert {c.task.job_id for c in (first, second)} == {"a", "b"}
     assert third.task.job_id in "abc"
 
@@ -163,8 +176,7 @@ async def test_a_dead_replica_costs_an_attempt_not_the_job(world: World) -> None
     await world.registry.submit("a", "mochi-1", SPEC)
     dead = await world.workers.next()
     dead.ended.set_exception(RuntimeError("killed"))
-    await world.replicas()
-    again = await world.workers.next()
+    again = await world.next_after_loss()
     assert (again.task.job_id, again.task.attempt, again.task.stage) == ("a", 2, Stage.ENCODING)
     assert again.task.lease != dead.task.lease
     assert await world.report(dead, Finished()) is Directive.STOP
@@ -276,3 +288,144 @@ async def test_closing_leaves_no_task(tmp_path: Path) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*others)
     assert not others
+
+
+async def sampling(world: World, job_id: str = "a") -> Call:
+    """A job whose sampler has just begun."""
+    await world.replicas()
+    await world.registry.submit(job_id, "mochi-1", SPEC)
+    await world.finish(await world.workers.next())
+    call = await world.workers.next()
+    assert call.task.stage is Stage.SAMPLING
+    await world.report(call, Started("sampling-replica", "cpu"))
+    return call
+
+
+async def test_a_parked_job_goes_on_where_it_was_without_an_attempt(world: World) -> None:
+    call = await sampling(world)
+    await world.report(call, Progress(12, 20, begun_at=0))
+    await world.report(call, Parked(13, "room for another"))
+    call.ended.set_result(None)
+    again = await world.workers.next()
+    assert (again.task.checkpoint_step, again.task.attempt, again.task.lease != call.task.lease) == (13, 1, True)
+    await world.report(again, Progress(14, 20, begun_at=13))
+    await world.finish(again)
+    job = await world.job("a")
+    assert (job.step, job.steps_run) == (20, 20)
+
+
+async def test_a_lost_sampler_costs_the_steps_since_its_checkpoint(world: World) -> None:
+    call = await sampling(world)
+    await world.report(call, Progress(8, 20, begun_at=0))
+    await world.report(call, Checkpointed(8))
+    await world.report(call, Progress(11, 20, begun_at=0))
+    call.ended.set_exception(RuntimeError("killed"))
+    again = await world.next_after_loss()
+    assert (again.task.checkpoint_step, again.task.attempt) == (8, 2)
+    assert (await world.job("a")).step == 8
+    await world.report(again, Progress(9, 20, begun_at=8))
+    await world.finish(again)
+    assert (await world.job("a")).steps_run == 23
+
+
+async def test_steps_are_counted_once_through_a_restart_of_the_registry(world: World) -> None:
+    call = await sampling(world)
+    await world.report(call, Progress(8, 20, begun_at=0))
+    await world.restart()
+    await world.report(call, Progress(12, 20, begun_at=0))
+    await world.report(call, Finished())
+    assert (await world.job("a")).steps_run == 20
+
+
+async def test_steps_are_counted_once_however_often_the_lease_is_saved(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=1.1))
+    world.start()
+    call = await sampling(world)
+    for done in (4, 8, 12):
+        await asyncio.sleep(0.3)
+        await world.report(call, Progress(done, 20, begun_at=0))
+    await world.report(call, Parked(15, "asked"))
+    assert (await world.job("a")).steps_run == 15
+    await world.stop()
+
+
+async def test_a_refused_checkpoint_is_seen_in_the_steps_run(world: World) -> None:
+    call = await sampling(world)
+    await world.report(call, Parked(10, "asked"))
+    call.ended.set_result(None)
+    again = await world.workers.next()
+    await world.report(again, Progress(1, 20, begun_at=0))
+    await world.finish(again)
+    assert (await world.job("a")).steps_run == 30
+
+
+async def test_parking_reaches_the_replica_at_once_and_by_its_reports(world: World) -> None:
+    call = await sampling(world)
+    info = ReplicaInfo("sampling-replica", Stage.SAMPLING, 1, "cpu", "mochi-1")
+    held = asyncio.create_task(world.registry.announce(info, wait=True))
+    await asyncio.sleep(0)
+    assert await world.registry.park("a")
+    async with asyncio.timeout(1.5):
+        assert await held == {call.task.lease: Directive.YIELD}
+    assert await world.report(call, Progress(3, 20)) is Directive.YIELD
+    assert not await world.registry.park("unknown")
+
+
+async def test_a_cancelled_job_stops_its_worker_and_stays_cancelled(world: World) -> None:
+    call = await sampling(world)
+    job = await world.registry.cancel("a")
+    assert job is not None and job.state is JobState.CANCELLED
+    info = ReplicaInfo("sampling-replica", Stage.SAMPLING, 1, "cpu", "mochi-1")
+    assert await world.registry.announce(info, wait=True) == {call.task.lease: Directive.STOP}
+    assert await world.report(call, Progress(3, 20)) is Directive.STOP
+    assert await world.report(call, Finished()) is Directive.STOP
+    call.ended.set_result(None)
+    again = await world.registry.cancel("a")
+    assert again == await world.job("a")
+    assert (again.state, again.error and again.error.code) == (JobState.CANCELLED, "cancelled")
+    assert await world.registry.cancel("unknown") is None
+
+
+async def test_a_waiting_job_can_be_cancelled(world: World) -> None:
+    await world.registry.submit("a", "mochi-1", SPEC)
+    await world.registry.cancel("a")
+    await world.replicas()
+    await world.registry.submit("b", "mochi-1", SPEC)
+    assert (await world.workers.next()).task.job_id == "b"
+
+
+async def test_reports_of_a_replica_are_answered_in_their_order(world: World) -> None:
+    call = await sampling(world)
+    reports = [Report("other", "none", Progress(1, 20)), Report("a", call.task.lease, Progress(2, 20, preview=b"x"))]
+    assert await world.registry.report_all(reports) == [Directive.STOP, Directive.CONTINUE]
+    assert await world.registry.preview("a") == b"x"
+    assert await world.registry.preview("other") is None
+
+
+async def announce_sampler(world: World, name: str, max_tokens: int | None) -> None:
+    info = ReplicaInfo(name, Stage.SAMPLING, 0, "cpu", "mochi-1", max_tokens)
+    await world.registry.announce(info, wait=False)
+
+
+async def test_a_video_that_no_sampler_holds_is_refused_unwritten(world: World) -> None:
+    tokens = 5 * 4 * 4
+    await announce_sampler(world, "small", tokens - 1)
+    with pytest.raises(TooLargeError) as caught:
+        await world.registry.submit("a", "mochi-1", SPEC)
+    assert (caught.value.tokens, caught.value.max_tokens) == (tokens, tokens - 1)
+    assert await world.registry.get("a") is None
+    assert await world.registry.history("a") == []
+    await announce_sampler(world, "large", tokens)
+    assert (await world.registry.submit("a", "mochi-1", SPEC)).state is JobState.QUEUED
+
+
+async def test_an_accepted_video_stays_accepted_when_the_limit_is_known(world: World) -> None:
+    accepted = await world.registry.submit("a", "mochi-1", SPEC)
+    await announce_sampler(world, "small", 1)
+    assert await world.registry.submit("a", "mochi-1", SPEC) == accepted
+
+
+async def test_nothing_is_refused_while_a_sampler_does_not_know_its_memory(world: World) -> None:
+    await announce_sampler(world, "small", 1)
+    await announce_sampler(world, "starting", None)
+    assert (await world.registry.submit("a", "mochi-1", SPEC)).state is JobState.QUEUED

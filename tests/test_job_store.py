@@ -110,9 +110,11 @@ async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
     await database.run(job_store.retry, "a", "old", 101.0, 101.0, "lost")
     await claim(database, Stage.ENCODING, "new", now=102.0)
     before = await database.run(job_store.get_job, "a")
-    assert not await database.run(job_store.renew, "a", "old", 999.0, 5, 0.5)
+    assert not await database.run(job_store.renew, "a", "old", 999.0, 5, 0.5, 5)
     assert await database.run(job_store.finish_stage, "a", "old", {}, 103.0) is None
     assert await database.run(job_store.retry, "a", "old", 103.0, 103.0, "") is None
+    assert await database.run(job_store.park, "a", "old", 103.0, 5, 5, "") is None
+    assert not await database.run(job_store.keep_checkpoint, "a", "old", 5)
     assert await database.run(job_store.give_back, "a", "old", 103.0, "") is None
     assert await database.run(job_store.fail, "a", "old", 103.0, JobError("x", "y")) is None
     assert await database.run(job_store.get_job, "a") == before
@@ -121,9 +123,12 @@ async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
 async def test_renewing_keeps_progress_and_pushes_the_expiry(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, "t")
-    assert await database.run(job_store.renew, "a", "t", 500.0, 7, 0.4)
+    assert await database.run(job_store.renew, "a", "t", 500.0, 7, 0.4, 7)
     job = await database.run(job_store.get_job, "a")
     assert job is not None and (job.lease_expires_at, job.step, job.progress) == (500.0, 7, 0.4)
+    assert await database.run(job_store.renew, "a", "t", 501.0, 9, 0.5, 2)
+    job = await database.run(job_store.get_job, "a")
+    assert job is not None and job.steps_run == 9
 
 
 async def test_a_failed_job_tells_why(database: Database) -> None:

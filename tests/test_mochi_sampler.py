@@ -1,29 +1,38 @@
 """The sampler's replica against the stock pipeline."""
 
+import asyncio
 import json
 import struct
-from dataclasses import asdict
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from diffusers import MochiPipeline
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from deployments.errors import TransientError
 from deployments.messages import (
+    Checkpointed,
+    Directive,
     Event,
     Failed,
     Finished,
+    Parked,
     Progress,
     Stage,
+    StageTask,
     Started,
     VideoSpec,
+    checkpoint_key,
     latents_key,
     prompt_embeds_key,
 )
 from deployments.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
-from deployments.prompt_encoder import PromptEncoder
+from deployments.prompt_encoder import PromptEncoder, TextEncoder
 from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 
@@ -35,13 +44,89 @@ async def encoded(video: VideoSpec) -> MemoryStore:
     return store
 
 
-def replica(link: MemoryLink, store: MemoryStore) -> Any:
-    return undecorated(MochiSampler)(worker_settings(Stage.SAMPLING), connections=connections(link, store))
+@cache
+def text_encoder() -> TextEncoder:
+    return TextEncoder(SHAPES, "float32", torch.device("cpu"), 16)
+
+
+def embedded(*tasks: StageTask, down: Callable[[str], bool] = lambda key: False) -> MemoryStore:
+    """A store with the embeddings of each task in it. down: keys that it fails to write."""
+    store = MemoryStore(down)
+    for each in tasks:
+        tensors = text_encoder().encode(each.spec.prompt, each.spec.negative_prompt)
+        store.objects[prompt_embeds_key(each.job_id)] = save(tensors)
+    return store
+
+
+def job(number: int, video: VideoSpec) -> StageTask:
+    return replace(task(Stage.SAMPLING, video), job_id=f"video_{number}", lease=f"lease_{number}")
+
+
+Replica = Callable[..., Any]
+
+
+@pytest.fixture
+def replica() -> Iterator[Replica]:
+    """Makes a sampler, with these changes to the sampling settings; told to end with the test, as Serve does."""
+    made: list[Any] = []
+
+    def make(link: MemoryLink, store: MemoryStore, **sampling: float) -> Any:
+        settings = worker_settings(Stage.SAMPLING)
+        changed = settings.sampling.model_copy(update=sampling)
+        settings = settings.model_copy(update={"sampling": changed, "slots": 4, "torch_threads": 1})
+        made.append(undecorated(MochiSampler)(settings, connections=connections(link, store)))
+        return made[-1]
+
+    yield make
+    for sampler in made:
+        sampler.__del__()
+
+
+class Passes:
+    """Counts the passes of a sampler's transformer and their rows, for latents of 3 frames without guidance.
+
+    out_of_memory_at: the number of the pass that fails. may_go_on: cleared, it holds the next pass; held: it does.
+    """
+
+    def __init__(self, sampler: Any, out_of_memory_at: int | None = None) -> None:
+        self.count = 0
+        self.rows = 0
+        self.may_go_on, self.held = threading.Event(), threading.Event()
+        self.may_go_on.set()
+        self._out_of_memory_at = out_of_memory_at
+        sampler._transformer.patch_embed.register_forward_pre_hook(self._note)
+
+    def _note(self, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self.count += 1
+        if self.count == self._out_of_memory_at:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        self.rows += inputs[0].shape[0] // 3
+        if not self.may_go_on.is_set():
+            self.held.set()
+            self.may_go_on.wait()
+
+
+def at_step(step: int) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, Progress) and event.done >= step
+
+
+def final(store: MemoryStore, job_id: str = "video_1") -> torch.Tensor:
+    return load(store.objects[latents_key(job_id)])["latents"]
+
+
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got - wanted).norm() / wanted.norm())
+
+
+async def undisturbed(replica: Replica, video: VideoSpec) -> torch.Tensor:
+    store = embedded(job(1, video))
+    await replica(MemoryLink(), store).run(job(1, video))
+    return final(store)
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 @pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
-async def test_latents_equal_the_pipelines(guidance_scale: float) -> None:
+async def test_latents_equal_the_pipelines(replica: Replica, guidance_scale: float) -> None:
     video = spec(guidance_scale=guidance_scale, num_frames=25, negative_prompt="blue")
     link, store = MemoryLink(), await encoded(video)
     await replica(link, store).run(task(Stage.SAMPLING, video))
@@ -62,10 +147,10 @@ async def test_latents_equal_the_pipelines(guidance_scale: float) -> None:
         max_sequence_length=16,
     ).frames[0]
     assert latents.dtype == torch.float32 and latents.shape == (12, 5, 8, 8)
-    assert float((latents - wanted).norm() / wanted.norm()) <= 1e-4
+    assert relative_error(latents, wanted) <= 1e-4
 
 
-async def test_reports_and_stores_in_order() -> None:
+async def test_reports_and_stores_in_order(replica: Replica) -> None:
     link, store = MemoryLink(), await encoded(spec())
     await replica(link, store).run(task(Stage.SAMPLING))
     assert store.written == [prompt_embeds_key("video_1"), latents_key("video_1")]
@@ -75,7 +160,7 @@ async def test_reports_and_stores_in_order() -> None:
     assert all(event.total == 6 for event in link.events if isinstance(event, Progress))
 
 
-async def test_the_header_tells_what_the_latents_are() -> None:
+async def test_the_header_tells_what_the_latents_are(replica: Replica) -> None:
     link, store = MemoryLink(), await encoded(spec())
     await replica(link, store).run(task(Stage.SAMPLING))
     data = store.objects[latents_key("video_1")]
@@ -85,7 +170,7 @@ async def test_the_header_tells_what_the_latents_are() -> None:
     assert VideoSpec(**json.loads(header["spec"])) == spec() == VideoSpec(**asdict(spec()))
 
 
-async def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
+async def test_the_same_seed_gives_the_same_bytes_and_another_does_not(replica: Replica) -> None:
     store = await encoded(spec())
     sampler = replica(MemoryLink(), store)
     outputs = []
@@ -96,7 +181,7 @@ async def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None
     assert not torch.equal(outputs[0], outputs[2])
 
 
-async def test_a_stop_leaves_no_latents_and_the_replica_goes_on() -> None:
+async def test_a_stop_leaves_no_latents_and_the_replica_goes_on(replica: Replica) -> None:
     def at_progress(event: Event) -> bool:
         return isinstance(event, Progress)
 
@@ -109,7 +194,7 @@ async def test_a_stop_leaves_no_latents_and_the_replica_goes_on() -> None:
     await sampler.check_health()
 
 
-async def test_missing_embeddings_fail_with_their_code() -> None:
+async def test_missing_embeddings_fail_with_their_code(replica: Replica) -> None:
     link = MemoryLink()
     await replica(link, MemoryStore()).run(task(Stage.SAMPLING))
     failed = link.ends[-1]
@@ -124,3 +209,226 @@ def test_latents_that_are_no_numbers_are_refused(bad: float) -> None:
     with pytest.raises(TransientError) as caught:
         check_finite(good)
     assert caught.value.code == "non_finite_latents"
+
+
+LONG = spec(num_inference_steps=40, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been(replica: Replica, exact: bool) -> None:
+    first_task = job(1, replace(LONG, exact=exact))
+    store, first_link = embedded(first_task), MemoryLink(yield_at=at_step(3))
+    first_passes = Passes(first := replica(first_link, store, min_step_s=0.05))
+    await first.run(first_task)
+    started, checkpointed, parked = first_link.ends
+    assert isinstance(started, Started) and isinstance(parked, Parked)
+    assert 3 <= parked.step < 40 and parked.reason == "the registry asked for it"
+    assert checkpointed == Checkpointed(parked.step)
+    assert latents_key("video_1") not in store.objects
+
+    second_link = MemoryLink()
+    second_passes = Passes(second := replica(second_link, store))
+    await second.run(replace(first_task, lease="lease_2", checkpoint_step=parked.step))
+    assert isinstance(second_link.ends[-1], Finished)
+    assert all(event.begun_at == parked.step for event in second_link.events if isinstance(event, Progress))
+    assert (first_passes.rows, second_passes.rows) == (parked.step, 40 - parked.step)
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_sample_that_is_parked_again_and_again_ends_the_same(replica: Replica) -> None:
+    given, done = job(1, LONG), 0
+    store, rows = embedded(given), 0
+    while latents_key("video_1") not in store.objects:
+        link = MemoryLink(yield_at=at_step(done + 1))
+        passes = Passes(sampler := replica(link, store, min_step_s=0.05))
+        await sampler.run(replace(given, lease=f"lease_{done}", checkpoint_step=done))
+        rows += passes.rows
+        if isinstance(parked := link.ends[-1], Parked):
+            assert parked.step > done
+            done = parked.step
+    assert rows == 40
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_checkpoint_is_in_the_store_before_it_is_reported(replica: Replica) -> None:
+    given = job(1, LONG)
+    store, whole = embedded(given), list[bool]()
+
+    def look(event: Event) -> bool:
+        if isinstance(event, Checkpointed):
+            whole.append(checkpoint_key("video_1", event.step) in store.objects)
+        return False
+
+    link = MemoryLink(stop_at=look)
+    await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    steps = [event.step for event in link.ends if isinstance(event, Checkpointed)]
+    assert len(steps) >= 2 and steps == sorted(set(steps)) and all(whole)
+    assert store.written == [*(checkpoint_key("video_1", step) for step in steps), latents_key("video_1")]
+    assert isinstance(link.ends[-1], Finished)
+
+
+async def test_after_a_crash_the_newest_checkpoint_is_gone_on_from(replica: Replica) -> None:
+    """The first replica is told to stop, and so reports nothing and saves nothing more: as if it were gone."""
+
+    def saved_once(event: Event) -> bool:
+        return isinstance(event, Progress) and any(isinstance(heard, Checkpointed) for heard in link.events)
+
+    given, link = job(1, LONG), MemoryLink(stop_at=saved_once)
+    store = embedded(given)
+    await replica(link, store, checkpoint_s=0.1, min_step_s=0.05).run(given)
+    kept = max(event.step for event in link.ends if isinstance(event, Checkpointed))
+    assert latents_key("video_1") not in store.objects
+
+    passes = Passes(second := replica(MemoryLink(), store))
+    await second.run(replace(given, lease="lease_2", checkpoint_step=kept))
+    assert passes.rows == 40 - kept
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_damaged_checkpoints_cost_steps_and_not_the_job(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink(yield_at=at_step(3))
+    store = embedded(given)
+    await replica(link, store, min_step_s=0.05).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked)
+    key = checkpoint_key("video_1", parked.step)
+    store.objects[key] = store.objects[key][:-1]
+
+    passes = Passes(second := replica(MemoryLink(), store))
+    await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
+    assert passes.rows == 40
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica: Replica) -> None:
+    given, refused = job(1, LONG), list[str]()
+
+    def down(key: str) -> bool:
+        if key == latents_key("video_1"):
+            return False
+        refused.append(key)
+        return True
+
+    link, store = MemoryLink(), embedded(given, down=down)
+    await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    assert len(refused) >= 2
+    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert store.written == [latents_key("video_1")]
+
+
+async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica) -> None:
+    given = job(1, LONG)
+    link, store = MemoryLink(yield_at=at_step(3)), embedded(given, down=lambda key: True)
+    await replica(link, store, min_step_s=0.05).run(given)
+    failed = link.ends[-1]
+    assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("storage_unavailable", True)
+
+
+SEVERAL = [
+    spec("a red circle moving right", guidance_scale=3.0, seed=1),
+    spec("a blue square", negative_prompt="red", guidance_scale=5.0, num_inference_steps=9, seed=2),
+    spec("a green triangle moving up", guidance_scale=1.0, num_inference_steps=4, seed=3),
+    spec("a red circle", width=32, height=48, num_inference_steps=7, seed=4),
+]
+
+
+async def test_several_jobs_at_once_give_what_each_gives_alone(replica: Replica) -> None:
+    tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
+    link, store = MemoryLink(), embedded(*tasks)
+    sampler = replica(link, store, min_step_s=0.02)
+    await asyncio.gather(*(sampler.run(each) for each in tasks))
+    for each in tasks:
+        assert [type(event) for event in link.of(each.job_id)] == [Started, Finished]
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+
+
+async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(replica: Replica) -> None:
+    tasks = [job(number, replace(LONG, seed=number)) for number in range(4)]
+    link, store = MemoryLink(), embedded(*tasks)
+    sampler = replica(link, store, min_step_s=0.02)
+    calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
+    while sum(isinstance(event, Progress) and event.done > 0 for event in link.events) < 4:
+        await asyncio.sleep(0.01)
+    link.mailbox.post("replica-1", "lease_1", Directive.STOP)
+    link.mailbox.post("replica-1", "lease_2", Directive.YIELD)
+    await asyncio.gather(*calls)
+    assert [type(event) for event in link.of("video_1")] == [Started]
+    assert [type(event) for event in link.of("video_2")] == [Started, Checkpointed, Parked]
+    for number in (0, 3):
+        assert [type(event) for event in link.of(f"video_{number}")] == [Started, Finished]
+        assert relative_error(final(store, f"video_{number}"), await undisturbed(replica, tasks[number].spec)) <= 1e-4
+
+
+async def go_on(replica: Replica, store: MemoryStore, tasks: list[StageTask], link: MemoryLink) -> int:
+    """Do what is left of the tasks on a fresh replica, from where the first one let go; the rows that took."""
+    passes = Passes(sampler := replica(MemoryLink(), store))
+    for each in tasks:
+        kept = max(event.step for event in link.of(each.job_id) if isinstance(event, Checkpointed))
+        await sampler.run(replace(each, lease=f"{each.lease} again", checkpoint_step=kept))
+    return passes.rows
+
+
+async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step(replica: Replica) -> None:
+    tasks = [job(0, LONG), job(1, replace(LONG, seed=2)), job(2, replace(LONG, width=32, height=32))]
+    slots_when_failed = list[int]()
+
+    def look(event: Event) -> bool:
+        if isinstance(event, Failed):
+            slots_when_failed.append(link.announced[-1].slots)
+        return False
+
+    link, store = MemoryLink(stop_at=look), embedded(*tasks)
+    passes = Passes(sampler := replica(link, store, min_step_s=0.02), out_of_memory_at=12)
+    await asyncio.gather(*(sampler.run(each) for each in tasks))
+
+    ends = [link.of(each.job_id) for each in tasks]
+    failed = [events for events in ends if isinstance(events[-1], Failed)]
+    assert failed and slots_when_failed == [0] * len(failed)
+    for started, checkpointed, last in ends:
+        assert isinstance(started, Started) and isinstance(checkpointed, Checkpointed)
+        if isinstance(last, Failed):
+            assert (last.code, last.transient) == ("out_of_memory", True)
+        else:
+            assert isinstance(last, Parked) and last.step == checkpointed.step
+            assert "ran out of memory" in last.reason
+    with pytest.raises(RuntimeError, match="must be replaced: .* ran out of memory"):
+        await sampler.check_health()
+    await sampler.run(job(3, LONG))
+    (refused,) = [event for event in link.of("video_3") if isinstance(event, Failed)]
+    assert refused.transient and refused.code == "replica_unhealthy"
+
+    assert passes.rows + await go_on(replica, store, tasks, link) == 3 * 40
+    for each in tasks:
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+
+
+async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> None:
+    tasks = [job(number, replace(LONG, seed=number, width=32 + 32 * (number % 2))) for number in range(4)]
+    link, store = MemoryLink(), embedded(*tasks)
+    passes = Passes(sampler := replica(link, store, min_step_s=0.02))
+    calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
+    while sum(isinstance(event, Progress) and event.done > 0 for event in link.events) < 4:
+        await asyncio.sleep(0.01)
+    passes.may_go_on.clear()
+    await asyncio.to_thread(passes.held.wait)
+    begun = passes.count
+    await sampler._worker.leave("the replica was told to leave")
+    passes.may_go_on.set()
+    await asyncio.gather(*calls)
+    assert passes.count == begun, "each leaves at the end of the step that was under way"
+    for each in tasks:
+        _, checkpointed, parked = link.of(each.job_id)
+        assert isinstance(checkpointed, Checkpointed)
+        assert parked == Parked(checkpointed.step, "the replica was told to leave")
+    assert link.announced[-1].slots == 0
+
+    assert passes.rows + await go_on(replica, store, tasks, link) == 4 * 40
+    for each in tasks:
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+
+
+async def test_a_step_takes_at_least_its_time(replica: Replica) -> None:
+    given, link = job(1, spec(num_inference_steps=3)), MemoryLink()
+    await replica(link, embedded(given), min_step_s=0.1).run(given)
+    finished = link.ends[-1]
+    assert isinstance(finished, Finished) and finished.seconds["denoise"] >= 0.3

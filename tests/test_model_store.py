@@ -3,16 +3,27 @@
 import json
 import shutil
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file, save, save_file
 
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.messages import Stage
-from deployments.model_store import CACHE_VARIABLE, default_cache, looks_like_path, model_folder, read_index
+from deployments.model_store import (
+    CACHE_VARIABLE,
+    default_cache,
+    looks_like_path,
+    model_fingerprint,
+    model_folder,
+    read_index,
+    safetensors_header,
+)
 from deployments.settings import ModelSettings
 from tests.worker_fakes import SHAPES, MemoryStore, worker_settings
 
@@ -185,3 +196,88 @@ def test_a_broken_index_is_named(text: str, tmp_path: Path) -> None:
         read_index(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"a": 1}))
     assert read_index(tmp_path) == {"a": 1}
+
+
+def a_part(folder: Path, **tensors: torch.Tensor) -> Path:
+    """A model of one part, `transformer`."""
+    part = folder / "transformer"
+    part.mkdir(parents=True)
+    (part / "config.json").write_text('{"num_layers": 4}')
+    save_file({"a": torch.arange(9000.0), "b": torch.ones(3)} | tensors, part / "model.safetensors")
+    return folder
+
+
+def test_a_fingerprint_is_the_same_wherever_the_files_lie(tmp_path: Path) -> None:
+    shutil.copytree(SHAPES / "transformer", tmp_path / "transformer")
+    name = model_fingerprint(SHAPES, PARTS)
+    assert model_fingerprint(tmp_path, PARTS) == model_fingerprint(SHAPES, PARTS) == name
+    assert len(name) == 16 and int(name, 16) >= 0
+    (tmp_path / "transformer" / "README.md").write_text("told of, not part of it")
+    assert model_fingerprint(tmp_path, PARTS) == name
+
+
+def test_a_fingerprint_is_of_its_parts_in_any_order() -> None:
+    both = model_fingerprint(SHAPES, ("transformer", "vae"))
+    assert both == model_fingerprint(SHAPES, ("vae", "transformer", "vae"))
+    assert len({both, model_fingerprint(SHAPES, ("vae",)), model_fingerprint(SHAPES, PARTS)}) == 3
+
+
+def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
+    first = model_fingerprint(a_part(tmp_path / "0"), PARTS)
+    others = [
+        a_part(tmp_path / "values", a=torch.arange(9000.0) + 1),
+        a_part(tmp_path / "last", b=torch.tensor([1.0, 1.0, 1.0000001])),
+        a_part(tmp_path / "names", c=torch.ones(3)),
+        a_part(tmp_path / "layout", a=torch.arange(9000.0).view(90, 100)),
+        a_part(tmp_path / "dtype", b=torch.ones(3, dtype=torch.bfloat16)),
+        a_part(tmp_path / "config"),
+    ]
+    (others[-1] / "transformer" / "config.json").write_text('{"num_layers": 5}')
+    names = [model_fingerprint(folder, PARTS) for folder in others]
+    assert len({first, *names}) == 7
+    assert model_fingerprint(a_part(tmp_path / "again"), PARTS) == first
+
+
+def test_a_change_in_any_one_tensor_of_the_included_model_is_seen(tmp_path: Path) -> None:
+    names = {model_fingerprint(SHAPES, PARTS)}
+    file = "transformer/diffusion_pytorch_model.safetensors"
+    weights = load_file(SHAPES / file)
+    for number, tensor in enumerate(list(weights.values())[:12]):
+        (tmp_path / str(number) / "transformer").mkdir(parents=True)
+        shutil.copy(SHAPES / "transformer" / "config.json", tmp_path / str(number) / "transformer")
+        tensor.mul_(1.02)
+        save_file(weights, tmp_path / str(number) / file)
+        names.add(model_fingerprint(tmp_path / str(number), PARTS))
+    assert len(names) == 13
+
+
+def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
+    """64 GB, all of it a hole: reading it whole would take longer than the test may."""
+    folder = a_part(tmp_path)
+    header = {"w": {"dtype": "U8", "shape": [64 << 30], "data_offsets": [0, 64 << 30]}}
+    text = json.dumps(header).encode()
+    with (folder / "transformer" / "large.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + (64 << 30))
+    assert len(model_fingerprint(folder, PARTS)) == 16
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x02\0\0\0\0\0\0\0[]", b"\xff" * 20, b"\x03\0\0\0\0\0\0\0{ab"])
+def test_damaged_weights_have_no_fingerprint(damaged: bytes, tmp_path: Path) -> None:
+    folder = a_part(tmp_path)
+    (folder / "transformer" / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(PermanentError, match=r"model\.safetensors cannot be read") as caught:
+        model_fingerprint(folder, PARTS)
+    assert caught.value.code == "model_incomplete"
+
+
+def test_a_part_that_is_not_there_has_no_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="vae has neither"):
+        model_fingerprint(tmp_path, ("vae",))
+
+
+def test_the_header_of_a_safetensors_object() -> None:
+    file = BytesIO(save({"a": torch.zeros(2)}, metadata={"revision": "abc"}))
+    header = safetensors_header(file)
+    assert header["__metadata__"] == {"revision": "abc"}
+    assert file.read() == bytes(8)

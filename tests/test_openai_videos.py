@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from openai.types import Video
 
 from serve_app.ingress import create_app
 from serve_app.jobs import JobError, JobState
@@ -52,6 +53,7 @@ async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
 
 async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     own = {"num_inference_steps": 8, "guidance_scale": 2.5, "seed": 5, "negative_prompt": "blue", "fps": 12}
+    own["exact"] = True
     video = await client.videos.create(
         prompt="a red circle",
         model="mochi-1",
@@ -63,7 +65,7 @@ async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI
     spec = services.registry.jobs[video.id].spec
     assert (spec.width, spec.height, spec.num_frames, spec.fps) == (96, 64, 25, 12)
     assert (spec.num_inference_steps, spec.guidance_scale, spec.seed) == (8, 2.5, 5)
-    assert spec.negative_prompt == "blue"
+    assert (spec.negative_prompt, spec.exact) == ("blue", True)
 
 
 async def test_create_and_poll(client: openai.AsyncOpenAI, services: FakeServices) -> None:
@@ -107,6 +109,43 @@ async def test_download_content(client: openai.AsyncOpenAI, services: FakeServic
     services.storage.files[video_id, "thumbnail"] = b"webp"
     assert (await client.videos.download_content(video_id)).content == b"mp4" * 10_000
     assert (await client.videos.download_content(video_id, variant="thumbnail")).content == b"webp"
+
+
+async def test_download_a_preview(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    services.registry.previews[video_id] = b"webp so far"
+    preview = await client.videos.download_content(video_id, variant="preview")  # type: ignore[arg-type]
+    assert preview.content == b"webp so far"
+
+
+async def test_cancel(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    made = await client.videos.create(prompt="a red circle")
+    services.registry.move(made.id, JobState.ENCODING)
+    cancelled = await client.post(f"/videos/{made.id}/cancel", cast_to=Video)
+    assert (cancelled.id, cancelled.status) == (made.id, "failed")
+    assert cancelled.error is not None
+    assert cancelled.error.code == "cancelled"
+    assert await client.videos.retrieve(made.id) == cancelled
+
+
+async def test_cancel_too_late_is_not_repeated(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    services.registry.complete(video_id)
+    with pytest.raises(openai.ConflictError) as caught:
+        await client.with_options(max_retries=2).post(f"/videos/{video_id}/cancel", cast_to=Video)
+    assert (caught.value.param, caught.value.code) == ("video_id", "video_final")
+    assert services.registry.calls["cancel"] == 1
+
+
+async def test_a_video_that_no_sampler_holds(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    services.registry.announce_all(max_tokens=80)
+    assert (await client.videos.create(prompt="a red circle", size="64x64")).status == "queued"  # type: ignore[arg-type]
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.videos.create(prompt="a red circle", size="96x64")  # type: ignore[arg-type]
+    assert (caught.value.param, caught.value.code) == ("size", "too_large")
+    assert "120 tokens" in caught.value.message
+    assert "96x64 with 13 frames or 80x48 with 25 frames" in caught.value.message
+    assert len(services.registry.jobs) == 1
 
 
 async def test_a_bad_request(client: openai.AsyncOpenAI, services: FakeServices) -> None:

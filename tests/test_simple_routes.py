@@ -47,6 +47,40 @@ async def test_text_is_required(client: httpx.AsyncClient) -> None:
     assert (error["param"], error["code"]) == ("text", "missing_required_parameter")
 
 
+async def test_cancel(client: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
+    services.registry.move(video_id, JobState.ENCODING)
+    cancelled = await client.post(f"/cancel/{video_id}")
+    assert cancelled.status_code == 200
+    assert (cancelled.json()["status"], cancelled.json()["state"]) == ("failed", "cancelled")
+    assert cancelled.json()["error"] == {"code": "cancelled", "message": "the job was cancelled"}
+    for path in (f"/cancel/{video_id}", f"/v1/videos/{video_id}/cancel"):
+        again = await client.post(path)
+        assert (again.status_code, again.json()) == (200, cancelled.json())
+    assert (await client.get(f"/download/{video_id}")).json()["error"]["code"] == "cancelled"
+
+
+@pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.FAILED])
+async def test_a_final_job_is_not_cancelled(client: httpx.AsyncClient, services: FakeServices, state: JobState) -> None:
+    video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
+    job = (
+        services.registry.complete(video_id) if state is JobState.COMPLETED else services.registry.move(video_id, state)
+    )
+    answer = await client.post(f"/cancel/{video_id}")
+    assert answer.status_code == 409
+    assert answer.headers["x-should-retry"] == "false"
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("video_id", "video_final")
+    assert f"is {state};" in error["message"]
+    assert services.registry.jobs[video_id] == job
+
+
+@pytest.mark.parametrize("video_id", ["video_" + "0" * 32, "nothing"])
+async def test_cancel_of_nothing(client: httpx.AsyncClient, video_id: str) -> None:
+    answer = await client.post(f"/cancel/{video_id}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
+
+
 async def test_jobs_is_the_same_listing(client: httpx.AsyncClient) -> None:
     for _ in range(3):
         await client.post("/generate", json={"text": "a red circle"})
@@ -75,7 +109,7 @@ async def test_health_waits_for_every_stage_and_the_store(client: httpx.AsyncCli
 
 
 async def test_health_tells_devices_models_and_queue(client: httpx.AsyncClient, services: FakeServices) -> None:
-    services.registry.announce_all()
+    services.registry.announce_all(max_tokens=1280)
     for state in (JobState.ENCODING, JobState.CANCELLED):
         video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
         services.registry.move(video_id, state)
@@ -83,8 +117,9 @@ async def test_health_tells_devices_models_and_queue(client: httpx.AsyncClient, 
     report = (await client.get("/health")).json()
     assert report["models"] == ["mochi-1"]
     assert report["queue"] == {"encoding": 1, "queued": 1}
-    replica = {"replica": "sampling#1", "device": "cpu", "model": "mochi-1", "slots": 1}
+    replica = {"replica": "sampling#1", "device": "cpu", "model": "mochi-1", "slots": 1, "max_tokens": 1280}
     assert report["devices"]["sampling"] == [replica]
+    assert report["devices"]["decoding"][0]["max_tokens"] is None
 
 
 async def test_health_without_the_registry(client: httpx.AsyncClient, services: FakeServices) -> None:

@@ -5,13 +5,14 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from deployments import stage_worker
 from deployments.errors import PermanentError, StorageUnavailableError, TransientError
-from deployments.messages import Event, Failed, Finished, Progress, ReplicaInfo, Stage, Started
+from deployments.messages import Directive, Event, Failed, Finished, Parked, Progress, ReplicaInfo, Stage, Started
 from deployments.running_task import RunningTask, Stopwatch
 from deployments.stage_worker import StageWorker, failure_of
 from tests.worker_fakes import MemoryLink, task
@@ -20,8 +21,11 @@ STARTED = Started("replica-1", "cpu")
 
 
 @asynccontextmanager
-async def replica(link: MemoryLink, slots: int = 1, lease_lapsed_s: float = 30) -> AsyncIterator[StageWorker]:
-    worker = StageWorker(ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m"), link, lease_lapsed_s)
+async def replica(
+    link: MemoryLink, slots: int = 1, lease_lapsed_s: float = 30, draining: Callable[[], bool] = lambda: False
+) -> AsyncIterator[StageWorker]:
+    info = ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m")
+    worker = StageWorker(info, link, lease_lapsed_s, draining)
     try:
         yield worker
     finally:
@@ -62,6 +66,22 @@ def endless(entered: threading.Event, left: threading.Event) -> Callable[[Runnin
     return work
 
 
+def parking(entered: threading.Event) -> Callable[[RunningTask], Awaitable[Event | None]]:
+    """Work that goes on until it is asked to yield."""
+
+    def loop(running: RunningTask) -> Event | None:
+        entered.set()
+        while running.yielding is None:
+            running.progress(1, 2)
+            threading.Event().wait(0.01)
+        return Parked(1, running.yielding)
+
+    async def work(running: RunningTask) -> Event | None:
+        return await running.in_thread(loop, running)
+
+    return work
+
+
 def failing(error: Exception) -> Callable[[RunningTask], Awaitable[None]]:
     def fail() -> None:
         raise error
@@ -97,7 +117,7 @@ async def test_progress_is_coalesced_and_the_latest_wins() -> None:
 
     async with replica(link) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
-        while Progress(1000, 1000) not in link.events:
+        while Progress(1000, 1000, begun_at=1) not in link.events:
             await asyncio.sleep(0.01)
         held.set()
         await call
@@ -301,6 +321,70 @@ async def test_announces_itself_again_and_again(monkeypatch: pytest.MonkeyPatch)
     heard = len(link.announced)
     await asyncio.sleep(0.03)
     assert len(link.announced) == heard
+
+
+async def test_a_yield_comes_with_the_announcement(monkeypatch: pytest.MonkeyPatch) -> None:
+    link, entered = MemoryLink(), threading.Event()
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
+        await asyncio.to_thread(entered.wait)
+        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+        await call
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    assert link.ends[1] == Parked(1, "the registry asked for it")
+    assert isinstance(link.ends[-1], Finished)
+
+
+async def test_a_stop_comes_with_the_announcement() -> None:
+    link, entered, left = MemoryLink(), threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        link.mailbox.post("replica-1", "lease_1", Directive.STOP)
+        await call
+    assert left.is_set()
+    assert link.ends == [STARTED]
+
+
+async def test_a_draining_replica_hands_back_all_it_has_and_takes_no_more() -> None:
+    link, told = MemoryLink(), threading.Event()
+    entered = [threading.Event(), threading.Event()]
+    async with replica(link, slots=2, draining=told.is_set) as worker:
+        tasks = [replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"lease_{n}") for n in range(2)]
+        calls = [
+            asyncio.create_task(worker.run(one, parking(event))) for one, event in zip(tasks, entered, strict=True)
+        ]
+        for event in entered:
+            await asyncio.to_thread(event.wait)
+        told.set()
+        await asyncio.gather(*calls)
+        assert link.announced[-1].slots == 0
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    parked = [event for event in link.ends if isinstance(event, Parked)]
+    assert parked == [Parked(1, "the replica was told to leave")] * 2
+    assert isinstance(link.ends[-1], Failed) and link.ends[-1].transient
+
+
+async def test_all_tasks_of_a_replica_are_reported_in_one_call() -> None:
+    link = MemoryLink()
+    held = threading.Event()
+
+    async def work(running: RunningTask) -> None:
+        def loop() -> None:
+            running.progress(1, 2)
+            held.wait()
+
+        await running.in_thread(loop)
+
+    async with replica(link, slots=3) as worker:
+        tasks = [replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"lease_{n}") for n in range(3)]
+        calls = [asyncio.create_task(worker.run(one, work)) for one in tasks]
+        while sum(isinstance(event, Progress) for event in link.events) < 3:
+            await asyncio.sleep(0.01)
+        held.set()
+        await asyncio.gather(*calls)
+    assert link.batches <= 3
+    assert {job for job, _ in link.leases} == {"video_0", "video_1", "video_2"}
 
 
 async def test_close_stops_what_runs() -> None:

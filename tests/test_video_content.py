@@ -5,9 +5,10 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from deployments.settings import SamplingSettings
 from serve_app.ingress import create_app
 from serve_app.jobs import JobError, JobState
-from tests.fakes import FakeServices
+from tests.fakes import FakeServices, shapes_settings
 
 DATA = bytes(range(256)) * 20
 
@@ -67,7 +68,51 @@ async def test_no_other_variant(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path, params={"variant": "spritesheet"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "variant"
-    assert "'video' or 'thumbnail'" in answer.json()["error"]["message"]
+    assert "'video', 'thumbnail' or 'preview'" in answer.json()["error"]["message"]
+
+
+async def test_the_preview_of_a_video_that_is_sampled(client: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = await queued(client)
+    services.registry.previews[video_id] = b"webp so far"
+    for path in (f"/v1/videos/{video_id}/content", f"/download/{video_id}"):
+        answer = await client.get(path, params={"variant": "preview"}, headers={"Range": "bytes=0-3"})
+        assert (answer.status_code, answer.content) == (200, b"webp so far")
+        assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/webp", "no-store")
+        head = await client.head(path, params={"variant": "preview"})
+        assert (head.status_code, head.content, head.headers) == (200, b"", answer.headers)
+
+
+async def preview_error(client: httpx.AsyncClient, video_id: str) -> dict[str, Any]:
+    answer = await client.get(f"/v1/videos/{video_id}/content", params={"variant": "preview"})
+    assert answer.status_code == 404
+    return dict(answer.json()["error"])
+
+
+async def test_no_preview_yet(client: httpx.AsyncClient) -> None:
+    error = await preview_error(client, await queued(client))
+    assert (error["param"], error["code"]) == ("video_id", "preview_not_ready")
+    assert "is queued and has no preview now" in error["message"]
+    assert "every 5 steps" in error["message"]
+
+
+async def test_no_preview_any_more(client: httpx.AsyncClient, path: str) -> None:
+    error = await preview_error(client, path.split("/")[3])
+    assert error["code"] == "preview_not_ready"
+    assert "is completed; it has previews only while it is sampled" in error["message"]
+
+
+@pytest.mark.parametrize("video_id", ["video_" + "0" * 32, "nothing"])
+async def test_no_preview_of_nothing(client: httpx.AsyncClient, video_id: str) -> None:
+    assert (await preview_error(client, video_id))["code"] == "video_not_found"
+
+
+async def test_no_preview_on_a_server_that_makes_none() -> None:
+    settings = shapes_settings()
+    off = settings.model_copy(update={"sampling": SamplingSettings(preview_every=0)})
+    transport = httpx.ASGITransport(create_app(FakeServices(off)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        error = await preview_error(client, await queued(client))
+    assert "sampling.preview_every is 0" in error["message"]
 
 
 @pytest.mark.parametrize(

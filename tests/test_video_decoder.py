@@ -1,5 +1,6 @@
 """The decoder's replica: latents in, mp4 and poster out."""
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from deployments import video_decoder
-from deployments.errors import PermanentError
+from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.messages import (
     Event,
     Failed,
@@ -24,20 +25,36 @@ from deployments.messages import (
     poster_key,
     video_key,
 )
+from deployments.mochi_model import load_vae
 from deployments.mp4_encoder import Mp4Writer
+from deployments.preview import FILE, PreviewFit, from_json, preview_key
+from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.video_decoder import VideoDecoder, check_latents
-from tests.worker_fakes import MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
+from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
+
+MAP = preview_key("abc")
 
 
 def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:
     store = MemoryStore()
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    store.objects[latents_key("video_1")] = save({"latents": latents})
+    put_latents(store, shape)
     return store
 
 
-def replica(link: MemoryLink, store: MemoryStore) -> Any:
-    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING), connections=connections(link, store))
+def put_latents(store: MemoryStore, shape: tuple[int, ...] = (12, 3, 8, 8)) -> torch.Tensor:
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    store.objects[latents_key("video_1")] = save({"latents": latents}, metadata={"revision": "abc"})
+    return latents
+
+
+def replica(link: MemoryLink, store: MemoryStore, source: Path = SHAPES) -> Any:
+    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING, source), connections=connections(link, store))
+
+
+@pytest.fixture
+def unmapped(tmp_path: Path) -> Path:
+    """The included model without its preview map."""
+    return Path(shutil.copytree(SHAPES, tmp_path / "model", ignore=shutil.ignore_patterns(FILE)))
 
 
 async def test_poster_then_video_then_finished(tmp_path: Path) -> None:
@@ -98,3 +115,73 @@ def test_the_mismatch_names_both_shapes() -> None:
     check_latents(torch.zeros(12, 3, 8, 8), video)
     with pytest.raises(PermanentError, match=r"\(12, 3, 8, 4\); the job needs \(12, 3, 8, 8\)"):
         check_latents(torch.zeros(12, 3, 8, 4), video)
+
+
+@torch.no_grad()
+def fitted_by_hand(latents: torch.Tensor) -> torch.Tensor:
+    vae, fit = load_vae(SHAPES, "float32", torch.device("cpu")), PreviewFit()
+    for index, piece in enumerate(StreamingDecoder(vae).decode(denormalise(vae, latents))):
+        fit.add(latents[:, index], to_uint8(piece))
+    return fit.solve().weights
+
+
+async def test_the_first_video_of_a_model_leaves_its_preview_map(unmapped: Path) -> None:
+    link, store = MemoryLink(), MemoryStore()
+    latents = put_latents(store)
+    decoder = replica(link, store, unmapped)
+    await decoder.run(task(Stage.DECODING))
+    assert store.written == [poster_key("video_1"), video_key("video_1"), MAP]
+    torch.testing.assert_close(from_json(store.objects[MAP]).weights, fitted_by_hand(latents), atol=1e-4, rtol=1e-3)
+    await decoder.run(task(Stage.DECODING))
+    await replica(link, store, unmapped).run(task(Stage.DECODING))
+    assert store.written.count(MAP) == 1
+
+
+async def test_a_failed_video_leaves_no_map(unmapped: Path) -> None:
+    store = sampled((12, 2, 8, 8))
+    decoder = replica(MemoryLink(), store, unmapped)
+    await decoder.run(task(Stage.DECODING))
+    assert store.written == []
+
+
+async def test_latents_that_do_not_tell_their_model_leave_no_map(unmapped: Path) -> None:
+    store = MemoryStore()
+    store.objects[latents_key("video_1")] = save({"latents": torch.zeros(12, 3, 8, 8)})
+    await replica(MemoryLink(), store, unmapped).run(task(Stage.DECODING))
+    assert store.written == [poster_key("video_1"), video_key("video_1")]
+
+
+async def test_a_map_that_cannot_be_kept_fails_no_job_and_is_tried_again(unmapped: Path) -> None:
+    class Refusing(MemoryStore):
+        refused = 0
+
+        async def put(self, key: str, data: bytes, content_type: str) -> None:
+            if key == MAP and not self.refused:
+                self.refused += 1
+                raise StorageUnavailableError("away")
+            await super().put(key, data, content_type)
+
+    link, store = MemoryLink(), Refusing()
+    put_latents(store)
+    decoder = replica(link, store, unmapped)
+    await decoder.run(task(Stage.DECODING))
+    assert store.refused == 1 and MAP not in store.objects
+    assert [type(event) for event in link.ends] == [Started, Finished]
+    await decoder.run(task(Stage.DECODING))
+    assert MAP in store.objects
+
+
+async def test_the_job_has_ended_before_the_map_is_kept(unmapped: Path) -> None:
+    ended: list[bool] = []
+    link = MemoryLink()
+
+    class Noting(MemoryStore):
+        async def put(self, key: str, data: bytes, content_type: str) -> None:
+            if key == MAP:
+                ended.append(isinstance(link.ends[-1], Finished))
+            await super().put(key, data, content_type)
+
+    store = Noting()
+    put_latents(store)
+    await replica(link, store, unmapped).run(task(Stage.DECODING))
+    assert ended == [True]

@@ -2,7 +2,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.messages import VideoSpec
@@ -38,6 +38,7 @@ def test_defaults_are_the_models() -> None:
     made = spec()
     assert (made.width, made.height, made.num_frames, made.fps) == (64, 64, 25, 24)
     assert (made.num_inference_steps, made.guidance_scale, made.negative_prompt) == (20, 3.0, "")
+    assert made.exact is False
 
 
 def test_a_seed_is_drawn_anew_and_fits_a_double() -> None:
@@ -57,6 +58,7 @@ def test_own_fields_are_taken_as_given() -> None:
         "num_inference_steps": 2,
         "guidance_scale": 1,
         "seed": 2**63 - 1,
+        "exact": True,
     }
     assert REQUESTS.spec(given_fields) == VideoSpec(**{**given_fields, "guidance_scale": 1.0})
 
@@ -79,6 +81,7 @@ def test_nearest_number_of_frames(seconds: float, fps: int, minimum: int, frames
     assert nearest_num_frames(seconds, fps, minimum) == frames
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 1000), st.integers(1, 60))
 def test_no_other_number_of_frames_is_nearer(seconds: float, fps: int) -> None:
     frames = nearest_num_frames(seconds, fps, 1)
@@ -153,6 +156,9 @@ def test_a_size_is_width_times_height() -> None:
         ("prompt", 5, "got 5"),
         ("negative_prompt", "a\x7f", "U+007F at position 1"),
         ("negative_prompt", 0, "got 0"),
+        ("exact", 1, "got 1"),
+        ("exact", "true", 'got "true"'),
+        ("exact", "yes", "true or false"),
     ],
 )
 def test_a_bad_value_is_named_quoted_and_put_right(name: str, value: object, told: str) -> None:
@@ -211,6 +217,21 @@ def test_what_is_no_number_in_a_form(text: str) -> None:
         REQUESTS.spec(Form(prompt="a", width=text))
 
 
+@pytest.mark.parametrize(("text", "exact"), [("true", True), ("false", False)])
+def test_exact_in_a_form(text: str, exact: bool) -> None:
+    assert REQUESTS.spec(Form(prompt="a", exact=text)).exact is exact
+
+
+@pytest.mark.parametrize("text", ["", "True", "1", "yes", " true"])
+def test_what_is_neither_true_nor_false_in_a_form(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="'exact'.* true or false"):
+        REQUESTS.spec(Form(prompt="a", exact=text))
+
+
+def test_true_is_a_word_like_others_in_a_prompt() -> None:
+    assert REQUESTS.spec(Form(prompt="true")).prompt == "true"
+
+
 def test_a_file_in_place_of_text() -> None:
     with pytest.raises(InvalidRequestError, match="got a file"):
         REQUESTS.spec(Form(prompt=UploadedFile()))
@@ -225,6 +246,7 @@ def test_the_short_route_calls_the_prompt_text() -> None:
         assert caught.value.param == param
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES, max_size=6), st.booleans())
 def test_any_fields_make_a_spec_within_the_bounds_or_a_refusal(fields: dict[str, object], as_form: bool) -> None:
     fields = {"prompt": "a", **fields}

@@ -1,0 +1,176 @@
+"""Mochi with seeded random weights, built where it runs, and a step of it in the stock way and in ours.
+
+Time and memory do not depend on what the weights are, so no 30 GB need be fetched. The scales are those of a fresh
+network: activations stay near one and nothing overflows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deployments.denoise import RowState, Shape, denoise_step, latent_shape, rope_tables, sigma_schedule, start_row
+from deployments.messages import VideoSpec
+from deployments.mochi_block import RunBlock, run_block
+
+GUIDANCE = 4.5
+TEXT_TOKENS = 256
+PROMPT_LENGTH = 60
+NEGATIVE_LENGTH = 1
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Stand-ins for T5's output. embeds: [L, 4096] normal, zero for the padding. mask: [L] bool. On the CPU."""
+
+    embeds: Tensor
+    mask: Tensor
+
+
+def random_transformer(device: torch.device, dtype: torch.dtype, seed: int = 0, **config: Any) -> Any:
+    """`MochiTransformer3DModel` with random weights; `config` are the differences from Mochi 1's architecture."""
+    return _filled(meta_transformer(**config), device, dtype, seed)
+
+
+def random_vae(device: torch.device, dtype: torch.dtype, seed: int = 0, **config: Any) -> Any:
+    """`AutoencoderKLMochi` without its encoder half, with random weights."""
+    return _filled(meta_vae(**config), device, dtype, seed)
+
+
+def meta_transformer(**config: Any) -> Any:
+    """The architecture without memory, for counting."""
+    from diffusers import MochiTransformer3DModel
+
+    with torch.device("meta"):
+        return MochiTransformer3DModel(**config).eval().requires_grad_(False)
+
+
+def meta_vae(**config: Any) -> Any:
+    """The decoder half without memory, for counting."""
+    from diffusers import AutoencoderKLMochi
+
+    with torch.device("meta"):
+        vae = AutoencoderKLMochi(**config)
+    vae.encoder = None
+    return vae.eval().requires_grad_(False)
+
+
+def _filled(module: nn.Module, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
+    """Give a module of the meta device memory on `device`, and every parameter its values."""
+    if any(True for _ in module.buffers()):
+        raise ValueError(f"{type(module).__name__} has buffers, whose values only its constructor knows")
+    nn.Module.to(module, dtype).to_empty(device=device)  # diffusers' own `to` warns of a list that is empty here
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        _fill(name, parameter.data, generator)
+    return module
+
+
+def _fill(name: str, values: Tensor, generator: torch.Generator) -> None:
+    """Matrices and kernels normal with variance 1 / fan-in, norm weights one, biases zero."""
+    if values.ndim > 1:
+        fan_in = values[0].numel()
+        values.normal_(0, 0.02 if name == "pos_frequencies" else fan_in**-0.5, generator=generator)
+    else:
+        values.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def clip_spec(width: int, height: int, frames: int, steps: int, seed: int = 0) -> VideoSpec:
+    return VideoSpec("", "", width, height, frames, 30, steps, GUIDANCE, seed=seed)
+
+
+def random_prompt(dim: int, length: int, tokens: int = TEXT_TOKENS, seed: int = 0) -> Prompt:
+    """[tokens, dim] of which `length` are valid."""
+    mask = torch.arange(tokens) < length
+    embeds = torch.randn(tokens, dim, generator=torch.Generator().manual_seed(seed))
+    return Prompt(embeds * mask[:, None], mask)
+
+
+def our_row(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> RowState:
+    """A row before its first step, as the sampler starts it."""
+    embeds = {
+        "prompt_embeds": prompt.embeds,
+        "prompt_mask": prompt.mask,
+        "negative_embeds": negative.embeds,
+        "negative_mask": negative.mask,
+    }
+    return start_row(transformer, spec, embeds, rope_tables(transformer, latent_shape(spec)))
+
+
+def our_step(transformer: Any, rows: list[RowState], block: RunBlock = run_block) -> Step:
+    """A step of `rows` that can be repeated: the rows stay what they were."""
+
+    @torch.no_grad()
+    def step() -> list[Tensor]:
+        return [row.latents for row in denoise_step(transformer, rows, block)]
+
+    return step
+
+
+def stock_step(transformer: Any, row: RowState, prompt: Prompt, negative: Prompt) -> Step:
+    """The same step as `MochiPipeline` does it: latents and timestep in the model's dtype, text padded, all text
+    layers run again. Works with whatever attention processors the transformer has that take a mask."""
+    device, dtype = transformer.device, transformer.dtype
+    latents = row.latents[None].to(dtype)
+    embeds = torch.stack([negative.embeds, prompt.embeds]).to(device, dtype)
+    mask = torch.stack([negative.mask, prompt.mask]).to(device)
+    sigma, following = row.sigmas[row.step], row.sigmas[row.step + 1]
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        timestep = (sigma * 1000).expand(2).to(dtype)
+        both = transformer(torch.cat([latents] * 2), embeds, timestep, mask, return_dict=False)[0].float()
+        velocity = both[:1] + row.guidance_scale * (both[1:] - both[:1])
+        stepped: Tensor = (latents.float() + (following - sigma) * velocity).to(dtype)
+        return stepped
+
+    return step
+
+
+def stock_pipeline(transformer: Any, vae: Any) -> Any:
+    """`MochiPipeline` around the given parts, without text encoder: prompts come as embeddings."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline
+
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    pipeline = MochiPipeline(scheduler, vae, None, None, transformer)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def run_pipeline(pipeline: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Tensor:
+    """The pipeline's latents, [12, T, h, w]."""
+    device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
+    out = pipeline(
+        prompt_embeds=prompt.embeds[None].to(device, dtype),
+        prompt_attention_mask=prompt.mask[None].to(device),
+        negative_prompt_embeds=negative.embeds[None].to(device, dtype),
+        negative_prompt_attention_mask=negative.mask[None].to(device),
+        height=spec.height,
+        width=spec.width,
+        num_frames=spec.num_frames,
+        num_inference_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale,
+        generator=torch.Generator().manual_seed(spec.seed),
+        output_type="latent",
+    )
+    latents: Tensor = out.frames[0]
+    return latents
+
+
+def step_constants(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Step:
+    """What the stock pipeline computes at every step and ours once for a request: rotary tables and text layers."""
+    device, dtype = transformer.device, transformer.dtype
+    shape: Shape = latent_shape(spec)
+    embeds = torch.stack([negative.embeds, prompt.embeds]).to(device, dtype)
+    mask = torch.stack([negative.mask, prompt.mask]).to(device)
+    timestep = sigma_schedule(spec.num_inference_steps)[:1].to(device).expand(2).to(dtype)
+
+    @torch.no_grad()
+    def constants() -> object:
+        return rope_tables(transformer, shape), transformer.time_embed(timestep, embeds, mask, hidden_dtype=dtype)
+
+    return constants

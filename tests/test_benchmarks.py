@@ -1,0 +1,262 @@
+"""What of the benchmarks needs no GPU: formulas, the building of random models, tables, the way out without CUDA."""
+
+import json
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import flops, gpu, step_batching
+from benchmarks import full_size as fs
+from benchmarks.ceilings import matmul_shapes
+from benchmarks.machine import describe_machine, publish
+from deployments.denoise import RowState, latent_shape, predict_velocity, rope_tables
+from deployments.mochi_block import run_block
+from deployments.streaming_decode import StreamingDecoder
+from tests.worker_fakes import ROOT
+
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+TINY: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 3,
+    "pooled_projection_dim": 24,
+    "text_embed_dim": 32,
+    "time_embed_dim": 16,
+    "max_sequence_length": 8,
+}
+TINY_VAE: dict[str, Any] = {
+    "encoder_block_out_channels": (32, 32, 32, 32),
+    "decoder_block_out_channels": (32, 32, 32, 32),
+    "layers_per_block": (0, 1, 1, 1, 1),
+}
+MOCHI_1: dict[str, Any] = {
+    "patch_size": 2,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 48,
+    "pooled_projection_dim": 1536,
+    "in_channels": 12,
+    "out_channels": None,
+    "text_embed_dim": 4096,
+    "time_embed_dim": 256,
+}
+SPEC = fs.clip_spec(96, 64, 7, steps=4, seed=3)
+TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
+    return fs.random_transformer(CPU, torch.float32, **TINY)
+
+
+def prompts() -> tuple[fs.Prompt, fs.Prompt]:
+    return fs.random_prompt(32, 5, TOKENS, seed=1), fs.random_prompt(32, 1, TOKENS, seed=2)
+
+
+def first_row(transformer: Any) -> RowState:
+    with torch.no_grad():
+        return fs.our_row(transformer, SPEC, *prompts())
+
+
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_stock_step_formula_equals_the_counter(layers: int) -> None:
+    """By the MATH backend, whose attention is two products that the counter sees."""
+    transformer = fs.random_transformer(CPU, torch.float32, **TINY | {"num_layers": layers})
+    step = fs.stock_step(transformer, first_row(transformer), *prompts())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    formula = flops.stock_step_flops(transformer.config, latent_shape(SPEC), [1, 5], TOKENS)
+    assert counter.get_total_flops() == formula.total
+
+
+@pytest.mark.parametrize("lengths", [[5, 1], [3], [8, 8, 2]])
+def test_our_forward_formula_equals_the_counter(lengths: list[int]) -> None:
+    transformer = fs.meta_transformer(**TINY)
+    shape, longest = latent_shape(SPEC), max(lengths)
+    prompt = first_row(fs.random_transformer(CPU, torch.float32, **TINY)).prompt
+    text = type(prompt)(prompt.caption.to(META), prompt.pooled.to(META), 0)
+    texts = [type(prompt)(text.caption, text.pooled, length) for length in lengths]
+    rope = rope_tables(transformer, shape)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        latents = torch.empty(len(lengths), *shape, device=META)
+        predict_velocity(transformer, latents, torch.empty(len(lengths), device=META), texts, rope)
+    assert counter.get_total_flops() == flops.forward_flops(transformer.config, shape, lengths, longest).total
+
+
+@pytest.mark.parametrize(
+    ("frames", "tokens", "linear", "attention"), [(163, 44520, 0.97, 2.35), (85, 23850, 0.52, 0.68)]
+)
+def test_operations_of_mochi_1(frames: int, tokens: int, linear: float, attention: float) -> None:
+    """PFLOP of a guided step at 848x480, as worked out by hand from the architecture."""
+    shape = latent_shape(fs.clip_spec(848, 480, frames, 64))
+    assert flops.video_tokens(MOCHI_1, shape) == tokens
+    step = flops.forward_flops(MOCHI_1, shape, [100, 100], 100)
+    assert step.linear / 1e15 == pytest.approx(linear, rel=0.01)
+    assert step.attention / 1e15 == pytest.approx(attention, rel=0.01)
+
+
+def test_the_default_architecture_is_mochi_1() -> None:
+    transformer = fs.meta_transformer()
+    assert {key: transformer.config[key] for key in MOCHI_1} == MOCHI_1
+    assert sum(p.numel() for p in transformer.parameters()) == 10_027_677_744
+
+
+def test_decoder_operations_are_counted_without_memory() -> None:
+    latents = torch.empty(1, *latent_shape(fs.clip_spec(848, 480, 85, 64)), device=META)
+    assert flops.counted_flops(fs.meta_vae().decoder, latents) / 1e15 == pytest.approx(0.58, rel=0.01)
+
+
+def test_random_weights_come_from_the_seed(transformer: Any) -> None:
+    again = fs.random_transformer(CPU, torch.float32, **TINY)
+    other = fs.random_transformer(CPU, torch.float32, seed=1, **TINY)
+    weights, other_weights = transformer.state_dict(), other.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
+    assert not torch.equal(weights["proj_out.weight"], other_weights["proj_out.weight"])
+    assert not transformer.training
+    assert not any(p.requires_grad for p in transformer.parameters())
+
+
+def test_stock_step_and_ours_agree(transformer: Any) -> None:
+    row = first_row(transformer)
+    stock: Any = fs.stock_step(transformer, row, *prompts())()
+    ours: Any = fs.our_step(transformer, [row])()
+    assert relative_error(ours[0], stock[0]) <= 1e-5
+    assert relative_error(ours[0], row.latents) > 1e-5
+
+
+def test_stock_step_is_the_pipelines(transformer: Any) -> None:
+    """Four steps of the pipeline from the row's own noise are four of the stand-in's, each on the last one's result."""
+    pipeline = fs.stock_pipeline(transformer, fs.random_vae(CPU, torch.float32, **TINY_VAE))
+    wanted = fs.run_pipeline(pipeline, SPEC, *prompts())
+    row = first_row(transformer)
+    for n in range(row.num_steps):
+        stepped: Any = fs.stock_step(transformer, RowState(**_fields(row) | {"step": n}), *prompts())()
+        row = RowState(**_fields(row) | {"latents": stepped[0]})
+    assert relative_error(row.latents, wanted) <= 1e-6
+
+
+def _fields(row: RowState) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in RowState.__slots__}
+
+
+def test_bf16_stays_finite() -> None:
+    transformer = fs.random_transformer(CPU, torch.bfloat16, **TINY)
+    latents: Any = fs.our_step(transformer, [first_row(transformer)])()
+    assert torch.isfinite(latents[0]).all()
+    assert 0.5 < float(latents[0].std()) < 2
+
+
+def test_host_lengths_change_nothing_and_are_taken_back(transformer: Any) -> None:
+    step = fs.stock_step(transformer, first_row(transformer), *prompts())
+    stock: Any = step()
+    with gpu.host_lengths(transformer, [1, 5]):
+        told: Any = step()
+    assert torch.equal(told, stock)
+    assert all(isinstance(b.attn1.processor, MochiAttnProcessor2_0) for b in transformer.transformer_blocks)
+    assert torch.equal(step(), stock)  # type: ignore[arg-type]
+
+
+def test_constants_of_a_request_are_what_the_formula_says(transformer: Any) -> None:
+    constants = fs.step_constants(transformer, SPEC, *prompts())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        constants()
+    config, shape = transformer.config, latent_shape(SPEC)
+    with_constants = flops.stock_step_flops(config, shape, [1, 5], TOKENS).total
+    without = flops.forward_flops(config, shape, [1, 5], TOKENS).total
+    time_embedding = 2 * 2 * (TINY["time_embed_dim"] * 32 + 32 * 32)
+    assert counter.get_total_flops() == with_constants - without + time_embedding
+
+
+def test_blocks_compile_without_a_graph_break(transformer: Any) -> None:
+    row = first_row(transformer)
+    compiled = torch.compile(run_block, backend="eager", fullgraph=True)
+    eager: Any = fs.our_step(transformer, [row])()
+    traced: Any = fs.our_step(transformer, [row], compiled)()
+    assert relative_error(traced[0], eager[0]) <= 1e-6
+
+
+def test_random_vae_decodes_in_the_stock_way_and_in_ours() -> None:
+    vae = fs.random_vae(CPU, torch.float32, **TINY_VAE)
+    latents = torch.randn(12, 2, 4, 4)
+    with torch.no_grad():
+        stock = vae.decode(latents[None], return_dict=False)[0][0]
+    pieces = list(StreamingDecoder(vae).decode(latents))
+    assert relative_error(torch.cat(pieces, dim=1), stock) <= 1e-5
+
+
+def test_shapes_of_the_linear_layers() -> None:
+    assert matmul_shapes(89040, 3072, 8192)["feed-forward out"] == (89040, 8192, 3072)
+
+
+def test_figures_of_a_step() -> None:
+    figures = gpu.step_figures([3000.0, 2000.0, 9000.0], operations=6 * 10**14, samples=2, ceiling=800.0)
+    assert figures == {"seconds": 3.0, "seconds_per_sample": 1.5, "tflops": 200.0, "share_of_ceiling": 0.25}
+    assert gpu.step_figures([5.0], 0, 1, 800.0) == {"seconds": 0.005, "seconds_per_sample": 0.005}
+
+
+def test_tables_show_what_was_measured_and_what_was_not() -> None:
+    rows: list[gpu.Row] = [
+        {"name": "our step", "seconds": 4.2, "syncs": 0},
+        {"name": "stock step", "note": "out of memory"},
+    ]
+    assert gpu.rows_table("steps", rows).row_count == 2
+    ceilings = {"matmul_tflops": {"square": 700.0}, "copy_gb_per_s": 2800.0, "attention_tflops": {"cudnn": "No kernel"}}
+    assert gpu.ceilings_table(ceilings, 85).row_count == 3
+
+
+def test_turns_and_summary() -> None:
+    order: list[tuple[int, int]] = []
+    runs = {key: partial(lambda key, turn: order.append((turn, key)), key) for key in (0, 1, 8)}
+    seconds = step_batching.take_turns(runs, rounds=3)
+    assert [key for turn, key in order if turn == 1] == [1, 8, 0]
+    assert {key: len(taken) for key, taken in seconds.items()} == {0: 3, 1: 3, 8: 3}
+    section = step_batching.summarise({0: [2.0, 2.0, 9.0], 8: [4.0, 4.0, 4.0]}, steps=20)
+    assert section["stock"]["clips_per_s"] == 0.5
+    point = section["curve"][0]
+    assert (point["rows"], point["clips_per_s"], point["ratio"], point["spread"]) == (8, 2.0, 4.0, 0.0)
+    assert step_batching.as_table(section).row_count == 2
+
+
+def test_step_batching_compares_the_same_videos() -> None:
+    contenders = step_batching.Contenders()
+    contenders.check(3)
+    assert contenders.spec(0) != contenders.spec(1)
+
+
+def test_machine_is_plain_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = describe_machine(CPU)
+    assert described["torch"] == torch.__version__.split("+")[0] or described["torch"] == torch.__version__
+    publish({"machine": described, "seconds": math.pi}, tmp_path / "results" / "x.json")
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "results" / "x.json").read_text())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so_and_stops() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith("no GPU: ")
+
+
+def test_impossible_lengths_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--frames", "84"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "6k + 1" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""The arithmetic of memory: what fits, and that more never costs less."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.memory_profile import GUIDED_ROWS, MemoryProfile, Resident, Shape, fit_line, tokens_of
+
+SMALL: Shape = (12, 2, 4, 4)
+LARGE: Shape = (12, 8, 8, 8)
+
+costs = st.integers(0, 1 << 20)
+profiles = st.builds(MemoryProfile, st.integers(1, 1 << 20), costs, costs, costs, costs)
+sides = st.integers(1, 60).map(lambda half: 2 * half)
+shapes = st.tuples(st.just(12), st.integers(1, 28), sides, sides)
+groups = st.builds(Resident, shapes, st.integers(1, 16))
+budgets = st.integers(0, 1 << 38)
+
+
+def test_the_formula_by_hand() -> None:
+    profile = MemoryProfile(
+        step_token_bytes=100, step_row_bytes=7, held_token_bytes=10, held_row_bytes=3, table_token_bytes=5
+    )
+    assert (tokens_of(SMALL), tokens_of(LARGE)) == (8, 128)
+    assert profile.row_bytes(SMALL) == 807 + 83
+    held = 2 * 83 + 8 * 5 + 4 * 1283 + 128 * 5
+    assert profile.needed([Resident(SMALL, 2), Resident(LARGE, 4)]) == held + 4 * 12807
+    assert profile.needed([]) == 0
+
+
+def test_rows_of_one_shape_share_tables_and_batch() -> None:
+    profile = MemoryProfile(100, 7, 10, 3, 5)
+    assert profile.needed([Resident(SMALL, 2), Resident(SMALL, 1)]) == profile.needed([Resident(SMALL, 3)])
+
+
+@given(profiles, shapes, budgets)
+def test_rows_is_the_most_that_fits(profile: MemoryProfile, shape: Shape, budget: int) -> None:
+    rows = profile.rows(shape, budget)
+    assert rows == 0 or profile.fits([], Resident(shape, rows), budget)
+    assert not profile.fits([], Resident(shape, rows + 1), budget)
+
+
+@given(profiles, shapes, budgets)
+def test_a_sample_that_fits_alone_has_a_slot_and_no_other(profile: MemoryProfile, shape: Shape, budget: int) -> None:
+    alone = profile.fits([], Resident(shape), budget)
+    assert alone == (profile.samples(shape, budget) >= 1)
+    assert alone == (tokens_of(shape) <= profile.max_tokens(budget))
+
+
+@given(profiles, st.lists(groups, max_size=5), groups, budgets)
+def test_what_fits_leaves_room_for_those_before(
+    profile: MemoryProfile, residents: list[Resident], candidate: Resident, budget: int
+) -> None:
+    if profile.fits(residents, candidate, budget):
+        assert profile.needed(residents) <= budget
+        assert profile.fits([], candidate, budget)
+        assert profile.fits([candidate, *residents[1:]], residents[0], budget) if residents else True
+
+
+@given(profiles, st.lists(groups, max_size=5), groups)
+def test_one_more_never_costs_less(profile: MemoryProfile, residents: list[Resident], added: Resident) -> None:
+    more = profile.needed([*residents, added])
+    assert more > profile.needed(residents)
+    assert more <= profile.needed(residents) + profile.needed([added])
+
+
+@given(profiles, shapes, st.integers(1, 16), st.integers(0, 3))
+def test_larger_never_costs_less(profile: MemoryProfile, shape: Shape, rows: int, longer: int) -> None:
+    larger = (shape[0], shape[1] + longer, shape[2] + 2 * longer, shape[3])
+    assert profile.needed([Resident(larger, rows)]) >= profile.needed([Resident(shape, rows)])
+    assert profile.row_bytes(larger) >= profile.row_bytes(shape)
+
+
+@given(profiles, budgets, st.integers(0, 1 << 30))
+def test_more_memory_never_takes_less(profile: MemoryProfile, budget: int, more: int) -> None:
+    assert profile.max_tokens(budget + more) >= profile.max_tokens(budget)
+    assert profile.samples(LARGE, budget + more) >= profile.samples(LARGE, budget)
+
+
+@given(profiles, shapes, st.integers(-(1 << 30), 0))
+def test_nothing_fits_in_nothing(profile: MemoryProfile, shape: Shape, budget: int) -> None:
+    assert (profile.rows(shape, budget), profile.max_tokens(budget)) == (0, 0)
+    assert not profile.fits([], Resident(shape), budget)
+
+
+points = st.tuples(st.integers(0, 50_000), st.integers(0, 1 << 36))
+
+
+@given(st.lists(points, min_size=2).filter(lambda all: len({x for x, _ in all}) > 1), st.integers(0, 1 << 20))
+def test_the_line_lies_on_or_above_every_point(measured: list[tuple[int, int]], least: int) -> None:
+    slope, intercept = fit_line(measured, least)
+    assert slope >= least and intercept >= 0
+    assert all(slope * x + intercept >= y for x, y in measured)
+
+
+@given(st.integers(1, 1 << 20), st.integers(0, 1 << 30), st.sets(st.integers(1, 50_000), min_size=2, max_size=5))
+def test_a_true_line_is_found_but_for_its_intercept(slope: int, intercept: int, sizes: set[int]) -> None:
+    found, lift = fit_line([(x, slope * x + intercept) for x in sizes], 1)
+    assert slope <= found <= slope + intercept / max(sizes) + 1
+    assert 0 <= lift <= intercept
+    assert fit_line([(x, slope * x) for x in sizes], 1) == (slope, 0)
+
+
+def test_a_small_measurement_too_high_does_not_make_tokens_cheap() -> None:
+    assert fit_line([(64, 900_000), (256, 1_024_000)], 1) == (4000, 644_000)
+
+
+def test_noise_that_falls_is_not_believed() -> None:
+    assert fit_line([(64, 5_000_000), (256, 1_000_000)], 4096) == (4096, 5_000_000 - 64 * 4096)
+
+
+@pytest.mark.parametrize("measured", [[], [(8, 1)], [(8, 1), (8, 2)]])
+def test_one_size_makes_no_line(measured: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match="two sizes"):
+        fit_line(measured, 1)
+
+
+def test_impossible_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="step_token_bytes is 0"):
+        MemoryProfile(0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="held_row_bytes is -1"):
+        MemoryProfile(1, 0, 0, -1, 0)
+    assert Resident(SMALL).rows == GUIDED_ROWS

@@ -1,0 +1,102 @@
+"""The transformer block against diffusers' own, and the ways it takes through attention against each other."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
+from torch import Tensor, nn
+
+from deployments.mochi_block import fast_linear, joint_attention, joint_mask, run_block
+from deployments.mochi_model import HostLengthAttention
+
+CPU = torch.device("cpu")
+VIDEO, TEXT = 40, 12
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def block(dtype: torch.dtype, last: bool = False) -> Any:
+    made = MochiTransformerBlock(
+        dim=64, num_attention_heads=4, attention_head_dim=16, pooled_projection_dim=32, context_pre_only=last
+    )
+    return made.to(dtype).eval().requires_grad_(False)
+
+
+def inputs(dtype: torch.dtype, rows: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    angles = torch.randn(VIDEO, 4, 8)
+    video, text, embedding = torch.randn(rows, VIDEO, 64), torch.randn(rows, TEXT, 32), torch.randn(rows, 64)
+    return video.to(dtype), text.to(dtype), embedding.to(dtype), (angles.cos(), angles.sin())
+
+
+def valid(text: Tensor, lengths: list[int]) -> Tensor:
+    return torch.cat([row[:length] for row, length in zip(text, lengths, strict=True)])
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    return float((got.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("lengths", [[5, 12, 1], [12, 12, 12]])
+@pytest.mark.parametrize("masked", [False, True])
+def test_block_equals_diffusers(dtype: torch.dtype, bound: float, last: bool, lengths: list[int], masked: bool) -> None:
+    ours, (video, text, embedding, rope) = block(dtype, last), inputs(dtype, 3)
+    mask = joint_mask(lengths, VIDEO, TEXT, CPU) if masked else None
+    got = run_block(ours, video, text, nn.functional.silu(embedding), lengths, mask, rope)
+    ours.attn1.processor = HostLengthAttention()
+    wanted = ours(video, text, embedding, lengths, rope)
+    assert [part.dtype for part in got] == [dtype, dtype]
+    assert relative_error(got[0], wanted[0]) <= bound
+    assert relative_error(valid(got[1], lengths), valid(wanted[1], lengths)) <= bound
+
+
+def test_padding_changes_nothing() -> None:
+    ours, (video, text, embedding, rope) = block(torch.float32), inputs(torch.float32, 2)
+    lengths = [3, 7]
+    other = text.clone()
+    for row, length in zip(other, lengths, strict=True):
+        row[length:] = 1e3
+    for mask in (None, joint_mask(lengths, VIDEO, TEXT, CPU)):
+        one, two = (run_block(ours, video, words, embedding, lengths, mask, rope) for words in (text, other))
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(valid(one[1], lengths), valid(two[1], lengths))
+
+
+def test_rows_of_one_length_attend_in_one_call_to_the_same_result() -> None:
+    attn, (video, text, _, rope) = block(torch.float32).attn1, inputs(torch.float32, 3)
+    together = joint_attention(attn, video, text, [TEXT] * 3, None, rope)
+    for i in range(3):
+        alone = joint_attention(attn, video[i : i + 1], text[i : i + 1], [TEXT], None, rope)
+        assert all(relative_error(a[i : i + 1], b) <= 1e-6 for a, b in zip(together, alone, strict=True))
+
+
+def test_a_mask_only_where_it_pays() -> None:
+    mask = joint_mask([2, 0], 3, 2, CPU)
+    assert mask is not None
+    assert mask[:, 0, 0].tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+    assert joint_mask([2, 2], 3, 2, CPU) is None
+    assert joint_mask([2, 0], 3, 2, torch.device("meta")) is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 31, 32, 100])
+def test_fast_linear_equals_the_layer(bias: bool, rows: int) -> None:
+    layer = nn.Linear(341, 128, bias=bias).requires_grad_(False)
+    x = torch.randn(2, rows, 400)[..., :341]
+    assert relative_error(fast_linear(layer, x), layer(x)) <= 1e-6
+
+
+def test_other_layers_are_called_as_they_are() -> None:
+    """A quantised or adapted layer is no `nn.Linear`, or one with its own forward."""
+
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    layer, x = Doubled(8, 8).requires_grad_(False), torch.randn(64, 8)
+    assert torch.equal(fast_linear(layer, x), layer(x))

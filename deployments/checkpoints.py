@@ -47,10 +47,11 @@ class Checkpoints:
             if key not in kept:
                 await self._store.delete(key)
 
-    async def clear(self, job_id: str) -> None:
-        """Delete every state of the job."""
-        for key in await self._keys(job_id):
-            await self._store.delete(key)
-
     async def _keys(self, job_id: str) -> list[str]:
         return sorted(await self._store.list_keys(checkpoint_prefix(job_id)))
+
+
+async def clear_checkpoints(store: Store, job_id: str) -> None:
+    """Delete every state of the job: its video is there."""
+    for key in await store.list_keys(checkpoint_prefix(job_id)):
+        await store.delete(key)

@@ -11,10 +11,10 @@ from ray import serve
 from safetensors.torch import load, save
 from torch import Tensor
 
+from deployments.admission import Admission
 from deployments.checkpoints import Checkpoints
 from deployments.connections import Connections, connect
 from deployments.denoise import (
-    Rope,
     RowState,
     Shape,
     denoise_step,
@@ -25,7 +25,9 @@ from deployments.denoise import (
 )
 from deployments.device import describe_device, replica_device, set_threads
 from deployments.draining import watch_sigterm
-from deployments.errors import TransientError, WorkerError
+from deployments.errors import StoppedError, TransientError, WorkerError
+from deployments.memory_measure import memory_budget, memory_profile
+from deployments.memory_profile import Resident as MemoryResident
 from deployments.messages import (
     Checkpointed,
     Event,
@@ -37,8 +39,10 @@ from deployments.messages import (
     latents_key,
     prompt_embeds_key,
 )
+from deployments.mochi_block import Rope
 from deployments.mochi_model import DtypeName, check_scheduler, load_transformer
 from deployments.model_store import model_fingerprint, model_folder
+from deployments.preview import PreviewMap, find_preview, predicted_clean, preview_image
 from deployments.running_task import RunningTask, logger
 from deployments.sample_state import SampleState
 from deployments.settings import WorkerSettings
@@ -62,15 +66,25 @@ class MochiSampler:
         set_threads(settings.torch_threads)
         self._model = settings.model
         self._sampling = settings.sampling
-        folder = model_folder(self._model, PARTS, to.open_bucket)
-        check_scheduler(folder)
-        self._transformer = load_transformer(folder, self._model.dtype, self._device)
-        self._revision = model_fingerprint(folder, PARTS)
+        self._folder = model_folder(self._model, PARTS, to.open_bucket)
+        check_scheduler(self._folder)
+        self._transformer = load_transformer(self._folder, self._model.dtype, self._device)
+        self._revision = model_fingerprint(self._folder, PARTS)
         self._checkpoints = Checkpoints(to.store, self._revision, self._model.dtype)
         self._rope: dict[Shape, Rope] = {}
+        self._preview: PreviewMap | None = None
         self._store = to.store
+        profile = memory_profile(self._transformer, self._model, self._revision)
+        self._admission = Admission(profile, memory_budget(self._device))
         self._loop = StepLoop(self._step, settings.sampling.max_batch_tokens, self._warm_up)
-        info = ReplicaInfo(to.replica, Stage.SAMPLING, settings.slots, describe_device(self._device), self._model.name)
+        info = ReplicaInfo(
+            to.replica,
+            Stage.SAMPLING,
+            settings.slots,
+            describe_device(self._device),
+            self._model.name,
+            self._admission.max_tokens,
+        )
         self._worker = StageWorker(info, to.link)
 
     async def run(self, task: StageTask) -> None:
@@ -88,23 +102,15 @@ class MochiSampler:
     async def _sample(self, running: RunningTask) -> Event | None:
         """From the newest checkpoint or from noise to the final latents, or to where it was told to let go."""
         state = await self._starting_state(running.task)
+        self._preview = self._preview or await find_preview(self._folder, self._store, self._revision)
         running.clock.lap("load")
-        resident = self._loop.enter(
-            running,
-            prepare=lambda: self._row(state),
-            after_step=lambda row: running.progress(row.step, row.num_steps),
-            exact=state.spec.exact,
-        )
-        left = asyncio.Event()
-        beside = asyncio.create_task(self._accompany(running, resident, state, left))
+        rows = 2 if state.spec.guidance_scale > 1 else 1
         try:
-            row = await resident.left
-        except (torch.OutOfMemoryError, MemoryError):
-            await self._try_to_save(running, resident.row, state)
-            raise
+            if not await self._admission.enter(running, MemoryResident(latent_shape(state.spec), rows)):
+                return Parked(state.step, running.yielding or "")
+            row = await self._denoise(running, state)
         finally:
-            left.set()
-            await beside
+            self._admission.leave(running)
         running.clock.lap("denoise")
         if not row.done:
             await self._save(running, row, state)
@@ -114,8 +120,32 @@ class MochiSampler:
         running.clock.lap("store")
         return None
 
+    async def _denoise(self, running: RunningTask, state: SampleState) -> RowState:
+        """The row with which the sample left the denoising thread, done or not."""
+        resident = self._loop.enter(
+            running,
+            prepare=lambda: self._row(state),
+            after_step=lambda row: running.progress(row.step, row.num_steps),
+            exact=state.spec.exact,
+        )
+        left = asyncio.Event()
+        beside = asyncio.create_task(self._accompany(running, resident, state, left))
+        try:
+            return await resident.left
+        except StoppedError:
+            beside.cancel()  # nobody needs the checkpoint that may be on its way: the slot is free at once
+            raise
+        except (torch.OutOfMemoryError, MemoryError):
+            await self._try_to_save(running, resident.row, state)
+            raise
+        finally:
+            left.set()
+            await asyncio.wait([beside])
+
     async def _starting_state(self, task: StageTask) -> SampleState:
-        if task.checkpoint_step and (kept := await self._checkpoints.newest(task.job_id, task.spec)):
+        # A later attempt looks in any case: the word of the last checkpoint may not have reached the registry.
+        may_have_state = task.checkpoint_step > 0 or task.attempt > 1
+        if may_have_state and (kept := await self._checkpoints.newest(task.job_id, task.spec)):
             return kept
         embeds = load(await self._store.get(prompt_embeds_key(task.job_id)))
         return SampleState(task.spec, self._revision, self._model.dtype, 0, initial_noise(task.spec), embeds)
@@ -123,13 +153,22 @@ class MochiSampler:
     async def _accompany(
         self, running: RunningTask, resident: Resident, state: SampleState, left: asyncio.Event
     ) -> None:
-        """Beside the denoising thread: a checkpoint now and then."""
-        saved_at = time.monotonic()
+        """Beside the denoising thread: a checkpoint and a preview now and then."""
+        saved_at, shown = time.monotonic(), state.step
         while not left.is_set():
             await _wait(left, min(LOOK_EVERY_S, self._sampling.checkpoint_s))
             if time.monotonic() - saved_at >= self._sampling.checkpoint_s and not left.is_set():
                 saved_at = time.monotonic()
                 await self._try_to_save(running, resident.row, state)
+            shown = await self._show(running, resident, shown)
+
+    async def _show(self, running: RunningTask, resident: Resident, shown: int) -> int:
+        """Attach a preview if enough steps were done since the last; the step of the last preview."""
+        before, row, every = resident.before, resident.row, self._sampling.preview_every
+        if self._preview is None or not every or before is None or row is None or row.step - shown < every:
+            return shown
+        running.show(await asyncio.to_thread(picture, self._preview, before, row))
+        return row.step
 
     async def _try_to_save(self, running: RunningTask, row: RowState | None, state: SampleState) -> None:
         """A checkpoint that cannot be written now costs nothing yet; the next one may."""
@@ -149,7 +188,7 @@ class MochiSampler:
 
     async def _store_latents(self, task: StageTask, row: RowState) -> None:
         latents = check_finite(await asyncio.to_thread(row.latents.cpu))
-        data = pack_latents(latents, self._model.name, self._model.dtype, task.spec)
+        data = pack_latents(latents, self._model.name, self._model.dtype, task.spec, self._revision)
         await self._store.put(latents_key(task.job_id), data, "application/octet-stream")
 
     def _step(self, rows: Sequence[RowState]) -> list[RowState]:
@@ -181,6 +220,16 @@ class MochiSampler:
         denoise_step(self._transformer, [start_row(self._transformer, spec, embeds, rope)])
 
 
+def picture(preview: PreviewMap, before: RowState, after: RowState) -> bytes:
+    """A WebP of where the sample is heading, its middle latent frame; `before` and `after` are one step apart."""
+    middle = slice(after.latents.shape[1] // 2, after.latents.shape[1] // 2 + 1)
+    sigmas = after.sigmas.cpu()
+    ahead = predicted_clean(
+        before.latents[:, middle].cpu(), after.latents[:, middle].cpu(), sigmas[before.step], sigmas[after.step]
+    )
+    return preview_image(preview, ahead)
+
+
 def check_finite(latents: Tensor) -> Tensor:
     """Return the latents as they are.
 
@@ -192,9 +241,15 @@ def check_finite(latents: Tensor) -> Tensor:
     return latents
 
 
-def pack_latents(latents: Tensor, model: str, dtype: DtypeName, spec: VideoSpec) -> bytes:
+def pack_latents(latents: Tensor, model: str, dtype: DtypeName, spec: VideoSpec, revision: str) -> bytes:
     """Safetensors with `latents` fp32 and, in its header, what they were made of."""
-    made_of = {"format": LATENTS_FORMAT, "model": model, "dtype": dtype, "spec": json.dumps(asdict(spec))}
+    made_of = {
+        "format": LATENTS_FORMAT,
+        "model": model,
+        "revision": revision,
+        "dtype": dtype,
+        "spec": json.dumps(asdict(spec)),
+    }
     return save({"latents": latents.float().contiguous()}, metadata=made_of)
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import contextvars
 import logging
+import threading
 import time
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -61,6 +63,7 @@ class RunningTask:
         self.yielding: str | None = None
         self.checkpointed = 0
         self.begun_at: int | None = None
+        self._lock = threading.Lock()
         self._news = news
         self._executor = executor
         self._loop = asyncio.get_running_loop()
@@ -82,15 +85,24 @@ class RunningTask:
         if self.stopped:
             raise StoppedError(f"{self.task.job_id} was stopped")
 
-    def progress(self, done: int, total: int, preview: bytes | None = None) -> None:
+    def progress(self, done: int, total: int) -> None:
         """Tell the progress, then `check`. Cheap: the loop sends only the latest, a few times a second."""
-        self.begun_at = done if self.begun_at is None else self.begun_at
-        unsent = self.latest.preview if self.fresh and self.latest is not None else None
-        self.latest = Progress(done, total, self.begun_at, preview or unsent)
-        self.fresh = True
+        with self._lock:
+            self.begun_at = done if self.begun_at is None else self.begun_at
+            unsent = self.latest.preview if self.fresh and self.latest is not None else None
+            self.latest = Progress(done, total, self.begun_at, unsent)
+            self.fresh = True
         self.moved()
         self._loop.call_soon_threadsafe(self._news.set)
         self.check()
+
+    def show(self, preview: bytes) -> None:
+        """Attach a picture to the latest progress."""
+        with self._lock:
+            if self.latest is not None:
+                self.latest = replace(self.latest, preview=preview)
+                self.fresh = True
+        self._loop.call_soon_threadsafe(self._news.set)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one of the replica's model threads."""

@@ -29,7 +29,8 @@ class Resident:
     """A sample in the loop.
 
     prepare: makes its first row, on the loop's thread. after_step: told each new row there; raises StoppedError.
-    row: the newest, None before `prepare`. left: resolved with the row it left with, done or not.
+    row: the newest, None before `prepare`; before: the one before it.
+    left: resolved with the row it left with, done or not.
     """
 
     running: RunningTask
@@ -38,6 +39,7 @@ class Resident:
     exact: bool
     left: asyncio.Future[RowState]
     row: RowState | None = None
+    before: RowState | None = None
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def resolve(self, row: RowState) -> None:
@@ -169,7 +171,7 @@ class StepLoop:
             self._advanced(resident, row)
 
     def _advanced(self, resident: Resident, row: RowState) -> None:
-        resident.row = row
+        resident.before, resident.row = resident.row, row
         try:
             resident.after_step(row)
         except Exception as error:

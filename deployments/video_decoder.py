@@ -9,6 +9,7 @@ from ray import serve
 from safetensors.torch import load
 from torch import Tensor
 
+from deployments.checkpoints import clear_checkpoints
 from deployments.connections import Connections, connect
 from deployments.denoise import SPATIAL_COMPRESSION, latent_shape
 from deployments.device import describe_device, replica_device, set_threads
@@ -69,6 +70,7 @@ class VideoDecoder:
             image = await running.in_thread(self._write_video, running, latents, path, fit)
             await self._store.put(poster_key(job_id), image, "image/webp")
             await self._store.put_file(video_key(job_id), path, "video/mp4")
+        await clear_checkpoints(self._store, job_id)
         clock.lap("store")
         if revision and fit:
             self._fitted = revision, fit

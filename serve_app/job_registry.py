@@ -41,6 +41,10 @@ Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
 TICK_S = 1.0
 FORGET_REPLICA_S = 10.0
 HOLD_S = 2.0
+TAKEN_OVER_S = 10.0
+OUTAGE_PAUSE_S = 2.0
+# Not the job's fault and not the replica's: no attempt is counted, however long it lasts.
+OUTAGES = frozenset({"storage_unavailable", "replica_unhealthy"})
 
 
 class JobRegistry:
@@ -241,30 +245,32 @@ class JobRegistry:
     # Attempts that did not succeed
 
     async def _attempt_failed(self, lease: Lease, event: Failed) -> None:
-        """Decide between another attempt and the end; the decision is one transaction."""
+        """Decide between another attempt and the end; either is one transaction."""
         job = await self._database.run(job_store.get_job, lease.job_id)
         if job is not None and job.lease == lease.token:
             error = self._final_error(job, event)
-            now = time.time()
             if error is None:
-                pause = retry_pause(job.attempt + 1, self._settings.retry_pause_s, self._settings.max_retry_pause_s)
-                note = f"{event.code}: {event.message}"
-                again = (job.id, lease.token, now, now + pause, note, lease.uncounted_steps)
-                await self._database.run(job_store.retry, *again)
-                log.warning(
-                    f"[{job.id}] attempt {job.attempt} of {lease.stage} failed ({event.code}: {event.message}); "
-                    f"again in {pause:.1f} s"
-                )
+                await self._try_again(job, lease, event)
             else:
-                await self._database.run(job_store.fail, job.id, lease.token, now, error)
+                await self._database.run(job_store.fail, job.id, lease.token, time.time(), error)
                 log.error(f"[{job.id}] failed: {error.code}: {error.message}")
         self._leases.drop(lease)
         self._wake.set()
 
+    async def _try_again(self, job: Job, lease: Lease, event: Failed) -> None:
+        attempt, pause = job.attempt, OUTAGE_PAUSE_S
+        if event.code not in OUTAGES:
+            attempt += 1
+            pause = retry_pause(attempt, self._settings.retry_pause_s, self._settings.max_retry_pause_s)
+        now, note = time.time(), f"{event.code}: {event.message}"
+        again = (job.id, lease.token, now, now + pause, note, attempt, lease.uncounted_steps)
+        await self._database.run(job_store.retry, *again)
+        log.warning(f"[{job.id}] {lease.stage} did not succeed ({note}); again in {pause:.1f} s as attempt {attempt}")
+
     def _final_error(self, job: Job, event: Failed) -> JobError | None:
         if not event.transient:
             return JobError(event.code, event.message)
-        if job.attempt < self._settings.max_attempts:
+        if event.code in OUTAGES or job.attempt < self._settings.max_attempts:
             return None
         return JobError(event.code, f"{event.message} (attempt {job.attempt} of {job.attempt}, the last one)")
 
@@ -304,6 +310,8 @@ class JobRegistry:
             if job.lease_owner == self._owner:
                 going_on = self._leases.grant(job.id, job.lease, job.stage, now, job.step, job.progress)
                 going_on.begun = going_on.stepped = True
+                # A worker that has it says so within a heartbeat; perhaps the task was never sent.
+                going_on.deadline = now + min(TAKEN_OVER_S, self._settings.lease_s)
             elif self._alone:
                 await self._lost(lease, "the server was stopped")
         return 0.0

@@ -158,13 +158,14 @@ def retry(
     now: float,
     available_at: float,
     note: str,
+    attempt: int,
     steps_run: int = 0,
 ) -> Job | None:
-    """Back to the queue of the same stage for another attempt from the last checkpoint, not before `available_at`."""
+    """Back to the queue of the same stage, as `attempt` from the last checkpoint, not before `available_at`."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    again = {"attempt": job.attempt + 1, "available_at": available_at, "steps_run": job.steps_run + steps_run}
+    again = {"attempt": attempt, "available_at": available_at, "steps_run": job.steps_run + steps_run}
     if job.stage is Stage.SAMPLING:
         again["step"] = job.checkpoint_step
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again)
@@ -176,7 +177,9 @@ def cancel(connection: Connection, job_id: str, now: float) -> Job | None:
     if job is None or job.final:
         return job
     why = {"error_code": "cancelled", "error_message": "the job was cancelled", "completed_at": now}
-    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **why)
+    moved = _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **why)
+    # Another registry moved it between the two statements: look again, it can do so only a few times.
+    return moved or cancel(connection, job_id, now)
 
 
 def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError) -> Job | None:

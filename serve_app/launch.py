@@ -80,9 +80,22 @@ def read_plan(config: Path, dashboard_port: int) -> Plan:
     named = ((app.get("args") or {}).get("config") for app in serve["applications"])
     profiles = sorted({str(profile) for profile in named if profile is not None})
     settings = [load_settings(profile) for profile in profiles] or [load_settings()]
+    for one in settings:
+        check_model_source(one)
     if any(s.data_dir != settings[0].data_dir for s in settings):
         raise ConfigError(f"{config}: the profiles {', '.join(profiles)} name different data folders")
     return Plan(serve, settings[0], dashboard_port)
+
+
+def check_model_source(settings: AppSettings) -> None:
+    """Raises ConfigError when the model is a folder that is not there; a hub id or a prefix is looked up later."""
+    source = settings.model.source
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") != 1
+    if not Path(source).expanduser().is_dir() and is_path and not source.startswith("s3://"):
+        raise ConfigError(
+            f"model.source: there is no folder {source!r}; name a folder, a hub id (genmo/mochi-1-preview) or "
+            "s3://bucket/prefix"
+        )
 
 
 def _read_serve_config(path: Path) -> dict[str, Any]:

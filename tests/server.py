@@ -21,6 +21,7 @@ from serve_app.weed_command import PORTS
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_S = 120
+FINAL = ("completed", "failed", "cancelled")
 PROCESS_TITLES = {
     "registry": "ray::JobRegistry",
     "storage": "ray::LocalStorage",
@@ -99,9 +100,11 @@ class Server:
                 try:
                     response = client.get(f"/v1/videos/{video_id}")
                     seen = response.text
-                    if response.status_code == 200 and response.json()["state"] in states:
+                    if response.status_code == 200:
                         video: dict[str, Any] = response.json()
-                        return video
+                        if video["state"] in states:
+                            return video
+                        assert video["state"] not in FINAL, f"{video_id} ended before it was seen in {states}: {seen}"
                 except httpx.TransportError as error:
                     seen = error
                 time.sleep(0.02)
@@ -138,12 +141,18 @@ def running_server(folder: Path, environ: dict[str, str] | None = None) -> Itera
         yield server
     finally:
         if server.process.poll() is None:
-            descendants = server.descendants()
-            code = server.stop()
-            left = [p for p in descendants if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-            for process in left:
-                process.kill()
-            assert (code, left) == (0, []), server.log_tail()
+            _stop_whole(server)
+
+
+def _stop_whole(server: Server) -> None:
+    descendants = server.descendants()
+    try:
+        code = server.stop()
+    finally:
+        left = [p for p in descendants if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        for process in left:
+            process.kill()
+    assert (code, left) == (0, []), server.log_tail()
 
 
 def start_server(folder: Path, environ: dict[str, str] | None = None) -> Server:

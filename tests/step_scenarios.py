@@ -17,7 +17,7 @@ from torch import Tensor
 from deployments.denoise import RowState, denoise_step, initial_noise, latent_shape, rope_tables, start_row
 from deployments.errors import StoppedError
 from deployments.messages import VideoSpec
-from deployments.mochi_model import load_transformer
+from deployments.mochi_model import DtypeName, load_transformer
 from deployments.prompt_encoder import TextEncoder
 from deployments.running_task import RunningTask
 from deployments.sample_state import SampleState, pack, unpack
@@ -26,7 +26,7 @@ from tests.worker_fakes import SHAPES, GatedStep, running_task
 
 MAX_TICKS = 1000
 REVISION = "this model"
-DTYPE = "float32"
+DTYPE: DtypeName = "float32"
 
 
 @dataclass(frozen=True)

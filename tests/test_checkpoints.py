@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deployments.checkpoints import Checkpoints
+from deployments.checkpoints import Checkpoints, clear_checkpoints
 from deployments.denoise import initial_noise
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.messages import VideoSpec, checkpoint_key, prompt_embeds_key
@@ -177,5 +177,5 @@ async def test_clear_deletes_those_of_the_job_only() -> None:
     store = await store_with(5, 10)
     await checkpoints(store).save("video_10", state(3))
     store.objects[prompt_embeds_key(JOB)] = b"embeds"
-    await checkpoints(store).clear(JOB)
+    await clear_checkpoints(store, JOB)
     assert await store.list_keys("jobs/") == sorted([prompt_embeds_key(JOB), checkpoint_key("video_10", 3)])

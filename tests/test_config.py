@@ -58,7 +58,7 @@ def test_defaults(tmp_path: Path) -> None:
 def test_a_worker_sees_its_part_only(tmp_path: Path) -> None:
     settings = load(tmp_path)
     worker = settings.worker(settings.sampler, "registry")
-    assert worker.stage == settings.sampler
+    assert (worker.slots, worker.torch_threads) == (settings.sampler.slots, settings.sampler.torch_threads)
     assert (worker.registry, worker.namespace) == ("registry", "mochi-serve")
     assert "database" not in type(worker).model_fields
 

@@ -23,6 +23,7 @@ from deployments.messages import (
     Started,
     VideoSpec,
 )
+from serve_app import job_registry
 from serve_app.config import JobSettings
 from serve_app.errors import NoReplicaError, TooLargeError
 from serve_app.job_registry import JobRegistry
@@ -87,9 +88,9 @@ class World:
             info = ReplicaInfo(f"{stage}-replica", stage, slots, "cpu", "mochi-1")
             await self.registry.announce(info, wait=False)
 
-    async def next_after_loss(self, slots: int = 1) -> Call:
+    async def next_after_loss(self, slots: int = 1, patience_s: float = 20) -> Call:
         """The next call, while replicas announce themselves again and again as they do."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience_s):
             while self.workers.sent.empty():
                 await self.replicas(slots)
                 await asyncio.sleep(0.01)
@@ -201,6 +202,30 @@ async def test_transient_failures_end_with_the_last_attempt(world: World) -> Non
     job = await world.reaches("a", JobState.FAILED)
     assert job.error is not None and job.error.code == "out_of_memory"
     assert "attempt 3 of 3" in job.error.message
+
+
+async def test_an_outage_of_the_store_costs_no_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_registry, "OUTAGE_PAUSE_S", 0.01)
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    for _ in range(5):
+        call = await world.workers.next()
+        assert call.task.attempt == 1
+        await world.report(call, Failed("storage_unavailable", "no answer", transient=True))
+        call.ended.set_result(None)
+    assert (await world.workers.next()).task.attempt == 1
+
+
+async def test_a_task_that_was_never_sent_does_not_hold_its_slot_for_a_lease(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=3600, retry_pause_s=0.01))
+    world.start()
+    await world.replicas()
+    await world.registry.submit("a", "mochi-1", SPEC)
+    await world.workers.next()
+    await world.restart()
+    again = await world.next_after_loss(patience_s=job_registry.TAKEN_OVER_S + 5)
+    assert (again.task.job_id, again.task.attempt) == ("a", 2)
+    await world.stop()
 
 
 async def test_a_permanent_failure_is_not_retried(world: World) -> None:

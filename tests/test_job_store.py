@@ -89,7 +89,7 @@ async def test_a_retry_waits_its_pause_and_keeps_the_stage(database: Database) -
     await claim(database, Stage.ENCODING, "t1")
     await database.run(job_store.finish_stage, "a", "t1", {}, 101.0)
     await claim(database, Stage.SAMPLING, "t2", now=102.0)
-    job = await database.run(job_store.retry, "a", "t2", 103.0, 105.0, "replica lost")
+    job = await database.run(job_store.retry, "a", "t2", 103.0, 105.0, "replica lost", 2)
     assert job is not None
     assert (job.state, job.stage, job.attempt, job.lease) == (JobState.QUEUED, Stage.SAMPLING, 2, None)
     assert await database.run(job_store.next_available_at) == 105.0
@@ -107,12 +107,12 @@ async def test_giving_back_costs_no_attempt(database: Database) -> None:
 async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, "old")
-    await database.run(job_store.retry, "a", "old", 101.0, 101.0, "lost")
+    await database.run(job_store.retry, "a", "old", 101.0, 101.0, "lost", 2)
     await claim(database, Stage.ENCODING, "new", now=102.0)
     before = await database.run(job_store.get_job, "a")
     assert not await database.run(job_store.renew, "a", "old", 999.0, 5, 0.5, 5)
     assert await database.run(job_store.finish_stage, "a", "old", {}, 103.0) is None
-    assert await database.run(job_store.retry, "a", "old", 103.0, 103.0, "") is None
+    assert await database.run(job_store.retry, "a", "old", 103.0, 103.0, "", 2) is None
     assert await database.run(job_store.park, "a", "old", 103.0, 5, 5, "") is None
     assert not await database.run(job_store.keep_checkpoint, "a", "old", 5)
     assert await database.run(job_store.give_back, "a", "old", 103.0, "") is None

@@ -14,9 +14,10 @@ import httpx
 import pytest
 
 from serve_app import launch
+from serve_app.config import load_settings
 from serve_app.descendants import descendants
-from serve_app.errors import ConfigError
-from serve_app.local_server import error_line
+from serve_app.errors import ConfigError, StartupError
+from serve_app.local_server import check_gpus, error_line
 from serve_app.ports import free_ports, is_free
 from serve_app.ray_environment import ensure_token, haproxy_available
 from tests.processes import gone
@@ -274,3 +275,20 @@ def test_the_token_is_made_once_and_private(tmp_path: Path) -> None:
 )
 def test_the_line_that_says_most(message: str, line: str) -> None:
     assert error_line(message) == line
+
+
+def test_a_profile_that_needs_more_gpus_than_there_are_is_told_so() -> None:
+    settings = load_settings(str(ROOT / "configs" / "mochi-1-preview.yaml"), {})
+    check_gpus(settings, 3)
+    with pytest.raises(StartupError, match=r"needs 3 GPUs \(encoder 1, sampler 1, decoder 1\) and this machine has 2"):
+        check_gpus(settings, 2)
+    check_gpus(load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), {}), 1)
+    check_gpus(load_settings(str(ROOT / "configs" / "shapes.yaml"), {}), 0)
+
+
+def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:
+    shapes = str(ROOT / "configs" / "shapes.yaml")
+    with pytest.raises(ConfigError, match="model.source: there is no folder '/nope'"):
+        launch.check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": "/nope"}))
+    for source in ("genmo/mochi-1-preview", "s3://bucket/models/x", str(ROOT / "models" / "shapes")):
+        launch.check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": source}))

@@ -9,9 +9,9 @@ import pytest
 
 from serve_app.ports import is_free
 from tests.clip_reader import colour_and_direction, is_faststart, probe, read_frames
-from tests.server import Server, running_server, start_server, wait_ready
+from tests.server import Server, running_server, wait_ready
 
-SLOW = {"num_inference_steps": 200}
+SLOW = {"size": "128x64", "num_frames": 61, "num_inference_steps": 200}
 LARGE = {"size": "128x64", "num_frames": 61, "num_inference_steps": 2}
 ONCE = ["queued", "encoding", "queued", "sampling", "queued", "decoding", "completed"]
 
@@ -126,22 +126,22 @@ def test_a_killed_encoder_loses_no_job(server: Server) -> None:
 
 
 def test_a_job_outlives_the_whole_server(tmp_path: Path) -> None:
-    first = start_server(tmp_path)
-    wait_ready(first)
-    earlier = first.create(prompt="a red circle moving right")
-    first.wait_for(earlier["id"], "completed")
-    video = first.create(prompt="a blue square moving left", seed=7, **SLOW)
-    first.wait_for(video["id"], "sampling")
-    left = [process.pid for process in first.descendants()]
-    assert first.stop(signal.SIGINT) == 0, first.log_tail()
-    assert [pid for pid in left if psutil.pid_exists(pid)] == []
-    assert [port for port in first.ports if not is_free(port)] == []
-    assert not (first.data / "lock").exists()
+    with running_server(tmp_path) as first:
+        earlier = first.create(prompt="a red circle moving right")
+        first.wait_for(earlier["id"], "completed")
+        video = first.create(prompt="a blue square moving left", seed=7, **SLOW)
+        first.wait_for(video["id"], "sampling")
+        below = [process.pid for process in first.descendants()]
+        assert first.stop(signal.SIGINT) == 0, first.log_tail()
+        assert [pid for pid in below if psutil.pid_exists(pid)] == []
+        assert [port for port in first.ports if not is_free(port)] == []
+        assert not (first.data / "lock").exists()
     with running_server(tmp_path) as second:
         second.wait_for(video["id"], "completed")
         assert second.moves(video["id"]).count("completed") == 1
-        seen = colour_and_direction(read_frames(second.download(video["id"], tmp_path / "clip.mp4")))
-        assert seen == ("blue", "left")
         with second.client() as client:
             assert [v["id"] for v in client.get("/v1/videos").json()["data"]] == [video["id"], earlier["id"]]
-        second.download(earlier["id"], tmp_path / "earlier.mp4")
+        frames = read_frames(second.download(video["id"], tmp_path / "clip.mp4"))
+        assert frames.shape == (61, 64, 128, 3)
+        seen = colour_and_direction(read_frames(second.download(earlier["id"], tmp_path / "earlier.mp4")))
+        assert seen == ("red", "right")

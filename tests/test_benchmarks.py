@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flops, gpu, step_batching
+from benchmarks import flops, gpu, sampler_latency, step_batching
 from benchmarks import full_size as fs
 from benchmarks.ceilings import matmul_shapes
 from benchmarks.machine import describe_machine, publish
@@ -236,6 +236,31 @@ def test_step_batching_compares_the_same_videos() -> None:
     contenders = step_batching.Contenders()
     contenders.check(3)
     assert contenders.spec(0) != contenders.spec(1)
+
+
+def test_gaps_lie_between_jobs_and_not_between_their_steps() -> None:
+    begun, ended = [0.0, 2.0, 10.0, 12.0, 15.0, 17.0], [1.0, 3.0, 11.0, 13.0, 16.0, 18.0]
+    assert sampler_latency.gaps(begun, ended, steps=2) == [7.0, 2.0]
+    with pytest.raises(SystemExit, match="whole jobs of 4 steps"):
+        sampler_latency.gaps(begun, ended, steps=4)
+
+
+def test_moments_cover_a_step_evenly() -> None:
+    drawn = sampler_latency.moments(10, seed=0)
+    assert sorted(int(moment * 10) for moment in drawn) == list(range(10)) and drawn != sorted(drawn)
+    assert drawn == sampler_latency.moments(10, seed=0) != sampler_latency.moments(10, seed=1)
+
+
+def test_latencies_against_their_bars() -> None:
+    stop = sampler_latency.against(0.35, [0.1, 0.2, 0.4], judged=0.4)
+    assert stop == {"median_ms": 200.0, "max_ms": 400.0, "bar_ms": 350.0, "holds": False}
+    gap = sampler_latency.against(0.35, [0.1, 0.2, 0.4], judged=0.2)
+    checkpoints = sampler_latency.cost([1.02, 2.0, 3.03], [1.0, 1.0, 3.0])
+    assert (checkpoints["median_ratio"], checkpoints["holds"]) == (1.02, True)
+    assert not sampler_latency.cost([1.04], [1.0])["holds"]
+    slot = {"step_ms": 300.0, "stop": stop, "yield": stop}
+    sections = {"slot_free": slot, "between_jobs": gap, "checkpoints": checkpoints}
+    assert sampler_latency.as_table(sections).row_count == 4
 
 
 def test_machine_is_plain_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

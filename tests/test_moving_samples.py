@@ -111,6 +111,7 @@ def wait_for_samplers(server: Server, count: int) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_downscale_moves_what_it_stops(slow_server: Server) -> None:
     steps = twenty_sampling(slow_server, [300 if n % 3 else 100 for n in range(20)])
     each_ran_every_step_once(slow_server, steps)
@@ -118,6 +119,7 @@ def test_a_downscale_moves_what_it_stops(slow_server: Server) -> None:
     assert moved, "no job was moved: nothing was tried"
 
 
+@pytest.mark.slow
 def test_a_rolling_redeploy_moves_every_sample(slow_server: Server, tmp_path: Path) -> None:
     steps = twenty_sampling(slow_server, [300] * 20)
     before = set(slow_server.pids("sampler"))

@@ -432,3 +432,12 @@ async def test_a_step_takes_at_least_its_time(replica: Replica) -> None:
     await replica(link, embedded(given), min_step_s=0.1).run(given)
     finished = link.ends[-1]
     assert isinstance(finished, Finished) and finished.seconds["denoise"] >= 0.3
+
+
+async def test_previews_come_with_the_progress(replica: Replica) -> None:
+    link, store = MemoryLink(), await encoded(spec(num_inference_steps=200))
+    sampler = replica(link, store)
+    await sampler.run(task(Stage.SAMPLING, spec(num_inference_steps=200, num_frames=61)))
+    pictures = [event.preview for event in link.events if isinstance(event, Progress) and event.preview]
+    assert pictures and all(picture[:4] == b"RIFF" for picture in pictures)
+    assert len(set(pictures)) > 1

@@ -70,6 +70,22 @@ def test_sigterm_hands_the_sample_back(slow_server: Server, undisturbed: bytes) 
     wait_ready(slow_server)
 
 
+def test_a_video_can_be_watched_in_the_making(slow_server: Server) -> None:
+    video = slow_server.create(prompt=PROMPT, num_inference_steps=200)
+    wait_for_step(slow_server, video["id"], 30)
+    with slow_server.client() as client:
+        preview = client.get(f"/v1/videos/{video['id']}/content", params={"variant": "preview"})
+        assert (preview.status_code, preview.headers["content-type"]) == (200, "image/webp"), preview.text
+        assert preview.content[:4] == b"RIFF" and preview.content[8:12] == b"WEBP"
+        client.post(f"/v1/videos/{video['id']}/cancel").raise_for_status()
+
+
+def test_a_sampler_tells_what_fits_its_memory(slow_server: Server) -> None:
+    with slow_server.client() as client:
+        (sampler, *_) = client.get("/health").json()["devices"]["sampling"]
+    assert sampler["max_tokens"] > 352, "the largest clip of the profile fits this machine"
+
+
 def test_a_cancelled_job_leaves_its_slot_and_stays_cancelled(slow_server: Server) -> None:
     video = slow_server.create(prompt=PROMPT, num_inference_steps=200)
     seen = wait_for_step(slow_server, video["id"], 3)

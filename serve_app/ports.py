@@ -2,11 +2,17 @@
 
 import contextlib
 import os
+import random
 import socket
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 MAX_PORT = 65535
+# Above the ports of Ray's workers (10002 to 19999), below those of Serve's replicas (from 30000) and those that the
+# system gives to clients (from 32768 on Linux).
+UNCLAIMED = range(20_000, 30_000)
+# With an offset of 10,000, the second port is below the system's too, and above those of a few replicas.
+PAIRED = range(21_000, 22_700)
 _LISTEN = "0A"
 
 
@@ -22,23 +28,21 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind((LOOPBACK, 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+def free_ports(count: int, among: range = UNCLAIMED) -> list[int]:
+    """Ports that were free a moment ago, all different, from a range where nobody takes one by chance meanwhile."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.choice(among)
+        if port not in found and is_free(port):
+            found.append(port)
+    return found
 
 
 def free_pair(offset: int) -> int:
     """A port p for which both p and p + offset were free a moment ago."""
     while True:
-        port = free_ports(1)[0]
-        if port + offset <= MAX_PORT and is_free(port + offset):
+        (port,) = free_ports(1, PAIRED)
+        if is_free(port + offset):
             return port
 
 

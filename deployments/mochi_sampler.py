@@ -43,7 +43,7 @@ from deployments.mochi_block import Rope
 from deployments.mochi_model import DtypeName, check_scheduler, load_transformer
 from deployments.model_store import model_fingerprint, model_folder
 from deployments.preview import PreviewMap, find_preview, predicted_clean, preview_image
-from deployments.running_task import RunningTask, logger
+from deployments.running_task import RunningTask, logger, wait_for
 from deployments.sample_state import SampleState
 from deployments.settings import WorkerSettings
 from deployments.stage_worker import StageWorker
@@ -156,7 +156,7 @@ class MochiSampler:
         """Beside the denoising thread: a checkpoint and a preview now and then."""
         saved_at, shown = time.monotonic(), state.step
         while not left.is_set():
-            await _wait(left, min(LOOK_EVERY_S, self._sampling.checkpoint_s))
+            await wait_for(left, min(LOOK_EVERY_S, self._sampling.checkpoint_s))
             if time.monotonic() - saved_at >= self._sampling.checkpoint_s and not left.is_set():
                 saved_at = time.monotonic()
                 await self._try_to_save(running, resident.row, state)
@@ -251,11 +251,3 @@ def pack_latents(latents: Tensor, model: str, dtype: DtypeName, spec: VideoSpec,
         "spec": json.dumps(asdict(spec)),
     }
     return save({"latents": latents.float().contiguous()}, metadata=made_of)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -17,7 +17,7 @@ from deployments.connections import Link
 from deployments.draining import end_if_terminated, is_draining
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
 from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
-from deployments.running_task import RunningTask, current_job, logger, without_grad
+from deployments.running_task import RunningTask, current_job, logger, wait_for, without_grad
 
 ANNOUNCE_EVERY_S = 2.0
 DRAIN_POLL_S = 0.25
@@ -160,7 +160,7 @@ class StageWorker:
     async def _report_forever(self) -> None:
         """One call for all tasks with news, a few times a second; a heartbeat for those whose step is long."""
         while True:
-            await _wait(self._news, HEARTBEAT_S)
+            await wait_for(self._news, HEARTBEAT_S)
             self._news.clear()
             if due := [running for running in self._running.values() if _is_due(running)]:
                 await self._report_all(due)
@@ -250,12 +250,3 @@ def _log_failure(task: StageTask, failed: Failed, error: Exception) -> None:
 
 def _stalled(running: RunningTask) -> bool:
     return time.monotonic() - running.moved_at > STALL_S
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event comes or the time is over. Not `wait_for`: in Python 3.11 that may swallow a cancellation."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -73,12 +73,14 @@ class Progress:
 
     begun_at: where this replica began: the steps done - begun_at are its own.
     preview: a small WebP of what the video looks like so far, a few times a job.
+    device_s: seconds of the device that this replica spent on the task so far; samples of one batch share its time.
     """
 
     done: int
     total: int
     begun_at: int = 0
     preview: bytes | None = None
+    device_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,25 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The replica let go of a sample after `step` steps; its state is whole in storage. reason: for people."""
+    """The replica let go of a sample after `step` steps; its state is whole in storage.
+
+    reason: for people. device_s: as in Progress.
+    """
 
     step: int
     reason: str
+    device_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stage's output is whole in object storage. seconds: wall time by part of the stage."""
+    """The stage's output is whole in object storage.
+
+    seconds: wall time by part of the stage. device_s: as in Progress.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    device_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names a
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -57,6 +57,33 @@ class JobSettings(Settings):
     max_attempts: int = Field(5, ge=1)
     retry_pause_s: float = Field(0.5, gt=0, description="pause before attempt 2; doubles with each attempt")
     max_retry_pause_s: float = Field(60, gt=0)
+    max_queued: int = Field(10_000, ge=1, description="waiting jobs in all; beyond it new ones are refused with 429")
+    max_queued_per_tenant: int = Field(2_000, ge=1, description="waiting jobs of one tenant")
+    idempotency_h: float = Field(24, gt=0, description="how long an Idempotency-Key is remembered, hours")
+
+
+class SchedulingSettings(Settings):
+    """In which order waiting jobs go to the replicas."""
+
+    weights: dict[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
+        {}, description="shares of the tenants in GPU-seconds; a tenant that is not named has weight 1"
+    )
+    promote_after_s: float = Field(600, gt=0, description="a job that has waited this long goes with the tier above")
+    preemption: bool = Field(True, description="a job of a lower tier is parked when an interactive one finds no slot")
+    max_parks: int = Field(3, ge=0, description="a job that was parked this often is not preempted again")
+
+    def weight(self, tenant: str) -> float:
+        return self.weights.get(tenant, 1.0)
+
+
+class RetentionSettings(Settings):
+    """How long jobs and their files are kept. Days may be fractions."""
+
+    completed_days: float | None = Field(30, gt=0, description="null keeps completed jobs and videos for ever")
+    failed_days: float | None = Field(7, gt=0, description="of failed and cancelled jobs; null keeps them for ever")
+    orphan_days: float = Field(1, gt=0, description="files that belong to no job are deleted when they are this old")
+    sweep_every_s: float = Field(60, gt=0, description="how often to look for what has expired")
+    orphans_every_s: float = Field(3600, gt=0, description="how often to look for files that belong to no job")
 
 
 class IngressSettings(Settings):
@@ -83,6 +110,8 @@ class AppSettings(Settings):
     storage: StorageSettings = StorageSettings()
     ingress: IngressSettings = IngressSettings()
     jobs: JobSettings = JobSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+    retention: RetentionSettings = RetentionSettings()
     model: ModelSettings
     sampling: SamplingSettings = SamplingSettings()
     encoder: StageSettings

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from deployments.errors import MochiServeError
+from serve_app.wording import shown
 
 
 class ConfigError(MochiServeError):
@@ -123,6 +124,52 @@ class TooLargeError(InvalidRequestError):
 
     def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
         return type(self), (self.tokens, self.max_tokens, self.advice)
+
+
+class IdempotencyKeyReusedError(InvalidRequestError):
+    """The Idempotency-Key belongs to another request of the same tenant."""
+
+    status = 409
+    default_code = "idempotency_key_reused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"The Idempotency-Key {shown(key)} was used for a request with another body; "
+            "send the same body again, or a new key.",
+            "Idempotency-Key",
+            headers={"x-should-retry": "false"},
+        )
+        self.key = key
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.key,)
+
+
+class QueueFullError(ApiError):
+    """Too many jobs wait; nothing was written.
+
+    Args:
+        limit: how many may wait. tenant: whose limit it is, None for that of all together.
+        retry_after_s: when there is room again, by what was measured.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "queue_full"
+
+    def __init__(self, limit: int, tenant: str | None, retry_after_s: int) -> None:
+        whose = "" if tenant is None else f" of the tenant {shown(tenant)}"
+        super().__init__(
+            f"The queue is full: {limit} jobs{whose} wait already. Send the request again in {retry_after_s} s.",
+            code="queue_full" if tenant is None else "tenant_queue_full",
+            headers={"Retry-After": str(retry_after_s)},
+        )
+        self.limit = limit
+        self.tenant = tenant
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type, tuple[int, str | None, int]]:
+        return type(self), (self.limit, self.tenant, self.retry_after_s)
 
 
 class BodyTooLargeError(InvalidRequestError):

@@ -22,6 +22,17 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Tier(StrEnum):
+    """How urgent a job is; a waiting one of a higher tier goes first. Highest first."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BATCH = "batch"
+
+
+TIERS = tuple(Tier)
+DEFAULT_TENANT = "default"
+
 RUNNING = frozenset({JobState.ENCODING, JobState.SAMPLING, JobState.DECODING})
 FINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
@@ -59,13 +70,28 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a waiting or running job stands.
+
+    position: jobs that go before it to a slot of its stage, None once it runs. starts_at, finishes_at: Unix seconds,
+    forecast from measured step times; None as long as nothing was measured.
+    """
+
+    position: int | None
+    starts_at: float | None
+    finishes_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as the registry tells it. Times are Unix seconds.
 
     stage: the stage it runs or waits for. attempt: 1 and up; grows when a stage was lost or failed.
     step: denoising steps done of spec.num_inference_steps. checkpoint_step: the step that a new attempt begins at.
     steps_run: denoising steps run in all, as reported; more than `step` only if some were lost and run again.
-    seconds: wall time by stage and part.
+    device_s: seconds of devices spent on it in all, as reported. parks: how often it was parked.
+    deaths: replicas that died in a row while it was at one place of its work; died_at: that place, as `progress`.
+    seconds: wall time by stage and part. place: told by a registry, not kept.
     """
 
     id: str
@@ -79,6 +105,12 @@ class Job:
     checkpoint_step: int = 0
     steps_run: int = 0
     progress: float = 0.0
+    tenant: str = DEFAULT_TENANT
+    tier: Tier = Tier.STANDARD
+    device_s: float = 0.0
+    parks: int = 0
+    deaths: int = 0
+    died_at: float | None = None
     started_at: float | None = None
     completed_at: float | None = None
     available_at: float = 0.0
@@ -87,10 +119,71 @@ class Job:
     lease_expires_at: float | None = None
     error: JobError | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    place: Place | None = None
 
     @property
     def final(self) -> bool:
         return self.state in FINAL
+
+    @property
+    def suspect(self) -> bool:
+        """A replica died with it, and it has not passed that place since."""
+        return self.died_at is not None and self.progress <= self.died_at
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request for a job, checked.
+
+    idempotency_key: the client's own name for the request; within a day the same key of a tenant is the same job.
+    fingerprint: of what was asked, so that another request under the same key is noticed.
+    """
+
+    job_id: str
+    model: str
+    spec: VideoSpec
+    tenant: str = DEFAULT_TENANT
+    tier: Tier = Tier.STANDARD
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job that is durable. repeated: it was so before, by its id or its idempotency key."""
+
+    job: Job
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One entry of a job's history. at: Unix seconds. note: why, for people."""
+
+    at: float
+    state: JobState
+    stage: Stage
+    attempt: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a listing holds; what is empty or None restricts nothing. Times are Unix seconds, created_after
+    inclusive, created_before exclusive."""
+
+    states: tuple[JobState, ...] = ()
+    tenant: str | None = None
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a replica has done for a job since it was last counted: denoising steps and seconds of the device."""
+
+    steps: int = 0
+    device_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

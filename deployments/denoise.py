@@ -69,8 +69,17 @@ class RowState:
         return self.step >= self.num_steps
 
     @property
+    def rows(self) -> int:
+        return rows_of(self.guidance_scale)
+
+    @property
     def guided(self) -> bool:
-        return self.guidance_scale > 1.0
+        return self.rows > 1
+
+
+def rows_of(guidance_scale: float) -> int:
+    """How many rows of a pass a sample is: 2 with guidance (with and without its prompt), 1 without."""
+    return 2 if guidance_scale > 1.0 else 1
 
 
 def sigma_schedule(num_steps: int, threshold_noise: float = THRESHOLD_NOISE, linear_steps: int | None = None) -> Tensor:

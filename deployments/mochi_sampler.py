@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -21,6 +21,7 @@ from deployments.denoise import (
     initial_noise,
     latent_shape,
     rope_tables,
+    rows_of,
     start_row,
 )
 from deployments.device import describe_device, replica_device, set_threads
@@ -36,6 +37,7 @@ from deployments.messages import (
     Stage,
     StageTask,
     VideoSpec,
+    checkpoint_key,
     latents_key,
     prompt_embeds_key,
 )
@@ -43,8 +45,8 @@ from deployments.mochi_block import Rope
 from deployments.mochi_model import DtypeName, check_scheduler, load_transformer
 from deployments.model_store import model_fingerprint, model_folder
 from deployments.preview import PreviewMap, find_preview, predicted_clean, preview_image
-from deployments.running_task import RunningTask, logger, wait_for
-from deployments.sample_state import SampleState
+from deployments.running_task import RunningTask, TaskStore, logger, outlast
+from deployments.sample_state import SampleState, pack
 from deployments.settings import WorkerSettings
 from deployments.stage_worker import StageWorker
 from deployments.step_loop import Resident, StepLoop
@@ -52,6 +54,7 @@ from deployments.step_loop import Resident, StepLoop
 PARTS = ("transformer",)
 LATENTS_FORMAT = "mochi-serve-latents-1"
 LOOK_EVERY_S = 0.2
+OCTETS = "application/octet-stream"
 
 
 @serve.deployment
@@ -70,9 +73,9 @@ class MochiSampler:
         check_scheduler(self._folder)
         self._transformer = load_transformer(self._folder, self._model.dtype, self._device)
         self._revision = model_fingerprint(self._folder, PARTS)
-        self._checkpoints = Checkpoints(to.store, self._revision, self._model.dtype)
         self._rope: dict[Shape, Rope] = {}
         self._preview: PreviewMap | None = None
+        self._unforeseen = 0
         self._store = to.store
         profile = memory_profile(self._transformer, self._model, self._revision)
         self._admission = Admission(profile, memory_budget(self._device))
@@ -101,24 +104,31 @@ class MochiSampler:
 
     async def _sample(self, running: RunningTask) -> Event | None:
         """From the newest checkpoint or from noise to the final latents, or to where it was told to let go."""
-        state = await self._starting_state(running.task)
-        self._preview = self._preview or await find_preview(self._folder, self._store, self._revision)
+        if running.yielding is not None:
+            return parked(running, running.task.checkpoint_step)
+        state = await self._starting_state(running)
         running.clock.lap("load")
-        rows = 2 if state.spec.guidance_scale > 1 else 1
+        row = await self._denoise_admitted(running, state)
+        running.clock.lap("denoise")
+        if row is None:
+            return parked(running, state.step)
+        if row.done:
+            await self._store_latents(running, row)
+        else:
+            await self._store_state(running, row, state)
+        running.clock.lap("store")
+        return None if row.done else parked(running, row.step)
+
+    async def _denoise_admitted(self, running: RunningTask, state: SampleState) -> RowState | None:
+        """As `_denoise`, once there is memory for the sample; None if it was told to let go before."""
+        sample = MemoryResident(latent_shape(state.spec), rows_of(state.spec.guidance_scale))
         try:
-            if not await self._admission.enter(running, MemoryResident(latent_shape(state.spec), rows)):
-                return Parked(state.step, running.yielding or "")
-            row = await self._denoise(running, state)
+            admitted = await self._admission.enter(running, sample)
+            if not admitted or running.yielding is not None:
+                return None
+            return await self._denoise(running, state)
         finally:
             self._admission.leave(running)
-        running.clock.lap("denoise")
-        if not row.done:
-            await self._save(running, row, state)
-            running.clock.lap("store")
-            return Parked(row.step, running.yielding or "")
-        await self._store_latents(running.task, row)
-        running.clock.lap("store")
-        return None
 
     async def _denoise(self, running: RunningTask, state: SampleState) -> RowState:
         """The row with which the sample left the denoising thread, done or not."""
@@ -128,68 +138,92 @@ class MochiSampler:
             after_step=lambda row: running.progress(row.step, row.num_steps),
             exact=state.spec.exact,
         )
-        left = asyncio.Event()
-        beside = asyncio.create_task(self._accompany(running, resident, state, left))
+        beside = asyncio.create_task(self._accompany(running, resident, state))
         try:
             return await resident.left
-        except StoppedError:
-            beside.cancel()  # nobody needs the checkpoint that may be on its way: the slot is free at once
-            raise
         except (torch.OutOfMemoryError, MemoryError):
-            await self._try_to_save(running, resident.row, state)
+            await _end(beside)
+            await self._tolerate("checkpoint", self._save(running, resident.row, state))
             raise
         finally:
-            left.set()
-            await asyncio.wait([beside])
+            await _end(beside)
 
-    async def _starting_state(self, task: StageTask) -> SampleState:
+    async def _starting_state(self, running: RunningTask) -> SampleState:
+        task = running.task
         # A later attempt looks in any case: the word of the last checkpoint may not have reached the registry.
         may_have_state = task.checkpoint_step > 0 or task.attempt > 1
-        if may_have_state and (kept := await self._checkpoints.newest(task.job_id, task.spec)):
+        if may_have_state and (kept := await self._checkpoints(running).newest(task.job_id, task.spec)):
             return kept
         embeds = load(await self._store.get(prompt_embeds_key(task.job_id)))
-        return SampleState(task.spec, self._revision, self._model.dtype, 0, initial_noise(task.spec), embeds)
+        noise = await asyncio.to_thread(initial_noise, task.spec)
+        return SampleState(task.spec, self._revision, self._model.dtype, 0, noise, embeds)
 
-    async def _accompany(
-        self, running: RunningTask, resident: Resident, state: SampleState, left: asyncio.Event
-    ) -> None:
-        """Beside the denoising thread: a checkpoint and a preview now and then."""
-        saved_at, shown = time.monotonic(), state.step
-        while not left.is_set():
-            await wait_for(left, min(LOOK_EVERY_S, self._sampling.checkpoint_s))
-            if time.monotonic() - saved_at >= self._sampling.checkpoint_s and not left.is_set():
+    async def _accompany(self, running: RunningTask, resident: Resident, state: SampleState) -> None:
+        """Beside the denoising thread: a checkpoint and a preview now and then, until it is cancelled."""
+        saved_at, shown, every = time.monotonic(), state.step, self._sampling.preview_every
+        if every and self._preview is None:
+            await self._tolerate("preview map", self._find_preview())
+        while True:
+            await asyncio.sleep(min(LOOK_EVERY_S, self._sampling.checkpoint_s))
+            if time.monotonic() - saved_at >= self._sampling.checkpoint_s:
                 saved_at = time.monotonic()
-                await self._try_to_save(running, resident.row, state)
-            shown = await self._show(running, resident, shown)
+                await self._tolerate("checkpoint", self._save(running, resident.row, state))
+            before, row = resident.before, resident.row
+            if every and before is not None and row is not None and row.step - shown >= every:
+                shown = row.step
+                await self._tolerate("preview", self._show(running, before, row))
 
-    async def _show(self, running: RunningTask, resident: Resident, shown: int) -> int:
-        """Attach a preview if enough steps were done since the last; the step of the last preview."""
-        before, row, every = resident.before, resident.row, self._sampling.preview_every
-        if self._preview is None or not every or before is None or row is None or row.step - shown < every:
-            return shown
-        running.show(await asyncio.to_thread(picture, self._preview, before, row))
-        return row.step
-
-    async def _try_to_save(self, running: RunningTask, row: RowState | None, state: SampleState) -> None:
-        """A checkpoint that cannot be written now costs nothing yet; the next one may."""
+    async def _tolerate(self, what: str, work: Awaitable[None]) -> None:
+        """What goes on beside the sampling may fail: that costs nothing yet, and the next one may succeed."""
         try:
-            await self._save(running, row, state)
+            await work
+        except StoppedError:
+            return
         except WorkerError as error:
-            logger.warning("no checkpoint this time: %s", error.message)
+            logger.warning("no %s this time: %s", what, error.message)
+        except Exception:
+            self._unforeseen += 1
+            logger.exception("no %s this time; unforeseen error %d beside this sampler", what, self._unforeseen)
+
+    async def _find_preview(self) -> None:
+        self._preview = await find_preview(self._folder, self._store, self._revision)
+
+    async def _show(self, running: RunningTask, before: RowState, row: RowState) -> None:
+        """Attach a preview to the progress, if the model has a map for it."""
+        if self._preview is not None:
+            running.show(await asyncio.to_thread(picture, self._preview, before, row))
+
+    def _checkpoints(self, running: RunningTask) -> Checkpoints:
+        return Checkpoints(TaskStore(self._store, running), self._revision, self._model.dtype)
 
     async def _save(self, running: RunningTask, row: RowState | None, state: SampleState) -> None:
         """Write a checkpoint of the row if it is ahead of the last one, and tell the registry."""
-        known = max(state.step, running.checkpointed)
-        if row is None or row.step <= known or running.stopped:
+        if row is None or not _is_news(running, row, state):
             return
-        await self._checkpoints.save(running.task.job_id, replace(state, step=row.step, latents=row.latents))
+        await self._checkpoints(running).save(running.task.job_id, replace(state, step=row.step, latents=row.latents))
         running.checkpointed = row.step
         await self._worker.report_now(running, Checkpointed(row.step))
 
-    async def _store_latents(self, task: StageTask, row: RowState) -> None:
-        latents = check_finite(await asyncio.to_thread(row.latents.cpu))
-        data = pack_latents(latents, self._model.name, self._model.dtype, task.spec, self._revision)
-        await self._store.put(latents_key(task.job_id), data, "application/octet-stream")
+    async def _store_state(self, running: RunningTask, row: RowState, state: SampleState) -> None:
+        """Write the state that the sample leaves with, unless it is in storage.
+
+        Older ones are left to the job's next checkpoint or its end: the slot does not wait for their deletion, and
+        once the state is told the job is another replica's, whose checkpoints nobody else may touch.
+        """
+        if not _is_news(running, row, state):
+            return
+        data = await asyncio.to_thread(pack, replace(state, step=row.step, latents=row.latents))
+        key, store = checkpoint_key(running.task.job_id, row.step), TaskStore(self._store, running)
+        await outlast(lambda: store.put(key, data, OCTETS))
+
+    async def _store_latents(self, running: RunningTask, row: RowState) -> None:
+        task, model, store = running.task, self._model, TaskStore(self._store, running)
+
+        def packed() -> bytes:
+            return pack_latents(check_finite(row.latents.cpu()), model.name, model.dtype, task.spec, self._revision)
+
+        data = await asyncio.to_thread(packed)
+        await outlast(lambda: store.put(latents_key(task.job_id), data, OCTETS))
 
     def _step(self, rows: Sequence[RowState]) -> list[RowState]:
         """One step of a batch; returns when the device has done it, so that progress is true and a stop is prompt."""
@@ -218,6 +252,22 @@ class MochiSampler:
         embeds = {"prompt_embeds": zeros, "prompt_mask": mask, "negative_embeds": zeros, "negative_mask": mask}
         rope = rope_tables(self._transformer, latent_shape(spec))
         denoise_step(self._transformer, [start_row(self._transformer, spec, embeds, rope)])
+
+
+def parked(running: RunningTask, step: int) -> Parked:
+    """What is told of a task that lets go with its state in storage after `step` steps."""
+    return Parked(step, running.yielding or "", running.device_s)
+
+
+def _is_news(running: RunningTask, row: RowState, state: SampleState) -> bool:
+    """Whether the row is ahead of what is in storage; `state` is what the sample came with."""
+    return row.step > max(state.step, running.checkpointed)
+
+
+async def _end(beside: asyncio.Task[None]) -> None:
+    """Nobody waits for a checkpoint or a preview that is under way: the sample that left is ahead of it."""
+    beside.cancel()
+    await asyncio.wait([beside])
 
 
 def picture(preview: PreviewMap, before: RowState, after: RowState) -> bytes:

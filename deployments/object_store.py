@@ -6,12 +6,13 @@ three seconds; then a StorageUnavailableError, which is transient, tells the cal
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from io import BytesIO
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -19,7 +20,9 @@ from urllib.parse import quote
 import certifi
 import urllib3
 from minio import Minio
+from minio.deleteobjects import DeleteError, DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.time import from_http_header
 from urllib3.response import BaseHTTPResponse
 
 from deployments.errors import PermanentError, StorageUnavailableError
@@ -33,6 +36,7 @@ CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0
 CONNECTIONS = 32
 DOWNLOADS_AT_ONCE = 8
+PAGE = 1000  # the most that one request of the S3 API lists or deletes
 
 _ABSENT = frozenset({"NoSuchKey", "NoSuchObject"})
 _OWNED = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
@@ -41,12 +45,24 @@ _PASSING = frozenset({"InternalError", "OperationAborted", "RequestTimeout", "Se
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the store knows of an object. size: bytes. etag: without quotes. modified: with a time zone."""
+    """What the store knows of an object. size: bytes. etag: without quotes. modified: with a time zone.
+
+    answered_at: the store's own clock (the Date header) when it told this, to the second, with a time zone.
+    """
 
     size: int
     etag: str
     modified: datetime | None
     content_type: str
+    answered_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """One entry of a listing. modified: by the store's clock, with a time zone."""
+
+    key: str
+    modified: datetime | None
 
 
 class ObjectStore:
@@ -102,6 +118,7 @@ class ObjectStore:
             etag=(found.etag or "").strip('"'),
             modified=found.last_modified,
             content_type=found.content_type or "application/octet-stream",
+            answered_at=_http_date((found.metadata or {}).get("date")),
         )
 
     async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
@@ -125,9 +142,26 @@ class ObjectStore:
         """Remove an object; no error when there is none."""
         await self._run(lambda: self._client.remove_object(self.bucket, key))
 
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove objects, 1000 in one request; no error for those that are not there.
+
+        After an error some may be gone and others not: it is safe to do it again.
+        """
+        await self._run(lambda: self._delete_all(keys))
+
     async def list_keys(self, prefix: str) -> list[str]:
         """All keys that begin with `prefix`, in the store's order."""
         return await self._run(lambda: self._keys(self.bucket, prefix))
+
+    async def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
+        """All objects whose keys begin with `prefix`, at most 1000 at a time, in the store's order.
+
+        A page is asked for when it is wanted, so that any number of objects can be listed in little memory. What
+        was listed may be deleted before the next page.
+        """
+        listing = self._listing(self.bucket, prefix)
+        while page := await self._run(lambda: list(islice(listing, PAGE))):
+            yield page
 
     async def ensure_bucket(self) -> None:
         """Make the bucket unless it is there."""
@@ -183,8 +217,18 @@ class ObjectStore:
             _release(response)
 
     def _keys(self, bucket: str, prefix: str) -> list[str]:
-        found = self._client.list_objects(bucket, prefix=prefix, recursive=True)
-        return [o.object_name for o in found if o.object_name is not None and not o.is_dir]
+        return [listed.key for listed in self._listing(bucket, prefix)]
+
+    def _listing(self, bucket: str, prefix: str) -> Iterator[ListedObject]:
+        for found in self._client.list_objects(bucket, prefix=prefix, recursive=True):
+            if found.object_name is not None and not found.is_dir:
+                yield ListedObject(found.object_name, found.last_modified)
+
+    def _delete_all(self, keys: Sequence[str]) -> None:
+        errors = self._client.remove_objects(self.bucket, [DeleteObject(key) for key in keys])
+        kept = [error for error in errors if error.code not in _ABSENT]
+        if kept:
+            raise self._not_deleted(kept)
 
     def _make_bucket(self) -> None:
         if self._client.bucket_exists(self.bucket):
@@ -223,6 +267,13 @@ class ObjectStore:
             "storage_refused", f"{self._where} refused: {error.code} {error.message}; check storage's keys"
         )
 
+    def _not_deleted(self, kept: Sequence[DeleteError]) -> PermanentError | StorageUnavailableError:
+        first = kept[0]
+        what = f"{len(kept)} objects, the first one {self.bucket}/{first.name}: {first.code} {first.message or ''}"
+        if first.code in _PASSING:
+            return StorageUnavailableError(f"{self._where} cannot delete now {what}")
+        return PermanentError("storage_refused", f"{self._where} refused to delete {what}; check storage's keys")
+
     def _no_bucket(self) -> PermanentError:
         return PermanentError("storage_refused", f"{self._where} has no bucket {self.bucket!r}; make it")
 
@@ -260,6 +311,14 @@ def _release(response: BaseHTTPResponse) -> None:
     """Back to the pool when read to its end; a connection with bytes still in it is closed instead."""
     response.close()
     response.release_conn()
+
+
+def _http_date(value: str | None) -> datetime | None:
+    """None also for what is no date: not every proxy passes the header on as it was."""
+    try:
+        return None if value is None else from_http_header(value)
+    except ValueError:
+        return None
 
 
 def _relative(key: str, prefix: str) -> PurePosixPath:

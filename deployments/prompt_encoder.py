@@ -15,7 +15,7 @@ from deployments.errors import PermanentError
 from deployments.messages import ReplicaInfo, Stage, StageTask, prompt_embeds_key
 from deployments.mochi_model import DtypeName, load_text_encoder
 from deployments.model_store import model_folder, read_index
-from deployments.running_task import RunningTask
+from deployments.running_task import RunningTask, TaskStore, outlast
 from deployments.settings import WorkerSettings
 from deployments.stage_worker import StageWorker
 
@@ -125,6 +125,6 @@ class PromptEncoder:
         spec = running.task.spec
         tensors = await running.in_thread(self._text.encode, spec.prompt, spec.negative_prompt)
         running.clock.lap("encode")
-        key = prompt_embeds_key(running.task.job_id)
-        await self._store.put(key, save(tensors), "application/octet-stream")
+        key, data, store = prompt_embeds_key(running.task.job_id), save(tensors), TaskStore(self._store, running)
+        await outlast(lambda: store.put(key, data, "application/octet-stream"))
         running.clock.lap("store")

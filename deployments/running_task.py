@@ -1,19 +1,26 @@
-"""A task being worked on, as its work sees it: stop flag, progress, model threads, timing, log lines with its id."""
+"""A task being worked on, as its work sees it: stop flag, progress, model threads, storage, timing, log lines."""
 
 import asyncio
 import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 
-from deployments.errors import StoppedError
+from deployments.errors import StoppedError, StorageUnavailableError
 from deployments.messages import Progress, StageTask
+
+if TYPE_CHECKING:
+    from deployments.connections import Store
+
+STORE_AWAY_S = 60.0
+STORE_PAUSE_S = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,9 +57,16 @@ class RunningTask:
 
     Args:
         news: set on the loop whenever there is progress to tell; the tasks of a replica share it.
+        now_ns: a monotonic clock in nanoseconds, for the device's time.
     """
 
-    def __init__(self, task: StageTask, executor: ThreadPoolExecutor, news: asyncio.Event) -> None:
+    def __init__(
+        self,
+        task: StageTask,
+        executor: ThreadPoolExecutor,
+        news: asyncio.Event,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
         self.task = task
         self.latest: Progress | None = None
         self.fresh = False
@@ -63,6 +77,9 @@ class RunningTask:
         self.yielding: str | None = None
         self.checkpointed = 0
         self.begun_at: int | None = None
+        self._used_ns = 0
+        self._at_work_since: int | None = None
+        self._now_ns = now_ns
         self._lock = threading.Lock()
         self._news = news
         self._executor = executor
@@ -81,18 +98,33 @@ class RunningTask:
         self.moved_at = time.monotonic()
 
     def check(self) -> None:
-        """Raises StoppedError once the task is to stop; call it at each step."""
+        """Raises StoppedError once the task is to stop; call it at each step, and while waiting for others."""
+        self.moved()
         if self.stopped:
             raise StoppedError(f"{self.task.job_id} was stopped")
+
+    def used(self, nanoseconds: int) -> None:
+        """Add what the task held the device for, or its share of it; whole numbers, so that shares add up exactly."""
+        with self._lock:
+            self._used_ns += nanoseconds
+
+    @property
+    def device_s(self) -> float:
+        """Seconds of the device so far, with those of the thread that is at work now."""
+        with self._lock:
+            return self._device_s()
+
+    def _device_s(self) -> float:
+        at_work = 0 if self._at_work_since is None else self._now_ns() - self._at_work_since
+        return (self._used_ns + at_work) / 1e9
 
     def progress(self, done: int, total: int) -> None:
         """Tell the progress, then `check`. Cheap: the loop sends only the latest, a few times a second."""
         with self._lock:
             self.begun_at = done if self.begun_at is None else self.begun_at
             unsent = self.latest.preview if self.fresh and self.latest is not None else None
-            self.latest = Progress(done, total, self.begun_at, unsent)
+            self.latest = Progress(done, total, self.begun_at, unsent, self._device_s())
             self.fresh = True
-        self.moved()
         self._loop.call_soon_threadsafe(self._news.set)
         self.check()
 
@@ -104,13 +136,78 @@ class RunningTask:
                 self.fresh = True
         self._loop.call_soon_threadsafe(self._news.set)
 
+    def to_report(self) -> Progress | None:
+        """The latest progress with the device's time until now; from here on it is old. None if there is none yet."""
+        with self._lock:
+            self.fresh = False
+            self.reported_at = time.monotonic()
+            if self.latest is not None:
+                self.latest = replace(self.latest, device_s=self._device_s())
+            return self.latest
+
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in one of the replica's model threads."""
+        """Run `work` in one of the replica's model threads, one at a time; its time there counts as the device's."""
         self.check()
         context = contextvars.copy_context()
         return await self._loop.run_in_executor(
-            self._executor, lambda: context.run(lambda: without_grad(work, *args, **kwargs))
+            self._executor, lambda: context.run(self._on_device, lambda: without_grad(work, *args, **kwargs))
         )
+
+    def _on_device(self, work: Callable[[], T]) -> T:
+        self._at_work_since = begun = self._now_ns()
+        try:
+            return work()
+        finally:
+            with self._lock:
+                self._at_work_since = None
+                self._used_ns += self._now_ns() - begun
+
+
+class TaskStore:
+    """The object store as a task sees it: once the task is stopped no change begins, while one under way may end.
+
+    Nobody needs what a stopped task would write, and its job may be another replica's by now. `put`, `put_file` and
+    `delete` raise StoppedError then.
+    """
+
+    def __init__(self, store: "Store", running: RunningTask) -> None:
+        self._store = store
+        self._running = running
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        self._running.check()
+        await self._store.put(key, data, content_type)
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        self._running.check()
+        await self._store.put_file(key, path, content_type)
+
+    async def get(self, key: str) -> bytes:
+        return await self._store.get(key)
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        return await self._store.list_keys(prefix)
+
+    async def delete(self, key: str) -> None:
+        self._running.check()
+        await self._store.delete(key)
+
+
+async def outlast(write: Callable[[], Awaitable[None]]) -> None:
+    """Write what the device has worked for: a store that is away is waited for, since a new attempt costs more.
+
+    Raises:
+        StorageUnavailableError: it stayed away for STORE_AWAY_S seconds.
+    """
+    deadline = time.monotonic() + STORE_AWAY_S
+    while True:
+        try:
+            return await write()
+        except StorageUnavailableError as error:
+            if time.monotonic() >= deadline:
+                raise
+            logger.warning("%s; the finished work is kept until it is back", error.message)
+        await asyncio.sleep(STORE_PAUSE_S)
 
 
 def without_grad(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

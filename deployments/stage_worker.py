@@ -36,6 +36,9 @@ class StageWorker:
     Args:
         lease_lapsed_s: how long the end of a task is reported again while the registry does not answer.
         draining: tells that Serve wants this replica to leave.
+
+    `_held` are all tasks whose calls are here, from before they have a slot until their end was told: a directive may
+    come at any time. `_running`, those whose work goes on: they have progress and heartbeats.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class StageWorker:
         self._draining = draining
         self._executor = ThreadPoolExecutor(info.slots, thread_name_prefix=info.stage.value)
         self._slots = asyncio.Semaphore(info.slots)
+        self._held: dict[str, RunningTask] = {}
         self._running: dict[str, RunningTask] = {}
         self._news = asyncio.Event()
         self._sick: str | None = None
@@ -69,7 +73,7 @@ class StageWorker:
 
     def close(self) -> None:
         """Stop announcing and tell what still runs to stop; does not wait. From any thread."""
-        for running in list(self._running.values()):
+        for running in list(self._held.values()):
             running.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if not self._loop.is_closed():
@@ -83,7 +87,7 @@ class StageWorker:
     async def leave(self, reason: str) -> None:
         """Take no more tasks and let go of those that can be parked. Returns when the registry was told."""
         self._leaving = reason
-        for running in self._running.values():
+        for running in self._held.values():
             running.yield_(reason)
         await self._announce(wait=False)
 
@@ -94,6 +98,7 @@ class StageWorker:
             asyncio.CancelledError: the call was cancelled; the task was stopped and its thread has left.
         """
         running = RunningTask(task, self._executor, self._news)
+        self._held[task.lease] = running
         inner = self._loop.create_task(self._run_in_slot(running, work))
         cancelled: asyncio.CancelledError | None = None
         while not inner.done():
@@ -120,6 +125,7 @@ class StageWorker:
             await self._run_reporting(running, work)
         finally:
             self._running.pop(running.task.lease, None)
+            self._held.pop(running.task.lease, None)
             self._slots.release()
 
     async def _run_reporting(self, running: RunningTask, work: Work) -> None:
@@ -130,8 +136,6 @@ class StageWorker:
             return
         await self.report_now(running, Started(self._info.replica, self._info.device))
         self._running[running.task.lease] = running
-        if self._leaving:
-            running.yield_(self._leaving)
         end = await self._work_to_end(running, work)
         self._running.pop(running.task.lease, None)
         if end is not None:
@@ -155,7 +159,7 @@ class StageWorker:
             _log_failure(task, failed, error)
             return failed
         logger.info("%s %s: %s", task.stage, "done" if end is None else "parked", running.clock.seconds)
-        return end or Finished(dict(running.clock.seconds))
+        return end or Finished(dict(running.clock.seconds), running.device_s)
 
     async def _report_forever(self) -> None:
         """One call for all tasks with news, a few times a second; a heartbeat for those whose step is long."""
@@ -168,10 +172,7 @@ class StageWorker:
 
     async def _report_all(self, due: list[RunningTask]) -> None:
         started = Started(self._info.replica, self._info.device)
-        reports = [Report(r.task.job_id, r.task.lease, r.latest or started) for r in due]
-        for running in due:
-            running.fresh = False
-            running.reported_at = time.monotonic()
+        reports = [Report(r.task.job_id, r.task.lease, r.to_report() or started) for r in due]
         heard, answers = await self._tell("report_all", reports)
         for running, answer in zip(due, answers if heard else (), strict=False):
             _heed(running, answer)
@@ -196,7 +197,7 @@ class StageWorker:
         info = replace(self._info, slots=0) if self._sick or self._leaving else self._info
         heard, directives = await self._tell("announce", info, wait)
         for lease, directive in (directives or {}).items():
-            if running := self._running.get(lease):
+            if running := self._held.get(lease):
                 _heed(running, directive)
         return heard
 
@@ -206,7 +207,7 @@ class StageWorker:
             await asyncio.sleep(DRAIN_POLL_S)
         logger.info("%s: this replica is to leave; what it can park goes back", self._info.stage)
         await self.leave("the replica was told to leave")
-        while self._running:
+        while self._held:
             await asyncio.sleep(DRAIN_POLL_S)
         end_if_terminated()
 

@@ -9,9 +9,11 @@ place: a step makes new rows.
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -66,10 +68,18 @@ class StepLoop:
         step: one denoising step of rows that share a shape.
         max_tokens: of all rows of one forward pass, see `step_batcher`.
         warm_up: run first on the thread, so that no sample pays for what happens once; what it raises is raised here.
+        now_ns: a monotonic clock in nanoseconds; each pass is timed with it, see `shares`.
     """
 
-    def __init__(self, step: Step, max_tokens: int, warm_up: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        step: Step,
+        max_tokens: int,
+        warm_up: Callable[[], object] = lambda: None,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
         self._step = step
+        self._now_ns = now_ns
         self._batcher: StepBatcher[Resident] = StepBatcher(max_tokens)
         self._inbox: queue.SimpleQueue[Resident | None] = queue.SimpleQueue()
         self._residents: list[Resident] = []
@@ -161,7 +171,7 @@ class StepLoop:
         if not batch:
             return
         try:
-            rows = self._step([resident.row for resident in batch if resident.row is not None])
+            rows = self._run_pass(batch)
         except Exception as error:
             for resident in batch:
                 self._remove(resident)
@@ -169,6 +179,16 @@ class StepLoop:
             return
         for resident, row in zip(batch, rows, strict=True):
             self._advanced(resident, row)
+
+    def _run_pass(self, batch: list[Resident]) -> list[RowState]:
+        """The stepped rows. The time is charged to the samples, also when the pass fails: it held the device."""
+        rows = [resident.row for resident in batch if resident.row is not None]
+        begun = self._now_ns()
+        try:
+            return self._step(rows)
+        finally:
+            for resident, share in zip(batch, shares(self._now_ns() - begun, rows), strict=True):
+                resident.running.used(share)
 
     def _advanced(self, resident: Resident, row: RowState) -> None:
         resident.before, resident.row = resident.row, row
@@ -187,8 +207,16 @@ class StepLoop:
         self._batcher.leave(resident)
 
 
+def shares(nanoseconds: int, rows: Sequence[RowState]) -> list[int]:
+    """What each sample of a pass pays of its time, by tokens x rows of the pass; the sum is `nanoseconds` exactly."""
+    loads = [_load(row, exact=False) for row in rows]
+    ends = list(accumulate(load.tokens * load.rows for load in loads))
+    paid = [nanoseconds * end // ends[-1] for end in ends]
+    return [end - begin for begin, end in pairwise([0, *paid])]
+
+
 def _load(row: RowState, exact: bool) -> Load:
     shape = tuple(row.latents.shape)
     _, frames, height, width = shape
     tokens = frames * (height // 2) * (width // 2)
-    return Load(shape, tokens, 2 if row.guided else 1, exact)
+    return Load(shape, tokens, row.rows, exact)

@@ -9,7 +9,6 @@ from ray import serve
 from safetensors.torch import load
 from torch import Tensor
 
-from deployments.checkpoints import clear_checkpoints
 from deployments.connections import Connections, connect
 from deployments.denoise import SPATIAL_COMPRESSION, latent_shape
 from deployments.device import describe_device, replica_device, set_threads
@@ -19,7 +18,7 @@ from deployments.mochi_model import load_vae
 from deployments.model_store import model_folder, safetensors_header
 from deployments.mp4_encoder import Mp4Writer, poster
 from deployments.preview import PreviewFit, keep_preview
-from deployments.running_task import RunningTask
+from deployments.running_task import RunningTask, TaskStore, outlast
 from deployments.settings import WorkerSettings
 from deployments.stage_worker import StageWorker
 from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
@@ -60,17 +59,16 @@ class VideoDecoder:
             self._worker.close()
 
     async def _decode(self, running: RunningTask) -> None:
-        job_id, clock = running.task.job_id, running.clock
-        data = await self._store.get(latents_key(job_id))
+        job_id, clock, store = running.task.job_id, running.clock, TaskStore(self._store, running)
+        data = await store.get(latents_key(job_id))
         latents, revision = load(data)["latents"], made_by(data)
         fit = PreviewFit() if revision and revision not in self._mapped else None
         clock.lap("load")
         with tempfile.TemporaryDirectory(prefix="mochi-serve-") as folder:
             path = Path(folder) / "video.mp4"
             image = await running.in_thread(self._write_video, running, latents, path, fit)
-            await self._store.put(poster_key(job_id), image, "image/webp")
-            await self._store.put_file(video_key(job_id), path, "video/mp4")
-        await clear_checkpoints(self._store, job_id)
+            await outlast(lambda: store.put(poster_key(job_id), image, "image/webp"))
+            await outlast(lambda: store.put_file(video_key(job_id), path, "video/mp4"))
         clock.lap("store")
         if revision and fit:
             self._fitted = revision, fit

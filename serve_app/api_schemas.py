@@ -7,13 +7,16 @@ from pydantic import BaseModel, Field
 
 from deployments.messages import ReplicaInfo, Stage
 from deployments.settings import Dimension, ModelSettings
+from serve_app.config import RetentionSettings
 from serve_app.errors import ApiError
-from serve_app.jobs import RUNNING, Health, Job, JobState
+from serve_app.jobs import RUNNING, Health, Job, JobPage, JobState, Move, Place, Tier
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
 # The weights' date of making is not known to the server; OpenAI's clients need an integer.
 MODEL_CREATED = 0
+_DAY_S = 86_400
+_NOWHERE = Place(None, None, None)
 
 
 class VideoError(BaseModel):
@@ -33,7 +36,7 @@ class Video(BaseModel):
     progress: int = Field(ge=0, le=100, description="percent of the whole job; 100 only when completed")
     created_at: int
     completed_at: int | None
-    expires_at: int | None = None
+    expires_at: int | None = Field(description="when the video and all that is known of it are deleted")
     prompt: str
     seconds: str
     size: str
@@ -52,6 +55,13 @@ class Video(BaseModel):
     steps_run: int = Field(
         description="denoising steps run in all; more than num_inference_steps only if some were lost with a process"
     )
+    priority: Tier = Field(description="the highest that waits goes first")
+    tenant: str = Field(description="whose video it is")
+    queue_position: int | None = Field(description="videos that go before it to a free replica; null unless it waits")
+    estimated_start_at: int | None = Field(description="when it goes on from the queue, as forecast")
+    estimated_completion_at: int | None = Field(description="when it is completed, as forecast from measured times")
+    gpu_seconds: float = Field(description="device time spent on it so far, all attempts and stages together")
+    parks: int = Field(description="how often it was parked for a video of a higher priority; it lost no step")
     attempt: int = Field(description="1 and up; grows when a stage was lost or failed and is tried again")
     timings: dict[str, float] = Field(description="wall time in seconds by part of the work")
 
@@ -64,6 +74,23 @@ class VideoPage(BaseModel):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class VideoMove(BaseModel):
+    """One entry of a video's history: it came to `state`."""
+
+    at: float = Field(description="Unix seconds")
+    state: JobState
+    stage: Stage = Field(description="the stage that it ran, or waited for")
+    attempt: int
+    note: str = Field(description="why, where there is something to say")
+
+
+class VideoHistory(BaseModel):
+    """All moves of a video, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoMove]
 
 
 class ModelLimits(BaseModel):
@@ -132,12 +159,13 @@ class HealthReport(BaseModel):
     devices: dict[Stage, list[Replica]]
     queue: dict[str, int] = Field(description="jobs that wait or run, by state")
     storage: str = Field(description="'ok', or what is wrong with the object store")
+    database: str = Field(description="'ok', or what is wrong with the database of jobs")
     error: ErrorBody | None = None
 
 
-def to_video(job: Job) -> Video:
-    """OpenAI's view of a job."""
-    spec = job.spec
+def to_video(job: Job, retention: RetentionSettings) -> Video:
+    """OpenAI's view of a job, which is kept for as long as `retention` says."""
+    spec, place = job.spec, job.place or _NOWHERE
     done = job.state is JobState.COMPLETED
     return Video(
         id=job.id,
@@ -145,7 +173,8 @@ def to_video(job: Job) -> Video:
         status=_status(job.state),
         progress=100 if done else max(0, min(99, int(job.progress * 100))),
         created_at=int(job.created_at),
-        completed_at=None if job.completed_at is None else int(job.completed_at),
+        completed_at=_unix(job.completed_at),
+        expires_at=_unix(_expires_at(job, retention)),
         prompt=spec.prompt,
         seconds=f"{round(spec.num_frames / spec.fps, 3):g}",
         size=f"{spec.width}x{spec.height}",
@@ -161,17 +190,31 @@ def to_video(job: Job) -> Video:
         step=job.step,
         checkpoint_step=job.checkpoint_step,
         steps_run=job.steps_run,
+        priority=job.tier,
+        tenant=job.tenant,
+        queue_position=place.position,
+        estimated_start_at=_unix(place.starts_at),
+        estimated_completion_at=_unix(place.finishes_at),
+        gpu_seconds=round(job.device_s, 3),
+        parks=job.parks,
         attempt=job.attempt,
         timings=job.seconds,
     )
 
 
-def to_page(jobs: Sequence[Job], has_more: bool) -> VideoPage:
+def to_page(page: JobPage, retention: RetentionSettings) -> VideoPage:
+    videos = [to_video(job, retention) for job in page.jobs]
     return VideoPage(
-        data=[to_video(job) for job in jobs],
-        first_id=jobs[0].id if jobs else None,
-        last_id=jobs[-1].id if jobs else None,
-        has_more=has_more,
+        data=videos,
+        first_id=videos[0].id if videos else None,
+        last_id=videos[-1].id if videos else None,
+        has_more=page.has_more,
+    )
+
+
+def to_history(moves: Sequence[Move]) -> VideoHistory:
+    return VideoHistory(
+        data=[VideoMove(at=m.at, state=m.state, stage=m.stage, attempt=m.attempt, note=m.note) for m in moves]
     )
 
 
@@ -191,17 +234,17 @@ def to_model_list(model: ModelSettings) -> ModelList:
 
 
 def to_health(health: Health, storage: str) -> HealthReport:
-    """The report; its error is set until each stage has a replica and the store answers."""
+    """The report; its error is set until each stage has a replica, and the store and the database work."""
     devices = {stage: [_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
     missing = [f"no {stage} replica is ready" for stage, replicas in devices.items() if not replicas]
-    if storage != "ok":
-        missing.append(storage)
+    missing += [what for what in (storage, health.database) if what != "ok"]
     return HealthReport(
         status="unavailable" if missing else "ok",
         models=sorted({replica.model for replicas in devices.values() for replica in replicas}),
         devices=devices,
         queue={str(state): count for state, count in health.queue.items()},
         storage=storage,
+        database=health.database,
         error=_not_ready(missing) if missing else None,
     )
 
@@ -225,12 +268,26 @@ def _replica(info: ReplicaInfo) -> Replica:
     )
 
 
+def states_of(status: Status) -> tuple[JobState, ...]:
+    """The states that OpenAI's status stands for."""
+    return tuple(state for state in JobState if _status(state) == status)
+
+
 def _status(state: JobState) -> Status:
     if state is JobState.QUEUED:
         return "queued"
     if state in RUNNING:
         return "in_progress"
     return "completed" if state is JobState.COMPLETED else "failed"
+
+
+def _unix(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
+
+
+def _expires_at(job: Job, retention: RetentionSettings) -> float | None:
+    days = retention.completed_days if job.state is JobState.COMPLETED else retention.failed_days
+    return None if job.completed_at is None or days is None else job.completed_at + days * _DAY_S
 
 
 def _error(job: Job) -> VideoError | None:

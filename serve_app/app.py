@@ -114,7 +114,9 @@ def ensure_registry(settings: AppSettings) -> None:
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
     owner = ray.get_runtime_context().get_session_name()
     actor = _named(JobRegistry, REGISTRY, settings.namespace, node)
-    ray.get(actor.remote(settings.database_url, settings.jobs, owner, StageRouter()).health.remote())
+    kept = (settings.retention, settings.storage)
+    started = actor.remote(settings.database_url, settings.jobs, settings.scheduling, owner, StageRouter(), *kept)
+    ray.get(started.health.remote())
 
 
 def _named(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:

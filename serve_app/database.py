@@ -1,27 +1,29 @@
 """One database connection on one thread, with group commit: what arrives together is committed together.
 
-An operation is a plain function of a connection and its arguments. Each runs in a savepoint of its own, so that one
-that raises takes nothing from the others, and no result is told before the commit that makes it durable.
+An operation is a plain function of a connection and its arguments. It may be run again when its transaction was rolled
+back, so it touches nothing but the database. One that raises takes nothing from the others, and no result is told
+before the commit that makes it durable.
 """
 
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import alembic.command
-import alembic.config
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from deployments.errors import RegistryUnavailableError
+from serve_app.database_engine import is_conflict, is_full, is_outage, migrate, open_engine, wrote
+
+__all__ = ["Database", "migrate"]
 
 T = TypeVar("T")
 MAX_GROUP = 256
-_MIGRATION_LOCK = 0x6D6F636869  # any constant: two registries that start at once migrate one after the other
+MAX_RERUNS = 20
 
 
 @dataclass(slots=True)
@@ -31,12 +33,13 @@ class _Operation:
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
     result: Any = None
-    error: BaseException | None = None
+    error: Exception | None = None
 
-    def resolve(self) -> None:
-        self.loop.call_soon_threadsafe(self._set)
+    def run(self, connection: Connection) -> None:
+        self.result = self.error = None
+        self.result = self.function(connection, *self.args)
 
-    def _set(self) -> None:
+    def settle(self) -> None:
         if self.future.done():
             return
         if self.error is not None:
@@ -45,11 +48,15 @@ class _Operation:
             self.future.set_result(self.result)
 
 
+class _SpoiledError(Exception):
+    """An operation raised after it had written: what the others of its group wrote cannot be told from its own."""
+
+
 class Database:
     """Runs operations in order on its own thread. Opening it brings the schema to the newest version."""
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+        self._engine = open_engine(url)
         migrate(self._engine)
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="database", daemon=True)
@@ -59,7 +66,8 @@ class Database:
         """`function(connection, *args)` in a transaction; returns when it is committed.
 
         Raises:
-            RegistryUnavailableError: the database is away, locked or full; nothing was written.
+            RegistryUnavailableError: the database is away, locked or full. Nothing was written, unless the
+                connection was lost in the very commit: then nobody knows.
             Exception: what the function raised; its changes are rolled back.
         """
         loop = asyncio.get_running_loop()
@@ -67,8 +75,10 @@ class Database:
         self._queue.put(_Operation(function, args, future, loop))
         try:
             result: T = await future
-        except (OperationalError, InterfaceError) as error:
-            raise RegistryUnavailableError(f"the job database does not work: {error.orig}") from error
+        except DBAPIError as error:
+            if is_outage(error) or is_conflict(error):
+                raise RegistryUnavailableError(f"the job database does not work: {error.orig}") from error
+            raise
         return result
 
     def close(self) -> None:
@@ -81,7 +91,8 @@ class Database:
         while True:
             group, closing = self._next_group()
             if group:
-                self._commit(group)
+                self._complete(group)
+                _tell(group)
             if closing:
                 return
 
@@ -98,56 +109,69 @@ class Database:
                 return group, False
         return group, True
 
-    def _commit(self, group: list[_Operation]) -> None:
+    def _complete(self, group: Sequence[_Operation]) -> None:
+        """Whatever happens, each operation has its result or its error."""
         try:
-            with self._engine.begin() as connection:
-                for operation in group:
-                    _run_one(connection, operation)
+            self._commit(group)
         except Exception as error:  # the transaction as a whole failed: none of it happened
-            for operation in group:
-                operation.error = error
-        for operation in group:
-            operation.resolve()
+            if len(group) > 1 and is_full(error):  # what only reads still can
+                for operation in group:
+                    self._complete([operation])
+            else:
+                for operation in group:
+                    operation.error = error
+
+    def _commit(self, group: Sequence[_Operation]) -> None:
+        """One transaction. What another registry's got in the way of is run again, for nothing of it happened."""
+        run = _run_together
+        for rerun in range(MAX_RERUNS + 1):
+            try:
+                with self._engine.begin() as connection:
+                    run(connection, group)
+                return
+            except _SpoiledError:
+                run = _run_apart
+            except DBAPIError as error:
+                if rerun == MAX_RERUNS or not is_conflict(error):
+                    raise
 
 
-def _run_one(connection: Connection, operation: _Operation) -> None:
-    try:
-        with connection.begin_nested():
-            operation.result = operation.function(connection, *operation.args)
-    except Exception as error:
-        if connection.invalidated or not connection.in_transaction():
-            raise
-        operation.error = error
+def _run_together(connection: Connection, group: Sequence[_Operation]) -> None:
+    """The fast way. Whoever raises before writing, as refusals do, leaves nothing behind."""
+    for operation in group:
+        wrote(connection, clear=True)
+        try:
+            operation.run(connection)
+        except Exception as error:
+            if is_conflict(error) or is_outage(error):
+                raise
+            if isinstance(error, DBAPIError) or wrote(connection):
+                raise _SpoiledError from error
+            operation.error = error
 
 
-def _engine(url: str) -> Engine:
-    engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=not url.startswith("sqlite"))
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine)
-    return engine
+def _run_apart(connection: Connection, group: Sequence[_Operation]) -> None:
+    """The slow way: each in a savepoint of its own."""
+    for operation in group:
+        try:
+            with connection.begin_nested():
+                operation.run(connection)
+        except Exception as error:
+            if is_conflict(error) or is_outage(error):
+                raise
+            operation.error = error
 
 
-def _prepare_sqlite(engine: Engine) -> None:
-    if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver's own BEGIN breaks savepoints
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 10000"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _tell(group: Sequence[_Operation]) -> None:
+    """Wake each event loop once, not once for each operation."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Operation]] = defaultdict(list)
+    for operation in group:
+        by_loop[operation.loop].append(operation)
+    for loop, operations in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_settle, operations)
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest version; safe to call from several processes at once."""
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+def _settle(operations: Sequence[_Operation]) -> None:
+    for operation in operations:
+        operation.settle()

@@ -1,7 +1,7 @@
 """The errors of the control side. Each ApiError is an HTTP answer; `http_errors` maps all others to one."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from deployments.errors import MochiServeError
 from serve_app.wording import shown
@@ -24,6 +24,13 @@ class NoReplicaError(MochiServeError):
 
     def __init__(self, stage: str) -> None:
         super().__init__(f"no replica of the {stage} stage took the task")
+
+
+class ReplicaDiedError(MochiServeError):
+    """The process of the replica ended while it worked on a task."""
+
+    def __init__(self, replica: str) -> None:
+        super().__init__(f"the replica {replica} died")
 
 
 class UnknownJobError(MochiServeError):
@@ -168,7 +175,7 @@ class QueueFullError(ApiError):
         self.tenant = tenant
         self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[type, tuple[int, str | None, int]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.limit, self.tenant, self.retry_after_s)
 
 

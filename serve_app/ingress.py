@@ -29,8 +29,9 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     install_error_handlers(app)
-    OpenAIVideos(services).add_to(app)
-    SimpleRoutes(services).add_to(app)
+    videos = OpenAIVideos(services)
+    videos.add_to(app)
+    SimpleRoutes(services, videos).add_to(app)
     return app
 
 

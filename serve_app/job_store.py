@@ -1,103 +1,132 @@
-"""Every query on jobs: plain functions of a connection, the same for SQLite and Postgres.
+"""Every change of a job: plain functions of a connection, the same for SQLite and Postgres.
 
 A job moves only through `_move`, which checks the table of allowed moves and writes the history in the same
-transaction. A claim is one conditional UPDATE, so that two registries on one database never hold the same job.
+transaction. Whoever changes a row has locked it (Postgres; in SQLite a transaction is alone), so that of two registries
+on one database never both hold a job, and none undoes what the other counted.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, insert, update
 
-from deployments.messages import Stage, VideoSpec
-from serve_app.errors import UnknownJobError
-from serve_app.jobs import NEXT_STAGE, RUNNING, Job, JobError, JobPage, JobState, check_move, overall_progress
-from serve_app.schema import job_moves, jobs
+from deployments.messages import Stage
+from serve_app.idempotency import holder, reserve
+from serve_app.job_listing import Order, list_jobs
+from serve_app.job_queries import (
+    count_live,
+    foreign_leases,
+    history,
+    leased_jobs,
+    queued_ids,
+    recent_work,
+)
+from serve_app.job_rows import JOB, batches, changed_columns, find_jobs, get_job, get_jobs, new_row
+from serve_app.jobs import (
+    NEXT_STAGE,
+    Accepted,
+    Job,
+    JobError,
+    JobState,
+    Spent,
+    Submission,
+    check_move,
+    overall_progress,
+)
+from serve_app.meta_store import installation_id, touch
+from serve_app.schema import WAITING, job_moves, jobs
+from serve_app.upserts import insert_into
 
-Order = Literal["asc", "desc"]
+__all__ = [
+    "Order",
+    "cancel",
+    "claim",
+    "count_live",
+    "fail",
+    "find_accepted",
+    "finish_stage",
+    "foreign_leases",
+    "get_job",
+    "get_jobs",
+    "give_back",
+    "history",
+    "insert_job",
+    "installation_id",
+    "keep_checkpoint",
+    "leased_jobs",
+    "list_jobs",
+    "park",
+    "queued_ids",
+    "recent_work",
+    "renew",
+    "retry",
+    "touch",
+]
 
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
 
 
-def insert_job(connection: Connection, job_id: str, model: str, spec: VideoSpec, now: float) -> Job:
-    """Write a new queued job; an id that is known already gives the job as it is."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    row = {
-        "id": job_id,
-        "model": model,
-        "spec": asdict(spec),
-        "state": JobState.QUEUED,
-        "stage": Stage.ENCODING,
-        "attempt": 1,
-        "step": 0,
-        "progress": 0.0,
-        "created_at": now,
-        "available_at": now,
-        "seconds": {},
-    }
-    written = dialect.insert(jobs).values(row).on_conflict_do_nothing().returning(jobs.c.id)
-    inserted = connection.execute(written).scalar_one_or_none()
-    job = get_job(connection, job_id)
-    assert job is not None
-    if inserted is not None:
-        _write_history(connection, job, now, "accepted")
-    return job
+def insert_job(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Accepted:
+    """Write a new queued job; an id or an idempotency key that is known already gives the job as it is.
 
-
-def get_job(connection: Connection, job_id: str) -> Job | None:
-    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
-    return None if row is None else _job(row)
-
-
-def list_jobs(connection: Connection, limit: int, after: str | None = None, order: Order = "desc") -> JobPage:
-    """A page of jobs by time of creation, beginning behind the job `after`.
+    Args:
+        now: Unix seconds. keep_keys_s: how long an idempotency key stands for its job.
 
     Raises:
-        UnknownJobError: there is no job `after`.
+        IdempotencyKeyReusedError: the key stands for another request; nothing was written.
     """
-    key = tuple_(jobs.c.created_at, jobs.c.id)
-    query = select(jobs)
-    if after is not None:
-        cursor = get_job(connection, after)
-        if cursor is None:
-            raise UnknownJobError(after)
-        position = tuple_(cursor.created_at, cursor.id)
-        query = query.where(key < position if order == "desc" else key > position)
-    columns = (jobs.c.created_at, jobs.c.id)
-    query = query.order_by(*(c.desc() if order == "desc" else c.asc() for c in columns))
-    found = _jobs(connection, query.limit(limit + 1))
-    return JobPage(jobs=tuple(found[:limit]), has_more=len(found) > limit)
+    known = reserve(connection, submission, now, keep_keys_s)
+    if known is not None:
+        return Accepted(known, repeated=True)
+    job = _new_job(submission, now)
+    query = insert_into(connection, jobs).on_conflict_do_nothing().returning(jobs.c.id)
+    if connection.execute(query, new_row(job)).first() is not None:
+        return Accepted(job, repeated=False)
+    known = get_job(connection, job.id)
+    assert known is not None
+    return Accepted(known, repeated=True)
 
 
-def claim(connection: Connection, stage: Stage, leases: list[str], owner: str, now: float, lease_s: float) -> list[Job]:
-    """Give the longest-waiting jobs of `stage`, one for each of `leases`, to `owner`."""
-    waiting = (
-        select(jobs)
-        .where(jobs.c.state == JobState.QUEUED, jobs.c.stage == stage, jobs.c.available_at <= now)
-        .order_by(jobs.c.created_at, jobs.c.id)
-        .limit(len(leases))
-    )
-    if connection.dialect.name == "postgresql":
-        waiting = waiting.with_for_update(skip_locked=True)
+def find_accepted(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Accepted | None:
+    """The job that `insert_job` would find there already; None if it would write a new one. Raises as it does."""
+    known = holder(connection, submission, now, keep_keys_s) or get_job(connection, submission.job_id)
+    return None if known is None else Accepted(known, repeated=True)
+
+
+def claim(
+    connection: Connection, stage: Stage, leases: Mapping[str, str], owner: str, now: float, lease_s: float
+) -> list[Job]:
+    """Give those of the jobs `leases` (lease by id) that still wait for `stage` to `owner`.
+
+    What another registry claims at this moment is passed over, not waited for.
+    """
+    held = {"lease_owner": owner, "lease_expires_at": now + lease_s}
     claimed = []
-    for job, lease in zip(_jobs(connection, waiting), leases, strict=False):
-        held = {"lease": lease, "lease_owner": owner, "lease_expires_at": now + lease_s}
-        first = {} if job.started_at is not None else {"started_at": now}
-        moved = _move(connection, job, JobState(stage), now, "claimed", **held, **first)
-        if moved is not None:
-            claimed.append(moved)
+    for ids in batches(sorted(leases)):
+        waiting = JOB.where(jobs.c.id.in_(ids), WAITING, jobs.c.stage == stage).order_by(jobs.c.id)
+        for job in find_jobs(connection, waiting.with_for_update(skip_locked=True)):
+            first = now if job.started_at is None else job.started_at
+            lease = leases[job.id]
+            claimed.append(
+                _move(connection, job, JobState(stage), now, "claimed", started_at=first, lease=lease, **held)
+            )
     return claimed
 
 
 def renew(
-    connection: Connection, job_id: str, lease: str, expires_at: float, step: int, progress: float, steps_run: int
+    connection: Connection,
+    job_id: str,
+    lease: str,
+    expires_at: float,
+    step: int,
+    progress: float,
+    spent: Spent,
 ) -> bool:
-    """Extend the lease, keep the progress and count `steps_run` more; False if the lease is no longer this one."""
+    """Extend the lease, keep the progress and count what was spent; False if the lease is no longer this one."""
     query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
-    counted = jobs.c.steps_run + steps_run
-    values = {"lease_expires_at": expires_at, "step": step, "progress": progress, "steps_run": counted}
+    counted = {"steps_run": jobs.c.steps_run + spent.steps, "device_s": jobs.c.device_s + spent.device_s}
+    values = {"lease_expires_at": expires_at, "step": step, "progress": progress, **counted}
     return bool(connection.execute(query.values(**values)).rowcount)
 
 
@@ -108,21 +137,32 @@ def keep_checkpoint(connection: Connection, job_id: str, lease: str, step: int) 
 
 
 def finish_stage(
-    connection: Connection, job_id: str, lease: str, seconds: dict[str, float], now: float, steps_run: int = 0
+    connection: Connection,
+    job_id: str,
+    lease: str,
+    seconds: Mapping[str, float],
+    now: float,
+    counted_step: int,
+    device_s: float,
 ) -> Job | None:
-    """The stage's output is in storage: on to the next stage, or completed. None if the lease is not this one."""
+    """The stage's output is in storage: on to the next stage, or completed. None if the lease is not this one.
+
+    Args:
+        seconds: wall time by part of the stage. counted_step: up to here the steps of the sampler are in the row; one
+            that is done has run all of them. device_s: seconds of the device that are not in the row yet.
+    """
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    spent = {
-        "seconds": {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}},
-        "steps_run": job.steps_run + steps_run,
-    }
+    sampled = job.stage is Stage.SAMPLING
+    steps = max(0, job.spec.num_inference_steps - counted_step) if sampled else 0
+    spent = _spent(job, Spent(steps, device_s))
+    spent["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
     following = NEXT_STAGE[job.stage]
     if following is None:
-        done = {"completed_at": now, "progress": 1.0, **spent}
-        return _move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **done)
-    step = job.spec.num_inference_steps if job.stage is Stage.SAMPLING else job.step
+        done = {"completed_at": now, "progress": 1.0}
+        return _move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **done, **spent)
+    step = job.spec.num_inference_steps if sampled else job.step
     onward = {
         "stage": following,
         "available_at": now,
@@ -133,22 +173,21 @@ def finish_stage(
 
 
 def give_back(connection: Connection, job_id: str, lease: str, now: float, note: str) -> Job | None:
-    """Undo a claim that never reached a replica; costs no attempt."""
+    """Undo a claim that never reached a replica; costs no attempt. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now)
 
 
-def park(
-    connection: Connection, job_id: str, lease: str, now: float, step: int, steps_run: int, note: str
-) -> Job | None:
-    """Back to the queue with all `step` steps kept; costs no attempt."""
+def park(connection: Connection, job_id: str, lease: str, now: float, step: int, spent: Spent, note: str) -> Job | None:
+    """Back to the queue with all `step` steps kept; costs no attempt. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    kept = {"step": step, "checkpoint_step": step, "steps_run": job.steps_run + steps_run, "available_at": now}
-    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **kept)
+    kept = {"checkpoint_step": step, "parks": job.parks + 1, "available_at": now}
+    spent_in_all = _spent(job, spent)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **kept, **_at_step(job, step), **spent_in_all)
 
 
 def retry(
@@ -159,27 +198,34 @@ def retry(
     available_at: float,
     note: str,
     attempt: int,
-    steps_run: int = 0,
+    spent: Spent,
+    deaths: int,
+    died_at: float | None,
 ) -> Job | None:
-    """Back to the queue of the same stage, as `attempt` from the last checkpoint, not before `available_at`."""
+    """Back to the queue of the same stage, as `attempt` from the last checkpoint, not before `available_at`.
+
+    Args:
+        deaths, died_at: as in Job, what they are from now on.
+
+    Returns:
+        The job as it waits; None if the lease is not this one.
+    """
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    again = {"attempt": attempt, "available_at": available_at, "steps_run": job.steps_run + steps_run}
+    again = {"attempt": attempt, "available_at": available_at, "deaths": deaths, "died_at": died_at}
     if job.stage is Stage.SAMPLING:
-        again["step"] = job.checkpoint_step
-    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again)
+        again |= _at_step(job, job.checkpoint_step)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again, **_spent(job, spent))
 
 
 def cancel(connection: Connection, job_id: str, now: float) -> Job | None:
     """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is."""
-    job = get_job(connection, job_id)
+    job = _locked(connection, job_id)
     if job is None or job.final:
         return job
-    why = {"error_code": "cancelled", "error_message": "the job was cancelled", "completed_at": now}
-    moved = _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **why)
-    # Another registry moved it between the two statements: look again, it can do so only a few times.
-    return moved or cancel(connection, job_id, now)
+    error = JobError("cancelled", "the job was cancelled")
+    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, error=error, completed_at=now)
 
 
 def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError) -> Job | None:
@@ -187,74 +233,54 @@ def fail(connection: Connection, job_id: str, lease: str, now: float, error: Job
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    why = {"error_code": error.code, "error_message": error.message, "completed_at": now}
-    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, **why)
+    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, error=error, completed_at=now)
 
 
-def leased_jobs(connection: Connection) -> list[Job]:
-    """Every job that a replica holds, or held when its registry died."""
-    return _jobs(connection, select(jobs).where(jobs.c.state.in_(RUNNING)))
-
-
-def foreign_lapsed_jobs(connection: Connection, owner: str, now: float) -> list[Job]:
-    """Jobs that another registry held and did not renew in time."""
-    query = select(jobs).where(
-        jobs.c.lease_expires_at < now, or_(jobs.c.lease_owner != owner, jobs.c.lease_owner.is_(None))
+def _new_job(submission: Submission, now: float) -> Job:
+    return Job(
+        id=submission.job_id,
+        model=submission.model,
+        spec=submission.spec,
+        state=JobState.QUEUED,
+        stage=Stage.ENCODING,
+        attempt=1,
+        created_at=now,
+        available_at=now,
+        tenant=submission.tenant,
+        tier=submission.tier,
     )
-    return _jobs(connection, query)
 
 
-def count_live(connection: Connection) -> dict[tuple[JobState, Stage], int]:
-    """How many jobs are in each live state and stage."""
-    live = [JobState.QUEUED, *RUNNING]
-    query = select(jobs.c.state, jobs.c.stage, func.count()).where(jobs.c.state.in_(live))
-    rows = connection.execute(query.group_by(jobs.c.state, jobs.c.stage))
-    return {(JobState(state), Stage(stage)): count for state, stage, count in rows}
+def _at_step(job: Job, step: int) -> dict[str, Any]:
+    return {"step": step, "progress": overall_progress(job.stage, step, job.spec.num_inference_steps)}
 
 
-def next_available_at(connection: Connection) -> float | None:
-    """When the next queued job may be claimed, Unix seconds; None if nothing waits."""
-    query = select(func.min(jobs.c.available_at)).where(jobs.c.state == JobState.QUEUED)
-    found: float | None = connection.execute(query).scalar_one()
-    return found
+def _spent(job: Job, spent: Spent) -> dict[str, Any]:
+    return {"steps_run": job.steps_run + spent.steps, "device_s": job.device_s + spent.device_s}
 
 
-def history(connection: Connection, job_id: str) -> list[tuple[float, str, str]]:
-    """The job's moves in order: time, state, note."""
-    query = select(job_moves.c.at, job_moves.c.state, job_moves.c.note).where(job_moves.c.job_id == job_id)
-    return [(at, state, note) for at, state, note in connection.execute(query.order_by(job_moves.c.id))]
-
-
-def _move(connection: Connection, job: Job, state: JobState, now: float, note: str, **values: Any) -> Job | None:
-    check_move(job.state, state)
-    query = update(jobs).where(jobs.c.id == job.id, jobs.c.state == job.state)
-    query = query.where(jobs.c.lease.is_(None) if job.lease is None else jobs.c.lease == job.lease)
-    if not connection.execute(query.values(state=state, **values)).rowcount:
-        return None
-    moved = get_job(connection, job.id)
-    assert moved is not None
-    _write_history(connection, moved, now, note)
-    return moved
+def _locked(connection: Connection, job_id: str) -> Job | None:
+    found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
+    return found[0] if found else None
 
 
 def _held(connection: Connection, job_id: str, lease: str) -> Job | None:
-    job = get_job(connection, job_id)
+    job = _locked(connection, job_id)
     return job if job is not None and job.lease == lease else None
 
 
-def _write_history(connection: Connection, job: Job, now: float, note: str) -> None:
-    row = {"job_id": job.id, "at": now, "state": job.state, "stage": job.stage, "attempt": job.attempt}
-    connection.execute(insert(job_moves).values(row | {"note": note}))
-
-
-def _jobs(connection: Connection, query: Select[Any]) -> list[Job]:
-    rows: Iterable[RowMapping] = connection.execute(query).mappings()
-    return [_job(row) for row in rows]
-
-
-def _job(row: RowMapping) -> Job:
-    values = dict(row)
-    code, message = values.pop("error_code"), values.pop("error_message")
-    values["error"] = None if code is None else JobError(code, message)
-    values["spec"] = VideoSpec(**values["spec"])
-    return Job(**values | {"state": JobState(values["state"]), "stage": Stage(values["stage"])})
+def _move(connection: Connection, job: Job, state: JobState, now: float, note: str, **changes: Any) -> Job:
+    """`job` is locked by this transaction; `changes` are fields of Job."""
+    check_move(job.state, state)
+    moved = replace(job, state=state, **changes)
+    values = changed_columns({"state": state, **changes})
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+    entry = {
+        "job_id": job.id,
+        "at": now,
+        "state": moved.state,
+        "stage": moved.stage,
+        "attempt": moved.attempt,
+    }
+    connection.execute(insert(job_moves).values(**entry, note=note))
+    return moved

@@ -196,10 +196,14 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the registry knows of the whole: announced replicas by stage, live jobs by state."""
+    """What the registry knows of the whole: announced replicas by stage, live jobs by state.
+
+    database: "ok", or what is wrong with it.
+    """
 
     replicas: dict[Stage, tuple[ReplicaInfo, ...]]
     queue: dict[JobState, int]
+    database: str = "ok"
 
 
 def overall_progress(stage: Stage, done: int, total: int) -> float:

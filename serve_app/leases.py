@@ -6,28 +6,38 @@ the wall clock lapses nothing.
 """
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from deployments.messages import Directive, ReplicaInfo, Stage
+from serve_app.fair_queue import Charge
+from serve_app.jobs import Job, Spent
 
 
 @dataclass(slots=True)
 class Lease:
     """One replica's hold on one stage of one job.
 
-    deadline, saved_at: seconds on the monotonic clock. step: denoising steps done. progress: of the whole job, 0 to 1.
-    begun, stepped: its replica has said so. counted_step: up to here, steps are in the job's `steps_run`.
-    directive: what reports are answered. preview: the newest picture of the half-made video, WebP.
+    job: as it was claimed. deadline, saved_at: seconds on the monotonic clock. charge: what its tenant was booked,
+    None if a registry before this one did so. step: denoising steps done. begun_at: those that were done when this
+    replica began. device_s: seconds of the device that the
+    replica told. progress: of the whole job, 0 to 1. begun, stepped: its replica has said so. counted_step,
+    counted_device_s: up to here they are in the job's row. directive: what reports are answered. preview: the newest
+    picture of the half-made video, WebP.
     """
 
-    job_id: str
+    job: Job
     token: str
     stage: Stage
     deadline: float
     saved_at: float
+    charge: Charge | None = None
     replica: str | None = None
     step: int = 0
+    begun_at: int = 0
     counted_step: int = 0
+    device_s: float = 0.0
+    counted_device_s: float | None = 0.0
     progress: float = 0.0
     begun: bool = False
     stepped: bool = False
@@ -35,8 +45,35 @@ class Lease:
     preview: bytes | None = None
 
     @property
-    def uncounted_steps(self) -> int:
-        return max(0, self.step - self.counted_step)
+    def job_id(self) -> str:
+        return self.job.id
+
+    @property
+    def suspect(self) -> bool:
+        """A replica died with this job, and it has not passed that place since."""
+        return self.job.died_at is not None and self.progress <= self.job.died_at
+
+    @property
+    def steps_left(self) -> int:
+        return max(0, self.job.spec.num_inference_steps - self.step)
+
+    def used(self, device_s: float) -> None:
+        """Note what the replica told. After a restart of the registry it is not known what was counted before."""
+        self.device_s = max(self.device_s, device_s)
+        if self.counted_device_s is None:
+            self.counted_device_s = self.device_s
+
+    def count(self) -> Spent:
+        """What was spent since the last call; the caller adds it to the job's row."""
+        device_s = self.device_s - (self.device_s if self.counted_device_s is None else self.counted_device_s)
+        spent = Spent(max(0, self.step - self.counted_step), max(0.0, device_s))
+        self.counted_step, self.counted_device_s = self.step, self.device_s
+        return spent
+
+    def uncount(self, spent: Spent) -> None:
+        """The row could not be written: count it the next time."""
+        self.counted_step -= spent.steps
+        self.counted_device_s = self.device_s - spent.device_s
 
 
 @dataclass(slots=True)
@@ -46,9 +83,20 @@ class LeaseTable:
     lease_s: float
     _by_job: dict[str, Lease] = field(default_factory=dict)
 
-    def grant(self, job_id: str, token: str, stage: Stage, now: float, step: int, progress: float) -> Lease:
-        lease = Lease(job_id, token, stage, now + self.lease_s, now, step=step, counted_step=step, progress=progress)
-        self._by_job[job_id] = lease
+    def grant(self, job: Job, stage: Stage, now: float, charge: Charge | None = None) -> Lease:
+        assert job.lease is not None
+        lease = Lease(job, job.lease, stage, now + self.lease_s, now, charge)
+        lease.step = lease.begun_at = lease.counted_step = job.step
+        lease.progress = job.progress
+        self._by_job[job.id] = lease
+        return lease
+
+    def resume(self, job: Job, now: float, patience_s: float) -> Lease:
+        """A lease that a registry before this one granted; its worker says so within patience_s, or it lapses."""
+        lease = self.grant(job, job.stage, now)
+        lease.begun = lease.stepped = True
+        lease.counted_device_s = None
+        lease.deadline = now + min(patience_s, self.lease_s)
         return lease
 
     def held(self, job_id: str, token: str) -> Lease | None:
@@ -75,6 +123,35 @@ class LeaseTable:
     def of_stage(self, stage: Stage) -> list[Lease]:
         return [lease for lease in self._by_job.values() if lease.stage is stage]
 
+    def all(self) -> list[Lease]:
+        return list(self._by_job.values())
+
+
+@dataclass(slots=True)
+class ForeignLeases:
+    """Leases of other registries on the same database: one that is not renewed for lease_s has lapsed.
+
+    The time is this machine's own monotonic clock, from when a renewal was first seen: no wall clocks of two machines
+    are compared, and none that jumps lapses anything.
+    """
+
+    lease_s: float
+    _seen: dict[str, tuple[float | None, float]] = field(default_factory=dict)
+
+    def lapsed(self, leased: Iterable[Job], now: float) -> list[Job]:
+        """Those of `leased` jobs, read just now, that have not been renewed for lease_s."""
+        before, self._seen = self._seen, {}
+        lapsed = []
+        for job in leased:
+            assert job.lease is not None
+            renewal, since = before.get(job.lease, (None, now))
+            if renewal != job.lease_expires_at:
+                since = now
+            self._seen[job.lease] = (job.lease_expires_at, since)
+            if now - since >= self.lease_s:
+                lapsed.append(job)
+        return lapsed
+
 
 @dataclass(slots=True)
 class ReplicaTable:
@@ -84,10 +161,10 @@ class ReplicaTable:
     _seen: dict[str, tuple[ReplicaInfo, float]] = field(default_factory=dict)
 
     def announce(self, info: ReplicaInfo, now: float) -> bool:
-        """True if this replica was not known: there is a new slot."""
-        new = info.replica not in self._seen
+        """True if this replica was not known, or has other slots than before."""
+        before = self._seen.get(info.replica)
         self._seen[info.replica] = (info, now)
-        return new
+        return before is None or before[0].slots != info.slots
 
     def forget(self, replica: str) -> None:
         self._seen.pop(replica, None)

@@ -8,9 +8,10 @@ import re
 import unicodedata
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from deployments.settings import Dimension, ModelSettings
+from serve_app.jobs import TIERS, Tier
 
 MAX_SEED = 2**63 - 1
 MAX_SECONDS = 86_400
@@ -18,6 +19,12 @@ MAX_SECONDS = 86_400
 DECIMAL = re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}([eE][+-]?[0-9]{1,4})?")
 SIZE_PARTS = ("width", "height")
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
+# White space and what draws nothing: Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt, the marks of
+# interlinear annotation and the empty braille pattern.
+_INVISIBLE = re.compile(
+    r"[\s\u00AD\u034F\u061C\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B-\u200F\u202A-\u202E\u2060-\u206F\u2800\u3164"
+    r"\uFE00-\uFE0F\uFEFF\uFFA0\uFFF0-\uFFFB\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0000-\U000E0FFF]*"
+)
 
 
 class VideoRequest(BaseModel):
@@ -38,6 +45,7 @@ class VideoRequest(BaseModel):
     guidance_scale: float
     seed: int | None
     exact: bool
+    priority: Tier
 
 
 def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt") -> type[VideoRequest]:
@@ -73,6 +81,7 @@ def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt"
             bool,
             Field(False, description="true or false; true gives the same bits each time on the same kind of device"),
         ),
+        "priority": _priority_field(),
     }
     return create_model(name, __base__=VideoRequest, **fields)
 
@@ -121,6 +130,14 @@ def _seconds_field(model: ModelSettings) -> tuple[Any, Any]:
     return Annotated[str | int | float, AfterValidator(_seconds)] | None, Field(None, description=description)
 
 
+def _priority_field() -> tuple[Any, Any]:
+    *names, last = TIERS
+    # Inlined: a reference to a definition would lead nowhere in the OpenAPI document.
+    schema = WithJsonSchema({"type": "string", "enum": list(TIERS)})
+    description = f"{', '.join(names)} or {last}; what waits with a higher priority goes first"
+    return Annotated[Tier, Field(strict=False), schema], Field(Tier.STANDARD, description=description)
+
+
 def allowed_values(schema: type[VideoRequest]) -> dict[str, str | None]:
     """What each field must be, by its name on the wire."""
     return {info.alias or name: info.description for name, info in schema.model_fields.items()}
@@ -134,7 +151,7 @@ def _without_control_characters(text: str) -> str:
 
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if _INVISIBLE.fullmatch(text):
         raise ValueError("blank")
     return text
 

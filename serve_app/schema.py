@@ -1,9 +1,25 @@
 """The tables. Times are Unix seconds in double precision; `spec` and `seconds` are JSON objects.
 
-Changed only together with a migration in `serve_app/migrations/versions`; a test holds the two together.
+Changed only together with a migration in `serve_app/migrations/versions`; a test holds the two together. Each index
+costs every new job a write, so those that only some states need are partial: their conditions stand here, because a
+database takes such an index only for a query that says the same words.
 """
 
-from sqlalchemy import JSON, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    literal_column,
+    true,
+)
 
 metadata = MetaData()
 
@@ -38,10 +54,28 @@ jobs = Table(
     Column("error_message", Text),
     Column("seconds", JSON, nullable=False),
     Index("jobs_by_time", "created_at", "id"),
-    Index("jobs_waiting", "state", "stage", "created_at", "id"),
-    Index("jobs_leased", "lease_expires_at"),
+    Index("jobs_by_tenant", "tenant", "created_at", "id"),
+    Index("jobs_by_state", "state", "created_at", "id"),
+    Index("jobs_by_tenant_and_state", "tenant", "state", "created_at", "id"),
 )
 
+WAITING = jobs.c.state == literal_column("'queued'")
+LEASED = jobs.c.lease.is_not(None)
+ENDED = jobs.c.completed_at.is_not(None)
+ENDED_WITH_FILES = and_(ENDED, jobs.c.has_work_files)
+
+Index("jobs_waiting", jobs.c.stage, jobs.c.id, sqlite_where=WAITING, postgresql_where=WAITING)
+Index("jobs_leased", jobs.c.id, sqlite_where=LEASED, postgresql_where=LEASED)
+Index("jobs_ended", jobs.c.state, jobs.c.completed_at, jobs.c.id, sqlite_where=ENDED, postgresql_where=ENDED)
+Index(
+    "jobs_with_work_files",
+    jobs.c.completed_at,
+    jobs.c.id,
+    sqlite_where=ENDED_WITH_FILES,
+    postgresql_where=ENDED_WITH_FILES,
+)
+
+# The first entry of a job's history, that it was accepted, is in its row of `jobs` and nowhere else.
 job_moves = Table(
     "job_moves",
     metadata,
@@ -53,4 +87,23 @@ job_moves = Table(
     Column("attempt", Integer, nullable=False),
     Column("note", Text, nullable=False),
     Index("job_moves_by_job", "job_id", "id"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("job_id", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("idempotency_keys_by_time", "created_at"),
+    Index("idempotency_keys_by_job", "job_id"),
+)
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
 )

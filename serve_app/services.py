@@ -3,10 +3,9 @@
 import re
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from deployments.messages import VideoSpec
 from deployments.object_store import ObjectInfo
 from serve_app.config import AppSettings
 from serve_app.errors import (
@@ -17,8 +16,10 @@ from serve_app.errors import (
     VideoFinalError,
 )
 from serve_app.fitting import advice
-from serve_app.jobs import Health, Job, JobPage, JobState
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Submission
 from serve_app.prompt_limits import CountTokens
+from serve_app.request_headers import Caller
+from serve_app.video_requests import CheckedRequest
 from serve_app.video_storage import Variant
 from serve_app.wording import shown
 
@@ -57,26 +58,39 @@ class Services:
     storage: Storage
     count_tokens: CountTokens | None = None
 
-    async def submit(self, spec: VideoSpec) -> Job:
-        """Make a job of the spec and return it once it is durable.
+    async def submit(self, asked: CheckedRequest, caller: Caller) -> Accepted:
+        """Make a job of what is asked for and return it once it is durable.
 
-        The id is made here, so that a call repeated after a lost answer is the same job.
+        Returns:
+            `repeated` tells that an earlier request with the caller's idempotency key made the job.
 
         Raises:
             TooLargeError: no sampler has the memory for it; names what would fit.
+            QueueFullError: too many jobs wait, in all or of this tenant.
+            IdempotencyKeyReusedError: the key belongs to a request for something else.
         """
+        # The id is made here, so that a call repeated after a lost answer is the same job.
         job_id = f"video_{uuid.uuid4().hex}"
         model = self.settings.model
+        key, fingerprint = caller.idempotency_key, asked.fingerprint
+        submission = Submission(job_id, model.name, asked.spec, caller.tenant, asked.tier, key, fingerprint)
         try:
-            job: Job = await self.registry.call("submit", job_id, model.name, spec)
+            accepted: Accepted = await self.registry.call("submit", submission)
         except TooLargeError as error:
-            instead = advice(model, error.max_tokens, spec)
+            instead = advice(model, error.max_tokens, asked.spec)
             raise TooLargeError(error.tokens, error.max_tokens, instead) from None
-        return job
+        # To the registry a call repeated after a lost answer is a repeat too; to the client it is its first.
+        return replace(accepted, repeated=accepted.job.id != job_id)
 
     async def job(self, job_id: str) -> Job:
         """Raises NotFoundError for an unknown id and for what is no id at all."""
-        return await self._of_job("get", job_id)
+        job: Job = await self._of_job("get", job_id)
+        return job
+
+    async def history(self, job_id: str) -> list[Move]:
+        """All moves of a job, oldest first. Raises NotFoundError as `job` does."""
+        moves: list[Move] = await self._of_job("history", job_id)
+        return moves
 
     async def cancel(self, job_id: str) -> Job:
         """End a job that is not final; one that was cancelled before is returned as it is.
@@ -85,7 +99,7 @@ class Services:
             NotFoundError: there is no such job.
             VideoFinalError: it is completed, or failed.
         """
-        job = await self._of_job("cancel", job_id)
+        job: Job = await self._of_job("cancel", job_id)
         if job.state is not JobState.CANCELLED:
             # OpenAI's clients repeat a 409 unless this header says that it is in vain.
             headers = {"x-should-retry": "false"}
@@ -99,20 +113,18 @@ class Services:
         picture: bytes | None = await self.registry.call("preview", job_id)
         return picture
 
-    async def _of_job(self, method: str, job_id: str) -> Job:
-        job: Job | None = None
-        if _JOB_ID.fullmatch(job_id):
-            job = await self.registry.call(method, job_id)
-        if job is None:
+    async def _of_job(self, method: str, job_id: str) -> Any:
+        answer = await self.registry.call(method, job_id) if _JOB_ID.fullmatch(job_id) else None
+        if answer is None:
             raise NotFoundError(f"There is no video {shown(job_id)}.", "video_id", "video_not_found")
-        return job
+        return answer
 
-    async def page(self, limit: int, after: str | None, order: Order) -> JobPage:
-        """A page of jobs by time of creation. Raises InvalidRequestError if no job has the id `after`."""
+    async def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage:
+        """A page of the wanted jobs by time of creation. Raises InvalidRequestError if no job has the id `after`."""
         try:
             if after is not None and not _JOB_ID.fullmatch(after):
                 raise UnknownJobError(after)
-            page: JobPage = await self.registry.call("list_jobs", limit, after, order)
+            page: JobPage = await self.registry.call("list_jobs", limit, after, order, wanted)
         except UnknownJobError:
             raise InvalidRequestError(
                 f"Invalid 'after': there is no video {shown(after)}; give the id of one that was listed.", "after"

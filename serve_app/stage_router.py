@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from ray import serve
+from ray.exceptions import ActorDiedError
 
 from deployments.messages import Stage, StageTask
-from serve_app.errors import NoReplicaError
+from serve_app.errors import NoReplicaError, ReplicaDiedError
 
 MODEL_APPLICATION = "mochi"
 DEPLOYMENTS = {
@@ -33,7 +34,8 @@ class StageRouter:
 
         Raises:
             NoReplicaError: none took the task within a few seconds; it was not sent.
-            Exception: whatever ended the call, such as the replica's death.
+            ReplicaDiedError: the replica's process ended during the call.
+            Exception: whatever else ended the call.
         """
         method = self._handle(task.stage).run
         async with AsyncExitStack() as stack:
@@ -43,7 +45,10 @@ class StageRouter:
             except TimeoutError:
                 raise NoReplicaError(task.stage) from None
             chosen(selection.replica_id)
-            await method.dispatch(selection, task)
+            try:
+                await method.dispatch(selection, task)
+            except ActorDiedError as error:
+                raise ReplicaDiedError(selection.replica_id) from error
 
     def _handle(self, stage: Stage) -> Any:
         if stage not in self._handles:

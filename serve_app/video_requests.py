@@ -1,13 +1,15 @@
-"""From the fields of a request to a VideoSpec: defaults, conflicts, and the arithmetic of seconds and frames.
+"""From the fields of a request to what is asked for: defaults, conflicts, and the arithmetic of seconds and frames.
 
 Types and bounds of single fields are in `request_schema`; here is what concerns several of them.
 """
 
+import hashlib
+import json
 import math
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from pydantic import ValidationError
 from deployments.messages import VideoSpec
 from deployments.settings import Dimension, ModelSettings
 from serve_app.errors import InvalidRequestError
+from serve_app.jobs import Tier
 from serve_app.prompt_limits import CountTokens, check_tokens
 from serve_app.request_body import Form
 from serve_app.request_schema import DECIMAL, SIZE_PARTS, VideoRequest, allowed_values
@@ -30,15 +33,28 @@ _BOOLEANS = {"true": True, "false": False}
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedRequest:
+    """A request that the model can be asked for.
+
+    fingerprint: 64 hexadecimal digits that are equal for two requests that ask for the same; a seed that was drawn
+    is no part of it.
+    """
+
+    spec: VideoSpec
+    tier: Tier
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class VideoRequests:
-    """Turns the fields of a request into a VideoSpec for one model."""
+    """Turns the fields of requests into what is asked of one model."""
 
     model: ModelSettings
     schema: type[VideoRequest]
     count_tokens: CountTokens | None
 
-    def spec(self, fields: Mapping[str, object]) -> VideoSpec:
+    def check(self, fields: Mapping[str, object]) -> CheckedRequest:
         """Check the fields and fill in what was not given.
 
         Raises:
@@ -50,7 +66,7 @@ class VideoRequests:
         num_frames = _num_frames(request, self.model.num_frames)
         self._check_pixels(request, width, height, num_frames)
         self._check_tokens(request)
-        return VideoSpec(
+        spec = VideoSpec(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             width=width,
@@ -62,6 +78,7 @@ class VideoRequests:
             seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
             exact=request.exact,
         )
+        return CheckedRequest(spec, request.priority, _fingerprint(request, spec))
 
     def _validated(self, fields: Mapping[str, object]) -> VideoRequest:
         self._check_names(fields)
@@ -147,7 +164,7 @@ def _size(request: VideoRequest) -> tuple[int, int]:
         return request.width, request.height
     for name in SIZE_PARTS:
         if name in request.model_fields_set:
-            raise _conflict("size", name)
+            raise conflict("size", name)
     width, _, height = request.size.partition("x")
     return int(width), int(height)
 
@@ -156,7 +173,7 @@ def _num_frames(request: VideoRequest, bounds: Dimension) -> int:
     if request.seconds is None:
         return request.num_frames
     if "num_frames" in request.model_fields_set:
-        raise _conflict("seconds", "num_frames")
+        raise conflict("seconds", "num_frames")
     num_frames = nearest_num_frames(float(request.seconds), request.fps, bounds.minimum)
     if num_frames > bounds.maximum:
         raise InvalidRequestError(
@@ -168,12 +185,19 @@ def _num_frames(request: VideoRequest, bounds: Dimension) -> int:
     return num_frames
 
 
+def _fingerprint(request: VideoRequest, spec: VideoSpec) -> str:
+    """SHA-256 over the request as it was understood: however it was written, with its defaults filled in."""
+    meant = asdict(spec) | {"seed": request.seed, "model": request.model, "priority": request.priority}
+    return hashlib.sha256(json.dumps(meant, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
 def nearest_num_frames(seconds: float, fps: int, minimum: int) -> int:
     """The 6k + 1 nearest to seconds * fps (of two equally near, the larger), at least `minimum`."""
     return max(minimum, 6 * math.floor((seconds * fps - 1) / 6 + 0.5) + 1)
 
 
-def _conflict(one: str, other: str) -> InvalidRequestError:
+def conflict(one: str, other: str) -> InvalidRequestError:
+    """The refusal of two parameters that may not be given together."""
     return InvalidRequestError(
         f"'{one}' and '{other}' say the same thing; give only one of them.", one, "conflicting_parameters"
     )

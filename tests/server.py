@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from serve_app.weed_command import PORTS
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_S = 120
+END_S = 30
 FINAL = ("completed", "failed", "cancelled")
 PROCESS_TITLES = {
     "registry": "ray::JobRegistry",
@@ -29,6 +30,7 @@ PROCESS_TITLES = {
     "sampler": "ray::ServeReplica:mochi:MochiSampler",
     "decoder": "ray::ServeReplica:mochi:VideoDecoder",
     "ingress": "ray::ServeReplica:api:Ingress",
+    "controller": "ray::ServeController",
 }
 
 
@@ -59,6 +61,29 @@ class Server:
         assert pids, f"no process of the {part} runs"
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """kill -9 to the server and everything below it; returns when all have ended.
+
+        They are stopped first: nothing can be started again between two of the blows.
+        """
+        stopped: dict[int, psutil.Process] = {}
+        while fresh := [p for p in self._tree() if p.pid not in stopped]:
+            for process in fresh:
+                stopped[process.pid] = process
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+        for process in stopped.values():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(END_S)
+        psutil.wait_procs(stopped.values(), END_S)
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            return [psutil.Process(self.process.pid), *self.descendants()]
+        except psutil.NoSuchProcess:
+            return []
 
     def redeploy(self, profile: Path) -> None:
         """Deploy the same applications with another profile, as `serve deploy` does."""
@@ -141,13 +166,17 @@ def running_server(folder: Path, environ: dict[str, str] | None = None) -> Itera
         yield server
     finally:
         if server.process.poll() is None:
-            _stop_whole(server)
+            stop_whole(server)
 
 
-def _stop_whole(server: Server) -> None:
+def stop_whole(server: Server) -> None:
+    """Stop the server as Ctrl-C does. Raises AssertionError unless it ends well and leaves no process."""
     descendants = server.descendants()
+    code: int | None = None
     try:
         code = server.stop()
+    except subprocess.TimeoutExpired:
+        server.process.kill()
     finally:
         left = [p for p in descendants if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         for process in left:

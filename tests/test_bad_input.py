@@ -22,11 +22,14 @@ JSON_VALUES = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["prompt", "text", "model", "size", "seconds", "width", "height", "num_frames", "fps", "num_inference_steps"]
-    + ["guidance_scale", "seed", "exact", "negative_prompt", "input_reference"]
+    + ["guidance_scale", "seed", "exact", "negative_prompt", "input_reference", "priority"]
 )
 BODIES = st.dictionaries(FIELDS | TEXT, JSON_VALUES, max_size=6) | JSON_VALUES
 POSTS = st.sampled_from(["/v1/videos", "/generate"])
-GETS = st.sampled_from(["/v1/videos/{}", "/v1/videos/{}/content", "/status/{}", "/download/{}", "/{}", "/v1/{}"])
+GETS = st.sampled_from(
+    ["/v1/videos/{}", "/v1/videos/{}/content", "/status/{}", "/download/{}", "/{}", "/v1/{}"]
+    + ["/v1/videos/{}/history"]
+)
 
 many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -81,6 +84,26 @@ async def test_any_path(client: httpx.AsyncClient, path: str, part: str) -> None
 
 
 @many
+@given(path=POSTS, name=st.sampled_from(["OpenAI-Organization", "Idempotency-Key"]), value=st.binary(max_size=300))
+async def test_any_header(client: httpx.AsyncClient, path: str, name: str, value: bytes) -> None:
+    body = {"prompt" if path == "/v1/videos" else "text": "a red circle", "seed": 1}
+    check(await client.post(path, json=body, headers=[(name.encode(), value)]))
+
+
+@many
+@given(
+    name=st.sampled_from(["status", "state", "tenant", "created_after", "created_before"]),
+    value=st.text(max_size=70) | st.floats().map(str) | st.integers().map(str),
+)
+async def test_any_filter(client: httpx.AsyncClient, name: str, value: str) -> None:
+    for path in ("/v1/videos", "/jobs"):
+        answer = await client.get(path, params={name: value})
+        check(answer)
+        if answer.status_code == 400:
+            assert answer.json()["error"]["param"] == name
+
+
+@many
 @given(limit=st.text(max_size=10), after=st.text(max_size=40), order=st.text(max_size=5))
 async def test_any_query(client: httpx.AsyncClient, limit: str, after: str, order: str) -> None:
     for params in ({"limit": limit}, {"after": after}, {"order": order}, {"variant": order}):
@@ -123,6 +146,7 @@ async def test_paths_that_lead_nowhere(client: httpx.AsyncClient, path: str) -> 
         ("GET", "/generate", "POST"),
         ("GET", "/cancel/x", "POST"),
         ("DELETE", "/v1/videos/x/cancel", "POST"),
+        ("POST", "/v1/videos/x/history", "GET"),
         ("BREW", "/health", "GET"),
     ],
 )
@@ -142,6 +166,7 @@ async def test_what_is_no_id_never_reaches_the_registry() -> None:
         assert (await client.get("/v1/videos/video_%00")).status_code == 404
         assert (await client.get("/v1/videos?after=video_%00")).status_code == 400
         assert (await client.post("/v1/videos/video_%00/cancel")).status_code == 404
+        assert (await client.get("/v1/videos/video_%00/history")).status_code == 404
         assert (await client.get("/v1/videos/video_%00/content?variant=preview")).status_code == 404
 
 

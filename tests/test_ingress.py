@@ -8,9 +8,8 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from deployments.messages import VideoSpec
 from serve_app.ingress import create_app
-from serve_app.jobs import Job
+from serve_app.jobs import Accepted, Submission
 from tests.fakes import FakeServices, MemoryRegistry
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +42,7 @@ def test_the_ingress_loads_no_model_code() -> None:
 class BrokenRegistry(MemoryRegistry):
     """Fails in a way that nobody foresaw."""
 
-    async def submit(self, job_id: str, model: str, spec: VideoSpec) -> Job:
+    async def submit(self, submission: Submission) -> Accepted:
         raise ZeroDivisionError("a secret detail")
 
 
@@ -83,6 +82,7 @@ def test_the_document_lists_every_route(document: dict[str, Any]) -> None:
         ("get", "/v1/videos"),
         ("get", "/v1/videos/{video_id}"),
         ("post", "/v1/videos/{video_id}/cancel"),
+        ("get", "/v1/videos/{video_id}/history"),
         ("get", "/v1/videos/{video_id}/content"),
         ("get", "/v1/models"),
         ("post", "/generate"),
@@ -101,8 +101,10 @@ def test_the_document_describes_the_bodies(document: dict[str, Any], path: str, 
     schema = content["application/json"]["schema"]
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
-    assert validator.is_valid({prompt: "a red circle", "width": 96, "seconds": "2", "exact": True})
+    right = {prompt: "a red circle", "width": 96, "seconds": "2", "exact": True, "priority": "batch"}
+    assert validator.is_valid(right)
     wrong_values: tuple[dict[str, Any], ...] = ({"width": 65}, {"other": 1}, {prompt: "x" * 201}, {"exact": 1})
+    wrong_values += ({"priority": "urgent"},)
     for wrong in ({}, *({prompt: "a"} | value for value in wrong_values)):
         assert not validator.is_valid(wrong)
 
@@ -113,6 +115,30 @@ def test_the_document_has_one_shape_of_errors(document: dict[str, Any]) -> None:
         for operation in item.values():
             assert operation["responses"]["4XX"]["content"]["application/json"]["schema"] == envelope
             assert "422" not in operation["responses"]
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/generate"])
+def test_the_document_tells_the_headers(document: dict[str, Any], path: str) -> None:
+    operation = document["paths"][path]["post"]
+    headers = {p["name"]: p["schema"] for p in operation["parameters"] if p["in"] == "header"}
+    assert set(headers) == {"OpenAI-Organization", "Idempotency-Key"}
+    tenant = Draft202012Validator(headers["OpenAI-Organization"])
+    assert tenant.is_valid("acme-1.x_y") and not tenant.is_valid("a b") and not tenant.is_valid("a" * 65)
+    accepted = operation["responses"]["200" if path == "/v1/videos" else "202"]
+    assert "Idempotent-Replayed" in accepted["headers"]
+    assert "Retry-After" in operation["responses"]["429"]["headers"]
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/jobs"])
+def test_the_document_tells_the_filters(document: dict[str, Any], path: str) -> None:
+    names = [p["name"] for p in document["paths"][path]["get"]["parameters"]]
+    filters = ["status", "state", "tenant", "created_after", "created_before"]
+    assert names == ["limit", "after", "order", *filters]
+
+
+def test_every_operation_has_an_id_of_its_own(document: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(set(ids)) == len(ids)
 
 
 def test_the_document_tells_the_variants(document: dict[str, Any]) -> None:
@@ -130,6 +156,7 @@ async def test_answers_are_as_the_document_says(
     answers = {
         "Video": (await client.post(f"/v1/videos/{made['id']}/cancel")).json(),
         "VideoPage": (await client.get("/v1/videos")).json(),
+        "VideoHistory": (await client.get(f"/v1/videos/{made['id']}/history")).json(),
         "ModelList": (await client.get("/v1/models")).json(),
         "HealthReport": (await client.get("/health")).json(),
         "ErrorEnvelope": (await client.get("/v1/videos/none")).json(),

@@ -4,7 +4,7 @@ import asyncio
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
@@ -14,7 +14,12 @@ import torch
 from diffusers import MochiPipeline
 from safetensors.torch import load, save
 
+from deployments import mochi_sampler, running_task
+from deployments.admission import Admission
+from deployments.denoise import RowState, latent_shape
 from deployments.errors import TransientError
+from deployments.memory_profile import MemoryProfile
+from deployments.memory_profile import Resident as MemoryResident
 from deployments.messages import (
     Checkpointed,
     Directive,
@@ -33,7 +38,19 @@ from deployments.messages import (
 )
 from deployments.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
 from deployments.prompt_encoder import PromptEncoder, TextEncoder
-from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
+from deployments.step_loop import Step
+from tests.worker_fakes import (
+    SHAPES,
+    Clock,
+    MemoryLink,
+    MemoryStore,
+    captured,
+    connections,
+    spec,
+    task,
+    undecorated,
+    worker_settings,
+)
 
 
 async def encoded(video: VideoSpec) -> MemoryStore:
@@ -220,10 +237,10 @@ async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been
     store, first_link = embedded(first_task), MemoryLink(yield_at=at_step(3))
     first_passes = Passes(first := replica(first_link, store, min_step_s=0.05))
     await first.run(first_task)
-    started, checkpointed, parked = first_link.ends
+    started, parked = first_link.ends
     assert isinstance(started, Started) and isinstance(parked, Parked)
     assert 3 <= parked.step < 40 and parked.reason == "the registry asked for it"
-    assert checkpointed == Checkpointed(parked.step)
+    assert store.written == [checkpoint_key("video_1", parked.step)]
     assert latents_key("video_1") not in store.objects
 
     second_link = MemoryLink()
@@ -316,7 +333,8 @@ async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica
     assert store.written == [latents_key("video_1")]
 
 
-async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica) -> None:
+async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task, "STORE_AWAY_S", 0.0)
     given = job(1, LONG)
     link, store = MemoryLink(yield_at=at_step(3)), embedded(given, down=lambda key: True)
     await replica(link, store, min_step_s=0.05).run(given)
@@ -353,7 +371,7 @@ async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(r
     link.mailbox.post("replica-1", "lease_2", Directive.YIELD)
     await asyncio.gather(*calls)
     assert [type(event) for event in link.of("video_1")] == [Started]
-    assert [type(event) for event in link.of("video_2")] == [Started, Checkpointed, Parked]
+    assert [type(event) for event in link.of("video_2")] == [Started, Parked]
     for number in (0, 3):
         assert [type(event) for event in link.of(f"video_{number}")] == [Started, Finished]
         assert relative_error(final(store, f"video_{number}"), await undisturbed(replica, tasks[number].spec)) <= 1e-4
@@ -363,7 +381,7 @@ async def go_on(replica: Replica, store: MemoryStore, tasks: list[StageTask], li
     """Do what is left of the tasks on a fresh replica, from where the first one let go; the rows that took."""
     passes = Passes(sampler := replica(MemoryLink(), store))
     for each in tasks:
-        kept = max(event.step for event in link.of(each.job_id) if isinstance(event, Checkpointed))
+        kept = max(event.step for event in link.of(each.job_id) if isinstance(event, Checkpointed | Parked))
         await sampler.run(replace(each, lease=f"{each.lease} again", checkpoint_step=kept))
     return passes.rows
 
@@ -384,13 +402,13 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
     ends = [link.of(each.job_id) for each in tasks]
     failed = [events for events in ends if isinstance(events[-1], Failed)]
     assert failed and slots_when_failed == [0] * len(failed)
-    for started, checkpointed, last in ends:
-        assert isinstance(started, Started) and isinstance(checkpointed, Checkpointed)
+    for started, *checkpointed, last in ends:
+        assert isinstance(started, Started)
         if isinstance(last, Failed):
             assert (last.code, last.transient) == ("out_of_memory", True)
+            assert [type(event) for event in checkpointed] == [Checkpointed]
         else:
-            assert isinstance(last, Parked) and last.step == checkpointed.step
-            assert "ran out of memory" in last.reason
+            assert isinstance(last, Parked) and "ran out of memory" in last.reason and checkpointed == []
     with pytest.raises(RuntimeError, match="must be replaced: .* ran out of memory"):
         await sampler.check_health()
     await sampler.run(job(3, LONG))
@@ -417,9 +435,9 @@ async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> 
     await asyncio.gather(*calls)
     assert passes.count == begun, "each leaves at the end of the step that was under way"
     for each in tasks:
-        _, checkpointed, parked = link.of(each.job_id)
-        assert isinstance(checkpointed, Checkpointed)
-        assert parked == Parked(checkpointed.step, "the replica was told to leave")
+        _, parked = link.of(each.job_id)
+        assert isinstance(parked, Parked) and parked.reason == "the replica was told to leave"
+        assert checkpoint_key(each.job_id, parked.step) in store.objects
     assert link.announced[-1].slots == 0
 
     assert passes.rows + await go_on(replica, store, tasks, link) == 4 * 40
@@ -441,3 +459,281 @@ async def test_previews_come_with_the_progress(replica: Replica) -> None:
     pictures = [event.preview for event in link.events if isinstance(event, Progress) and event.preview]
     assert pictures and all(picture[:4] == b"RIFF" for picture in pictures)
     assert len(set(pictures)) > 1
+
+
+class SlowStore(MemoryStore):
+    """Holds the first read or write of a key with this text in it until it is let go on.
+
+    held: it is held now. touched: keys that were read or listed.
+    """
+
+    def __init__(self, of: MemoryStore, text: str) -> None:
+        super().__init__()
+        self.objects, self.touched = of.objects, list[str]()
+        self.held, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self._text = text
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        await self._hold(key)
+        await super().put(key, data, content_type)
+
+    async def get(self, key: str) -> bytes:
+        self.touched.append(key)
+        await self._hold(key)
+        return await super().get(key)
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        self.touched.append(prefix)
+        return await super().list_keys(prefix)
+
+    async def _hold(self, key: str) -> None:
+        if self._text in key and not self.held.is_set():
+            self.held.set()
+            await self.may_go_on.wait()
+
+
+def tell(sampler: Any, *directives: Directive, lease: str = "lease_1") -> None:
+    """As the registry would."""
+    for directive in directives:
+        running = sampler._worker._held[lease]
+        running.stop() if directive is Directive.STOP else running.yield_("make room")
+
+
+async def test_a_yield_that_answers_the_start_costs_no_loading(replica: Replica) -> None:
+    given = replace(job(1, LONG), checkpoint_step=7)
+    link, store = MemoryLink(yield_at=lambda event: isinstance(event, Started)), SlowStore(embedded(given), "never")
+    await replica(link, store).run(given)
+    assert link.ends[1:] == [Parked(7, "the registry asked for it")]
+    assert [key for key in store.touched if key.startswith("jobs/")] == [] and store.changes == []
+
+
+async def test_a_yield_while_the_state_is_loaded_runs_no_step(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = SlowStore(embedded(given), "prompt_embeds")
+    passes = Passes(sampler := replica(link, store))
+    call = asyncio.create_task(sampler.run(given))
+    await store.held.wait()
+    tell(sampler, Directive.YIELD)
+    store.may_go_on.set()
+    await call
+    assert link.ends[1:] == [Parked(0, "make room")]
+    assert passes.count == 0 and store.changes == []
+
+
+async def test_a_yield_while_a_checkpoint_is_loaded_lets_go_of_that_checkpoint(replica: Replica) -> None:
+    given, first = job(1, LONG), MemoryLink(yield_at=at_step(3))
+    kept = embedded(given)
+    await replica(first, kept, min_step_s=0.05).run(given)
+    parked = first.ends[-1]
+    assert isinstance(parked, Parked)
+
+    link, store = MemoryLink(), SlowStore(kept, "sample-")
+    passes = Passes(sampler := replica(link, store))
+    call = asyncio.create_task(sampler.run(replace(given, checkpoint_step=parked.step)))
+    await store.held.wait()
+    tell(sampler, Directive.YIELD, Directive.YIELD)
+    store.may_go_on.set()
+    await call
+    assert link.ends[1:] == [Parked(parked.step, "make room")]
+    assert passes.count == 0 and store.changes == []
+
+
+async def test_a_yield_while_there_is_no_memory_gives_the_slot_back(replica: Replica) -> None:
+    tasks, link = [job(1, LONG), job(2, LONG)], MemoryLink()
+    sampler = replica(link, embedded(*tasks))
+    passes = Passes(sampler)
+    profile, sample = MemoryProfile(100, 0, 10, 0, 0), MemoryResident(latent_shape(LONG), 1)
+    sampler._admission = Admission(profile, profile.needed([replace(sample, rows=2)]))
+    sampler._admission._inside["of another"] = replace(sample, rows=2)
+    calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
+    while len(sampler._worker._running) < 2:
+        await asyncio.sleep(0.01)
+    tell(sampler, Directive.YIELD)
+    tell(sampler, Directive.YIELD, Directive.STOP, lease="lease_2")
+    await asyncio.gather(*calls)
+    assert link.of("video_1")[1:] == [Parked(0, "make room")]
+    assert [type(event) for event in link.of("video_2")] == [Started]
+    assert passes.count == 0
+
+
+async def test_a_yield_in_the_last_step_is_too_late(replica: Replica) -> None:
+    given, link = job(1, spec(num_inference_steps=2, guidance_scale=1.0)), MemoryLink()
+    store = embedded(given)
+    passes = Passes(sampler := replica(link, store, min_step_s=0.05))
+    call = asyncio.create_task(sampler.run(given))
+    while passes.count < 1:
+        await asyncio.sleep(0.001)
+    passes.may_go_on.clear()
+    await asyncio.to_thread(passes.held.wait)
+    assert passes.count == 2
+    tell(sampler, Directive.YIELD, Directive.YIELD)
+    passes.may_go_on.set()
+    await call
+    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert store.written == [latents_key("video_1")]
+
+
+async def test_a_yield_waits_for_no_checkpoint_that_is_on_its_way(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = SlowStore(embedded(given), "sample-")
+    sampler = replica(link, store, checkpoint_s=0.05, min_step_s=0.02)
+    call = asyncio.create_task(sampler.run(given))
+    await store.held.wait()
+    tell(sampler, Directive.YIELD)
+    await call
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
+
+
+async def test_nor_does_the_end_of_the_sampling(replica: Replica) -> None:
+    given, link = job(1, replace(LONG, num_inference_steps=8)), MemoryLink()
+    store = SlowStore(embedded(given), "sample-")
+    await replica(link, store, checkpoint_s=0.02, min_step_s=0.05).run(given)
+    assert store.held.is_set() and store.written == [latents_key("video_1")]
+    assert [type(event) for event in link.ends] == [Started, Finished]
+
+
+async def test_a_parked_sample_leaves_older_checkpoints_alone(replica: Replica) -> None:
+    """From the moment that it is told the job may be another replica's, whose checkpoints nobody else may touch."""
+    given, changes_when_parked = job(1, LONG), list[int]()
+    store = SlowStore(embedded(given), "never")
+
+    def look(event: Event) -> bool:
+        if isinstance(event, Parked):
+            changes_when_parked.append(len(store.changes))
+        return False
+
+    link = MemoryLink(stop_at=look, yield_at=at_step(20))
+    await replica(link, store, checkpoint_s=0.1, min_step_s=0.02).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and sum(isinstance(event, Checkpointed) for event in link.ends) >= 2
+    assert store.changes[-1] == ("put", checkpoint_key("video_1", parked.step))
+    assert changes_when_parked == [len(store.changes)]
+    await replica(MemoryLink(), store, checkpoint_s=0.02, min_step_s=0.02).run(
+        replace(given, checkpoint_step=parked.step)
+    )
+    kept = [key for key in store.objects if "sample-" in key]
+    assert len(kept) == 2, "the job's next checkpoint tidies up"
+
+
+@pytest.mark.parametrize("told", [(Directive.STOP,), (Directive.YIELD, Directive.STOP)])
+async def test_a_stop_while_the_state_is_written_begins_no_other_write(
+    replica: Replica, told: tuple[Directive, ...]
+) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = SlowStore(embedded(given), "sample-")
+    sampler = replica(link, store, checkpoint_s=1000, min_step_s=0.02)
+    call = asyncio.create_task(sampler.run(given))
+    while not sampler._loop.rows():
+        await asyncio.sleep(0.01)
+    tell(sampler, Directive.YIELD)
+    await store.held.wait()
+    tell(sampler, *told)
+    store.may_go_on.set()
+    await call
+    assert len(store.written) == 1, "the one that was on its way"
+
+
+async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = embedded(given)
+    sampler = replica(link, store)
+
+    def stop(latents: torch.Tensor) -> torch.Tensor:
+        tell(sampler, Directive.STOP)
+        return latents
+
+    monkeypatch.setattr(mochi_sampler, "check_finite", stop)
+    await sampler.run(given)
+    assert store.changes == []
+    assert [type(event) for event in link.ends] == [Started]
+
+
+async def test_a_store_that_comes_back_costs_no_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task, "STORE_PAUSE_S", 0.001)
+    refused = list[str]()
+
+    def down(key: str) -> bool:
+        refused.append(key)
+        return len(refused) < 4
+
+    given = job(1, LONG)
+    link, store = MemoryLink(yield_at=at_step(3)), embedded(given, down=down)
+    await replica(link, store, min_step_s=0.05).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
+    assert len(set(refused)) == 1
+
+
+async def test_an_unforeseen_error_beside_the_sampling_is_logged_and_the_next_checkpoint_is_tried(
+    replica: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
+    given, tried = job(1, LONG), list[str]()
+
+    def down(key: str) -> bool:
+        tried.append(key)
+        if len(tried) <= 2:
+            raise ZeroDivisionError("x / 0")
+        return False
+
+    link, store = MemoryLink(), embedded(given, down=down)
+    with captured(caplog):
+        await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    errors = [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
+    assert [record.getMessage() for record in errors] == [
+        f"[video_1] no checkpoint this time; unforeseen error {number} beside this sampler" for number in (1, 2)
+    ]
+    assert [type(event) for event in link.ends][1:3] == [Checkpointed] * 2
+    assert isinstance(link.ends[-1], Finished)
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_picture_that_fails_costs_neither_the_sample_nor_its_checkpoints(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise ZeroDivisionError("no colours")
+
+    monkeypatch.setattr(mochi_sampler, "picture", fail)
+    given, link = job(1, LONG), MemoryLink()
+    with captured(caplog):
+        await replica(link, embedded(given), checkpoint_s=0.1, min_step_s=0.02).run(given)
+    failed = [record for record in caplog.records if "no preview this time" in record.getMessage()]
+    assert 1 <= len(failed) <= 40 // 5, "it is tried again at the next preview's turn only"
+    assert any(isinstance(event, Checkpointed) for event in link.ends) and isinstance(link.ends[-1], Finished)
+
+
+async def test_the_first_step_waits_for_no_preview_map(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    sampler = replica(link, SlowStore(embedded(given), "preview"))
+    sampler._folder = sampler._folder / "without a map"
+    await sampler.run(given)
+    assert [type(event) for event in link.ends] == [Started, Finished]
+
+
+async def test_the_device_time_of_a_batch_is_told_by_its_samples(replica: Replica) -> None:
+    tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
+    link, clock, took = MemoryLink(), Clock(), list[int]()
+    sampler = replica(link, embedded(*tasks))
+    step: Step = sampler._loop._step
+
+    def timed(rows: Sequence[RowState]) -> list[RowState]:
+        took.append(1_000_000_000 + len(took))
+        clock.advance(took[-1])
+        return step(rows)
+
+    sampler._loop._step, sampler._loop._now_ns = timed, clock
+    await asyncio.gather(*(sampler.run(each) for each in tasks))
+    told = [event.device_s for event in link.events if isinstance(event, Finished)]
+    assert sum(round(seconds * 1e9) for seconds in told) == sum(took)
+    for each in tasks:
+        pairs = zip(link.leases, link.events, strict=True)
+        own = [event.device_s for (of, _), event in pairs if of == each.job_id and isinstance(event, Progress)]
+        assert own == sorted(own)
+
+
+async def test_a_parked_sample_tells_its_device_time(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink(yield_at=at_step(3))
+    await replica(link, embedded(given), min_step_s=0.05).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and parked.device_s >= parked.step * 0.05

@@ -2,14 +2,15 @@
 
 import asyncio
 from contextlib import aclosing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import urllib3
 from pydantic import SecretStr
 
-from deployments.errors import PermanentError, StorageUnavailableError
-from deployments.object_store import CHUNK_BYTES, PART_BYTES, ObjectStore
+from deployments.errors import PermanentError, StorageUnavailableError, WorkerError
+from deployments.object_store import CHUNK_BYTES, PAGE, PART_BYTES, ObjectStore
 from deployments.settings import StorageSettings
 from serve_app.ports import free_ports
 
@@ -91,6 +92,63 @@ async def test_many_at_once(object_store: ObjectStore) -> None:
     assert await asyncio.gather(*(object_store.get(f"many/{i:03}") for i in range(100))) == [
         bytes([i]) for i in range(100)
     ]
+
+
+async def test_a_listing_of_several_pages_may_be_deleted_while_it_is_read(object_store: ObjectStore) -> None:
+    keys = [f"paged/{i % 50:02}/{i:05}" for i in range(2 * PAGE + 500)]
+    for first in range(0, len(keys), 100):
+        await asyncio.gather(*(object_store.put(key, b"x", "text/plain") for key in keys[first : first + 100]))
+    await object_store.put("paged-beside", b"x", "text/plain")
+    listed: list[str] = []
+    async for page in object_store.list_pages("paged/"):
+        assert 0 < len(page) <= PAGE
+        assert all(entry.modified is not None and entry.modified.tzinfo is not None for entry in page)
+        listed += [entry.key for entry in page]
+        await object_store.delete_many([entry.key for entry in page])
+    assert sorted(listed) == sorted(keys)
+    assert await object_store.list_keys("paged") == ["paged-beside"]
+
+
+async def test_an_empty_listing_has_no_page(object_store: ObjectStore) -> None:
+    assert [page async for page in object_store.list_pages("nothing/")] == []
+
+
+async def test_many_are_deleted_in_more_than_one_request_whether_they_are_there_or_not(
+    object_store: ObjectStore,
+) -> None:
+    await object_store.put("last", b"x", "text/plain")
+    await object_store.delete_many([f"not/there/{i}" for i in range(PAGE)] + ["last"])
+    assert await object_store.stat("last") is None
+    await object_store.delete_many([])
+
+
+async def test_the_store_tells_its_clock(object_store: ObjectStore) -> None:
+    await object_store.put("clock", b"x", "text/plain")
+    info = await object_store.stat("clock")
+    assert info is not None and info.answered_at is not None and info.modified is not None
+    # Both tell whole seconds.
+    assert timedelta(0) <= info.answered_at - info.modified < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("AccessDenied", PermanentError), ("InternalError", StorageUnavailableError)]
+)
+async def test_what_could_not_be_deleted_is_said(
+    storage_settings: StorageSettings, code: str, error: type[WorkerError]
+) -> None:
+    body = f"<DeleteResult><Error><Key>kept</Key><Code>{code}</Code><Message>no</Message></Error></DeleteResult>"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"</Delete>")
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = ObjectStore(storage_settings.model_copy(update={"endpoint": f"127.0.0.1:{port}"}))
+        with pytest.raises(error, match=f"kept: {code}"):
+            await store.delete_many(["kept"])
 
 
 async def test_a_prefix_becomes_a_folder(object_store: ObjectStore, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import uvicorn
 from openai.types import Video
 
+from serve_app.errors import QueueFullError
 from serve_app.ingress import create_app
-from serve_app.jobs import JobError, JobState
+from serve_app.jobs import JobError, JobState, Tier
 from tests.fakes import FakeServices
 
 UNKNOWN = "video_" + "0" * 32
@@ -52,8 +53,14 @@ async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI, services: FakeServices) -> None:
-    own = {"num_inference_steps": 8, "guidance_scale": 2.5, "seed": 5, "negative_prompt": "blue", "fps": 12}
-    own["exact"] = True
+    own: dict[str, object] = {
+        "num_inference_steps": 8,
+        "guidance_scale": 2.5,
+        "seed": 5,
+        "negative_prompt": "blue",
+        "fps": 12,
+    }
+    own |= {"exact": True, "priority": "interactive"}
     video = await client.videos.create(
         prompt="a red circle",
         model="mochi-1",
@@ -62,7 +69,9 @@ async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI
         extra_body=own,
     )
     assert (video.object, video.status, video.progress, video.size) == ("video", "queued", 0, "96x64")
-    spec = services.registry.jobs[video.id].spec
+    job = services.registry.jobs[video.id]
+    assert (job.tier, job.tenant) == (Tier.INTERACTIVE, "default")
+    spec = job.spec
     assert (spec.width, spec.height, spec.num_frames, spec.fps) == (96, 64, 25, 12)
     assert (spec.num_inference_steps, spec.guidance_scale, spec.seed) == (8, 2.5, 5)
     assert (spec.negative_prompt, spec.exact) == ("blue", True)
@@ -188,6 +197,51 @@ async def test_a_video_that_is_not_ready(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.ConflictError) as caught:
         await client.videos.download_content(video_id)
     assert caught.value.code == "video_not_ready"
+
+
+async def test_the_organization_is_the_tenant(url: str, services: FakeServices) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", organization="acme") as client:
+        video = await client.videos.create(prompt="a red circle")
+        assert services.registry.jobs[video.id].tenant == "acme"
+        assert (await client.videos.retrieve(video.id)).model_dump()["tenant"] == "acme"
+
+
+async def test_a_full_queue_is_asked_again(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    services.registry.refusals = [QueueFullError(10, None, 1)]
+    video = await client.with_options(max_retries=1).videos.create(prompt="a red circle")
+    assert services.registry.calls["submit"] == 2
+    assert list(services.registry.jobs) == [video.id]
+
+
+async def test_a_queue_that_stays_full(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    services.registry.refusals = [QueueFullError(10, None, 1), QueueFullError(5, "default", 1)]
+    with pytest.raises(openai.RateLimitError) as caught:
+        await client.with_options(max_retries=1).videos.create(prompt="a red circle")
+    assert (caught.value.code, caught.value.type) == ("tenant_queue_full", "rate_limit_error")
+    assert caught.value.response.headers["retry-after"] == "1"
+    assert (services.registry.calls["submit"], services.registry.jobs) == (2, {})
+
+
+async def test_an_idempotency_key_by_extra_headers(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    headers = {"Idempotency-Key": "order-17"}
+    create = client.videos.with_raw_response.create
+    first = await create(prompt="a red circle", extra_headers=headers)
+    again = await create(prompt="a red circle", extra_headers=headers)
+    assert again.parse() == first.parse()
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in first.headers
+    with pytest.raises(openai.ConflictError) as caught:
+        await client.with_options(max_retries=2).videos.create(prompt="a blue circle", extra_headers=headers)
+    assert (caught.value.param, caught.value.code) == ("Idempotency-Key", "idempotency_key_reused")
+    assert (services.registry.calls["submit"], len(services.registry.jobs)) == (3, 1)
+
+
+async def test_a_lost_answer_is_safe_to_repeat_with_a_key(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    services.registry.lost_answers = 1
+    repeating = client.with_options(max_retries=1)
+    video = await repeating.videos.create(prompt="a red circle", extra_headers={"Idempotency-Key": "order-18"})
+    assert services.registry.calls["submit"] == 2
+    assert list(services.registry.jobs) == [video.id]
 
 
 async def test_a_registry_that_is_away(client: openai.AsyncOpenAI, services: FakeServices) -> None:

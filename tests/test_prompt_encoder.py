@@ -108,6 +108,7 @@ async def test_a_task_writes_its_object_then_finishes(replica: Callable[..., Any
     started, finished = link.ends
     assert isinstance(started, Started) and started.replica == "replica-1" and started.device.startswith("cpu")
     assert isinstance(finished, Finished) and set(finished.seconds) == {"encode", "store"}
+    assert 0 < finished.device_s <= finished.seconds["encode"] + 1e-4
 
 
 async def test_a_long_prompt_fails_for_good(replica: Callable[..., Any]) -> None:
@@ -126,3 +127,17 @@ async def test_a_task_done_twice_writes_the_same(replica: Callable[..., Any]) ->
     first = dict(store.objects)
     await encoder.run(task(Stage.ENCODING))
     assert store.objects == first
+
+
+async def test_one_stopped_while_it_encodes_writes_nothing(replica: Callable[..., Any]) -> None:
+    link, store = MemoryLink(), MemoryStore()
+    encoder = replica(link, store)
+
+    def stop(*_: object) -> None:
+        for running in encoder._worker._running.values():
+            running.stop()
+
+    encoder._text._encoder.register_forward_hook(stop)
+    await encoder.run(task(Stage.ENCODING))
+    assert store.changes == []
+    assert [type(event) for event in link.ends] == [Started]

@@ -87,7 +87,7 @@ async def test_jobs_is_the_same_listing(client: httpx.AsyncClient) -> None:
     assert (await client.get("/jobs?limit=2")).json() == (await client.get("/v1/videos?limit=2")).json()
 
 
-async def test_health_waits_for_every_stage_and_the_store(client: httpx.AsyncClient, services: FakeServices) -> None:
+async def test_health_waits_for_every_stage_and_the_stores(client: httpx.AsyncClient, services: FakeServices) -> None:
     starting = await client.get("/health")
     assert starting.status_code == 503
     assert "no sampling replica is ready" in starting.json()["error"]["message"]
@@ -103,9 +103,16 @@ async def test_health_waits_for_every_stage_and_the_store(client: httpx.AsyncCli
     assert without_store.json()["storage"] == "the object store does not answer"
 
     services.storage.reachable = True
+    services.registry.database = "the disk is full"
+    without_database = await client.get("/health")
+    assert (without_database.status_code, without_database.headers["retry-after"]) == (503, "2")
+    assert without_database.json()["database"] == "the disk is full"
+    assert "the disk is full" in without_database.json()["error"]["message"]
+
+    services.registry.database = "ok"
     ready = await client.get("/health")
     assert ready.status_code == 200
-    assert ready.json()["error"] is None
+    assert (ready.json()["database"], ready.json()["error"]) == ("ok", None)
 
 
 async def test_health_tells_devices_models_and_queue(client: httpx.AsyncClient, services: FakeServices) -> None:

@@ -3,19 +3,34 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from deployments import running_task as running_task_module
 from deployments import stage_worker
-from deployments.errors import PermanentError, StorageUnavailableError, TransientError
-from deployments.messages import Directive, Event, Failed, Finished, Parked, Progress, ReplicaInfo, Stage, Started
-from deployments.running_task import RunningTask, Stopwatch
+from deployments.errors import PermanentError, StoppedError, StorageUnavailableError, TransientError
+from deployments.messages import (
+    Directive,
+    Event,
+    Failed,
+    Finished,
+    Parked,
+    Progress,
+    ReplicaInfo,
+    Report,
+    Stage,
+    Started,
+)
+from deployments.running_task import RunningTask, Stopwatch, TaskStore, outlast
 from deployments.stage_worker import StageWorker, failure_of
-from tests.worker_fakes import MemoryLink, task
+from tests.worker_fakes import Clock, MemoryLink, MemoryStore, captured, running_task, task
 
 STARTED = Started("replica-1", "cpu")
 
@@ -117,7 +132,7 @@ async def test_progress_is_coalesced_and_the_latest_wins() -> None:
 
     async with replica(link) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
-        while Progress(1000, 1000, begun_at=1) not in link.events:
+        while not any(isinstance(event, Progress) and event.done == 1000 for event in link.events):
             await asyncio.sleep(0.01)
         held.set()
         await call
@@ -213,12 +228,9 @@ async def test_a_failure_is_reported_and_the_next_task_runs() -> None:
 
 
 async def test_unforeseen_errors_are_logged_with_traceback_and_job(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("ray.serve").addHandler(caplog.handler)
-    try:
+    with captured(caplog):
         async with replica(MemoryLink()) as worker:
             await worker.run(task(Stage.SAMPLING), failing(ZeroDivisionError("x / 0")))
-    finally:
-        logging.getLogger("ray.serve").removeHandler(caplog.handler)
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert record.getMessage().startswith("[video_1] sampling failed, internal_error")
     assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
@@ -418,3 +430,233 @@ def test_the_stopwatch_adds_laps_of_one_name() -> None:
     watch.lap("decode")
     assert watch.seconds["decode"] >= first + 0.001
     assert set(watch.seconds) == {"decode", "mp4"}
+
+
+class HeldLink(MemoryLink):
+    """A registry that hears events of one kind at once and answers when it is let."""
+
+    def __init__(self, kind: type[Event]) -> None:
+        super().__init__()
+        self.heard, self.may_answer = asyncio.Event(), asyncio.Event()
+        self._kind = kind
+
+    async def call(self, method: str, *args: Any) -> Any:
+        answer = await super().call(method, *args)
+        if method == "report" and isinstance(args[0], Report) and isinstance(args[0].event, self._kind):
+            self.heard.set()
+            await self.may_answer.wait()
+        return answer
+
+
+async def announced(link: MemoryLink) -> None:
+    """Until what was posted has been collected and heeded."""
+    calls = len(link.announced)
+    while len(link.announced) < calls + 2:
+        await asyncio.sleep(0.005)
+
+
+async def asked_to_yield(running: RunningTask) -> Event | None:
+    """Work that lets go at once if it was asked to."""
+    return None if running.yielding is None else Parked(4, running.yielding, running.device_s)
+
+
+async def test_a_yield_that_comes_while_the_start_is_being_told_is_heeded() -> None:
+    link = HeldLink(Started)
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), asked_to_yield))
+        await link.heard.wait()
+        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+        await announced(link)
+        link.may_answer.set()
+        await call
+    assert link.ends == [STARTED, Parked(4, "the registry asked for it")]
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ([Directive.YIELD], [STARTED, Parked(4, "the registry asked for it")]),
+        ([Directive.YIELD, Directive.YIELD], [STARTED, Parked(4, "the registry asked for it")]),
+        ([Directive.STOP], []),
+        ([Directive.YIELD, Directive.STOP], []),
+    ],
+)
+async def test_who_waits_for_a_slot_hears_too(told: list[Directive], wanted: list[Event]) -> None:
+    link, entered = MemoryLink(), threading.Event()
+    async with replica(link) as worker:
+        first = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
+        await asyncio.to_thread(entered.wait)
+        waiting = replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2")
+        second = asyncio.create_task(worker.run(waiting, asked_to_yield))
+        await asyncio.sleep(0)
+        for directive in told:
+            link.mailbox.post("replica-1", "lease_2", directive)
+            await announced(link)
+        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+        await asyncio.gather(first, second)
+    assert link.of("video_2") == wanted
+
+
+async def test_close_stops_who_waits_for_a_slot() -> None:
+    link, entered = MemoryLink(), threading.Event()
+    async with replica(link) as worker:
+        left = threading.Event()
+        calls = [asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))]
+        await asyncio.to_thread(entered.wait)
+        waiting = replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2")
+        calls.append(asyncio.create_task(worker.run(waiting, steps(1))))
+        await asyncio.sleep(0)
+        worker.close()
+        await asyncio.gather(*calls)
+    assert link.of("video_2") == []
+
+
+@pytest.mark.parametrize("directive", [Directive.YIELD, Directive.STOP])
+async def test_a_directive_that_comes_while_the_end_is_being_told_changes_nothing(directive: Directive) -> None:
+    link = HeldLink(Finished)
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), steps(2)))
+        await link.heard.wait()
+        link.mailbox.post("replica-1", "lease_1", directive)
+        await announced(link)
+        link.may_answer.set()
+        await call
+        await worker.run(replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2"), steps(1))
+    assert [type(event) for event in link.of("video_1")] == [Started, Finished]
+    assert [type(event) for event in link.of("video_2")] == [Started, Finished]
+
+
+async def test_a_draining_replica_ends_only_when_its_last_end_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "DRAIN_POLL_S", 0.005)
+    ended, told, entered = asyncio.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(stage_worker, "end_if_terminated", ended.set)
+    link = HeldLink(Parked)
+    async with replica(link, draining=told.is_set) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
+        await asyncio.to_thread(entered.wait)
+        told.set()
+        await link.heard.wait()
+        await asyncio.sleep(0.05)
+        assert not ended.is_set()
+        link.may_answer.set()
+        await call
+        await ended.wait()
+
+
+async def test_the_device_time_is_that_of_the_thread() -> None:
+    clock = Clock()
+    running = running_task(now_ns=clock)
+
+    def work() -> None:
+        for done in range(3):
+            clock.advance(1_500_000_000)
+            running.progress(done, 3)
+            assert running.latest is not None
+            told.append(running.latest.device_s)
+
+    told: list[float] = []
+    await running.in_thread(work)
+    clock.advance(10_000_000_000)
+    assert running.device_s == 4.5
+    await running.in_thread(work)
+    assert told == [1.5, 3.0, 4.5, 6.0, 7.5, 9.0]
+
+
+async def test_the_time_of_work_that_fails_counts() -> None:
+    clock = Clock()
+    running = running_task(now_ns=clock)
+
+    def work() -> None:
+        clock.advance(2_000_000_000)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await running.in_thread(work)
+    assert running.device_s == 2
+
+
+async def test_what_is_reported_has_the_newest_device_time_and_is_reported_once() -> None:
+    clock = Clock()
+    running = running_task(now_ns=clock)
+    assert running.to_report() is None
+    running.progress(1, 2)
+    running.used(3_000_000_000)
+    assert running.fresh
+    assert running.to_report() == Progress(1, 2, 1, None, 3.0)
+    assert not running.fresh
+
+
+async def test_many_threads_may_add_device_time() -> None:
+    running = running_task()
+
+    def add() -> None:
+        for _ in range(10_000):
+            running.used(1)
+
+    await asyncio.gather(*(asyncio.to_thread(add) for _ in range(4)))
+    assert running.device_s == 40_000 / 1e9
+
+
+async def test_the_end_tells_the_device_time() -> None:
+    link = MemoryLink()
+
+    async def work(running: RunningTask) -> None:
+        running.used(7_000_000_000)
+
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), work)
+    assert link.ends[-1] == Finished({}, 7.0)
+
+
+async def test_who_waits_and_asks_whether_to_go_on_is_not_stuck() -> None:
+    running = running_task()
+    running.moved_at = time.monotonic() - 2 * stage_worker.STALL_S
+    running.check()
+    assert time.monotonic() - running.moved_at < stage_worker.STALL_S
+
+
+async def test_a_stopped_task_changes_nothing_in_the_store(tmp_path: Path) -> None:
+    store, running = MemoryStore(), running_task()
+    seen = TaskStore(store, running)
+    await seen.put("a", b"1", "text/plain")
+    running.stop()
+    (tmp_path / "b").write_bytes(b"2")
+    with pytest.raises(StoppedError):
+        await seen.put("b", b"2", "text/plain")
+    with pytest.raises(StoppedError):
+        await seen.put_file("b", tmp_path / "b", "text/plain")
+    with pytest.raises(StoppedError):
+        await seen.delete("a")
+    assert store.changes == [("put", "a")]
+    assert await seen.get("a") == b"1" and await seen.list_keys("") == ["a"]
+
+
+async def test_a_write_outlasts_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task_module, "STORE_PAUSE_S", 0.001)
+    away = iter((True, True, False))
+    store = MemoryStore(down=lambda key: next(away))
+    await outlast(lambda: store.put("a", b"1", "text/plain"))
+    assert store.objects == {"a": b"1"}
+
+
+async def test_a_store_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task_module, "STORE_AWAY_S", 0.0)
+    store = MemoryStore(down=lambda key: True)
+    with pytest.raises(StorageUnavailableError):
+        await outlast(lambda: store.put("a", b"1", "text/plain"))
+
+
+async def test_a_stop_ends_the_waiting_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task_module, "STORE_PAUSE_S", 0.001)
+    running, tried = running_task(), list[str]()
+
+    def down(key: str) -> bool:
+        tried.append(key)
+        if len(tried) == 3:
+            running.stop()
+        return True
+
+    store = TaskStore(MemoryStore(down), running)
+    with pytest.raises(StoppedError):
+        await outlast(lambda: store.put("a", b"1", "text/plain"))
+    assert tried == ["a"] * 3

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,12 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deployments.denoise import RowState, TextConditioning
 from deployments.errors import StoppedError
 from deployments.running_task import RunningTask
-from deployments.step_loop import AfterStep, Resident, Step, StepLoop
-from tests.worker_fakes import GatedStep, running_task
+from deployments.step_loop import AfterStep, Resident, Step, StepLoop, shares
+from tests.worker_fakes import Clock, GatedStep, running_task
 
 TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 ROPE = (torch.zeros(1), torch.zeros(1))
@@ -48,10 +51,12 @@ def enter(
 
 
 @asynccontextmanager
-async def gated(step: Step = count, max_tokens: int = 100) -> AsyncIterator[tuple[StepLoop, GatedStep]]:
+async def gated(
+    step: Step = count, max_tokens: int = 100, now_ns: Callable[[], int] = time.perf_counter_ns
+) -> AsyncIterator[tuple[StepLoop, GatedStep]]:
     """A loop whose passes wait to be let through; at the end its thread is gone."""
     gate, before = GatedStep(step), denoising_threads()
-    loop = StepLoop(gate, max_tokens)
+    loop = StepLoop(gate, max_tokens, now_ns=now_ns)
     (thread,) = denoising_threads() - before
     try:
         yield loop, gate
@@ -207,6 +212,23 @@ async def test_a_yield_in_the_last_step_is_too_late() -> None:
         victim.yield_("make room")
         gate.let_through()
         assert (await resident.left).done
+
+
+async def test_a_yield_is_heeded_once_and_a_stop_after_it_wins() -> None:
+    async with gated() as (loop, gate):
+        twice = enter(loop, row(1), told_twice := running_task())
+        await gate.at_gate()
+        stopped = enter(loop, row(2), told_both := running_task())
+        gate.let_through()
+        await gate.at_gate()
+        for _ in range(2):
+            told_twice.yield_("make room")
+        told_both.yield_("make room")
+        told_both.stop()
+        gate.let_through()
+        assert seen([await twice.left]) == [(1, 2)]
+        with pytest.raises(StoppedError):
+            await stopped.left
 
 
 async def test_a_yield_before_the_first_step_runs_none() -> None:
@@ -390,3 +412,68 @@ async def until(true: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("still not so")
+
+
+def guided(name: int, steps: int = 3, frames: int = 1) -> RowState:
+    return replace(row(name, steps, frames), guidance_scale=2.0)
+
+
+@given(st.integers(0, 10**13), st.lists(st.sampled_from((1.0, 2.0)), min_size=1, max_size=12))
+def test_the_shares_of_a_pass_are_its_time_exactly(nanoseconds: int, scales: list[float]) -> None:
+    rows = [replace(row(1), guidance_scale=scale) for scale in scales]
+    paid = shares(nanoseconds, rows)
+    assert sum(paid) == nanoseconds
+    for share, each in zip(paid, rows, strict=True):
+        assert abs(share - nanoseconds * each.rows / sum(r.rows for r in rows)) <= 1 + nanoseconds * 1e-15
+
+
+async def test_each_sample_pays_its_part_of_the_passes_it_was_in() -> None:
+    """Alone, then beside a guided one that counts twice, then the guided one alone."""
+    clock, took = Clock(), iter((1_000_000_000, 900_000_000, 600_000_001))
+
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        clock.advance(next(took))
+        return count(rows)
+
+    one, two = running_task(), running_task()
+    async with gated(step, now_ns=clock) as (loop, gate):
+        first = enter(loop, row(1, steps=2), one)
+        await gate.at_gate()
+        second = enter(loop, guided(2, steps=2), two)
+        gate.let_through()
+        made = await passes(gate, first, second)
+    assert [[name for name, _ in names] for names in made] == [[1, 2], [2]]
+    assert one.device_s + two.device_s == 2.500000001
+    assert two.device_s == 1.200000001
+
+
+async def test_the_progress_of_a_step_has_its_time_in_it() -> None:
+    clock, running = Clock(), running_task()
+
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        clock.advance(250_000_000)
+        return count(rows)
+
+    told: list[float] = []
+
+    def after_step(new: RowState) -> None:
+        running.progress(new.step, new.num_steps)
+        assert running.latest is not None
+        told.append(running.latest.device_s)
+
+    async with gated(step, now_ns=clock) as (loop, gate):
+        await passes(gate, enter(loop, row(1), running, after_step))
+    assert told == [0, 0.25, 0.5, 0.75]
+
+
+async def test_a_pass_that_fails_is_paid_for_too() -> None:
+    clock, running = Clock(), running_task()
+
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        clock.advance(3_000_000_000)
+        raise torch.OutOfMemoryError("tried 3 GiB")
+
+    async with gated(step, now_ns=clock) as (loop, gate):
+        await passes(gate, resident := enter(loop, row(1), running))
+        assert isinstance(resident.left.exception(), torch.OutOfMemoryError)
+    assert running.device_s == 3

@@ -1,6 +1,7 @@
 """The decoder's replica: latents in, mp4 and poster out."""
 
 import shutil
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from deployments.messages import (
     Stage,
     Started,
     VideoSpec,
+    checkpoint_key,
     latents_key,
     poster_key,
     video_key,
@@ -69,6 +71,7 @@ async def test_poster_then_video_then_finished(tmp_path: Path) -> None:
     assert isinstance(started, Started)
     assert isinstance(finished, Finished) and set(finished.seconds) == {"load", "decode", "mp4", "store"}
     assert all(event.total == 13 for event in link.events if isinstance(event, Progress))
+    assert 0 < finished.device_s <= finished.seconds["decode"] + finished.seconds["mp4"] + 1e-3
 
 
 async def test_a_task_done_twice_gives_the_same_bytes() -> None:
@@ -100,6 +103,39 @@ async def test_a_stop_kills_ffmpeg_and_leaves_nothing(monkeypatch: pytest.Monkey
     (writer,) = killed
     assert writer._process.poll() is not None
     assert list(tmp_path.iterdir()) == []
+
+
+class Watched(MemoryStore):
+    """Calls `on_put` with the key of each write before it is done."""
+
+    def __init__(self, on_put: Callable[[str], None]) -> None:
+        super().__init__()
+        self._on_put = on_put
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        self._on_put(key)
+        await super().put(key, data, content_type)
+
+
+async def test_a_stop_while_the_poster_is_written_keeps_the_video_out() -> None:
+    def stop(key: str) -> None:
+        for running in decoder._worker._running.values():
+            running.stop()
+
+    link, store = MemoryLink(), Watched(stop)
+    put_latents(store)
+    decoder = replica(link, store)
+    await decoder.run(task(Stage.DECODING))
+    assert store.written == [poster_key("video_1")]
+    assert [type(event) for event in link.ends] == [Started]
+
+
+async def test_the_work_files_are_left_to_the_registry() -> None:
+    """A job whose video is there does not fail because of what is only swept up."""
+    store = sampled()
+    store.objects[checkpoint_key("video_1", 5)] = b"state"
+    await replica(MemoryLink(), store).run(task(Stage.DECODING))
+    assert [change for change, _ in store.changes] == ["put", "put"]
 
 
 async def test_latents_of_another_size_fail_for_good() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from deployments.messages import VideoSpec
 from serve_app.errors import InvalidRequestError
+from serve_app.jobs import Tier
 from serve_app.prompt_limits import load_token_counter
 from serve_app.request_body import Form
 from serve_app.request_schema import request_schema
@@ -25,7 +26,7 @@ NAMES = st.sampled_from([*REQUESTS.schema.model_fields, "input_reference"]) | st
 
 
 def spec(**fields: object) -> VideoSpec:
-    return REQUESTS.spec({"prompt": "a red circle", **fields})
+    return REQUESTS.check({"prompt": "a red circle", **fields}).spec
 
 
 def refused(**fields: object) -> InvalidRequestError:
@@ -60,7 +61,7 @@ def test_own_fields_are_taken_as_given() -> None:
         "seed": 2**63 - 1,
         "exact": True,
     }
-    assert REQUESTS.spec(given_fields) == VideoSpec(**{**given_fields, "guidance_scale": 1.0})
+    assert REQUESTS.check(given_fields).spec == VideoSpec(**{**given_fields, "guidance_scale": 1.0})
 
 
 def test_null_is_not_given() -> None:
@@ -159,6 +160,10 @@ def test_a_size_is_width_times_height() -> None:
         ("exact", 1, "got 1"),
         ("exact", "true", 'got "true"'),
         ("exact", "yes", "true or false"),
+        ("priority", "urgent", "interactive, standard or batch"),
+        ("priority", "Batch", 'got "Batch"'),
+        ("priority", 1, "got 1"),
+        ("priority", "", "interactive, standard or batch"),
     ],
 )
 def test_a_bad_value_is_named_quoted_and_put_right(name: str, value: object, told: str) -> None:
@@ -167,6 +172,22 @@ def test_a_bad_value_is_named_quoted_and_put_right(name: str, value: object, tol
     assert f"'{name}'" in error.message
     assert told in error.message
     assert len(error.message) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u200b", "\u200b \u2060\n", "\ufeff", "\u00a0\u3000", "\u00ad", "\u3164", "\u115f", "\u2800", "\ufe0f", "\u202e"]
+    + ["\u180e", "\U000e0041", "\U000e0100"],
+)
+def test_a_prompt_of_invisible_characters_is_blank(text: str) -> None:
+    error = refused(prompt=text)
+    assert (error.param, error.code) == ("prompt", "invalid_value")
+    assert "(blank)" in error.message
+
+
+@pytest.mark.parametrize("text", ["\u200ba", "👩\u200d🚀", "☃", "!", "é", "圆", "\u0627\u200f"])
+def test_invisible_characters_among_visible_ones_are_kept(text: str) -> None:
+    assert spec(prompt=text).prompt == text
 
 
 def test_lines_and_tabs_are_no_control_characters() -> None:
@@ -206,7 +227,8 @@ def test_reference_images_are_unsupported(name: str) -> None:
 
 
 def test_numbers_of_a_form_are_read_from_text() -> None:
-    made = REQUESTS.spec(Form(prompt="5", width="128", guidance_scale="2.5", seed="9007199254740993", seconds="1"))
+    form = Form(prompt="5", width="128", guidance_scale="2.5", seed="9007199254740993", seconds="1")
+    made = REQUESTS.check(form).spec
     assert (made.prompt, made.width, made.guidance_scale, made.seed) == ("5", 128, 2.5, 9007199254740993)
     assert made.num_frames == 25
 
@@ -214,35 +236,104 @@ def test_numbers_of_a_form_are_read_from_text() -> None:
 @pytest.mark.parametrize("text", ["", " 64", "6_4", "64.0", "0x40", "٦٤", "nan", "9" * 5000, "true"])
 def test_what_is_no_number_in_a_form(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="'width'"):
-        REQUESTS.spec(Form(prompt="a", width=text))
+        REQUESTS.check(Form(prompt="a", width=text))
 
 
 @pytest.mark.parametrize(("text", "exact"), [("true", True), ("false", False)])
 def test_exact_in_a_form(text: str, exact: bool) -> None:
-    assert REQUESTS.spec(Form(prompt="a", exact=text)).exact is exact
+    assert REQUESTS.check(Form(prompt="a", exact=text)).spec.exact is exact
 
 
 @pytest.mark.parametrize("text", ["", "True", "1", "yes", " true"])
 def test_what_is_neither_true_nor_false_in_a_form(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="'exact'.* true or false"):
-        REQUESTS.spec(Form(prompt="a", exact=text))
+        REQUESTS.check(Form(prompt="a", exact=text))
 
 
 def test_true_is_a_word_like_others_in_a_prompt() -> None:
-    assert REQUESTS.spec(Form(prompt="true")).prompt == "true"
+    assert REQUESTS.check(Form(prompt="true")).spec.prompt == "true"
+
+
+@pytest.mark.parametrize("tier", Tier)
+def test_priorities_are_the_tiers(tier: Tier) -> None:
+    for fields in ({"prompt": "a", "priority": tier.value}, Form(prompt="a", priority=tier.value)):
+        assert REQUESTS.check(fields).tier is tier
+
+
+def test_the_default_priority_is_standard() -> None:
+    assert REQUESTS.check({"prompt": "a"}).tier is Tier.STANDARD
+
+
+def fingerprint(**fields: object) -> str:
+    return REQUESTS.check({"prompt": "a red circle", **fields}).fingerprint
+
+
+def test_a_fingerprint_is_a_sha256_that_stays_the_same() -> None:
+    # Kept with the jobs: after an upgrade of the server, the same request under the same key must still be the same.
+    assert fingerprint(seed=1) == "09e418747d1ebaca4bb807af89f2bd4710cba1392db08ba7ad500368d8057e66"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"width": 64, "height": 64},
+        {"size": "64x64"},
+        {"num_frames": 25},
+        {"seconds": 1},
+        {"seconds": "1.0"},
+        {"fps": 24, "num_inference_steps": 20, "guidance_scale": 3, "negative_prompt": "", "exact": False},
+        {"model": "mochi-1", "priority": "standard", "seed": None},
+    ],
+)
+def test_requests_that_mean_the_same_have_one_fingerprint(fields: dict[str, object]) -> None:
+    assert fingerprint(**fields) == fingerprint()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "a red circle "},
+        {"negative_prompt": "blue"},
+        {"width": 80},
+        {"height": 80},
+        {"num_frames": 31},
+        {"fps": 25},
+        {"num_inference_steps": 21},
+        {"guidance_scale": 3.1},
+        {"seed": 0},
+        {"exact": True},
+        {"priority": "batch"},
+    ],
+)
+def test_every_field_is_in_the_fingerprint(fields: dict[str, object]) -> None:
+    assert fingerprint(**fields) != fingerprint()
+
+
+def test_the_model_is_in_the_fingerprint() -> None:
+    renamed = MODEL.model_copy(update={"name": "mochi-2"})
+    other = VideoRequests(renamed, request_schema(renamed, "Request"), None)
+    assert other.check({"prompt": "a red circle"}).fingerprint != fingerprint()
+
+
+def test_a_form_and_the_short_route_have_the_fingerprint_of_json() -> None:
+    short = VideoRequests(MODEL, request_schema(MODEL, "Short", "text"), None)
+    form = Form(prompt="a red circle", seed="7", guidance_scale="2.50", exact="true", priority="batch")
+    rest = {"seed": 7, "guidance_scale": 2.5, "exact": True, "priority": "batch"}
+    assert REQUESTS.check(form).fingerprint == fingerprint(**rest)
+    assert short.check({"text": "a red circle", **rest}).fingerprint == fingerprint(**rest)
 
 
 def test_a_file_in_place_of_text() -> None:
     with pytest.raises(InvalidRequestError, match="got a file"):
-        REQUESTS.spec(Form(prompt=UploadedFile()))
+        REQUESTS.check(Form(prompt=UploadedFile()))
 
 
 def test_the_short_route_calls_the_prompt_text() -> None:
     short = VideoRequests(MODEL, request_schema(MODEL, "Short", "text"), REQUESTS.count_tokens)
-    assert short.spec({"text": "a red circle"}).prompt == "a red circle"
+    assert short.check({"text": "a red circle"}).spec.prompt == "a red circle"
     for fields, param in (({}, "text"), ({"text": "red " * 16}, "text"), ({"prompt": "x"}, "prompt")):
         with pytest.raises(InvalidRequestError) as caught:
-            short.spec(fields)
+            short.check(fields)
         assert caught.value.param == param
 
 
@@ -251,7 +342,7 @@ def test_the_short_route_calls_the_prompt_text() -> None:
 def test_any_fields_make_a_spec_within_the_bounds_or_a_refusal(fields: dict[str, object], as_form: bool) -> None:
     fields = {"prompt": "a", **fields}
     try:
-        made = REQUESTS.spec(Form(fields) if as_form else fields)
+        made = REQUESTS.check(Form(fields) if as_form else fields).spec
     except InvalidRequestError as error:
         assert error.message.encode("utf-8")
         return

@@ -52,6 +52,13 @@ def test_a_range_behind_the_end_is_refused(header: str, size: int) -> None:
     assert caught.value.headers == {"Content-Range": f"bytes */{size}"}
 
 
+def test_a_very_long_range_is_quoted_in_part() -> None:
+    with pytest.raises(RangeNotWithinFileError) as caught:
+        parse_range("bytes=" + "9" * 5000 + "-", 1000)
+    assert "(5007 characters)" in caught.value.message
+    assert len(caught.value.message) < 200
+
+
 @given(first=st.integers(0, 60), last=st.none() | st.integers(0, 60), suffix=st.booleans(), size=st.integers(0, 50))
 def test_a_range_is_what_slicing_gives(first: int, last: int | None, suffix: bool, size: int) -> None:
     data = bytes(range(size))

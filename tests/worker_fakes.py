@@ -1,11 +1,16 @@
 """In-memory implementations of what a model worker is connected to."""
 
 import asyncio
+import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from deployments.connections import Connections
 from deployments.denoise import RowState
@@ -158,10 +163,36 @@ def task(stage: Stage, video: VideoSpec | None = None) -> StageTask:
     return StageTask("video_1", "lease_1", stage, 1, video or spec())
 
 
-def running_task(job_id: str = "video_1", video: VideoSpec | None = None) -> RunningTask:
+class Clock:
+    """Nanoseconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, nanoseconds: int) -> None:
+        self.now += nanoseconds
+
+
+def running_task(
+    job_id: str = "video_1", video: VideoSpec | None = None, now_ns: Callable[[], int] = time.perf_counter_ns
+) -> RunningTask:
     """A task as its work sees it, without a replica around."""
     given = StageTask(job_id, f"lease of {job_id}", Stage.SAMPLING, 1, video or spec())
-    return RunningTask(given, ThreadPoolExecutor(1), asyncio.Event())
+    return RunningTask(given, ThreadPoolExecutor(1), asyncio.Event(), now_ns)
+
+
+@contextmanager
+def captured(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Ray's logger hands nothing on, so the capture is hung on it."""
+    logger = logging.getLogger("ray.serve")
+    logger.addHandler(caplog.handler)
+    try:
+        yield caplog
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 class GatedStep:

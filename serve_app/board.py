@@ -1,0 +1,77 @@
+"""What the parts of the registry share: the database and its mirror in memory."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from deployments.messages import Directive, Stage
+from serve_app.config import JobSettings, SchedulingSettings
+from serve_app.costs import CostModel
+from serve_app.database import Database
+from serve_app.jobs import Job
+from serve_app.leases import Lease, LeaseTable, Mailbox, ReplicaTable
+from serve_app.waiting_room import WaitingRoom
+
+log = logging.getLogger("ray.serve")
+
+FORGET_REPLICA_S = 10.0
+
+
+@dataclass
+class Board:
+    """All of it but the database can be lost at any moment.
+
+    owner: name of this cluster in the leases, the same after a restart of the actor.
+    wake: set when there may be something to hand out.
+    """
+
+    database: Database
+    jobs: JobSettings
+    scheduling: SchedulingSettings
+    owner: str
+    costs: CostModel = field(default_factory=CostModel)
+    replicas: ReplicaTable = field(default_factory=lambda: ReplicaTable(FORGET_REPLICA_S))
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    leases: LeaseTable = field(init=False)
+    room: WaitingRoom = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leases = LeaseTable(self.jobs.lease_s)
+        self.room = WaitingRoom(self.jobs, self.scheduling, self.costs)
+
+    def follow(self, job: Job | None) -> None:
+        """Take note of what a write made of a job; None if the write found its lease gone."""
+        if job is not None:
+            self.room.follow(job)
+            self.wake.set()
+
+    def end_lease(self, lease: Lease) -> None:
+        """The lease is over: what its tenant was booked becomes what was used."""
+        if self.leases.held(lease.job_id, lease.token) is not lease:
+            return
+        self.leases.drop(lease)
+        if lease.charge is not None:
+            self.room.settle(lease.stage, lease.charge, lease.device_s)
+        self.wake.set()
+
+    def tell(self, lease: Lease, directive: Directive) -> None:
+        """Reaches the replica at once if it is known, else with the answer to its next report."""
+        lease.directive = directive
+        if lease.replica is not None:
+            self.mailbox.post(lease.replica, lease.token, directive)
+
+    def learn(self, lease: Lease) -> None:
+        """Take what this replica spent on a stage into the estimates."""
+        if lease.device_s > 0:
+            steps = lease.step - lease.begun_at if lease.stage is Stage.SAMPLING else 0
+            self.costs.observe(lease.stage, lease.job.spec, steps, lease.device_s)
+
+    def learn_from(self, job: Job) -> None:
+        """Take what a completed job cost, if one replica a stage did it from beginning to end."""
+        if job.attempt > 1 or job.parks:
+            return
+        for stage in Stage:
+            if device_s := job.seconds.get(f"{stage}.device"):
+                steps = job.spec.num_inference_steps if stage is Stage.SAMPLING else 0
+                self.costs.observe(stage, job.spec, steps, device_s)

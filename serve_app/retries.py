@@ -1,0 +1,62 @@
+"""What follows a failed attempt: another one, or the end. Pure.
+
+A job whose replica died, or ran out of memory, is a suspect until it has passed the place where that happened. A
+second time at the same place is the job's own doing: it is failed and not fed to a third replica. The registry runs no
+more suspects at once than there are replicas, so that jobs that shared a replica with a deadly one are not blamed
+together with it.
+"""
+
+from dataclasses import dataclass
+
+from deployments.messages import Failed
+from serve_app.config import JobSettings
+from serve_app.jobs import Job, JobError, retry_pause
+
+MAX_DEATHS = 2
+OUTAGE_PAUSE_S = 2.0
+# Not the job's fault and not the replica's: no attempt is counted, however long it lasts.
+OUTAGES = frozenset({"storage_unavailable", "replica_unhealthy"})
+REPLICA_DIED = "replica_died"
+DEADLY = frozenset({REPLICA_DIED, "out_of_memory"})
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Another attempt of the same stage, after a pause. deaths, died_at: as in Job."""
+
+    attempt: int
+    pause_s: float
+    deaths: int
+    died_at: float | None
+
+
+def after_failure(job: Job, event: Failed, progress: float, settings: JobSettings, jitter: float) -> Retry | JobError:
+    """Decide what follows.
+
+    Args:
+        job: as it was when its attempt began or later.
+        progress: how far it was, 0 to 1.
+        jitter: 0 to 1, drawn; takes up to half of the pause, so that what failed together does not return together.
+    """
+    if not event.transient:
+        return JobError(event.code, event.message)
+    if event.code in OUTAGES:
+        return Retry(job.attempt, OUTAGE_PAUSE_S, job.deaths, job.died_at)
+    deaths, died_at = job.deaths, job.died_at
+    if event.code in DEADLY:
+        same_place = died_at is not None and progress <= died_at
+        deaths, died_at = (job.deaths + 1 if same_place else 1), progress
+    if deaths >= MAX_DEATHS and event.code in DEADLY:
+        return _convicted(job, event, progress)
+    if job.attempt >= settings.max_attempts:
+        return JobError(event.code, f"{event.message} (attempt {job.attempt} of {job.attempt}, the last one)")
+    attempt = job.attempt + 1
+    pause = retry_pause(attempt, settings.retry_pause_s, settings.max_retry_pause_s)
+    return Retry(attempt, pause * (1 - jitter / 2), deaths, died_at)
+
+
+def _convicted(job: Job, event: Failed, progress: float) -> JobError:
+    advice = "Ask for a smaller size or fewer frames; the log of the replica tells more."
+    what = "ran out of memory" if event.code == "out_of_memory" else "died"
+    told = f"{MAX_DEATHS} replicas {what} at the same place of this job's work ({job.stage}, {progress:.0%} done)"
+    return JobError(event.code, f"{told}; it is not given to another one. {advice} Last: {event.message}")

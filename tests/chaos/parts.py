@@ -1,0 +1,195 @@
+"""Parts that a run breaks from outside: an object store, a small disk, a wall clock."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import psutil
+from pydantic import SecretStr
+
+from deployments.errors import WorkerError
+from deployments.object_store import ObjectStore
+from deployments.settings import StorageSettings
+from serve_app import weed_command
+from serve_app.ports import LOOPBACK
+from serve_app.process_guard import guarded
+
+READY_S = 60.0
+POLL_S = 0.1
+GRACE_S = 8.0
+FAKETIME = (
+    Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"),
+    Path("/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"),
+    Path("/usr/lib/faketime/libfaketimeMT.so.1"),
+)
+_S3_PORT = re.compile(r"-s3\.port=(\d+)")
+_ADMIN_PORT = re.compile(r"-admin\.port=(\d+)")
+_SCRATCH = re.compile(r"/\S*/mochi-serve-[a-z0-9_]{8}(?=/)")
+
+
+class OutsideStore:
+    """A SeaweedFS that the server under test does not watch over: killed, it stays away until `start`."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder
+        self._port = port
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._admin_port = weed_command.free_admin_port()
+        (folder / "objects").mkdir(parents=True)
+        (folder / "sockets").mkdir(mode=0o700)
+        access_key, secret_key = weed_command.load_or_make_keys(folder / "keys.json")
+        self.settings = StorageSettings(
+            endpoint=f"{LOOPBACK}:{port}",
+            access_key=SecretStr(access_key),
+            secret_key=SecretStr(secret_key),
+            secure=False,
+        )
+        self.environ = {
+            "MOCHI_SERVE__STORAGE__ENDPOINT": f"{LOOPBACK}:{port}",
+            "MOCHI_SERVE__STORAGE__ACCESS_KEY": access_key,
+            "MOCHI_SERVE__STORAGE__SECRET_KEY": secret_key,
+            "MOCHI_SERVE__STORAGE__SECURE": "false",
+        }
+
+    def start(self) -> None:
+        """Start it; it is ready some seconds later."""
+        objects = self._folder / "objects"
+        (objects / "mini.options").unlink(missing_ok=True)
+        command = weed_command.command(objects, self._folder / "sockets", self._port, self._admin_port)
+        with (self._folder / "objects.log").open("ab") as log:
+            self._guardian = subprocess.Popen(
+                guarded(command, GRACE_S),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=objects,
+                env=weed_command.environment(self.settings, objects),
+            )
+
+    async def ready(self) -> None:
+        """Return when the bucket is there and can be written."""
+        store = ObjectStore(self.settings)
+        deadline = time.monotonic() + READY_S
+        while True:
+            try:
+                await store.ensure_bucket()
+                await store.put("ready", b"ready", "text/plain")
+                break
+            except WorkerError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(POLL_S)
+        store.close()
+
+    def kill(self) -> None:
+        """kill -9 to the store and its guardian."""
+        if self._guardian is None:
+            return
+        doomed = psutil.Process(self._guardian.pid).children(recursive=True)
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._guardian.kill()
+        self._guardian.communicate()
+        psutil.wait_procs(doomed, GRACE_S)
+        weed_command.remove_sockets(self._port, self._admin_port)
+        self._guardian = None
+
+
+class SmallDisk:
+    """A file system of its own size, in memory, that can be filled to the last byte."""
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self._folder = folder
+        self._ballast = folder / "ballast"
+        folder.mkdir(parents=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", str(folder)],
+            check=True,
+            capture_output=True,
+        )
+
+    def fill(self) -> None:
+        """Write until nothing more fits."""
+        with self._ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            for size in (1 << 20, 4096):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)) == size:
+                        pass
+
+    def free(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+    def unmount(self) -> None:
+        # Lazily: a process that was killed a moment ago may hold a file for a moment more.
+        subprocess.run(["umount", "-l", str(self._folder)], check=True, capture_output=True)
+
+
+class WallClock:
+    """The wall clock of processes that are started with `environ`: real, until it is set ahead."""
+
+    def __init__(self, folder: Path, library: Path) -> None:
+        self._file = folder / "clock"
+        self.set_ahead(0)
+        self.environ = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DONT_RESET": "1",
+        }
+
+    def set_ahead(self, seconds: int) -> None:
+        """Move the clock to `seconds` after the real time, for all the processes within a second."""
+        draft = self._file.with_suffix(".new")
+        draft.write_text(f"{seconds:+d}\n")
+        draft.replace(self._file)
+
+
+def find_faketime() -> Path | None:
+    return next((path for path in FAKETIME if path.exists()), None)
+
+
+def why_no_mounts() -> str | None:
+    """Why this process cannot mount a file system; None if it may try."""
+    if os.geteuid() != 0:
+        return "only root may mount a file system"
+    return None if shutil.which("mount") else "there is no program named mount"
+
+
+class Leftovers:
+    """What a server that is killed as a whole cannot remove; found from the command lines of its processes."""
+
+    def __init__(self, processes: Iterable[psutil.Process]) -> None:
+        said = [_command_line(process) for process in processes]
+        stores = [(_S3_PORT.search(one), _ADMIN_PORT.search(one)) for one in said]
+        self._stores = {(int(s3[1]), int(admin[1])) for s3, admin in stores if s3 and admin}
+        self._scratch = {match[0] for one in said for match in _SCRATCH.finditer(one)}
+
+    def remove(self) -> None:
+        for s3_port, admin_port in self._stores:
+            weed_command.remove_sockets(s3_port, admin_port)
+        for folder in self._scratch:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[SmallDisk]:
+    disk = SmallDisk(folder, megabytes)
+    try:
+        yield disk
+    finally:
+        disk.unmount()

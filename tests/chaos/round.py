@@ -1,0 +1,148 @@
+"""One fault's run: jobs in flight, strikes, the wait for all, and what became of each."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from tests.chaos.client import Client
+from tests.chaos.clips import difference
+from tests.chaos.judge import COMPLETED, Ended, Outcome
+from tests.chaos.mix import MIX
+from tests.chaos.site import Site
+
+# Sent just before each strike, so that it also hits requests on their way.
+LATE = 5
+CHECK_S = 60.0
+AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """pause_s: seconds after the blow before has ended; the first one counts from the last job's acceptance."""
+
+    pause_s: float
+    strike: Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Round:
+    """Sends the jobs, strikes, waits.
+
+    references: the undisturbed clip of each request of the mix.
+    limit_s: for all of it. What is not final then counts as lost.
+    """
+
+    site: Site
+    references: Sequence[bytes]
+    limit_s: float
+    mix: Sequence[dict[str, Any]] = MIX
+    accepted: dict[str, int] = field(default_factory=dict)
+    struck: int = 0
+    in_flight: int = 0
+    sent: int = 0
+
+    async def run(self, name: str, jobs: int, blows: Sequence[Blow]) -> Outcome:
+        begun = time.monotonic()
+        before = await asyncio.to_thread(self.site.records.ids)
+        client = Client(self.site.server.url, uuid4().hex, begun + self.limit_s)
+        try:
+            await self._submit(client, jobs)
+            await self._strike_all(client, blows)
+            await client.wait(self.accepted)
+            seconds = time.monotonic() - begun
+            return await self._judged(name, client, before, seconds)
+        finally:
+            await client.close()
+
+    async def _submit(self, client: Client, count: int) -> None:
+        numbers = range(self.sent, self.sent + count)
+        self.sent += count
+        ids = await asyncio.gather(*(client.submit(number, self.mix[number % len(self.mix)]) for number in numbers))
+        self.accepted |= {
+            job_id: n % len(self.mix) for job_id, n in zip(ids, numbers, strict=True) if job_id is not None
+        }
+
+    async def _strike_all(self, client: Client, blows: Sequence[Blow]) -> None:
+        """Strike as long as there are jobs to hit."""
+        for blow in blows:
+            await asyncio.sleep(blow.pause_s)
+            if not (live := await asyncio.to_thread(self.site.records.live)):
+                return
+            self.in_flight = self.in_flight or live
+            late = asyncio.create_task(self._submit(client, LATE))
+            await asyncio.sleep(0)
+            await blow.strike()
+            self.struck += 1
+            await late
+
+    async def _judged(self, name: str, client: Client, before: set[str], seconds: float) -> Outcome:
+        moves = await asyncio.to_thread(self.site.records.moves)
+        checker = Client(self.site.server.url, "", time.monotonic() + CHECK_S)
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(job_id: str, index: int) -> Ended:
+            async with gate:
+                return await self._ended(checker, job_id, index, moves.get(job_id, []))
+
+        try:
+            ended = await asyncio.gather(*(one(job_id, index) for job_id, index in self.accepted.items()))
+        finally:
+            await checker.close()
+        unasked = set(moves) - before - set(self.accepted)
+        return Outcome(
+            name,
+            self.sent,
+            tuple(ended),
+            self.struck,
+            self.in_flight,
+            seconds,
+            tuple(client.refused),
+            tuple(sorted(unasked)),
+            dict(client.odd + checker.odd),
+        )
+
+    async def _ended(self, client: Client, job_id: str, index: int, moves: Sequence[tuple[float, str, str]]) -> Ended:
+        request = self.mix[index]
+        video, clip = await client.fetch(job_id)
+        apart = None
+        if video is not None and video["state"] == COMPLETED:
+            apart = "it cannot be downloaded"
+            if clip is not None:
+                apart = await asyncio.to_thread(difference, self.references[index], clip, bool(request["exact"]))
+        return Ended(
+            job_id,
+            None if video is None else video["state"],
+            request["num_inference_steps"],
+            0 if video is None else video["steps_run"],
+            sum(state == COMPLETED for _, state, _ in moves),
+            apart,
+            None if video is None or not video["error"] else f"{video['error']['code']}: {video['error']['message']}",
+            tuple(f"{at - moves[0][0]:+9.3f} s  {state}  {note}".rstrip() for at, state, note in moves),
+        )
+
+
+async def make_references(url: str, limit_s: float, mix: Sequence[dict[str, Any]] = MIX) -> list[bytes]:
+    """The clip of each request of the mix, from a server that nothing happens to.
+
+    Raises RuntimeError when the server does not make one of them.
+    """
+    client = Client(url, uuid4().hex, time.monotonic() + limit_s)
+    try:
+        ids = await asyncio.gather(*(client.submit(number, request) for number, request in enumerate(mix)))
+        await client.wait(job_id for job_id in ids if job_id is not None)
+        clips = [(await client.fetch(job_id))[1] for job_id in ids if job_id is not None]
+    finally:
+        await client.close()
+    made = [clip for clip in clips if clip is not None]
+    if len(made) < len(mix):
+        raise RuntimeError(f"undisturbed, {len(made)} of {len(mix)} videos were made")
+    return made
+
+
+def blows_of(site: Site, name: str, pauses: Sequence[float], rng: random.Random) -> list[Blow]:
+    """The strikes of one fault at one site."""
+    return [Blow(pause_s, lambda: site.strikes[name](rng)) for pause_s in pauses]

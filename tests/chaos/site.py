@@ -1,0 +1,67 @@
+"""Where a run takes place: a server on parts that can be broken from outside."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.job_records import JobRecords, read_only_sqlite
+from tests.chaos.parts import Leftovers
+from tests.server import Server, start_server, stop_whole, wait_ready
+
+BACK_S = 90.0
+LOOK_S = 0.1
+
+Strike = Callable[[random.Random], Awaitable[None]]
+
+
+@dataclass
+class Site:
+    """A server, what its database says, and what can be done to it.
+
+    strikes: by the name of the fault; each returns when its harm is over, so that the part can be on its way back.
+    """
+
+    server: Server
+    folder: Path
+    environ: dict[str, str]
+    records: JobRecords
+    strikes: dict[str, Strike] = field(default_factory=dict)
+
+    async def kill(self, part: str) -> None:
+        """kill -9 to every process of the part, once it is there."""
+        deadline = time.monotonic() + BACK_S
+        while not self.server.pids(part):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the {part} was not back within {BACK_S:g} s")
+            await asyncio.sleep(LOOK_S)
+        self.server.kill(part)
+
+    async def restart(self, _rng: random.Random) -> None:
+        """kill -9 to everything of the server at once, then start it on the same data and ports."""
+        leftovers = Leftovers(self.server.descendants())
+        await asyncio.to_thread(self.server.kill_all)
+        leftovers.remove()
+        self.server = await asyncio.to_thread(start_server, self.folder, self.environ)
+        await asyncio.to_thread(wait_ready, self.server)
+
+
+@contextmanager
+def open_site(folder: Path, environ: dict[str, str], records: JobRecords | None = None) -> Iterator[Site]:
+    """Start a server in `folder` with this environment; at the end, stop the one that then runs.
+
+    records: of its database, without it the SQLite in its data folder.
+    Raises AssertionError when the server does not end well.
+    """
+    server = start_server(folder, environ)
+    url = read_only_sqlite(str(server.data / "jobs.db"))
+    site = Site(server, folder, environ, records or JobRecords(url))
+    try:
+        wait_ready(server)
+        yield site
+    finally:
+        if site.server.process.poll() is None:
+            stop_whole(site.server)

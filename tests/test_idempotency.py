@@ -1,0 +1,105 @@
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Connection, delete, func, select
+
+from deployments.messages import VideoSpec
+from serve_app import job_store
+from serve_app.database import Database
+from serve_app.errors import IdempotencyKeyReusedError
+from serve_app.idempotency import forget_old_keys
+from serve_app.jobs import Accepted, Submission
+from serve_app.schema import idempotency_keys, jobs
+
+SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
+FIRST = Submission("a", "mochi-1", SPEC, "acme", idempotency_key="order 7", fingerprint="f1")
+DAY_S = 86_400.0
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+async def accept(database: Database, submission: Submission, now: float) -> Accepted:
+    return await database.run(job_store.insert_job, submission, now, DAY_S)
+
+
+def _rows(connection: Connection) -> tuple[int, int]:
+    counts = (select(func.count()).select_from(table) for table in (jobs, idempotency_keys))
+    return tuple(connection.execute(count).scalar_one() for count in counts)  # type: ignore[return-value]
+
+
+async def test_the_same_key_and_request_give_the_same_job(database: Database) -> None:
+    first = await accept(database, FIRST, 10.0)
+    again = await accept(database, replace(FIRST, job_id="b"), 20.0)
+    assert (first.repeated, again) == (False, replace(first, repeated=True))
+    found = await database.run(job_store.find_accepted, replace(FIRST, job_id="c"), 30.0, DAY_S)
+    assert found == again
+    assert await database.run(_rows) == (1, 1)
+
+
+async def test_the_same_key_with_another_request_is_refused_and_nothing_is_written(database: Database) -> None:
+    await accept(database, FIRST, 10.0)
+    other = replace(FIRST, job_id="b", fingerprint="f2")
+    for look in (job_store.insert_job, job_store.find_accepted):
+        with pytest.raises(IdempotencyKeyReusedError, match="order 7"):
+            await database.run(look, other, 20.0, DAY_S)
+    assert await database.run(_rows) == (1, 1)
+
+
+async def test_a_key_belongs_to_one_tenant(database: Database) -> None:
+    await accept(database, FIRST, 10.0)
+    other = await accept(database, replace(FIRST, job_id="b", tenant="globex", fingerprint="f2"), 20.0)
+    assert not other.repeated
+
+
+async def test_a_key_is_free_again_after_its_time(database: Database) -> None:
+    await accept(database, FIRST, 10.0)
+    renewed = replace(FIRST, job_id="b", fingerprint="f2")
+    assert (await accept(database, FIRST, 9.9 + DAY_S)).repeated
+    assert not (await accept(database, renewed, 10.0 + DAY_S)).repeated
+    again = await accept(database, replace(renewed, job_id="c"), 11.0 + DAY_S)
+    assert (again.job.id, again.repeated) == ("b", True)
+
+
+async def test_a_key_whose_job_is_gone_is_free(database: Database) -> None:
+    await accept(database, FIRST, 10.0)
+    await database.run(lambda connection: connection.execute(delete(jobs)) and None)
+    assert not (await accept(database, replace(FIRST, job_id="b", fingerprint="f2"), 20.0)).repeated
+
+
+async def test_old_keys_are_forgotten(database: Database) -> None:
+    for n in range(5):
+        await accept(database, replace(FIRST, job_id=f"job{n}", idempotency_key=f"key{n}"), float(n))
+    assert await database.run(forget_old_keys, 3.0) == 3
+    assert await database.run(_rows) == (5, 2)
+    assert not (await accept(database, replace(FIRST, job_id="new", idempotency_key="key0"), 9.0)).repeated
+
+
+async def test_two_registries_at_once_make_one_job_of_one_key(database_url: str, database: Database) -> None:
+    other = Database(database_url)
+    calls = [
+        accept(registry, replace(FIRST, job_id=f"{name}{n}", idempotency_key=f"key{n % 7}"), 1.0)
+        for n in range(70)
+        for name, registry in (("x", database), ("y", other))
+    ]
+    accepted = await asyncio.gather(*calls)
+    assert len({one.job.id for one in accepted}) == 7
+    assert sum(not one.repeated for one in accepted) == 7
+    assert await database.run(_rows) == (7, 7)
+    other.close()
+
+
+async def test_a_refusal_takes_nothing_from_those_it_arrives_with(database: Database) -> None:
+    await accept(database, FIRST, 1.0)
+    refused = replace(FIRST, fingerprint="f2")
+    submissions = [refused if n % 3 == 0 else Submission(f"job{n}", "mochi-1", SPEC) for n in range(60)]
+    results = await asyncio.gather(*(accept(database, s, 2.0) for s in submissions), return_exceptions=True)
+    kinds = [type(result) for result in results]
+    assert kinds == [IdempotencyKeyReusedError if n % 3 == 0 else Accepted for n in range(60)]
+    assert await database.run(_rows) == (41, 1)

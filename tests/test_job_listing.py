@@ -1,0 +1,229 @@
+"""Pages of jobs: what they hold, and that the databases find them on an index."""
+
+import random
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, event, text
+
+from deployments.messages import Stage, VideoSpec
+from serve_app import job_store, retention_store
+from serve_app.database import Database
+from serve_app.errors import UnknownJobError
+from serve_app.job_listing import Order
+from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState
+from serve_app.schema import jobs
+
+SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
+TENANTS = ("acme", "globex", "initech")
+TIMES = 12
+
+
+def row(n: int, draw: random.Random, created_at: float) -> dict[str, Any]:
+    state = draw.choice(list(JobState))
+    lease = f"lease{n}" if state in RUNNING else None
+    return {
+        "id": f"video_{draw.getrandbits(64):016x}",
+        "model": "mochi-1",
+        "spec": asdict(SPEC),
+        "state": state,
+        "stage": Stage(state) if state in RUNNING else Stage.DECODING,
+        "attempt": 1,
+        "step": 0,
+        "progress": 0.0,
+        "tenant": draw.choice(TENANTS),
+        "created_at": created_at,
+        "completed_at": created_at + 1 if state in FINAL else None,
+        "available_at": created_at,
+        "lease": lease,
+        "lease_owner": lease and "here",
+        "has_work_files": draw.random() < 0.01,
+        "seconds": {},
+    }
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+async def stored(database: Database) -> list[Job]:
+    """300 jobs of all tenants and states, many of them of one time."""
+    draw = random.Random(1)
+    rows = [row(n, draw, float(draw.randrange(TIMES))) for n in range(300)]
+
+    def fill(connection: Connection) -> None:
+        connection.execute(jobs.insert(), rows)
+
+    await database.run(fill)
+    return await database.run(job_store.get_jobs, [one["id"] for one in rows])
+
+
+async def all_pages(database: Database, limit: int, order: Order, wanted: JobFilter) -> list[JobPage]:
+    pages: list[JobPage] = []
+    after = None
+    while not pages or pages[-1].has_more:
+        pages.append(await database.run(job_store.list_jobs, limit, after, order, wanted))
+        after = pages[-1].jobs[-1].id if pages[-1].jobs else None
+    return pages
+
+
+def holds(wanted: JobFilter, job: Job) -> bool:
+    return (
+        (not wanted.states or job.state in wanted.states)
+        and (wanted.tenant is None or job.tenant == wanted.tenant)
+        and (wanted.created_after is None or job.created_at >= wanted.created_after)
+        and (wanted.created_before is None or job.created_at < wanted.created_before)
+    )
+
+
+times = st.none() | st.integers(-1, TIMES + 1).map(float)
+filters = st.builds(
+    JobFilter,
+    states=st.lists(st.sampled_from(JobState), max_size=4).map(tuple),
+    tenant=st.none() | st.sampled_from([*TENANTS, "nobody"]),
+    created_after=times,
+    created_before=times,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wanted=filters, limit=st.integers(1, 60), order=st.sampled_from(["asc", "desc"]))
+async def test_pages_hold_what_a_plain_filter_finds(
+    database: Database, stored: list[Job], wanted: JobFilter, limit: int, order: Order
+) -> None:
+    found = [job for job in stored if holds(wanted, job)]
+    found.sort(key=lambda job: (job.created_at, job.id), reverse=order == "desc")
+    pages = await all_pages(database, limit, order, wanted)
+    assert [job for page in pages for job in page.jobs] == found
+    assert all(len(page.jobs) == limit for page in pages[:-1])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wanted=filters, cursor=st.integers(0, 299), order=st.sampled_from(["asc", "desc"]))
+async def test_a_page_may_begin_behind_any_job(
+    database: Database, stored: list[Job], wanted: JobFilter, cursor: int, order: Order
+) -> None:
+    at = (stored[cursor].created_at, stored[cursor].id)
+    beyond = [(job.created_at, job.id) for job in stored if holds(wanted, job)]
+    beyond = sorted(key for key in beyond if (key > at if order == "asc" else key < at))
+    page = await database.run(job_store.list_jobs, 10, stored[cursor].id, order, wanted)
+    expected = beyond[:10] if order == "asc" else beyond[::-1][:10]
+    assert [(job.created_at, job.id) for job in page.jobs] == expected
+    assert page.has_more == (len(beyond) > 10)
+
+
+async def test_paging_from_an_unknown_job_is_an_error(database: Database) -> None:
+    with pytest.raises(UnknownJobError, match="nope"):
+        await database.run(job_store.list_jobs, 5, "nope")
+
+
+# How the databases find them
+
+
+@pytest.fixture
+async def full(database: Database) -> Database:
+    """As many jobs as make an index worth its while, and statistics; the youngest are all of one tenant and state."""
+    draw = random.Random(2)
+    rows = [row(n, draw, float(n)) for n in range(8000)]
+    for one in rows[4000:]:
+        one |= {"tenant": "acme", "state": JobState.COMPLETED, "completed_at": 1e4, "lease": None, "lease_owner": None}
+
+    def fill(connection: Connection) -> None:
+        connection.execute(jobs.insert(), rows)
+        connection.execute(text("ANALYZE"))
+
+    await database.run(fill)
+    return database
+
+
+@contextmanager
+def recorded(connection: Connection) -> Iterator[list[tuple[str, Any]]]:
+    """The SELECTs on jobs that are run inside."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            statements.append((statement, parameters))
+
+    event.listen(connection, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(connection, "before_cursor_execute", note)
+
+
+def plans(connection: Connection, function: Callable[..., object], *args: Any) -> list[str]:
+    """How the database runs each statement of `function`, in its own words."""
+    with recorded(connection) as statements:
+        function(connection, *args)
+    explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+    found = []
+    for statement, parameters in statements:
+        rows = connection.exec_driver_sql(f"{explain} {statement}", parameters).all()
+        found.append("\n".join(str(one[-1]) for one in rows))
+    return found
+
+
+def assert_on_index(plan: str, index: str) -> None:
+    """Every row it reads is an entry of that index within the bounds, in the order asked for."""
+    used = set(re.findall(r"(?:Scan (?:Backward )?using|USING (?:COVERING )?INDEX) (\w+)", plan))
+    assert used == {index}, plan
+    assert not re.search(r"Seq Scan|Sort|Bitmap|Filter|TEMP B-TREE|SCAN jobs$", plan, re.MULTILINE), plan
+
+
+STATES = {
+    "": (),
+    "one state": (JobState.FAILED,),
+    "three states": (JobState.FAILED, JobState.QUEUED, JobState.SAMPLING),
+}
+
+
+@pytest.mark.parametrize("states", STATES.values(), ids=STATES)
+@pytest.mark.parametrize("tenant", [None, "globex"])
+async def test_every_listing_is_a_walk_on_its_index(
+    full: Database, states: tuple[JobState, ...], tenant: str | None
+) -> None:
+    index = {
+        (False, False): "jobs_by_time",
+        (False, True): "jobs_by_state",
+        (True, False): "jobs_by_tenant",
+        (True, True): "jobs_by_tenant_and_state",
+    }[tenant is not None, bool(states)]
+    cursor = (await full.run(job_store.list_jobs, 3000)).jobs[-1].id
+    for order in ("asc", "desc"):
+        for after in (None, cursor):
+            for since, until in ((None, None), (100.0, None), (None, 7000.0), (100.0, 7000.0)):
+                wanted = JobFilter(states, tenant, since, until)
+                found = await full.run(plans, job_store.list_jobs, 20, after, order, wanted)
+                for plan in found if after is None else found[1:]:
+                    assert_on_index(plan, index)
+                    bounded = after is not None or since is not None or until is not None
+                    assert not bounded or "created_at" in plan, plan
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "index"),
+    [
+        (job_store.queued_ids, (), "jobs_waiting"),
+        (job_store.leased_jobs, (), "jobs_leased"),
+        (job_store.recent_work, (20,), "jobs_ended"),
+        (retention_store.expired, (50.0, 60.0, 20), "jobs_ended"),
+        (retention_store.with_work_files, (20,), "jobs_with_work_files"),
+    ],
+)
+async def test_the_registry_finds_what_it_needs_on_partial_indexes(
+    full: Database, function: Callable[..., object], args: tuple[Any, ...], index: str
+) -> None:
+    for plan in await full.run(plans, function, *args):
+        assert index in plan
+        assert not re.search(r"Seq Scan|SCAN jobs$|TEMP B-TREE", plan, re.MULTILINE), plan

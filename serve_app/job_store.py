@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, update
 
 from deployments.messages import Stage
-from serve_app.idempotency import holder, reserve
+from serve_app.job_intake import find_accepted, insert_job
 from serve_app.job_listing import Order, list_jobs
 from serve_app.job_queries import (
     count_live,
@@ -22,21 +22,18 @@ from serve_app.job_queries import (
     queued_ids,
     recent_work,
 )
-from serve_app.job_rows import JOB, batches, changed_columns, find_jobs, get_job, get_jobs, new_row
+from serve_app.job_rows import JOB, batches, changed_columns, find_jobs, get_job, get_jobs
 from serve_app.jobs import (
     NEXT_STAGE,
-    Accepted,
     Job,
     JobError,
     JobState,
     Spent,
-    Submission,
     check_move,
     overall_progress,
 )
 from serve_app.meta_store import installation_id, touch
 from serve_app.schema import WAITING, job_moves, jobs
-from serve_app.upserts import insert_into
 
 __all__ = [
     "Order",
@@ -65,33 +62,6 @@ __all__ = [
 ]
 
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
-
-
-def insert_job(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Accepted:
-    """Write a new queued job; an id or an idempotency key that is known already gives the job as it is.
-
-    Args:
-        now: Unix seconds. keep_keys_s: how long an idempotency key stands for its job.
-
-    Raises:
-        IdempotencyKeyReusedError: the key stands for another request; nothing was written.
-    """
-    known = reserve(connection, submission, now, keep_keys_s)
-    if known is not None:
-        return Accepted(known, repeated=True)
-    job = _new_job(submission, now)
-    query = insert_into(connection, jobs).on_conflict_do_nothing().returning(jobs.c.id)
-    if connection.execute(query, new_row(job)).first() is not None:
-        return Accepted(job, repeated=False)
-    known = get_job(connection, job.id)
-    assert known is not None
-    return Accepted(known, repeated=True)
-
-
-def find_accepted(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Accepted | None:
-    """The job that `insert_job` would find there already; None if it would write a new one. Raises as it does."""
-    known = holder(connection, submission, now, keep_keys_s) or get_job(connection, submission.job_id)
-    return None if known is None else Accepted(known, repeated=True)
 
 
 def claim(
@@ -234,21 +204,6 @@ def fail(connection: Connection, job_id: str, lease: str, now: float, error: Job
     if job is None:
         return None
     return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, error=error, completed_at=now)
-
-
-def _new_job(submission: Submission, now: float) -> Job:
-    return Job(
-        id=submission.job_id,
-        model=submission.model,
-        spec=submission.spec,
-        state=JobState.QUEUED,
-        stage=Stage.ENCODING,
-        attempt=1,
-        created_at=now,
-        available_at=now,
-        tenant=submission.tenant,
-        tier=submission.tier,
-    )
 
 
 def _at_step(job: Job, step: int) -> dict[str, Any]:

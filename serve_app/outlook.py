@@ -11,16 +11,14 @@ from serve_app.jobs import Job, JobState, Place
 from serve_app.leases import Lease
 
 MIN_AGE_S = 0.5
-# A new job is placed at once if that is cheap.
-AT_ONCE_S = 0.005
 # A forecast of a long queue takes a while: no more than this share of the registry's time goes into it.
-SHARE = 0.1
+SHARE = 0.05
 UNKNOWN_RETRY_S = 10
 MAX_RETRY_S = 60
 
 
 class Outlook:
-    """Places of all jobs, made anew at most twice a second and only when somebody asks."""
+    """Places of all jobs, made anew when somebody asks and they are old, or lack the job that is asked for."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -40,8 +38,8 @@ class Outlook:
 
     def _refresh(self, job_id: str) -> None:
         now = time.monotonic()
-        age, new = now - self._made_at, job_id not in self._places
-        if age > max(MIN_AGE_S, self._took / SHARE) or (new and self._took < AT_ONCE_S):
+        fresh_for = MIN_AGE_S if job_id in self._places else 0.0
+        if now - self._made_at > max(fresh_for, self._took / SHARE):
             self._places = self._all_places()
             self._made_at = time.monotonic()
             self._took = self._made_at - now

@@ -11,16 +11,22 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, func, select
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flops, gpu, sampler_latency, step_batching
+from benchmarks import dispatch, flops, gpu, registry, sampler_latency, step_batching, tiers
 from benchmarks import full_size as fs
 from benchmarks.ceilings import matmul_shapes
 from benchmarks.machine import describe_machine, publish
 from deployments.denoise import RowState, latent_shape, predict_velocity, rope_tables
 from deployments.mochi_block import run_block
 from deployments.streaming_decode import StreamingDecoder
+from serve_app import job_store
+from serve_app.jobs import JobFilter, JobState
+from serve_app.schema import job_moves, jobs
 from tests.worker_fakes import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
@@ -261,6 +267,125 @@ def test_latencies_against_their_bars() -> None:
     slot = {"step_ms": 300.0, "stop": stop, "yield": stop}
     sections = {"slot_free": slot, "between_jobs": gap, "checkpoints": checkpoints}
     assert sampler_latency.as_table(sections).row_count == 4
+
+
+def _moves(*rows: tuple[str, float, str]) -> list[dispatch.Move]:
+    return [dispatch.Move(n, job_id, at, state, "sampling", 1) for n, (job_id, at, state) in enumerate(rows, 1)]
+
+
+def test_spans_are_stays_in_a_state() -> None:
+    moves = _moves(("a", 1, "sampling"), ("b", 2, "sampling"), ("a", 3, "queued"), ("a", 5, "sampling"))
+    moves += _moves(("a", 9, "queued"), ("c", 9.5, "sampling"), ("b", 10, "failed"))
+    found = dispatch.spans(moves, "sampling")
+    assert found == [dispatch.Span("a", 1, 3), dispatch.Span("b", 2, 10), dispatch.Span("a", 5, 9)]
+    assert found[1].within(0, 4) == found[1].within(8, 20) == 2
+    assert found[0].within(4, 8) == 0
+    assert dispatch.at_same_time(found) == 2
+    assert dispatch.at_same_time([dispatch.Span("a", 0, 1), dispatch.Span("b", 1, 2)]) == 1
+    assert [tiers.taken(found, at) for at in (0, 1, 2.5, 3, 10)] == [0, 1, 2, 1, 0]
+
+
+def test_list_schedule_and_the_least_steps() -> None:
+    assert dispatch.list_schedule([3, 3, 2, 2, 5], machines=2) == 10
+    assert dispatch.least_steps([3, 3, 2, 2, 5], machines=2) == 7.5
+    assert dispatch.least_steps([1, 9], machines=2) == 9
+    assert dispatch.list_schedule([4], machines=8) == 4
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 8))
+def test_list_schedule_is_at_most_twice_the_least(lengths: list[int], machines: int) -> None:
+    """Graham's bound: (2 - 1/m) of the optimum, which is at least the least."""
+    least = dispatch.least_steps(lengths, machines)
+    assert least <= dispatch.list_schedule(lengths, machines) <= 2 * least
+
+
+def test_busy_share_counts_what_lies_before_the_last_begin() -> None:
+    """Eight samplers, each with one job of 4 s until a ninth begins at 4 s; of the 4 s only 2 s were steps."""
+    sampling = [dispatch.Span(f"{n}", 0, 4) for n in range(8)] + [dispatch.Span("8", 4, 6)]
+    steps = dict.fromkeys([span.job_id for span in sampling], round(2 / dispatch.STEP_S))
+    full = dispatch.busy_section(sampling, steps, begun=0)
+    assert (full["while_s"], full["held"], full["denoising"]) == (4, 1, 0.5)
+    assert full["holds"] and not full["holds_denoising"]
+    assert dispatch.busy_section(sampling, steps, begun=-1)["held"] == 0.8
+
+
+def test_replicas_are_known_by_what_they_log() -> None:
+    ids = [f"video_{n:032x}" for n in range(3)]
+    lines = [
+        f"\x1b[36m(ServeReplica:mochi:MochiSampler pid=12)\x1b[0m INFO 2026 -- [{ids[0]}] sampling begins, attempt 1",
+        f"(ServeReplica:mochi:MochiSampler pid=13) [{ids[1]}] sampling begins, attempt 1",
+        f"(ServeReplica:mochi:VideoDecoder pid=14) [{ids[0]}] decoding begins, attempt 1",
+        f"(ServeReplica:mochi:MochiSampler pid=15) [{ids[2]}] sampling begins, attempt 1",
+    ]
+    assert dispatch.replicas_of("\n".join(lines), ids[:2]) == {12, 13}
+
+
+def test_tables_of_the_dispatch() -> None:
+    lengths = dispatch.draw_lengths(64, seed=0)
+    assert lengths == dispatch.draw_lengths(64, seed=0) and {min(lengths), max(lengths)} <= set(range(10, 61))
+    section = dispatch.makespan_section(84.0, 80.0, [8] * 16)
+    assert (section["of_ideal"], section["bound_s"]) == (1.05, 16 * dispatch.STEP_S)
+    once = {"requests": 8, "at_the_same_time": 8, "replicas": 8, "all_running_after_s": 0.2, "holds": True}
+    busy = {"while_s": 60.0, "held": 0.99, "denoising": 0.96, "bar": 0.97, "holds": True, "holds_denoising": False}
+    mixed = section | {"bar": 1.05, "holds": True, "busy": busy}
+    dealt = section | {"without_overhead_s": 85.0}
+    assert dispatch.as_table({"at_once": once, "mixed": mixed, "round_robin": dealt}).row_count == 8
+
+
+def test_interactive_jobs_arrive_while_long_ones_wait() -> None:
+    todo = tiers.plan(100, seed=0)
+    assert todo == tiers.plan(100, seed=0) != tiers.plan(100, seed=1)
+    assert (len(todo.long), len(todo.arrivals)) == (60, 40)
+    assert {tier for tier, _ in todo.long} == {"standard", "batch"}
+    longest = sum(steps for _, steps in todo.long) * tiers.STEP_S / tiers.SLOTS
+    assert tiers.FIRST_ARRIVAL_S <= todo.arrivals[0] <= todo.arrivals[-1] < longest
+    assert list(todo.arrivals) == sorted(todo.arrivals)
+
+
+def test_spread_of_waits() -> None:
+    assert tiers.spread([0.1 * n for n in range(1, 21)]) == {"median_s": 1.05, "p95_s": 1.9, "max_s": 2.0}
+    assert tiers.spread([0.5]) == {"median_s": 0.5, "p95_s": 0.5, "max_s": 0.5}
+
+
+def test_a_filled_database_holds_ended_jobs_with_their_moves(database_url: str) -> None:
+    registry.fill(database_url, 2 * registry.FEW)
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        counted = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
+        states: dict[str, int] = dict(counted.tuples().all())
+        moves = connection.execute(select(func.count()).select_from(job_moves)).scalar_one()
+        page = job_store.list_jobs(connection, 100, None, "desc", JobFilter(states=(JobState.FAILED,)))
+        ids = connection.execute(select(func.count(func.distinct(jobs.c.id)))).scalar_one()
+        last = page.jobs[-1]
+        history = job_store.history(connection, last.id)
+    engine.dispose()
+    assert sum(states.values()) == ids == 2 * registry.FEW and set(states) == set(registry.SHARES)
+    assert moves == sum(count * len(registry.HISTORIES[JobState(state)]) for state, count in states.items())
+    assert [job.created_at for job in page.jobs] == sorted((job.created_at for job in page.jobs), reverse=True)
+    assert last.created_at < history[-1].at and history[-1].state is JobState.FAILED
+
+
+def test_registry_figures_against_their_bars() -> None:
+    def measured(count: int) -> registry.Measured:
+        return registry.Measured(10.0, [0.1] * count, {"first page": [0.002, 0.004, 0.003]})
+
+    few, many = [measured(n) for n in (5000, 6000, 8000)], [measured(n) for n in (4500, 4500, 7600)]
+    section = registry.summarise("sqlite", {1000: few, 1_000_000: many})
+    assert (section["few"]["submits_per_s"], section["few"]["p99_ms"], section["few"]["holds"]) == (600, 100, True)
+    assert (section["many"]["submits_per_s"], section["many"]["holds"]) == (450, True)
+    assert (section["ratio"], section["ratio_holds"]) == (0.9, True)
+    assert section["pages"]["first page"] == {"few_ms": 3.0, "many_ms": 3.0, "ratio": 1.0}
+    assert registry.submits_table({"sqlite": section}).row_count == 2
+    assert registry.pages_table({"sqlite": section}).row_count == 1
+    assert registry.shares_of(64, 3) == [22, 21, 21]
+
+
+def test_a_folder_in_memory_is_refused() -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        pytest.skip("there is no file system in memory here")
+    with pytest.raises(SystemExit, match="name a folder on a disk"):
+        registry.file_system(memory)
 
 
 def test_machine_is_plain_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

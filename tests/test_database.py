@@ -245,18 +245,17 @@ async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: A
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+def small_disk() -> Iterator[Path]:
+    """A file system of 4 MB, not below pytest's own folder: another run of it could not clear one left by a crash."""
+    with TemporaryDirectory(prefix="small_disk") as folder:
+        command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
+        mounted = subprocess.run(command, capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def _fill(path: Path) -> None:
@@ -269,8 +268,8 @@ def _fill(path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small file system")
-async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() -> None:
+    with small_disk() as disk:
         database = Database(f"sqlite:///{disk / 'jobs.db'}")
         ballast = disk / "ballast"
         _fill(ballast)

@@ -12,7 +12,9 @@ from deployments.messages import Stage
 from deployments.settings import StageSettings
 from serve_app.autoscaling import DemandPolicy
 from serve_app.config import DEFAULT_PROFILE, AppSettings, load_settings
+from serve_app.errors import StartupError
 from serve_app.job_registry import JobRegistry
+from serve_app.jobs import Health
 from serve_app.local_storage import ACTOR_NAME as STORAGE_ACTOR
 from serve_app.local_storage import LocalStorage
 from serve_app.stage_router import StageRouter
@@ -110,13 +112,20 @@ def with_storage(settings: AppSettings) -> AppSettings:
 
 
 def ensure_registry(settings: AppSettings) -> None:
-    """Start the registry unless it runs. SQLite lives on the head node, and so then does the registry."""
+    """Start the registry unless it runs. SQLite lives on the head node, and so then does the registry.
+
+    Raises:
+        StartupError: the database does not work; the next deploy starts the registry anew, with its settings then.
+    """
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
     owner = ray.get_runtime_context().get_session_name()
     actor = _named(JobRegistry, REGISTRY, settings.namespace, node)
     kept = (settings.retention, settings.storage)
     started = actor.remote(settings.database_url, settings.jobs, settings.scheduling, owner, StageRouter(), *kept)
-    ray.get(started.health.remote())
+    health: Health = ray.get(started.health.remote())
+    if health.database != "ok":
+        ray.kill(started)
+        raise StartupError(health.database)
 
 
 def _named(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:

@@ -53,11 +53,14 @@ class _SpoiledError(Exception):
 
 
 class Database:
-    """Runs operations in order on its own thread. Opening it brings the schema to the newest version."""
+    """Runs operations in order on its own thread; the first one that finds it there brings the schema up to date.
+
+    A database that is away when this is made is no error here: it is one of the operations until it is back.
+    """
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
-        migrate(self._engine)
+        self._migrated = False
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="database", daemon=True)
         self._thread.start()
@@ -112,6 +115,7 @@ class Database:
     def _complete(self, group: Sequence[_Operation]) -> None:
         """Whatever happens, each operation has its result or its error."""
         try:
+            self._migrate_once()
             self._commit(group)
         except Exception as error:  # the transaction as a whole failed: none of it happened
             if len(group) > 1 and is_full(error):  # what only reads still can
@@ -120,6 +124,11 @@ class Database:
             else:
                 for operation in group:
                     operation.error = error
+
+    def _migrate_once(self) -> None:
+        if not self._migrated:
+            migrate(self._engine)
+            self._migrated = True
 
     def _commit(self, group: Sequence[_Operation]) -> None:
         """One transaction. What another registry's got in the way of is run again, for nothing of it happened."""

@@ -5,6 +5,7 @@ tier tenants share by self-clocked fair queueing (S. J. Golestani, "A self-clock
 applications", INFOCOM 1994). All tags are GPU-seconds divided by a weight:
 
 - A tenant with backlog has a start tag s. It joins with s = max(V, s), so that an idle tenant saves nothing up.
+  A tag that is behind V is forgotten, and all are when a tier has no job that waits or runs.
 - Its oldest job has the finish tag F = s + cost / weight. The lowest F is served; then s = F of the tenant and V = F.
 - `settle` moves s by (measured - booked) / weight.
 - A job that has waited one more span in the highest tier is overdue: from then on its claim a = CLAIM_GROWTH x seconds
@@ -198,6 +199,7 @@ class FairQueue:
         if promote_after_s <= 0:
             raise ValueError(f"promote_after_s is {promote_after_s}; it must be more than 0")
         self._span = promote_after_s
+        self._now = -inf  # the latest moment told to take()
         self._shares = {tier: _Share(weight) for tier in TIERS}
         self._jobs: dict[str, Waiting] = {}
         self._tiers: dict[str, Tier] = {}  # of the jobs that joined a share; the others are in _paused
@@ -228,7 +230,11 @@ class FairQueue:
         self.remove(job.job_id)
         self._jobs[job.job_id] = job
         self._tenants[job.tenant] += 1
-        insort(self._paused, (job.not_before, job.job_id))
+        known_now = max(job.since, self._now)
+        if job.not_before <= known_now:
+            self._join(job, known_now)
+        else:
+            insort(self._paused, (job.not_before, job.job_id))
 
     def remove(self, job_id: str) -> None:
         """Take a job out without serving it; no error if it does not wait."""
@@ -295,6 +301,7 @@ class FairQueue:
 
     def _advance(self, now: float) -> None:
         """Let in those whose pause has ended, and lift those that have waited long enough."""
+        self._now = max(self._now, now)
         woken = self._pop_due(self._paused, now)
         lifted = self._pop_due(self._rising, now)
         left = [self._tiers[job.job_id] for job in lifted]

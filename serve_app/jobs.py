@@ -1,10 +1,12 @@
-"""A job and its moves: pure, no I/O.
+"""A job and its moves. No I/O.
 
 queued -> encoding -> queued -> sampling -> queued -> decoding -> completed. `queued` means: waiting for a slot of
 `stage`; a running state means: a replica holds the job's lease. From any running state a lost or failed attempt goes
 back to `queued` at the same stage, and every live state may end in `failed` or `cancelled`.
 """
 
+import secrets
+import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -52,6 +54,12 @@ NEXT_STAGE: dict[Stage, Stage | None] = {
     Stage.SAMPLING: Stage.DECODING,
     Stage.DECODING: None,
 }
+
+
+def new_job_id() -> str:
+    """`video_` and 32 hex digits: the time in milliseconds, so that ids made together lie together in an index, then
+    80 random bits."""
+    return f"video_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 def check_move(old: JobState, new: JobState) -> None:

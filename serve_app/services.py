@@ -1,7 +1,6 @@
 """What every route works with: the job registry, the store of videos, the settings."""
 
 import re
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -16,7 +15,7 @@ from serve_app.errors import (
     VideoFinalError,
 )
 from serve_app.fitting import advice
-from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Submission
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Submission, new_job_id
 from serve_app.prompt_limits import CountTokens
 from serve_app.request_headers import Caller
 from serve_app.video_requests import CheckedRequest
@@ -70,7 +69,7 @@ class Services:
             IdempotencyKeyReusedError: the key belongs to a request for something else.
         """
         # The id is made here, so that a call repeated after a lost answer is the same job.
-        job_id = f"video_{uuid.uuid4().hex}"
+        job_id = new_job_id()
         model = self.settings.model
         key, fingerprint = caller.idempotency_key, asked.fingerprint
         submission = Submission(job_id, model.name, asked.spec, caller.tenant, asked.tier, key, fingerprint)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.chaos.__main__ import main
-from tests.chaos.clips import MEAN_LEVELS, MOST_LEVELS, difference, frame_difference
+from tests.chaos.clips import MEAN_LEVELS, difference, frame_difference
 from tests.chaos.faults import FAULTS, NAMES
 from tests.chaos.job_records import JobRecords, read_only_sqlite
 from tests.chaos.judge import Ended, Outcome, as_json
@@ -89,9 +89,6 @@ def test_frames_may_differ_by_roundings_only() -> None:
     rounded = frames.copy()
     rounded[0, 0, 0] += 2
     assert frame_difference(frames, rounded) is None
-    spot = frames.copy()
-    spot[3, 5, 5] += MOST_LEVELS + 1
-    assert frame_difference(frames, spot) is not None
     assert frame_difference(frames, frames + np.uint8(MEAN_LEVELS + 1)) is not None
     assert frame_difference(frames, frames[:6]) is not None
 

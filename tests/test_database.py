@@ -271,6 +271,7 @@ def _fill(path: Path) -> None:
 async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() -> None:
     with small_disk() as disk:
         database = Database(f"sqlite:///{disk / 'jobs.db'}")
+        await database.run(job_store.queued_ids)
         ballast = disk / "ballast"
         _fill(ballast)
         accepted: list[str] = []
@@ -309,5 +310,19 @@ async def test_a_database_that_is_full_is_said_so(tmp_path: Path) -> None:
 
 
 async def test_a_postgres_that_was_never_there_is_said_so() -> None:
-    with pytest.raises(Exception, match="(?i)connection"):
-        Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    with pytest.raises(RegistryUnavailableError, match="(?i)connection"):
+        await database.run(job_store.queued_ids)
+    database.close()
+
+
+async def test_a_database_that_is_away_at_first_is_used_once_it_is_there(tmp_path: Path) -> None:
+    """A registry that starts again in the middle of an outage waits for its end."""
+    path = tmp_path / "jobs.db"
+    path.mkdir()
+    database = Database(f"sqlite:///{path}")
+    with pytest.raises(RegistryUnavailableError):
+        await database.run(job_store.queued_ids)
+    path.rmdir()
+    assert await database.run(job_store.queued_ids) == []
+    database.close()

@@ -518,6 +518,7 @@ async def test_a_yield_while_the_state_is_loaded_runs_no_step(replica: Replica) 
     await call
     assert link.ends[1:] == [Parked(0, "make room")]
     assert passes.count == 0 and store.changes == []
+    assert sampler._rope == {}, "nothing was prepared on the device"
 
 
 async def test_a_yield_while_a_checkpoint_is_loaded_lets_go_of_that_checkpoint(replica: Replica) -> None:

@@ -7,16 +7,16 @@ import numpy as np
 
 from tests.clip_reader import Frames, read_frames
 
-# In levels of 255. Latents of another batch differ by 1e-5 of their size, which turns a rounding of a pixel here and
-# there, and with it what the encoder decides around it; a clip of another seed differs by tens of levels.
-MEAN_LEVELS = 0.5
-MOST_LEVELS = 24
+# In levels of 255, on average. In another batch latents differ by 1e-5 of their size; in the clips of the mix that
+# is mostly nothing, at times a rounding (0.008), and where the encoder then decides otherwise 0.313. A denoising step
+# that is left out makes at least 0.6, another seed at least 4.
+MEAN_LEVELS = 0.45
 
 
 def difference(reference: bytes, clip: bytes, exact: bool) -> str | None:
     """How the clip differs from its reference, None if it is the same.
 
-    exact: each byte counts; otherwise the decoded frames, within MEAN_LEVELS on average and MOST_LEVELS anywhere.
+    exact: each byte counts; otherwise the decoded frames, within MEAN_LEVELS on average.
     """
     if clip == reference:
         return None
@@ -30,10 +30,8 @@ def frame_difference(reference: Frames, frames: Frames) -> str | None:
     if frames.shape != reference.shape:
         return f"frames of shape {frames.shape} instead of {reference.shape}"
     apart = np.abs(frames.astype(np.int16) - reference.astype(np.int16))
-    mean, most = float(apart.mean()), int(apart.max())
-    if mean <= MEAN_LEVELS and most <= MOST_LEVELS:
-        return None
-    return f"pixels differ by {mean:.3f} levels on average and {most} at most"
+    mean = float(apart.mean())
+    return None if mean <= MEAN_LEVELS else f"pixels differ by {mean:.3f} levels on average and {apart.max()} at most"
 
 
 def frames_of(clip: bytes) -> Frames:

@@ -23,11 +23,7 @@ from serve_app.process_guard import guarded
 READY_S = 60.0
 POLL_S = 0.1
 GRACE_S = 8.0
-FAKETIME = (
-    Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"),
-    Path("/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"),
-    Path("/usr/lib/faketime/libfaketimeMT.so.1"),
-)
+CLOCK = Path(__file__).resolve().parent / "clock"
 _S3_PORT = re.compile(r"-s3\.port=(\d+)")
 _ADMIN_PORT = re.compile(r"-admin\.port=(\d+)")
 _SCRATCH = re.compile(r"/\S*/mochi-serve-[a-z0-9_]{8}(?=/)")
@@ -132,28 +128,19 @@ class SmallDisk:
 
 
 class WallClock:
-    """The wall clock of processes that are started with `environ`: real, until it is set ahead."""
+    """The wall clock of the Python processes that are started with `environ`: real, until it is set ahead."""
 
-    def __init__(self, folder: Path, library: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self._file = folder / "clock"
         self.set_ahead(0)
-        self.environ = {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_DONT_RESET": "1",
-        }
+        paths = [str(CLOCK), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environ = {"CHAOS_CLOCK_FILE": str(self._file), "PYTHONPATH": os.pathsep.join(paths)}
 
     def set_ahead(self, seconds: int) -> None:
-        """Move the clock to `seconds` after the real time, for all the processes within a second."""
+        """Move the clock to `seconds` after the real time; all the processes see it within a fifth of a second."""
         draft = self._file.with_suffix(".new")
-        draft.write_text(f"{seconds:+d}\n")
+        draft.write_text(str(seconds))
         draft.replace(self._file)
-
-
-def find_faketime() -> Path | None:
-    return next((path for path in FAKETIME if path.exists()), None)
 
 
 def why_no_mounts() -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.chaos.job_records import JobRecords
-from tests.chaos.parts import OutsideStore, SmallDisk, WallClock, find_faketime, small_disk, why_no_mounts
+from tests.chaos.parts import OutsideStore, SmallDisk, WallClock, small_disk, why_no_mounts
 from tests.chaos.site import Site, Strike, open_site
 from tests.postgres import Postgres, fresh_database, running_postgres
 from tests.server import free_block
@@ -81,10 +81,7 @@ def on_small_disk(folder: Path) -> Iterator[Site]:
 @contextmanager
 def moved_clock(folder: Path) -> Iterator[Site]:
     """A server whose wall clock can be moved."""
-    library = find_faketime()
-    if library is None:
-        raise UnavailableError("libfaketime is not installed (Debian: apt install faketime)")
-    clock = WallClock(folder, library)
+    clock = WallClock(folder)
     with open_site(folder, own_environ(folder) | clock.environ) as site:
         site.strikes["clock"] = _clock_moves(clock)
         yield site

@@ -42,8 +42,8 @@ test-long: .venv/.dev ## Run the slow tests too
 	@$(BIN)/pytest
 
 .PHONY: chaos
-chaos: .venv/.dev ## Kill each part of a running server during a job
-	@$(BIN)/pytest tests/test_whole_path.py -k "killed or outlives"
+chaos: .venv/.dev ## Break each part of a running server under 200 jobs; ARGS="--seed 7 --faults sampler,ray"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: bench
 bench: .venv/.dev ## Run one benchmark; BENCH=name of a file in benchmarks/

@@ -49,9 +49,3 @@ class Checkpoints:
 
     async def _keys(self, job_id: str) -> list[str]:
         return sorted(await self._store.list_keys(checkpoint_prefix(job_id)))
-
-
-async def clear_checkpoints(store: Store, job_id: str) -> None:
-    """Delete every state of the job: its video is there."""
-    for key in await store.list_keys(checkpoint_prefix(job_id)):
-        await store.delete(key)

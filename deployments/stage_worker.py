@@ -24,7 +24,6 @@ DRAIN_POLL_S = 0.25
 REPORT_INTERVAL_S = 0.2
 HEARTBEAT_S = 5.0
 STALL_S = 900.0
-LEASE_LAPSED_S = 30.0
 RETRY_PAUSE_S = 1.0
 
 Work = Callable[[RunningTask], Awaitable[Event | None]]
@@ -34,7 +33,6 @@ class StageWorker:
     """Runs the tasks of one replica and speaks for it to the registry. Made and used on the replica's loop.
 
     Args:
-        lease_lapsed_s: how long the end of a task is reported again while the registry does not answer.
         draining: tells that Serve wants this replica to leave.
 
     `_held` are all tasks whose calls are here, from before they have a slot until their end was told: a directive may
@@ -45,12 +43,10 @@ class StageWorker:
         self,
         info: ReplicaInfo,
         link: Link,
-        lease_lapsed_s: float = LEASE_LAPSED_S,
         draining: Callable[[], bool] = is_draining,
     ) -> None:
         self._info = info
         self._link = link
-        self._lease_lapsed_s = lease_lapsed_s
         self._draining = draining
         self._executor = ThreadPoolExecutor(info.slots, thread_name_prefix=info.stage.value)
         self._slots = asyncio.Semaphore(info.slots)
@@ -178,12 +174,8 @@ class StageWorker:
             _heed(running, answer)
 
     async def _report_end(self, running: RunningTask, event: Event) -> None:
-        """Report until the registry has heard it or the lease has surely lapsed."""
-        deadline = time.monotonic() + self._lease_lapsed_s
-        while not await self.report_now(running, event):
-            if time.monotonic() + RETRY_PAUSE_S >= deadline:
-                logger.error("gave up to report %s: the lease has lapsed", type(event).__name__)
-                return
+        """Report until the registry has heard it: while it is away there is no other work for the slot either."""
+        while not await self.report_now(running, event) and not running.stopped:
             await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _announce_forever(self) -> None:

@@ -62,10 +62,9 @@ class Board:
             self.mailbox.post(lease.replica, lease.token, directive)
 
     def learn(self, lease: Lease) -> None:
-        """Take what this replica spent on a stage into the estimates."""
-        if lease.device_s > 0:
-            steps = lease.step - lease.begun_at if lease.stage is Stage.SAMPLING else 0
-            self.costs.observe(lease.stage, lease.job.spec, steps, lease.device_s)
+        """Take what its replica spent since the last time into the estimates; encoding and decoding only as a whole."""
+        spent = lease.learn()
+        self.costs.observe(lease.stage, lease.job.spec, spent.steps, spent.device_s)
 
     def learn_from(self, job: Job) -> None:
         """Take what a completed job cost, if one replica a stage did it from beginning to end."""

@@ -9,7 +9,7 @@ from deployments.messages import Directive, Stage, StageTask
 from serve_app import job_store
 from serve_app.board import Board, log
 from serve_app.errors import NoReplicaError, ReplicaDiedError
-from serve_app.fair_queue import Charge
+from serve_app.fair_share import Charge
 from serve_app.job_reports import JobReports
 from serve_app.jobs import Job
 from serve_app.leases import ForeignLeases, Lease
@@ -207,6 +207,6 @@ def _ended_lease(job: Job) -> Lease:
     """The lease of another registry, as if it were ours: only to be ended."""
     assert job.lease is not None
     lease = Lease(job, job.lease, job.stage, 0.0, 0.0)
-    lease.step = lease.begun_at = lease.counted_step = job.step
+    lease.step = lease.learned_step = lease.counted_step = job.step
     lease.progress = job.progress
     return lease

@@ -66,7 +66,7 @@ class JobReports:
     async def _progress(self, lease: Lease, event: Progress) -> None:
         if lease.stage is Stage.SAMPLING:
             if not lease.stepped:  # a refused checkpoint makes the replica begin earlier than was thought
-                lease.stepped, lease.begun_at = True, event.begun_at
+                lease.stepped, lease.learned_step = True, event.begun_at
                 lease.counted_step = min(lease.counted_step, event.begun_at)
             lease.step = event.done
         lease.used(event.device_s)
@@ -75,6 +75,8 @@ class JobReports:
         now = time.monotonic()
         if self._board.leases.needs_saving(lease, now):
             lease.saved_at = now
+            if lease.stage is Stage.SAMPLING:
+                self._board.learn(lease)
             await self._save(lease)
 
     async def _save(self, lease: Lease) -> None:

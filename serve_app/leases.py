@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from deployments.messages import Directive, ReplicaInfo, Stage
-from serve_app.fair_queue import Charge
+from serve_app.fair_share import Charge
 from serve_app.jobs import Job, Spent
 
 
@@ -19,11 +19,10 @@ class Lease:
     """One replica's hold on one stage of one job.
 
     job: as it was claimed. deadline, saved_at: seconds on the monotonic clock. charge: what its tenant was booked,
-    None if a registry before this one did so. step: denoising steps done. begun_at: those that were done when this
-    replica began. device_s: seconds of the device that the
-    replica told. progress: of the whole job, 0 to 1. begun, stepped: its replica has said so. counted_step,
-    counted_device_s: up to here they are in the job's row. directive: what reports are answered. preview: the newest
-    picture of the half-made video, WebP.
+    None if a registry before this one did so. step: denoising steps done. device_s: seconds of the device that the
+    replica told. learned_step, learned_device_s: up to here they are in the estimates; counted_step, counted_device_s:
+    in the job's row. progress: of the whole job, 0 to 1. begun, stepped: its replica has said so. directive: what
+    reports are answered. preview: the newest picture of the half-made video, WebP.
     """
 
     job: Job
@@ -34,9 +33,10 @@ class Lease:
     charge: Charge | None = None
     replica: str | None = None
     step: int = 0
-    begun_at: int = 0
     counted_step: int = 0
     device_s: float = 0.0
+    learned_step: int = 0
+    learned_device_s: float = 0.0
     counted_device_s: float | None = 0.0
     progress: float = 0.0
     begun: bool = False
@@ -70,6 +70,12 @@ class Lease:
         self.counted_step, self.counted_device_s = self.step, self.device_s
         return spent
 
+    def learn(self) -> Spent:
+        """What its replica spent since the last call, for the estimates."""
+        spent = Spent(self.step - self.learned_step, self.device_s - self.learned_device_s)
+        self.learned_step, self.learned_device_s = self.step, self.device_s
+        return spent
+
     def uncount(self, spent: Spent) -> None:
         """The row could not be written: count it the next time."""
         self.counted_step -= spent.steps
@@ -86,7 +92,7 @@ class LeaseTable:
     def grant(self, job: Job, stage: Stage, now: float, charge: Charge | None = None) -> Lease:
         assert job.lease is not None
         lease = Lease(job, job.lease, stage, now + self.lease_s, now, charge)
-        lease.step = lease.begun_at = lease.counted_step = job.step
+        lease.step = lease.learned_step = lease.counted_step = job.step
         lease.progress = job.progress
         self._by_job[job.id] = lease
         return lease

@@ -13,7 +13,8 @@ from deployments.messages import Stage
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.costs import CostModel
 from serve_app.errors import QueueFullError
-from serve_app.fair_queue import Charge, FairQueue, Waiting
+from serve_app.fair_queue import FairQueue
+from serve_app.fair_share import Charge, Waiting
 from serve_app.jobs import Job, JobState, Tier
 
 
@@ -67,9 +68,8 @@ class WaitingRoom:
         for job, charge in taken:
             self._being_claimed.discard(job.id)
             if claimed is None:
-                self.settle(job.stage, charge, 0.0)
-                self.follow(job)
-            elif job.id not in claimed:
+                self.follow(job)  # before the charge is undone: its tenant keeps its turn
+            if claimed is None or job.id not in claimed:
                 self.settle(job.stage, charge, 0.0)
 
     def settle(self, stage: Stage, charge: Charge, used_s: float) -> None:

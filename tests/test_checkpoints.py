@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deployments.checkpoints import Checkpoints, clear_checkpoints
+from deployments.checkpoints import Checkpoints
 from deployments.denoise import initial_noise
 from deployments.errors import PermanentError, StorageUnavailableError
-from deployments.messages import VideoSpec, checkpoint_key, prompt_embeds_key
+from deployments.messages import VideoSpec, checkpoint_key
 from deployments.sample_state import SampleState
 from tests.worker_fakes import MemoryStore, spec
 
@@ -171,11 +171,3 @@ async def test_a_job_that_began_again_is_not_robbed_of_its_new_one_by_those_that
 async def test_one_written_twice_is_kept_beside_the_one_before() -> None:
     store = await store_with(5, 10, 10)
     assert await store.list_keys("jobs/") == [key(5), key(10)]
-
-
-async def test_clear_deletes_those_of_the_job_only() -> None:
-    store = await store_with(5, 10)
-    await checkpoints(store).save("video_10", state(3))
-    store.objects[prompt_embeds_key(JOB)] = b"embeds"
-    await clear_checkpoints(store, JOB)
-    assert await store.list_keys("jobs/") == sorted([prompt_embeds_key(JOB), checkpoint_key("video_10", 3)])

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from serve_app.fair_queue import CLAIM_GROWTH, Charge, FairQueue, Waiting
+from serve_app.fair_queue import CLAIM_GROWTH, FairQueue
+from serve_app.fair_share import Charge, Waiting
 from serve_app.jobs import TIERS, Tier
 
 SPAN = 16.0

@@ -37,10 +37,10 @@ STARTED = Started("replica-1", "cpu")
 
 @asynccontextmanager
 async def replica(
-    link: MemoryLink, slots: int = 1, lease_lapsed_s: float = 30, draining: Callable[[], bool] = lambda: False
+    link: MemoryLink, slots: int = 1, draining: Callable[[], bool] = lambda: False
 ) -> AsyncIterator[StageWorker]:
     info = ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m")
-    worker = StageWorker(info, link, lease_lapsed_s, draining)
+    worker = StageWorker(info, link, draining)
     try:
         yield worker
     finally:
@@ -270,12 +270,19 @@ async def test_the_end_is_reported_again_until_the_registry_is_back(monkeypatch:
     assert isinstance(link.events[-1], Finished)
 
 
-async def test_a_registry_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_is_kept_while_the_registry_is_away_and_given_up_with_the_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
     link = MemoryLink(unreachable=1_000_000)
-    async with replica(link, lease_lapsed_s=0.05) as worker:
-        await worker.run(task(Stage.SAMPLING), steps(2))
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), steps(2)))
+        while link.unreachable > 1_000_000 - 50:
+            await asyncio.sleep(0.001)
+        assert not call.done()
         worker.check_health()
+        worker.close()
+        await call
     assert link.events == []
 
 

@@ -16,6 +16,8 @@ from tests.chaos.site import Site
 
 # Sent just before each strike, so that it also hits requests on their way.
 LATE = 5
+# One job in so many is sent beside: some end before the first strike.
+SPARE = 10
 CHECK_S = 60.0
 AT_ONCE = 16
 
@@ -50,7 +52,7 @@ class Round:
         before = await asyncio.to_thread(self.site.records.ids)
         client = Client(self.site.server.url, uuid4().hex, begun + self.limit_s)
         try:
-            await self._submit(client, jobs)
+            await self._submit(client, jobs + jobs // SPARE)
             await self._strike_all(client, blows)
             await client.wait(self.accepted)
             seconds = time.monotonic() - begun

@@ -4,7 +4,7 @@ import asyncio
 
 from deployments.errors import PermanentError
 from deployments.memory_profile import MemoryProfile, Resident, tokens_of
-from deployments.running_task import RunningTask
+from deployments.running_task import RunningTask, wait_for
 
 LOOK_EVERY_S = 0.2
 
@@ -20,6 +20,7 @@ class Admission:
         self._profile = profile
         self._budget = budget
         self._inside: dict[str, Resident] = {}
+        self._left = asyncio.Event()
 
     @property
     def max_tokens(self) -> int:
@@ -43,10 +44,12 @@ class Admission:
             running.check()
             if running.yielding is not None:
                 return False
-            await asyncio.sleep(LOOK_EVERY_S)
+            self._left.clear()
+            await wait_for(self._left, LOOK_EVERY_S)
         self._inside[running.task.lease] = sample
         return True
 
     def leave(self, running: RunningTask) -> None:
         """The sample's memory is free again."""
         self._inside.pop(running.task.lease, None)
+        self._left.set()

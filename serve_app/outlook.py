@@ -2,13 +2,12 @@
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
-from deployments.messages import Stage
+from deployments.messages import Stage, VideoSpec
 from serve_app.board import Board
 from serve_app.forecast import Ahead, Forecast, forecast
 from serve_app.jobs import Job, JobState, Place
-from serve_app.leases import Lease
 
 MIN_AGE_S = 0.5
 # A forecast of a long queue takes a while: no more than this share of the registry's time goes into it.
@@ -22,87 +21,85 @@ class Outlook:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._places: dict[str, Place] = {}
+        self._positions: dict[str, int] = {}
+        self._coming: dict[str, Forecast] = {}
         self._made_at = -math.inf
         self._took = 0.0
 
     def place(self, job: Job) -> Place | None:
-        """None for a job that has ended."""
+        """None for a job that has ended, or that came a moment ago to a long queue."""
         if job.final:
             return None
         self._refresh(job.id)
-        place = self._places.get(job.id)
-        if place is None or job.state is JobState.QUEUED:
-            return place
-        return replace(place, position=None)
-
-    def _refresh(self, job_id: str) -> None:
-        now = time.monotonic()
-        fresh_for = MIN_AGE_S if job_id in self._places else 0.0
-        if now - self._made_at > max(fresh_for, self._took / SHARE):
-            self._places = self._all_places()
-            self._made_at = time.monotonic()
-            self._took = self._made_at - now
+        running = job.state is not JobState.QUEUED
+        position, coming = self._positions.get(job.id), self._coming.get(job.id)
+        if position is None and coming is None and not running:
+            return None
+        made_at = time.time() - (time.monotonic() - self._made_at)
+        starts = None if coming is None or job.state is JobState.SAMPLING else made_at + coming.starts_in_s
+        ends = None if coming is None else made_at + coming.finishes_in_s
+        return Place(None if running else position, starts, ends)
 
     def retry_after_s(self) -> int:
         """When there is room for another job: as long as a job holds its slot, over the slots."""
-        leases, crowd = self._board.leases.of_stage(Stage.SAMPLING), self._crowd()
+        leases, estimates = self._board.leases.of_stage(Stage.SAMPLING), _Estimates(self._board)
         slots = self._board.replicas.slots(Stage.SAMPLING, time.monotonic())
         if not slots or not leases or not self._board.costs.measured(Stage.SAMPLING):
             return UNKNOWN_RETRY_S
-        mean_s = sum(self._wall_s(lease.job, crowd) for lease in leases) / len(leases)
-        return max(1, min(MAX_RETRY_S, math.ceil(mean_s / slots)))
+        mean_s = sum(estimates.sampling_s(lease.job, lease.job.spec.num_inference_steps) for lease in leases)
+        return max(1, min(MAX_RETRY_S, math.ceil(mean_s / len(leases) / slots)))
 
-    def _all_places(self) -> dict[str, Place]:
-        board, wall = self._board, time.time()
-        positions = {job.id: n for stage in Stage for n, job in enumerate(board.room.order(stage))}
-        to_come = self._forecast() if board.costs.measured(Stage.SAMPLING) else {}
-        places = {}
-        for job_id, position in positions.items():
-            coming = to_come.get(job_id)
-            starts = None if coming is None else wall + coming.starts_in_s
-            places[job_id] = Place(position, starts, None if coming is None else wall + coming.finishes_in_s)
-        for lease in board.leases.all():
-            ends = self._ends_in_s(lease, to_come.get(lease.job_id))
-            places[lease.job_id] = Place(None, None, None if ends is None else wall + ends)
-        return places
+    def _refresh(self, job_id: str) -> None:
+        begun = time.monotonic()
+        known = job_id in self._positions or job_id in self._coming
+        if begun - self._made_at <= max(MIN_AGE_S if known else 0.0, self._took / SHARE):
+            return
+        waiting = {stage: self._board.room.order(stage) for stage in Stage}
+        self._positions = {job.id: n for jobs in waiting.values() for n, job in enumerate(jobs)}
+        self._coming = self._forecast(waiting) if self._board.costs.measured(Stage.SAMPLING) else {}
+        self._made_at = time.monotonic()
+        self._took = self._made_at - begun
 
-    def _forecast(self) -> dict[str, Forecast]:
-        """Of those that wait for a sampler, then those that must be encoded first: encoding is short."""
-        board, crowd = self._board, self._crowd()
-        encoding = [lease.job for lease in board.leases.of_stage(Stage.ENCODING)]
-        waiting = [*board.room.order(Stage.SAMPLING), *encoding, *board.room.order(Stage.ENCODING)]
-        ahead = [Ahead(job.id, self._wall_s(job, crowd), self._tail_s(job)) for job in waiting]
-        held = [self._left_s(lease, crowd) for lease in board.leases.of_stage(Stage.SAMPLING)]
-        ahead_to_decode = {job.id: self._decoding(n, job) for n, job in enumerate(board.room.order(Stage.DECODING))}
-        slots = board.replicas.slots(Stage.SAMPLING, time.monotonic())
-        return forecast(ahead, held, slots) | ahead_to_decode
+    def _forecast(self, waiting: Mapping[Stage, Sequence[Job]]) -> dict[str, Forecast]:
+        """Those that must be encoded come after those that wait for a sampler: encoding is short."""
+        leases, now, estimates = self._board.leases, time.monotonic(), _Estimates(self._board)
+        encoding = [lease.job for lease in leases.of_stage(Stage.ENCODING)]
+        to_sample = [*waiting[Stage.SAMPLING], *encoding, *waiting[Stage.ENCODING]]
+        sampling = {
+            lease.job_id: estimates.sampling_s(lease.job, lease.steps_left) for lease in leases.of_stage(Stage.SAMPLING)
+        }
+        slots = {stage: self._board.replicas.slots(stage, now) for stage in Stage}
+        ahead = [Ahead(job.id, estimates.sampling_s(job), estimates.decoding_s(job)) for job in to_sample]
+        coming = forecast(ahead, list(sampling.values()), slots[Stage.SAMPLING])
+        to_decode = [Ahead(job.id, estimates.decoding_s(job), 0.0) for job in waiting[Stage.DECODING]]
+        decoding = {lease.job_id: estimates.decoding_s(lease.job) for lease in leases.of_stage(Stage.DECODING)}
+        coming |= forecast(to_decode, list(decoding.values()), slots[Stage.DECODING])
+        jobs = {lease.job_id: lease.job for lease in leases.all()}
+        coming |= {
+            job_id: Forecast(0.0, left + estimates.decoding_s(jobs[job_id])) for job_id, left in sampling.items()
+        }
+        return coming | {job_id: Forecast(0.0, left) for job_id, left in decoding.items()}
 
-    def _decoding(self, position: int, job: Job) -> Forecast:
-        slots = max(1, self._board.replicas.slots(Stage.DECODING, time.monotonic()))
-        starts = self._tail_s(job) * (position + 1) / slots
-        return Forecast(starts, starts + self._tail_s(job))
 
-    def _ends_in_s(self, lease: Lease, coming: Forecast | None) -> float | None:
-        if not self._board.costs.measured(lease.stage):
-            return None
-        if lease.stage is Stage.ENCODING:
-            return None if coming is None else coming.finishes_in_s
-        if lease.stage is Stage.DECODING:
-            return self._tail_s(lease.job)
-        return self._left_s(lease, self._crowd()) + self._tail_s(lease.job)
+class _Estimates:
+    """Wall times of one forecast; jobs of one shape have one estimate."""
 
-    def _crowd(self) -> float:
-        """Samples that share a replica: each of them gets its part of the device's time."""
-        replicas = len(self._board.replicas.alive(Stage.SAMPLING, time.monotonic()))
-        return max(1.0, len(self._board.leases.of_stage(Stage.SAMPLING)) / max(1, replicas))
+    def __init__(self, board: Board) -> None:
+        self._costs = board.costs
+        self._known: dict[tuple[object, ...], float] = {}
+        replicas = len(board.replicas.alive(Stage.SAMPLING, time.monotonic()))
+        # Samples that share a replica: each of them gets its part of the device's time.
+        self._crowd = max(1.0, len(board.leases.of_stage(Stage.SAMPLING)) / max(1, replicas))
 
-    def _wall_s(self, job: Job, crowd: float) -> float:
-        steps = job.spec.num_inference_steps - (job.step if job.stage is Stage.SAMPLING else 0)
-        return self._board.costs.estimate(Stage.SAMPLING, job.spec, steps) * crowd
+    def sampling_s(self, job: Job, steps_left: int | None = None) -> float:
+        steps = job.spec.num_inference_steps - job.step if steps_left is None else steps_left
+        return self._estimate(Stage.SAMPLING, job.spec, steps) * self._crowd
 
-    def _left_s(self, lease: Lease, crowd: float) -> float:
-        return self._board.costs.estimate(Stage.SAMPLING, lease.job.spec, lease.steps_left) * crowd
+    def decoding_s(self, job: Job) -> float:
+        return self._estimate(Stage.DECODING, job.spec, 0)
 
-    def _tail_s(self, job: Job) -> float:
-        return self._board.costs.estimate(Stage.DECODING, job.spec, 0)
+    def _estimate(self, stage: Stage, spec: VideoSpec, steps: int) -> float:
+        shape = (stage, spec.width, spec.height, spec.num_frames, spec.guidance_scale, steps)
+        if shape not in self._known:
+            self._known[shape] = self._costs.estimate(stage, spec, steps)
+        return self._known[shape]

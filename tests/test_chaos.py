@@ -127,3 +127,4 @@ async def test_whatever_part_is_killed_no_job_is_lost(server: Server) -> None:
     assert made.clean, "\n".join([*told, server.log_tail()])
     assert made.strikes == len(PARTS), "some part was not killed while jobs ran: nothing was tried\n" + "\n".join(told)
     wait_ready(server)
+    site.tidy()

@@ -7,7 +7,7 @@ from tests.chaos import sites
 from tests.chaos.sites import Open
 
 FIRST_S = 2.0
-JITTER_S = 4.0
+JITTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)

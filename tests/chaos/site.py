@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from tests.chaos.job_records import JobRecords, read_only_sqlite
 from tests.chaos.parts import Leftovers
 from tests.server import Server, start_server, stop_whole, wait_ready
@@ -30,6 +32,7 @@ class Site:
     environ: dict[str, str]
     records: JobRecords
     strikes: dict[str, Strike] = field(default_factory=dict)
+    leftovers: list[Leftovers] = field(default_factory=list)
 
     async def kill(self, part: str) -> None:
         """kill -9 to every process of the part, once it is there."""
@@ -38,15 +41,23 @@ class Site:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the {part} was not back within {BACK_S:g} s")
             await asyncio.sleep(LOOK_S)
+        doomed = [psutil.Process(pid) for pid in self.server.pids(part)]
+        below = [child for process in doomed for child in process.children(recursive=True)]
+        self.leftovers.append(Leftovers([*doomed, *below]))
         self.server.kill(part)
 
     async def restart(self, _rng: random.Random) -> None:
         """kill -9 to everything of the server at once, then start it on the same data and ports."""
-        leftovers = Leftovers(self.server.descendants())
+        self.leftovers.append(Leftovers(self.server.descendants()))
         await asyncio.to_thread(self.server.kill_all)
-        leftovers.remove()
+        self.tidy()
         self.server = await asyncio.to_thread(start_server, self.folder, self.environ)
         await asyncio.to_thread(wait_ready, self.server)
+
+    def tidy(self) -> None:
+        """Remove what the killed could not."""
+        while self.leftovers:
+            self.leftovers.pop().remove()
 
 
 @contextmanager
@@ -63,5 +74,8 @@ def open_site(folder: Path, environ: dict[str, str], records: JobRecords | None 
         wait_ready(server)
         yield site
     finally:
-        if site.server.process.poll() is None:
-            stop_whole(site.server)
+        try:
+            if site.server.process.poll() is None:
+                stop_whole(site.server)
+        finally:
+            site.tidy()

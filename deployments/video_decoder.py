@@ -1,6 +1,5 @@
 """Stage 3: latents to an mp4 and a poster; and once for a model, the map that its previews are made with."""
 
-import tempfile
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from deployments.model_store import model_folder, safetensors_header
 from deployments.mp4_encoder import Mp4Writer, poster
 from deployments.preview import PreviewFit, keep_preview
 from deployments.running_task import RunningTask, TaskStore, outlast
+from deployments.scratch import scratch_folder
 from deployments.settings import WorkerSettings
 from deployments.stage_worker import StageWorker
 from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
@@ -64,8 +64,8 @@ class VideoDecoder:
         latents, revision = load(data)["latents"], made_by(data)
         fit = PreviewFit() if revision and revision not in self._mapped else None
         clock.lap("load")
-        with tempfile.TemporaryDirectory(prefix="mochi-serve-") as folder:
-            path = Path(folder) / "video.mp4"
+        with scratch_folder("mochi-video-") as folder:
+            path = folder / "video.mp4"
             image = await running.in_thread(self._write_video, running, latents, path, fit)
             await outlast(lambda: store.put(poster_key(job_id), image, "image/webp"))
             await outlast(lambda: store.put_file(video_key(job_id), path, "video/mp4"))

@@ -40,10 +40,10 @@ class Board:
         self.leases = LeaseTable(self.jobs.lease_s)
         self.room = WaitingRoom(self.jobs, self.scheduling, self.costs)
 
-    def follow(self, job: Job | None) -> None:
+    def follow(self, job: Job | None, pause_s: float = 0.0) -> None:
         """Take note of what a write made of a job; None if the write found its lease gone."""
         if job is not None:
-            self.room.follow(job)
+            self.room.follow(job, pause_s)
             self.wake.set()
 
     def end_lease(self, lease: Lease) -> None:

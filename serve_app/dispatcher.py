@@ -114,7 +114,8 @@ class Dispatcher:
         board = self._board
         if missing := board.room.reconcile(await board.database.run(job_store.queued_ids)):
             for job in await board.database.run(job_store.get_jobs, missing):
-                board.follow(job)
+                board.room.follow(job)
+            board.wake.set()
 
     async def _compare_leases(self) -> None:
         board = self._board

@@ -194,8 +194,15 @@ class JobRegistry:
         return await self._board.mailbox.collect(info.replica, HOLD_S if wait else 0)
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
-        """Take what a replica tells of its tasks; the answers in the same order."""
-        return [await self.report(report) for report in reports]
+        """Take what a replica tells of its tasks; the answers in the same order.
+
+        All of them are taken, also if the database is away for one: no lease lapses for what another could not save.
+        """
+        answers = await asyncio.gather(*map(self.report, reports), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Directive)]
 
     async def report(self, report: Report) -> Directive:
         """Take a worker's event. `stop` means: the lease is not yours any more; `yield`: park it at the next step."""

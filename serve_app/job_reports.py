@@ -48,6 +48,7 @@ class JobReports:
             case Progress() as event:
                 await self._progress(lease, event)
             case Checkpointed(step):
+                lease.step = max(lease.step, step)
                 await self._keep(lease, await self._write(job_store.keep_checkpoint, lease, step))
             case Parked() as event:
                 await self._parked(lease, event)
@@ -68,7 +69,8 @@ class JobReports:
             if not lease.stepped:  # a refused checkpoint makes the replica begin earlier than was thought
                 lease.stepped, lease.learned_step = True, event.begun_at
                 lease.counted_step = min(lease.counted_step, event.begun_at)
-            lease.step = event.done
+                lease.step = event.done
+            lease.step = max(lease.step, event.done)  # a report may come late, after a newer one
         lease.used(event.device_s)
         lease.preview = event.preview or lease.preview
         lease.progress = overall_progress(lease.stage, event.done, event.total)
@@ -132,7 +134,7 @@ class JobReports:
     async def _try_again(self, job: Job, lease: Lease, event: Failed, again: Retry) -> None:
         now, note, spent = time.time(), f"{event.code}: {event.message}", lease.count()
         how = (now, now + again.pause_s, note, again.attempt, spent, again.deaths, again.died_at)
-        if await self._end(lease, job_store.retry, *how, spent=spent) is not None:
+        if await self._end(lease, job_store.retry, *how, spent=spent, pause_s=again.pause_s) is not None:
             told = f"did not succeed ({note}); again in {again.pause_s:.1f} s as attempt {again.attempt}"
             log.warning(f"[{job.id}] {lease.stage} {told}")
 
@@ -142,13 +144,18 @@ class JobReports:
         await self.attempt_failed(lease, Failed(code, why, transient=True))
 
     async def _end(
-        self, lease: Lease, write: Callable[..., Job | None], *args: object, spent: Spent = NOTHING
+        self,
+        lease: Lease,
+        write: Callable[..., Job | None],
+        *args: object,
+        spent: Spent = NOTHING,
+        pause_s: float = 0.0,
     ) -> Job | None:
         """Write what ends the lease. If the database is away the lease stays, and its worker tells the end again."""
         job = await self._write(write, lease, *args, spent=spent)
         self._board.learn(lease)
         self._board.end_lease(lease)
-        self._board.follow(job)
+        self._board.follow(job, pause_s)
         return job
 
     async def _write(self, write: Callable[..., T], lease: Lease, *args: object, spent: Spent = NOTHING) -> T:

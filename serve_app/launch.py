@@ -10,7 +10,6 @@ Ray is imported late: it reads its environment when it is imported.
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,19 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from deployments.scratch import scratch_folder
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import ConfigError
 from serve_app.ports import LOOPBACK
 from serve_app.preflight import check_disk, check_ports, data_folder_lock
 from serve_app.ray_environment import (
+    SCRATCH,
     ensure_token,
     haproxy_available,
     haproxy_ports,
     haproxy_variables,
     ray_variables,
+    scratch_base,
     write_haproxy_wrapper,
 )
 from serve_app.weed_command import ports as weed_ports
@@ -136,7 +138,7 @@ def prepared(plan: Plan, environ: MutableMapping[str, str] = os.environ) -> Iter
         StartupError: the app cannot start here.
     """
     check_disk(plan.data_dir, plan.settings.min_free_disk_mb)
-    with data_folder_lock(plan.data_dir), _scratch_folder() as scratch:
+    with data_folder_lock(plan.data_dir), scratch_folder(SCRATCH, scratch_base()) as scratch:
         check_ports({plan.port: "the app; change http_options.port in the Serve config"}, _bind_host(plan.host))
         check_ports(needed_ports(plan, environ))
         ensure_token(plan.token_file)
@@ -167,12 +169,3 @@ def needed_ports(plan: Plan, environ: MutableMapping[str, str]) -> dict[int, str
 
 def _bind_host(host: str) -> str:
     return "0.0.0.0" if host in _ALL_ADDRESSES else host
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="mochi-serve-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

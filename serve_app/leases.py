@@ -62,6 +62,8 @@ class Lease:
         self.device_s = max(self.device_s, device_s)
         if self.counted_device_s is None:
             self.counted_device_s = self.device_s
+            if self.stage is Stage.SAMPLING:  # what its steps until now took was for more steps than are known
+                self.learned_step, self.learned_device_s = self.step, self.device_s
 
     def count(self) -> Spent:
         """What was spent since the last call; the caller adds it to the job's row."""
@@ -79,7 +81,8 @@ class Lease:
     def uncount(self, spent: Spent) -> None:
         """The row could not be written: count it the next time."""
         self.counted_step -= spent.steps
-        self.counted_device_s = self.device_s - spent.device_s
+        if self.counted_device_s is not None:
+            self.counted_device_s -= spent.device_s
 
 
 @dataclass(slots=True)
@@ -101,6 +104,9 @@ class LeaseTable:
         """A lease that a registry before this one granted; its worker says so within patience_s, or it lapses."""
         lease = self.grant(job, job.stage, now)
         lease.begun = lease.stepped = True
+        lease.step = max(
+            job.step, job.checkpoint_step
+        )  # a checkpoint is told when it is there, progress is saved later
         lease.counted_device_s = None
         lease.deadline = now + min(patience_s, self.lease_s)
         return lease

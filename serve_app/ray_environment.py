@@ -5,6 +5,7 @@ import os
 import secrets
 import stat
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,17 @@ HAPROXY_PORTS = {METRICS_PORT: 9101, STATS_PORT: 8404}
 # The variable with OSX in its name makes Ray take 127.0.0.1 for this machine's address on every system; its servers
 # then listen there alone.
 LOOPBACK_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+SCRATCH = "mochi-s-"
+# The path of a socket is bounded, and Serve puts 56 characters of its own into that of HAProxy's metrics.
+_LONGEST_BASE = 10
+
+
+def scratch_base() -> Path:
+    """Where HAProxy's files go: the system's folder for temporary files, unless its name is too long for sockets."""
+    base = Path(tempfile.gettempdir())
+    return base if len(str(base)) <= _LONGEST_BASE else Path("/tmp")
 
 
 def haproxy_available() -> bool:

@@ -15,7 +15,8 @@ from serve_app.costs import CostModel
 from serve_app.errors import QueueFullError
 from serve_app.fair_queue import FairQueue
 from serve_app.fair_share import Charge, Waiting
-from serve_app.jobs import Job, JobState, Tier
+from serve_app.jobs import Job, JobState, Tier, retry_pause
+from serve_app.retries import OUTAGE_PAUSE_S
 
 
 class WaitingRoom:
@@ -36,13 +37,17 @@ class WaitingRoom:
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._jobs
 
-    def follow(self, job: Job) -> None:
-        """Take note of what became of a job; call it right after the write, in the order of the writes."""
+    def follow(self, job: Job, pause_s: float | None = None) -> None:
+        """Take note of what became of a job; call it right after the write, in the order of the writes.
+
+        Args:
+            pause_s: until it may be claimed again; None for a job that was read and not just written.
+        """
         self.drop(job.id)
         if job.state is JobState.QUEUED:
             self._jobs[job.id] = job
             self._of_tenant[job.tenant] += 1
-            self._queues[job.stage].put(self._waiting(job))
+            self._queues[job.stage].put(self._waiting(job, self._pause_left_s(job) if pause_s is None else pause_s))
 
     def drop(self, job_id: str) -> None:
         """It does not wait any more."""
@@ -68,7 +73,7 @@ class WaitingRoom:
         for job, charge in taken:
             self._being_claimed.discard(job.id)
             if claimed is None:
-                self.follow(job)  # before the charge is undone: its tenant keeps its turn
+                self.follow(job, 0.0)  # before the charge is undone: its tenant keeps its turn
             if claimed is None or job.id not in claimed:
                 self.settle(job.stage, charge, 0.0)
 
@@ -119,17 +124,21 @@ class WaitingRoom:
     def count(self) -> Counter[Stage]:
         return Counter({stage: len(queue) for stage, queue in self._queues.items()})
 
-    def _waiting(self, job: Job) -> Waiting:
-        """Wall times become monotonic ones; a wall clock that jumped makes no pause longer than the longest."""
-        wall, now = time.time(), time.monotonic()
-        pause = min(max(0.0, job.available_at - wall), self._settings.max_retry_pause_s)
+    def _pause_left_s(self, job: Job) -> float:
+        """By the wall clock, which may have jumped: never longer than the pause can have been."""
+        settings = self._settings
+        longest = retry_pause(job.attempt, settings.retry_pause_s, settings.max_retry_pause_s)
+        return min(max(0.0, job.available_at - time.time()), max(longest, OUTAGE_PAUSE_S))
+
+    def _waiting(self, job: Job, pause_s: float) -> Waiting:
+        now = time.monotonic()
         return Waiting(
             job_id=job.id,
             tenant=job.tenant,
             tier=job.tier,
             order=(job.created_at, job.id),
-            since=now - max(0.0, wall - job.created_at),
-            not_before=now + pause,
+            since=now - max(0.0, time.time() - job.created_at),
+            not_before=now + pause_s,
             cost_s=self._costs.estimate(job.stage, job.spec, job.spec.num_inference_steps - job.step),
             suspect=job.suspect,
         )

@@ -26,7 +26,7 @@ GRACE_S = 8.0
 CLOCK = Path(__file__).resolve().parent / "clock"
 _S3_PORT = re.compile(r"-s3\.port=(\d+)")
 _ADMIN_PORT = re.compile(r"-admin\.port=(\d+)")
-_SCRATCH = re.compile(r"/\S*/mochi-serve-[a-z0-9_]{8}(?=/)")
+_SCRATCH = re.compile(r"/\S*/mochi-(?:s|video)-[a-z0-9_]{8}(?=/)")
 
 
 class OutsideStore:

@@ -1,10 +1,12 @@
 """The loop that hands out work: lapse what is silent, fill the open slots in fair order, park for urgent jobs."""
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 
+from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Stage, StageTask
 from serve_app import job_store
 from serve_app.board import Board, log
@@ -36,9 +38,11 @@ class Dispatcher:
         self._send = send
         self._alone = alone
         self._foreign = ForeignLeases(board.jobs.lease_s)
-        self._calls: dict[str, Stage] = {}
+        self._calls: dict[str, Lease] = {}
+        self._doubtful: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._compared_at = 0.0
+        self._outranked_at = -math.inf
         self.leases_known = asyncio.Event()
 
     async def run(self) -> None:
@@ -61,10 +65,19 @@ class Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def open_slots(self, stage: Stage) -> int:
-        """Slots that replicas announced and no call holds, nor a lease from before a restart of the registry."""
-        orphans = sum(1 for lease in self._board.leases.of_stage(stage) if lease.token not in self._calls)
-        busy = orphans + sum(1 for called in self._calls.values() if called is stage)
-        return self._board.replicas.slots(stage, time.monotonic()) - busy
+        """Slots that replicas announced and no call holds, nor a lease from before a restart of the registry.
+
+        What a replica holds beyond its slots, because it leaves or is gone, takes none from the others.
+        """
+        free = {info.replica: info.slots for info in self._board.replicas.alive(stage, time.monotonic())}
+        unplaced = 0
+        orphans = [lease for lease in self._board.leases.of_stage(stage) if lease.token not in self._calls]
+        for lease in orphans + [lease for lease in self._calls.values() if lease.stage is stage]:
+            if lease.replica is None:
+                unplaced += 1
+            elif lease.replica in free:
+                free[lease.replica] -= 1
+        return sum(max(0, slots) for slots in free.values()) - unplaced
 
     async def _until_done(self, part: Callable[[], Awaitable[float]]) -> float:
         """The outermost loop of the registry: a database that is away now is there again later."""
@@ -92,6 +105,7 @@ class Dispatcher:
         """Returns how long to wait for a wake-up, seconds."""
         board, now = self._board, time.monotonic()
         board.replicas.prune(now)
+        await self._undo_doubtful()
         for lease in board.leases.lapsed(now):
             await self._reports.lost(lease, f"no report for {board.jobs.lease_s:g} s")
         await self._compare(now)
@@ -125,7 +139,8 @@ class Dispatcher:
         for lease in before:
             if lease.token not in held and board.leases.held(lease.job_id, lease.token) is lease:
                 self._reports.lease_gone(lease)
-        foreign = [job for job in leased if job.lease_owner != board.owner]
+        # Also one of our own that is not known here: its claim was on its way when the registry before was killed.
+        foreign = [job for job in leased if job.lease and board.leases.held(job.id, job.lease) is None]
         for job in self._foreign.lapsed(foreign, time.monotonic()):
             why = f"no report to {job.lease_owner} for {board.jobs.lease_s:g} s"
             await self._reports.lost(_ended_lease(job), why)
@@ -140,20 +155,32 @@ class Dispatcher:
         try:
             claim = (stage, leases, board.owner, time.time(), board.jobs.lease_s)
             claimed = {job.id: job for job in await board.database.run(job_store.claim, *claim)}
+        except RegistryUnavailableError:
+            self._doubtful |= leases
+            raise
         finally:
             board.room.claimed(taken, None if claimed is None else set(claimed))
         for job, charge in taken:
             if job.id in claimed:
                 self._begin(claimed[job.id], stage, charge)
 
+    async def _undo_doubtful(self) -> None:
+        """A claim whose end was not told may have been written; nobody would ever work under its leases."""
+        for job_id, token in list(self._doubtful.items()):
+            written = (job_id, token, time.time(), "the end of its claim was not told")
+            self._board.follow(await self._board.database.run(job_store.give_back, *written))
+            del self._doubtful[job_id]
+
     def _suspects_allowed(self, stage: Stage) -> int:
         """So many more jobs that a replica died with may run: no two on one replica, or both would be blamed."""
-        replicas = len(self._board.replicas.alive(stage, time.monotonic()))
+        replicas = sum(1 for info in self._board.replicas.alive(stage, time.monotonic()) if info.slots)
         return replicas - sum(1 for lease in self._board.leases.of_stage(stage) if lease.suspect)
 
     def _begin(self, job: Job, stage: Stage, charge: Charge) -> None:
+        if (ended := self._board.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
+            self._reports.lease_gone(ended)
         lease = self._board.leases.grant(job, stage, time.monotonic(), charge)
-        self._calls[lease.token] = stage
+        self._calls[lease.token] = lease
         task = asyncio.create_task(self._dispatch(lease))
         self._tasks.add(task)
         task.add_done_callback(self._dispatched)
@@ -193,21 +220,30 @@ class Dispatcher:
         self._board.follow(job)
 
     def _preempt(self) -> None:
-        board = self._board
-        urgent = board.room.urgent(Stage.SAMPLING) if board.scheduling.preemption else 0
-        if not urgent:
+        board, stage = self._board, Stage.SAMPLING
+        urgent = board.room.urgent(stage) if board.scheduling.preemption else 0
+        if not self._to_park(urgent) or time.monotonic() - self._outranked_at < TICK_S:
             return
-        sampling = board.leases.of_stage(Stage.SAMPLING)
-        to_park = leases_to_park(sampling, urgent, self.open_slots(Stage.SAMPLING), board.scheduling.max_parks)
-        for lease in to_park:
+        first = board.room.urgent_first(stage, self._suspects_allowed(stage))
+        if first < urgent:
+            self._outranked_at = time.monotonic()  # to tell the order of a long queue takes a while
+        for lease in self._to_park(first):
             log.info(f"[{lease.job_id}] yields its slot to an interactive job")
             board.tell(lease, Directive.YIELD)
+
+    def _to_park(self, urgent: int) -> list[Lease]:
+        if not urgent:
+            return []
+        board, stage = self._board, Stage.SAMPLING
+        sampling, max_parks = board.leases.of_stage(stage), board.scheduling.max_parks
+        return leases_to_park(sampling, urgent, self.open_slots(stage), max_parks)
 
 
 def _ended_lease(job: Job) -> Lease:
     """The lease of another registry, as if it were ours: only to be ended."""
     assert job.lease is not None
     lease = Lease(job, job.lease, job.stage, 0.0, 0.0)
-    lease.step = lease.learned_step = lease.counted_step = job.step
+    lease.counted_step = lease.learned_step = job.step
+    lease.step = max(job.step, job.checkpoint_step)
     lease.progress = job.progress
     return lease

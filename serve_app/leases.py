@@ -104,9 +104,8 @@ class LeaseTable:
         """A lease that a registry before this one granted; its worker says so within patience_s, or it lapses."""
         lease = self.grant(job, job.stage, now)
         lease.begun = lease.stepped = True
-        lease.step = max(
-            job.step, job.checkpoint_step
-        )  # a checkpoint is told when it is there, progress is saved later
+        # A checkpoint is told when it is there, progress is saved later.
+        lease.step = max(job.step, job.checkpoint_step)
         lease.counted_device_s = None
         lease.deadline = now + min(patience_s, self.lease_s)
         return lease

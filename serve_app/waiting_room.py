@@ -54,7 +54,7 @@ class WaitingRoom:
         job = self._jobs.pop(job_id, None)
         if job is not None:
             self._queues[job.stage].remove(job_id)
-            self._of_tenant[job.tenant] -= 1
+            _count_down(self._of_tenant, job.tenant)
 
     def take(self, stage: Stage, count: int, suspects: int) -> list[tuple[Job, Charge]]:
         """The next jobs for `count` slots, at most `suspects` of them suspects. End with `claimed`."""
@@ -105,11 +105,22 @@ class WaitingRoom:
         try:
             yield
         finally:
-            self._coming[tenant] -= 1
+            _count_down(self._coming, tenant)
 
     def urgent(self, stage: Stage) -> int:
         """Interactive jobs that could run now."""
         return self._queues[stage].waiting_tiers(time.monotonic())[Tier.INTERACTIVE]
+
+    def urgent_first(self, stage: Stage, suspects: int) -> int:
+        """Those of them that go to the next slots before any other job, if `suspects` more suspects may run."""
+        first = 0
+        for waiting in self._queues[stage].order(time.monotonic()):
+            if waiting.suspect and suspects <= 0:
+                continue
+            if waiting.tier is not Tier.INTERACTIVE:
+                break
+            first, suspects = first + 1, suspects - waiting.suspect
+        return min(first, self.urgent(stage))
 
     def order(self, stage: Stage) -> list[Job]:
         """The jobs of a stage in the order in which they would go to slots if no other came."""
@@ -131,14 +142,22 @@ class WaitingRoom:
         return min(max(0.0, job.available_at - time.time()), max(longest, OUTAGE_PAUSE_S))
 
     def _waiting(self, job: Job, pause_s: float) -> Waiting:
-        now = time.monotonic()
+        """The claim of a job that was parked begins anew: else an old one takes the slot that it made room with."""
+        now, waits_from = time.monotonic(), job.available_at if job.parks else job.created_at
         return Waiting(
             job_id=job.id,
             tenant=job.tenant,
             tier=job.tier,
             order=(job.created_at, job.id),
-            since=now - max(0.0, time.time() - job.created_at),
+            since=now - max(0.0, time.time() - waits_from),
             not_before=now + pause_s,
             cost_s=self._costs.estimate(job.stage, job.spec, job.spec.num_inference_steps - job.step),
             suspect=job.suspect,
         )
+
+
+def _count_down(counter: Counter[str], key: str) -> None:
+    """Leaves no zero: clients make up the names of tenants."""
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

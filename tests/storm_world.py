@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from deployments.errors import PermanentError, RegistryUnavailableError, Stopped
 from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask
 from deployments.running_task import RunningTask
 from deployments.stage_worker import StageWorker
-from serve_app import board, dispatcher, job_registry, job_reports, outlook, retries, waiting_room
+from serve_app import board, dispatcher, job_registry, job_reports, job_store, outlook, retries, waiting_room
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database import Database
 from serve_app.errors import NoReplicaError, ReplicaDiedError
@@ -332,6 +332,8 @@ class Storm:
                 patch.setattr(module, name, value)
         for module in TELLING_TIME:
             patch.setattr(module, "time", self.clock)
+        if not self.weather.faults:  # nothing is to be mended: the mirror is right by itself
+            patch.setattr(dispatcher, "RECONCILE_S", 1000.0)
         patch.setattr(job_registry, "Database", type("OfThisStorm", (StormDatabase,), {"storm": self}))
 
     async def blow(self, patience_s: float) -> dict[str, Job]:
@@ -371,6 +373,8 @@ class Storm:
         for cluster in self.clusters:
             if cluster.life is None:
                 cluster.start()
+            for replica in cluster.replicas:
+                replica.cut = False
 
     async def _calls_end(self) -> None:
         """Each registry has seen that nothing waits and nothing runs."""
@@ -406,7 +410,7 @@ class Storm:
 
     async def _follow(self, job_id: str) -> Job:
         while True:
-            job = await self.ask("get", job_id)
+            job: Job | None = await self.ask("get", job_id)
             assert job is not None, f"{job_id} was accepted and is gone"
             if job.final:
                 return job
@@ -468,6 +472,19 @@ class Storm:
     def _replica(self) -> Replica:
         return self.draw.choice([replica for cluster in self.clusters for replica in cluster.replicas])
 
+    def left(self) -> Iterator[str]:
+        """What each cluster still knows of, for whoever looks for what is stuck."""
+        yield f"surprises: {self.surprises}"
+        for cluster in self.clusters:
+            if cluster.life is not None:
+                registry = cluster.registry
+                yield f"{cluster.owner}: waiting {list(registry._board.room._jobs)}"
+                yield from map(repr, registry._board.leases.all())
+                yield f"calls {registry._dispatcher._calls}, doubtful {registry._dispatcher._doubtful}"
+            for replica in cluster.replicas:
+                held = [task.job_id for task in replica.calls.values()]
+                yield f"{replica.name}: dead {replica.died.done()}, leaving {replica.leaving}, holds {held}"
+
     def sql(self, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
         """What the database itself says."""
         return self.clusters[0].registry._database.run(function, *args)
@@ -496,8 +513,6 @@ async def _all(tasks: list[asyncio.Task[Job]]) -> list[Job]:
 
 def everything(connection: Connection) -> tuple[dict[str, list[Any]], list[Any], list[Any]]:
     """The history of each job, and what waits and is leased."""
-    from serve_app import job_store
-
     page = job_store.list_jobs(connection, 1000, None, "asc", JobFilter())
     histories = {job.id: job_store.history(connection, job.id) for job in page.jobs}
     return histories, job_store.queued_ids(connection), job_store.leased_jobs(connection)

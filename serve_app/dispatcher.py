@@ -22,6 +22,7 @@ Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
 TICK_S = 1.0
 RECONCILE_S = 5.0
 TAKEN_OVER_S = 10.0
+FROZEN_S = 1.0
 
 
 class Dispatcher:
@@ -52,11 +53,21 @@ class Dispatcher:
         while True:
             self._board.wake.clear()
             pause = await self._until_done(self._round)
-            try:
-                async with asyncio.timeout(pause):
-                    await self._board.wake.wait()
-            except TimeoutError:
-                continue
+            await self._wait(pause)
+
+    async def _wait(self, pause: float) -> None:
+        """Until there may be something to do. A registry that was frozen meanwhile has heard no report: its leases
+        live on for as long."""
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(pause):
+                await self._board.wake.wait()
+        except TimeoutError:
+            pass
+        late = time.monotonic() - begun - pause
+        if late > FROZEN_S:
+            log.warning(f"the registry stood still for {late:.0f} s; leases are kept that much longer")
+            self._board.leases.extend(late)
 
     async def close(self) -> None:
         """Let go of the calls in flight; their replicas go on."""
@@ -105,6 +116,7 @@ class Dispatcher:
         """Returns how long to wait for a wake-up, seconds."""
         board, now = self._board, time.monotonic()
         board.replicas.prune(now)
+        board.mailbox.keep_only(board.replicas.names())
         await self._undo_doubtful()
         for lease in board.leases.lapsed(now):
             await self._reports.lost(lease, f"no report for {board.jobs.lease_s:g} s")

@@ -127,7 +127,8 @@ class JobReports:
             case Retry() as again:
                 await self._try_again(job, lease, event, again)
             case JobError() as error:
-                failed = await self._end(lease, job_store.fail, time.time(), error)
+                spent = lease.count()
+                failed = await self._end(lease, job_store.fail, time.time(), error, spent, spent=spent)
                 if failed is not None:
                     log.error(f"[{job.id}] failed: {error.code}: {error.message}")
 

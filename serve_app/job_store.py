@@ -198,12 +198,13 @@ def cancel(connection: Connection, job_id: str, now: float) -> Job | None:
     return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, error=error, completed_at=now)
 
 
-def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError) -> Job | None:
+def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError, spent: Spent) -> Job | None:
     """End the job as failed. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, error=error, completed_at=now)
+    end = {"error": error, "completed_at": now}
+    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, **end, **_spent(job, spent))
 
 
 def _at_step(job: Job, step: int) -> dict[str, Any]:

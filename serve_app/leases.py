@@ -120,6 +120,11 @@ class LeaseTable:
     def renew(self, lease: Lease, now: float) -> None:
         lease.deadline = now + self.lease_s
 
+    def extend(self, seconds: float) -> None:
+        """For a time in which no report could be heard."""
+        for lease in self._by_job.values():
+            lease.deadline += seconds
+
     def needs_saving(self, lease: Lease, now: float) -> bool:
         """SQL is told of a renewal a few times per lease, not at every report."""
         return now - lease.saved_at >= self.lease_s / 4
@@ -189,6 +194,9 @@ class ReplicaTable:
     def prune(self, now: float) -> None:
         self._seen = {k: v for k, v in self._seen.items() if now - v[1] < self.forget_s}
 
+    def names(self) -> set[str]:
+        return set(self._seen)
+
 
 @dataclass(slots=True)
 class Mailbox:
@@ -201,6 +209,10 @@ class Mailbox:
         self._mail.setdefault(replica, {})[lease] = directive
         if replica in self._bells:
             self._bells[replica].set()
+
+    def keep_only(self, replicas: set[str]) -> None:
+        """Nobody will ask for the mail of others."""
+        self._mail = {replica: mail for replica, mail in self._mail.items() if replica in replicas}
 
     async def collect(self, replica: str, wait_s: float) -> dict[str, Directive]:
         """What is there for the replica, or comes within wait_s seconds; by lease."""

@@ -5,9 +5,12 @@ Not Ray's: the actor in `local_storage` and the tests both use this.
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -172,15 +175,36 @@ class WeedProcess:
         (self._objects / "mini.options").unlink(missing_ok=True)
 
     async def _start(self, reachable: StorageSettings, admin_port: int) -> asyncio.subprocess.Process:
-        with self._open_log() as output:
+        run = command(self._objects, self._sockets, self._settings.local_port, admin_port)
+        with self._open_log() as output, self._alone() as lock:
             return await asyncio.create_subprocess_exec(
-                *guarded(command(self._objects, self._sockets, self._settings.local_port, admin_port), STOP_GRACE_S),
+                *guarded(run, STOP_GRACE_S),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 cwd=self._objects,
                 env=environment(reachable, self._objects),
+                pass_fds=(lock,),
             )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[int]:
+        """A lock that the store inherits and holds to its very end.
+
+        A store whose owner was killed ends by itself, a little later. It frees its ports first and removes its unix
+        sockets last: those of a new one, were that started in between, have the same names.
+
+        Raises:
+            StartupError: it has not ended yet.
+        """
+        lock = os.open(self._data_dir / "objects.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield lock
+        except BlockingIOError:
+            raise StartupError("the store that ran here before has not ended yet") from None
+        finally:
+            os.close(lock)
 
     async def _announce(self, reachable: StorageSettings) -> None:
         """Set `ready` once the store takes an object: the bucket is there and the disk can be written."""

@@ -1,6 +1,7 @@
 """The order in which jobs go to replicas, who makes room for whom, and what a deadly job may do."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,20 @@ async def test_out_of_memory_is_tried_once_more_and_then_told(world: World) -> N
         call.ended.set_result(None)
     job = await world.reaches("large", JobState.FAILED)
     assert job.error is not None and "smaller size" in job.error.message
+
+
+async def test_a_registry_that_stood_still_takes_no_lease_away(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=1.1, retry_pause_s=0.01))
+    world.start()
+    await world.replicas(stages=ENCODER)
+    await world.submit("a")
+    call = await world.workers.next()
+    await asyncio.sleep(0.2)
+    time.sleep(3)  # nothing on its loop runs, as in a process that was stopped
+    await asyncio.sleep(0.2)
+    assert await world.report(call, Started("r", "cpu")) is Directive.CONTINUE
+    assert (await world.job("a")).attempt == 1
+    await world.stop()
 
 
 async def test_a_full_queue_refuses_before_anything_is_written(tmp_path: Path) -> None:

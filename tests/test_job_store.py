@@ -210,7 +210,7 @@ async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
     assert await database.run(job_store.retry, "a", "old", 103.0, 103.0, "", 2, spent, 1, 0.1) is None
     assert await database.run(job_store.park, "a", "old", 103.0, 5, spent, "") is None
     assert await database.run(job_store.give_back, "a", "old", 103.0, "") is None
-    assert await database.run(job_store.fail, "a", "old", 103.0, JobError("x", "y")) is None
+    assert await database.run(job_store.fail, "a", "old", 103.0, JobError("x", "y"), Spent()) is None
     assert await get(database, "a") == before
 
 
@@ -250,9 +250,10 @@ async def test_a_failed_job_tells_why(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="t")
     error = JobError("prompt_too_long", "too long")
-    job = await database.run(job_store.fail, "a", "t", 101.0, error)
+    job = await database.run(job_store.fail, "a", "t", 101.0, error, Spent(3, 0.5))
     assert job is not None and job == await get(database, "a")
     assert (job.state, job.error, job.completed_at, job.lease) == (JobState.FAILED, error, 101.0, None)
+    assert (job.steps_run, job.device_s) == (3, 0.5)
     assert await database.run(job_store.count_live) == {}
 
 

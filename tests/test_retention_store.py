@@ -6,7 +6,7 @@ from sqlalchemy import Connection, func, select
 from deployments.messages import Stage, VideoSpec
 from serve_app import job_store, retention_store
 from serve_app.database import Database
-from serve_app.jobs import JobError, JobState, Submission
+from serve_app.jobs import JobError, JobState, Spent, Submission
 from serve_app.schema import idempotency_keys, job_moves
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
@@ -28,7 +28,7 @@ async def job_that_ended(database: Database, job_id: str, state: JobState, at: f
     for stage in Stage:
         await database.run(job_store.claim, stage, {job_id: "t"}, "here", 1.0, 30.0)
         if state is JobState.FAILED:
-            await database.run(job_store.fail, job_id, "t", at, JobError("x", "y"))
+            await database.run(job_store.fail, job_id, "t", at, JobError("x", "y"), Spent())
         else:
             await database.run(job_store.finish_stage, job_id, "t", {}, at, 0, 1.0)
 

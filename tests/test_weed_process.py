@@ -1,9 +1,11 @@
 """The local store: on loopback alone, back after a kill with what it held, and clear about what stops it."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -132,3 +134,54 @@ async def test_a_stop_while_it_starts(local_port: int, tmp_path: Path) -> None:
     assert guardian is not None
     assert gone([guardian])
     assert all(is_free(port) for port in ports(local_port).values())
+
+
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from deployments.settings import StorageSettings
+from serve_app.weed_process import WeedProcess
+
+async def main():
+    weed = WeedProcess(StorageSettings(local_port=int(sys.argv[1])), Path(sys.argv[2]))
+    await weed.ready()
+    print(weed.status().pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_store_whose_owner_was_killed_takes_nothing_from_the_next(local_port: int, tmp_path: Path) -> None:
+    """Its unix sockets, which have the names of the new one's, go with it after its ports are free."""
+    command = (sys.executable, "-c", OWNER, str(local_port), str(tmp_path))
+    owner = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert owner.stdout is not None
+    guardian = int(await owner.stdout.readline())
+    owner.kill()
+    await owner.wait()
+    async with _running(local_port, tmp_path) as weed:
+        await weed.ready()
+        assert await asyncio.to_thread(gone, [guardian])
+        assert {"s3", "master", "volume", "filer"} <= set(_unix_sockets(local_port))
+
+
+def _unix_sockets(local_port: int) -> list[str]:
+    """Parts of the store whose socket is there."""
+    paths = [path for port in ports(local_port).values() for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock")]
+    return [path.name.split("-")[1] for path in paths]
+
+
+async def test_a_start_waits_for_the_end_of_the_store_before(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as first:
+        await first.ready()
+        with (tmp_path / "objects.lock").open("rb") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "objects.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        async with _running(local_port, tmp_path) as second:
+            second.start()
+            await _until(lambda: second.status().problem is not None)
+            assert second.status().problem == "the store that ran here before has not ended yet"
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            await second.ready()

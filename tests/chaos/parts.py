@@ -17,7 +17,7 @@ from deployments.errors import WorkerError
 from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
 from serve_app import weed_command
-from serve_app.ports import LOOPBACK
+from serve_app.ports import LOOPBACK, is_free
 from serve_app.process_guard import guarded
 
 READY_S = 60.0
@@ -161,7 +161,8 @@ class Leftovers:
 
     def remove(self) -> None:
         for s3_port, admin_port in self._stores:
-            weed_command.remove_sockets(s3_port, admin_port)
+            if is_free(s3_port):  # else the next store is there, with sockets of the same names
+                weed_command.remove_sockets(s3_port, admin_port)
         for folder in self._scratch:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -191,8 +191,8 @@ class WeedProcess:
     def _alone(self) -> Iterator[int]:
         """A lock that the store inherits and holds to its very end.
 
-        A store whose owner was killed ends by itself, a little later. It frees its ports first and removes its unix
-        sockets last: those of a new one, were that started in between, have the same names.
+        A store whose owner was killed ends by itself, a little later, and may have freed its ports before: two must
+        never write in one folder, and their unix sockets have the same names.
 
         Raises:
             StartupError: it has not ended yet.

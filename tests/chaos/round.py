@@ -69,12 +69,13 @@ class Round:
         }
 
     async def _strike_all(self, client: Client, blows: Sequence[Blow]) -> None:
-        """Strike as long as there are jobs to hit."""
+        """Strike, and each time hit some jobs: a few more are sent if all have ended."""
         for blow in blows:
             await asyncio.sleep(blow.pause_s)
-            if not (live := await asyncio.to_thread(self.site.records.live)):
-                return
+            live = await asyncio.to_thread(self.site.records.live)
             self.in_flight = self.in_flight or live
+            if not live:
+                await self._submit(client, LATE)
             late = asyncio.create_task(self._submit(client, LATE))
             await asyncio.sleep(0)
             await blow.strike()

@@ -108,7 +108,7 @@ class Dispatcher:
             if job.lease_owner == board.owner:
                 board.leases.resume(job, now, TAKEN_OVER_S)
             elif self._alone:
-                await self._reports.lost(_ended_lease(job), "the server was stopped")
+                await self._reports.lost(Lease.of(job, now, 0.0), "the server was stopped")
         await self._compare_waiting()
         return 0.0
 
@@ -144,7 +144,7 @@ class Dispatcher:
             board.wake.set()
 
     async def _compare_leases(self) -> None:
-        board = self._board
+        board, now = self._board, time.monotonic()
         before = board.leases.all()
         leased = await board.database.run(job_store.leased_jobs)
         held = {job.lease for job in leased}
@@ -153,9 +153,9 @@ class Dispatcher:
                 self._reports.lease_gone(lease)
         # Also one of our own that is not known here: its claim was on its way when the registry before was killed.
         foreign = [job for job in leased if job.lease and board.leases.held(job.id, job.lease) is None]
-        for job in self._foreign.lapsed(foreign, time.monotonic()):
+        for job in self._foreign.lapsed(foreign, now):
             why = f"no report to {job.lease_owner} for {board.jobs.lease_s:g} s"
-            await self._reports.lost(_ended_lease(job), why)
+            await self._reports.lost(Lease.of(job, now, 0.0), why)
 
     async def _fill(self, stage: Stage) -> None:
         board = self._board
@@ -174,7 +174,7 @@ class Dispatcher:
             board.room.claimed(taken, None if claimed is None else set(claimed))
         for job, charge in taken:
             if job.id in claimed:
-                self._begin(claimed[job.id], stage, charge)
+                self._begin(claimed[job.id], charge)
 
     async def _undo_doubtful(self) -> None:
         """A claim whose end was not told may have been written; nobody would ever work under its leases."""
@@ -188,10 +188,10 @@ class Dispatcher:
         replicas = sum(1 for info in self._board.replicas.alive(stage, time.monotonic()) if info.slots)
         return replicas - sum(1 for lease in self._board.leases.of_stage(stage) if lease.suspect)
 
-    def _begin(self, job: Job, stage: Stage, charge: Charge) -> None:
+    def _begin(self, job: Job, charge: Charge) -> None:
         if (ended := self._board.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
             self._reports.lease_gone(ended)
-        lease = self._board.leases.grant(job, stage, time.monotonic(), charge)
+        lease = self._board.leases.grant(job, time.monotonic(), charge)
         self._calls[lease.token] = lease
         task = asyncio.create_task(self._dispatch(lease))
         self._tasks.add(task)
@@ -249,13 +249,3 @@ class Dispatcher:
         board, stage = self._board, Stage.SAMPLING
         sampling, max_parks = board.leases.of_stage(stage), board.scheduling.max_parks
         return leases_to_park(sampling, urgent, self.open_slots(stage), max_parks)
-
-
-def _ended_lease(job: Job) -> Lease:
-    """The lease of another registry, as if it were ours: only to be ended."""
-    assert job.lease is not None
-    lease = Lease(job, job.lease, job.stage, 0.0, 0.0)
-    lease.counted_step = lease.learned_step = job.step
-    lease.step = max(job.step, job.checkpoint_step)
-    lease.progress = job.progress
-    return lease

@@ -118,13 +118,6 @@ class FairQueue:
             finish = share.finish(finish, item[2])
             yield finish - self._claim(item[2], now), item
 
-    def first_tier(self, now: float) -> Tier | None:
-        """The highest tier that a job competes in at `now`; None if none is available."""
-        tiers = {tier for tier, share in self._shares.items() if share.backlogged}
-        for agenda in (self._paused, self._rising):
-            tiers |= {self._tier_at(job, now) for job in self._due_jobs(agenda, now)}
-        return min(tiers, key=TIERS.index, default=None)
-
     def waiting_tiers(self, now: float) -> Counter[Tier]:
         """How many jobs are available at `now`, by the tier they were submitted in."""
         return self._joined + Counter(job.tier for job in self._due_jobs(self._paused, now))

@@ -103,10 +103,6 @@ class Share:
         self.clock = 0.0
         self.flows: dict[str, _Flow] = {}
 
-    @property
-    def backlogged(self) -> bool:
-        return any(flow.backlogged for flow in self.flows.values())
-
     def start(self, tenant: str) -> float:
         """Start tag of the tenant's oldest job, or of one that came now."""
         flow = self.flows.get(tenant)

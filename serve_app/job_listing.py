@@ -5,16 +5,15 @@ bounded queries, merged, because one query over all of them would have to sort e
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, Select, tuple_
 
 from serve_app.errors import UnknownJobError
 from serve_app.job_rows import JOB, find_jobs, get_job
-from serve_app.jobs import Job, JobFilter, JobPage
+from serve_app.jobs import Job, JobFilter, JobPage, Order
 from serve_app.schema import jobs
 
-Order = Literal["asc", "desc"]
 EVERYTHING = JobFilter()
 
 _KEY = (jobs.c.created_at, jobs.c.id)

@@ -1,6 +1,6 @@
 """What a registry asks of the jobs as a whole: those that wait, those that are held, what they did."""
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, func, select
 
 from deployments.messages import Stage
 from serve_app.job_rows import JOB, find_jobs, get_job
@@ -17,12 +17,6 @@ def queued_ids(connection: Connection) -> list[tuple[str, Stage]]:
 def leased_jobs(connection: Connection) -> list[Job]:
     """Every job that a replica holds, or held when its registry died."""
     return find_jobs(connection, JOB.where(LEASED).order_by(jobs.c.id))
-
-
-def foreign_leases(connection: Connection, owner: str) -> list[Job]:
-    """Every job that another registry has leased. Its lease_expires_at changes with each renewal."""
-    foreign = or_(jobs.c.lease_owner != owner, jobs.c.lease_owner.is_(None))
-    return find_jobs(connection, JOB.where(LEASED, foreign).order_by(jobs.c.id))
 
 
 def count_live(connection: Connection) -> dict[tuple[JobState, Stage], int]:

@@ -20,8 +20,8 @@ from serve_app.dispatcher import Dispatcher, Send
 from serve_app.errors import QueueFullError, TooLargeError
 from serve_app.fitting import memory_limit, sample_tokens
 from serve_app.job_reports import JobReports
-from serve_app.job_store import Order
-from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Submission
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission
+from serve_app.meta_store import touch
 from serve_app.outlook import Outlook
 from serve_app.retention import Sweeper
 
@@ -51,7 +51,6 @@ class JobRegistry:
         retention: RetentionSettings | None = None,
         storage: StorageSettings | None = None,
     ) -> None:
-        self._settings = jobs
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
         self._database = Database(database_url)
         self._board = Board(self._database, jobs, scheduling, owner)
@@ -126,7 +125,7 @@ class JobRegistry:
         now = time.monotonic()
         replicas = {stage: tuple(self._board.replicas.alive(stage, now)) for stage in Stage}
         try:
-            await self._database.run(job_store.touch, time.time())
+            await self._database.run(touch, time.time())
             live = await self._database.run(job_store.count_live)
         except RegistryUnavailableError as error:
             return Health(replicas, {}, str(error))

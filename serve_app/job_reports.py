@@ -49,7 +49,7 @@ class JobReports:
                 await self._progress(lease, event)
             case Checkpointed(step):
                 lease.step = max(lease.step, step)
-                await self._keep(lease, await self._write(job_store.keep_checkpoint, lease, step))
+                self._keep(lease, await self._write(job_store.keep_checkpoint, lease, step))
             case Parked() as event:
                 await self._parked(lease, event)
             case Finished() as event:
@@ -84,9 +84,9 @@ class JobReports:
     async def _save(self, lease: Lease) -> None:
         expires, spent = time.time() + self._board.jobs.lease_s, lease.count()
         saved = (expires, lease.step, lease.progress, spent)
-        await self._keep(lease, await self._write(job_store.renew, lease, *saved, spent=spent))
+        self._keep(lease, await self._write(job_store.renew, lease, *saved, spent=spent))
 
-    async def _keep(self, lease: Lease, kept: bool) -> None:
+    def _keep(self, lease: Lease, kept: bool) -> None:
         """SQL has the word: another registry may have cancelled the job or taken it over."""
         if not kept and self._board.leases.held(lease.job_id, lease.token) is lease:
             self.lease_gone(lease)

@@ -13,10 +13,9 @@ from sqlalchemy import Connection, insert, update
 
 from deployments.messages import Stage
 from serve_app.job_intake import find_accepted, insert_job
-from serve_app.job_listing import Order, list_jobs
+from serve_app.job_listing import list_jobs
 from serve_app.job_queries import (
     count_live,
-    foreign_leases,
     history,
     leased_jobs,
     queued_ids,
@@ -32,24 +31,20 @@ from serve_app.jobs import (
     check_move,
     overall_progress,
 )
-from serve_app.meta_store import installation_id, touch
 from serve_app.schema import WAITING, job_moves, jobs
 
 __all__ = [
-    "Order",
     "cancel",
     "claim",
     "count_live",
     "fail",
     "find_accepted",
     "finish_stage",
-    "foreign_leases",
     "get_job",
     "get_jobs",
     "give_back",
     "history",
     "insert_job",
-    "installation_id",
     "keep_checkpoint",
     "leased_jobs",
     "list_jobs",
@@ -58,7 +53,6 @@ __all__ = [
     "recent_work",
     "renew",
     "retry",
-    "touch",
 ]
 
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}

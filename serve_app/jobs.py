@@ -9,6 +9,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from serve_app.errors import IllegalMoveError
@@ -34,6 +35,7 @@ class Tier(StrEnum):
 
 TIERS = tuple(Tier)
 DEFAULT_TENANT = "default"
+Order = Literal["asc", "desc"]
 
 RUNNING = frozenset({JobState.ENCODING, JobState.SAMPLING, JobState.DECODING})
 FINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
@@ -136,7 +138,11 @@ class Job:
     @property
     def suspect(self) -> bool:
         """A replica died with it, and it has not passed that place since."""
-        return self.died_at is not None and self.progress <= self.died_at
+        return self.suspect_at(self.progress)
+
+    def suspect_at(self, progress: float) -> bool:
+        """`suspect`, if it is so far now."""
+        return self.died_at is not None and progress <= self.died_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ the wall clock lapses nothing.
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 from deployments.messages import Directive, ReplicaInfo, Stage
 from serve_app.fair_share import Charge
@@ -44,6 +45,16 @@ class Lease:
     directive: Directive = Directive.CONTINUE
     preview: bytes | None = None
 
+    @classmethod
+    def of(cls, job: Job, now: float, lease_s: float, charge: Charge | None = None) -> Self:
+        """The lease that the job's row tells of."""
+        assert job.lease is not None
+        lease = cls(job, job.lease, job.stage, now + lease_s, now, charge, progress=job.progress)
+        lease.learned_step = lease.counted_step = job.step
+        # A checkpoint is told when it is there, progress is saved later.
+        lease.step = max(job.step, job.checkpoint_step)
+        return lease
+
     @property
     def job_id(self) -> str:
         return self.job.id
@@ -51,7 +62,7 @@ class Lease:
     @property
     def suspect(self) -> bool:
         """A replica died with this job, and it has not passed that place since."""
-        return self.job.died_at is not None and self.progress <= self.job.died_at
+        return self.job.suspect_at(self.progress)
 
     @property
     def steps_left(self) -> int:
@@ -92,20 +103,15 @@ class LeaseTable:
     lease_s: float
     _by_job: dict[str, Lease] = field(default_factory=dict)
 
-    def grant(self, job: Job, stage: Stage, now: float, charge: Charge | None = None) -> Lease:
-        assert job.lease is not None
-        lease = Lease(job, job.lease, stage, now + self.lease_s, now, charge)
-        lease.step = lease.learned_step = lease.counted_step = job.step
-        lease.progress = job.progress
+    def grant(self, job: Job, now: float, charge: Charge | None = None) -> Lease:
+        lease = Lease.of(job, now, self.lease_s, charge)
         self._by_job[job.id] = lease
         return lease
 
     def resume(self, job: Job, now: float, patience_s: float) -> Lease:
         """A lease that a registry before this one granted; its worker says so within patience_s, or it lapses."""
-        lease = self.grant(job, job.stage, now)
+        lease = self.grant(job, now)
         lease.begun = lease.stepped = True
-        # A checkpoint is told when it is there, progress is saved later.
-        lease.step = max(job.step, job.checkpoint_step)
         lease.counted_device_s = None
         lease.deadline = now + min(patience_s, self.lease_s)
         return lease

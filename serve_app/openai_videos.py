@@ -22,11 +22,11 @@ from serve_app.api_schemas import (
     to_video,
 )
 from serve_app.http_errors import ERROR_RESPONSES
-from serve_app.jobs import JobFilter, JobState
+from serve_app.jobs import JobFilter, JobState, Order
 from serve_app.request_body import CONTENT_TYPES, read_fields
 from serve_app.request_headers import REPLAYED_DOCS, REPLAYED_HEADER, Caller, TenantName
 from serve_app.request_schema import VideoRequest, request_schema
-from serve_app.services import Order, Services
+from serve_app.services import Services
 from serve_app.video_content import CONTENT_RESPONSES, ContentVariant, send_content
 from serve_app.video_requests import VideoRequests, conflict
 

@@ -65,20 +65,16 @@ class Outlook:
         leases, now, estimates = self._board.leases, time.monotonic(), _Estimates(self._board)
         encoding = [lease.job for lease in leases.of_stage(Stage.ENCODING)]
         to_sample = [*waiting[Stage.SAMPLING], *encoding, *waiting[Stage.ENCODING]]
-        sampling = {
-            lease.job_id: estimates.sampling_s(lease.job, lease.steps_left) for lease in leases.of_stage(Stage.SAMPLING)
-        }
-        slots = {stage: self._board.replicas.slots(stage, now) for stage in Stage}
+        sampling = [
+            (lease.job, estimates.sampling_s(lease.job, lease.steps_left)) for lease in leases.of_stage(Stage.SAMPLING)
+        ]
+        decoding = [(lease.job, estimates.decoding_s(lease.job)) for lease in leases.of_stage(Stage.DECODING)]
         ahead = [Ahead(job.id, estimates.sampling_s(job), estimates.decoding_s(job)) for job in to_sample]
-        coming = forecast(ahead, list(sampling.values()), slots[Stage.SAMPLING])
         to_decode = [Ahead(job.id, estimates.decoding_s(job), 0.0) for job in waiting[Stage.DECODING]]
-        decoding = {lease.job_id: estimates.decoding_s(lease.job) for lease in leases.of_stage(Stage.DECODING)}
-        coming |= forecast(to_decode, list(decoding.values()), slots[Stage.DECODING])
-        jobs = {lease.job_id: lease.job for lease in leases.all()}
-        coming |= {
-            job_id: Forecast(0.0, left + estimates.decoding_s(jobs[job_id])) for job_id, left in sampling.items()
-        }
-        return coming | {job_id: Forecast(0.0, left) for job_id, left in decoding.items()}
+        coming = forecast(ahead, [left for _, left in sampling], self._board.replicas.slots(Stage.SAMPLING, now))
+        coming |= forecast(to_decode, [left for _, left in decoding], self._board.replicas.slots(Stage.DECODING, now))
+        coming |= {job.id: Forecast(0.0, left + estimates.decoding_s(job)) for job, left in sampling}
+        return coming | {job.id: Forecast(0.0, left) for job, left in decoding}
 
 
 class _Estimates:

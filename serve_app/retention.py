@@ -18,6 +18,7 @@ from deployments.object_store import ListedObject, ObjectInfo
 from serve_app import retention_store
 from serve_app.config import RetentionSettings
 from serve_app.database import Database
+from serve_app.idempotency import forget_old_keys
 from serve_app.job_files import (
     VIDEO_PREFIX,
     WORK_PREFIX,
@@ -28,6 +29,7 @@ from serve_app.job_files import (
     is_needed,
     parse_key,
 )
+from serve_app.meta_store import installation_id
 
 log = logging.getLogger("ray.serve")
 
@@ -120,7 +122,7 @@ class Sweeper:
         cleared = await self._in_batches(self._ended, self._clear)
         expired = await self._in_batches(self._expired, self._delete)
         before = self._clock() - self._keep_keys_s
-        keys = await self._database.run(retention_store.forget_old_keys, before)
+        keys = await self._database.run(forget_old_keys, before)
         swept = Swept(cleared, expired, keys)
         if swept != Swept(0, 0, 0):
             log.info(
@@ -184,7 +186,7 @@ class Sweeper:
 
     async def _orphans_before(self) -> datetime | None:
         """By the store's clock: what was written before that may be an orphan. None: nothing may."""
-        installation: str = await self._database.run(retention_store.installation_id)
+        installation: str = await self._database.run(installation_id)
         marker = await self._announce(f"{MARKER_PREFIX}{installation}")
         if marker is None or marker.modified is None or await self._shared_with_others(installation):
             return None

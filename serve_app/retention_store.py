@@ -4,22 +4,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, select, update
 
-from serve_app.idempotency import forget_old_keys
 from serve_app.job_rows import batches
 from serve_app.jobs import JobState
-from serve_app.meta_store import installation_id, touch
 from serve_app.schema import ENDED, ENDED_WITH_FILES, idempotency_keys, job_moves, jobs
-
-__all__ = [
-    "delete_jobs",
-    "expired",
-    "forget_old_keys",
-    "installation_id",
-    "states_of",
-    "touch",
-    "with_work_files",
-    "work_files_cleared",
-]
 
 
 def with_work_files(connection: Connection, limit: int) -> list[str]:

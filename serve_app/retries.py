@@ -44,8 +44,7 @@ def after_failure(job: Job, event: Failed, progress: float, settings: JobSetting
         return Retry(job.attempt, OUTAGE_PAUSE_S, job.deaths, job.died_at)
     deaths, died_at = job.deaths, job.died_at
     if event.code in DEADLY:
-        same_place = died_at is not None and progress <= died_at
-        deaths, died_at = (job.deaths + 1 if same_place else 1), progress
+        deaths, died_at = (job.deaths + 1 if job.suspect_at(progress) else 1), progress
     if deaths >= MAX_DEATHS and event.code in DEADLY:
         return _convicted(job, event, progress)
     if job.attempt >= settings.max_attempts:

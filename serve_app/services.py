@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from deployments.object_store import ObjectInfo
 from serve_app.config import AppSettings
@@ -15,14 +15,12 @@ from serve_app.errors import (
     VideoFinalError,
 )
 from serve_app.fitting import advice
-from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Submission, new_job_id
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
 from serve_app.prompt_limits import CountTokens
 from serve_app.request_headers import Caller
 from serve_app.video_requests import CheckedRequest
 from serve_app.video_storage import Variant
 from serve_app.wording import shown
-
-Order = Literal["asc", "desc"]
 
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 

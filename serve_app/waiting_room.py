@@ -27,15 +27,11 @@ class WaitingRoom:
         self._costs = costs
         self._queues = {stage: FairQueue(scheduling.weight, scheduling.promote_after_s) for stage in Stage}
         self._jobs: dict[str, Job] = {}
-        self._of_tenant: Counter[str] = Counter()
         self._coming: Counter[str] = Counter()
         self._being_claimed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
-
-    def __contains__(self, job_id: str) -> bool:
-        return job_id in self._jobs
 
     def follow(self, job: Job, pause_s: float | None = None) -> None:
         """Take note of what became of a job; call it right after the write, in the order of the writes.
@@ -46,7 +42,6 @@ class WaitingRoom:
         self.drop(job.id)
         if job.state is JobState.QUEUED:
             self._jobs[job.id] = job
-            self._of_tenant[job.tenant] += 1
             self._queues[job.stage].put(self._waiting(job, self._pause_left_s(job) if pause_s is None else pause_s))
 
     def drop(self, job_id: str) -> None:
@@ -54,7 +49,6 @@ class WaitingRoom:
         job = self._jobs.pop(job_id, None)
         if job is not None:
             self._queues[job.stage].remove(job_id)
-            _count_down(self._of_tenant, job.tenant)
 
     def take(self, stage: Stage, count: int, suspects: int) -> list[tuple[Job, Charge]]:
         """The next jobs for `count` slots, at most `suspects` of them suspects. End with `claimed`."""
@@ -94,7 +88,8 @@ class WaitingRoom:
         jobs, coming = self._settings, self._coming
         if len(self._jobs) + coming.total() >= jobs.max_queued:
             return QueueFullError(jobs.max_queued, None, retry_after_s())
-        if self._of_tenant[tenant] + coming[tenant] >= jobs.max_queued_per_tenant:
+        of_tenant = sum(queue.count(tenant) for queue in self._queues.values())
+        if of_tenant + coming[tenant] >= jobs.max_queued_per_tenant:
             return QueueFullError(jobs.max_queued_per_tenant, tenant, retry_after_s())
         return None
 
@@ -105,7 +100,9 @@ class WaitingRoom:
         try:
             yield
         finally:
-            _count_down(self._coming, tenant)
+            self._coming[tenant] -= 1
+            if not self._coming[tenant]:  # clients make up the names of tenants: none may stay
+                del self._coming[tenant]
 
     def urgent(self, stage: Stage) -> int:
         """Interactive jobs that could run now."""
@@ -154,10 +151,3 @@ class WaitingRoom:
             cost_s=self._costs.estimate(job.stage, job.spec, job.spec.num_inference_steps - job.step),
             suspect=job.suspect,
         )
-
-
-def _count_down(counter: Counter[str], key: str) -> None:
-    """Leaves no zero: clients make up the names of tenants."""
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import VideoSpec
-from serve_app import job_store, retention_store
+from serve_app import job_store, meta_store, retention_store
 from serve_app.database import Database
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import Submission
@@ -237,7 +237,7 @@ async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: A
         ends = await asyncio.gather(*callers, return_exceptions=True)
         assert [type(end) for end in ends] == [RegistryUnavailableError] * 8
         with pytest.raises(RegistryUnavailableError, match="does not work"):
-            await database.run(retention_store.touch, 1.0)
+            await database.run(meta_store.touch, 1.0)
         await asyncio.to_thread(own_postgres.ensure_postgres_running)
         await _submit(database, "afterwards")
         assert len(await database.run(retention_store.states_of, accepted)) == len(accepted) > 200
@@ -279,7 +279,7 @@ async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() 
             for n in range(100_000):  # what the files of the database had room for still goes
                 accepted.append(await _submit(database, f"job{n}"))
         results = await together(
-            database, _values, lambda c: retention_store.touch(c, 1.0), lambda c: len(job_store.queued_ids(c)), _large
+            database, _values, lambda c: meta_store.touch(c, 1.0), lambda c: len(job_store.queued_ids(c)), _large
         )
         assert (results[0], results[2]) == ([], len(accepted))
         assert isinstance(results[3], RegistryUnavailableError)

@@ -16,8 +16,7 @@ from deployments.messages import Stage, VideoSpec
 from serve_app import job_store, retention_store
 from serve_app.database import Database
 from serve_app.errors import UnknownJobError
-from serve_app.job_listing import Order
-from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState
+from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState, Order
 from serve_app.schema import jobs
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)

@@ -14,7 +14,7 @@ def info(replica: str, stage: Stage = Stage.SAMPLING, slots: int = 1) -> Replica
 
 def test_a_lease_lives_by_its_renewals() -> None:
     table = LeaseTable(lease_s=30)
-    lease = table.grant(JOB, Stage.SAMPLING, 100)
+    lease = table.grant(JOB, 100)
     assert table.lapsed(129.9) == []
     table.renew(lease, 129.9)
     assert table.lapsed(130) == []
@@ -23,8 +23,8 @@ def test_a_lease_lives_by_its_renewals() -> None:
 
 def test_only_the_newest_token_holds_a_job() -> None:
     table = LeaseTable(lease_s=30)
-    old = table.grant(replace(JOB, lease="old"), Stage.SAMPLING, 0)
-    new = table.grant(replace(JOB, lease="new"), Stage.SAMPLING, 1)
+    old = table.grant(replace(JOB, lease="old"), 0)
+    new = table.grant(replace(JOB, lease="new"), 1)
     assert table.held("job", "old") is None
     assert table.held("job", "new") is new
     table.drop(old)
@@ -35,7 +35,7 @@ def test_only_the_newest_token_holds_a_job() -> None:
 
 def test_sql_is_told_a_few_times_a_lease() -> None:
     table = LeaseTable(lease_s=40)
-    lease = table.grant(JOB, Stage.SAMPLING, 0)
+    lease = table.grant(JOB, 0)
     assert not table.needs_saving(lease, 9.9)
     assert table.needs_saving(lease, 10)
 
@@ -57,7 +57,7 @@ def test_slots_are_those_of_replicas_that_still_announce_themselves() -> None:
 
 
 def test_what_was_spent_is_counted_once() -> None:
-    lease = LeaseTable(lease_s=30).grant(JOB, Stage.SAMPLING, 0)
+    lease = LeaseTable(lease_s=30).grant(JOB, 0)
     lease.step = 7
     lease.used(1.5)
     spent = lease.count()

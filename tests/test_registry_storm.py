@@ -91,9 +91,9 @@ def check_nothing_is_left(registry: Any) -> None:
     """The mirror is as empty as SQL, all charges are settled, all counters are back at nothing."""
     board, room = registry._board, registry._board.room
     assert board.leases.all() == [] and registry._dispatcher._calls == {}
-    assert (len(room), +room._of_tenant, +room._coming, room._being_claimed) == (0, {}, {}, set())
+    assert (len(room), room._coming, room._being_claimed) == (0, {}, set())
     for queue in room._queues.values():
-        assert len(queue) == 0
+        assert (len(queue), queue._tenants) == (0, {})
         flows = [flow for share in queue._shares.values() for flow in share.flows.values()]
         assert not [flow for flow in flows if flow.backlogged or flow.unsettled]
 

@@ -27,7 +27,7 @@ from deployments.messages import (
 from deployments.object_store import PAGE, ListedObject, ObjectInfo, ObjectStore
 from deployments.preview import preview_key
 from deployments.settings import StorageSettings
-from serve_app import job_store, retention_store
+from serve_app import job_store, meta_store, retention_store
 from serve_app.config import RetentionSettings
 from serve_app.database import Database
 from serve_app.jobs import FINAL, JobState, Submission
@@ -512,7 +512,7 @@ async def test_two_installations_in_one_bucket_lose_nothing_to_each_other(
         assert await first.sweep_orphans() == 0
         assert await second.sweep_orphans() == 0
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
-    other_id = await other_database.run(retention_store.installation_id)
+    other_id = await other_database.run(meta_store.installation_id)
     assert f"{MARKER_PREFIX}{other_id}" in caplog.messages[0]
     assert "bucket of its own" in caplog.messages[0]
     assert await _left(store) == _video(mine) | _files(theirs)
@@ -538,7 +538,7 @@ async def test_the_marker_of_one_that_is_gone_can_be_deleted(
     await _sweeper(other_database, store).sweep_orphans()
     await _announced(sweeper, store, 2)
     assert await sweeper.sweep_orphans() == 0
-    await store.delete(MARKER_PREFIX + await other_database.run(retention_store.installation_id))
+    await store.delete(MARKER_PREFIX + await other_database.run(meta_store.installation_id))
     assert await sweeper.sweep_orphans() == len(_video(theirs))
 
 
@@ -550,7 +550,7 @@ async def test_a_bucket_is_swept_only_orphan_days_after_the_marker_was_written(
     await _put(store, _files(orphan))
     store.later = dict.fromkeys(_files(orphan), timedelta(days=-100))
     sweeper = _sweeper(database, store, orphan_days=3)
-    own = MARKER_PREFIX + await database.run(retention_store.installation_id)
+    own = MARKER_PREFIX + await database.run(meta_store.installation_id)
     assert await sweeper.sweep_orphans() == 0
     store.ahead = timedelta(days=2.9)
     assert await sweeper.sweep_orphans() == 0

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from deployments.messages import Stage, VideoSpec
-from serve_app import job_store, retention_store
+from serve_app import job_store, meta_store, retention_store
 from serve_app.database import Database
 from serve_app.jobs import JobError, JobState, Spent, Submission
 from serve_app.schema import idempotency_keys, job_moves
@@ -97,13 +97,13 @@ async def test_long_lists_are_taken_whole(database: Database) -> None:
 
 
 async def test_an_installation_keeps_its_name(database_url: str, database: Database) -> None:
-    name = await database.run(retention_store.installation_id)
+    name = await database.run(meta_store.installation_id)
     other = Database(database_url)
-    assert await other.run(retention_store.installation_id) == name
+    assert await other.run(meta_store.installation_id) == name
     assert len(name) == 32
     other.close()
 
 
 async def test_a_touch_can_be_repeated(database: Database) -> None:
     for now in (1.0, 2.0):
-        await database.run(retention_store.touch, now)
+        await database.run(meta_store.touch, now)

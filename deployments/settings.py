@@ -21,6 +21,11 @@ class StorageSettings(Settings):
     region: str = "us-east-1"
     bucket: str = Field("mochi-serve", min_length=3, max_length=63)
     local_port: int = Field(8333, ge=1024, le=65000, description="first of eight consecutive ports of the local store")
+    public_endpoint: str | None = Field(
+        None, description="host:port where clients reach the same store; downloads are then redirected to signed links"
+    )
+    public_secure: bool = Field(True, description="https to the public endpoint")
+    signed_link_s: int = Field(3600, ge=10, le=604_800, description="how long a signed link is good")
 
     @model_validator(mode="after")
     def _endpoint_with_keys(self) -> Self:
@@ -61,6 +66,11 @@ class ModelSettings(Settings):
     num_frames: Dimension
     fps: Dimension
     num_inference_steps: Dimension
+    enhanced_steps: int | None = Field(
+        None,
+        ge=2,
+        description="denoising steps of an enhanced video; default: twice those of the video it is made from",
+    )
     guidance_scale: float = Field(4.5, ge=1.0)
     max_guidance_scale: float = Field(20.0, ge=1.0)
     max_pixels: int = Field(ge=256, description="bound of width x height x num_frames")
@@ -76,6 +86,8 @@ class ModelSettings(Settings):
             raise ValueError("num_frames: default, minimum and maximum are 6k + 1 (7, 13, 19, 25, ...)")
         if self.num_inference_steps.minimum < 2:
             raise ValueError("num_inference_steps: minimum is 2, the schedule needs two parts")
+        if (self.enhanced_steps or 0) > self.num_inference_steps.maximum:
+            raise ValueError("enhanced_steps must be at most num_inference_steps.maximum")
         return self
 
     @model_validator(mode="after")

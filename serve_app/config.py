@@ -7,7 +7,7 @@ A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names a
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -86,12 +86,54 @@ class RetentionSettings(Settings):
     orphans_every_s: float = Field(3600, gt=0, description="how often to look for files that belong to no job")
 
 
+class AccessSettings(Settings):
+    """Who may use the API."""
+
+    mode: Literal["auto", "keys", "open-to-anyone"] = Field(
+        "auto",
+        description="auto: no keys, and only on loopback; keys: every request needs one; open-to-anyone: no keys, and "
+        "whoever reaches the port may use it and see everything",
+    )
+    cors_origins: tuple[str, ...] = Field((), description="web origins whose pages may call the API from a browser")
+
+
+class WebhookSettings(Settings):
+    """How the ends of jobs are told to the URLs that their clients named."""
+
+    allow_private: bool = Field(
+        False, description="also to addresses that are not public: loopback, private, link-local"
+    )
+    timeout_s: float = Field(10, gt=0, description="for one delivery")
+    first_pause_s: float = Field(5, gt=0, description="pause before the second try; doubles with each")
+    give_up_h: float = Field(24, gt=0, description="hours after which a delivery is given up")
+
+
+class ClassifierSettings(Settings):
+    """A text classification model that prompts are shown to before they are accepted."""
+
+    source: str = Field(min_length=1, description="hub id or folder of a transformers sequence classification model")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    refuse: tuple[str, ...] = Field(min_length=1, description="labels of the model that lead to a refusal")
+    threshold: float = Field(0.5, gt=0, lt=1, description="probability of such a label from which on")
+    num_gpus: float = Field(0, ge=0)
+    num_cpus: float = Field(0, ge=0)
+    max_replicas: int = Field(1, ge=1)
+
+
+class SafetySettings(Settings):
+    """Which prompts are refused, before anything is spent on them."""
+
+    blocklist: Path | None = Field(None, description="file with a word, a phrase or a /regular expression/ a line")
+    classifier: ClassifierSettings | None = None
+
+
 class IngressSettings(Settings):
     """HTTP replicas."""
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     max_body_bytes: int = Field(1_000_000, ge=1_000)
+    body_timeout_s: float = Field(30, gt=0, description="a request's body must have arrived by then")
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -112,6 +154,9 @@ class AppSettings(Settings):
     jobs: JobSettings = JobSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
     retention: RetentionSettings = RetentionSettings()
+    access: AccessSettings = AccessSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    safety: SafetySettings = SafetySettings()
     model: ModelSettings
     sampling: SamplingSettings = SamplingSettings()
     encoder: StageSettings

@@ -94,6 +94,56 @@ class MethodNotAllowedError(InvalidRequestError):
     default_code = "method_not_allowed"
 
 
+class UnauthenticatedError(InvalidRequestError):
+    """No API key, or one that is not known, has expired or was revoked."""
+
+    status = 401
+    default_code = "invalid_api_key"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message, code=code, headers={"WWW-Authenticate": "Bearer"})
+
+
+class PermissionDeniedError(InvalidRequestError):
+    """The key is good, and what is asked for is not among what its tenant may do."""
+
+    status = 403
+    default_code = "permission_denied"
+
+
+class ContentPolicyError(InvalidRequestError):
+    """The prompt is one that this server does not make videos of; nothing was written."""
+
+    default_code = "content_policy"
+
+
+class RequestTimeoutError(InvalidRequestError):
+    """The body of the request did not arrive in time."""
+
+    status = 408
+    default_code = "request_timeout"
+
+
+class RateLimitError(ApiError):
+    """The tenant asks more often, or for more, than it may; nothing was written.
+
+    Args:
+        code: `rate_limit_exceeded`, or `insufficient_quota` when a day's share is used up.
+        retry_after_s: when the same request may succeed.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, code: str, retry_after_s: int) -> None:
+        super().__init__(message, code=code, headers={"Retry-After": str(retry_after_s)})
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str, int]]:
+        return type(self), (self.message, self.code, self.retry_after_s)
+
+
 class VideoNotReadyError(InvalidRequestError):
     """The video is not there to be downloaded: it is still being made, or it failed."""
 

@@ -49,4 +49,6 @@ def _new_job(submission: Submission, now: float) -> Job:
         available_at=now,
         tenant=submission.tenant,
         tier=submission.tier,
+        origin=submission.origin,
+        webhook_url=submission.webhook_url,
     )

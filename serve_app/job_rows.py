@@ -7,13 +7,14 @@ from typing import Any
 from sqlalchemy import Connection, Select, select
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.jobs import Job, JobError, JobState, Tier
+from serve_app.jobs import Job, JobError, JobState, Origin, Relation, Tier
 from serve_app.schema import jobs
 
 MAX_IDS = 500  # in one statement: SQLite bounds its parameters
 
-_FIELDS = {field.name for field in fields(Job)} - {"error", "place"}
-JOB = select(*(column for column in jobs.c if column.name in _FIELDS | {"error_code", "error_message"}))
+_SPLIT = {"error_code", "error_message", "origin_id", "origin_relation"}
+_FIELDS = {field.name for field in fields(Job)} - {"error", "origin", "place", "preview_step"}
+JOB = select(*(column for column in jobs.c if column.name in _FIELDS | _SPLIT))
 
 
 def new_row(job: Job) -> dict[str, Any]:
@@ -32,6 +33,9 @@ def new_row(job: Job) -> dict[str, Any]:
         "created_at": job.created_at,
         "available_at": job.available_at,
         "seconds": job.seconds,
+        "origin_id": None if job.origin is None else job.origin.video_id,
+        "origin_relation": None if job.origin is None else job.origin.relation,
+        "webhook_url": job.webhook_url,
     }
 
 
@@ -48,6 +52,8 @@ def job_of(row: Mapping[Any, Any]) -> Job:
     values: dict[str, Any] = dict(row)
     code, message = values.pop("error_code"), values.pop("error_message")
     values["error"] = None if code is None else JobError(code, message)
+    origin_id, relation = values.pop("origin_id"), values.pop("origin_relation")
+    values["origin"] = None if origin_id is None else Origin(origin_id, Relation(relation))
     values["spec"] = VideoSpec(**values["spec"])
     known = {
         "state": JobState(values["state"]),

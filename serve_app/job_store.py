@@ -222,8 +222,9 @@ def _held(connection: Connection, job_id: str, lease: str) -> Job | None:
 def _move(connection: Connection, job: Job, state: JobState, now: float, note: str, **changes: Any) -> Job:
     """`job` is locked by this transaction; `changes` are fields of Job."""
     check_move(job.state, state)
-    moved = replace(job, state=state, **changes)
-    values = changed_columns({"state": state, **changes})
+    changes |= {"state": state, "moves": job.moves + 1}
+    moved = replace(job, **changes)
+    values = changed_columns(changes)
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
     entry = {
         "job_id": job.id,

@@ -33,6 +33,21 @@ class Tier(StrEnum):
     BATCH = "batch"
 
 
+class Relation(StrEnum):
+    """What a job took over from the one it was made from: REMIX all but the prompt, ENHANCE all but the steps."""
+
+    REMIX = "remix"
+    ENHANCE = "enhance"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The video that another was made from, which may be deleted by now."""
+
+    video_id: str
+    relation: Relation
+
+
 TIERS = tuple(Tier)
 DEFAULT_TENANT = "default"
 Order = Literal["asc", "desc"]
@@ -101,7 +116,9 @@ class Job:
     steps_run: denoising steps run in all, as reported; more than `step` only if some were lost and run again.
     device_s: seconds of devices spent on it in all, as reported. parks: how often it was parked.
     deaths: replicas that died in a row while it was at one place of its work; died_at: that place, as `progress`.
-    seconds: wall time by stage and part. place: told by a registry, not kept.
+    moves: length of its history, 1 when it was accepted. origin: the job it was made from. webhook_url: who is told of
+    its end. seconds: wall time by stage and part. place, preview_step: told by a registry, not kept; the second is the
+    step of the newest preview, None without one.
     """
 
     id: str
@@ -129,7 +146,11 @@ class Job:
     lease_expires_at: float | None = None
     error: JobError | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    moves: int = 1
+    origin: Origin | None = None
+    webhook_url: str | None = None
     place: Place | None = None
+    preview_step: int | None = None
 
     @property
     def final(self) -> bool:
@@ -151,6 +172,7 @@ class Submission:
 
     idempotency_key: the client's own name for the request; within a day the same key of a tenant is the same job.
     fingerprint: of what was asked, so that another request under the same key is noticed.
+    origin, webhook_url: as in Job.
     """
 
     job_id: str
@@ -160,6 +182,8 @@ class Submission:
     tier: Tier = Tier.STANDARD
     idempotency_key: str | None = None
     fingerprint: str = ""
+    origin: Origin | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

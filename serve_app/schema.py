@@ -53,6 +53,10 @@ jobs = Table(
     Column("error_code", String(64)),
     Column("error_message", Text),
     Column("seconds", JSON, nullable=False),
+    Column("moves", Integer, nullable=False, server_default="1"),
+    Column("origin_id", String(64)),
+    Column("origin_relation", String(16)),
+    Column("webhook_url", Text),
     Index("jobs_by_time", "created_at", "id"),
     Index("jobs_by_tenant", "tenant", "created_at", "id"),
     Index("jobs_by_state", "state", "created_at", "id"),
@@ -106,4 +110,88 @@ meta = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("max_tier", String(16), nullable=False),
+    Column("weight", Double),
+    Column("requests_per_minute", Integer),
+    Column("videos_per_minute", Integer),
+    Column("max_queued", Integer),
+    Column("gpu_seconds_per_day", Double),
+    Column("webhook_secret", String(128), nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+# `hash`: SHA-256 of the key in hexadecimal digits; the key itself is nowhere.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("hint", String(16), nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Index("api_keys_by_tenant", "tenant", "created_at"),
+)
+
+# What the jobs that ended on a day (days since 1970-01-01, UTC) cost.
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("day", Integer, primary_key=True),
+    Column("gpu_seconds", Double, nullable=False),
+    Column("videos", Integer, nullable=False),
+)
+
+# Written in the transaction that ends the job. `next_at` is null once it was taken or given up.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("job_id", String(64), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_at", Double),
+    Column("delivered_at", Double),
+    Column("status", Integer),
+    Column("error", Text),
+    Index("webhook_deliveries_by_job", "job_id"),
+)
+UNDELIVERED = webhook_deliveries.c.next_at.is_not(None)
+Index(
+    "webhook_deliveries_due",
+    webhook_deliveries.c.next_at,
+    webhook_deliveries.c.id,
+    sqlite_where=UNDELIVERED,
+    postgresql_where=UNDELIVERED,
+)
+
+# Jobs that their clients deleted: so that a repeated request finds out, and until their files are gone.
+deleted_videos = Table(
+    "deleted_videos",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("deleted_at", Double, nullable=False),
+    Column("files_gone_at", Double),
+    Index("deleted_videos_by_time", "deleted_at"),
+)
+DELETED_WITH_FILES = deleted_videos.c.files_gone_at.is_(None)
+Index(
+    "deleted_videos_with_files",
+    deleted_videos.c.deleted_at,
+    deleted_videos.c.id,
+    sqlite_where=DELETED_WITH_FILES,
+    postgresql_where=DELETED_WITH_FILES,
 )

@@ -178,3 +178,8 @@ def video_key(job_id: str) -> str:
 def poster_key(job_id: str) -> str:
     """The poster image (WebP), written by the decoder before the mp4."""
     return f"videos/{job_id}.webp"
+
+
+def spritesheet_key(job_id: str) -> str:
+    """The picture with small frames of the whole video (WebP), written by the decoder before the mp4."""
+    return f"videos/{job_id}.sprites.webp"

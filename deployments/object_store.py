@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -78,14 +79,17 @@ class ObjectStore:
         self.bucket = settings.bucket
         self._where = f"the object store at {settings.endpoint}"
         self._pool = _connection_pool()
-        self._client = Minio(
-            settings.endpoint,
+        connect = partial(
+            Minio,
             access_key=settings.access_key.get_secret_value(),
             secret_key=settings.secret_key.get_secret_value(),
-            secure=settings.secure,
             region=settings.region,
             http_client=self._pool,
         )
+        self._client = connect(settings.endpoint, secure=settings.secure)
+        # A signature covers the name of the host: links are made for the one that clients use. It is never asked.
+        public = settings.public_endpoint
+        self._public = self._client if public is None else connect(public, secure=settings.public_secure)
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
         """Write an object whole; readers see the old one or the new one, never a part."""
@@ -192,17 +196,20 @@ class ObjectStore:
                 for job in jobs:
                     job.result()
 
-    def presigned_get(self, key: str, seconds: int, filename: str) -> str:
-        """A link that downloads the object under `filename`, without keys, for `seconds` (1 to 604800).
+    def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
+        """A link at the public endpoint (without one, at the store's own) that downloads the object without keys.
 
-        Made here without asking the store: it does not tell whether the object exists.
+        Made here without asking the store: it does not tell whether the object exists. Good for GET alone.
+
+        Args:
+            seconds: how long it is good, 1 to 604800. filename, content_type: what the store answers with.
         """
         disposition = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
-        return self._client.presigned_get_object(
+        return self._public.presigned_get_object(
             self.bucket,
             key,
             expires=timedelta(seconds=seconds),
-            response_headers={"response-content-disposition": disposition},
+            response_headers={"response-content-disposition": disposition, "response-content-type": content_type},
         )
 
     def close(self) -> None:

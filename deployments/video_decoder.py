@@ -1,5 +1,6 @@
-"""Stage 3: latents to an mp4 and a poster; and once for a model, the map that its previews are made with."""
+"""Stage 3: latents to an mp4, a poster and a spritesheet; once for a model, the map its previews are made with."""
 
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from deployments.connections import Connections, connect
 from deployments.denoise import SPATIAL_COMPRESSION, latent_shape
 from deployments.device import describe_device, replica_device, set_threads
 from deployments.errors import PermanentError
-from deployments.messages import ReplicaInfo, Stage, StageTask, VideoSpec, latents_key, poster_key, video_key
+from deployments.messages import (
+    ReplicaInfo,
+    Stage,
+    StageTask,
+    VideoSpec,
+    latents_key,
+    poster_key,
+    spritesheet_key,
+    video_key,
+)
 from deployments.mochi_model import load_vae
 from deployments.model_store import model_folder, safetensors_header
 from deployments.mp4_encoder import Mp4Writer, poster
@@ -20,10 +30,19 @@ from deployments.preview import PreviewFit, keep_preview
 from deployments.running_task import RunningTask, TaskStore, outlast
 from deployments.scratch import scratch_folder
 from deployments.settings import WorkerSettings
+from deployments.spritesheet import Spritesheet
 from deployments.stage_worker import StageWorker
 from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
 
 PARTS = ("vae",)
+
+
+@dataclass(frozen=True, slots=True)
+class Stills:
+    """The pictures of a video, WebP files."""
+
+    poster: bytes
+    spritesheet: bytes
 
 
 @serve.deployment
@@ -66,8 +85,9 @@ class VideoDecoder:
         clock.lap("load")
         with scratch_folder("mochi-video-") as folder:
             path = folder / "video.mp4"
-            image = await running.in_thread(self._write_video, running, latents, path, fit)
-            await outlast(lambda: store.put(poster_key(job_id), image, "image/webp"))
+            stills = await running.in_thread(self._write_video, running, latents, path, fit)
+            await outlast(lambda: store.put(poster_key(job_id), stills.poster, "image/webp"))
+            await outlast(lambda: store.put(spritesheet_key(job_id), stills.spritesheet, "image/webp"))
             await outlast(lambda: store.put_file(video_key(job_id), path, "video/mp4"))
         clock.lap("store")
         if revision and fit:
@@ -79,29 +99,31 @@ class VideoDecoder:
         if fitted and await keep_preview(self._folder, self._store, *fitted):
             self._mapped.add(fitted[0])
 
-    def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> bytes:
-        """Write the mp4; returns the poster."""
+    def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> Stills:
+        """Write the mp4; returns the pictures."""
         spec = running.task.spec
         check_latents(latents, spec)
         writer = Mp4Writer(path, spec.width, spec.height, spec.fps)
         try:
-            image = self._feed(writer, running, latents, fit)
+            stills = self._feed(writer, running, latents, fit)
             writer.finish()
         except BaseException:
             writer.kill()
             raise
         running.clock.lap("mp4")
-        return image
+        return stills
 
-    def _feed(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> bytes:
-        """Decode piece by piece into the writer; returns a poster of the middle frame."""
+    def _feed(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> Stills:
+        """Decode piece by piece into the writer; returns a poster of the middle frame and the spritesheet."""
         spec, clock = running.task.spec, running.clock
+        sprites = Spritesheet(spec.num_frames, spec.width, spec.height)
         done, image = 0, b""
         running.progress(done, spec.num_frames)
         for index, piece in enumerate(self._decoder.decode(self._to_vae(latents))):
             frames = to_uint8(piece).cpu()
             clock.lap("decode")
             writer.write(frames)
+            sprites.add(frames)
             middle = spec.num_frames // 2 - done
             if 0 <= middle < len(frames):
                 image = poster(frames[middle])
@@ -110,7 +132,7 @@ class VideoDecoder:
             done += len(frames)
             clock.lap("mp4")
             running.progress(done, spec.num_frames)
-        return image
+        return Stills(image, sprites.webp())
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         return denormalise(self._vae, latents.to(self._device)).to(self._vae.dtype)

@@ -8,6 +8,15 @@ from dataclasses import dataclass, field
 
 from serve_app.jobs import DEFAULT_TENANT, Job, Tier
 
+TENANT_PATTERN = "[A-Za-z0-9._-]{1,64}"
+TENANT_ALLOWED = "1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-'"
+DAY_S = 86_400
+
+
+def day_of(at: float) -> int:
+    """The day of a time in Unix seconds, in days since 1970-01-01, UTC."""
+    return int(at // DAY_S)
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
@@ -51,6 +60,9 @@ class AccessTable:
     version: int
     tenants: Mapping[str, Tenant]
     keys: Mapping[str, ApiKey]
+
+
+NOBODY = AccessTable(-1, {}, {})
 
 
 @dataclass(frozen=True, slots=True)

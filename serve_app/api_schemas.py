@@ -9,7 +9,7 @@ from deployments.messages import ReplicaInfo, Stage
 from deployments.settings import Dimension, ModelSettings
 from serve_app.config import RetentionSettings
 from serve_app.errors import ApiError
-from serve_app.jobs import RUNNING, Health, Job, JobPage, JobState, Move, Place, Tier
+from serve_app.jobs import RUNNING, Health, Job, JobPage, JobState, Move, Place, Relation, Tier
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
@@ -41,7 +41,8 @@ class Video(BaseModel):
     seconds: str
     size: str
     error: VideoError | None
-    remixed_from_video_id: str | None = None
+    remixed_from_video_id: str | None
+    enhanced_from_video_id: str | None = Field(description="the video that this is a better one of: more steps")
     negative_prompt: str
     num_frames: int
     fps: int
@@ -63,7 +64,17 @@ class Video(BaseModel):
     gpu_seconds: float = Field(description="device time spent on it so far, all attempts and stages together")
     parks: int = Field(description="how often it was parked for a video of a higher priority; it lost no step")
     attempt: int = Field(description="1 and up; grows when a stage was lost or failed and is tried again")
+    preview_step: int | None = Field(description="after which step the newest preview was made, if there is one")
+    webhook_url: str | None = Field(description="who is told when it is completed, failed or cancelled")
     timings: dict[str, float] = Field(description="wall time in seconds by part of the work")
+
+
+class DeletedVideo(BaseModel):
+    """The answer to the deletion of a video."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
 
 
 class VideoPage(BaseModel):
@@ -93,6 +104,59 @@ class VideoHistory(BaseModel):
     data: list[VideoMove]
 
 
+class StateEvent(BaseModel):
+    """A video came to `state`; one for each entry of its history."""
+
+    type: Literal["state"] = "state"
+    video_id: str
+    number: int = Field(description="its place in the history, from 1")
+    at: float = Field(description="Unix seconds")
+    state: JobState
+    stage: Stage
+    attempt: int
+    note: str
+
+
+class ProgressEvent(BaseModel):
+    """How far a video is."""
+
+    type: Literal["progress"] = "progress"
+    video_id: str
+    state: JobState
+    progress: int = Field(ge=0, le=99, description="percent of the whole job")
+    step: int
+    num_inference_steps: int
+    queue_position: int | None
+    estimated_start_at: int | None
+    estimated_completion_at: int | None
+
+
+class PreviewEvent(BaseModel):
+    """A new picture of the half-made video. image: WebP in base64."""
+
+    type: Literal["preview"] = "preview"
+    video_id: str
+    step: int
+    image: str
+
+
+class DoneEvent(BaseModel):
+    """The video is completed, failed or cancelled; the stream ends."""
+
+    type: Literal["done"] = "done"
+    video: Video
+
+
+class DeletedEvent(BaseModel):
+    """The video was deleted; the stream ends."""
+
+    type: Literal["deleted"] = "deleted"
+    video_id: str
+
+
+VideoEvent = StateEvent | ProgressEvent | PreviewEvent | DoneEvent | DeletedEvent
+
+
 class ModelLimits(BaseModel):
     """What may be asked of the model."""
 
@@ -107,6 +171,18 @@ class ModelLimits(BaseModel):
     max_prompt_tokens: int
 
 
+class ModelDefaults(BaseModel):
+    """What is taken for a field that a request leaves out."""
+
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    num_inference_steps: int
+    enhanced_steps: int | None = Field(description="of an enhanced video; null: twice those of its origin")
+    guidance_scale: float
+
+
 class Model(BaseModel):
     """A served model."""
 
@@ -115,6 +191,7 @@ class Model(BaseModel):
     created: int
     owned_by: str
     limits: ModelLimits
+    defaults: ModelDefaults
 
 
 class ModelList(BaseModel):
@@ -165,13 +242,13 @@ class HealthReport(BaseModel):
 
 def to_video(job: Job, retention: RetentionSettings) -> Video:
     """OpenAI's view of a job, which is kept for as long as `retention` says."""
-    spec, place = job.spec, job.place or _NOWHERE
+    spec, place, origin = job.spec, job.place or _NOWHERE, job.origin
     done = job.state is JobState.COMPLETED
     return Video(
         id=job.id,
         model=job.model,
         status=_status(job.state),
-        progress=100 if done else max(0, min(99, int(job.progress * 100))),
+        progress=100 if done else _percent(job),
         created_at=int(job.created_at),
         completed_at=_unix(job.completed_at),
         expires_at=_unix(_expires_at(job, retention)),
@@ -179,6 +256,8 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         seconds=f"{round(spec.num_frames / spec.fps, 3):g}",
         size=f"{spec.width}x{spec.height}",
         error=_error(job),
+        remixed_from_video_id=origin.video_id if origin and origin.relation is Relation.REMIX else None,
+        enhanced_from_video_id=origin.video_id if origin and origin.relation is Relation.ENHANCE else None,
         negative_prompt=spec.negative_prompt,
         num_frames=spec.num_frames,
         fps=spec.fps,
@@ -198,7 +277,35 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         gpu_seconds=round(job.device_s, 3),
         parks=job.parks,
         attempt=job.attempt,
+        preview_step=None if job.final else job.preview_step,
+        webhook_url=job.webhook_url,
         timings=job.seconds,
+    )
+
+
+def to_state(video_id: str, number: int, move: Move) -> StateEvent:
+    return StateEvent(
+        video_id=video_id,
+        number=number,
+        at=move.at,
+        state=move.state,
+        stage=move.stage,
+        attempt=move.attempt,
+        note=move.note,
+    )
+
+
+def to_progress(job: Job) -> ProgressEvent:
+    place = job.place or _NOWHERE
+    return ProgressEvent(
+        video_id=job.id,
+        state=job.state,
+        progress=_percent(job),
+        step=job.step,
+        num_inference_steps=job.spec.num_inference_steps,
+        queue_position=place.position,
+        estimated_start_at=_unix(place.starts_at),
+        estimated_completion_at=_unix(place.finishes_at),
     )
 
 
@@ -230,7 +337,17 @@ def to_model_list(model: ModelSettings) -> ModelList:
         max_prompt_chars=model.max_prompt_chars,
         max_prompt_tokens=model.max_sequence_length,
     )
-    return ModelList(data=[Model(id=model.name, created=MODEL_CREATED, owned_by="mochi-serve", limits=limits)])
+    defaults = ModelDefaults(
+        width=model.width.default,
+        height=model.height.default,
+        num_frames=model.num_frames.default,
+        fps=model.fps.default,
+        num_inference_steps=model.num_inference_steps.default,
+        enhanced_steps=model.enhanced_steps,
+        guidance_scale=model.guidance_scale,
+    )
+    served = Model(id=model.name, created=MODEL_CREATED, owned_by="mochi-serve", limits=limits, defaults=defaults)
+    return ModelList(data=[served])
 
 
 def to_health(health: Health, storage: str) -> HealthReport:
@@ -279,6 +396,10 @@ def _status(state: JobState) -> Status:
     if state in RUNNING:
         return "in_progress"
     return "completed" if state is JobState.COMPLETED else "failed"
+
+
+def _percent(job: Job) -> int:
+    return max(0, min(99, int(job.progress * 100)))
 
 
 def _unix(seconds: float | None) -> int | None:

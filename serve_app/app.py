@@ -120,12 +120,20 @@ def ensure_registry(settings: AppSettings) -> None:
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
     owner = ray.get_runtime_context().get_session_name()
     actor = _named(JobRegistry, REGISTRY, settings.namespace, node)
-    kept = (settings.retention, settings.storage)
-    started = actor.remote(settings.database_url, settings.jobs, settings.scheduling, owner, StageRouter(), *kept)
+    kept = (settings.retention, settings.storage, settings.webhooks)
+    started = actor.remote(
+        settings.database_url, settings.jobs, settings.scheduling, owner, StageRouter(), *kept, _was_restarted
+    )
     health: Health = ray.get(started.health.remote())
     if health.database != "ok":
         ray.kill(started)
         raise StartupError(health.database)
+
+
+def _was_restarted() -> bool:
+    """Asked in the actor: whether Ray has started it anew after it was killed."""
+    restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+    return restarted
 
 
 def _named(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deployments.messages import Directive, Stage
+from serve_app.access import NOBODY, AccessTable
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.costs import CostModel
 from serve_app.database import Database
+from serve_app.feed import Feed
 from serve_app.jobs import Job
 from serve_app.leases import Lease, LeaseTable, Mailbox, ReplicaTable
 from serve_app.waiting_room import WaitingRoom
@@ -22,7 +25,8 @@ class Board:
     """All of it but the database can be lost at any moment.
 
     owner: name of this cluster in the leases, the same after a restart of the actor.
-    wake: set when there may be something to hand out.
+    access: tenants and keys as last read. on_end: called when
+    a job has ended that somebody wants to be told of. wake: set when there may be something to hand out.
     """
 
     database: Database
@@ -33,18 +37,40 @@ class Board:
     replicas: ReplicaTable = field(default_factory=lambda: ReplicaTable(FORGET_REPLICA_S))
     mailbox: Mailbox = field(default_factory=Mailbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    access: AccessTable = NOBODY
+    on_end: Callable[[], None] = lambda: None
     leases: LeaseTable = field(init=False)
     room: WaitingRoom = field(init=False)
+    feed: Feed = field(init=False)
 
     def __post_init__(self) -> None:
         self.leases = LeaseTable(self.jobs.lease_s)
-        self.room = WaitingRoom(self.jobs, self.scheduling, self.costs)
+        self.room = WaitingRoom(self.jobs, self.weight, self.scheduling.promote_after_s, self.costs)
+        self.feed = Feed(self.as_of_now)
 
-    def follow(self, job: Job | None, pause_s: float = 0.0) -> None:
-        """Take note of what a write made of a job; None if the write found its lease gone."""
+    def weight(self, tenant: str) -> float:
+        """Its share in GPU-seconds: that of its account, or what the settings say."""
+        account = self.access.tenants.get(tenant)
+        known = None if account is None else account.weight
+        return self.scheduling.weight(tenant) if known is None else known
+
+    def as_of_now(self, job: Job) -> Job:
+        """The job with what its replica has told since its last move."""
+        lease = self.leases.of_job(job.id)
+        return job if lease is None or lease.token != job.lease else lease.job_now
+
+    def follow(self, job: Job | None, pause_s: float | None = 0.0) -> None:
+        """Take note of what a write made of a job; None if the write found its lease gone.
+
+        Args:
+            pause_s: until it may be claimed again; None for a job that was read and not just written.
+        """
         if job is not None:
             self.room.follow(job, pause_s)
+            self.feed.moved(job)
             self.wake.set()
+            if job.final and job.webhook_url is not None:
+                self.on_end()
 
     def end_lease(self, lease: Lease) -> None:
         """The lease is over: what its tenant was booked becomes what was used."""

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from serve_app import launch
+from serve_app import client_commands, launch
+from serve_app.client_errors import EXIT_CODES
 from serve_app.config import OVERRIDE_PREFIX
 from serve_app.errors import ConfigError, StartupError
 
@@ -17,7 +18,7 @@ BAD_CONFIG = 2
 CANNOT_START = 1
 DATA_DIR_VARIABLE = f"{OVERRIDE_PREFIX}DATA_DIR"
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
 _out = Console()
 _err = Console(stderr=True, soft_wrap=True)
 
@@ -47,6 +48,9 @@ def serve(
         raise _failed(error, BAD_CONFIG) from None
     except StartupError as error:
         raise _failed(error, CANNOT_START) from None
+
+
+client_commands.add_to(app)
 
 
 def main() -> None:

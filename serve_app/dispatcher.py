@@ -105,6 +105,7 @@ class Dispatcher:
         for job in await board.database.run(job_store.recent_work, 200):
             board.learn_from(job)
         for job in await board.database.run(job_store.leased_jobs):
+            board.feed.moved(job)
             if job.lease_owner == board.owner:
                 board.leases.resume(job, now, TAKEN_OVER_S)
             elif self._alone:
@@ -138,10 +139,19 @@ class Dispatcher:
 
     async def _compare_waiting(self) -> None:
         board = self._board
-        if missing := board.room.reconcile(await board.database.run(job_store.queued_ids)):
-            for job in await board.database.run(job_store.get_jobs, missing):
-                board.room.follow(job)
-            board.wake.set()
+        missing = board.room.reconcile(await board.database.run(job_store.queued_ids))
+        for job in await board.database.run(job_store.get_jobs, missing):
+            board.follow(job, None)
+        await self._compare_feed()
+
+    async def _compare_feed(self) -> None:
+        """What neither waits here nor is leased here was moved by a write whose answer was lost, or by another."""
+        board = self._board
+        unsure = [job.id for job in board.feed.live() if not (board.room.holds(job.id) or board.leases.of_job(job.id))]
+        known = {job.id: job for job in await board.database.run(job_store.get_jobs, unsure)}
+        for job in known.values():
+            board.feed.moved(job)
+        board.feed.deleted(job_id for job_id in unsure if job_id not in known)
 
     async def _compare_leases(self) -> None:
         board, now = self._board, time.monotonic()
@@ -192,6 +202,7 @@ class Dispatcher:
         if (ended := self._board.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
             self._reports.lease_gone(ended)
         lease = self._board.leases.grant(job, time.monotonic(), charge)
+        self._board.feed.moved(job)
         self._calls[lease.token] = lease
         task = asyncio.create_task(self._dispatch(lease))
         self._tasks.add(task)

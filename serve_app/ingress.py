@@ -4,16 +4,22 @@ Ray Serve itself gives each request an id (the client's own X-Request-Id, or a n
 into the log lines; nothing is added here.
 """
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from ray import serve
 
 from deployments.registry_link import RegistryLink
+from serve_app.authentication import install_authentication
 from serve_app.config import AppSettings
 from serve_app.http_errors import install_error_handlers
 from serve_app.openai_videos import OpenAIVideos
 from serve_app.prompt_limits import load_token_counter
 from serve_app.services import Services
 from serve_app.simple_routes import SimpleRoutes
+from serve_app.unsupported_routes import add_unsupported_routes
 from serve_app.video_storage import VideoStorage
 
 
@@ -27,12 +33,24 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lambda _: _following(services),
     )
     install_error_handlers(app)
+    install_authentication(app, services)
     videos = OpenAIVideos(services)
+    add_unsupported_routes(app)
     videos.add_to(app)
     SimpleRoutes(services, videos).add_to(app)
     return app
+
+
+@asynccontextmanager
+async def _following(services: Services) -> AsyncIterator[None]:
+    """The feed of the jobs, for as long as the app runs."""
+    following = asyncio.create_task(services.feed.run())
+    yield
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 @serve.deployment

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from deployments.messages import poster_key, video_key
+from deployments.messages import poster_key, spritesheet_key, video_key
 from deployments.object_store import ListedObject
 from serve_app.jobs import FINAL, JobState
 
 WORK_PREFIX = "jobs/"
 VIDEO_PREFIX = "videos/"
 
+_VIDEO_KEYS = (video_key, poster_key, spritesheet_key)
 _JOB_ID = r"(?P<job_id>video_[0-9a-f]{32})"
 _WORK_FILE = re.compile(rf"jobs/{_JOB_ID}/(?:prompt_embeds|latents|sample-[0-9]{{5,}})\.safetensors")
-_VIDEO_FILE = re.compile(rf"videos/{_JOB_ID}\.(?:mp4|webp)")
+_VIDEO_FILE = re.compile(rf"videos/{_JOB_ID}\.(?:mp4|webp|sprites\.webp)")
 
 
 class FileKind(StrEnum):
-    """WORK: what one stage leaves for the next, and checkpoints. VIDEO: what the client gets, and its poster."""
+    """WORK: what one stage leaves for the next, and checkpoints. VIDEO: what the client gets, with its pictures."""
 
     WORK = "work"
     VIDEO = "video"
@@ -75,9 +76,9 @@ async def delete_work_files(store: FileStore, job_ids: Sequence[str]) -> int:
 
 
 async def delete_all_files(store: FileStore, job_ids: Sequence[str]) -> None:
-    """Delete videos, posters and work files of jobs that have ended."""
+    """Delete videos, their pictures and work files of jobs that have ended."""
     await delete_work_files(store, job_ids)
-    await store.delete_many([key(job_id) for job_id in job_ids for key in (video_key, poster_key)])
+    await store.delete_many([key(job_id) for job_id in job_ids for key in _VIDEO_KEYS])
 
 
 async def _work_keys(store: FileStore, job_id: str) -> list[str]:

@@ -5,7 +5,7 @@ from sqlalchemy import Connection
 from deployments.messages import Stage
 from serve_app.idempotency import holder, reserve
 from serve_app.job_rows import get_job, new_row
-from serve_app.jobs import Accepted, Job, JobState, Submission
+from serve_app.jobs import Accepted, Job, JobState, Submission, acceptance
 from serve_app.schema import jobs
 from serve_app.upserts import insert_into
 
@@ -51,4 +51,5 @@ def _new_job(submission: Submission, now: float) -> Job:
         tier=submission.tier,
         origin=submission.origin,
         webhook_url=submission.webhook_url,
+        last_move=acceptance(now),
     )

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, func, select
 
 from deployments.messages import Stage
 from serve_app.job_rows import JOB, find_jobs, get_job
-from serve_app.jobs import Job, JobState, Move
+from serve_app.jobs import Job, JobState, Move, acceptance
 from serve_app.schema import ENDED, LEASED, WAITING, job_moves, jobs
 
 
@@ -37,7 +37,7 @@ def history(connection: Connection, job_id: str) -> list[Move]:
         Move(at, JobState(state), Stage(stage), attempt, note)
         for at, state, stage, attempt, note in connection.execute(query)
     ]
-    return [Move(job.created_at, JobState.QUEUED, Stage.ENCODING, 1, "accepted"), *moves]
+    return [acceptance(job.created_at), *moves]
 
 
 def recent_work(connection: Connection, limit: int) -> list[Job]:

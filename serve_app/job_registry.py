@@ -6,24 +6,27 @@ from SQL: leases that its workers still renew go on, the others lapse and their 
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
 from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
-from serve_app import job_store
+from serve_app import access_store, job_store
+from serve_app.acceptance import Acceptance
 from serve_app.board import Board, log
-from serve_app.config import JobSettings, RetentionSettings, SchedulingSettings
+from serve_app.config import JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
 from serve_app.database import Database
 from serve_app.dispatcher import Dispatcher, Send
-from serve_app.errors import QueueFullError, TooLargeError
-from serve_app.fitting import memory_limit, sample_tokens
+from serve_app.feed import Batch, Cursor
+from serve_app.feed_upkeep import FeedUpkeep
 from serve_app.job_reports import JobReports
 from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission
 from serve_app.meta_store import touch
 from serve_app.outlook import Outlook
 from serve_app.retention import Sweeper
+from serve_app.webhooks import WebhookSender
 
 HOLD_S = 2.0
 HOUR_S = 3600.0
@@ -39,6 +42,8 @@ class JobRegistry:
         owner: name of this cluster in the leases, the same after a restart of the actor.
         send: carries a task to a replica and returns when its call has ended.
         retention, storage: how long jobs and files are kept, and where the files are; nothing is swept without.
+        webhooks: how ends of jobs are told; without, they wait in the database.
+        was_restarted: whether there was a registry of this owner before, which ingress replicas may still follow.
     """
 
     def __init__(
@@ -50,16 +55,29 @@ class JobRegistry:
         send: Send,
         retention: RetentionSettings | None = None,
         storage: StorageSettings | None = None,
+        webhooks: WebhookSettings | None = None,
+        was_restarted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
         self._database = Database(database_url)
         self._board = Board(self._database, jobs, scheduling, owner)
+        self._feed = self._board.feed
+        self._feed.born_again = was_restarted()
         self._reports = JobReports(self._board)
-        self._dispatcher = Dispatcher(self._board, self._reports, send, alone=database_url.startswith("sqlite"))
+        alone = database_url.startswith("sqlite")
+        self._dispatcher = Dispatcher(self._board, self._reports, send, alone)
+        self._upkeep = FeedUpkeep(self._board, alone)
         self._outlook = Outlook(self._board)
-        running = [self._dispatcher.run()]
+        self._acceptance = Acceptance(self._board, self._outlook)
+        running = [self._dispatcher.run(), self._upkeep.run()]
+        self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
-            running.append(Sweeper(self._database, ObjectStore(storage), retention, self._keep_keys_s).run())
+            self._sweeper = Sweeper(self._database, ObjectStore(storage), retention, self._keep_keys_s)
+            running.append(self._sweeper.run())
+        if webhooks is not None:
+            sender = WebhookSender(self._database, webhooks, self._webhook_secret)
+            self._board.on_end = sender.wake
+            running.append(sender.run())
         self._running = [asyncio.get_running_loop().create_task(part) for part in running]
 
     async def close(self) -> None:
@@ -78,27 +96,22 @@ class JobRegistry:
         Raises:
             TooLargeError: none of the samplers has the memory for it.
             QueueFullError: as many jobs wait as may.
+            RateLimitError: the tenant asked for too many videos in a minute, or for too many GPU-seconds in a day.
             IdempotencyKeyReusedError: the key belongs to another request.
             RegistryUnavailableError: the database is away or full.
             With any of them nothing was written.
         """
         await self._dispatcher.leases_known.wait()  # the waiting jobs are counted by then
-        refusal = self._refusal(submission)
+        refusal = await self._acceptance.refusal(submission)
         if refusal is not None:
             return await self._accepted_before(submission, refusal)
-        with self._board.room.coming(submission.tenant):
+        with self._acceptance.coming(submission):
             written = (submission, time.time(), self._keep_keys_s)
             accepted = await self._database.run(job_store.insert_job, *written)
             if not accepted.repeated:
                 self._board.follow(accepted.job)
+        await self._feed.told()
         return replace(accepted, job=self._as_of_now(accepted.job))
-
-    def _refusal(self, submission: Submission) -> TooLargeError | QueueFullError | None:
-        samplers = self._board.replicas.alive(Stage.SAMPLING, time.monotonic())
-        tokens, limit = sample_tokens(submission.spec), memory_limit(samplers)
-        if limit is not None and tokens > limit:
-            return TooLargeError(tokens, limit)
-        return self._board.room.refusal(submission.tenant, self._outlook.retry_after_s)
 
     async def _accepted_before(self, submission: Submission, refusal: Exception) -> Accepted:
         """What was accepted before, when there was room, stays accepted."""
@@ -139,12 +152,33 @@ class JobRegistry:
         job = await self._database.run(job_store.cancel, job_id, time.time())
         if job is None:
             return None
+        self._follow_end(job)
+        await self._feed.told()
+        return job
+
+    def _follow_end(self, job: Job) -> None:
         self._board.follow(job)
-        lease = self._board.leases.of_job(job_id)
+        lease = self._board.leases.of_job(job.id)
         if lease is not None and job.state is JobState.CANCELLED:
             self._board.end_lease(lease)
             self._board.tell(lease, Directive.STOP)
-        return job
+
+    async def delete(self, job_id: str, tenant: str | None) -> bool:
+        """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
+        deleted = await self._database.run(job_store.delete, job_id, tenant, time.time())
+        if isinstance(deleted, Job):
+            self._follow_end(deleted)
+            self._feed.deleted([job_id])
+            if self._sweeper is not None:
+                self._sweeper.wake()
+        await self._feed.told()
+        return deleted is not None
+
+    async def _webhook_secret(self, tenant: str) -> str:
+        account = self._board.access.tenants.get(tenant)
+        if account is not None:
+            return account.webhook_secret
+        return await self._database.run(access_store.installation_webhook_secret)
 
     async def park(self, job_id: str) -> bool:
         """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
@@ -163,6 +197,14 @@ class JobRegistry:
         """The job's moves, None if it is unknown."""
         return await self._database.run(job_store.history, job_id) or None
 
+    async def follow(self, follower: str, cursor: Cursor) -> Batch:
+        """What has changed since `cursor`; an ingress replica asks again and again."""
+        await self._dispatcher.leases_known.wait()
+        await self._upkeep.begun.wait()
+        await self._feed.wait(follower, cursor)
+        self._outlook.tell(self._feed)
+        return self._feed.batch(cursor)
+
     async def demand(self) -> dict[Stage, int]:
         """How many jobs run or wait in each stage, for the autoscaling policy."""
         await self._dispatcher.leases_known.wait()
@@ -174,7 +216,7 @@ class JobRegistry:
         job = replace(job, place=self._outlook.place(job))
         if lease is None or lease.token != job.lease:
             return job
-        return replace(job, step=lease.step, progress=lease.progress)
+        return replace(job, step=lease.step, progress=lease.progress, preview_step=lease.preview_step)
 
     # What the workers say
 

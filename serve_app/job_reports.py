@@ -49,6 +49,7 @@ class JobReports:
                 await self._progress(lease, event)
             case Checkpointed(step):
                 lease.step = max(lease.step, step)
+                lease.checkpoint_step = step
                 self._keep(lease, await self._write(job_store.keep_checkpoint, lease, step))
             case Parked() as event:
                 await self._parked(lease, event)
@@ -72,8 +73,10 @@ class JobReports:
                 lease.step = event.done
             lease.step = max(lease.step, event.done)  # a report may come late, after a newer one
         lease.used(event.device_s)
-        lease.preview = event.preview or lease.preview
+        if event.preview:
+            lease.preview, lease.preview_step = event.preview, event.done
         lease.progress = overall_progress(lease.stage, event.done, event.total)
+        self._board.feed.progressed(lease.job_id)
         now = time.monotonic()
         if self._board.leases.needs_saving(lease, now):
             lease.saved_at = now

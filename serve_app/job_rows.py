@@ -13,7 +13,7 @@ from serve_app.schema import jobs
 MAX_IDS = 500  # in one statement: SQLite bounds its parameters
 
 _SPLIT = {"error_code", "error_message", "origin_id", "origin_relation"}
-_FIELDS = {field.name for field in fields(Job)} - {"error", "origin", "place", "preview_step"}
+_FIELDS = {field.name for field in fields(Job)} - {"error", "origin", "place", "preview_step", "last_move"}
 JOB = select(*(column for column in jobs.c if column.name in _FIELDS | _SPLIT))
 
 

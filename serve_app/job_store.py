@@ -6,12 +6,14 @@ on one database never both hold a job, and none undoes what the other counted.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection, insert, update
 
 from deployments.messages import Stage
+from serve_app.access_store import record_usage
+from serve_app.deleted_videos import DeletedVideo, delete_job, tombstone
 from serve_app.job_intake import find_accepted, insert_job
 from serve_app.job_listing import list_jobs
 from serve_app.job_queries import (
@@ -27,16 +29,19 @@ from serve_app.jobs import (
     Job,
     JobError,
     JobState,
+    Move,
     Spent,
     check_move,
     overall_progress,
 )
 from serve_app.schema import WAITING, job_moves, jobs
+from serve_app.webhook_store import add_delivery
 
 __all__ = [
     "cancel",
     "claim",
     "count_live",
+    "delete",
     "fail",
     "find_accepted",
     "finish_stage",
@@ -192,6 +197,23 @@ def cancel(connection: Connection, job_id: str, now: float) -> Job | None:
     return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, error=error, completed_at=now)
 
 
+def delete(connection: Connection, job_id: str, tenant: str | None, now: float) -> Job | DeletedVideo | None:
+    """Forget a job, ended before if need be; None if there is none, or not of this tenant (None: of any).
+
+    Returns:
+        The job as it ended, or its tombstone if it was deleted before.
+    """
+    job = _locked(connection, job_id)
+    found = tombstone(connection, job_id) if job is None else job
+    if found is None or tenant not in (None, found.tenant):
+        return None
+    if job is None:
+        return found
+    ended = cancel(connection, job_id, now)
+    delete_job(connection, job_id, now)
+    return ended
+
+
 def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError, spent: Spent) -> Job | None:
     """End the job as failed. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
@@ -224,14 +246,10 @@ def _move(connection: Connection, job: Job, state: JobState, now: float, note: s
     check_move(job.state, state)
     changes |= {"state": state, "moves": job.moves + 1}
     moved = replace(job, **changes)
-    values = changed_columns(changes)
-    connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
-    entry = {
-        "job_id": job.id,
-        "at": now,
-        "state": moved.state,
-        "stage": moved.stage,
-        "attempt": moved.attempt,
-    }
-    connection.execute(insert(job_moves).values(**entry, note=note))
-    return moved
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(**changed_columns(changes)))
+    move = Move(now, moved.state, moved.stage, moved.attempt, note)
+    connection.execute(insert(job_moves).values(job_id=job.id, **asdict(move)))
+    if moved.final:
+        add_delivery(connection, moved, now)
+        record_usage(connection, moved.tenant, now, moved.device_s)
+    return replace(moved, last_move=move)

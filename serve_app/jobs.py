@@ -106,6 +106,23 @@ class Place:
     starts_at: float | None
     finishes_at: float | None
 
+    def of(self, job: "Job") -> "Place":
+        """What of it holds for the job in its state now."""
+        position = self.position if job.state is JobState.QUEUED else None
+        starts_at = None if job.state is JobState.SAMPLING else self.starts_at
+        return Place(position, starts_at, self.finishes_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One entry of a job's history. at: Unix seconds. note: why, for people."""
+
+    at: float
+    state: JobState
+    stage: Stage
+    attempt: int
+    note: str
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -118,7 +135,7 @@ class Job:
     deaths: replicas that died in a row while it was at one place of its work; died_at: that place, as `progress`.
     moves: length of its history, 1 when it was accepted. origin: the job it was made from. webhook_url: who is told of
     its end. seconds: wall time by stage and part. place, preview_step: told by a registry, not kept; the second is the
-    step of the newest preview, None without one.
+    step of the newest preview, None without one. last_move: told by the write that made it, else None.
     """
 
     id: str
@@ -151,6 +168,7 @@ class Job:
     webhook_url: str | None = None
     place: Place | None = None
     preview_step: int | None = None
+    last_move: Move | None = field(default=None, compare=False)
 
     @property
     def final(self) -> bool:
@@ -194,15 +212,9 @@ class Accepted:
     repeated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One entry of a job's history. at: Unix seconds. note: why, for people."""
-
-    at: float
-    state: JobState
-    stage: Stage
-    attempt: int
-    note: str
+def acceptance(at: float) -> Move:
+    """The first entry of every history; it is in the job's row and nowhere else."""
+    return Move(at, JobState.QUEUED, Stage.ENCODING, 1, "accepted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from deployments.scratch import scratch_folder
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import ConfigError
+from serve_app.exposure import check_exposure
 from serve_app.ports import LOOPBACK
 from serve_app.preflight import check_disk, check_ports, data_folder_lock
 from serve_app.ray_environment import (
@@ -40,7 +41,7 @@ _ALL_ADDRESSES = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run. serve: the checked content of serve_config.yaml."""
+    """What is to be run. serve: the checked content of serve_config.yaml, with the host that it left out."""
 
     serve: dict[str, Any]
     settings: AppSettings
@@ -48,11 +49,11 @@ class Plan:
 
     @property
     def host(self) -> str:
-        return str(self.serve.get("http_options", {}).get("host", LOOPBACK))
+        return str(self.serve["http_options"]["host"])
 
     @property
     def port(self) -> int:
-        return int(self.serve.get("http_options", {}).get("port", 8000))
+        return int(self.serve["http_options"].get("port", 8000))
 
     @property
     def address(self) -> str:
@@ -76,17 +77,34 @@ def read_plan(config: Path, dashboard_port: int) -> Plan:
     """Read serve_config.yaml and the profile that its applications name.
 
     Raises:
-        ConfigError: one of them is missing or wrong; names the key.
+        ConfigError: one of them is missing or wrong, or the app would be in the open without keys; names the key.
     """
     serve = _read_serve_config(config)
+    profiles = _profiles(config, serve)
+    plan = Plan(serve, profiles[0], dashboard_port)
+    for settings in profiles:
+        check_model_source(settings)
+        check_exposure(plan.host, settings.access.mode)
+    return plan
+
+
+def read_settings(config: Path) -> AppSettings:
+    """The profile that the applications of a Serve config name, for what works beside a server or without one.
+
+    Raises:
+        ConfigError: one of the files is missing or wrong; names the key.
+    """
+    return _profiles(config, _read_serve_config(config))[0]
+
+
+def _profiles(config: Path, serve: dict[str, Any]) -> list[AppSettings]:
+    """Those of all applications; never empty. Raises ConfigError also when they do not agree where things are kept."""
     named = ((app.get("args") or {}).get("config") for app in serve["applications"])
     profiles = sorted({str(profile) for profile in named if profile is not None})
     settings = [load_settings(profile) for profile in profiles] or [load_settings()]
-    for one in settings:
-        check_model_source(one)
     if any(s.data_dir != settings[0].data_dir for s in settings):
         raise ConfigError(f"{config}: the profiles {', '.join(profiles)} name different data folders")
-    return Plan(serve, settings[0], dashboard_port)
+    return settings
 
 
 def check_model_source(settings: AppSettings) -> None:
@@ -113,7 +131,11 @@ def _read_serve_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must be a mapping with the key applications")
     if not all(isinstance(app, dict) for app in tree["applications"]):
         raise ConfigError(f"{path}: each of applications must be a mapping with the key import_path")
-    return tree
+    options = tree.get("http_options") or {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: http_options must be a mapping, e.g. {{host: {LOOPBACK}, port: 8000}}")
+    # Without a host, Serve itself would listen on all addresses.
+    return {**tree, "http_options": {"host": LOOPBACK, **options}}
 
 
 def check_serve_schema(plan: Plan) -> Any:

@@ -7,7 +7,7 @@ the wall clock lapses nothing.
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from deployments.messages import Directive, ReplicaInfo, Stage
@@ -19,11 +19,12 @@ from serve_app.jobs import Job, Spent
 class Lease:
     """One replica's hold on one stage of one job.
 
-    job: as it was claimed. deadline, saved_at: seconds on the monotonic clock. charge: what its tenant was booked,
-    None if a registry before this one did so. step: denoising steps done. device_s: seconds of the device that the
-    replica told. learned_step, learned_device_s: up to here they are in the estimates; counted_step, counted_device_s:
-    in the job's row. progress: of the whole job, 0 to 1. begun, stepped: its replica has said so. directive: what
-    reports are answered. preview: the newest picture of the half-made video, WebP.
+    job: as it was claimed. spent: what was counted into its row since. deadline, saved_at: seconds on the monotonic
+    clock. charge: what its tenant was booked, None if a registry before this one did so. step: denoising steps done.
+    device_s: seconds of the device that the replica told. learned_step, learned_device_s: up to here they are in the
+    estimates; counted_step, counted_device_s: in the job's row. progress: of the whole job, 0 to 1. begun, stepped: its
+    replica has said so. directive: what reports are answered. checkpoint_step: the newest that is in storage. preview:
+    the newest picture of the half-made video, WebP, after preview_step steps.
     """
 
     job: Job
@@ -43,7 +44,10 @@ class Lease:
     begun: bool = False
     stepped: bool = False
     directive: Directive = Directive.CONTINUE
+    checkpoint_step: int = 0
     preview: bytes | None = None
+    preview_step: int | None = None
+    spent: Spent = field(default_factory=Spent)
 
     @classmethod
     def of(cls, job: Job, now: float, lease_s: float, charge: Charge | None = None) -> Self:
@@ -53,7 +57,21 @@ class Lease:
         lease.learned_step = lease.counted_step = job.step
         # A checkpoint is told when it is there, progress is saved later.
         lease.step = max(job.step, job.checkpoint_step)
+        lease.checkpoint_step = job.checkpoint_step
         return lease
+
+    @property
+    def job_now(self) -> Job:
+        """The job with what its replica has told since the claim."""
+        return replace(
+            self.job,
+            step=self.step,
+            progress=self.progress,
+            checkpoint_step=self.checkpoint_step,
+            steps_run=self.job.steps_run + self.spent.steps,
+            device_s=self.job.device_s + self.spent.device_s,
+            preview_step=self.preview_step,
+        )
 
     @property
     def job_id(self) -> str:
@@ -81,6 +99,7 @@ class Lease:
         device_s = self.device_s - (self.device_s if self.counted_device_s is None else self.counted_device_s)
         spent = Spent(max(0, self.step - self.counted_step), max(0.0, device_s))
         self.counted_step, self.counted_device_s = self.step, self.device_s
+        self.spent = Spent(self.spent.steps + spent.steps, self.spent.device_s + spent.device_s)
         return spent
 
     def learn(self) -> Spent:
@@ -92,6 +111,7 @@ class Lease:
     def uncount(self, spent: Spent) -> None:
         """The row could not be written: count it the next time."""
         self.counted_step -= spent.steps
+        self.spent = Spent(self.spent.steps - spent.steps, self.spent.device_s - spent.device_s)
         if self.counted_device_s is not None:
             self.counted_device_s -= spent.device_s
 

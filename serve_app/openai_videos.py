@@ -1,14 +1,19 @@
-"""OpenAI's routes under /v1: the `openai` package works with them unchanged.
+"""OpenAI's routes under /v1: the `openai` package works with them unchanged. Beside them: cancel, enhance, history.
 
 The short routes are further paths to the same handlers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
+from serve_app.access import Caller
 from serve_app.api_schemas import (
+    DeletedVideo,
     ErrorEnvelope,
     ModelList,
     Status,
@@ -21,22 +26,33 @@ from serve_app.api_schemas import (
     to_page,
     to_video,
 )
+from serve_app.authentication import authenticate
+from serve_app.event_docs import EVENT_DOCS
 from serve_app.http_errors import ERROR_RESPONSES
-from serve_app.jobs import JobFilter, JobState, Order
+from serve_app.jobs import Job, JobFilter, JobState, Order
 from serve_app.request_body import CONTENT_TYPES, read_fields
-from serve_app.request_headers import REPLAYED_DOCS, REPLAYED_HEADER, Caller, TenantName
-from serve_app.request_schema import VideoRequest, request_schema
+from serve_app.request_headers import REPLAYED_DOCS, REPLAYED_HEADER, TenantName
+from serve_app.request_schema import request_schema
 from serve_app.services import Services
 from serve_app.video_content import CONTENT_RESPONSES, ContentVariant, send_content
-from serve_app.video_requests import VideoRequests, conflict
+from serve_app.video_events import VideoEvents
+from serve_app.video_requests import CheckedRequest, EnhanceRequests, RemixRequests, VideoRequests, conflict
 
 POLL_HEADER = "openai-poll-after-ms"
 # OpenAI's clients keep the interval of their first poll, so it must suit a video of a second and one of minutes.
 POLL_AFTER_MS = 250
+MAX_WAIT_S = 60
 
 CONTENT_DOCS: dict[str, Any] = {"responses": {**CONTENT_RESPONSES, **ERROR_RESPONSES}, "response_class": Response}
 
 UnixSeconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+Asker = Annotated[Caller, Depends(authenticate)]
+WaitSeconds = Annotated[
+    float,
+    Query(
+        ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="answer only when the video is final, or after so long"
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +64,9 @@ class ListQuery:
     order: Annotated[Order, Query(description="by the time of creation")] = "desc"
     status: Annotated[Status | None, Query(description="OpenAI's; not together with state")] = None
     state: Annotated[JobState | None, Query(description="the exact one; not together with status")] = None
-    tenant: Annotated[TenantName | None, Query(description="whose videos")] = None
+    tenant: Annotated[
+        TenantName | None, Query(description="whose videos; where keys are needed, the key's tenant whatever it says")
+    ] = None
     created_after: Annotated[UnixSeconds | None, Query(description="Unix seconds, inclusive")] = None
     created_before: Annotated[UnixSeconds | None, Query(description="Unix seconds, exclusive")] = None
 
@@ -69,66 +87,134 @@ class OpenAIVideos:
         self._retention = services.settings.retention
         schema = request_schema(services.settings.model, "CreateVideoRequest")
         self._requests = VideoRequests(services.settings.model, schema, services.count_tokens)
+        self._remixes = RemixRequests(self._requests)
+        self._enhancements = EnhanceRequests(self._requests)
 
     def add_to(self, app: FastAPI) -> None:
+        self._add_makers(app)
         docs: dict[str, Any] = {"tags": ["OpenAI"], "responses": ERROR_RESPONSES}
-        create_docs = {**docs, **accept_docs(self._requests.schema, 200)}
-        app.add_api_route("/v1/videos", self.create, methods=["POST"], name="create_video", **create_docs)
         app.add_api_route("/v1/videos", self.list, methods=["GET"], name="list_videos", **docs)
         video = "/v1/videos/{video_id}"
         app.add_api_route(video, self.retrieve, methods=["GET"], name="retrieve_video", **docs)
+        app.add_api_route(video, self.delete, methods=["DELETE"], name="delete_video", **docs)
         app.add_api_route(f"{video}/cancel", self.cancel, methods=["POST"], name="cancel_video", **docs)
         app.add_api_route(f"{video}/history", self.history, methods=["GET"], name="list_moves", **docs)
+        app.add_api_route(f"{video}/events", self.events, methods=["GET"], name="follow_video", **docs | EVENT_DOCS)
         content, content_docs = f"{video}/content", {**docs, **CONTENT_DOCS}
         app.add_api_route(content, self.content, methods=["GET"], name="download_content", **content_docs)
         app.add_api_route(content, self.content, methods=["HEAD"], include_in_schema=False)
         app.add_api_route("/v1/models", self.models, methods=["GET"], name="list_models", **docs)
 
-    async def create(self, request: Request, response: Response, caller: Annotated[Caller, Depends()]) -> Video:
-        """Accept a video to be made; answers at once with its id, before any work."""
-        return await self.accept(self._requests, request, response, caller)
+    def _add_makers(self, app: FastAPI) -> None:
+        for path, handler, name, schema in (
+            ("/v1/videos", self.create, "create_video", self._requests.schema),
+            ("/v1/videos/{video_id}/remix", self.remix, "remix_video", self._remixes.schema),
+            ("/v1/videos/{video_id}/enhance", self.enhance, "enhance_video", self._enhancements.schema),
+        ):
+            docs = accept_docs(schema, 200)
+            app.add_api_route(path, handler, methods=["POST"], name=name, tags=["OpenAI"], **docs)
 
-    async def accept(self, requests: VideoRequests, request: Request, response: Response, caller: Caller) -> Video:
-        """Make a video of a body as `requests` reads it, or find the one that the caller's key stands for."""
-        fields = await read_fields(request, self._services.settings.ingress.max_body_bytes)
-        accepted = await self._services.submit(requests.check(fields), caller)
+    async def create(self, request: Request, response: Response, caller: Asker) -> Video:
+        """Accept a video to be made; answers at once with its id, before any work."""
+        return await self.accept(self._requests.check, request, response, caller)
+
+    async def remix(self, request: Request, response: Response, caller: Asker, video_id: str) -> Video:
+        """Accept a video like another one, with the same seed and settings and a new prompt."""
+        source = await self._services.job(video_id, caller)
+        return await self.accept(lambda fields: self._remixes.check(fields, source), request, response, caller)
+
+    async def enhance(self, request: Request, response: Response, caller: Asker, video_id: str) -> Video:
+        """Accept the same video in more denoising steps, with the same seed and prompt. The body may be left out."""
+        source = await self._services.job(video_id, caller)
+        return await self.accept(lambda fields: self._enhancements.check(fields, source), request, response, caller)
+
+    async def accept(
+        self,
+        check: Callable[[dict[str, object]], CheckedRequest],
+        request: Request,
+        response: Response,
+        caller: Caller,
+    ) -> Video:
+        """Make a video of a body as `check` reads it, or find the one that the caller's key stands for."""
+        limit = self._services.settings.ingress.max_body_bytes
+        fields = {} if _has_no_body(request) else await read_fields(request, limit)
+        accepted = await self._services.submit(check(fields), caller)
         if accepted.repeated:
             response.headers[REPLAYED_HEADER] = "true"
-        return to_video(accepted.job, self._retention)
+        return self._video(accepted.job)
 
-    async def list(self, query: Annotated[ListQuery, Depends()]) -> VideoPage:
+    async def list(self, query: Annotated[ListQuery, Depends()], caller: Asker) -> VideoPage:
         """List videos by their time of creation."""
-        page = await self._services.page(query.limit, query.after, query.order, query.wanted)
+        page = await self._services.page(query.limit, query.after, query.order, query.wanted, caller)
         return to_page(page, self._retention)
 
-    async def retrieve(self, video_id: str, response: Response) -> Video:
+    async def retrieve(self, video_id: str, response: Response, caller: Asker, wait: WaitSeconds = 0) -> Video:
         """Tell the state of a video; until it is final, a header says how soon to ask again."""
-        job = await self._services.job(video_id)
+        job = await self._services.job_at_the_end(video_id, caller, wait)
         if not job.final:
             response.headers[POLL_HEADER] = str(POLL_AFTER_MS)
-        return to_video(job, self._retention)
+        return self._video(job)
 
-    async def cancel(self, video_id: str) -> Video:
+    async def delete(self, video_id: str, caller: Asker) -> DeletedVideo:
+        """Delete a video with all its files; one that is being made is cancelled first."""
+        await self._services.delete(video_id, caller)
+        return DeletedVideo(id=video_id)
+
+    async def cancel(self, video_id: str, caller: Asker) -> Video:
         """Stop the making of a video at its next step; 409 if it is completed or failed."""
-        return to_video(await self._services.cancel(video_id), self._retention)
+        return self._video(await self._services.cancel(video_id, caller))
 
-    async def history(self, video_id: str) -> VideoHistory:
+    async def history(self, video_id: str, caller: Asker) -> VideoHistory:
         """List the moves of a video from state to state, oldest first, with their reasons."""
-        return to_history(await self._services.history(video_id))
+        return to_history(await self._services.history(video_id, caller))
 
-    async def content(self, request: Request, video_id: str, variant: ContentVariant = "video") -> Response:
-        """Download the mp4 or the poster of a completed video, or the newest preview of one that is being sampled.
+    async def events(
+        self,
+        video_id: str,
+        caller: Asker,
+        last_event_id: Annotated[str | None, Header(description="id of the last event that was received")] = None,
+    ) -> Response:
+        """Follow a video: its moves, progress and previews as server-sent events, until it ends.
+
+        A closed stream cancels nothing. With Last-Event-ID, as browsers send it by themselves, it goes on from there.
+        """
+        job = await self._services.job(video_id, caller)
+        events = VideoEvents.after(self._services, caller, last_event_id).of(job)
+        # Proxies that collect answers (nginx) are told not to.
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    async def content(
+        self,
+        request: Request,
+        caller: Asker,
+        video_id: str,
+        variant: ContentVariant = "video",
+        redirect: Annotated[
+            bool, Query(description="whether to answer with a signed link where the store can be reached")
+        ] = True,
+    ) -> Response:
+        """Download the mp4, poster or spritesheet of a completed video, or the newest preview of one being sampled.
 
         The files take Range, If-Range and If-None-Match; the preview is sent whole.
         """
-        return await send_content(self._services, request, video_id, variant)
+        return await send_content(self._services, caller, request, video_id, variant, redirect)
 
-    async def models(self) -> ModelList:
+    async def models(self, caller: Asker) -> ModelList:
         """List the served model and what may be asked of it."""
         return to_model_list(self._services.settings.model)
 
+    def _video(self, job: Job) -> Video:
+        return to_video(job, self._retention)
 
-def accept_docs(schema: type[VideoRequest], status: int) -> dict[str, Any]:
+
+def _has_no_body(request: Request) -> bool:
+    """RFC 9112, 6.3. A request for what needs a field is then told which one."""
+    headers = request.headers
+    return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+
+
+def accept_docs(schema: type[BaseModel], status: int) -> dict[str, Any]:
     """The OpenAPI description of a route that makes videos and reads its body, as `schema` has it, itself."""
     content = {"schema": schema.model_json_schema()}
     retry_after = {"description": "seconds", "schema": {"type": "integer"}}
@@ -136,10 +222,11 @@ def accept_docs(schema: type[VideoRequest], status: int) -> dict[str, Any]:
         status: {"description": "The video, accepted", "headers": REPLAYED_DOCS},
         429: {
             "model": ErrorEnvelope,
-            "description": "Too many videos wait, in all or of this tenant",
+            "description": "Too many videos wait, in all or of this tenant, or its quota is used up",
             "headers": {"Retry-After": retry_after},
         },
         **ERROR_RESPONSES,
     }
-    body = {"required": True, "content": dict.fromkeys(CONTENT_TYPES, content)}
+    required = any(field.is_required() for field in schema.model_fields.values())
+    body = {"required": required, "content": dict.fromkeys(CONTENT_TYPES, content)}
     return {"openapi_extra": {"requestBody": body}, "responses": responses, "status_code": status}

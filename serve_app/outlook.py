@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.board import Board
+from serve_app.feed import Feed
 from serve_app.forecast import Ahead, Forecast, forecast
 from serve_app.jobs import Job, JobState, Place
 
 MIN_AGE_S = 0.5
 # A forecast of a long queue takes a while: no more than this share of the registry's time goes into it.
 SHARE = 0.05
+# Seconds between two messages to the followers, for each waiting job.
+TELL_S = 0.0005
 UNKNOWN_RETRY_S = 10
 MAX_RETRY_S = 60
 
@@ -25,6 +28,7 @@ class Outlook:
         self._coming: dict[str, Forecast] = {}
         self._made_at = -math.inf
         self._took = 0.0
+        self._told_at = 0.0
 
     def place(self, job: Job) -> Place | None:
         """None for a job that has ended, or that came a moment ago to a long queue."""
@@ -32,13 +36,24 @@ class Outlook:
             return None
         self._refresh(job.id)
         running = job.state is not JobState.QUEUED
-        position, coming = self._positions.get(job.id), self._coming.get(job.id)
-        if position is None and coming is None and not running:
+        if not running and job.id not in self._positions and job.id not in self._coming:
             return None
-        made_at = time.time() - (time.monotonic() - self._made_at)
-        starts = None if coming is None or job.state is JobState.SAMPLING else made_at + coming.starts_in_s
+        return self._place(job.id).of(job)
+
+    def tell(self, feed: Feed) -> None:
+        """Bring the places that the followers know up to date, the less often the more of them there are."""
+        count = len(self._positions)
+        if time.monotonic() - self._made_at > max(MIN_AGE_S, self._took / SHARE, count * TELL_S):
+            self._make()
+        if self._told_at != self._made_at:
+            self._told_at = self._made_at
+            feed.tell_places({job_id: self._place(job_id) for job_id in self._positions.keys() | self._coming.keys()})
+
+    def _place(self, job_id: str) -> Place:
+        made_at, coming = time.time() - (time.monotonic() - self._made_at), self._coming.get(job_id)
+        starts = None if coming is None else made_at + coming.starts_in_s
         ends = None if coming is None else made_at + coming.finishes_in_s
-        return Place(None if running else position, starts, ends)
+        return Place(self._positions.get(job_id), starts, ends)
 
     def retry_after_s(self) -> int:
         """When there is room for another job: as long as a job holds its slot, over the slots."""
@@ -54,6 +69,10 @@ class Outlook:
         known = job_id in self._positions or job_id in self._coming
         if begun - self._made_at <= max(MIN_AGE_S if known else 0.0, self._took / SHARE):
             return
+        self._make()
+
+    def _make(self) -> None:
+        begun = time.monotonic()
         waiting = {stage: self._board.room.order(stage) for stage in Stage}
         self._positions = {job.id: n for jobs in waiting.values() for n, job in enumerate(jobs)}
         self._coming = self._forecast(waiting) if self._board.costs.measured(Stage.SAMPLING) else {}

@@ -1,5 +1,6 @@
-"""Reads a request's body within a limit: JSON, multipart/form-data or a URL-encoded form, into named fields."""
+"""Reads a request's body within limits: JSON, multipart/form-data or a URL-encoded form, into named fields."""
 
+import asyncio
 import json
 from typing import Any
 from urllib.parse import parse_qsl
@@ -9,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from serve_app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
+from serve_app.errors import BodyTooLargeError, InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
 from serve_app.wording import UploadedFile, shown
 
 JSON = "application/json"
@@ -18,6 +19,10 @@ URLENCODED = "application/x-www-form-urlencoded"
 CONTENT_TYPES = (JSON, MULTIPART, URLENCODED)
 
 MAX_PARTS = 100
+# Far more than any field takes, and far less than what Python needs long for.
+MAX_DIGITS = 1000
+# A client that is not to be listened to any longer is told so: what it goes on to send is no new request.
+_CLOSE = {"Connection": "close"}
 # How much of a body that is too long is read all the same: a client that is cut off while it sends may never see the
 # answer, and its next request on the connection fails.
 MAX_DISCARDED_BYTES = 16_000_000
@@ -27,16 +32,21 @@ class Form(dict[str, object]):
     """Fields of a form: values are text, or an UploadedFile."""
 
 
-async def read_fields(request: Request, max_bytes: int) -> dict[str, object]:
+async def read_fields(request: Request, max_bytes: int, timeout_s: float | None = None) -> dict[str, object]:
     """The body's fields, unchecked; a Form where every value is text. The last of equal keys counts.
 
+    Args:
+        timeout_s: in which the whole body must have arrived, seconds; None waits for ever.
+
     Raises:
-        UnsupportedMediaTypeError: the content type is none of CONTENT_TYPES, or not in UTF-8.
+        UnsupportedMediaTypeError: the content type is none of CONTENT_TYPES, or not in UTF-8, or it is compressed.
         BodyTooLargeError: the body is longer than max_bytes.
+        RequestTimeoutError: the body is not whole after timeout_s.
         InvalidRequestError: the body is not what its content type says.
     """
     kind, options = _content_type(request.headers.get("content-type", ""))
-    body = await _read(request, max_bytes)
+    _check_encoding(request.headers.getlist("content-encoding"))
+    body = await _read(request, max_bytes, timeout_s)
     if kind == JSON:
         return _parse_json(body)
     if kind == MULTIPART:
@@ -57,21 +67,51 @@ def _content_type(header: str) -> tuple[str, dict[str, str]]:
     return kind, options
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    body = bytearray()
-    received = 0
+def _check_encoding(headers: list[str]) -> None:
+    given = ", ".join(headers)
+    if given.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaTypeError(
+            f"The Content-Encoding is {shown(given)}; send the body as it is, without compression."
+        )
+
+
+async def _read(request: Request, max_bytes: int, timeout_s: float | None) -> bytes:
+    received = _Received(max_bytes)
     try:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received <= max_bytes:
-                body += chunk
-            elif received > max_bytes + MAX_DISCARDED_BYTES:
-                raise _too_large(max_bytes, {"Connection": "close"})
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                received.add(chunk)
+    except TimeoutError:
+        if received.too_large:
+            raise _too_large(max_bytes, _CLOSE) from None
+        raise RequestTimeoutError(
+            f"The body was not whole after {timeout_s:g} s; send it faster, or smaller.", headers=_CLOSE
+        ) from None
     except ClientDisconnect:
         raise _bad_body("The client went away before its request was whole.") from None
-    if received > max_bytes:
+    if received.too_large:
         raise _too_large(max_bytes)
-    return bytes(body)
+    return bytes(received.body)
+
+
+class _Received:
+    """What has come of a body: its bytes up to max_bytes, of the rest only the number."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.body = bytearray()
+        self._max_bytes = max_bytes
+        self._count = 0
+
+    @property
+    def too_large(self) -> bool:
+        return self._count > self._max_bytes
+
+    def add(self, chunk: bytes) -> None:
+        self._count += len(chunk)
+        if not self.too_large:
+            self.body += chunk
+        elif self._count > self._max_bytes + MAX_DISCARDED_BYTES:
+            raise _too_large(self._max_bytes, _CLOSE)
 
 
 def _too_large(max_bytes: int, headers: dict[str, str] | None = None) -> BodyTooLargeError:
@@ -80,7 +120,7 @@ def _too_large(max_bytes: int, headers: dict[str, str] | None = None) -> BodyToo
 
 def _parse_json(body: bytes) -> dict[str, object]:
     try:
-        fields: Any = json.loads(_text(body), parse_constant=_refuse_constant)
+        fields: Any = json.loads(_text(body), parse_constant=_refuse_constant, parse_int=_integer)
     except RecursionError:
         raise _bad_body("The body is nested too deeply; it must be one flat JSON object.") from None
     except ValueError as error:
@@ -92,6 +132,12 @@ def _parse_json(body: bytes) -> dict[str, object]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits, at most {MAX_DIGITS} are read")
+    return int(digits)
 
 
 def _parse_multipart(body: bytes, boundary: str | None) -> Form:

@@ -2,20 +2,18 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Header
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from serve_app.jobs import DEFAULT_TENANT
+from serve_app.access import TENANT_ALLOWED, TENANT_PATTERN
 
 TENANT_HEADER = "OpenAI-Organization"
 KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 
-_TENANT = "[A-Za-z0-9._-]{1,64}"
 _KEY = "[ -~]{1,255}"
 
 
@@ -30,8 +28,8 @@ def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
 
 TenantName = Annotated[
     str,
-    AfterValidator(_matching(_TENANT, "1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-'")),
-    WithJsonSchema({"type": "string", "pattern": f"^{_TENANT}$"}),
+    AfterValidator(_matching(TENANT_PATTERN, TENANT_ALLOWED)),
+    WithJsonSchema({"type": "string", "pattern": f"^{TENANT_PATTERN}$"}),
 ]
 IdempotencyKey = Annotated[
     str,
@@ -40,21 +38,17 @@ IdempotencyKey = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The headers of a request for a video; FastAPI fills it in and describes it.
-
-    tenant: among tenants the work is shared out. idempotency_key: the same key and body make the same video.
-    """
-
-    tenant: Annotated[
-        TenantName, Header(alias=TENANT_HEADER, description="whose video it is; the work is shared out among tenants")
-    ] = DEFAULT_TENANT
-    idempotency_key: Annotated[
-        IdempotencyKey | None,
-        Header(alias=KEY_HEADER, description="the client's name for this request: repeated, it makes no second video"),
-    ] = None
-
+OrganizationHeader = Annotated[
+    TenantName | None,
+    Header(
+        alias=TENANT_HEADER,
+        description="the tenant; where keys are needed, it can be no other than the key's, and is best left out",
+    ),
+]
+IdempotencyHeader = Annotated[
+    IdempotencyKey | None,
+    Header(alias=KEY_HEADER, description="the client's name for this request: repeated, it makes no second video"),
+]
 
 REPLAYED_DOCS: dict[str, Any] = {
     REPLAYED_HEADER: {

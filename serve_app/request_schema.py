@@ -45,7 +45,8 @@ class VideoRequest(BaseModel):
     guidance_scale: float
     seed: int | None
     exact: bool
-    priority: Tier
+    priority: Tier | None
+    webhook_url: str | None
 
 
 def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt") -> type[VideoRequest]:
@@ -82,8 +83,15 @@ def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt"
             Field(False, description="true or false; true gives the same bits each time on the same kind of device"),
         ),
         "priority": _priority_field(),
+        "webhook_url": _webhook_field(),
     }
     return create_model(name, __base__=VideoRequest, **fields)
+
+
+def derived_schema(of: type[VideoRequest], name: str, *fields: str) -> type[BaseModel]:
+    """The class of requests that have only these fields of `of`, and take the rest from another video."""
+    picked: dict[str, Any] = {field: (of.model_fields[field].annotation, of.model_fields[field]) for field in fields}
+    return create_model(name, __config__=VideoRequest.model_config, **picked)
 
 
 def _integer(bounds: Dimension, multiple_of: int, what: str) -> tuple[Any, Any]:
@@ -134,11 +142,22 @@ def _priority_field() -> tuple[Any, Any]:
     *names, last = TIERS
     # Inlined: a reference to a definition would lead nowhere in the OpenAPI document.
     schema = WithJsonSchema({"type": "string", "enum": list(TIERS)})
-    description = f"{', '.join(names)} or {last}; what waits with a higher priority goes first"
-    return Annotated[Tier, Field(strict=False), schema], Field(Tier.STANDARD, description=description)
+    description = (
+        f"{', '.join(names)} or {last}; what waits with a higher priority goes first; default: "
+        f"{Tier.STANDARD}, or the tenant's highest if that is lower"
+    )
+    return Annotated[Tier, Field(strict=False), schema] | None, Field(None, description=description)
 
 
-def allowed_values(schema: type[VideoRequest]) -> dict[str, str | None]:
+def _webhook_field() -> tuple[Any, Any]:
+    description = (
+        "an http or https URL with a public address; it is sent a signed event when the video is completed, failed or "
+        "cancelled"
+    )
+    return Annotated[str, Field(max_length=2000)] | None, Field(None, description=description)
+
+
+def allowed_values(schema: type[BaseModel]) -> dict[str, str | None]:
     """What each field must be, by its name on the wire."""
     return {info.alias or name: info.description for name, info in schema.model_fields.items()}
 

@@ -1,21 +1,23 @@
 """What has expired is deleted: files first, then the rows in SQL, so that a crash between them loses no track.
 
-Three things go. Work files (embeddings, checkpoints, latents) as soon as their job has ended. Jobs that ended longer
-ago than `retention` says, with their videos. Orphans: files that no job needs, left by a crash or by a replica that
-wrote after it had lost its job. Every part may be killed at any moment, repeated, and run by two registries at once.
+Four things go. Work files (embeddings, checkpoints, latents) as soon as their job has ended. Jobs that ended longer
+ago than `retention` says, with their videos. The files of videos that their clients deleted, whose tombstones keep
+track of them. Orphans: files that no job needs, left by a crash or by a replica that wrote after it had lost its job.
+Every part may be killed at any moment, repeated, and run by two registries at once.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from deployments.errors import RegistryUnavailableError, WorkerError
 from deployments.object_store import ListedObject, ObjectInfo
-from serve_app import retention_store
+from serve_app import deleted_videos, retention_store
 from serve_app.config import RetentionSettings
 from serve_app.database import Database
 from serve_app.idempotency import forget_old_keys
@@ -91,24 +93,45 @@ class Sweeper:
         self._settings = settings
         self._keep_keys_s = keep_keys_s
         self._clock = clock
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """A video was deleted: its files go now rather than with the next sweep. Call it in the loop of `run`."""
+        self._woken.set()
 
     async def run(self) -> None:
         """Sweep for ever; a store or a database that is away is tried again after `sweep_every_s` at the latest."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self.sweep_expired, self._settings.sweep_every_s))
             group.create_task(self._repeat(self.sweep_orphans, self._settings.orphans_every_s))
+            group.create_task(self._repeat_deleted())
 
     async def _repeat(self, sweep: Callable[[], Awaitable[object]], every_s: float) -> None:
         while True:
-            pause_s = every_s
-            try:
-                await sweep()
-            except (WorkerError, RegistryUnavailableError) as error:
-                log.warning(f"retention: nothing can be swept now, it is tried again: {error}")
-                pause_s = min(every_s, self._settings.sweep_every_s)
-            except Exception:  # the outermost loop: a defect here must not end the registry
-                log.exception("retention: a sweep did not succeed; it is tried again")
-            await asyncio.sleep(pause_s)
+            done = await self._try(sweep)
+            await asyncio.sleep(every_s if done else min(every_s, self._settings.sweep_every_s))
+
+    async def _repeat_deleted(self) -> None:
+        """After a sweep that did not succeed nobody wakes it: each request to delete would try again."""
+        while True:
+            self._woken.clear()
+            if not await self._try(self.sweep_deleted):
+                await asyncio.sleep(self._settings.sweep_every_s)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.sweep_every_s):
+                    await self._woken.wait()
+
+    async def _try(self, sweep: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            await sweep()
+        except (WorkerError, RegistryUnavailableError) as error:
+            log.warning(f"retention: nothing can be swept now, it is tried again: {error}")
+            return False
+        except Exception:  # the outermost loop: a defect here must not end the registry
+            log.exception("retention: a sweep did not succeed; it is tried again")
+            return False
+        return True
 
     async def sweep_expired(self) -> Swept:
         """Delete work files of ended jobs, expired jobs with their files, and expired idempotency keys.
@@ -162,6 +185,33 @@ class Sweeper:
     async def _delete(self, job_ids: list[str]) -> None:
         await delete_all_files(self._store, job_ids)
         await self._database.run(retention_store.delete_jobs, job_ids)
+
+    async def sweep_deleted(self) -> int:
+        """Delete the files of videos that were deleted, and forget those after a day; returns how many had files.
+
+        What a worker wrote after that is deleted some minutes later; see `serve_app.deleted_videos`.
+
+        Raises:
+            WorkerError: the object store is away or refuses.
+            RegistryUnavailableError: the database is away.
+        """
+        count = await self._in_batches(self._deleted, self._delete_files)
+        await self._in_batches(self._deleted_with_late_files, self._delete_files)
+        await self._database.run(deleted_videos.forget, self._clock() - DAY_S)
+        if count:
+            log.info(f"retention: deleted the files of {count} deleted videos")
+        return count
+
+    async def _deleted(self) -> list[str]:
+        return await self._database.run(deleted_videos.with_files, BATCH)
+
+    async def _deleted_with_late_files(self) -> list[str]:
+        return await self._database.run(deleted_videos.with_late_files, self._clock(), BATCH)
+
+    async def _delete_files(self, job_ids: list[str]) -> None:
+        begun = self._clock()
+        await delete_all_files(self._store, job_ids)
+        await self._database.run(deleted_videos.files_gone, job_ids, begun)
 
     async def sweep_orphans(self) -> int:
         """Delete files that no job needs and that are older than `orphan_days`; returns how many.

@@ -1,14 +1,13 @@
 """The short routes for people and scripts, and /health."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from deployments.errors import WorkerError
 from serve_app.api_schemas import ErrorEnvelope, HealthReport, Video, to_health
 from serve_app.http_errors import ERROR_RESPONSES, RETRY_AFTER_S
-from serve_app.openai_videos import CONTENT_DOCS, OpenAIVideos, accept_docs
-from serve_app.request_headers import Caller
+from serve_app.openai_videos import CONTENT_DOCS, Asker, OpenAIVideos, accept_docs
 from serve_app.request_schema import request_schema
 from serve_app.services import Services
 from serve_app.video_requests import VideoRequests
@@ -36,9 +35,9 @@ class SimpleRoutes:
         app.add_api_route("/jobs", videos.list, methods=["GET"], name="jobs", **docs)
         app.add_api_route("/health", self.health, methods=["GET"], **health)
 
-    async def generate(self, request: Request, response: Response, caller: Annotated[Caller, Depends()]) -> Video:
+    async def generate(self, request: Request, response: Response, caller: Asker) -> Video:
         """Accept a video to be made; answers at once with its id, before any work."""
-        video = await self._videos.accept(self._requests, request, response, caller)
+        video = await self._videos.accept(self._requests.check, request, response, caller)
         response.headers["Location"] = f"/status/{video.id}"
         return video
 

@@ -1,6 +1,7 @@
-"""Sends a finished video or its poster: whole, in parts, or not at all when the client has it.
+"""Sends a finished video or a picture of it: whole, in parts, or not at all when the client has it.
 
-The preview of a video that is being sampled comes from the registry, whole.
+Where clients reach the object store, it sends them there instead, with a signed link. The preview of a video that is
+being sampled comes from the registry, whole.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -14,14 +15,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from deployments.object_store import ObjectInfo
+from serve_app.access import Caller
 from serve_app.errors import NotFoundError, VideoNotReadyError
 from serve_app.jobs import Job, JobState
 from serve_app.services import Services
 from serve_app.video_storage import Variant, parse_range
 
-ContentVariant = Literal["video", "thumbnail", "preview"]
+ContentVariant = Literal["video", "thumbnail", "spritesheet", "preview"]
 
-FILE_SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp"}
+FILE_SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".sprites.webp"}
 # A video never changes under its id, but it may be private.
 CACHE_CONTROL = "private, max-age=31536000, immutable"
 
@@ -32,27 +34,53 @@ CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     }
     for status, text in ((200, "The whole file"), (206, "The bytes that Range asked for"))
 }
+CONTENT_RESPONSES[307] = {
+    "description": "The store has it: Location is a signed link for GET, good for a while (storage.public_endpoint)",
+    "headers": {"Location": {"schema": {"type": "string", "format": "uri"}}},
+}
 CONTENT_RESPONSES[304] = {"description": "The client has this file: If-None-Match names its ETag"}
 
 
-async def send_content(services: Services, request: Request, video_id: str, variant: ContentVariant) -> Response:
+async def send_content(
+    services: Services,
+    caller: Caller,
+    request: Request,
+    video_id: str,
+    variant: ContentVariant,
+    redirect: bool = True,
+) -> Response:
     """Answer GET or HEAD for a file of a video, or for the newest preview of one that is being sampled.
 
+    Args:
+        redirect: answer GET with a signed link if `storage.public_endpoint` is set; HEAD is answered here always.
+
     Raises:
-        NotFoundError: no such video, its file is gone, or it has no preview.
+        NotFoundError: no such video, it has no such file, or no preview.
         VideoNotReadyError: it is being made, or failed.
         RangeNotWithinFileError: Range lies behind the end.
         StorageUnavailableError: the store does not answer; raised before the first byte is sent.
     """
     if variant == "preview":
-        return await _send_preview(services, request, video_id)
-    _check_completed(await services.job(video_id))
+        return await _send_preview(services, caller, request, video_id)
+    _check_completed(await services.job(video_id, caller))
     info = await services.storage.stat_video(video_id, variant)
     if info is None:
-        raise NotFoundError(f"The {variant} of this video is gone.", "video_id", "content_not_found")
-    headers = _headers(info, f"{video_id}{FILE_SUFFIX[variant]}")
+        raise NotFoundError(_no_file(variant), "video_id", "content_not_found")
+    filename = f"{video_id}{FILE_SUFFIX[variant]}"
+    headers = _headers(info, filename)
     if _client_has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
+    if redirect and request.method == "GET":
+        link = services.storage.signed_link(video_id, variant, filename, info.content_type)
+        if link is not None:
+            # The link is a key to the video until it expires: no cache may keep it.
+            return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
+    return await _send_file(services, request, video_id, variant, info, headers)
+
+
+async def _send_file(
+    services: Services, request: Request, video_id: str, variant: Variant, info: ObjectInfo, headers: dict[str, str]
+) -> Response:
     part = _part(request, headers, info.size)
     offset, length = part or (0, info.size)
     headers["Content-Length"] = str(length)
@@ -65,10 +93,16 @@ async def send_content(services: Services, request: Request, video_id: str, vari
     return await _begun(chunks, 200 if part is None else 206, headers)
 
 
-async def _send_preview(services: Services, request: Request, video_id: str) -> Response:
-    preview = await services.preview(video_id)
+def _no_file(variant: Variant) -> str:
+    if variant == "spritesheet":
+        return "This video has no spritesheet: it was made before there were any, or its files are gone."
+    return f"The {variant} of this video is gone."
+
+
+async def _send_preview(services: Services, caller: Caller, request: Request, video_id: str) -> Response:
+    preview = await services.preview(video_id, caller)
     if preview is None:
-        why = _no_preview(await services.job(video_id), services.settings.sampling.preview_every)
+        why = _no_preview(await services.job(video_id, caller), services.settings.sampling.preview_every)
         raise NotFoundError(why, "video_id", "preview_not_ready")
     headers = {"Cache-Control": "no-store", "Content-Length": str(len(preview)), "Content-Type": "image/webp"}
     return Response(b"" if request.method == "HEAD" else preview, headers=headers)

@@ -1,49 +1,45 @@
 """From the fields of a request to what is asked for: defaults, conflicts, and the arithmetic of seconds and frames.
 
-Types and bounds of single fields are in `request_schema`; here is what concerns several of them.
+Types and bounds of single fields are in `request_schema`; here is what concerns several of them, or another video.
 """
 
 import hashlib
 import json
 import math
-import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 
 from deployments.messages import VideoSpec
 from deployments.settings import Dimension, ModelSettings
 from serve_app.errors import InvalidRequestError
-from serve_app.jobs import Tier
+from serve_app.jobs import Job, Origin, Relation, Tier
 from serve_app.prompt_limits import CountTokens, check_tokens
-from serve_app.request_body import Form
-from serve_app.request_schema import DECIMAL, SIZE_PARTS, VideoRequest, allowed_values
+from serve_app.request_fields import validated
+from serve_app.request_schema import SIZE_PARTS, VideoRequest, derived_schema
 from serve_app.wording import shown
 
 # A drawn seed is below 2**53, so that a client whose numbers are doubles (JavaScript) can send it back.
 DRAWN_SEEDS = 2**53
-
-_NUMBERS = frozenset(
-    {"width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale", "seed", "seconds"}
-)
-_BOOLEANS = {"true": True, "false": False}
-_INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRequest:
     """A request that the model can be asked for.
 
-    fingerprint: 64 hexadecimal digits that are equal for two requests that ask for the same; a seed that was drawn
-    is no part of it.
+    tier: None if none was asked for. fingerprint: 64 hexadecimal digits that are equal for two requests that ask for
+    the same; a seed that was drawn is no part of it. prompt_field: what the prompt is called on the wire.
     """
 
     spec: VideoSpec
-    tier: Tier
+    tier: Tier | None
     fingerprint: str
+    prompt_field: str = "prompt"
+    webhook_url: str | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,11 @@ class VideoRequests:
         Raises:
             InvalidRequestError: names the field, what was given and what is allowed.
         """
-        request = self._validated(_typed(fields) if isinstance(fields, Form) else fields)
+        request = validated(self.schema, fields)
         self._check_model(request.model)
         width, height = _size(request)
         num_frames = _num_frames(request, self.model.num_frames)
         self._check_pixels(request, width, height, num_frames)
-        self._check_tokens(request)
         spec = VideoSpec(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -78,43 +73,14 @@ class VideoRequests:
             seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
             exact=request.exact,
         )
-        return CheckedRequest(spec, request.priority, _fingerprint(request, spec))
+        self.check_tokens(spec)
+        priority, url = request.priority, request.webhook_url
+        fingerprint = _fingerprint(spec, priority, url, seed=request.seed, model=request.model)
+        return CheckedRequest(spec, priority, fingerprint, self._prompt_field, url)
 
-    def _validated(self, fields: Mapping[str, object]) -> VideoRequest:
-        self._check_names(fields)
-        given = {name: value for name, value in fields.items() if value is not None}
-        try:
-            return self.schema.model_validate(given)
-        except ValidationError as error:
-            raise self._explained(dict(error.errors(include_url=False)[0])) from None
-
-    def _check_names(self, fields: Mapping[str, object]) -> None:
-        allowed = allowed_values(self.schema)
-        for name, value in fields.items():
-            if name.partition("[")[0] == "input_reference":
-                if value is None:
-                    continue
-                raise InvalidRequestError(
-                    "Unsupported parameter: 'input_reference'. This model makes videos from text alone; leave it out.",
-                    "input_reference",
-                    "unsupported_parameter",
-                )
-            if name not in allowed:
-                raise InvalidRequestError(
-                    f"Unknown parameter: {shown(name)}. Allowed are: {', '.join(allowed)}.",
-                    shown(name)[1:-1] if len(name) <= 60 else None,
-                    "unknown_parameter",
-                )
-
-    def _explained(self, error: dict[str, Any]) -> InvalidRequestError:
-        name = str(error["loc"][0])
-        must = f"It must be {allowed_values(self.schema)[name]}."
-        if error["type"] == "missing":
-            return InvalidRequestError(
-                f"Missing required parameter: '{name}'. {must}", name, "missing_required_parameter"
-            )
-        reason = f" ({error['ctx']['error']})" if error["type"] == "value_error" else ""
-        return InvalidRequestError(f"Invalid '{name}': got {shown(error['input'])}{reason}. {must}", name)
+    @property
+    def _prompt_field(self) -> str:
+        return self.schema.model_fields["prompt"].alias or "prompt"
 
     def _check_model(self, name: str) -> None:
         if name != self.model.name:
@@ -134,29 +100,69 @@ class VideoRequests:
                 asked[0] if asked else "size",
             )
 
-    def _check_tokens(self, request: VideoRequest) -> None:
-        prompt_field = self.schema.model_fields["prompt"].alias or "prompt"
-        for param, text in ((prompt_field, request.prompt), ("negative_prompt", request.negative_prompt)):
+    def check_tokens(self, spec: VideoSpec) -> None:
+        """Raises InvalidRequestError if a prompt is longer than the text encoder reads."""
+        for param, text in ((self._prompt_field, spec.prompt), ("negative_prompt", spec.negative_prompt)):
             check_tokens(param, text, self.count_tokens, self.model.max_sequence_length)
 
 
-def _typed(form: Form) -> dict[str, object]:
-    """The fields of a form, whose values are text; what does not have the type of its field is refused later."""
-    return {name: _typed_value(name, value) for name, value in form.items()}
+class RemixRequests:
+    """Another prompt for a video that is there, with all else as it was."""
+
+    def __init__(self, requests: VideoRequests) -> None:
+        self._requests = requests
+        self.schema = derived_schema(requests.schema, "RemixVideoRequest", "prompt", "priority", "webhook_url")
+
+    def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
+        """Raises InvalidRequestError as `VideoRequests.check` does."""
+        request: Any = validated(self.schema, fields)
+        spec = replace(source.spec, prompt=request.prompt)
+        self._requests.check_tokens(spec)
+        return _derived(spec, request, Origin(source.id, Relation.REMIX))
 
 
-def _typed_value(name: str, value: object) -> object:
-    if name in _NUMBERS:
-        return _number(value)
-    return _BOOLEANS.get(value, value) if name == "exact" and isinstance(value, str) else value
+class EnhanceRequests:
+    """The same video in more denoising steps."""
+
+    def __init__(self, requests: VideoRequests) -> None:
+        self._model = requests.model
+        fields = ("num_inference_steps", "priority", "webhook_url")
+        self.schema: type[BaseModel] = derived_schema(requests.schema, "EnhanceVideoRequest", *fields)
+
+    def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
+        """Raises InvalidRequestError as `VideoRequests.check` does, and if the steps are no more than the video has."""
+        request: Any = validated(self.schema, fields)
+        given = "num_inference_steps" in request.model_fields_set
+        steps = request.num_inference_steps if given else self._steps(source.spec.num_inference_steps)
+        if steps <= source.spec.num_inference_steps:
+            raise self._no_more(source.spec.num_inference_steps)
+        spec = replace(source.spec, num_inference_steps=steps)
+        return _derived(spec, request, Origin(source.id, Relation.ENHANCE))
+
+    def _steps(self, made_with: int) -> int:
+        wanted = self._model.enhanced_steps or 0
+        if wanted <= made_with:
+            wanted = 2 * made_with
+        return min(wanted, self._model.num_inference_steps.maximum)
+
+    def _no_more(self, made_with: int) -> InvalidRequestError:
+        most = self._model.num_inference_steps.maximum
+        if made_with >= most:
+            return InvalidRequestError(
+                f"The video was made with {made_with} steps, the most there can be; there is nothing to enhance.",
+                "video_id",
+            )
+        return InvalidRequestError(
+            f"Invalid 'num_inference_steps': the video was made with {made_with} steps; to enhance it, ask for more, "
+            f"at most {most}, or leave it out.",
+            "num_inference_steps",
+        )
 
 
-def _number(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if _INTEGER.fullmatch(value):
-        return int(value)
-    return float(value) if DECIMAL.fullmatch(value) else value
+def _derived(spec: VideoSpec, request: Any, origin: Origin) -> CheckedRequest:
+    priority, url = request.priority, request.webhook_url
+    fingerprint = _fingerprint(spec, priority, url, origin=origin.video_id, relation=origin.relation)
+    return CheckedRequest(spec, priority, fingerprint, webhook_url=url, origin=origin)
 
 
 def _size(request: VideoRequest) -> tuple[int, int]:
@@ -185,9 +191,11 @@ def _num_frames(request: VideoRequest, bounds: Dimension) -> int:
     return num_frames
 
 
-def _fingerprint(request: VideoRequest, spec: VideoSpec) -> str:
+def _fingerprint(spec: VideoSpec, priority: Tier | None, webhook_url: str | None, **more: object) -> str:
     """SHA-256 over the request as it was understood: however it was written, with its defaults filled in."""
-    meant = asdict(spec) | {"seed": request.seed, "model": request.model, "priority": request.priority}
+    meant = asdict(spec) | {"priority": priority or Tier.STANDARD} | more
+    if webhook_url is not None:
+        meant["webhook_url"] = webhook_url
     return hashlib.sha256(json.dumps(meant, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 

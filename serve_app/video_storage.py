@@ -1,16 +1,22 @@
 """The finished videos, as the ingress hands them out: by job and variant, whole or in byte ranges."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
-from deployments.messages import poster_key, video_key
+from deployments.messages import poster_key, spritesheet_key, video_key
 from deployments.object_store import ObjectInfo, ObjectStore
 from deployments.settings import StorageSettings
 from serve_app.errors import RangeNotWithinFileError
 from serve_app.wording import shown
 
-Variant = Literal["video", "thumbnail"]
+Variant = Literal["video", "thumbnail", "spritesheet"]
+
+_KEYS: dict[Variant, Callable[[str], str]] = {
+    "video": video_key,
+    "thumbnail": poster_key,
+    "spritesheet": spritesheet_key,
+}
 
 _ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE | re.ASCII)
 # Longer numbers exceed every file; int() of a very long one is slow.
@@ -18,8 +24,8 @@ _MAX_DIGITS = 18
 
 
 def object_key(job_id: str, variant: Variant) -> str:
-    """Where the decoder wrote the variant: the mp4, or the WebP poster."""
-    return video_key(job_id) if variant == "video" else poster_key(job_id)
+    """Where the decoder wrote the variant: the mp4, or one of its pictures (WebP)."""
+    return _KEYS[variant](job_id)
 
 
 class VideoStorage:
@@ -27,6 +33,8 @@ class VideoStorage:
 
     def __init__(self, settings: StorageSettings) -> None:
         self._store = ObjectStore(settings)
+        self._public = settings.public_endpoint is not None
+        self._link_s = settings.signed_link_s
 
     async def ping(self) -> None:
         """Return if the store answers; raise otherwise."""
@@ -42,10 +50,14 @@ class VideoStorage:
         """Bytes offset to offset + length, to the end without length, in chunks."""
         return self._store.stream(object_key(job_id, variant), offset, length)
 
-    async def delete_video(self, job_id: str) -> None:
-        """Remove the video and its poster; no error when there are none."""
-        await self._store.delete(video_key(job_id))
-        await self._store.delete(poster_key(job_id))
+    def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None:
+        """Where clients get the file from the store itself, without keys, for `storage.signed_link_s`.
+
+        None without `storage.public_endpoint`: then clients cannot reach the store. Asks nothing of the store.
+        """
+        if not self._public:
+            return None
+        return self._store.presigned_get(object_key(job_id, variant), self._link_s, filename, content_type)
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from deployments.messages import Stage
-from serve_app.config import JobSettings, SchedulingSettings
+from serve_app.config import JobSettings
 from serve_app.costs import CostModel
 from serve_app.errors import QueueFullError
 from serve_app.fair_queue import FairQueue
@@ -22,16 +22,22 @@ from serve_app.retries import OUTAGE_PAUSE_S
 class WaitingRoom:
     """All jobs in the state `queued`, each in the queue of its stage."""
 
-    def __init__(self, jobs: JobSettings, scheduling: SchedulingSettings, costs: CostModel) -> None:
+    def __init__(
+        self, jobs: JobSettings, weight: Callable[[str], float], promote_after_s: float, costs: CostModel
+    ) -> None:
         self._settings = jobs
         self._costs = costs
-        self._queues = {stage: FairQueue(scheduling.weight, scheduling.promote_after_s) for stage in Stage}
+        self._queues = {stage: FairQueue(weight, promote_after_s) for stage in Stage}
         self._jobs: dict[str, Job] = {}
         self._coming: Counter[str] = Counter()
         self._being_claimed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def holds(self, job_id: str) -> bool:
+        """Whether it waits, as far as is known here, or is being claimed at this moment."""
+        return job_id in self._jobs or job_id in self._being_claimed
 
     def follow(self, job: Job, pause_s: float | None = None) -> None:
         """Take note of what became of a job; call it right after the write, in the order of the writes.
@@ -83,14 +89,15 @@ class WaitingRoom:
                 self.drop(job.id)
         return [job_id for job_id in told if job_id not in self._jobs and job_id not in self._being_claimed]
 
-    def refusal(self, tenant: str, retry_after_s: Callable[[], int]) -> QueueFullError | None:
-        """Why one more job of the tenant may not wait, or None."""
+    def refusal(self, tenant: str, max_queued: int | None, retry_after_s: Callable[[], int]) -> QueueFullError | None:
+        """Why one more job of the tenant may not wait, or None. max_queued: its own bound, if it has one."""
         jobs, coming = self._settings, self._coming
+        allowed = jobs.max_queued_per_tenant if max_queued is None else max_queued
         if len(self._jobs) + coming.total() >= jobs.max_queued:
             return QueueFullError(jobs.max_queued, None, retry_after_s())
         of_tenant = sum(queue.count(tenant) for queue in self._queues.values())
-        if of_tenant + coming[tenant] >= jobs.max_queued_per_tenant:
-            return QueueFullError(jobs.max_queued_per_tenant, tenant, retry_after_s())
+        if of_tenant + coming[tenant] >= allowed:
+            return QueueFullError(allowed, tenant, retry_after_s())
         return None
 
     @contextmanager

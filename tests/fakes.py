@@ -11,8 +11,10 @@ from typing import Any
 from deployments.errors import MochiServeError, RegistryUnavailableError, StorageUnavailableError
 from deployments.messages import ReplicaInfo, Stage
 from deployments.object_store import ObjectInfo
+from serve_app.access import AccessTable
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
+from serve_app.feed import Batch, Cursor, Feed
 from serve_app.fitting import memory_limit, sample_tokens
 from serve_app.jobs import (
     Accepted,
@@ -24,6 +26,7 @@ from serve_app.jobs import (
     JobState,
     Move,
     Submission,
+    acceptance,
     check_move,
 )
 from serve_app.prompt_limits import load_token_counter
@@ -31,7 +34,11 @@ from serve_app.services import Services
 from serve_app.video_storage import Variant
 
 MODIFIED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
-CONTENT_TYPES: dict[Variant, str] = {"video": "video/mp4", "thumbnail": "image/webp"}
+CONTENT_TYPES: dict[Variant, str] = {
+    "video": "video/mp4",
+    "thumbnail": "image/webp",
+    "spritesheet": "image/webp",
+}
 
 
 class MemoryRegistry:
@@ -46,6 +53,8 @@ class MemoryRegistry:
         self.replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {}
         self.previews: dict[str, bytes] = {}
         self.moves: dict[str, list[Move]] = {}
+        self.deleted: dict[str, str] = {}
+        self.feed = Feed(access=AccessTable(0, {}, {}))
         self.keys: dict[tuple[str, str], Submission] = {}
         self.refusals: list[MochiServeError] = []
         self.calls: Counter[str] = Counter()
@@ -86,10 +95,22 @@ class MemoryRegistry:
     def _insert(self, new: Submission) -> Job:
         at = float(next(self._clock))
         job = Job(
-            new.job_id, new.model, new.spec, JobState.QUEUED, Stage.ENCODING, 1, at, tenant=new.tenant, tier=new.tier
+            new.job_id,
+            new.model,
+            new.spec,
+            JobState.QUEUED,
+            Stage.ENCODING,
+            1,
+            at,
+            tenant=new.tenant,
+            tier=new.tier,
+            origin=new.origin,
+            webhook_url=new.webhook_url,
+            last_move=acceptance(at),
         )
         self.jobs[job.id] = job
-        self.moves[job.id] = [Move(at, job.state, job.stage, 1, "accepted")]
+        self.moves[job.id] = [acceptance(at)]
+        self.feed.moved(job)
         if new.idempotency_key is not None:
             self.keys[new.tenant, new.idempotency_key] = new
         return job
@@ -103,6 +124,22 @@ class MemoryRegistry:
             return job
         error = JobError("cancelled", "the job was cancelled")
         return self.move(job_id, JobState.CANCELLED, error=error, completed_at=float(next(self._clock)))
+
+    async def delete(self, job_id: str, tenant: str | None) -> bool:
+        owner = self.jobs[job_id].tenant if job_id in self.jobs else self.deleted.get(job_id)
+        if owner is None or tenant not in (None, owner):
+            return False
+        await self.cancel(job_id)
+        if self.jobs.pop(job_id, None) is not None:
+            self.deleted[job_id] = owner
+            self.moves.pop(job_id)
+            self.feed.deleted([job_id])
+        await self.feed.told()
+        return True
+
+    async def follow(self, follower: str, cursor: Cursor) -> Batch:
+        await self.feed.wait(follower, cursor)
+        return self.feed.batch(cursor)
 
     async def preview(self, job_id: str) -> bytes | None:
         return self.previews.get(job_id)
@@ -136,10 +173,13 @@ class MemoryRegistry:
         """Move a job as the real registry would, along the table of moves."""
         job = self.jobs[job_id]
         check_move(job.state, state)
-        moved = self.jobs[job_id] = replace(job, state=state, **changes)
+        moved = replace(job, state=state, moves=job.moves + 1, **changes)
         note = str(state) if moved.error is None else moved.error.message
-        self.moves[job_id].append(Move(float(next(self._clock)), state, moved.stage, moved.attempt, note))
-        return moved
+        move = Move(float(next(self._clock)), state, moved.stage, moved.attempt, note)
+        self.moves[job_id].append(move)
+        self.jobs[job_id] = replace(moved, last_move=move)
+        self.feed.moved(self.jobs[job_id])
+        return self.jobs[job_id]
 
     def complete(self, job_id: str) -> Job:
         steps = self.jobs[job_id].spec.num_inference_steps
@@ -164,11 +204,15 @@ def is_wanted(job: Job, wanted: JobFilter) -> bool:
 
 
 class MemoryStorage:
-    """Files of videos in a dict. `open_streams` counts what is being read; all are closed in the end."""
+    """Files of videos in a dict. `open_streams` counts what is being read; all are closed in the end.
+
+    public: what signed links begin with; without it there are none.
+    """
 
     def __init__(self, files: Mapping[tuple[str, Variant], bytes] | None = None, chunk: int = 1000) -> None:
         self.files = dict(files or {})
         self.reachable = True
+        self.public: str | None = None
         self.open_streams = 0
         self._chunk = chunk
 
@@ -182,6 +226,9 @@ class MemoryStorage:
             return None
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         return ObjectInfo(len(data), etag, MODIFIED, CONTENT_TYPES[variant])
+
+    def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None:
+        return None if self.public is None else f"{self.public}/{filename}?type={content_type}"
 
     async def stream_video(
         self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None

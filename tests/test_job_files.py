@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.messages import checkpoint_key, latents_key, poster_key, prompt_embeds_key, video_key
+from deployments.messages import (
+    checkpoint_key,
+    latents_key,
+    poster_key,
+    prompt_embeds_key,
+    spritesheet_key,
+    video_key,
+)
 from deployments.object_store import ListedObject
 from deployments.preview import preview_key
 from serve_app.job_files import FileKind, JobFile, delete_all_files, delete_work_files, is_needed, parse_key
@@ -22,7 +29,7 @@ def test_every_key_that_the_workers_write_is_known(uuid: object, step: int) -> N
     job_id = f"video_{str(uuid).replace('-', '')}"
     for key in (prompt_embeds_key(job_id), latents_key(job_id), checkpoint_key(job_id, step)):
         assert parse_key(key) == JobFile(key, job_id, FileKind.WORK)
-    for key in (video_key(job_id), poster_key(job_id)):
+    for key in (video_key(job_id), poster_key(job_id), spritesheet_key(job_id)):
         assert parse_key(key) == JobFile(key, job_id, FileKind.VIDEO)
 
 
@@ -62,6 +69,10 @@ def test_ids_are_in_the_order_of_their_making() -> None:
         f"videos/{JOB}",
         f"videos/{JOB}.mov",
         f"videos/{JOB}.mp4.part",
+        f"videos/{JOB}.sprites",
+        f"videos/{JOB}.sprites.mp4",
+        f"videos/{JOB}spritesXwebp",
+        f"videos/{JOB}.sprites.webp.bak",
         f"videos/{JOB}/a.mp4",
         f"Videos/{JOB}.mp4",
     ],
@@ -102,15 +113,15 @@ def _files(job_id: str) -> list[str]:
 
 
 async def test_the_work_files_of_a_job_are_all_that_lies_under_its_prefix() -> None:
-    videos = [video_key(JOB), poster_key(JOB)]
+    videos = [video_key(JOB), poster_key(JOB), spritesheet_key(JOB)]
     store = _Keys(*_files(JOB), *_files(OTHER), *videos)
     assert await delete_work_files(store, [JOB]) == 6
     assert store.keys == {*_files(OTHER), *videos}
     assert await delete_work_files(store, [JOB]) == 0
 
 
-async def test_all_files_are_those_and_the_video_and_the_poster() -> None:
-    kept = {*_files(OTHER), video_key(OTHER), poster_key(OTHER), "models/x/preview.json"}
-    store = _Keys(*_files(JOB), video_key(JOB), poster_key(JOB), *kept)
+async def test_all_files_are_those_and_the_video_and_its_pictures() -> None:
+    kept = {*_files(OTHER), video_key(OTHER), poster_key(OTHER), spritesheet_key(OTHER), "models/x/preview.json"}
+    store = _Keys(*_files(JOB), video_key(JOB), poster_key(JOB), spritesheet_key(JOB), *kept)
     await delete_all_files(store, [JOB])
     assert store.keys == kept

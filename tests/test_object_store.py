@@ -170,13 +170,74 @@ async def test_an_empty_prefix_is_an_error(object_store: ObjectStore, tmp_path: 
     assert caught.value.code == "object_missing"
 
 
+async def _ask(method: str, url: str, **headers: str) -> urllib3.BaseHTTPResponse:
+    return await asyncio.to_thread(urllib3.request, method, url, headers=headers)
+
+
+@pytest.fixture
+def public_store(storage_settings: StorageSettings) -> ObjectStore:
+    """The session's store, which clients reach under another name."""
+    assert storage_settings.endpoint is not None
+    public = storage_settings.endpoint.replace("127.0.0.1", "localhost")
+    assert public != storage_settings.endpoint
+    return ObjectStore(storage_settings.model_copy(update={"public_endpoint": public, "public_secure": False}))
+
+
 async def test_a_presigned_link_needs_no_keys_and_names_the_file(object_store: ObjectStore) -> None:
-    await object_store.put("linked", b"a video", "video/mp4")
-    url = object_store.presigned_get("linked", 60, "mein vidéo.mp4")
-    response = await asyncio.to_thread(urllib3.request, "GET", url)
+    await object_store.put("linked", b"a video", "text/plain")
+    response = await _ask("GET", object_store.presigned_get("linked", 60, "mein vidéo.mp4", "video/mp4"))
     assert response.data == b"a video"
     assert "mein%20vid%C3%A9o.mp4" in response.headers["content-disposition"]
-    assert (await asyncio.to_thread(urllib3.request, "GET", url.split("?")[0])).status == 403
+    assert response.headers["content-type"] == "video/mp4"
+
+
+async def test_a_link_is_signed_for_the_public_host(
+    public_store: ObjectStore, storage_settings: StorageSettings
+) -> None:
+    await public_store.put("public", bytes(range(100)), "video/mp4")
+    url = public_store.presigned_get("public", 60, "a.mp4", "video/mp4")
+    assert url.startswith("http://localhost:")
+    assert (await _ask("GET", url)).data == bytes(range(100))
+    part = await _ask("GET", url, Range="bytes=10-19")
+    assert (part.status, part.data, part.headers["content-range"]) == (206, bytes(range(10, 20)), "bytes 10-19/100")
+    assert storage_settings.endpoint is not None
+    other_host = url.replace(url.split("/")[2], storage_settings.endpoint)
+    assert (await _ask("GET", other_host)).status == 403
+
+
+async def test_a_forged_link_is_refused(public_store: ObjectStore) -> None:
+    await public_store.put("mine", b"mine", "video/mp4")
+    await public_store.put("theirs", b"theirs", "video/mp4")
+    url = public_store.presigned_get("mine", 60, "a.mp4", "video/mp4")
+    assert (await _ask("GET", url)).data == b"mine"
+    last = "0" if url[-1] != "0" else "1"
+    forged = {
+        "unsigned": url.split("?")[0],
+        "another object": url.replace("/mine?", "/theirs?"),
+        "longer": url.replace("X-Amz-Expires=60", "X-Amz-Expires=6000"),
+        "another type": url.replace("video%2Fmp4", "text%2Fhtml"),
+        "another signature": url[:-1] + last,
+    }
+    for what, link in forged.items():
+        assert link != url, what
+        assert (await _ask("GET", link)).status == 403, what
+    for method in ("PUT", "DELETE"):
+        assert (await _ask(method, url)).status == 403
+    assert await public_store.get("mine") == b"mine"
+
+
+async def test_a_link_expires(public_store: ObjectStore) -> None:
+    await public_store.put("short", b"x", "video/mp4")
+    url = public_store.presigned_get("short", 1, "a.mp4", "video/mp4")
+    async with asyncio.timeout(60):
+        while (await _ask("GET", url)).status != 403:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_link_asks_nothing_of_the_store(storage_settings: StorageSettings) -> None:
+    away = {"endpoint": f"127.0.0.1:{free_ports(1)[0]}", "public_endpoint": "videos.example.com:8443"}
+    store = ObjectStore(storage_settings.model_copy(update=away))
+    assert store.presigned_get("a", 60, "a.mp4", "video/mp4").startswith("https://videos.example.com:8443/")
 
 
 @pytest.mark.parametrize("field", ["access_key", "secret_key"])

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -6,7 +7,7 @@ from fastapi import FastAPI, Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
+from serve_app.errors import BodyTooLargeError, InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
 from serve_app.request_body import Form, read_fields
 from serve_app.wording import UploadedFile
 
@@ -77,6 +78,7 @@ async def test_other_content_types(content_type: str | None) -> None:
         b'{"seed": NaN}',
         b'{"seed": -Infinity}',
         b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"seed": -' + b"9" * 1000 + b"}",
         b"[" * 9000,
         b'{"a":' * 1800,
         b'\xef\xbb\xbf{"prompt": "x"}',
@@ -142,6 +144,47 @@ async def test_a_body_of_the_limit_is_read() -> None:
     assert await read(body, "application/json", len(body))
     with pytest.raises(BodyTooLargeError):
         await read(body, "application/json", len(body) - 1)
+
+
+def arriving(*chunks: bytes, encoding: bytes | None = None) -> Request:
+    """A request of which these pieces arrive, and then nothing more."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    headers = [(b"content-type", b"application/json")]
+    headers += [] if encoding is None else [(b"content-encoding", encoding)]
+
+    async def receive() -> dict[str, object]:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
+
+    return Request({"type": "http", "headers": headers}, receive)
+
+
+async def test_a_body_that_never_ends_is_given_up() -> None:
+    with pytest.raises(RequestTimeoutError, match=r"not whole after 0\.05 s") as caught:
+        await read_fields(arriving(b'{"prompt":', b' "x"'), 1000, 0.05)
+    assert (caught.value.status, caught.value.headers) == (408, {"Connection": "close"})
+
+
+async def test_a_body_too_large_that_never_ends_is_too_large() -> None:
+    with pytest.raises(BodyTooLargeError) as caught:
+        await read_fields(arriving(b" " * 1001), 1000, 0.05)
+    assert caught.value.headers == {"Connection": "close"}
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"deflate, gzip", b"x", b"\xff"])
+async def test_a_compressed_body_is_refused_unread(encoding: bytes) -> None:
+    with pytest.raises(UnsupportedMediaTypeError, match="without compression"):
+        await read_fields(arriving(encoding=encoding), 1000)
+
+
+async def test_the_encoding_that_is_none() -> None:
+    with pytest.raises(RequestTimeoutError):
+        await read_fields(arriving(encoding=b"Identity"), 1000, 0.01)
+
+
+async def test_a_number_of_the_most_digits_is_read() -> None:
+    assert await read(b'{"seed": ' + b"9" * 1000 + b"}", "application/json") == {"seed": 10**1000 - 1}
 
 
 @settings(deadline=None)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -22,14 +22,16 @@ from deployments.messages import (
     latents_key,
     poster_key,
     prompt_embeds_key,
+    spritesheet_key,
     video_key,
 )
 from deployments.object_store import PAGE, ListedObject, ObjectInfo, ObjectStore
 from deployments.preview import preview_key
 from deployments.settings import StorageSettings
-from serve_app import job_store, meta_store, retention_store
+from serve_app import deleted_videos, job_store, meta_store, retention_store
 from serve_app.config import RetentionSettings
 from serve_app.database import Database
+from serve_app.deleted_videos import LATE_WRITES_S, delete_job
 from serve_app.jobs import FINAL, JobState, Submission
 from serve_app.retention import BATCH, MARKER_PREFIX, Store, Sweeper, Swept
 from serve_app.schema import jobs
@@ -162,7 +164,7 @@ def _work(job_id: str) -> set[str]:
 
 
 def _video(job_id: str) -> set[str]:
-    return {video_key(job_id), poster_key(job_id)}
+    return {video_key(job_id), poster_key(job_id), spritesheet_key(job_id)}
 
 
 def _files(job_id: str) -> set[str]:
@@ -395,6 +397,185 @@ async def test_two_registries_sweep_at_once(database: CrashingDatabase, database
     assert await _left(store) == _files(live)
 
 
+# Videos that were deleted
+
+
+class Clock:
+    """Unix seconds, put forward by hand."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def _deleted(database: Database, count: int = 1) -> list[str]:
+    job_ids = await _add(database, JobState.COMPLETED, count=count)
+    for job_id in job_ids:
+        assert await database.run(delete_job, job_id, NOW) is not None
+    return job_ids
+
+
+@asynccontextmanager
+async def _running(sweeper: Sweeper) -> AsyncIterator[None]:
+    running = asyncio.create_task(sweeper.run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def _deleting_sweeper(database: Database, store: Store, clock: Clock, **settings: Any) -> Sweeper:
+    return Sweeper(database, store, RetentionSettings(**settings), KEEP_KEYS_S, clock)
+
+
+async def test_all_files_of_a_deleted_video_go(database: CrashingDatabase, store: AgingStore) -> None:
+    [gone] = await _deleted(database)
+    [kept] = await _add(database, JobState.COMPLETED)
+    await _put(store, _files(gone) | _files(kept))
+    sweeper = _sweeper(database, store)
+    assert await sweeper.sweep_deleted() == 1
+    assert await _left(store) == _files(kept)
+    assert await sweeper.sweep_deleted() == 0
+    assert await database.run(deleted_videos.tombstone, gone) is not None
+
+
+async def test_more_deleted_videos_than_one_batch(database: CrashingDatabase, store: AgingStore) -> None:
+    many = await _deleted(database, 2 * BATCH + 1)
+    await _put(store, {video_key(job_id) for job_id in many})
+    assert await _sweeper(database, store).sweep_deleted() == len(many)
+    assert await _left(store) == set()
+
+
+@pytest.mark.parametrize("deletes", [0, 1])
+async def test_a_store_that_goes_away_leaves_deleted_videos_for_the_next_sweep(
+    database: CrashingDatabase, store: AgingStore, deletes: int
+) -> None:
+    [gone] = await _deleted(database)
+    await _put(store, _files(gone))
+    store.deletes_left = deletes
+    sweeper = _sweeper(database, store)
+    with pytest.raises(StorageUnavailableError):
+        await sweeper.sweep_deleted()
+    store.deletes_left = 10
+    assert await sweeper.sweep_deleted() == 1
+    assert await _left(store) == set()
+
+
+async def test_a_crash_before_the_files_are_marked_gone_loses_no_track(
+    database: CrashingDatabase, store: AgingStore
+) -> None:
+    [gone] = await _deleted(database)
+    await _put(store, _files(gone))
+    database.away = frozenset({deleted_videos.files_gone})
+    with pytest.raises(RegistryUnavailableError):
+        await _sweeper(database, store).sweep_deleted()
+    await _put(store, _files(gone))
+    database.away = frozenset()
+    assert await _sweeper(database, store).sweep_deleted() == 1
+    assert await _left(store) == set()
+
+
+async def test_what_a_worker_writes_after_the_delete_goes_without_waiting_for_the_orphans(
+    database: CrashingDatabase, store: AgingStore
+) -> None:
+    [gone] = await _deleted(database)
+    [live] = await _add(database, JobState.DECODING)
+    clock = Clock()
+    sweeper = _deleting_sweeper(database, store, clock)
+    await sweeper.sweep_deleted()
+    await _put(store, _files(gone) | _files(live))
+    clock.now += LATE_WRITES_S - 1
+    await sweeper.sweep_deleted()
+    assert await _left(store) == _files(gone) | _files(live)
+    clock.now += 1
+    assert await sweeper.sweep_deleted() == 0
+    assert await _left(store) == _files(live)
+    await _put(store, _video(gone))
+    await _announced(sweeper, store, 1.1)
+    assert await sweeper.sweep_orphans() == len(_video(gone))
+    assert await _left(store) == _files(live)
+
+
+async def test_a_tombstone_is_forgotten_after_a_day_with_its_files_gone(
+    database: CrashingDatabase, store: AgingStore
+) -> None:
+    [gone] = await _deleted(database)
+    await _put(store, _files(gone))
+    clock = Clock()
+    sweeper = _deleting_sweeper(database, store, clock)
+    await sweeper.sweep_deleted()
+    clock.now += DAY
+    await sweeper.sweep_deleted()
+    assert await database.run(deleted_videos.tombstone, gone) is not None
+    clock.now += 1
+    await sweeper.sweep_deleted()
+    assert await database.run(deleted_videos.tombstone, gone) is None
+
+
+async def test_a_tombstone_outlives_a_day_of_a_store_that_is_away(
+    database: CrashingDatabase, store: AgingStore
+) -> None:
+    [gone] = await _deleted(database)
+    await _put(store, _files(gone))
+    clock = Clock()
+    clock.now += 2 * DAY
+    store.deletes_left = 0
+    sweeper = _deleting_sweeper(database, store, clock)
+    with pytest.raises(StorageUnavailableError):
+        await sweeper.sweep_deleted()
+    assert await database.run(deleted_videos.tombstone, gone) is not None
+    store.deletes_left = 10
+    assert await sweeper.sweep_deleted() == 1
+    assert await _left(store) == set()
+    assert await database.run(deleted_videos.tombstone, gone) is None
+
+
+async def test_a_woken_sweeper_deletes_at_once(database: CrashingDatabase, store: AgingStore) -> None:
+    [first] = await _deleted(database)
+    await _put(store, _files(first))
+    sweeper = _sweeper(database, store, sweep_every_s=1e6)
+    async with _running(sweeper):
+        await _gone(store)
+        for _ in range(2):
+            [job_id] = await _add(database, JobState.COMPLETED)
+            await _put(store, _video(job_id))
+            await database.run(delete_job, job_id, NOW)
+            sweeper.wake()
+            await _gone(store)
+
+
+async def test_nobody_wakes_a_sweeper_whose_store_is_away(
+    database: CrashingDatabase, store: AgingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    [gone] = await _deleted(database)
+    await _put(store, _files(gone))
+    store.deletes_left = 0
+    sweeper = _sweeper(database, store, sweep_every_s=1e6)
+    with _logged(caplog):
+        async with _running(sweeper):
+            await _until(lambda: "object store is away" in caplog.text)
+            for _ in range(20):
+                sweeper.wake()
+                await database.run(deleted_videos.tombstone, gone)
+    assert caplog.text.count("object store is away") == 1
+
+
+async def test_two_registries_delete_the_files_of_the_same_videos(
+    database: CrashingDatabase, database_url: str, store: AgingStore
+) -> None:
+    many = await _deleted(database, BATCH + 20)
+    await _put(store, {video_key(job_id) for job_id in many})
+    second = Database(database_url)
+    await asyncio.gather(*(_sweeper(each, store).sweep_deleted() for each in (database, second)))
+    second.close()
+    assert await _left(store) == set()
+    assert await database.run(deleted_videos.with_files, 10) == []
+
+
 # Orphans
 
 
@@ -566,7 +747,7 @@ async def test_an_installation_knows_its_marker_after_a_restart(
     await _put(store, _video(orphan))
     await _announced(_sweeper(database, store), store, 2)
     reopened = Database(database_url)
-    assert await _sweeper(reopened, store).sweep_orphans() == 2
+    assert await _sweeper(reopened, store).sweep_orphans() == len(_video(orphan))
     reopened.close()
 
 

@@ -1,14 +1,21 @@
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from starlette.types import Message
 
-from deployments.settings import SamplingSettings
+from deployments.messages import spritesheet_key, video_key
+from deployments.object_store import ObjectStore
+from deployments.settings import SamplingSettings, StorageSettings
 from serve_app.ingress import create_app
 from serve_app.jobs import JobError, JobState
-from tests.fakes import FakeServices, shapes_settings
+from serve_app.services import Services
+from serve_app.video_storage import VideoStorage
+from tests.fakes import FakeServices, MemoryRegistry, shapes_settings
+from tests.test_openai_videos import serving
 
 DATA = bytes(range(256)) * 20
 
@@ -36,6 +43,7 @@ async def path(client: httpx.AsyncClient, services: FakeServices) -> str:
     services.registry.complete(video_id)
     services.storage.files[video_id, "video"] = DATA
     services.storage.files[video_id, "thumbnail"] = b"poster"
+    services.storage.files[video_id, "spritesheet"] = b"sprites"
     return f"/v1/videos/{video_id}/content"
 
 
@@ -64,11 +72,31 @@ async def test_the_poster(client: httpx.AsyncClient, path: str) -> None:
     assert answer.headers["content-disposition"].endswith('.webp"')
 
 
-async def test_no_other_variant(client: httpx.AsyncClient, path: str) -> None:
+async def test_the_spritesheet(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path, params={"variant": "spritesheet"})
+    assert (answer.content, answer.headers["content-type"]) == (b"sprites", "image/webp")
+    assert answer.headers["content-disposition"].endswith('.sprites.webp"')
+    part = await client.get(path, params={"variant": "spritesheet"}, headers={"Range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, b"pri")
+
+
+async def test_a_video_made_before_there_were_spritesheets(
+    client: httpx.AsyncClient, services: FakeServices, path: str
+) -> None:
+    del services.storage.files[path.split("/")[3], "spritesheet"]
+    answer = await client.get(path, params={"variant": "spritesheet"})
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert error["code"] == "content_not_found"
+    assert "has no spritesheet: it was made before there were any" in error["message"]
+    assert (await client.get(path)).status_code == 200
+
+
+async def test_no_other_variant(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path, params={"variant": "poster"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "variant"
-    assert "'video', 'thumbnail' or 'preview'" in answer.json()["error"]["message"]
+    assert "'video', 'thumbnail', 'spritesheet' or 'preview'" in answer.json()["error"]["message"]
 
 
 async def test_the_preview_of_a_video_that_is_sampled(client: httpx.AsyncClient, services: FakeServices) -> None:
@@ -207,3 +235,101 @@ async def test_a_client_that_stops_reading_frees_the_stream(services: FakeServic
     await create_app(services)(scope, receive, send)
     assert sent == 2
     assert services.storage.open_streams == 0
+
+
+# Signed links, over a real store that clients reach under another name
+
+
+@dataclass(frozen=True)
+class Public:
+    """A completed video of a server whose store is public. url: of the server."""
+
+    url: str
+    video_id: str
+    store: ObjectStore
+
+    @property
+    def path(self) -> str:
+        return f"{self.url}/v1/videos/{self.video_id}/content"
+
+
+@pytest.fixture
+async def public(storage_settings: StorageSettings) -> AsyncIterator[Public]:
+    assert storage_settings.endpoint is not None
+    reached = {"public_endpoint": storage_settings.endpoint.replace("127.0.0.1", "localhost"), "public_secure": False}
+    storage = storage_settings.model_copy(update=reached)
+    settings, registry = shapes_settings().model_copy(update={"storage": storage}), MemoryRegistry()
+    store = ObjectStore(storage)
+    async with (
+        serving(Services(settings, registry, VideoStorage(storage))) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        video_id = await queued(client)
+        registry.complete(video_id)
+        await store.put(video_key(video_id), DATA, "video/mp4")
+        yield Public(url, video_id, store)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[httpx.AsyncClient]:
+    """Does not follow redirects unless told."""
+    async with httpx.AsyncClient() as client:
+        yield client
+
+
+async def test_a_file_in_a_public_store_is_a_redirect_to_it(browser: httpx.AsyncClient, public: Public) -> None:
+    answer = await browser.get(public.path)
+    assert (answer.status_code, answer.content) == (307, b"")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["location"].startswith("http://localhost:")
+    for asked, status, data in ((None, 200, DATA), ("bytes=100-199", 206, DATA[100:200])):
+        headers = {"Authorization": "Bearer ms-secret"} | ({} if asked is None else {"Range": asked})
+        followed = await browser.get(public.path, headers=headers, follow_redirects=True)
+        assert (followed.status_code, followed.content) == (status, data)
+        assert followed.headers["content-type"] == "video/mp4"
+        assert f"{public.video_id}.mp4" in followed.headers["content-disposition"]
+        assert "authorization" not in followed.request.headers
+
+
+async def test_the_openai_package_follows_the_link(public: Public) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{public.url}/v1", api_key="ms-secret", max_retries=0) as client:
+        content = await client.videos.download_content(public.video_id)
+        assert content.response.url.host == "localhost"
+        assert content.content == DATA
+
+
+async def test_no_redirect_when_it_is_not_wanted(browser: httpx.AsyncClient, public: Public) -> None:
+    answer = await browser.get(public.path, params={"redirect": "false"}, headers={"Range": "bytes=0-9"})
+    assert (answer.status_code, answer.content) == (206, DATA[:10])
+    assert (await browser.get(public.path, params={"redirect": "perhaps"})).status_code == 400
+
+
+async def test_head_and_if_none_match_are_answered_without_the_store(
+    browser: httpx.AsyncClient, public: Public
+) -> None:
+    head = await browser.head(public.path)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(DATA)))
+    same = await browser.get(public.path, headers={"If-None-Match": head.headers["etag"]})
+    assert (same.status_code, same.headers["etag"]) == (304, head.headers["etag"])
+    followed = await browser.get(public.path, headers={"If-None-Match": '"other"'}, follow_redirects=True)
+    assert (followed.status_code, followed.headers["etag"]) == (200, head.headers["etag"])
+
+
+async def test_what_is_not_there_is_no_redirect(browser: httpx.AsyncClient, public: Public) -> None:
+    answer = await browser.get(public.path, params={"variant": "spritesheet"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "content_not_found")
+    await public.store.put(spritesheet_key(public.video_id), b"sprites", "image/webp")
+    answer = await browser.get(public.path, params={"variant": "spritesheet"}, follow_redirects=True)
+    assert (answer.content, answer.headers["content-type"]) == (b"sprites", "image/webp")
+    assert answer.url.host == "localhost"
+    unknown = public.path.replace(public.video_id, "video_" + "0" * 32)
+    assert (await browser.get(unknown)).json()["error"]["code"] == "video_not_found"
+
+
+@pytest.mark.parametrize("change", ["X-Amz-Signature", "X-Amz-Expires", "X-Amz-Date"])
+async def test_a_changed_link_is_refused(browser: httpx.AsyncClient, public: Public, change: str) -> None:
+    link = httpx.URL((await browser.get(public.path)).headers["location"])
+    assert (await browser.get(link)).status_code == 200
+    old = link.params[change]
+    new = old[:-1] + ("1" if old[-1] != "1" else "2") if change != "X-Amz-Date" else f"2001{old[4:]}"
+    assert (await browser.get(link.copy_set_param(change, new))).status_code == 403

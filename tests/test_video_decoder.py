@@ -1,4 +1,4 @@
-"""The decoder's replica: latents in, mp4 and poster out."""
+"""The decoder's replica: latents in, mp4 and pictures out."""
 
 import shutil
 from collections.abc import Callable
@@ -25,16 +25,19 @@ from deployments.messages import (
     checkpoint_key,
     latents_key,
     poster_key,
+    spritesheet_key,
     video_key,
 )
 from deployments.mochi_model import load_vae
 from deployments.mp4_encoder import Mp4Writer
 from deployments.preview import FILE, PreviewFit, from_json, preview_key
+from deployments.spritesheet import Spritesheet
 from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.video_decoder import VideoDecoder, check_latents
 from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 MAP = preview_key("abc")
+PICTURES = [poster_key("video_1"), spritesheet_key("video_1")]
 
 
 def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:
@@ -59,12 +62,13 @@ def unmapped(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHAPES, tmp_path / "model", ignore=shutil.ignore_patterns(FILE)))
 
 
-async def test_poster_then_video_then_finished(tmp_path: Path) -> None:
+async def test_pictures_then_video_then_finished(tmp_path: Path) -> None:
     link, store = MemoryLink(), sampled()
     await replica(link, store).run(task(Stage.DECODING))
-    assert store.written == [poster_key("video_1"), video_key("video_1")]
-    assert store.types == {poster_key("video_1"): "image/webp", video_key("video_1"): "video/mp4"}
+    assert store.written == [*PICTURES, video_key("video_1")]
+    assert store.types == {**dict.fromkeys(PICTURES, "image/webp"), video_key("video_1"): "video/mp4"}
     assert Image.open(BytesIO(store.objects[poster_key("video_1")])).size == (64, 64)
+    assert Image.open(BytesIO(store.objects[spritesheet_key("video_1")])).size == (4 * 64, 3 * 64)
     (tmp_path / "v.mp4").write_bytes(store.objects[video_key("video_1")])
     assert imageio_ffmpeg.count_frames_and_secs(tmp_path / "v.mp4")[0] == 13
     started, finished = link.ends
@@ -135,7 +139,7 @@ async def test_the_work_files_are_left_to_the_registry() -> None:
     store = sampled()
     store.objects[checkpoint_key("video_1", 5)] = b"state"
     await replica(MemoryLink(), store).run(task(Stage.DECODING))
-    assert [change for change, _ in store.changes] == ["put", "put"]
+    assert [change for change, _ in store.changes] == ["put", "put", "put"]
 
 
 async def test_latents_of_another_size_fail_for_good() -> None:
@@ -154,6 +158,36 @@ def test_the_mismatch_names_both_shapes() -> None:
 
 
 @torch.no_grad()
+def sheet_by_hand(latents: torch.Tensor) -> bytes:
+    vae, sheet = load_vae(SHAPES, "float32", torch.device("cpu")), Spritesheet(13, 64, 64)
+    for piece in StreamingDecoder(vae).decode(denormalise(vae, latents)):
+        sheet.add(to_uint8(piece))
+    return sheet.webp()
+
+
+async def test_the_spritesheet_is_of_the_frames_of_the_video() -> None:
+    store = MemoryStore()
+    latents = put_latents(store)
+    await replica(MemoryLink(), store).run(task(Stage.DECODING))
+    assert store.objects[spritesheet_key("video_1")] == sheet_by_hand(latents)
+
+
+async def test_a_store_that_is_away_for_a_moment_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = dict.fromkeys([*PICTURES, video_key("video_1")], 1)
+
+    def down(key: str) -> bool:
+        refusals[key] = refusals.get(key, 0) - 1
+        return refusals[key] >= 0
+
+    monkeypatch.setattr("deployments.running_task.STORE_PAUSE_S", 0.0)
+    link, store = MemoryLink(), sampled()
+    store.down = down
+    await replica(link, store).run(task(Stage.DECODING))
+    assert store.written == [*PICTURES, video_key("video_1")]
+    assert [type(event) for event in link.ends] == [Started, Finished]
+
+
+@torch.no_grad()
 def fitted_by_hand(latents: torch.Tensor) -> torch.Tensor:
     vae, fit = load_vae(SHAPES, "float32", torch.device("cpu")), PreviewFit()
     for index, piece in enumerate(StreamingDecoder(vae).decode(denormalise(vae, latents))):
@@ -166,7 +200,7 @@ async def test_the_first_video_of_a_model_leaves_its_preview_map(unmapped: Path)
     latents = put_latents(store)
     decoder = replica(link, store, unmapped)
     await decoder.run(task(Stage.DECODING))
-    assert store.written == [poster_key("video_1"), video_key("video_1"), MAP]
+    assert store.written == [*PICTURES, video_key("video_1"), MAP]
     torch.testing.assert_close(from_json(store.objects[MAP]).weights, fitted_by_hand(latents), atol=1e-4, rtol=1e-3)
     await decoder.run(task(Stage.DECODING))
     await replica(link, store, unmapped).run(task(Stage.DECODING))
@@ -184,7 +218,7 @@ async def test_latents_that_do_not_tell_their_model_leave_no_map(unmapped: Path)
     store = MemoryStore()
     store.objects[latents_key("video_1")] = save({"latents": torch.zeros(12, 3, 8, 8)})
     await replica(MemoryLink(), store, unmapped).run(task(Stage.DECODING))
-    assert store.written == [poster_key("video_1"), video_key("video_1")]
+    assert store.written == [*PICTURES, video_key("video_1")]
 
 
 async def test_a_map_that_cannot_be_kept_fails_no_job_and_is_tried_again(unmapped: Path) -> None:

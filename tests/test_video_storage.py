@@ -1,11 +1,13 @@
 """Byte ranges as RFC 9110 has them, and videos out of a real store."""
 
+from urllib.parse import parse_qs, urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import PermanentError
-from deployments.messages import poster_key, video_key
+from deployments.messages import poster_key, spritesheet_key, video_key
 from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
 from serve_app.errors import RangeNotWithinFileError
@@ -79,7 +81,7 @@ def test_a_range_is_what_slicing_gives(first: int, last: int | None, suffix: boo
         assert found[1] == len(expected)
 
 
-async def test_videos_and_posters_are_found_and_streamed(
+async def test_videos_and_their_pictures_are_found_and_streamed(
     storage_settings: StorageSettings, object_store: ObjectStore
 ) -> None:
     videos = VideoStorage(storage_settings)
@@ -87,11 +89,29 @@ async def test_videos_and_posters_are_found_and_streamed(
     assert await videos.stat_video("video_1", "video") is None
     await object_store.put(video_key("video_1"), b"moving", "video/mp4")
     await object_store.put(poster_key("video_1"), b"still", "image/webp")
+    await object_store.put(spritesheet_key("video_1"), b"stills", "image/webp")
     info = await videos.stat_video("video_1", "video")
     assert info is not None and (info.size, info.content_type) == (6, "video/mp4")
     assert b"".join([c async for c in videos.stream_video("video_1", "video", 1, 3)]) == b"ovi"
     assert b"".join([c async for c in videos.stream_video("video_1", "thumbnail")]) == b"still"
-    await videos.delete_video("video_1")
-    assert await videos.stat_video("video_1", "thumbnail") is None
-    with pytest.raises(PermanentError, match="video_1"):
-        await anext(videos.stream_video("video_1", "video"))
+    assert b"".join([c async for c in videos.stream_video("video_1", "spritesheet")]) == b"stills"
+    with pytest.raises(PermanentError, match="video_2"):
+        await anext(videos.stream_video("video_2", "video"))
+
+
+def test_without_a_public_endpoint_there_are_no_links(storage_settings: StorageSettings) -> None:
+    assert VideoStorage(storage_settings).signed_link("video_1", "video", "video_1.mp4", "video/mp4") is None
+
+
+def test_a_link_is_for_the_public_host_as_long_as_the_settings_say(storage_settings: StorageSettings) -> None:
+    public = {"public_endpoint": "videos.example.com", "public_secure": True, "signed_link_s": 120}
+    videos = VideoStorage(storage_settings.model_copy(update=public))
+    link = videos.signed_link("video_1", "spritesheet", "video_1.sprites.webp", "image/webp")
+    assert link is not None
+    url = urlsplit(link)
+    assert (url.scheme, url.netloc) == ("https", "videos.example.com")
+    assert url.path == f"/{storage_settings.bucket}/{spritesheet_key('video_1')}"
+    query = parse_qs(url.query)
+    assert query["X-Amz-Expires"] == ["120"]
+    assert query["response-content-type"] == ["image/webp"]
+    assert query["response-content-disposition"] == ["attachment; filename*=UTF-8''video_1.sprites.webp"]

@@ -1,0 +1,377 @@
+"""The commands of `mochi-serve` that speak to a server; `add_to` mounts them."""
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve_app import client_options as options
+from serve_app.api_schemas import Status
+from serve_app.batch import BatchWish, batch_of
+from serve_app.client import DEFAULT_URL, PATIENCE_S, Client, Video
+from serve_app.client_download import SUFFIX, Variant, download
+from serve_app.client_errors import EXIT_CODES, FAILED, OK
+from serve_app.client_making import Wish, check_free, failure_words, make
+from serve_app.client_options import Server, for_each, request_fields, run
+from serve_app.client_output import Display, Output, facts_table, videos_table
+from serve_app.client_words import target_path, unix_seconds
+from serve_app.jobs import JobState, Order, Tier
+
+MAKING, LOOKING = "Make videos", "Look after videos"
+DEFAULT_LIMIT = 20
+CONCURRENCY = 16
+
+
+def add_to(app: typer.Typer) -> None:
+    """Mount the commands."""
+    for command in (generate, batch, remix, enhance):
+        app.command(epilog=EXIT_CODES, rich_help_panel=MAKING)(command)
+    app.command("list", epilog=EXIT_CODES, rich_help_panel=LOOKING)(list_videos)
+    app.command("download", epilog=EXIT_CODES, rich_help_panel=LOOKING)(download_file)
+    for look in (status, watch, cancel, delete, models):
+        app.command(epilog=EXIT_CODES, rich_help_panel=LOOKING)(look)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the video shows.")],
+    output: options.Target = None,
+    size: options.Size = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    seconds: options.Seconds = None,
+    num_frames: options.NumFrames = None,
+    fps: options.Fps = None,
+    steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    seed: options.Seed = None,
+    negative_prompt: options.Negative = None,
+    model: options.Model = None,
+    priority: options.Priority = None,
+    exact: options.Exact = False,
+    webhook_url: options.Webhook = None,
+    force: options.Force = False,
+    no_wait: options.NoWait = False,
+    cancel_on_interrupt: options.CancelOnInterrupt = False,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Make a video of a prompt and fetch it; the file's name goes to stdout.
+
+    What is not given is as the server has it: see `mochi-serve models`.
+    """
+    fields = request_fields(
+        prompt=prompt,
+        size=size,
+        width=width,
+        height=height,
+        seconds=seconds,
+        num_frames=num_frames,
+        fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        model=model,
+        priority=priority,
+        exact=exact,
+        webhook_url=webhook_url,
+    )
+    wish, told = Wish(output, force, no_wait, cancel_on_interrupt), Output(as_json)
+    run(
+        Server(url, api_key, patience),
+        told,
+        lambda client: make(client, told, wish, lambda key: client.create(fields, key)),
+    )
+
+
+def remix(
+    video_id: options.VideoId,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the new video shows.")],
+    output: options.Target = None,
+    force: options.Force = False,
+    no_wait: options.NoWait = False,
+    cancel_on_interrupt: options.CancelOnInterrupt = False,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Make a video with the seed and the settings of another one, of a new prompt."""
+    wish, told = Wish(output, force, no_wait, cancel_on_interrupt), Output(as_json)
+    run(
+        Server(url, api_key, patience),
+        told,
+        lambda client: make(client, told, wish, lambda key: client.remix(video_id, prompt, key)),
+    )
+
+
+def enhance(
+    video_id: options.VideoId,
+    steps: options.Steps = None,
+    output: options.Target = None,
+    force: options.Force = False,
+    no_wait: options.NoWait = False,
+    cancel_on_interrupt: options.CancelOnInterrupt = False,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Make a video once more, of the same prompt and seed, with more steps."""
+    wish, told = Wish(output, force, no_wait, cancel_on_interrupt), Output(as_json)
+    run(
+        Server(url, api_key, patience),
+        told,
+        lambda client: make(client, told, wish, lambda key: client.enhance(video_id, steps, key)),
+    )
+
+
+def batch(
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROMPTS",
+            help='A line a video: text, or JSON {"prompt": ..., any field of a request, "id", "name"}.',
+            dir_okay=False,
+            exists=True,
+            allow_dash=True,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the videos and of results.jsonl.")],
+    size: options.Size = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    seconds: options.Seconds = None,
+    num_frames: options.NumFrames = None,
+    fps: options.Fps = None,
+    steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    seed: options.Seed = None,
+    negative_prompt: options.Negative = None,
+    model: options.Model = None,
+    priority: options.Priority = Tier.BATCH,
+    exact: options.Exact = False,
+    webhook_url: options.Webhook = None,
+    concurrency: Annotated[
+        int, typer.Option(help="How many videos are asked for and fetched at a time.", min=1, max=256)
+    ] = CONCURRENCY,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Make a video of each line of a file, or of stdin (-).
+
+    Started again with the same folder it goes on where it was, whatever ended it: nothing is made or downloaded twice,
+    what failed is tried again, and new lines are added. Options are for lines that do not say otherwise.
+    """
+    fields = request_fields(
+        size=size,
+        width=width,
+        height=height,
+        seconds=seconds,
+        num_frames=num_frames,
+        fps=fps,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        model=model,
+        priority=priority,
+        exact=exact,
+        webhook_url=webhook_url,
+    )
+    told = Output(as_json)
+    wish = BatchWish(prompts, output, fields, concurrency, force)
+    run(Server(url, api_key, patience), told, lambda client: batch_of(client, told, wish))
+
+
+def list_videos(
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = DEFAULT_LIMIT,
+    everything: Annotated[bool, typer.Option("--all", help="Without a limit.")] = False,
+    after: Annotated[str | None, typer.Option(help="Go on after this id.")] = None,
+    order: Annotated[Order, typer.Option(help="By the time of creation.")] = "desc",
+    status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Only these; finer than --status.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose videos.")] = None,
+    created_after: Annotated[str | None, typer.Option(help="Unix seconds or a date like 2026-11-21T09:30.")] = None,
+    created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """List videos, newest first; with --json a line each."""
+    told = Output(as_json)
+
+    async def work(client: Client) -> int:
+        wanted = request_fields(
+            after=after,
+            order=order,
+            status=status,
+            state=state,
+            tenant=tenant,
+            created_after=None if created_after is None else unix_seconds(created_after),
+            created_before=None if created_before is None else unix_seconds(created_before),
+        )
+        listed = []
+        async for video in client.videos(wanted, None if everything else limit):
+            told.result(video, None)
+            listed.append(video)
+        if not as_json:
+            told.table(videos_table(listed))
+        return OK
+
+    run(Server(url, api_key, patience), told, work)
+
+
+def status(
+    video_id: options.VideoId,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Tell all that is known of a video."""
+    told = Output(as_json)
+
+    async def work(client: Client) -> int:
+        _facts(told, await client.retrieve(video_id))
+        return OK
+
+    run(Server(url, api_key, patience), told, work)
+
+
+def watch(
+    video_ids: options.VideoIds,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Follow videos to their end; with --json a line for each event. The code is 1 if one of them failed."""
+    told = Output(as_json)
+
+    async def work(client: Client) -> int:
+        with told.display(lambda: client.now) as display:
+            following = (_follow(client, told, display, video_id) for video_id in dict.fromkeys(video_ids))
+            videos = await asyncio.gather(*following)
+        for video in videos:
+            told.say(f"{video['id']} is completed" if video["status"] == "completed" else failure_words(video))
+        return OK if all(video["status"] == "completed" for video in videos) else FAILED
+
+    run(Server(url, api_key, patience), told, work)
+
+
+def cancel(
+    video_ids: options.VideoIds,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Stop the making of videos; with --json a line for each."""
+    told = Output(as_json)
+
+    async def work(client: Client) -> int:
+        async def one(video_id: str) -> None:
+            told.result(await client.cancel(video_id), f"{video_id} is cancelled")
+
+        return await for_each(told, video_ids, one)
+
+    run(Server(url, api_key, patience), told, work)
+
+
+def delete(
+    video_ids: options.VideoIds,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Delete videos and all that is known of them; one that is being made is cancelled."""
+    told = Output(as_json)
+
+    async def work(client: Client) -> int:
+        async def one(video_id: str) -> None:
+            told.result(await client.delete(video_id), f"{video_id} is deleted")
+
+        return await for_each(told, video_ids, one)
+
+    run(Server(url, api_key, patience), told, work)
+
+
+def download_file(
+    video_id: options.VideoId,
+    output: options.Target = None,
+    variant: Annotated[Variant, typer.Option(help="Which of its files.")] = "video",
+    force: options.Force = False,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Fetch a file of a video; one that broke off goes on where it ended. The file's name goes to stdout."""
+    told = Output(as_json)
+
+    async def work(client: Client) -> int:
+        video = await client.retrieve(video_id)
+        path = target_path(output, video["prompt"], video_id, SUFFIX[variant])
+        check_free(path, force)
+        with told.display(lambda: client.now) as display:
+            track = display.track(video_id)
+            size = await download(client, video_id, path, variant, track.fetching)
+            track.end()
+        told.result({"id": video_id, "variant": variant, "file": str(path), "bytes": size}, str(path))
+        return OK
+
+    run(Server(url, api_key, patience), told, work)
+
+
+def models(
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    api_key: options.Key = None,
+    patience: options.PatienceS = PATIENCE_S,
+) -> None:
+    """Tell which models are served, what may be asked of them, and what is used when nothing is asked."""
+    told = Output(as_json)
+
+    async def work(client: Client) -> int:
+        answer = await client.models()
+        if as_json:
+            told.result(answer, None)
+        for model in [] if as_json else answer["data"]:
+            told.table(facts_table(model))
+        return OK
+
+    run(Server(url, api_key, patience), told, work)
+
+
+async def _follow(client: Client, told: Output, display: Display, video_id: str) -> Video:
+    track = display.track(video_id)
+    video: Video = {}
+    async with aclosing(client.events(video_id)) as events:
+        async for event in events:
+            track.show(event)
+            told.result(_without_picture(event), None)
+            video = event.get("video", video)
+    track.end()
+    return video
+
+
+def _without_picture(event: dict[str, Any]) -> dict[str, Any]:
+    """A preview's picture is no reading matter; `download --variant preview` fetches it."""
+    return {name: value for name, value in event.items() if name != "image"}
+
+
+def _facts(told: Output, video: Video) -> None:
+    if told.as_json:
+        told.result(video, None)
+    else:
+        told.table(facts_table(video))

@@ -1,0 +1,101 @@
+"""What happens to a video, as server-sent events: its moves, its progress, its previews, its end.
+
+An event's id is `<moves>.<step>`: so much of the history was told, and the progress up to this step. With the last one
+that it got, a client goes on after a break, at any ingress replica. Events are made from what the feed tells, so a
+stream costs the registry nothing but its previews; and closing it ends nothing but the stream.
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from fastapi.sse import format_sse_event
+
+from deployments.errors import RegistryUnavailableError
+from serve_app.access import Caller
+from serve_app.api_schemas import (
+    DeletedEvent,
+    DoneEvent,
+    PreviewEvent,
+    ProgressEvent,
+    VideoEvent,
+    to_progress,
+    to_state,
+    to_video,
+)
+from serve_app.errors import NotFoundError
+from serve_app.jobs import Job
+from serve_app.services import Services
+
+HEARTBEAT_S = 10.0
+HEARTBEAT = format_sse_event(comment="ping")
+
+_EVENT_ID = re.compile(r"([0-9]{1,9})\.[0-9]{1,9}")
+
+
+@dataclass
+class VideoEvents:
+    """The stream of one client. moves: how many of the history it was told; the others: what was told last."""
+
+    services: Services
+    caller: Caller
+    moves: int = 0
+    _progress: ProgressEvent | None = field(default=None, init=False)
+    _preview: int | None = field(default=None, init=False)
+
+    @classmethod
+    def after(cls, services: Services, caller: Caller, last_event_id: str | None) -> "VideoEvents":
+        """What follows the event with this id; all of it if the id is not one of ours."""
+        known = _EVENT_ID.fullmatch(last_event_id or "")
+        return cls(services, caller, int(known[1]) if known else 0)
+
+    async def of(self, job: Job) -> AsyncIterator[bytes]:
+        """Events until the job ends or is deleted, in the form of the HTML standard, section 9.2.
+
+        While the registry is away there are heartbeats alone.
+        """
+        with self.services.feed.watch(job.id) as change:
+            while True:
+                change.clear()
+                try:
+                    job = await self.services.job(job.id, self.caller)
+                    for event in await self._news(job):
+                        yield self._format(event, job)
+                except NotFoundError:
+                    yield self._format(DeletedEvent(video_id=job.id), job)
+                    return
+                except RegistryUnavailableError:
+                    yield HEARTBEAT
+                if job.final:
+                    return
+                if not await self.services.next_change(change, HEARTBEAT_S):
+                    yield HEARTBEAT
+
+    async def _news(self, job: Job) -> list[VideoEvent]:
+        news: list[VideoEvent] = []
+        if self.moves < job.moves:
+            history = await self.services.history(job.id, self.caller)
+            news += [to_state(job.id, number, move) for number, move in enumerate(history, 1)][self.moves :]
+            self.moves = len(history)
+        if job.final:
+            return [*news, DoneEvent(video=to_video(job, self.services.settings.retention))]
+        progress = to_progress(job)
+        if progress != self._progress:
+            self._progress = progress
+            news.append(progress)
+        if job.preview_step not in (None, self._preview):
+            news += await self._new_preview(job)
+        return news
+
+    async def _new_preview(self, job: Job) -> list[VideoEvent]:
+        picture = await self.services.preview(job.id, self.caller)
+        if picture is None or job.preview_step is None:
+            return []
+        self._preview = job.preview_step
+        return [PreviewEvent(video_id=job.id, step=job.preview_step, image=b64encode(picture).decode("ascii"))]
+
+    def _format(self, event: VideoEvent, job: Job) -> bytes:
+        """A state that is replayed has the id of its own time."""
+        moves = event.number if event.type == "state" else self.moves
+        return format_sse_event(data_str=event.model_dump_json(), event=event.type, id=f"{moves}.{job.step}")

@@ -1,0 +1,16 @@
+/** The server is away; the page goes on by itself as soon as it is back. */
+import { clock } from '../clock.js';
+import { away, refreshNow } from '../sync.js';
+import { html } from '../ui.js';
+import { Icon } from './icons.js';
+
+export function AwayBanner() {
+  const problem = away.value;
+  if (!problem) return null;
+  const left = Math.max(0, Math.ceil((problem.retryAt - clock.value) / 1000));
+  return html`<section class="banner" role="alert">
+    <${Icon} name="warning" />
+    <p>${problem.text} <span aria-hidden="true">${left ? `Trying again in ${left} s.` : 'Trying again.'}</span></p>
+    <button type="button" class="plain" onClick=${refreshNow}>Try now</button>
+  </section>`;
+}

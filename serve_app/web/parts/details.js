@@ -1,0 +1,46 @@
+/** The settings that most people leave alone. */
+import { fill, form, resetSettings, unfolded } from '../form.js';
+import { model } from '../sync.js';
+import { html } from '../ui.js';
+import { described, Field, NumberField } from './fields.js';
+
+export function Details() {
+  if (!unfolded.value) return html`<div id="details" hidden />`;
+  const { limits, defaults = {} } = model.value;
+  const range = ({ minimum, maximum, default: usual }) => `${minimum} to ${maximum}, usually ${usual}`;
+  const guidance = { minimum: 1, maximum: limits.max_guidance_scale };
+  return html`<div id="details" class="details">
+    <${NumberField} name="num_inference_steps" label="Steps" hint=${range(limits.num_inference_steps)} bounds=${limits.num_inference_steps} />
+    <${NumberField} name="guidance_scale" label="Guidance" hint=${range({ ...guidance, default: defaults.guidance_scale ?? 'left out' })}
+      bounds=${guidance} step="any" placeholder="usual" />
+    <${NumberField} name="fps" label="Frames a second" hint=${range(limits.fps)} bounds=${limits.fps} />
+    <${NumberField} name="seed" label="Seed" hint="The same seed gives the same video; empty draws one" placeholder="random"
+      bounds=${{ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }} />
+    <${Priority} />
+    <${Negative} />
+    <div class="row wide">
+      <label class="check"><input type="checkbox" id="field-exact" checked=${form.value.exact} onChange=${(event) => fill({ exact: event.currentTarget.checked })} />
+        Bit for bit repeatable (slower when much is asked for)</label>
+      <button type="button" class="plain" onClick=${resetSettings}>Back to the usual</button>
+    </div>
+  </div>`;
+}
+
+function Priority() {
+  const set = (event) => fill({ priority: event.currentTarget.value });
+  return html`<${Field} name="priority" label="Priority" hint="What is more urgent goes first">
+    <select ...${described('priority', true)} value=${form.value.priority} onChange=${set}>
+      <option value="">Usual</option>
+      <option value="interactive">Urgent</option>
+      <option value="standard">Standard</option>
+      <option value="batch">Whenever there is room</option>
+    </select>
+  <//>`;
+}
+
+function Negative() {
+  return html`<div class="wide"><${Field} name="negative_prompt" label="Not in the picture" hint="What the video should stay away from">
+    <textarea rows="1" ...${described('negative_prompt', true)} value=${form.value.negative_prompt}
+      onInput=${(event) => fill({ negative_prompt: event.currentTarget.value })} />
+  <//></div>`;
+}

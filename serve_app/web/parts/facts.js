@@ -1,0 +1,47 @@
+/** The settings of a video, where it comes from, and its history. */
+import { json, videoPath } from '../api.js';
+import { clock } from '../clock.js';
+import { FINAL } from '../store.js';
+import { html, useEffect, useState } from '../ui.js';
+import { ago, duration, length, moment, sizeText } from '../wording.js';
+
+/** @param {{video: import('../types.js').Video}} props */
+export function Facts({ video }) {
+  return html`<dl class="facts-list">
+      ${rows(video).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
+    </dl>
+    <${History} key=${video.id} video=${video} />`;
+}
+
+function rows(video) {
+  const origin = video.remixed_from_video_id ?? video.enhanced_from_video_id;
+  const how = video.remixed_from_video_id ? 'Remix of' : 'Enhanced from';
+  return [
+    ['Size', sizeText(video.size)],
+    ['Length', `${length(video.num_frames, video.fps)}, ${video.num_frames} frames`],
+    ['Steps', video.num_inference_steps],
+    ['Guidance', video.guidance_scale],
+    ['Seed', String(video.seed)],
+    video.negative_prompt && ['Not in the picture', video.negative_prompt],
+    origin && [how, html`<a href="#${origin}">the video before</a>`],
+    ['Made', html`<time title=${moment(video.created_at)}>${ago(video.created_at, clock.value)}</time>`],
+    video.completed_at && ['Took', duration(video.completed_at - video.created_at)],
+    video.expires_at && ['Kept until', moment(video.expires_at)],
+  ].filter(Boolean);
+}
+
+function History({ video }) {
+  const [moves, setMoves] = useState(null);
+  const [unfolded, setUnfolded] = useState(false);
+  useEffect(() => {
+    let current = true;
+    if (unfolded) json(videoPath(video.id, '/history')).then((page) => current && setMoves(page.data), () => {});
+    return () => (current = false);
+  }, [unfolded, video.state]);
+  return html`<details class="history" onToggle=${(event) => setUnfolded(event.currentTarget.open)}>
+    <summary>${FINAL.has(video.state) ? 'What happened' : 'What has happened so far'}</summary>
+    <ol>${moves?.map((move, n) => html`<li key=${n}>
+      <time>${new Date(1000 * move.at).toLocaleTimeString()}</time> <b>${move.state}</b> <span class="quiet">${move.note}</span>
+    </li>`)}</ol>
+  </details>`;
+}

@@ -1,0 +1,30 @@
+/** Name, how the server is, the key, the theme. */
+import { forgetKey, key } from '../access.js';
+import { health } from '../sync.js';
+import { theme, toggleTheme } from '../theme.js';
+import { html } from '../ui.js';
+import { healthText } from '../wording.js';
+import { Icon, Mark } from './icons.js';
+
+export function Header() {
+  return html`<header class="header">
+    <a class="brand" href="./"><${Mark} /><span>mochi</span></a>
+    <${HealthPill} />
+    ${key.value && html`<button type="button" class="plain" onClick=${forgetKey}><${Icon} name="key" />Forget the key</button>`}
+    <${ThemeButton} />
+  </header>`;
+}
+
+function HealthPill() {
+  const report = health.value;
+  if (!report?.queue) return html`<span class="pill" />`;
+  const why = report.error?.message ?? Object.values(report.devices).flat().map((one) => one.replica).join(', ');
+  return html`<span class="pill ${report.status === 'ok' ? 'good' : 'bad'}" title=${why}>${healthText(report)}</span>`;
+}
+
+function ThemeButton() {
+  const next = theme.value === 'dark' ? 'light' : 'dark';
+  return html`<button type="button" class="round" aria-label="Use the ${next} theme" title="Use the ${next} theme" onClick=${toggleTheme}>
+    <${Icon} name=${next === 'light' ? 'sun' : 'moon'} />
+  </button>`;
+}

@@ -1,0 +1,66 @@
+/**
+ * The shapes of the API's answers, as far as the page uses them; /openapi.json has them whole.
+ *
+ * @typedef {'queued'|'encoding'|'sampling'|'decoding'|'completed'|'failed'|'cancelled'} State
+ *
+ * @typedef {object} Video
+ * @property {string} id
+ * @property {number} created_at Unix seconds, as all times here
+ * @property {number|null} completed_at
+ * @property {number|null} expires_at
+ * @property {string} prompt
+ * @property {string} negative_prompt
+ * @property {string} size 'WIDTHxHEIGHT'
+ * @property {number} num_frames
+ * @property {number} fps
+ * @property {number} num_inference_steps
+ * @property {number} guidance_scale
+ * @property {number|string} seed text where a double cannot hold it
+ * @property {boolean} exact
+ * @property {State} state
+ * @property {number} progress percent of the whole job
+ * @property {number} step denoising steps done
+ * @property {string} priority
+ * @property {number} attempt
+ * @property {number|null} queue_position
+ * @property {number|null} estimated_start_at
+ * @property {number|null} estimated_completion_at
+ * @property {{code: string, message: string}|null} error
+ * @property {string|null} remixed_from_video_id
+ * @property {string|null} [enhanced_from_video_id]
+ * @property {number|null} [preview_step] step of the newest preview
+ * @property {string} [note] why the video came to its state; from its events
+ *
+ * @typedef {{data: Video[], has_more: boolean, last_id: string|null}} VideoPage
+ *
+ * @typedef {{default: number, minimum: number, maximum: number}} Dimension
+ *
+ * @typedef {object} Limits
+ * @property {Dimension} width
+ * @property {Dimension} height
+ * @property {Dimension} num_frames
+ * @property {Dimension} fps
+ * @property {Dimension} num_inference_steps
+ * @property {number} max_guidance_scale
+ * @property {number} max_pixels bound of width x height x num_frames
+ * @property {number} max_prompt_chars
+ *
+ * @typedef {{id: string, limits: Limits, defaults?: {guidance_scale?: number, enhanced_steps?: number|null}}} Model
+ *
+ * @typedef {object} VideoForm what the composer's fields hold; numbers are text until they are sent
+ * @property {string} prompt
+ * @property {string} negative_prompt
+ * @property {string} width
+ * @property {string} height
+ * @property {number} num_frames
+ * @property {string} fps
+ * @property {string} num_inference_steps
+ * @property {string} guidance_scale
+ * @property {string} seed empty: the server draws one
+ * @property {string} priority empty: the server's choice
+ * @property {boolean} exact
+ *
+ * @typedef {{text: string, param: string|null, retryAt: number|null}} Problem an error, ready to be shown; retryAt:
+ *   milliseconds of this machine's clock
+ */
+export {};

@@ -1,0 +1,77 @@
+"""A real HTTP server on loopback that takes webhooks, as a client of the API would run it."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+
+@dataclass(frozen=True)
+class Got:
+    """A request as it arrived; the names of its headers in small letters."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Receiver:
+    """Answers by `reply`; what arrived is in `requests`, in order, and each wakes `next`."""
+
+    def __init__(self, reply: Reply | None) -> None:
+        self.requests: list[Got] = []
+        self.base = ""
+        self.inside = 0
+        self.most_inside = 0
+        self._reply = reply or accept
+        self._arrived: asyncio.Queue[Got] = asyncio.Queue()
+
+    def url(self, path: str = "/hook") -> str:
+        return self.base + path
+
+    @property
+    def port(self) -> int:
+        return int(self.base.rpartition(":")[2])
+
+    async def next(self) -> Got:
+        """The next request, when it has arrived."""
+        return await self._arrived.get()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        got = Got(request.path_qs, headers, await request.read())
+        self.requests.append(got)
+        self._arrived.put_nowait(got)
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        try:
+            return await self._reply(request)
+        finally:
+            self.inside -= 1
+
+
+async def accept(_: web.Request) -> web.StreamResponse:
+    return web.Response(status=204)
+
+
+@asynccontextmanager
+async def receiving(reply: Reply | None = None, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
+    """A receiver on a free port. What it still has under way at the end is cancelled."""
+    receiver = Receiver(reply)
+    server = web.Server(receiver.handle)
+    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    receiver.base = f"{'https' if tls else 'http'}://{host}:{port}"
+    try:
+        yield receiver
+    finally:
+        await runner.cleanup()

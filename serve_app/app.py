@@ -11,8 +11,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from deployments.messages import Stage
 from deployments.settings import StageSettings
 from serve_app.autoscaling import DemandPolicy
-from serve_app.config import DEFAULT_PROFILE, AppSettings, load_settings
+from serve_app.blocklist import load_blocklist
+from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
 from serve_app.errors import StartupError
+from serve_app.exposure import check_exposure, current_http_host, is_loopback
 from serve_app.job_registry import JobRegistry
 from serve_app.jobs import Health
 from serve_app.local_storage import ACTOR_NAME as STORAGE_ACTOR
@@ -37,7 +39,12 @@ def api(args: AppArgs) -> Application:
     """The HTTP side: validates, answers with a job id, serves the results."""
     from serve_app.ingress import Ingress
 
-    settings = with_storage(with_absolute_model(load_settings(args.config)))
+    settings = with_absolute_paths(load_settings(args.config))
+    host = current_http_host()
+    check_exposure(host, settings.access.mode)
+    if settings.safety.blocklist is not None:
+        load_blocklist(settings.safety.blocklist)  # a bad one is told before anything is started
+    settings = with_storage(settings)
     ensure_registry(settings)
     deployment: Any = Ingress
     ingress = deployment.options(
@@ -49,8 +56,23 @@ def api(args: AppArgs) -> Application:
             target_ongoing_requests=200,
         ),
     )
-    bound: Application = ingress.bind(settings, REGISTRY)
+    loopback_only = host is not None and is_loopback(host)
+    bound: Application = ingress.bind(settings, REGISTRY, loopback_only, _classifier(settings.safety.classifier))
     return bound
+
+
+def _classifier(settings: ClassifierSettings | None) -> Application | None:
+    if settings is None:
+        return None
+    from deployments.prompt_classifier import PromptClassifier
+
+    deployment: Any = PromptClassifier
+    options = deployment.options(
+        ray_actor_options={"num_gpus": settings.num_gpus, "num_cpus": settings.num_cpus},
+        autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=settings.max_replicas),
+    )
+    application: Application = options.bind(settings.source, settings.revision, settings.refuse)
+    return application
 
 
 def mochi(args: AppArgs) -> Application:
@@ -60,7 +82,7 @@ def mochi(args: AppArgs) -> Application:
     from deployments.prompt_encoder import PromptEncoder
     from deployments.video_decoder import VideoDecoder
 
-    settings = with_storage(with_absolute_model(load_settings(args.config)))
+    settings = with_storage(with_absolute_paths(load_settings(args.config)))
     ensure_registry(settings)
     sampler = _stage(MochiSampler, Stage.SAMPLING, settings, settings.sampler)
     decoder = _stage(VideoDecoder, Stage.DECODING, settings, settings.decoder)
@@ -94,12 +116,21 @@ def _stage(
     return application
 
 
-def with_absolute_model(settings: AppSettings) -> AppSettings:
-    """A model folder is named relative to where the server was started; a replica may run elsewhere."""
-    folder = Path(settings.model.source)
-    if not folder.is_dir():
-        return settings
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"source": str(folder.resolve())})})
+def with_absolute_paths(settings: AppSettings) -> AppSettings:
+    """Paths are relative to where the server was started; a replica may run elsewhere."""
+    model, safety, classifier = settings.model, settings.safety, settings.safety.classifier
+    model = model.model_copy(update={"source": _absolute(model.source)})
+    if safety.blocklist is not None:
+        safety = safety.model_copy(update={"blocklist": safety.blocklist.resolve()})
+    if classifier is not None:
+        absolute = classifier.model_copy(update={"source": _absolute(classifier.source)})
+        safety = safety.model_copy(update={"classifier": absolute})
+    return settings.model_copy(update={"model": model, "safety": safety})
+
+
+def _absolute(source: str) -> str:
+    """A folder by its whole path; a hub id or a prefix of a store as it is."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
 def with_storage(settings: AppSettings) -> AppSettings:
@@ -120,7 +151,7 @@ def ensure_registry(settings: AppSettings) -> None:
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
     owner = ray.get_runtime_context().get_session_name()
     actor = _named(JobRegistry, REGISTRY, settings.namespace, node)
-    kept = (settings.retention, settings.storage, settings.webhooks)
+    kept = (settings.retention, settings.storage, settings.webhooks, settings.access)
     started = actor.remote(
         settings.database_url, settings.jobs, settings.scheduling, owner, StageRouter(), *kept, _was_restarted
     )

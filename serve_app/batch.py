@@ -30,7 +30,7 @@ from serve_app.client_output import Display, Output, Track
 from serve_app.client_words import short_time
 
 _GONE, _TOO_MANY = 404, 429
-_NO_WORD_S = 10.0
+_NO_WORD_S, _SHORTEST_S = 10.0, 0.25
 _SHOWN_CONFLICTS = 3
 
 
@@ -111,7 +111,7 @@ class Batch:
             except RefusedError as error:
                 if error.status != _TOO_MANY or not error.passing:
                     raise
-                pause = error.retry_after_s or _NO_WORD_S
+                pause = _NO_WORD_S if error.retry_after_s is None else max(error.retry_after_s, _SHORTEST_S)
                 self._display.note(f"waiting {short_time(pause)}: {error.message}")
                 await asyncio.sleep(pause)
             else:
@@ -156,6 +156,7 @@ async def batch_of(client: Client, output: Output, wish: BatchWish) -> int:
     with batch_folder(wish.folder) as folder, ExitStack() as stack:
         left = plan(lines, folder.known, folder.results, folder.sizes())
         _check_conflicts(left, wish)
+        folder.begin(left.todo)
         display = stack.enter_context(output.display(lambda: client.now, total=len(left.todo)))
         batch = Batch(client, folder, display, output)
         try:
@@ -173,12 +174,14 @@ async def batch_of(client: Client, output: Output, wish: BatchWish) -> int:
 
 
 def _text(prompts: Path) -> str:
-    """Raises UsageError where the file is no UTF-8, LocalFileError where it cannot be read."""
+    """Raises UsageError where the file is not there or no UTF-8, LocalFileError where it cannot be read."""
     try:
         data = sys.stdin.buffer.read() if str(prompts) == "-" else prompts.read_bytes()
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{prompts} is not UTF-8 at byte {error.start}") from None
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {str(prompts)!r}") from None
     except OSError as error:
         raise LocalFileError(f"cannot read {str(prompts)!r}: {error.strerror or error}") from None
 

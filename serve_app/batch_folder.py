@@ -10,12 +10,12 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from serve_app.batch_plan import COMPLETED, Known, Line
+from serve_app.batch_plan import COMPLETED, Known, Line, Todo
 from serve_app.client_errors import LocalFileError, UsageError
 
 RESULTS = "results.jsonl"
@@ -36,9 +36,16 @@ class BatchFolder:
         self.id = next((str(row["folder"]) for row in state if "folder" in row), secrets.token_hex(16))
         self.known = {row["key"]: _known(row) for row in state if "key" in row}
         self.results = {row["key"]: row for row in _read(path / RESULTS) if row.get("status") == COMPLETED}
-        _write(path / STATE, [{"folder": self.id}, *(_row(key, known) for key, known in self.known.items())])
-        _write(path / RESULTS, self.results.values())
-        self._state, self._results = (path / STATE).open("ab"), (path / RESULTS).open("ab")
+        self._open = ExitStack()
+
+    def begin(self, todo: Iterable[Todo]) -> None:
+        """Make the files ready for the results of these lines."""
+        for one in todo:
+            self.results.pop(one.line.key, None)
+        _write(self.path / STATE, [{"folder": self.id}, *(_row(key, known) for key, known in self.known.items())])
+        _write(self.path / RESULTS, self.results.values())
+        self._state = self._open.enter_context((self.path / STATE).open("ab"))
+        self._results = self._open.enter_context((self.path / RESULTS).open("ab"))
 
     def sizes(self) -> dict[str, int]:
         """The visible files in the folder, with their sizes in bytes."""
@@ -58,8 +65,7 @@ class BatchFolder:
         return row
 
     def close(self) -> None:
-        self._state.close()
-        self._results.close()
+        self._open.close()
 
 
 @contextmanager

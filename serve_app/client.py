@@ -298,7 +298,7 @@ def checked_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url.strip().rstrip("/").removesuffix("/v1"))
         # httpx lets pass what is no port and no IPv6 address.
-        _ = urlsplit(str(parsed)).port
+        _ = urlsplit(url).port
     except (httpx.InvalidURL, ValueError):
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:

@@ -136,9 +136,6 @@ def batch(
         typer.Argument(
             metavar="PROMPTS",
             help='A line a video: text, or JSON {"prompt": ..., any field of a request, "id", "name"}.',
-            dir_okay=False,
-            exists=True,
-            allow_dash=True,
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the videos and of results.jsonl.")],

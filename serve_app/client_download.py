@@ -127,13 +127,15 @@ async def _write(
     response: httpx.Response, part: Path, start: int, total: int | None, tell: TellBytes, patience: Patience
 ) -> None:
     """Write the answer's bytes from `start` on. Raises httpx.RemoteProtocolError if the file is not whole then."""
+    # The first byte of what is taken up was there before, and is no progress.
     with part.open("r+b" if start else "wb") as file:
         file.truncate(start)
         file.seek(start)
         tell(start, total)
         async for chunk in response.aiter_raw():
             file.write(chunk)
-            patience.renew()
+            if file.tell() > start + 1:
+                patience.renew()
             tell(file.tell(), total)
         file.flush()
         os.fsync(file.fileno())

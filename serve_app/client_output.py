@@ -1,6 +1,7 @@
 """What the commands say: results on stdout, everything else on stderr; bars on a terminal, else lines."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from serve_app.client_words import progress_words
 LIST_COLUMNS = ("id", "state", "progress", "created", "length", "size", "prompt")
 # Without a terminal, a line for each quarter of the way is enough.
 _LINE_EVERY = 25
+_NO_TERMINAL_COLUMNS = 10_000
 
 
 class Output:
@@ -26,7 +28,9 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.out = Console(soft_wrap=True, highlight=False)
+        # A table fits itself to the terminal; in a pipe or a file nothing is cut.
+        width = None if sys.stdout.isatty() else _NO_TERMINAL_COLUMNS
+        self.out = Console(soft_wrap=True, highlight=False, width=width)
         self.err = Console(stderr=True, soft_wrap=True, highlight=False)
 
     def result(self, value: Mapping[str, Any], text: str | None) -> None:
@@ -37,8 +41,7 @@ class Output:
             self.out.print(printable(text), markup=False)
 
     def table(self, table: Table) -> None:
-        # A table fits itself to the terminal; in a pipe or a file nothing is cut.
-        self.out.print(table, soft_wrap=False, width=None if self.out.is_terminal else 10_000)
+        self.out.print(table, soft_wrap=False)
 
     def say(self, text: str) -> None:
         """A message for people."""

@@ -14,12 +14,10 @@ from serve_app.job_rows import JOB, batches, find_jobs
 from serve_app.jobs import Job
 from serve_app.schema import (
     DELETED_WITH_FILES,
-    UNDELIVERED,
     deleted_videos,
     idempotency_keys,
     job_moves,
     jobs,
-    webhook_deliveries,
 )
 
 # A worker hears of the end of its job within seconds. One that waits for a store that is away goes on for a minute, and
@@ -39,7 +37,7 @@ class DeletedVideo:
 
 
 def delete_job(connection: Connection, job_id: str, now: float) -> Job | None:
-    """Forget a job that has ended, with its history, its idempotency key and what was still to be told of it.
+    """Forget a job that has ended, with its history and its idempotency key; what is still to be told of it is told.
 
     In its place it leaves a tombstone, in the same transaction; the sweeper deletes the files.
 
@@ -52,7 +50,6 @@ def delete_job(connection: Connection, job_id: str, now: float) -> Job | None:
     connection.execute(delete(jobs).where(jobs.c.id == job_id))
     connection.execute(delete(job_moves).where(job_moves.c.job_id == job_id))
     connection.execute(delete(idempotency_keys).where(idempotency_keys.c.job_id == job_id))
-    connection.execute(delete(webhook_deliveries).where(webhook_deliveries.c.job_id == job_id, UNDELIVERED))
     tombstone = {"id": job_id, "tenant": found[0].tenant, "deleted_at": now}
     connection.execute(insert(deleted_videos).values(**tombstone))
     return found[0]

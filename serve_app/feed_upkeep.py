@@ -6,6 +6,7 @@ import time
 from deployments.errors import RegistryUnavailableError
 from serve_app import access_store, job_store
 from serve_app.board import Board, log
+from serve_app.exposure import AccessMode, no_keys_notice
 from serve_app.feed import FIRST
 from serve_app.meta_store import beat, other_registries
 
@@ -21,10 +22,12 @@ class FeedUpkeep:
 
     Args:
         alone: no other registry can be on this database.
+        mode: whether requests need keys.
     """
 
-    def __init__(self, board: Board, alone: bool) -> None:
+    def __init__(self, board: Board, alone: bool, mode: AccessMode = "auto") -> None:
         self._board = board
+        self._mode: AccessMode = mode
         self._alone = alone
         self._rounds = 0
         self.begun = asyncio.Event()
@@ -63,6 +66,8 @@ class FeedUpkeep:
     async def _read_access(self) -> None:
         self._board.access = await self._board.database.run(access_store.load_access)
         self._board.feed.tell_access(self._board.access)
+        if (notice := no_keys_notice(self._mode, self._board.access)) is not None:
+            log.warning(notice)
 
     async def _look_for_others(self) -> None:
         board, now = self._board, time.time()

@@ -7,24 +7,32 @@ into the log lines; nothing is added here.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
 from deployments.registry_link import RegistryLink
-from serve_app.authentication import install_authentication
+from serve_app.authentication import RateLimitHeaders, install_authentication
 from serve_app.config import AppSettings
 from serve_app.http_errors import install_error_handlers
+from serve_app.http_guards import install_guards
 from serve_app.openai_videos import OpenAIVideos
 from serve_app.prompt_limits import load_token_counter
+from serve_app.prompt_safety import PromptSafety, asking
 from serve_app.services import Services
 from serve_app.simple_routes import SimpleRoutes
 from serve_app.unsupported_routes import add_unsupported_routes
 from serve_app.video_storage import VideoStorage
+from serve_app.web_page import WebPage
 
 
-def create_app(services: Services) -> FastAPI:
-    """All routes over these services. Needs no Ray."""
+def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
+    """All routes over these services. Needs no Ray.
+
+    Args:
+        loopback_only: only this machine reaches the server.
+    """
     # FastAPI's pages of documentation load scripts from a CDN; a path with a slash too many is no route.
     app = FastAPI(
         title="mochi-serve",
@@ -41,6 +49,8 @@ def create_app(services: Services) -> FastAPI:
     add_unsupported_routes(app)
     videos.add_to(app)
     SimpleRoutes(services, videos).add_to(app)
+    WebPage(services.settings.model).add_to(app)
+    install_guards(app, services.settings, loopback_only)
     return app
 
 
@@ -61,15 +71,19 @@ class Ingress:
     Args:
         settings: with the store's endpoint and keys filled in.
         registry: name of the job registry's actor.
+        loopback_only: only this machine reaches the server.
+        classifier: handle of the deployment that judges prompts, if the settings have one.
     """
 
-    def __init__(self, settings: AppSettings, registry: str) -> None:
+    def __init__(self, settings: AppSettings, registry: str, loopback_only: bool, classifier: Any = None) -> None:
+        self._loopback_only = loopback_only
         self._services = Services(
             settings=settings,
             registry=RegistryLink(registry, settings.namespace),
             storage=VideoStorage(settings.storage),
             count_tokens=load_token_counter(settings.model.source),
+            safety=PromptSafety(settings.safety, None if classifier is None else asking(classifier)),
         )
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._services)
+    def __serve_build_asgi_app__(self) -> Any:
+        return RateLimitHeaders(create_app(self._services, self._loopback_only))

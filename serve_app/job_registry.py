@@ -16,7 +16,7 @@ from deployments.settings import StorageSettings
 from serve_app import access_store, job_store
 from serve_app.acceptance import Acceptance
 from serve_app.board import Board, log
-from serve_app.config import JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
+from serve_app.config import AccessSettings, JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
 from serve_app.database import Database
 from serve_app.dispatcher import Dispatcher, Send
 from serve_app.feed import Batch, Cursor
@@ -31,6 +31,7 @@ from serve_app.webhooks import WebhookSender
 HOLD_S = 2.0
 HOUR_S = 3600.0
 EVERY_JOB = JobFilter()
+OPEN = AccessSettings()
 
 
 class JobRegistry:
@@ -42,6 +43,7 @@ class JobRegistry:
         owner: name of this cluster in the leases, the same after a restart of the actor.
         send: carries a task to a replica and returns when its call has ended.
         retention, storage: how long jobs and files are kept, and where the files are; nothing is swept without.
+        access: whether requests need keys.
         webhooks: how ends of jobs are told; without, they wait in the database.
         was_restarted: whether there was a registry of this owner before, which ingress replicas may still follow.
     """
@@ -56,6 +58,7 @@ class JobRegistry:
         retention: RetentionSettings | None = None,
         storage: StorageSettings | None = None,
         webhooks: WebhookSettings | None = None,
+        access: AccessSettings = OPEN,
         was_restarted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
@@ -66,13 +69,14 @@ class JobRegistry:
         self._reports = JobReports(self._board)
         alone = database_url.startswith("sqlite")
         self._dispatcher = Dispatcher(self._board, self._reports, send, alone)
-        self._upkeep = FeedUpkeep(self._board, alone)
+        self._upkeep = FeedUpkeep(self._board, alone, access.mode)
         self._outlook = Outlook(self._board)
         self._acceptance = Acceptance(self._board, self._outlook)
         running = [self._dispatcher.run(), self._upkeep.run()]
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
-            self._sweeper = Sweeper(self._database, ObjectStore(storage), retention, self._keep_keys_s)
+            store, gone = ObjectStore(storage), self._feed.deleted
+            self._sweeper = Sweeper(self._database, store, retention, self._keep_keys_s, on_gone=gone)
             running.append(self._sweeper.run())
         if webhooks is not None:
             sender = WebhookSender(self._database, webhooks, self._webhook_secret)

@@ -72,6 +72,7 @@ class Sweeper:
         settings: how long things are kept, and how often to look.
         keep_keys_s: how long an idempotency key is remembered, seconds.
         clock: Unix seconds, by which jobs and idempotency keys expire; the age of orphans goes by the store's.
+        on_gone: told of the jobs that are no more.
 
     Each installation, which is a database with an id of its own, leaves a marker in the bucket. Orphans are swept only
     while there is no marker but its own, and that one is older than `orphan_days`: what looks like an orphan may be
@@ -87,12 +88,14 @@ class Sweeper:
         settings: RetentionSettings,
         keep_keys_s: float,
         clock: Callable[[], float] = time.time,
+        on_gone: Callable[[Sequence[str]], None] = lambda job_ids: None,
     ) -> None:
         self._database = database
         self._store = store
         self._settings = settings
         self._keep_keys_s = keep_keys_s
         self._clock = clock
+        self._on_gone = on_gone
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -185,6 +188,7 @@ class Sweeper:
     async def _delete(self, job_ids: list[str]) -> None:
         await delete_all_files(self._store, job_ids)
         await self._database.run(retention_store.delete_jobs, job_ids)
+        self._on_gone(job_ids)
 
     async def sweep_deleted(self) -> int:
         """Delete the files of videos that were deleted, and forget those after a day; returns how many had files.

@@ -5,6 +5,7 @@ It speaks real HTTP on a port of its own, in a thread.
 
 import asyncio
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -34,7 +35,8 @@ class StandIn:
 
     refusals: (status, code, headers) of the next POSTs to /v1/videos. lost_answers: of so many the video is made and
     the connection breaks. breaks: for the next streams of events or files, after how many events or bytes they end.
-    failing: prompts whose videos fail. hold: videos stay in sampling until it is cleared. seen: requests by route.
+    failing: prompts whose videos fail. hold: videos stay in sampling until it is cleared. pause_s: the length of each state.
+    seen: requests by route.
     """
 
     def __init__(self) -> None:
@@ -45,12 +47,14 @@ class StandIn:
         self.breaks: list[int] = []
         self.failing: set[str] = set()
         self.hold = False
+        self.pause_s = 0.01
         self.api_key: str | None = None
         self.seen: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
         self.at_once = 0
         self.most_at_once = 0
         self.url = ""
+        self._numbers = itertools.count()
 
     def app(self) -> Starlette:
         video = "/v1/videos/{id}"
@@ -93,7 +97,7 @@ class StandIn:
         return JSONResponse(self.videos[self.keys[key]])
 
     def _new(self, fields: dict[str, Any]) -> str:
-        video_id = f"video_{len(self.videos):032x}"
+        video_id = f"video_{next(self._numbers):032x}"
         self.videos[video_id] = {
             "id": video_id,
             "object": "video",
@@ -193,7 +197,7 @@ class StandIn:
             progress = {"video_id": video["id"], "state": state, "progress": 20 * number, "step": number}
             names = ("num_inference_steps", "queue_position", "estimated_completion_at")
             yield number, {"type": "progress", **progress, **{name: video[name] for name in names}}
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self.pause_s)
         while self.hold and video["status"] == "in_progress" and video["id"] in self.videos:
             await asyncio.sleep(0.01)
         if video["id"] not in self.videos:

@@ -58,7 +58,7 @@ def test_each_refusal_says_why_and_what_to_do() -> None:
     gone = AccessTable(2, {}, table(key).keys)
     refusals = {
         "not known": refusal(table(key), other),
-        "no API key of this server": refusal(table(key), "sk-proj-123"),
+        "no API key of this server": refusal(table(key), f"{key}x"),
         "was revoked": refusal(table(key, revoked_at=50.0), key),
         "has expired": refusal(table(key, expires_at=100.0), key),
         "tenant that was removed": refusal(gone, key),

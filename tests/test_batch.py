@@ -95,6 +95,7 @@ def test_a_state_file_cut_anywhere_makes_no_second_video(data: st.DataObject) ->
         folder = Path(name)
         lines = read_lines("a\nb\nc", {})
         with batch_folder(folder) as first:
+            first.begin(Todo(line, Known(), False) for line in lines)
             for line in lines:
                 first.note(line, Known(video_id=f"video_{line.fields['prompt']}"))
                 first.finish(line, {"status": "completed", "file": line.file})
@@ -107,6 +108,8 @@ def test_a_state_file_cut_anywhere_makes_no_second_video(data: st.DataObject) ->
             assert second.results == first.results
             assert [first.known[key] for key in second.known] == list(second.known.values())
             assert len(second.known) >= whole[after_id:kept].count(b"\n")
+            second.begin([])
+        assert (folder / STATE).read_bytes().count(b"\n") == 1 + len(second.known)
 
 
 async def test_what_failed_is_tried_again_with_the_next_run(api: StandIn, wish: BatchWish) -> None:
@@ -144,7 +147,7 @@ async def test_a_refused_key_ends_the_batch(api: StandIn, wish: BatchWish) -> No
 
 
 async def test_a_server_that_is_away_for_long_ends_the_run(api: StandIn, wish: BatchWish) -> None:
-    api.breaks = [1] * 1000
+    api.breaks = [0] * 1000
     with pytest.raises(UnreachableError):
         await run(api, wish, patience_s=0.3)
     api.breaks = []

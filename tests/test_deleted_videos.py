@@ -70,7 +70,7 @@ async def test_a_deleted_job_leaves_a_tombstone_and_what_was_told_of_it(database
     before = await database.run(job_store.get_job, "a")
     assert await database.run(delete_job, "a", 10.0) == before
     assert await database.run(job_store.get_job, "a") is None
-    assert await database.run(_left) == [0, 0, 0, 1]
+    assert await database.run(_left) == [0, 0, 0, 2]  # its webhooks are still sent
     assert await database.run(deleted_videos.tombstone, "a") == DeletedVideo("a", "acme", 10.0)
     assert await database.run(deleted_videos.with_files, 10) == ["a"]
 
@@ -82,7 +82,7 @@ async def test_other_jobs_keep_all(database: Database) -> None:
     await _accept(database, "a")
     await _end(database, "a", JobState.FAILED)
     await database.run(delete_job, "a", 10.0)
-    assert await database.run(_left) == [*before[:3], before[3] + 1]
+    assert await database.run(_left) == [*before[:3], before[3] + 2]
     assert await database.run(deleted_videos.tombstone, "b") is None
 
 
@@ -121,7 +121,7 @@ async def test_cancelled_and_deleted_in_one_transaction(database: Database) -> N
     assert await database.run(deleted_videos.tombstone, "a") is None
     job = await database.run(cancel_and_delete, None)
     assert job is not None and job.state is JobState.CANCELLED
-    assert await database.run(_left) == [0, 0, 0, 1]
+    assert await database.run(_left) == [0, 0, 0, 2]  # its webhooks are still sent
     assert not await database.run(job_store.renew, "a", "t", 99.0, 1, 0.1, Spent())
     assert await database.run(job_store.finish_stage, "a", "t", {}, 11.0, 0, 1.0) is None
 

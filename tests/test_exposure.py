@@ -83,6 +83,14 @@ def test_a_host_that_is_left_out_is_loopback_for_serve_too(tmp_path: Path, optio
     assert plan.host == launch.check_serve_schema(plan).http_options.host == "127.0.0.1"
 
 
+@pytest.mark.usefixtures("_in_root")
+def test_options_that_are_no_mapping_are_named(tmp_path: Path) -> None:
+    path = serve_config(tmp_path, None)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "http_options": ["127.0.0.1"]}))
+    with pytest.raises(ConfigError, match="http_options must be a mapping"):
+        launch.read_plan(path, 8265)
+
+
 def test_the_host_of_the_running_serve(ray_cluster: None) -> None:
     import ray
     from ray import serve

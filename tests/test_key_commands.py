@@ -68,6 +68,7 @@ def test_as_json() -> None:
     assert made["expires_at"] == pytest.approx(time.time() + 1.5 * DAY_S, abs=60)
     plain = made.pop("key")
     assert plain.startswith(made["hint"])
+    assert key_hash(plain) not in json.dumps(made)
     assert told("keys", "list") == [made] == told("keys", "list", "--tenant", "acme")
     assert told("keys", "list", "--tenant", "other") == []
     assert "[ci]" in run("keys", "list").stdout

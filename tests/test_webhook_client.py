@@ -100,7 +100,7 @@ def test_a_socket_is_made_for_public_addresses_of_the_internet_alone() -> None:
 async def test_redirects_are_not_followed(status: int) -> None:
     async with receiving() as second:
 
-        async def redirect(_: web.Request) -> web.Response:
+        async def redirect(_: web.BaseRequest) -> web.Response:
             return web.Response(status=status, headers={"Location": second.url()})
 
         async with receiving(redirect) as first:
@@ -112,7 +112,7 @@ async def test_redirects_are_not_followed(status: int) -> None:
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 async def test_every_2xx_is_taken(status: int) -> None:
-    async def reply(_: web.Request) -> web.Response:
+    async def reply(_: web.BaseRequest) -> web.Response:
         return web.Response(status=status)
 
     async with receiving(reply) as receiver:
@@ -123,7 +123,7 @@ async def test_every_2xx_is_taken(status: int) -> None:
     ("status", "error"), [(400, "400 Bad Request"), (503, "503 Service Unavailable"), (599, "599")]
 )
 async def test_every_other_answer_is_told_with_its_retry_after(status: int, error: str) -> None:
-    async def reply(_: web.Request) -> web.Response:
+    async def reply(_: web.BaseRequest) -> web.Response:
         return web.Response(status=status, headers={"Retry-After": "7"}, text="secret of the receiver")
 
     async with receiving(reply) as receiver:
@@ -131,7 +131,7 @@ async def test_every_other_answer_is_told_with_its_retry_after(status: int, erro
 
 
 async def test_a_target_that_does_not_answer_is_left_after_the_timeout() -> None:
-    async def hang(_: web.Request) -> web.Response:
+    async def hang(_: web.BaseRequest) -> web.Response:
         await asyncio.Event().wait()
         return web.Response()
 
@@ -158,7 +158,7 @@ async def test_a_name_that_is_unknown_is_told() -> None:
 
 
 async def test_a_body_without_end_is_not_read() -> None:
-    async def endless(request: web.Request) -> web.StreamResponse:
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         while True:
@@ -191,7 +191,7 @@ async def test_a_closed_port_is_an_error_and_not_raised() -> None:
 async def test_no_cookie_is_kept_and_no_connection_used_again() -> None:
     ports = set()
 
-    async def with_cookie(request: web.Request) -> web.Response:
+    async def with_cookie(request: web.BaseRequest) -> web.Response:
         assert request.transport is not None
         ports.add(request.transport.get_extra_info("peername")[1])
         response = web.Response(status=200)

@@ -95,7 +95,7 @@ def replying(*statuses: int, **headers: str) -> Reply:
     """These statuses in turn, the last one for ever."""
     left = list(statuses)
 
-    async def reply(_: web.Request) -> web.Response:
+    async def reply(_: web.BaseRequest) -> web.Response:
         return web.Response(status=left.pop(0) if len(left) > 1 else left[0], headers=headers)
 
     return reply
@@ -185,18 +185,16 @@ async def test_gone_is_given_up_at_once(database: Database) -> None:
 
 
 async def test_after_a_day_it_is_given_up_with_a_last_try_and_a_word_in_the_log(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def in_a_day() -> float:
         return time.time() + 24 * HOUR_S
 
-    caplog.set_level(logging.WARNING, "ray.serve")
-    logging.getLogger("ray.serve").addHandler(caplog.handler)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     async with receiving(replying(500)) as receiver:
         await add(database, "1", receiver.url())
         async with sending(database, clock=in_a_day):
             delivery = await done(database, "1")
-    logging.getLogger("ray.serve").removeHandler(caplog.handler)
     assert (delivery.attempts, delivery.status, len(receiver.requests)) == (1, 500, 1)
     assert "evt_1" in caplog.text and "given up after 1 tries" in caplog.text
 
@@ -237,7 +235,7 @@ class Gate:
     def __init__(self) -> None:
         self.open = asyncio.Event()
 
-    async def __call__(self, _: web.Request) -> web.Response:
+    async def __call__(self, _: web.BaseRequest) -> web.Response:
         await self.open.wait()
         return web.Response(status=200)
 

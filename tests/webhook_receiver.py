@@ -18,7 +18,7 @@ class Got:
     body: bytes
 
 
-Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Reply = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Receiver:
@@ -43,7 +43,7 @@ class Receiver:
         """The next request, when it has arrived."""
         return await self._arrived.get()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
         got = Got(request.path_qs, headers, await request.read())
         self.requests.append(got)
@@ -56,7 +56,7 @@ class Receiver:
             self.inside -= 1
 
 
-async def accept(_: web.Request) -> web.StreamResponse:
+async def accept(_: web.BaseRequest) -> web.StreamResponse:
     return web.Response(status=204)
 
 

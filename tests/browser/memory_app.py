@@ -41,15 +41,18 @@ async def running_app(keys: bool = False) -> AsyncIterator[MemoryApp]:
     services.registry.announce_all()
     services.registry.feed = Feed(access=_access(key))
     (port,) = free_ports(1)
-    server = uvicorn.Server(uvicorn.Config(create_app(services), "127.0.0.1", port, log_level="warning"))
+    # Streams of events end when their readers leave; here they need not.
+    config = uvicorn.Config(
+        create_app(services), "127.0.0.1", port, log_level="critical", timeout_graceful_shutdown=0
+    )
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     try:
         while not server.started:
             await asyncio.sleep(0.01)
         yield MemoryApp(f"http://127.0.0.1:{port}", services, key)
     finally:
-        # Streams of events end when their readers leave; here they need not.
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         await serving
 
 

@@ -1,0 +1,78 @@
+"""How fast one server answers one GET, asked by a client that costs next to nothing beside it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+import uvloop
+
+
+def read_rate(url: str, callers: int, seconds: float) -> float:
+    """Answers a second to GET `url`. Each caller keeps one connection and sends its next request after each answer.
+
+    Raises:
+        RuntimeError: an answer that is not 200, or a connection that the server closed.
+    """
+    return uvloop.run(_read_rate(url, callers, seconds))
+
+
+async def _read_rate(url: str, callers: int, seconds: float) -> float:
+    loop, split = asyncio.get_running_loop(), urlsplit(url)
+    request = f"GET {split.path} HTTP/1.1\r\nHost: {split.netloc}\r\n\r\n".encode()
+    opened = [
+        await loop.create_connection(lambda: _Caller(request), split.hostname, split.port) for _ in range(callers)
+    ]
+    made = [caller for _, caller in opened]
+    begun = time.perf_counter()
+    for caller in made:
+        caller.ask()
+    await asyncio.wait([caller.broken for caller in made], timeout=seconds)
+    took = time.perf_counter() - begun
+    for transport, caller in opened:
+        if caller.broken.done():
+            caller.broken.result()
+        caller.broken.cancel()
+        transport.close()
+    return sum(caller.answers for caller in made) / took
+
+
+class _Caller(asyncio.Protocol):
+    """One connection. answers: how many were 200; broken: has an exception once something else came."""
+
+    def __init__(self, request: bytes) -> None:
+        self.answers = 0
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._write: Callable[[bytes], None] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+
+    def ask(self) -> None:
+        assert self._write is not None
+        self._write(self._request)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are of no class of asyncio's.
+        self._write = cast(asyncio.WriteTransport, transport).write
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser at the end of an answer."""
+        status = self._parser.get_status_code()
+        if status != 200:
+            self._break(f"an answer was {status}, not 200")
+            return
+        self.answers += 1
+        if not self.broken.done():
+            self.ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break("the server closed a connection")
+
+    def _break(self, what: str) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(RuntimeError(what))

@@ -1,0 +1,281 @@
+"""The registry's feed and the mirrors that follow it: whatever happens and is lost on the way, they come to agree."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.messages import Stage, VideoSpec
+from serve_app.access import AccessTable
+from serve_app.feed import FIRST, Batch, Cursor, Feed
+from serve_app.job_mirror import Mirror
+from serve_app.jobs import (
+    FINAL,
+    MOVES,
+    Job,
+    JobFilter,
+    JobPage,
+    JobState,
+    Move,
+    Order,
+    Place,
+    acceptance,
+)
+
+SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
+STATES = sorted(JobState)
+TENANTS = ("acme", "globex")
+
+
+def new_job(number: int, tenant: str = "acme") -> Job:
+    """Created in an order of its own, so that the order of the changes is another."""
+    at = float(number * 7 % 23)
+    job_id = f"video_{number:032x}"
+    return Job(job_id, "m", SPEC, JobState.QUEUED, Stage.ENCODING, 1, at, tenant=tenant, last_move=acceptance(at))
+
+
+def moved(job: Job, state: JobState, at: float = 50.0) -> Job:
+    move = Move(at, state, job.stage, job.attempt, str(state))
+    return replace(job, state=state, moves=job.moves + 1, last_move=move)
+
+
+@dataclass
+class Truth:
+    """What SQL would hold, and a feed that is told of it."""
+
+    kept_ended: int = 3
+    jobs: dict[str, Job] = field(default_factory=dict)
+    histories: dict[str, list[Move]] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+    feed: Feed = field(init=False)
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        self.feed = self.new_feed()
+
+    def new_feed(self) -> Feed:
+        return Feed(now_of=self.now_of, kept_ended=self.kept_ended, access=AccessTable(1, {}, {}))
+
+    def now_of(self, job: Job) -> Job:
+        return replace(job, step=self.steps.get(job.id, 0))
+
+    def accept(self, tenant: str) -> None:
+        job = new_job(self.made, tenant)
+        self.made += 1
+        self.jobs[job.id] = job
+        self.histories[job.id] = [acceptance(job.created_at)]
+        self.feed.moved(job)
+
+    def move(self, pick: int, state: JobState) -> None:
+        movable = [job for job in self.jobs.values() if state in MOVES[job.state]]
+        if movable:
+            job = moved(movable[pick % len(movable)], state)
+            self.jobs[job.id] = job
+            assert job.last_move is not None
+            self.histories[job.id].append(job.last_move)
+            self.feed.moved(job)
+
+    def step(self, pick: int) -> None:
+        live = [job for job in self.jobs.values() if not job.final]
+        if live:
+            job = live[pick % len(live)]
+            self.steps[job.id] = self.steps.get(job.id, 0) + 1
+            self.feed.progressed(job.id)
+
+    def delete(self, pick: int) -> None:
+        ended = [job for job in self.jobs.values() if job.final]
+        if ended:
+            job = ended[pick % len(ended)]
+            del self.jobs[job.id], self.histories[job.id]
+            self.feed.deleted([job.id])
+
+    def restart(self) -> None:
+        """A registry that knows the newest jobs, the live ones, and no moves."""
+        self.feed = self.new_feed()
+        newest = sorted(self.jobs.values(), key=lambda job: (job.created_at, job.id))[-4:]
+        live = [job for job in self.jobs.values() if not job.final]
+        for job in [*newest, *live]:
+            self.feed.moved(replace(job, last_move=None))
+        if len(newest) < len(self.jobs):
+            self.feed.horizon = max(self.feed.horizon, (newest[0].created_at, newest[0].id))
+
+    def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage:
+        jobs = sorted(self.jobs.values(), key=lambda job: (job.created_at, job.id), reverse=order == "desc")
+        if after is not None:
+            jobs = jobs[[job.id for job in jobs].index(after) + 1 :]
+        jobs = [self.now_of(job) for job in jobs if matches(job, wanted)]
+        return JobPage(tuple(jobs[:limit]), len(jobs) > limit)
+
+
+def matches(job: Job, wanted: JobFilter) -> bool:
+    return (not wanted.states or job.state in wanted.states) and wanted.tenant in (None, job.tenant)
+
+
+def check(mirror: Mirror, truth: Truth) -> None:
+    for job in truth.jobs.values():
+        known = mirror.get(job.id)
+        if not job.final or (job.created_at, job.id) >= mirror.horizon:
+            assert known is not None, job.id
+        if known is not None:
+            assert known == truth.now_of(job)
+        moves = mirror.moves(job.id)
+        assert moves is None or list(moves) == truth.histories[job.id]
+
+
+def check_pages(mirror: Mirror, truth: Truth) -> None:
+    for order in ("desc", "asc"):
+        for wanted in (JobFilter(), JobFilter(tenant="acme"), JobFilter((JobState.COMPLETED, JobState.FAILED))):
+            for after in [None, *truth.jobs]:
+                page = mirror.page(2, after, order, wanted)
+                assert page in (None, truth.page(2, after, order, wanted))
+
+
+PICK = st.integers(0, 50)
+ACTIONS = st.one_of(
+    st.tuples(st.just("accept"), st.sampled_from(TENANTS)),
+    st.tuples(st.just("move"), PICK, st.sampled_from(STATES)),
+    st.tuples(st.just("move"), PICK, st.sampled_from(STATES)),
+    st.tuples(st.just("step"), PICK),
+    st.tuples(st.just("delete"), PICK),
+    st.tuples(st.just("restart")),
+    st.tuples(st.just("poll"), st.integers(0, 2)),
+    st.tuples(st.just("lose"), st.integers(0, 2)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(actions=st.lists(ACTIONS, max_size=60))
+def test_mirrors_agree_with_the_truth(actions: list[tuple[object, ...]]) -> None:
+    async def play() -> None:
+        truth, mirrors = Truth(), [Mirror() for _ in range(3)]
+        for name, *given_args in actions:
+            if name == "poll":
+                mirror = mirrors[given_args[0]]  # type: ignore[call-overload]
+                mirror.apply(truth.feed.batch(mirror.cursor))
+                check(mirror, truth)
+            elif name == "lose":
+                truth.feed.batch(mirrors[given_args[0]].cursor)  # type: ignore[call-overload]
+            else:
+                getattr(truth, str(name))(*given_args)
+        for mirror in mirrors:
+            mirror.apply(truth.feed.batch(mirror.cursor))
+            check(mirror, truth)
+            check_pages(mirror, truth)
+
+    asyncio.run(play())
+
+
+async def test_only_pages_within_the_horizon_are_answered() -> None:
+    feed, mirror = Feed(kept_ended=3), Mirror()
+    ended = [moved(replace(new_job(number), created_at=float(number)), JobState.CANCELLED) for number in range(10)]
+    for job in ended:
+        feed.moved(job)
+    mirror.apply(feed.batch(mirror.cursor))
+    newest = ended[:-4:-1]
+    assert mirror.page(2, None, "desc", JobFilter()) == JobPage(tuple(newest[:2]), has_more=True)
+    assert mirror.page(1, newest[0].id, "desc", JobFilter()) == JobPage((newest[1],), has_more=True)
+    assert mirror.page(3, None, "desc", JobFilter()) is None  # whether there are more is not known here
+    assert mirror.page(3, None, "desc", JobFilter(created_after=5.5)) is None
+    assert mirror.page(3, None, "desc", JobFilter(created_after=6.5)) == JobPage(tuple(newest), has_more=False)
+    assert mirror.page(3, None, "asc", JobFilter()) is None
+    assert mirror.page(3, newest[2].id, "asc", JobFilter()) == JobPage((newest[1], newest[0]), has_more=False)
+    assert mirror.page(3, ended[0].id, "desc", JobFilter()) is None
+
+
+async def test_places_are_those_of_the_state() -> None:
+    truth, mirror = Truth(), Mirror()
+    truth.accept("acme")
+    (job,) = truth.jobs.values()
+    truth.feed.tell_places({job.id: Place(4, 10.0, 20.0)})
+    assert job.id in mirror.apply(truth.feed.batch(mirror.cursor))
+    known = mirror.get(job.id)
+    assert known is not None and known.place == Place(4, 10.0, 20.0)
+    truth.move(0, JobState.ENCODING)
+    mirror.apply(truth.feed.batch(mirror.cursor))
+    known = mirror.get(job.id)
+    assert known is not None and known.place == Place(None, 10.0, 20.0)
+    truth.feed.tell_places({})
+    assert job.id in mirror.apply(truth.feed.batch(mirror.cursor))
+
+
+async def ask(feed: Feed, name: str, cursor: Cursor) -> Batch:
+    await feed.wait(name, cursor)
+    return feed.batch(cursor)
+
+
+async def test_a_follower_waits_for_news() -> None:
+    truth = Truth()
+    first = await ask(truth.feed, "a", Cursor())
+    waiting = asyncio.create_task(ask(truth.feed, "a", first.cursor))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    truth.accept("acme")
+    batch = await waiting
+    assert [change.job.id for change in batch.changes] == list(truth.jobs)
+    assert not batch.reset
+    assert batch.access is None
+
+
+async def test_a_write_is_told_when_every_follower_has_it() -> None:
+    truth = Truth()
+    cursors = {name: (await ask(truth.feed, name, Cursor())).cursor for name in "ab"}
+    truth.accept("acme")
+    told = asyncio.create_task(truth.feed.told())
+    first = await ask(truth.feed, "a", cursors["a"])
+    asking = asyncio.create_task(ask(truth.feed, "a", first.cursor))
+    await asyncio.sleep(0)
+    assert not told.done()  # b has not come back
+    second = await ask(truth.feed, "b", cursors["b"])
+    asking_too = asyncio.create_task(ask(truth.feed, "b", second.cursor))
+    await told
+    truth.accept("acme")  # ends the two polls
+    await asyncio.gather(asking, asking_too)
+
+
+async def test_a_follower_that_is_silent_is_not_waited_for_longer_than_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.feed.VALID_S", 0.05)
+    truth = Truth()
+    await ask(truth.feed, "dead", Cursor())
+    truth.accept("acme")
+    async with asyncio.timeout(20):
+        await truth.feed.told()
+
+
+async def test_a_feed_born_again_waits_for_the_followers_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.feed.VALID_S", 0.3)
+    feed = Feed(born_again=True)
+    loop = asyncio.get_running_loop()
+    born = loop.time()
+    feed.moved(new_job(1))
+    await feed.told()
+    assert loop.time() - born >= 0.29
+
+
+async def test_without_followers_nobody_is_waited_for() -> None:
+    feed = Feed()
+    feed.moved(new_job(1))
+    told = asyncio.create_task(feed.told())
+    await asyncio.sleep(0)
+    assert told.done()
+
+
+async def test_old_news_changes_nothing() -> None:
+    feed, mirror = Feed(), Mirror()
+    job = new_job(1)
+    done = moved(job, JobState.CANCELLED)
+    feed.moved(done)
+    feed.moved(job)
+    mirror.apply(feed.batch(mirror.cursor))
+    assert mirror.get(job.id) == done
+    feed.deleted([job.id])
+    feed.moved(done)
+    mirror.apply(feed.batch(mirror.cursor))
+    assert mirror.get(job.id) is None
+
+
+def test_all_final_states_end() -> None:
+    assert {state for state in JobState if not MOVES[state]} == FINAL

@@ -1,8 +1,12 @@
 """Settings of the model workers. Read from YAML by `serve_app.config`; frozen, unknown keys refused."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class Settings(BaseModel):
@@ -29,10 +33,15 @@ class StorageSettings(Settings):
 
     @model_validator(mode="after")
     def _endpoint_with_keys(self) -> Self:
+        for name in ("endpoint", "public_endpoint"):
+            given = getattr(self, name)
+            if given is not None and not _HOST_AND_PORT.fullmatch(given):
+                secure = "secure" if name == "endpoint" else "public_secure"
+                raise ValueError(
+                    f"{name} is host:port without a scheme; set {secure}: true for https or false for http"
+                )
         if self.endpoint is None:
             return self
-        if "://" in self.endpoint:
-            raise ValueError("endpoint is host:port without a scheme; set secure: true for https or false for http")
         if self.access_key is None or self.secret_key is None:
             raise ValueError("endpoint needs access_key and secret_key beside it")
         return self

@@ -137,7 +137,10 @@ class RateLimitError(ApiError):
     default_code = "rate_limit_exceeded"
 
     def __init__(self, message: str, code: str, retry_after_s: int) -> None:
-        super().__init__(message, code=code, headers={"Retry-After": str(retry_after_s)})
+        headers = {"Retry-After": str(retry_after_s)}
+        if code == "insufficient_quota":  # OpenAI's clients would repeat it within seconds
+            headers["x-should-retry"] = "false"
+        super().__init__(message, code=code, headers=headers)
         self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[Any, tuple[str, str, int]]:

@@ -9,7 +9,7 @@ from serve_app.api_schemas import VideoEvent
 
 _SCHEMA = TypeAdapter(VideoEvent).json_schema(mode="serialization")
 EVENT_DOCS: dict[str, Any] = {
-    # Not EventSourceResponse: with that one FastAPI runs the handler only when its answer has begun, too late for a 404.
+    # Not EventSourceResponse: with that FastAPI runs the handler only when its answer has begun, too late for a 404.
     "response_class": Response,
     "responses": {
         200: {

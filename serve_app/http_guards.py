@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api_schemas import ErrorEnvelope, to_error_body
 from serve_app.config import AppSettings
 from serve_app.errors import ApiError, ConfigError, InvalidRequestError, PermissionDeniedError
+from serve_app.http_errors import to_api_error
 from serve_app.wording import shown
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -236,7 +237,7 @@ class EnvelopedCORS(CORSMiddleware):
 class CrashAnswer:
     """Answers what no handler foresaw from inside the other guards, so that this answer has their headers too.
 
-    Starlette's own place for it is outside of all middleware. The exception goes on: the server logs it.
+    Starlette's own place for it is outside of all middleware. The exception goes on to there, to be logged.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -256,8 +257,7 @@ class CrashAnswer:
             await self._app(scope, receive, send_and_note)
         except Exception as error:
             if not started:
-                handler = scope["app"].exception_handlers[Exception]
-                await (await handler(Request(scope), error))(scope, receive, send)
+                await _enveloped(to_api_error(Request(scope), error))(scope, receive, send)
             raise
 
 

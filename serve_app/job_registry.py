@@ -179,7 +179,8 @@ class JobRegistry:
         return deleted is not None
 
     async def _webhook_secret(self, tenant: str) -> str:
-        account = self._board.access.tenants.get(tenant)
+        """From SQL: what is in memory may be from before a change, and receivers would refuse the event."""
+        account = await self._database.run(access_store.get_tenant, tenant)
         if account is not None:
             return account.webhook_secret
         return await self._database.run(access_store.installation_webhook_secret)

@@ -32,12 +32,14 @@ from serve_app.job_files import (
     parse_key,
 )
 from serve_app.meta_store import installation_id
+from serve_app.webhook_store import forget_old_deliveries
 
 log = logging.getLogger("ray.serve")
 
 BATCH = 100
 MAX_BATCHES = 100
 DAY_S = 86_400.0
+KEEP_DELIVERIES_S = 30 * DAY_S
 MARKER_PREFIX = "mochi-serve/installations/"
 MARKER_TEXT = (
     b"A mochi-serve database whose jobs have their files in this bucket. While more than one is named here, files "
@@ -107,6 +109,7 @@ class Sweeper:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self.sweep_expired, self._settings.sweep_every_s))
             group.create_task(self._repeat(self.sweep_orphans, self._settings.orphans_every_s))
+            group.create_task(self._repeat(self.sweep_deliveries, self._settings.orphans_every_s))
             group.create_task(self._repeat_deleted())
 
     async def _repeat(self, sweep: Callable[[], Awaitable[object]], every_s: float) -> None:
@@ -216,6 +219,12 @@ class Sweeper:
         begun = self._clock()
         await delete_all_files(self._store, job_ids)
         await self._database.run(deleted_videos.files_gone, job_ids, begun)
+
+    async def sweep_deliveries(self) -> None:
+        """Forget webhooks of jobs that ended a month ago. Raises RegistryUnavailableError: the database is away."""
+        before = self._clock() - KEEP_DELIVERIES_S
+        while await self._database.run(forget_old_deliveries, before, BATCH) == BATCH:
+            pass
 
     async def sweep_orphans(self) -> int:
         """Delete files that no job needs and that are older than `orphan_days`; returns how many.

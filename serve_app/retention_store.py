@@ -7,6 +7,7 @@ from sqlalchemy import Connection, delete, select, update
 from serve_app.job_rows import batches
 from serve_app.jobs import JobState
 from serve_app.schema import ENDED, ENDED_WITH_FILES, idempotency_keys, job_moves, jobs
+from serve_app.webhook_store import forget_deliveries_of
 
 
 def with_work_files(connection: Connection, limit: int) -> list[str]:
@@ -50,6 +51,7 @@ def delete_jobs(connection: Connection, ids: Sequence[str]) -> None:
         deleted = list(connection.scalars(gone))
         connection.execute(delete(job_moves).where(job_moves.c.job_id.in_(deleted)))
         connection.execute(delete(idempotency_keys).where(idempotency_keys.c.job_id.in_(deleted)))
+        forget_deliveries_of(connection, deleted)
 
 
 def states_of(connection: Connection, ids: Sequence[str]) -> dict[str, JobState]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ def submit(server: Server, *command: str) -> subprocess.CompletedProcess[str]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(server.data / "ray-token")}
     address = f"http://127.0.0.1:{server.ports[1]}"
     return subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--address", address, "--", shlex.join(command)],
+        [str(BIN / "ray"), "job", "submit", "--address", address, "--", *command],
         capture_output=True,
         text=True,
         env=os.environ | token,

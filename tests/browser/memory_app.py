@@ -42,9 +42,7 @@ async def running_app(keys: bool = False) -> AsyncIterator[MemoryApp]:
     services.registry.feed = Feed(access=_access(key))
     (port,) = free_ports(1)
     # Streams of events end when their readers leave; here they need not.
-    config = uvicorn.Config(
-        create_app(services), "127.0.0.1", port, log_level="critical", timeout_graceful_shutdown=0
-    )
+    config = uvicorn.Config(create_app(services), "127.0.0.1", port, log_level="critical", timeout_graceful_shutdown=0)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     try:

@@ -19,7 +19,7 @@ from serve_app.api_keys import find_key
 from serve_app.errors import PermissionDeniedError, RateLimitError, UnauthenticatedError
 from serve_app.jobs import DEFAULT_TENANT, TIERS, Tier
 from serve_app.rate_limits import RateLimits, rate_headers, whole_seconds
-from serve_app.request_headers import TENANT_HEADER, IdempotencyHeader, OrganizationHeader
+from serve_app.request_headers import KEY_HEADER, TENANT_HEADER, IdempotencyHeader, OrganizationHeader
 from serve_app.wording import shown
 
 # In the scope, which all that handles a request share; the answer may be any Response, or that of an error.
@@ -93,6 +93,17 @@ async def authenticate(
             "mismatched_organization",
         )
     return Caller(tenant.name, idempotency_key, tenant)
+
+
+async def plain_caller(request: Request) -> Caller | None:
+    """As `authenticate`, without FastAPI; None for a request with one of the headers that it reads, other than the key.
+
+    Raises:
+        UnauthenticatedError, RateLimitError: as `account` does.
+    """
+    if TENANT_HEADER in request.headers or KEY_HEADER in request.headers:
+        return None
+    return await authenticate(await account(request, await _bearer(request)))
 
 
 def tier_of(caller: Caller, asked: Tier | None) -> Tier:

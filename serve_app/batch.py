@@ -29,7 +29,7 @@ from serve_app.client_errors import (
 from serve_app.client_output import Display, Output, Track
 from serve_app.client_words import short_time
 
-_GONE, _TOO_MANY = 404, 429
+_NO_LONGER, _TOO_MANY = (404, 409), 429
 _NO_WORD_S, _SHORTEST_S = 10.0, 0.25
 _SHOWN_CONFLICTS = 3
 
@@ -81,12 +81,12 @@ class Batch:
             if done["status"] == COMPLETED:
                 return self._completed(todo, done, await self._fetched(todo, done, track))
             error = done["error"] or {"code": done["state"], "message": "no reason was given"}
-            return self._failed(todo, done["id"], error["code"], error["message"])
+            return self._failed(todo, done["id"], error["code"], error["message"], spent=True)
         except KeyRefusedError:
             raise
         except (RefusedError, VideoDeletedError) as error:
             known = self._folder.known.get(todo.line.key, Known())
-            return self._failed(todo, known.video_id, error.code, error.message)
+            return self._failed(todo, known.video_id, error.code, error.message, spent=_is_spent(error))
 
     async def _accepted(self, todo: Todo) -> Video:
         """The line's video: the one that it has already, unless the server has it no longer, or a new one."""
@@ -94,7 +94,7 @@ class Batch:
             try:
                 return await self._client.retrieve(todo.known.video_id)
             except RefusedError as error:
-                if error.status != _GONE:
+                if not _is_spent(error):
                     raise
             todo = replace(todo, known=Known(todo.known.attempt + 1))
             self._folder.note(todo.line, todo.known)
@@ -133,11 +133,12 @@ class Batch:
         result = {"status": COMPLETED, "video_id": video["id"], "file": todo.line.file, "bytes": size}
         return self._folder.finish(todo.line, result | {"seed": video["seed"], "error": None})
 
-    def _failed(self, todo: Todo, video_id: str | None, code: str | None, message: str) -> dict[str, Any]:
-        """A run after this one asks for another video."""
+    def _failed(self, todo: Todo, video_id: str | None, code: str | None, message: str, spent: bool) -> dict[str, Any]:
+        """spent: nothing will come of this video, or of this key; a later run asks for another one."""
         self.failed += 1
-        attempt = self._folder.known.get(todo.line.key, todo.known).attempt
-        self._folder.note(todo.line, Known(attempt + 1))
+        if spent:
+            attempt = self._folder.known.get(todo.line.key, todo.known).attempt
+            self._folder.note(todo.line, Known(attempt + 1))
         result = {"status": "failed", "video_id": video_id, "file": None, "bytes": None, "seed": None}
         return self._folder.finish(todo.line, result | {"error": {"code": code, "message": message}})
 
@@ -171,6 +172,11 @@ async def batch_of(client: Client, output: Output, wish: BatchWish) -> int:
     before = f" ({left.done} before)" if left.done else ""
     output.say(f"{done} of {len(lines)} videos are in {wish.folder}{before}, {batch.failed} failed")
     return PARTLY_FAILED if batch.failed else OK
+
+
+def _is_spent(error: RefusedError | VideoDeletedError) -> bool:
+    """Whether the server knows the video no longer, or the key for something else. A proxy's 404 has no code."""
+    return isinstance(error, VideoDeletedError) or (error.status in _NO_LONGER and error.code is not None)
 
 
 def _text(prompts: Path) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from serve_app import client_commands, launch
+from serve_app import client_commands, key_commands, launch
 from serve_app.client_errors import EXIT_CODES
 from serve_app.config import OVERRIDE_PREFIX
 from serve_app.errors import ConfigError, StartupError
@@ -51,6 +51,8 @@ def serve(
 
 
 client_commands.add_to(app)
+app.add_typer(key_commands.keys, name="keys")
+app.add_typer(key_commands.tenants, name="tenants")
 
 
 def main() -> None:

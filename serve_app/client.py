@@ -5,25 +5,22 @@ the server is away, for a bounded time.
 """
 
 import asyncio
-import json
 import random
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
+from serve_app.client_checks import checked_key, checked_url, encoded, video_path
 from serve_app.client_errors import (
     ClientError,
     RefusedError,
     UnreachableError,
-    UsageError,
     VideoDeletedError,
     refusal,
 )
@@ -42,7 +39,6 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 8.0
 # A 500 that stays is a mistake of the server's and not a restart.
 _INTERNAL_ERROR_S = 5.0
-_VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -205,7 +201,7 @@ class Client:
             UnreachableError: there is no answer.
         """
         headers = {} if key is None else {"Idempotency-Key": key}
-        content = None if fields is None else _json(fields)
+        content = None if fields is None else encoded(fields)
         headers |= {} if fields is None else {"Content-Type": "application/json"}
         patience = self.patience()
         while True:
@@ -284,39 +280,3 @@ class Client:
         except (KeyError, ValueError):
             # An answer without a readable date leaves the clocks as they were known.
             return
-
-
-def video_path(video_id: str) -> str:
-    """The path of a video. Raises UsageError for what is no id."""
-    if not _VIDEO_ID.fullmatch(video_id):
-        raise UsageError(f"{video_id!r} is no id of a video; `mochi-serve list` shows them")
-    return f"/v1/videos/{video_id}"
-
-
-def checked_url(url: str) -> httpx.URL:
-    """The server's address without /v1 and a closing slash. Raises UsageError for what is no address."""
-    try:
-        parsed = httpx.URL(url.strip().rstrip("/").removesuffix("/v1"))
-        # httpx lets pass what is no port and no IPv6 address.
-        _ = urlsplit(url).port
-    except (httpx.InvalidURL, ValueError):
-        parsed = httpx.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(
-            "the URL of the server must be like http://127.0.0.1:8000; set it with --url or MOCHI_SERVE_URL"
-        )
-    return parsed
-
-
-def checked_key(key: str) -> str:
-    """Raises UsageError, without the key, where it cannot be sent in a header."""
-    if not re.fullmatch(r"[!-~]+", key):
-        raise UsageError("the API key must be printable ASCII without spaces; check MOCHI_SERVE_API_KEY or --api-key")
-    return key
-
-
-def _json(fields: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(fields, allow_nan=False).encode("ascii")
-    except ValueError:
-        raise UsageError("a number of the request is not finite; give a decimal number") from None

@@ -10,7 +10,8 @@ from urllib.parse import quote, unquote
 
 import httpx
 
-from serve_app.client import Client, Patience, video_path
+from serve_app.client import Client, Patience
+from serve_app.client_checks import video_path
 from serve_app.client_errors import ClientError, LocalFileError, RefusedError
 
 Variant = Literal["video", "thumbnail", "spritesheet", "preview"]

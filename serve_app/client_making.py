@@ -8,7 +8,16 @@ from pathlib import Path
 
 from serve_app.client import Client, Video
 from serve_app.client_download import SUFFIX, download
-from serve_app.client_errors import FAILED, INTERRUPTED, OK, ClientError, LocalFileError, UnreachableError, UsageError
+from serve_app.client_errors import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    ClientError,
+    LocalFileError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from serve_app.client_output import Output, Track
 from serve_app.client_words import target_path
 
@@ -54,8 +63,9 @@ async def make(client: Client, output: Output, wish: Wish, ask: Ask) -> int:
         return await _made(client, output, wish, video)
     except asyncio.CancelledError:
         return await _interrupted(client, output, wish, video)
-    except UnreachableError as error:
-        raise UnreachableError(f"{error.message}. {_how_to_go_on(video['id'])}") from None
+    except (UnreachableError, RefusedError):
+        output.say(_how_to_go_on(video["id"]))
+        raise
 
 
 async def _asked(output: Output, ask: Ask) -> Video:
@@ -96,13 +106,15 @@ async def _interrupted(client: Client, output: Output, wish: Wish, video: Video)
         task.uncancel()
     if not wish.cancel_on_interrupt:
         output.say(_how_to_go_on(video["id"]))
+        output.result(video | {"file": None}, None)
         return INTERRUPTED
     try:
-        await client.cancel(video["id"])
+        video = await client.cancel(video["id"])
     except ClientError as error:
         output.say(f"{video['id']} could not be cancelled: {error.message}")
     else:
         output.say(f"{video['id']} is cancelled")
+    output.result(video | {"file": None}, None)
     return INTERRUPTED
 
 

@@ -1,6 +1,7 @@
 """What the commands say: results on stdout, everything else on stderr; bars on a terminal, else lines."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import Any, Protocol, Self
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from serve_app.client_errors import ClientError
@@ -21,6 +22,7 @@ LIST_COLUMNS = ("id", "state", "progress", "created", "length", "size", "prompt"
 # Without a terminal, a line for each quarter of the way is enough.
 _LINE_EVERY = 25
 _NO_TERMINAL_COLUMNS = 10_000
+_NAME_COLUMNS = 38
 
 
 class Output:
@@ -30,15 +32,16 @@ class Output:
         self.as_json = as_json
         # A table fits itself to the terminal; in a pipe or a file nothing is cut.
         width = None if sys.stdout.isatty() else _NO_TERMINAL_COLUMNS
-        self.out = Console(soft_wrap=True, highlight=False, width=width)
-        self.err = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.out = Console(soft_wrap=True, highlight=False, emoji=False, width=width)
+        self.err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
     def result(self, value: Mapping[str, Any], text: str | None) -> None:
         """A result: the JSON value, or a text for people; None says nothing to them."""
         if self.as_json:
             typer.echo(json.dumps(value))
         elif text is not None:
-            self.out.print(printable(text), markup=False)
+            # As it is, so that a file can be found by it.
+            typer.echo(os.fsencode(text))
 
     def table(self, table: Table) -> None:
         self.out.print(table, soft_wrap=False)
@@ -90,10 +93,10 @@ class Bars:
         self._failed = 0
         self._bars = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[words]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=_column(max_width=_NAME_COLUMNS)),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(table_column=_column(min_width=4)),
+            TextColumn("{task.fields[words]}", markup=False, table_column=_column()),
             console=console,
             transient=True,
         )
@@ -129,6 +132,10 @@ class Bars:
         if self._total is not None:
             failed = f", {self._failed} failed" if self._failed else ""
             self._bars.update(self._total, words=printable(f"of {self._count}{failed}{'; ' if note else ''}{note}"))
+
+
+def _column(**widths: int) -> Column:
+    return Column(no_wrap=True, overflow="ellipsis", **widths)  # type: ignore[arg-type]
 
 
 class _Bar:
@@ -205,13 +212,14 @@ def videos_table(videos: Iterable[Mapping[str, Any]]) -> Table:
     """Videos for people, one a row."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in LIST_COLUMNS:
-        # What is to be copied is never cut; the prompt gives way.
-        table.add_column(column, no_wrap=True, overflow="ellipsis" if column == "prompt" else "fold")
+        # Where a terminal is too narrow, only what may wrap gives way: the prompt, which is cut instead.
+        table.add_column(column, no_wrap=column != "prompt")
     for video in videos:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(video["created_at"]))
         length = f"{video['seconds']} s"
-        cells = (video["id"], video["state"], f"{video['progress']}%", created, length, video["size"], video["prompt"])
-        table.add_row(*(Text(printable(str(cell))) for cell in cells))
+        cells = (video["id"], video["state"], f"{video['progress']}%", created, length, video["size"])
+        prompt = Text(printable(video["prompt"]), no_wrap=True, overflow="ellipsis")
+        table.add_row(*(Text(printable(str(cell))) for cell in cells), prompt)
     return table
 
 

@@ -7,20 +7,39 @@ from pydantic import TypeAdapter
 
 from serve_app.api_schemas import VideoEvent
 
-_SCHEMA = TypeAdapter(VideoEvent).json_schema(mode="serialization")
-EVENT_DOCS: dict[str, Any] = {
-    # Not EventSourceResponse: with that FastAPI runs the handler only when its answer has begun, too late for a 404.
-    "response_class": Response,
-    "responses": {
-        200: {
-            "description": "Events `state`, `progress`, `preview`, and in the end `done` or `deleted`; "
-            "`data` is a JSON object whose `type` is the event's name",
-            "content": {
-                "text/event-stream": {
-                    "schema": {"type": "string", "x-event-data": _SCHEMA},
-                    "example": 'event: progress\ndata: {"type":"progress","step":3}\nid: 4.3\n\n',
-                }
-            },
-        }
-    },
+EVENTS = "VideoEvent"
+
+_STREAM = """event: state
+data: {"type":"state","video_id":"video_018f6e2a7c1d0daf29c941694ac1871b","number":2,"at":1760000000.15,\
+"state":"encoding","stage":"encoding","attempt":1,"note":"claimed"}
+id: 2.0
+
+: ping
+
+"""
+
+EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events `state`, `progress`, `preview`, and in the end `done` or `deleted`; the `data` of each "
+        f"is one line of JSON, a `{EVENTS}`, whose `type` is the event's name; its `id` goes into Last-Event-ID",
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "string",
+                    "contentMediaType": "text/event-stream",
+                    "x-event-data": {"$ref": f"#/components/schemas/{EVENTS}"},
+                },
+                "example": _STREAM,
+            }
+        },
+    }
 }
+# Not EventSourceResponse: with that one FastAPI runs the handler only when its answer has begun, too late for a 404.
+EVENT_DOCS: dict[str, Any] = {"response_class": Response}
+
+
+def event_schemas() -> dict[str, Any]:
+    """The events and what they are made of, for the components of the document."""
+    schema = TypeAdapter(VideoEvent).json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+    kinds = schema.pop("$defs")
+    return {**kinds, EVENTS: {**schema, "discriminator": {"propertyName": "type"}}}

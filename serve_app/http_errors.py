@@ -1,7 +1,6 @@
 """The one place that turns exceptions into HTTP answers, all in OpenAI's envelope."""
 
 import logging
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,10 +23,6 @@ log = logging.getLogger("ray.serve")
 
 RETRY_AFTER_S = 2
 
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorEnvelope, "description": "The request is wrong"},
-    "5XX": {"model": ErrorEnvelope, "description": "The service cannot answer now"},
-}
 _HANDLED = (
     ApiError,
     HTTPException,

@@ -18,6 +18,7 @@ from serve_app.config import AppSettings
 from serve_app.http_errors import install_error_handlers
 from serve_app.http_guards import install_guards
 from serve_app.openai_videos import OpenAIVideos
+from serve_app.openapi_document import install_document
 from serve_app.prompt_limits import load_token_counter
 from serve_app.prompt_safety import PromptSafety, asking
 from serve_app.services import Services
@@ -50,6 +51,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     videos.add_to(app)
     SimpleRoutes(services, videos).add_to(app)
     WebPage(services.settings.model).add_to(app)
+    install_document(app, services.settings, services.keys_needed)
     install_guards(app, services.settings, loopback_only)
     return app
 

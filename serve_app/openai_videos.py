@@ -12,9 +12,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from serve_app.access import Caller
+from serve_app.api_examples import body_examples
 from serve_app.api_schemas import (
     DeletedVideo,
-    ErrorEnvelope,
     ModelList,
     Status,
     Video,
@@ -27,14 +27,15 @@ from serve_app.api_schemas import (
     to_video,
 )
 from serve_app.authentication import authenticate
-from serve_app.event_docs import EVENT_DOCS
-from serve_app.http_errors import ERROR_RESPONSES
+from serve_app.content_docs import CONDITIONS, content_docs
+from serve_app.error_docs import CREATING, MAKING, WRITING, errors
+from serve_app.event_docs import EVENT_DOCS, EVENT_RESPONSES
 from serve_app.jobs import Job, JobFilter, JobState, Order
 from serve_app.request_body import CONTENT_TYPES, read_fields
 from serve_app.request_headers import REPLAYED_DOCS, REPLAYED_HEADER, TenantName
 from serve_app.request_schema import request_schema
 from serve_app.services import Services
-from serve_app.video_content import CONTENT_RESPONSES, ContentVariant, send_content
+from serve_app.video_content import ContentVariant, send_content
 from serve_app.video_events import VideoEvents
 from serve_app.video_requests import CheckedRequest, EnhanceRequests, RemixRequests, VideoRequests, conflict
 
@@ -42,8 +43,6 @@ POLL_HEADER = "openai-poll-after-ms"
 # OpenAI's clients keep the interval of their first poll, so it must suit a video of a second and one of minutes.
 POLL_AFTER_MS = 250
 MAX_WAIT_S = 60
-
-CONTENT_DOCS: dict[str, Any] = {"responses": {**CONTENT_RESPONSES, **ERROR_RESPONSES}, "response_class": Response}
 
 UnixSeconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 Asker = Annotated[Caller, Depends(authenticate)]
@@ -92,27 +91,56 @@ class OpenAIVideos:
 
     def add_to(self, app: FastAPI) -> None:
         self._add_makers(app)
-        docs: dict[str, Any] = {"tags": ["OpenAI"], "responses": ERROR_RESPONSES}
-        app.add_api_route("/v1/videos", self.list, methods=["GET"], name="list_videos", **docs)
         video = "/v1/videos/{video_id}"
-        app.add_api_route(video, self.retrieve, methods=["GET"], name="retrieve_video", **docs)
-        app.add_api_route(video, self.delete, methods=["DELETE"], name="delete_video", **docs)
-        app.add_api_route(f"{video}/cancel", self.cancel, methods=["POST"], name="cancel_video", **docs)
-        app.add_api_route(f"{video}/history", self.history, methods=["GET"], name="list_moves", **docs)
+        for method, path, handler, name, codes in (
+            ("GET", "/v1/videos", self.list, "list_videos", ("conflicting_parameters",)),
+            ("GET", video, self.retrieve, "retrieve_video", ("video_not_found",)),
+            ("DELETE", video, self.delete, "delete_video", ("video_not_found", *WRITING)),
+            ("POST", f"{video}/cancel", self.cancel, "cancel_video", ("video_not_found", "video_final", *WRITING)),
+            ("GET", f"{video}/history", self.history, "list_moves", ("video_not_found",)),
+            ("GET", "/v1/models", self.models, "list_models", ()),
+        ):
+            app.add_api_route(path, handler, methods=[method], name=name, tags=["OpenAI"], responses=errors(*codes))
+        docs: dict[str, Any] = {"tags": ["OpenAI"], "responses": EVENT_RESPONSES | errors("video_not_found")}
         app.add_api_route(f"{video}/events", self.events, methods=["GET"], name="follow_video", **docs | EVENT_DOCS)
-        content, content_docs = f"{video}/content", {**docs, **CONTENT_DOCS}
-        app.add_api_route(content, self.content, methods=["GET"], name="download_content", **content_docs)
-        app.add_api_route(content, self.content, methods=["HEAD"], include_in_schema=False)
-        app.add_api_route("/v1/models", self.models, methods=["GET"], name="list_models", **docs)
+        self.add_content(app, f"{video}/content", "OpenAI", "download_content")
+
+    def add_content(self, app: FastAPI, path: str, tag: str, name: str) -> None:
+        """A route to the files of a video, by GET and HEAD."""
+        docs: dict[str, Any] = {"tags": [tag], "response_class": Response}
+        conditions = {"parameters": CONDITIONS}
+        get, head = docs | content_docs(get=True), docs | content_docs(get=False)
+        app.add_api_route(path, self.content, methods=["GET"], name=name, openapi_extra=conditions, **get)
+        app.add_api_route(path, self.content, methods=["HEAD"], name=f"probe_{name}", **head)
 
     def _add_makers(self, app: FastAPI) -> None:
-        for path, handler, name, schema in (
-            ("/v1/videos", self.create, "create_video", self._requests.schema),
-            ("/v1/videos/{video_id}/remix", self.remix, "remix_video", self._remixes.schema),
-            ("/v1/videos/{video_id}/enhance", self.enhance, "enhance_video", self._enhancements.schema),
+        video = "/v1/videos/{video_id}"
+        for path, handler, name, schema, codes in (
+            ("/v1/videos", self.create, "create_video", self._requests.schema, CREATING),
+            (f"{video}/remix", self.remix, "remix_video", self._remixes.schema, (*MAKING, "video_not_found")),
+            (
+                f"{video}/enhance",
+                self.enhance,
+                "enhance_video",
+                self._enhancements.schema,
+                (*MAKING, "video_not_found"),
+            ),
         ):
-            docs = accept_docs(schema, 200)
+            docs = self.accept_docs(schema, 200, codes)
             app.add_api_route(path, handler, methods=["POST"], name=name, tags=["OpenAI"], **docs)
+
+    def accept_docs(self, schema: type[BaseModel], status: int, codes: tuple[str, ...]) -> dict[str, Any]:
+        """The OpenAPI description of a route that makes videos and reads its body, as `schema` has it, itself.
+
+        codes: of the errors that it may answer.
+        """
+        examples = body_examples(schema, self._services.settings.model)
+        content = {"schema": schema.model_json_schema(), "examples": examples}
+        accepted = {"description": "The video, accepted", "headers": REPLAYED_DOCS}
+        required = any(field.is_required() for field in schema.model_fields.values())
+        body = {"required": required, "content": dict.fromkeys(CONTENT_TYPES, content)}
+        responses = {status: accepted, **errors(*codes)}
+        return {"openapi_extra": {"requestBody": body}, "responses": responses, "status_code": status}
 
     async def create(self, request: Request, response: Response, caller: Asker) -> Video:
         """Accept a video to be made; answers at once with its id, before any work."""
@@ -136,9 +164,9 @@ class OpenAIVideos:
         caller: Caller,
     ) -> Video:
         """Make a video of a body as `check` reads it, or find the one that the caller's key stands for."""
-        limit = self._services.settings.ingress.max_body_bytes
-        fields = {} if _has_no_body(request) else await read_fields(request, limit)
-        accepted = await self._services.submit(check(fields), caller)
+        bounds = self._services.settings.ingress
+        body = {} if _has_no_body(request) else await read_fields(request, bounds.max_body_bytes, bounds.body_timeout_s)
+        accepted = await self._services.submit(check(body), caller)
         if accepted.repeated:
             response.headers[REPLAYED_HEADER] = "true"
         return self._video(accepted.job)
@@ -151,9 +179,13 @@ class OpenAIVideos:
     async def retrieve(self, video_id: str, response: Response, caller: Asker, wait: WaitSeconds = 0) -> Video:
         """Tell the state of a video; until it is final, a header says how soon to ask again."""
         job = await self._services.job_at_the_end(video_id, caller, wait)
-        if not job.final:
-            response.headers[POLL_HEADER] = str(POLL_AFTER_MS)
+        response.headers.update(_poll_headers(job))
         return self._video(job)
+
+    async def _retrieve_plain(self, request: Request, caller: Caller) -> Response:
+        """What `retrieve` answers without parameters."""
+        job = await self._services.job(request.path_params["video_id"], caller)
+        return Response(self._video(job).model_dump_json(), 200, _poll_headers(job), "application/json")
 
     async def delete(self, video_id: str, caller: Asker) -> DeletedVideo:
         """Delete a video with all its files; one that is being made is cancelled first."""
@@ -208,25 +240,11 @@ class OpenAIVideos:
         return to_video(job, self._retention)
 
 
+def _poll_headers(job: Job) -> dict[str, str]:
+    return {} if job.final else {POLL_HEADER: str(POLL_AFTER_MS)}
+
+
 def _has_no_body(request: Request) -> bool:
     """RFC 9112, 6.3. A request for what needs a field is then told which one."""
     headers = request.headers
     return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-
-
-def accept_docs(schema: type[BaseModel], status: int) -> dict[str, Any]:
-    """The OpenAPI description of a route that makes videos and reads its body, as `schema` has it, itself."""
-    content = {"schema": schema.model_json_schema()}
-    retry_after = {"description": "seconds", "schema": {"type": "integer"}}
-    responses = {
-        status: {"description": "The video, accepted", "headers": REPLAYED_DOCS},
-        429: {
-            "model": ErrorEnvelope,
-            "description": "Too many videos wait, in all or of this tenant, or its quota is used up",
-            "headers": {"Retry-After": retry_after},
-        },
-        **ERROR_RESPONSES,
-    }
-    required = any(field.is_required() for field in schema.model_fields.values())
-    body = {"required": required, "content": dict.fromkeys(CONTENT_TYPES, content)}
-    return {"openapi_extra": {"requestBody": body}, "responses": responses, "status_code": status}

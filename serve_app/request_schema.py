@@ -5,13 +5,13 @@ One class checks requests and describes them in the OpenAPI document. A field's 
 """
 
 import re
-import unicodedata
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from deployments.settings import Dimension, ModelSettings
 from serve_app.jobs import TIERS, Tier
+from serve_app.prompt_cleaning import clean_prompt
 
 MAX_SEED = 2**63 - 1
 MAX_SECONDS = 86_400
@@ -55,7 +55,7 @@ def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt"
     Args:
         prompt_field: what the prompt is called on the wire.
     """
-    text = Annotated[str, Field(max_length=model.max_prompt_chars), AfterValidator(_without_control_characters)]
+    text = Annotated[str, Field(max_length=model.max_prompt_chars), AfterValidator(clean_prompt)]
     guidance = Annotated[float, Field(ge=1, le=model.max_guidance_scale, allow_inf_nan=False)]
     chars = f"{model.max_prompt_chars} characters, without control characters except tab and newline"
     prompt_field_info = Field(alias=prompt_field, min_length=1, description=f"a text, not blank, of at most {chars}")
@@ -160,13 +160,6 @@ def _webhook_field() -> tuple[Any, Any]:
 def allowed_values(schema: type[BaseModel]) -> dict[str, str | None]:
     """What each field must be, by its name on the wire."""
     return {info.alias or name: info.description for name, info in schema.model_fields.items()}
-
-
-def _without_control_characters(text: str) -> str:
-    for position, character in enumerate(text):
-        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
-            raise ValueError(f"U+{ord(character):04X} at position {position}")
-    return text
 
 
 def _not_blank(text: str) -> str:

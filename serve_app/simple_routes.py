@@ -1,16 +1,19 @@
 """The short routes for people and scripts, and /health."""
 
-from typing import Any
-
 from fastapi import FastAPI, Request, Response
 
 from deployments.errors import WorkerError
 from serve_app.api_schemas import ErrorEnvelope, HealthReport, Video, to_health
-from serve_app.http_errors import ERROR_RESPONSES, RETRY_AFTER_S
-from serve_app.openai_videos import CONTENT_DOCS, Asker, OpenAIVideos, accept_docs
+from serve_app.error_docs import CREATING, WRITING, errors, open_errors
+from serve_app.http_errors import RETRY_AFTER_S
+from serve_app.openai_videos import Asker, OpenAIVideos
+from serve_app.request_headers import REPLAYED_DOCS
 from serve_app.request_schema import request_schema
 from serve_app.services import Services
 from serve_app.video_requests import VideoRequests
+
+LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
+NOT_READY = "No videos can be made now, and what is missing; an ErrorEnvelope if even that cannot be told"
 
 
 class SimpleRoutes:
@@ -23,17 +26,20 @@ class SimpleRoutes:
         self._requests = VideoRequests(services.settings.model, schema, services.count_tokens)
 
     def add_to(self, app: FastAPI) -> None:
-        docs: dict[str, Any] = {"tags": ["short"], "responses": ERROR_RESPONSES}
-        generate = {**docs, **accept_docs(self._requests.schema, 202)}
-        health = {**docs, "responses": {**ERROR_RESPONSES, 503: {"model": HealthReport | ErrorEnvelope}}}
-        videos, download = self._videos, "/download/{video_id}"
-        app.add_api_route("/generate", self.generate, methods=["POST"], **generate)
-        app.add_api_route("/status/{video_id}", videos.retrieve, methods=["GET"], name="status", **docs)
-        app.add_api_route("/cancel/{video_id}", videos.cancel, methods=["POST"], name="cancel", **docs)
-        app.add_api_route(download, videos.content, methods=["GET"], name="download", **{**docs, **CONTENT_DOCS})
-        app.add_api_route(download, videos.content, methods=["HEAD"], include_in_schema=False)
-        app.add_api_route("/jobs", videos.list, methods=["GET"], name="jobs", **docs)
-        app.add_api_route("/health", self.health, methods=["GET"], **health)
+        videos = self._videos
+        generate = videos.accept_docs(self._requests.schema, 202, CREATING)
+        generate["responses"][202]["headers"] = REPLAYED_DOCS | LOCATION_DOCS
+        app.add_api_route("/generate", self.generate, methods=["POST"], tags=["short"], **generate)
+        for method, path, handler, name, codes in (
+            ("GET", "/status/{video_id}", videos.retrieve, "status", ("video_not_found",)),
+            ("POST", "/cancel/{video_id}", videos.cancel, "cancel", ("video_not_found", "video_final", *WRITING)),
+            ("GET", "/jobs", videos.list, "jobs", ("conflicting_parameters",)),
+        ):
+            app.add_api_route(path, handler, methods=[method], name=name, tags=["short"], responses=errors(*codes))
+        videos.add_content(app, "/download/{video_id}", "short", "download")
+        health = open_errors("registry_unavailable")
+        health[503] |= {"model": HealthReport | ErrorEnvelope, "description": NOT_READY}
+        app.add_api_route("/health", self.health, methods=["GET"], tags=["short"], responses=health)
 
     async def generate(self, request: Request, response: Response, caller: Asker) -> Video:
         """Accept a video to be made; answers at once with its id, before any work."""

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from serve_app.api_schemas import ErrorEnvelope
+from serve_app.error_docs import WRITING, errors
 from serve_app.errors import InvalidRequestError
-from serve_app.http_errors import ERROR_RESPONSES
 from serve_app.openai_videos import Asker
 
 _UNSUPPORTED = {
@@ -16,15 +16,18 @@ _UNSUPPORTED = {
     "/v1/videos/characters/{character_id}": ("GET", "keep characters; describe them in the prompt"),
 }
 
+_CHARACTER = [{"name": "character_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+
 
 def add_unsupported_routes(app: FastAPI) -> None:
     for path, (method, what) in _UNSUPPORTED.items():
         name = f"{method.lower()}_{path.removeprefix('/v1/videos/').partition('/')[0]}"
         docs: dict[str, Any] = {
+            "openapi_extra": {"parameters": _CHARACTER} if "{" in path else {},
             "tags": ["unsupported"],
             "status_code": 400,
             "response_model": ErrorEnvelope,
-            "responses": ERROR_RESPONSES,
+            "responses": errors("unsupported_operation", *(WRITING if method == "POST" else ())),
         }
         app.add_api_route(path, _refusal(what), methods=[method], name=name, **docs)
 

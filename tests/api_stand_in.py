@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 FILE = bytes(range(256)) * 400
@@ -35,8 +35,8 @@ class StandIn:
 
     refusals: (status, code, headers) of the next POSTs to /v1/videos. lost_answers: of so many the video is made and
     the connection breaks. breaks: for the next streams of events or files, after how many events or bytes they end.
-    failing: prompts whose videos fail. hold: videos stay in sampling until it is cleared. pause_s: the length of each state.
-    seen: requests by route.
+    failing: prompts whose videos fail. hold: videos stay in decoding until it is cleared. pause_s: the length of each
+    state. no_routes: of so many requests a proxy says that there is no such path. seen: requests by route.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class StandIn:
         self.keys: dict[str, str] = {}
         self.refusals: list[tuple[int, str, dict[str, str]]] = []
         self.lost_answers = 0
+        self.no_routes = 0
         self.breaks: list[int] = []
         self.failing: set[str] = set()
         self.hold = False
@@ -75,6 +76,9 @@ class StandIn:
     def _note(self, request: Request, name: str) -> Response | None:
         self.seen[name] += 1
         self.headers.append(dict(request.headers))
+        if self.no_routes:
+            self.no_routes -= 1
+            return PlainTextResponse("Path not found.", 404)
         if self.api_key is not None and request.headers.get("authorization") != f"Bearer {self.api_key}":
             return refused(401, "invalid_api_key", {})
         if "id" in request.path_params and request.path_params["id"] not in self.videos:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
 import ray
@@ -10,6 +11,8 @@ import ray
 from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
 from serve_app.weed_process import WeedProcess
+from tests.fakes import FakeServices
+from tests.memory_http import fed_client, unfed_client
 from tests.server import Server, free_block, running_server
 
 pytest_plugins = ["tests.postgres"]
@@ -46,6 +49,28 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return write_file
+
+
+@pytest.fixture
+def services() -> Iterator[FakeServices]:
+    """What the routes work with, in memory. A test leaves no download open."""
+    made = FakeServices()
+    yield made
+    assert made.storage.open_streams == 0
+
+
+@pytest.fixture
+async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the app over `services`; it reads from the registry's feed, as in a running server."""
+    async with fed_client(services) as client:
+        yield client
+
+
+@pytest.fixture
+async def unfed(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
+    """The same where the feed does not run: each read asks the registry."""
+    async with unfed_client(services) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """In-memory services behind the interfaces of the real ones, for tests of the HTTP side without Ray."""
 
+import asyncio
 import hashlib
 import itertools
 from collections import Counter
@@ -66,6 +67,7 @@ class MemoryRegistry:
     async def call(self, method: str, *args: Any) -> Any:
         self.calls[method] += 1
         if not self.reachable:
+            await asyncio.sleep(0.001)  # the real link waits for longer; nothing may spin meanwhile
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
         answer = await getattr(self, method)(*args)
         if self.lost_answers:
@@ -82,7 +84,9 @@ class MemoryRegistry:
             raise TooLargeError(tokens, limit)
         if self.refusals:
             raise self.refusals.pop(0)
-        return Accepted(self._insert(submission), repeated=False)
+        job = self._insert(submission)
+        await self.feed.told()
+        return Accepted(job, repeated=False)
 
     def _known(self, asked: Submission) -> Job | None:
         first = None if asked.idempotency_key is None else self.keys.get((asked.tenant, asked.idempotency_key))
@@ -123,7 +127,9 @@ class MemoryRegistry:
         if job is None or job.final:
             return job
         error = JobError("cancelled", "the job was cancelled")
-        return self.move(job_id, JobState.CANCELLED, error=error, completed_at=float(next(self._clock)))
+        cancelled = self.move(job_id, JobState.CANCELLED, error=error, completed_at=float(next(self._clock)))
+        await self.feed.told()
+        return cancelled
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         owner = self.jobs[job_id].tenant if job_id in self.jobs else self.deleted.get(job_id)

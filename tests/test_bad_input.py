@@ -34,14 +34,6 @@ GETS = st.sampled_from(
 many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    # The transport raises what a route did not handle, so a 500 cannot go unseen.
-    transport = httpx.ASGITransport(create_app(FakeServices()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
-
-
 def check(answer: httpx.Response) -> None:
     assert answer.status_code < 500
     if answer.status_code < 400:

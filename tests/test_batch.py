@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.batch import BatchWish, batch_of
@@ -89,6 +89,7 @@ async def test_a_run_that_is_cut_off_is_taken_up(api: StandIn, wish: BatchWish, 
     check_all_made_once(api, wish)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_state_file_cut_anywhere_makes_no_second_video(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -165,6 +166,31 @@ async def test_a_video_that_the_server_has_lost_is_made_again(api: StandIn, wish
     assert sorted(video["prompt"] for video in api.videos.values()) == PROMPTS
 
 
+async def test_a_proxy_without_routes_makes_no_second_video(api: StandIn, wish: BatchWish) -> None:
+    api.hold = True
+    task = asyncio.create_task(run(api, wish))
+    while api.at_once < wish.concurrency:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    api.hold, api.no_routes = False, wish.concurrency
+    assert await run(api, wish) == 3
+    assert await run(api, wish) == 0
+    check_all_made_once(api, wish)
+
+
+async def test_a_video_deleted_while_it_is_made_is_made_again_by_the_next_run(api: StandIn, wish: BatchWish) -> None:
+    api.hold = True
+    task = asyncio.create_task(run(api, wish))
+    while api.at_once < wish.concurrency:
+        await asyncio.sleep(0.01)
+    api.videos.pop(next(iter(api.videos)))
+    api.hold = False
+    assert await task == 3
+    assert await run(api, wish) == 0
+    check_all_made_once(api, wish)
+
+
 async def test_a_file_that_was_deleted_is_fetched_again(api: StandIn, wish: BatchWish) -> None:
     await run(api, wish)
     (wish.folder / results(wish)[0]["file"]).unlink()
@@ -211,6 +237,7 @@ async def test_json_lines_are_the_results(api: StandIn, wish: BatchWish, capsys:
     assert [json.loads(row) for row in capsys.readouterr().out.splitlines()] == results(wish)
 
 
+@settings(deadline=None)
 @given(rows)
 def test_lines_are_told_apart_and_keep_their_names_when_the_file_changes(file: list[str]) -> None:
     lines = read_lines("\n".join(file), BATCH)
@@ -220,6 +247,7 @@ def test_lines_are_told_apart_and_keep_their_names_when_the_file_changes(file: l
     assert {line.key: line.file for line in lines}.items() <= {line.key: line.file for line in moved}.items()
 
 
+@settings(deadline=None)
 @given(rows, st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
 def test_the_plan_leaves_out_what_is_done_and_nothing_else(
     file: list[str], completed: set[int], written: set[int], known: set[int]

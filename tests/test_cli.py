@@ -1,5 +1,7 @@
 """The command line itself; what it starts is tested in test_launch."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,43 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_DIR_VARIABLE, "overwritten by --data and put back after the test")
 
 
-def test_help_names_the_command_and_its_options() -> None:
-    assert "serve" in CliRunner().invoke(app, ["--help"]).output
+COMMANDS = {
+    "serve",
+    "generate",
+    "batch",
+    "remix",
+    "enhance",
+    "list",
+    "status",
+    "watch",
+    "cancel",
+    "delete",
+    "download",
+    "models",
+    "keys",
+    "tenants",
+}
+
+
+def test_help_names_the_commands_and_the_exit_codes() -> None:
+    told = CliRunner().invoke(app, ["--help"]).output
+    assert {line.split()[1] for line in told.splitlines() if line.startswith("\u2502 ")} >= COMMANDS
+    assert "Exit codes: 0 all went well" in told
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert done.exit_code == 0 and f"Usage: root {command}" in done.output
+
+
+def test_the_commands_of_a_client_start_without_ray_and_torch() -> None:
+    code = "import sys, serve_app.cli; print(*sorted({'ray', 'torch', 'fastapi', 'diffusers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_help_names_the_options() -> None:
     told = CliRunner().invoke(app, ["serve", "--help"]).output
     assert all(option in told for option in ("--config", "--data", "--dashboard-port"))
 

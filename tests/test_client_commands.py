@@ -196,11 +196,12 @@ def test_watch_follows_several(api: StandIn) -> None:
 @pytest.mark.parametrize("cancels", [False, True])
 def test_ctrl_c_asks_nothing_and_leaves_the_video_unless_told(api: StandIn, cancels: bool) -> None:
     api.hold = True
-    process = started(api.url, "generate", PROMPT, *["--cancel-on-interrupt"] * cancels)
+    process = started(api.url, "generate", PROMPT, "--json", *["--cancel-on-interrupt"] * cancels)
     until(lambda: api.at_once)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=PATIENCE_S)
+    out, told = process.communicate(timeout=PATIENCE_S)
     (video,) = api.videos.values()
+    assert json.loads(out)["id"] == video["id"]
     assert (process.returncode, video["state"] == "cancelled") == (130, cancels), told
     assert ("is cancelled" in told) == cancels and (f"mochi-serve watch {video['id']}" in told) != cancels
     assert "Traceback" not in told

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.access import AccessTable
-from serve_app.feed import FIRST, Batch, Cursor, Feed
+from serve_app.feed import Batch, Cursor, Feed
 from serve_app.job_mirror import Mirror
 from serve_app.jobs import (
     FINAL,

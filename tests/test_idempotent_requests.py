@@ -1,31 +1,17 @@
 """What the headers of a request for a video say, and what a repeated request is answered with."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from serve_app.errors import QueueFullError
-from serve_app.ingress import create_app
 from serve_app.jobs import Accepted, JobState, Submission
 from tests.fakes import FakeServices, MemoryRegistry
 
 BODY = {"prompt": "a red circle", "num_inference_steps": 8}
 ROUTES = [("/v1/videos", "prompt", 200), ("/generate", "text", 202)]
-
-
-@pytest.fixture
-def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
 
 
 def key(text: str, tenant: str = "default") -> dict[str, str]:

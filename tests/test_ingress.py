@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +7,10 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from serve_app.ingress import create_app
 from serve_app.jobs import Accepted, Submission
 from tests.fakes import FakeServices, MemoryRegistry
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
 
 
 @pytest.fixture

@@ -1,28 +1,14 @@
 """Listings by filter and page, and the history of one video."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from serve_app.ingress import create_app
 from serve_app.jobs import JobError, JobState
 from tests.fakes import FakeServices
 
 LISTINGS = pytest.mark.parametrize("path", ["/v1/videos", "/jobs"])
-
-
-@pytest.fixture
-def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
 
 
 async def make(client: httpx.AsyncClient, tenant: str = "default") -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from ray.exceptions import ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
@@ -12,7 +13,9 @@ from ray.serve.exceptions import BackPressureError
 from deployments.prompt_verdict import Verdict
 from serve_app.config import ClassifierSettings, SafetySettings
 from serve_app.errors import ConfigError, ContentPolicyError, ServiceUnavailableError
+from serve_app.ingress import create_app
 from serve_app.prompt_safety import PromptSafety, asking
+from tests.fakes import FakeServices
 
 Write = Callable[[str, str], Path]
 
@@ -120,3 +123,28 @@ def test_settings_that_cannot_be_served(tmp_path: Path, write: Write) -> None:
         PromptSafety(SafetySettings(blocklist=tmp_path / "missing.txt"))
     with pytest.raises(ConfigError, match="line 2"):
         PromptSafety(SafetySettings(blocklist=write("list.txt", "ok\n/(/")))
+
+
+async def test_a_refused_prompt_costs_nothing(write: Write) -> None:
+    services = FakeServices()
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(services)), base_url="http://127.0.0.1"
+    ) as client:
+        first = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
+        services.safety = PromptSafety(SafetySettings(blocklist=write("list.txt", "blue")))
+        for path, field in (("/v1/videos", "prompt"), ("/generate", "text"), (f"/v1/videos/{first}/remix", "prompt")):
+            answer = await client.post(path, json={field: "a B-L-U-E circle"})
+            assert answer.status_code == 400
+            error = answer.json()["error"]
+            assert (error["code"], error["param"], error["type"]) == ("content_policy", field, "invalid_request_error")
+        assert [*services.registry.jobs] == [first]
+
+
+async def test_what_is_not_wanted_may_be_named(write: Write) -> None:
+    services = FakeServices()
+    services.safety = PromptSafety(SafetySettings(blocklist=write("list.txt", "blue")))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(services)), base_url="http://127.0.0.1"
+    ) as client:
+        answer = await client.post("/v1/videos", json={"prompt": "a red circle", "negative_prompt": "blue"})
+    assert answer.status_code == 200

@@ -1,24 +1,9 @@
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 
 from deployments.messages import Stage
-from serve_app.ingress import create_app
 from serve_app.jobs import JobState
 from tests.fakes import FakeServices
-
-
-@pytest.fixture
-def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
 
 
 async def test_generate_to_download(client: httpx.AsyncClient, services: FakeServices) -> None:

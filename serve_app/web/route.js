@@ -22,7 +22,14 @@ export function show(id, what = 'look') {
   location.hash = id;
 }
 
-/** Back to the gallery; the address is clean again. */
+/** Back to the gallery, at once: what is behind the open video can be focused when this returns. */
+export function leave() {
+  const dialog = document.querySelector('dialog.viewer');
+  if (dialog instanceof HTMLDialogElement) dialog.close();
+  close();
+}
+
+/** The open video was closed; the address is clean again. */
 export function close() {
   history.replaceState(null, '', location.pathname + location.search);
   open.value = null;

@@ -22,7 +22,10 @@ export function now() {
 
 /** @param {string} id @returns {Video|undefined} follows the video in a component or an effect */
 export function video(id) {
-  return known.get(id)?.video.value;
+  const entry = known.get(id);
+  // Whether one that is not known has come meanwhile.
+  if (!entry) changes.value;
+  return entry?.video.value;
 }
 
 /** @param {string} id @returns {Video|undefined} */
@@ -43,8 +46,10 @@ export function live() {
 export function put(video, asOf = now(), listed = true) {
   if (deleted.has(video.id)) return;
   const entry = known.get(video.id);
-  if (!entry) known.set(video.id, { video: signal(video), asOf });
-  else if (entry.asOf <= asOf) update(entry, video, asOf);
+  if (!entry) {
+    known.set(video.id, { video: signal(video), asOf });
+    changes.value++;
+  } else if (entry.asOf <= asOf) update(entry, video, asOf);
   if (listed && !order.peek().includes(video.id)) insert(video.id);
 }
 

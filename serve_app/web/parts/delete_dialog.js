@@ -1,9 +1,9 @@
 /** Asks before a video is deleted for good. */
 import { destroy } from '../actions.js';
 import { serverNow } from '../api.js';
-import { close, open } from '../route.js';
+import { leave, open } from '../route.js';
 import { peek } from '../store.js';
-import { html, signal, useEffect, useRef, useState } from '../ui.js';
+import { html, signal, useLayoutEffect, useRef, useState } from '../ui.js';
 import { problemOf } from '../wording.js';
 import { ProblemText } from './problem_text.js';
 
@@ -23,14 +23,14 @@ function Question({ id }) {
   const dialog = useRef(null);
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
-  useEffect(() => dialog.current.showModal(), []);
+  useLayoutEffect(() => dialog.current.showModal(), []);
   const done = () => (asked.value = null);
   const confirm = async () => {
     setBusy(true);
     try {
       await destroy(id);
       dialog.current.close();
-      if (open.peek() === id) close();
+      if (open.peek() === id) leave();
       document.getElementById('gallery-title')?.focus();
     } catch (error) {
       setProblem(problemOf(error, serverNow()));

@@ -4,7 +4,7 @@ import { serverNow } from '../api.js';
 import { fillFrom } from '../form.js';
 import { enhancedSteps } from '../limits.js';
 import { download } from '../media.js';
-import { close, show, task } from '../route.js';
+import { leave, show, task } from '../route.js';
 import { FINAL } from '../store.js';
 import { model } from '../sync.js';
 import { html, useEffect, useRef, useState } from '../ui.js';
@@ -44,7 +44,7 @@ function AfterEnd({ video, attempt }) {
 
 function useAgain(video) {
   fillFrom(video);
-  close();
+  leave();
   scrollTo({ top: 0 });
   document.getElementById('field-prompt').focus();
 }

@@ -4,7 +4,7 @@ import { serverNow } from '../api.js';
 import { close, open } from '../route.js';
 import { FINAL, video as videoOf } from '../store.js';
 import { ready } from '../sync.js';
-import { html, useEffect, useRef, useState } from '../ui.js';
+import { html, useEffect, useLayoutEffect, useRef, useState } from '../ui.js';
 import { problemOf } from '../wording.js';
 import { Facts } from './facts.js';
 import { Icon } from './icons.js';
@@ -21,7 +21,8 @@ function Sheet({ id }) {
   const dialog = useRef(null);
   const [problem, setProblem] = useState(null);
   const video = videoOf(id);
-  useEffect(() => dialog.current.showModal(), []);
+  // Before what is inside takes the focus.
+  useLayoutEffect(() => dialog.current.showModal(), []);
   useEffect(() => {
     setProblem(null);
     find(id).catch((error) => setProblem(problemOf(error, serverNow())));

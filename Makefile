@@ -59,7 +59,7 @@ constraints: ## Pin the newest allowed packages in constraints.txt
 	@rm -rf .venv && $(MAKE) --no-print-directory $(BIN)/python
 	@$(PIP) install -e '.[dev]'
 	@{ head -1 constraints.txt; $(PIP) freeze --all --exclude-editable --exclude pip \
-	  | sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > .venv/constraints.txt
+	  | sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' | sed -E 's/^[^=]*/\L&/; :a; s/^([^=]*)[_.]/\1-/; ta' | LC_ALL=C sort; } > .venv/constraints.txt
 	@mv .venv/constraints.txt constraints.txt && touch .venv/.serve .venv/.dev
 
 .PHONY: clean

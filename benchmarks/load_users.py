@@ -1,11 +1,12 @@
-"""The clients of `benchmarks/load.py`: Locust runs a thousand of them against a server.
+"""The clients of `benchmarks/load.py`; Locust runs a thousand of them.
 
-    locust -f benchmarks/load_users.py --headless --host http://127.0.0.1:8000 --users 1000 --measure 180 --figures f.json
+    locust -f benchmarks/load_users.py --headless --host http://127.0.0.1:8000 --users 1000 --figures figures.json
 
-A client lives in rounds: it looks around until its turn comes, submits a small video, polls it or follows its events
-to the end, downloads it and looks around again. Requests are counted from when all clients are there, failures from the
-beginning. What is a failure: an answer other than 2xx (429 says when to try again, which is done), an answer that holds
-not what it must, a stream of events that breaks off or has a gap, a video that is no mp4 or did not get made.
+A client looks around among the newest videos until its turn comes, then submits a small one, polls it or follows its
+events to the end, downloads it and looks around again. Failures count from the beginning, requests from when all
+clients are there. What is a failure: an answer other than 2xx (but a 429 that says when to try again, which is done),
+an answer that does not hold what it must, a stream of events that breaks off or leaves one out, a video that is no mp4
+or was not made.
 """
 
 import itertools
@@ -19,104 +20,177 @@ from typing import Any
 
 import gevent
 from locust import FastHttpUser, between, events, task
-from locust.env import Environment
-from locust.exception import RescheduleTask
+from locust.contrib.fasthttp import ResponseContextManager
 
 CLIP = {"prompt": "a red circle moving right", "size": "32x32", "num_frames": 7, "num_inference_steps": 2}
 FINAL = ("completed", "failed", "cancelled")
-# Of the clients that submitted a video.
+# Among the clients that submitted a video; the others poll.
 STREAM_SHARE = 0.5
+LIST_SHARE = 0.15
+PAUSE_S = (1, 2)
 MP4_MARK = b"ftyp"
+CHUNK = 65_536
+
+
+class Figures:
+    """What the clients saw. times: milliseconds of each request by its kind, from when all clients were there."""
+
+    def __init__(self) -> None:
+        self.measuring = False
+        self.begun = 0.0
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.counts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+
+    def note(self, name: str, response_time: float, exception: Exception | None, **_: Any) -> None:
+        if exception is not None:
+            self.failures[f"{name}: {exception!r}"[:300]] += 1
+        elif self.measuring:
+            self.times[name].append(round(response_time, 2))
+
+    def begin(self, **_: Any) -> None:
+        self.measuring, self.begun = True, time.perf_counter()
+
+    def write(self, path: Path) -> None:
+        self.measuring = False
+        seconds = time.perf_counter() - self.begun
+        found = {"seconds": seconds, "times": self.times, "counts": self.counts, "failures": self.failures}
+        path.write_text(json.dumps(found))
+
+
+figures = Figures()
+numbers = itertools.count()
 
 
 @events.init_command_line_parser.add_listener
-def _options(parser: Any) -> None:
-    parser.add_argument("--measure", type=float, default=180, help="seconds to measure, from when all users are there")
-    parser.add_argument("--figures", type=Path, default=None, help="file for the figures, JSON")
-    parser.add_argument("--videos-a-second", type=float, default=2, help="of all users together")
+def add_options(parser: Any) -> None:
+    parser.add_argument("--measure", type=float, default=180, help="seconds, from when all clients are there")
+    parser.add_argument("--videos-a-second", type=float, default=2, help="of all clients together")
+    parser.add_argument("--figures", type=Path, help="file to write what was seen to")
 
 
-class Client(FastHttpUser):
-    """One client: keeps its connection, pauses between its requests, watches its own videos."""
+@events.init.add_listener
+def prepare(environment: Any, **_: Any) -> None:
+    environment.events.request.add_listener(figures.note)
+    environment.events.spawning_complete.add_listener(figures.begin)
+    environment.events.spawning_complete.add_listener(lambda **_: gevent.spawn(_end, environment))
 
-    wait_time = between(1, 3)
-    network_timeout = 90.0
-    seen: str | None = None
-    own: str | None = None
-    follows = False
+
+def _end(environment: Any) -> None:
+    """Write the figures after the time to measure, then stop the clients wherever they are."""
+    options = environment.parsed_options
+    gevent.sleep(options.measure)
+    figures.write(options.figures)
+    environment.runner.quit()
+
+
+class Client(FastHttpUser):  # type: ignore[misc]
+    """A client with a connection of its own. seen: a video to look at; own: the one that it waits for."""
+
+    wait_time = between(*PAUSE_S)
+    network_timeout = 60.0
+    connection_timeout = 60.0
 
     def on_start(self) -> None:
-        """Every user begins at another moment of its round."""
-        self.chance = random.Random(next(_seeds))
-        self.round_s = self.environment.runner.target_user_count / self.environment.parsed_options.videos_a_second
+        """Its turn to submit comes once in a round, for each client at another moment."""
+        options = self.environment.parsed_options
+        self.chance = random.Random(next(numbers))
+        self.round_s = options.num_users / options.videos_a_second
         self.submit_at = time.monotonic() + self.chance.uniform(0, self.round_s)
+        self.seen: str | None = None
+        self.own: str | None = None
+        self.streams = False
 
     @task
     def act(self) -> None:
-        """The one thing that is next for this client."""
         if self.own is not None:
-            self.follow() if self.follows else self.poll()
+            self.follow(self.own) if self.streams else self.poll(self.own)
         elif time.monotonic() >= self.submit_at:
             self.submit()
-        elif self.seen is None or self.chance.random() < 0.3:
+        elif self.seen is None or self.chance.random() < LIST_SHARE:
             self.look_around()
         else:
-            self.read(self.seen)
+            self.read(self.seen, "status")
 
     def submit(self) -> None:
         with self.client.post("/v1/videos", json=CLIP, name="submit", catch_response=True) as answer:
-            if answer.status_code == 429:
-                # It is no failure to be told to wait, and to do so.
-                answer.success()
-                _figures.told_to_wait += 1
+            if answer.status_code == 429 and "Retry-After" in answer.headers:
                 self.submit_at = time.monotonic() + float(answer.headers["Retry-After"])
+                figures.counts["told to wait"] += 1
+                answer.success()
                 return
-            self.own = self._fields(answer, "id").get("id")
+            self.own = checked(answer, "id")
         self.submit_at += self.round_s
-        self.follows = self.chance.random() < STREAM_SHARE
+        self.streams = self.chance.random() < STREAM_SHARE
 
-    def poll(self) -> None:
-        video = self.read(self.own, "poll")
-        if video.get("state") in FINAL:
+    def poll(self, video_id: str) -> None:
+        video = self.read(video_id, "poll")
+        if video is not None and video["status"] in ("completed", "failed"):
             self.finish(video)
 
-    def finish(self, video: dict[str, Any]) -> None:
-        self.seen, self.own = self.own, None
-        if video["state"] == "completed":
-            self.download(video["id"])
-        else:
-            _figures.fail("make", f"a video ended as {video['state']}: {video['error']}")
-
-    def read(self, video_id: str | None, name: str = "status") -> dict[str, Any]:
+    def read(self, video_id: str, name: str) -> dict[str, Any] | None:
         with self.client.get(f"/v1/videos/{video_id}", name=name, catch_response=True) as answer:
-            return self._fields(answer, "state")
+            return checked(answer, None)
 
     def look_around(self) -> None:
         with self.client.get("/v1/videos?limit=20", name="list", catch_response=True) as answer:
-            videos = self._fields(answer, "data").get("data", [])
+            videos = checked(answer, "data")
         if videos:
             self.seen = self.chance.choice(videos)["id"]
 
-    def download(self, video_id: str) -> None:
-        path = f"/v1/videos/{video_id}/content"
-        with self.client.get(path, name="download", catch_response=True) as answer:
-            if answer.status_code != 200 or (answer.content or b"")[4:8] != MP4_MARK:
-                answer.failure(f"{answer.status_code}, {len(answer.content or b'')} bytes, no mp4")
-            else:
-                _figures.downloads += 1
-
-    def follow(self) -> None:
-        """Read the events of the video to the end; what is timed is how soon the first one is there."""
-        path = f"/v1/videos/{self.own}/events"
+    def follow(self, video_id: str) -> None:
+        """Read a video's events to the end. Timed is how soon the answer begins."""
+        path = f"/v1/videos/{video_id}/events"
         with self.client.get(path, name="events", stream=True, catch_response=True) as answer:
-            answer.request_meta["response_time"] = None
             if answer.status_code != 200:
-                answer.failure(f"{answer.status_code}")
-                raise RescheduleTask
-            begun = answer.request_meta["start_time"]
-            done = self._read_events(answer, begun)
-        if done is not None:
-            self.finish(done)
+                answer.failure(f"{answer.status_code} instead of events")
+                return
+            figures.counts["streams"] += 1
+            try:
+                video = last_of(events_of(answer))
+            except ValueError as error:
+                answer.failure(error)
+                return
+        self.finish(video)
+
+    def finish(self, video: dict[str, Any]) -> None:
+        self.seen, self.own = self.own, None
+        if video["status"] != "completed":
+            figures.failures[f"a video was not made: {video['error']}"] += 1
+            return
+        figures.counts["videos made"] += 1
+        with self.client.get(f"/v1/videos/{video['id']}/content", name="download", catch_response=True) as answer:
+            body = answer.content or b""
+            if answer.status_code != 200 or body[4:8] != MP4_MARK:
+                answer.failure(f"{answer.status_code}, {len(body)} bytes that are no mp4")
 
 
-_seeds = itertools.count()
+def checked(answer: ResponseContextManager, field: str | None) -> Any:
+    """A field of the answer, all of it for None; None if it was a failure, which is then noted."""
+    if answer.status_code != 200:
+        answer.failure(f"{answer.status_code} {(answer.text or '')[:200]}")
+        return None
+    body = answer.json()
+    return body if field is None else body[field]
+
+
+def events_of(answer: ResponseContextManager) -> Iterator[dict[str, Any]]:
+    """The data of each event, read once the stream has ended. Raises ValueError for what is no stream of events."""
+    body = b"".join(answer.iter_content(CHUNK, decode_content=False))
+    for line in body.splitlines():
+        if line.startswith(b"data:"):
+            yield json.loads(line[5:])
+
+
+def last_of(stream: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The video as its last event tells it. Raises ValueError if the stream broke off or left a move out."""
+    told = 0
+    for event in stream:
+        if event["type"] == "state":
+            told += 1
+            if event["number"] != told:
+                raise ValueError(f"the stream of events told move {event['number']} after {told - 1}")
+        if event["type"] == "done":
+            video: dict[str, Any] = event["video"]
+            return video
+    raise ValueError("the stream of events broke off")

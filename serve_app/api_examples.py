@@ -22,7 +22,9 @@ def answer_examples(settings: AppSettings) -> dict[str, Any]:
         Move(_AT + 0.12, JobState.QUEUED, Stage.ENCODING, 1, "accepted"),
         Move(_AT + 0.15, JobState.ENCODING, Stage.ENCODING, 1, "claimed"),
     )
-    replicas = {stage: (ReplicaInfo(f"{stage}#1", stage, 4, "cuda:0", model.name),) for stage in Stage}
+    replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {
+        stage: (ReplicaInfo(f"{stage}#1", stage, 4, "cuda:0", model.name),) for stage in Stage
+    }
     examples: tuple[BaseModel, ...] = (
         to_video(job, settings.retention),
         to_page(JobPage((job,), has_more=False), settings.retention),

@@ -24,9 +24,7 @@ class Code:
 
 
 CODES = {
-    "invalid_value": Code(
-        400, "Invalid 'fps': got 500. It must be an integer from 1 to 60, in frames a second.", "fps"
-    ),
+    "invalid_value": Code(400, "Invalid 'fps': got 500. It must be an integer from 1 to 60.", "fps"),
     "missing_required_parameter": Code(400, "Missing required parameter: 'prompt'.", "prompt"),
     "unknown_parameter": Code(400, 'Unknown parameter: "steps". Allowed are: prompt, negative_prompt.', "steps"),
     "unsupported_parameter": Code(400, "Unsupported parameter: 'input_reference'.", "input_reference"),
@@ -66,7 +64,13 @@ CODES = {
     "safety_unavailable": Code(503, "Prompts cannot be checked now, so none is accepted."),
 }
 _EVERYWHERE = ("host_not_allowed", "internal_error")
-_ASKED_WHO = ("invalid_value", "missing_api_key", "invalid_api_key", "expired_api_key", "revoked_api_key")
+_ASKED_WHO: tuple[str, ...] = (
+    "invalid_value",
+    "missing_api_key",
+    "invalid_api_key",
+    "expired_api_key",
+    "revoked_api_key",
+)
 _ASKED_WHO += ("mismatched_organization", "rate_limit_exceeded", "registry_unavailable")
 WRITING = ("origin_not_allowed",)
 MAKING = (
@@ -76,7 +80,13 @@ MAKING = (
     *("idempotency_key_reused", "insufficient_quota", "queue_full", "tenant_queue_full", "safety_unavailable"),
 )
 CREATING = (*MAKING, "unsupported_parameter", "conflicting_parameters", "model_not_found")
-FILES = ("video_not_found", "content_not_found", "preview_not_ready", "video_not_ready", "range_not_satisfiable")
+FILES: tuple[str, ...] = (
+    "video_not_found",
+    "content_not_found",
+    "preview_not_ready",
+    "video_not_ready",
+    "range_not_satisfiable",
+)
 FILES += ("storage_unavailable", "storage_refused")
 
 _SAID = {

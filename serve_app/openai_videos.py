@@ -31,6 +31,7 @@ from serve_app.content_docs import CONDITIONS, content_docs
 from serve_app.error_docs import CREATING, MAKING, WRITING, errors
 from serve_app.event_docs import EVENT_DOCS, EVENT_RESPONSES
 from serve_app.jobs import Job, JobFilter, JobState, Order
+from serve_app.plain_reads import plain_route
 from serve_app.request_body import CONTENT_TYPES, read_fields
 from serve_app.request_headers import REPLAYED_DOCS, REPLAYED_HEADER, TenantName
 from serve_app.request_schema import request_schema
@@ -94,7 +95,6 @@ class OpenAIVideos:
         video = "/v1/videos/{video_id}"
         for method, path, handler, name, codes in (
             ("GET", "/v1/videos", self.list, "list_videos", ("conflicting_parameters",)),
-            ("GET", video, self.retrieve, "retrieve_video", ("video_not_found",)),
             ("DELETE", video, self.delete, "delete_video", ("video_not_found", *WRITING)),
             ("POST", f"{video}/cancel", self.cancel, "cancel_video", ("video_not_found", "video_final", *WRITING)),
             ("GET", f"{video}/history", self.history, "list_moves", ("video_not_found",)),
@@ -103,7 +103,14 @@ class OpenAIVideos:
             app.add_api_route(path, handler, methods=[method], name=name, tags=["OpenAI"], responses=errors(*codes))
         docs: dict[str, Any] = {"tags": ["OpenAI"], "responses": EVENT_RESPONSES | errors("video_not_found")}
         app.add_api_route(f"{video}/events", self.events, methods=["GET"], name="follow_video", **docs | EVENT_DOCS)
+        self.add_retrieve(app, video, "OpenAI", "retrieve_video")
         self.add_content(app, f"{video}/content", "OpenAI", "download_content")
+
+    def add_retrieve(self, app: FastAPI, path: str, tag: str, name: str) -> None:
+        """A route to one video."""
+        docs: dict[str, Any] = {"name": name, "tags": [tag], "responses": retrieve_docs()}
+        plain = plain_route(self._retrieve_plain)
+        app.router.add_api_route(path, self.retrieve, methods=["GET"], route_class_override=plain, **docs)
 
     def add_content(self, app: FastAPI, path: str, tag: str, name: str) -> None:
         """A route to the files of a video, by GET and HEAD."""
@@ -114,17 +121,11 @@ class OpenAIVideos:
         app.add_api_route(path, self.content, methods=["HEAD"], name=f"probe_{name}", **head)
 
     def _add_makers(self, app: FastAPI) -> None:
-        video = "/v1/videos/{video_id}"
+        video, again = "/v1/videos/{video_id}", (*MAKING, "video_not_found")
         for path, handler, name, schema, codes in (
             ("/v1/videos", self.create, "create_video", self._requests.schema, CREATING),
-            (f"{video}/remix", self.remix, "remix_video", self._remixes.schema, (*MAKING, "video_not_found")),
-            (
-                f"{video}/enhance",
-                self.enhance,
-                "enhance_video",
-                self._enhancements.schema,
-                (*MAKING, "video_not_found"),
-            ),
+            (f"{video}/remix", self.remix, "remix_video", self._remixes.schema, again),
+            (f"{video}/enhance", self.enhance, "enhance_video", self._enhancements.schema, again),
         ):
             docs = self.accept_docs(schema, 200, codes)
             app.add_api_route(path, handler, methods=["POST"], name=name, tags=["OpenAI"], **docs)
@@ -238,6 +239,13 @@ class OpenAIVideos:
 
     def _video(self, job: Job) -> Video:
         return to_video(job, self._retention)
+
+
+def retrieve_docs() -> dict[int | str, dict[str, Any]]:
+    """The answers of a route to one video."""
+    poll = {"description": "milliseconds, when to ask again; until it is final", "schema": {"type": "integer"}}
+    found = {"description": "The video as it is now", "headers": {POLL_HEADER: poll}}
+    return {200: found, **errors("video_not_found")}
 
 
 def _poll_headers(job: Job) -> dict[str, str]:

@@ -31,11 +31,11 @@ class SimpleRoutes:
         generate["responses"][202]["headers"] = REPLAYED_DOCS | LOCATION_DOCS
         app.add_api_route("/generate", self.generate, methods=["POST"], tags=["short"], **generate)
         for method, path, handler, name, codes in (
-            ("GET", "/status/{video_id}", videos.retrieve, "status", ("video_not_found",)),
             ("POST", "/cancel/{video_id}", videos.cancel, "cancel", ("video_not_found", "video_final", *WRITING)),
             ("GET", "/jobs", videos.list, "jobs", ("conflicting_parameters",)),
         ):
             app.add_api_route(path, handler, methods=[method], name=name, tags=["short"], responses=errors(*codes))
+        videos.add_retrieve(app, "/status/{video_id}", "short", "status")
         videos.add_content(app, "/download/{video_id}", "short", "download")
         health = open_errors("registry_unavailable")
         health[503] |= {"model": HealthReport | ErrorEnvelope, "description": NOT_READY}

@@ -64,6 +64,15 @@ def failed_video(server: Server) -> str:
     return video_id
 
 
+async def ask_for_slow(page: Page) -> str:
+    """As `SLOW`, through the page."""
+    await page.get_by_role("button", name="Details").click()
+    await page.get_by_label("Size").select_option("own")
+    for label, value in {"Width": "128", "Height": "64", "Length": "61", "Steps": "200"}.items():
+        await page.get_by_label(label).fill(value)
+    return await ask_for(page, PROMPT)
+
+
 async def plays(video: Locator) -> tuple[float, int]:
     """Wait until it plays; returns its duration in seconds and its width in pixels."""
     duration, width = await video.evaluate(PLAYS)
@@ -89,7 +98,7 @@ async def test_a_prompt_becomes_a_video_that_plays(server: Server, tabs: Tabs, t
 
 async def test_progress_goes_on_after_a_reload(server: Server, tabs: Tabs) -> None:
     page = await tabs.open(server.url)
-    video_id: str = server.create(prompt=PROMPT, **SLOW)["id"]
+    video_id = await ask_for_slow(page)
     mine = card(page, video_id)
     await expect(mine.locator("img.preview")).to_have_js_property("complete", True)
     await expect(mine).to_contain_text("of 200")
@@ -110,10 +119,7 @@ async def test_progress_goes_on_after_a_reload(server: Server, tabs: Tabs) -> No
 async def test_two_tabs_show_the_same(server: Server, tabs: Tabs) -> None:
     user = await tabs.user()
     one, other = await tabs.open(server.url, user), await tabs.open(server.url, user)
-    await one.get_by_role("button", name="Details").click()
-    await one.get_by_label("Steps").fill("200")
-    await one.get_by_label("Length").fill("61")
-    video_id = await ask_for(one, PROMPT)
+    video_id = await ask_for_slow(one)
     for tab in (one, other):
         await expect(card(tab, video_id).get_by_role("progressbar")).to_be_visible()
     await card(other, video_id).get_by_role("button", name="Cancel").click()

@@ -5,9 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.api_schemas import Status, states_of, to_health, to_history, to_page, to_video
+from serve_app.api_schemas import (
+    Status,
+    states_of,
+    to_health,
+    to_history,
+    to_model_list,
+    to_page,
+    to_progress,
+    to_state,
+    to_video,
+)
 from serve_app.config import RetentionSettings
-from serve_app.jobs import Health, Job, JobError, JobPage, JobState, Move, Place, Tier
+from serve_app.jobs import FINAL, Health, Job, JobError, JobPage, JobState, Move, Origin, Place, Relation, Tier
+from tests.fakes import shapes_settings
 
 RETENTION = RetentionSettings()
 SPEC = VideoSpec("a red circle", "blur", 64, 48, 25, 24, 20, 3.0, 7)
@@ -59,6 +70,7 @@ def test_every_field_of_a_new_video() -> None:
         "size": "64x48",
         "error": None,
         "remixed_from_video_id": None,
+        "enhanced_from_video_id": None,
         "negative_prompt": "blur",
         "num_frames": 25,
         "fps": 24,
@@ -78,7 +90,75 @@ def test_every_field_of_a_new_video() -> None:
         "gpu_seconds": 0.0,
         "parks": 0,
         "attempt": 1,
+        "preview_step": None,
+        "webhook_url": None,
         "timings": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("relation", "remixed", "enhanced"), [(Relation.REMIX, "video_1", None), (Relation.ENHANCE, None, "video_1")]
+)
+def test_what_a_video_was_made_from(relation: Relation, remixed: str | None, enhanced: str | None) -> None:
+    video = to_video(dataclasses.replace(JOB, origin=Origin("video_1", relation)), RETENTION)
+    assert (video.remixed_from_video_id, video.enhanced_from_video_id) == (remixed, enhanced)
+
+
+def test_who_is_told_of_the_end() -> None:
+    video = to_video(dataclasses.replace(JOB, webhook_url="https://example.com/hook"), RETENTION)
+    assert video.webhook_url == "https://example.com/hook"
+
+
+def test_only_a_live_video_has_a_preview() -> None:
+    for state in JobState:
+        video = to_video(dataclasses.replace(JOB, state=state, preview_step=8), RETENTION)
+        assert video.preview_step == (None if state in FINAL else 8)
+
+
+def test_an_event_for_each_move() -> None:
+    move = Move(1_700_000_000.25, JobState.ENCODING, Stage.ENCODING, 2, "claimed")
+    assert to_state(JOB.id, 3, move).model_dump(mode="json") == {
+        "type": "state",
+        "video_id": JOB.id,
+        "number": 3,
+        "at": 1_700_000_000.25,
+        "state": "encoding",
+        "stage": "encoding",
+        "attempt": 2,
+        "note": "claimed",
+    }
+
+
+def test_progress_tells_step_and_place() -> None:
+    place = Place(position=2, starts_at=1_700_000_012.9, finishes_at=1_700_000_100.2)
+    job = dataclasses.replace(JOB, step=5, progress=0.24, place=place)
+    assert to_progress(job).model_dump(mode="json") == {
+        "type": "progress",
+        "video_id": JOB.id,
+        "state": "queued",
+        "progress": 24,
+        "step": 5,
+        "num_inference_steps": 20,
+        "queue_position": 2,
+        "estimated_start_at": 1_700_000_012,
+        "estimated_completion_at": 1_700_000_100,
+    }
+
+
+def test_a_model_tells_bounds_and_defaults() -> None:
+    model = shapes_settings().model
+    (served,) = to_model_list(model).model_dump(mode="json")["data"]
+    assert served["id"] == "mochi-1"
+    assert served["limits"]["width"] == {"default": 64, "minimum": 32, "maximum": 128}
+    assert served["limits"]["max_prompt_tokens"] == 16
+    assert served["defaults"] == {
+        "width": 64,
+        "height": 64,
+        "num_frames": 25,
+        "fps": 24,
+        "num_inference_steps": 20,
+        "enhanced_steps": model.enhanced_steps,
+        "guidance_scale": 3.0,
     }
 
 

@@ -22,14 +22,19 @@ JSON_VALUES = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["prompt", "text", "model", "size", "seconds", "width", "height", "num_frames", "fps", "num_inference_steps"]
-    + ["guidance_scale", "seed", "exact", "negative_prompt", "input_reference", "priority"]
+    + ["guidance_scale", "seed", "exact", "negative_prompt", "input_reference", "priority", "webhook_url"]
 )
 BODIES = st.dictionaries(FIELDS | TEXT, JSON_VALUES, max_size=6) | JSON_VALUES
-POSTS = st.sampled_from(["/v1/videos", "/generate"])
+VIDEO = "video_" + "1" * 32
+POSTS = st.sampled_from(
+    ["/v1/videos", "/generate", f"/v1/videos/{VIDEO}/remix", f"/v1/videos/{VIDEO}/enhance", "/v1/videos/edits"]
+)
 GETS = st.sampled_from(
     ["/v1/videos/{}", "/v1/videos/{}/content", "/status/{}", "/download/{}", "/{}", "/v1/{}"]
-    + ["/v1/videos/{}/history"]
+    + ["/v1/videos/{}/history", "/v1/videos/{}/events", "/v1/videos/characters/{}", "/web/{}"]
 )
+
+HEADERS = ["OpenAI-Organization", "Idempotency-Key", "Last-Event-ID", "Authorization", "Host", "Origin"]
 
 many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -71,12 +76,14 @@ async def test_any_bytes(client: httpx.AsyncClient, path: str, body: bytes, cont
 async def test_any_path(client: httpx.AsyncClient, path: str, part: str) -> None:
     check(await client.get(path.format(quote(part, safe=""))))
     check(await client.get(path.format(quote(part))))
-    check(await client.post(f"/v1/videos/{quote(part, safe='')}/cancel"))
+    for deed in ("cancel", "remix", "enhance"):
+        check(await client.post(f"/v1/videos/{quote(part, safe='')}/{deed}", json={"prompt": "a red circle"}))
+    check(await client.delete(f"/v1/videos/{quote(part, safe='')}"))
     check(await client.get(f"/v1/videos/{quote(part, safe='')}/content", params={"variant": "preview"}))
 
 
 @many
-@given(path=POSTS, name=st.sampled_from(["OpenAI-Organization", "Idempotency-Key"]), value=st.binary(max_size=300))
+@given(path=POSTS, name=st.sampled_from(HEADERS), value=st.binary(max_size=300))
 async def test_any_header(client: httpx.AsyncClient, path: str, name: str, value: bytes) -> None:
     body = {"prompt" if path == "/v1/videos" else "text": "a red circle", "seed": 1}
     check(await client.post(path, json=body, headers=[(name.encode(), value)]))
@@ -139,6 +146,9 @@ async def test_paths_that_lead_nowhere(client: httpx.AsyncClient, path: str) -> 
         ("GET", "/cancel/x", "POST"),
         ("DELETE", "/v1/videos/x/cancel", "POST"),
         ("POST", "/v1/videos/x/history", "GET"),
+        ("GET", "/v1/videos/x/remix", "POST"),
+        ("GET", "/v1/videos/x/enhance", "POST"),
+        ("POST", "/v1/videos/x/events", "GET"),
         ("BREW", "/health", "GET"),
     ],
 )

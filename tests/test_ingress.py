@@ -1,21 +1,17 @@
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from jsonschema import Draft202012Validator
 
-from serve_app.jobs import Accepted, Submission
+from serve_app.access import AccessTable
+from serve_app.jobs import Accepted, JobState, Submission
 from tests.fakes import FakeServices, MemoryRegistry
+from tests.memory_http import fed_client
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-async def document(client: httpx.AsyncClient) -> dict[str, Any]:
-    return dict((await client.get("/openapi.json")).json())
 
 
 def test_the_ingress_loads_no_model_code() -> None:
@@ -32,11 +28,10 @@ class BrokenRegistry(MemoryRegistry):
         raise ZeroDivisionError("a secret detail")
 
 
-async def test_an_unforeseen_error_is_an_envelope_without_details(
-    client: httpx.AsyncClient, services: FakeServices
-) -> None:
-    object.__setattr__(services, "registry", BrokenRegistry())
-    answer = await client.post("/v1/videos", json={"prompt": "a red circle"})
+async def test_an_unforeseen_error_is_an_envelope_without_details(services: FakeServices) -> None:
+    services.registry = BrokenRegistry()
+    async with fed_client(services, raise_app_exceptions=False) as client:
+        answer = await client.post("/v1/videos", json={"prompt": "a red circle"})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
     assert "secret" not in answer.text
@@ -61,92 +56,41 @@ async def test_json_form_and_multipart_say_the_same(client: httpx.AsyncClient, s
     assert len(set(specs)) == 1
 
 
-def test_the_document_lists_every_route(document: dict[str, Any]) -> None:
-    routes = {(method, path) for path, item in document["paths"].items() for method in item}
-    assert routes == {
-        ("post", "/v1/videos"),
-        ("get", "/v1/videos"),
-        ("get", "/v1/videos/{video_id}"),
-        ("post", "/v1/videos/{video_id}/cancel"),
-        ("get", "/v1/videos/{video_id}/history"),
-        ("get", "/v1/videos/{video_id}/content"),
-        ("get", "/v1/models"),
-        ("post", "/generate"),
-        ("get", "/status/{video_id}"),
-        ("post", "/cancel/{video_id}"),
-        ("get", "/download/{video_id}"),
-        ("get", "/jobs"),
-        ("get", "/health"),
-    }
+async def test_reads_come_from_the_feed(client: httpx.AsyncClient, services: FakeServices) -> None:
+    ids = [(await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"] for _ in range(3)]
+    services.registry.move(ids[0], JobState.ENCODING)
+    await client.post(f"/v1/videos/{ids[1]}/cancel")
+    before = services.registry.calls - Counter(follow=services.registry.calls["follow"])
+    states = [(await client.get(f"/v1/videos/{video_id}")).json()["state"] for video_id in ids]
+    assert states == ["encoding", "cancelled", "queued"]
+    assert [video["id"] for video in (await client.get("/v1/videos")).json()["data"]] == ids[::-1]
+    assert len((await client.get(f"/v1/videos/{ids[0]}/history")).json()["data"]) == 2
+    after = services.registry.calls - Counter(follow=services.registry.calls["follow"])
+    assert after == before
 
 
-@pytest.mark.parametrize(("path", "prompt"), [("/v1/videos", "prompt"), ("/generate", "text")])
-def test_the_document_describes_the_bodies(document: dict[str, Any], path: str, prompt: str) -> None:
-    content = document["paths"][path]["post"]["requestBody"]["content"]
-    assert set(content) == {"application/json", "multipart/form-data", "application/x-www-form-urlencoded"}
-    schema = content["application/json"]["schema"]
-    Draft202012Validator.check_schema(schema)
-    validator = Draft202012Validator(schema)
-    right = {prompt: "a red circle", "width": 96, "seconds": "2", "exact": True, "priority": "batch"}
-    assert validator.is_valid(right)
-    wrong_values: tuple[dict[str, Any], ...] = ({"width": 65}, {"other": 1}, {prompt: "x" * 201}, {"exact": 1})
-    wrong_values += ({"priority": "urgent"},)
-    for wrong in ({}, *({prompt: "a"} | value for value in wrong_values)):
-        assert not validator.is_valid(wrong)
+async def test_without_a_feed_reads_ask_the_registry(unfed: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
+    services.registry.move(video_id, JobState.ENCODING)
+    assert (await unfed.get(f"/v1/videos/{video_id}")).json()["state"] == "encoding"
+    assert [video["id"] for video in (await unfed.get("/v1/videos")).json()["data"]] == [video_id]
+    assert len((await unfed.get(f"/v1/videos/{video_id}/history")).json()["data"]) == 2
+    assert (services.registry.calls["list_jobs"], services.registry.calls["history"]) == (1, 1)
 
 
-def test_the_document_has_one_shape_of_errors(document: dict[str, Any]) -> None:
-    envelope = {"$ref": "#/components/schemas/ErrorEnvelope"}
-    for item in document["paths"].values():
-        for operation in item.values():
-            assert operation["responses"]["4XX"]["content"]["application/json"]["schema"] == envelope
-            assert "422" not in operation["responses"]
+async def test_without_a_feed_and_a_registry_reads_are_503(unfed: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
+    services.registry.reachable = False
+    for path in (f"/v1/videos/{video_id}", "/v1/videos", f"/v1/videos/{video_id}/history", "/jobs", "/health"):
+        answer = await unfed.get(path)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.json()["error"]["code"] == "registry_unavailable"
 
 
-@pytest.mark.parametrize("path", ["/v1/videos", "/generate"])
-def test_the_document_tells_the_headers(document: dict[str, Any], path: str) -> None:
-    operation = document["paths"][path]["post"]
-    headers = {p["name"]: p["schema"] for p in operation["parameters"] if p["in"] == "header"}
-    assert set(headers) == {"OpenAI-Organization", "Idempotency-Key"}
-    tenant = Draft202012Validator(headers["OpenAI-Organization"])
-    assert tenant.is_valid("acme-1.x_y") and not tenant.is_valid("a b") and not tenant.is_valid("a" * 65)
-    accepted = operation["responses"]["200" if path == "/v1/videos" else "202"]
-    assert "Idempotent-Replayed" in accepted["headers"]
-    assert "Retry-After" in operation["responses"]["429"]["headers"]
-
-
-@pytest.mark.parametrize("path", ["/v1/videos", "/jobs"])
-def test_the_document_tells_the_filters(document: dict[str, Any], path: str) -> None:
-    names = [p["name"] for p in document["paths"][path]["get"]["parameters"]]
-    filters = ["status", "state", "tenant", "created_after", "created_before"]
-    assert names == ["limit", "after", "order", *filters]
-
-
-def test_every_operation_has_an_id_of_its_own(document: dict[str, Any]) -> None:
-    ids = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
-    assert len(set(ids)) == len(ids)
-
-
-def test_the_document_tells_the_variants(document: dict[str, Any]) -> None:
-    for path in ("/v1/videos/{video_id}/content", "/download/{video_id}"):
-        parameters = document["paths"][path]["get"]["parameters"]
-        (variant,) = (p["schema"] for p in parameters if p["name"] == "variant")
-        assert variant["enum"] == ["video", "thumbnail", "preview"]
-
-
-async def test_answers_are_as_the_document_says(
-    client: httpx.AsyncClient, services: FakeServices, document: dict[str, Any]
-) -> None:
-    made = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()
-    services.registry.announce_all(max_tokens=80)
-    answers = {
-        "Video": (await client.post(f"/v1/videos/{made['id']}/cancel")).json(),
-        "VideoPage": (await client.get("/v1/videos")).json(),
-        "VideoHistory": (await client.get(f"/v1/videos/{made['id']}/history")).json(),
-        "ModelList": (await client.get("/v1/models")).json(),
-        "HealthReport": (await client.get("/health")).json(),
-        "ErrorEnvelope": (await client.get("/v1/videos/none")).json(),
-    }
-    for name, answer in answers.items():
-        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
-        Draft202012Validator(schema).validate(answer)
+async def test_the_feed_ends_with_the_app(services: FakeServices) -> None:
+    async with fed_client(services):
+        assert services.feed.valid
+    calls = services.registry.calls["follow"]
+    services.registry.feed.tell_access(AccessTable(5, {}, {}))
+    await services.registry.feed.told()
+    assert services.registry.calls["follow"] == calls

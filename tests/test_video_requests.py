@@ -260,8 +260,8 @@ def test_priorities_are_the_tiers(tier: Tier) -> None:
         assert REQUESTS.check(fields).tier is tier
 
 
-def test_the_default_priority_is_standard() -> None:
-    assert REQUESTS.check({"prompt": "a"}).tier is Tier.STANDARD
+def test_without_a_priority_the_tenant_decides() -> None:
+    assert REQUESTS.check({"prompt": "a"}).tier is None
 
 
 def fingerprint(**fields: object) -> str:

@@ -1,4 +1,7 @@
-"""The page against the HTTP side alone: refusals, keys, a server that goes away, long lists."""
+"""The page against the HTTP side alone: refusals, keys, a server that goes away, long lists.
+
+The app comes before the tabs in each test: so it ends after them, and no tab misses it.
+"""
 
 import re
 from typing import Any
@@ -47,6 +50,7 @@ async def test_a_key_is_asked_for_and_kept(tabs: Tabs) -> None:
         await page.get_by_role("button", name="Forget the key").click()
         await expect(key).to_be_visible()
         await expect(card(page, video_id)).to_have_count(0)
+        await user.close()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ async def test_a_key_is_asked_for_and_kept(tabs: Tabs) -> None:
     ],
 )
 async def test_a_refusal_for_now_tells_how_long(
-    tabs: Tabs, memory_app: MemoryApp, refusal: Exception, told: str, wait: str
+    memory_app: MemoryApp, tabs: Tabs, refusal: Exception, told: str, wait: str
 ) -> None:
     tabs.expected.append("status of 429")
     memory_app.services.registry.refusals.append(refusal)  # type: ignore[arg-type]
@@ -78,7 +82,7 @@ async def test_a_refusal_for_now_tells_how_long(
     ],
 )
 async def test_a_refusal_stands_at_the_field_it_is_about(
-    tabs: Tabs, memory_app: MemoryApp, refusal: Any, field: str
+    memory_app: MemoryApp, tabs: Tabs, refusal: Any, field: str
 ) -> None:
     tabs.expected.append("status of 40")
     memory_app.services.registry.refusals.append(refusal)
@@ -88,7 +92,7 @@ async def test_a_refusal_stands_at_the_field_it_is_about(
     await expect(page.get_by_label(field, exact=True)).to_have_accessible_description(re.compile(refusal.message))
 
 
-async def test_a_server_that_was_away_is_found_again(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_a_server_that_was_away_is_found_again(memory_app: MemoryApp, tabs: Tabs) -> None:
     tabs.expected.append("ERR_INTERNET_DISCONNECTED|ERR_NETWORK_CHANGED")
     user = await tabs.user()
     page = await tabs.open(memory_app.url, user)
@@ -100,7 +104,7 @@ async def test_a_server_that_was_away_is_found_again(tabs: Tabs, memory_app: Mem
     await expect(banner).to_have_count(0)
 
 
-async def test_a_page_that_finds_no_server_waits_for_it(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_a_page_that_finds_no_server_waits_for_it(memory_app: MemoryApp, tabs: Tabs) -> None:
     tabs.expected.append("status of 503")
     page = await tabs.blank(memory_app.url)
     away = {"error": {"message": "The job registry is away.", "type": "server_error", "param": None, "code": "x"}}
@@ -112,7 +116,7 @@ async def test_a_page_that_finds_no_server_waits_for_it(tabs: Tabs, memory_app: 
     await expect(page.get_by_role("alert")).to_have_count(0)
 
 
-async def test_older_videos_come_as_one_scrolls(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_older_videos_come_as_one_scrolls(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     first = await ask_for(page, PROMPT)
     for n in range(59):
@@ -133,7 +137,7 @@ async def test_older_videos_come_as_one_scrolls(tabs: Tabs, memory_app: MemoryAp
     await expect(cards.last.get_by_role("link")).to_have_attribute("href", f"#{first}")
 
 
-async def test_a_repeat_after_a_lost_answer_makes_no_second_video(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_a_repeat_after_a_lost_answer_makes_no_second_video(memory_app: MemoryApp, tabs: Tabs) -> None:
     tabs.expected.append("status of 503")
     page = await tabs.open(memory_app.url)
     await page.get_by_label("Prompt", exact=True).fill(PROMPT)
@@ -159,7 +163,7 @@ class LoseTheAnswer:
         await route.fulfill(status=503, json={"error": {"message": "The answer was lost on its way."}})
 
 
-async def test_a_broken_stream_goes_on_where_it_ended(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_a_broken_stream_goes_on_where_it_ended(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     cut = CutTheStream()
     await page.route("**/events", cut)
@@ -188,7 +192,7 @@ class CutTheStream:
         await route.fulfill(content_type="text/event-stream", body=f"id: 4.3\nevent: progress\ndata: {data}\n\n")
 
 
-async def test_without_events_the_page_asks_again_and_again(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_without_events_the_page_asks_again_and_again(memory_app: MemoryApp, tabs: Tabs) -> None:
     tabs.expected.append("status of 404")
     page = await tabs.open(memory_app.url)
     await page.route("**/events", lambda route: route.fulfill(status=404, json={"error": {"message": "no events"}}))
@@ -203,7 +207,7 @@ async def test_without_events_the_page_asks_again_and_again(tabs: Tabs, memory_a
     await expect(card(page, video_id).locator("img.preview")).to_have_js_property("naturalWidth", 64)
 
 
-async def test_the_theme_is_the_systems_until_one_is_chosen(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_the_theme_is_the_systems_until_one_is_chosen(memory_app: MemoryApp, tabs: Tabs) -> None:
     user = await tabs.user(dark=True)
     page = await tabs.open(memory_app.url, user)
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -217,7 +221,7 @@ async def test_the_theme_is_the_systems_until_one_is_chosen(tabs: Tabs, memory_a
     assert await page.evaluate(ground) == dark
 
 
-async def test_the_controls_have_the_bounds_of_the_model(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_the_controls_have_the_bounds_of_the_model(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     sizes = await page.get_by_label("Size").locator("option").all_text_contents()
     assert sizes == ["Square, 64 × 64", "Wide, 80 × 48", "Tall, 48 × 80", "Own size"]
@@ -235,7 +239,7 @@ async def test_the_controls_have_the_bounds_of_the_model(tabs: Tabs, memory_app:
     assert (spec.width, spec.height, spec.num_frames) == (128, 128, 25)
 
 
-async def test_settings_are_sent_as_they_stand(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_settings_are_sent_as_they_stand(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     await page.get_by_role("button", name="Details").click()
     fields = {"Steps": "33", "Guidance": "4.5", "Frames a second": "12", "Seed": "9007199254740991"}
@@ -250,7 +254,7 @@ async def test_settings_are_sent_as_they_stand(tabs: Tabs, memory_app: MemoryApp
     assert (spec.negative_prompt, str(job.tier), spec.exact) == ("a square", "batch", True)
 
 
-async def test_a_click_on_an_example_fills_the_prompt(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_a_click_on_an_example_fills_the_prompt(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     await page.get_by_role("button", name="a blue square moving left").click()
     prompt = page.get_by_label("Prompt", exact=True)
@@ -260,7 +264,7 @@ async def test_a_click_on_an_example_fills_the_prompt(tabs: Tabs, memory_app: Me
     await expect(prompt).to_have_value("a blue square moving left")
 
 
-async def test_progress_is_spoken_at_its_milestones(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_progress_is_spoken_at_its_milestones(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     spoken = page.locator("#app > [role=status]")
     video_id = await ask_for(page, PROMPT)
@@ -276,7 +280,7 @@ async def test_progress_is_spoken_at_its_milestones(tabs: Tabs, memory_app: Memo
     await expect(spoken).to_have_text(f"“{PROMPT}” was cancelled")
 
 
-async def test_motion_is_reduced_where_it_is_not_wished(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_motion_is_reduced_where_it_is_not_wished(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     await page.emulate_media(reduced_motion="reduce")
     video_id = await ask_for(page, PROMPT)
@@ -288,7 +292,7 @@ async def test_motion_is_reduced_where_it_is_not_wished(tabs: Tabs, memory_app: 
     assert await page.evaluate(moving) == 0
 
 
-async def test_large_seeds_are_told_to_the_last_digit(tabs: Tabs, memory_app: MemoryApp) -> None:
+async def test_large_seeds_are_told_to_the_last_digit(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     # As text: a double of JavaScript cannot hold it.
     body, kind = f'{{"prompt": "{PROMPT}", "seed": {2**63 - 1}}}', {"Content-Type": "application/json"}

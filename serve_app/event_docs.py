@@ -18,17 +18,29 @@ id: 2.0
 
 """
 
+# OpenAPI 3.1 has no word for the items of a stream (3.2 has, as itemSchema): this is each of them, as clients read it.
+_EVENT = {
+    "type": "object",
+    "description": "one event of the stream",
+    "properties": {
+        "event": {"type": "string", "enum": ["state", "progress", "preview", "done", "deleted"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": f"#/components/schemas/{EVENTS}"},
+        },
+        "id": {"type": "string", "pattern": "^[0-9]{1,9}[.][0-9]{1,9}$"},
+    },
+    "required": ["event", "data", "id"],
+}
+
 EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `state`, `progress`, `preview`, and in the end `done` or `deleted`; the `data` of each "
         f"is one line of JSON, a `{EVENTS}`, whose `type` is the event's name; its `id` goes into Last-Event-ID",
         "content": {
             "text/event-stream": {
-                "schema": {
-                    "type": "string",
-                    "contentMediaType": "text/event-stream",
-                    "x-event-data": {"$ref": f"#/components/schemas/{EVENTS}"},
-                },
+                "schema": _EVENT,
                 "example": _STREAM,
             }
         },

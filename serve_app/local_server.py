@@ -1,6 +1,7 @@
 """Runs Ray, Serve and the applications in this process and below it, until told to stop."""
 
 import contextlib
+import functools
 import http.client
 import logging
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray._private import parameter
 from ray.serve._private import api
 from ray.serve.config import gRPCOptions
 from ray.serve.exceptions import RayServeException
@@ -85,17 +87,30 @@ def _start(plan: Plan, schema: ServeDeploySchema, stopping: threading.Event, lis
 
 def _start_ray(plan: Plan) -> None:
     sys.path.insert(0, os.getcwd())
-    ray.init(
-        address="local",
-        _node_ip_address=LOOPBACK,
-        include_dashboard=True,
-        dashboard_host=LOOPBACK,
-        dashboard_port=plan.dashboard_port,
-        object_store_memory=OBJECT_STORE_BYTES,
-        namespace="serve",
-        logging_level=logging.WARNING,
-        log_to_driver=True,
-    )
+    with _agent_on_a_free_port():
+        ray.init(
+            address="local",
+            _node_ip_address=LOOPBACK,
+            include_dashboard=True,
+            dashboard_host=LOOPBACK,
+            dashboard_port=plan.dashboard_port,
+            object_store_memory=OBJECT_STORE_BYTES,
+            namespace="serve",
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+        )
+
+
+@contextlib.contextmanager
+def _agent_on_a_free_port() -> Iterator[None]:
+    """The agent that runs `ray job submit` always takes port 52365 under `ray.init`, which has no argument for another:
+    beside a second Ray on the machine it would not start, without a word."""
+    made = parameter.RayParams
+    parameter.RayParams = functools.partial(made, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = made
 
 
 def check_gpus(settings: AppSettings, there: float) -> None:

@@ -91,8 +91,10 @@ class OpenAIVideos:
         self._enhancements = EnhanceRequests(self._requests)
 
     def add_to(self, app: FastAPI) -> None:
-        self._add_makers(app)
         video = "/v1/videos/{video_id}"
+        # Routes are tried in their order, and this one is asked for most.
+        self.add_retrieve(app, video, "OpenAI", "retrieve_video")
+        self._add_makers(app)
         for method, path, handler, name, codes in (
             ("GET", "/v1/videos", self.list, "list_videos", ("conflicting_parameters",)),
             ("DELETE", video, self.delete, "delete_video", ("video_not_found", *WRITING)),
@@ -103,7 +105,6 @@ class OpenAIVideos:
             app.add_api_route(path, handler, methods=[method], name=name, tags=["OpenAI"], responses=errors(*codes))
         docs: dict[str, Any] = {"tags": ["OpenAI"], "responses": EVENT_RESPONSES | errors("video_not_found")}
         app.add_api_route(f"{video}/events", self.events, methods=["GET"], name="follow_video", **docs | EVENT_DOCS)
-        self.add_retrieve(app, video, "OpenAI", "retrieve_video")
         self.add_content(app, f"{video}/content", "OpenAI", "download_content")
 
     def add_retrieve(self, app: FastAPI, path: str, tag: str, name: str) -> None:

@@ -6,7 +6,6 @@ ask each time, and the ETag tells them that nothing changed.
 
 import gzip
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +99,7 @@ class WebPage:
         headers |= {"Content-Type": file.content_type, "Content-Length": str(len(data))}
         return Response(b"" if request.method == "HEAD" else data, headers=headers)
 
-    def _coded(self, request: Request, file: WebFile) -> tuple[str, bytes, Mapping[str, str]]:
+    def _coded(self, request: Request, file: WebFile) -> tuple[str, bytes, dict[str, str]]:
         if file.zipped is None or "gzip" not in _listed(request, "accept-encoding"):
             return f'"{file.etag}"', file.data, {}
         # Another representation must have another tag: RFC 9110, 8.8.3.

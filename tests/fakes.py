@@ -84,7 +84,7 @@ class MemoryRegistry:
             raise TooLargeError(tokens, limit)
         if self.refusals:
             raise self.refusals.pop(0)
-        job = self._insert(submission)
+        job = self.insert(submission)
         await self.feed.told()
         return Accepted(job, repeated=False)
 
@@ -96,7 +96,8 @@ class MemoryRegistry:
             raise IdempotencyKeyReusedError(asked.idempotency_key or "")
         return self.jobs[first.job_id]
 
-    def _insert(self, new: Submission) -> Job:
+    def insert(self, new: Submission) -> Job:
+        """A new job, without the bounds that `submit` knows."""
         at = float(next(self._clock))
         job = Job(
             new.job_id,

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deployments.messages import Stage, VideoSpec
 from serve_app.ingress import create_app
+from serve_app.jobs import Job, JobState, acceptance
 from tests.fakes import FakeServices
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
@@ -35,6 +37,17 @@ GETS = st.sampled_from(
 )
 
 HEADERS = ["OpenAI-Organization", "Idempotency-Key", "Last-Event-ID", "Authorization", "Host", "Origin"]
+
+
+@pytest.fixture
+def services() -> FakeServices:
+    """With one video, `VIDEO`, that can be remixed and enhanced."""
+    services = FakeServices()
+    spec = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 7)
+    job = Job(VIDEO, "mochi-1", spec, JobState.QUEUED, Stage.ENCODING, 1, 1.0, last_move=acceptance(1.0))
+    services.registry.jobs[VIDEO], services.registry.moves[VIDEO] = job, [acceptance(1.0)]
+    return services
+
 
 many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -140,7 +153,7 @@ async def test_paths_that_lead_nowhere(client: httpx.AsyncClient, path: str) -> 
     ("method", "path", "allowed"),
     [
         ("DELETE", "/v1/videos", "GET, POST"),
-        ("PUT", "/v1/videos/video_" + "0" * 32, "GET"),
+        ("PUT", "/v1/videos/video_" + "0" * 32, "DELETE, GET"),
         ("POST", "/v1/videos/x/content", "GET, HEAD"),
         ("GET", "/generate", "POST"),
         ("GET", "/cancel/x", "POST"),

@@ -198,6 +198,20 @@ async def test_a_part_of_another_file_is_thrown_away(api: StandIn, tmp_path: Pat
     assert target.read_bytes() == FILE and list(tmp_path.iterdir()) == [target]
 
 
+async def test_a_file_that_came_short_is_not_taken_for_whole(tmp_path: Path) -> None:
+    """Where no Content-Length says it, as when a proxy sends the rest in chunks."""
+
+    async def short(request: httpx.Request) -> httpx.Response:
+        range_ = {"Content-Range": "bytes 0-9/10", "Transfer-Encoding": "chunked", "ETag": ETAG}
+        return httpx.Response(206, headers=range_, stream=httpx.ByteStream(b"12345"))
+
+    async with Client("http://127.0.0.1:1", patience_s=0.3) as client:
+        client._met, client._http._transport = True, httpx.MockTransport(short)
+        with pytest.raises(UnreachableError, match="5 of 10 bytes"):
+            await download(client, "video_1", tmp_path / "clip.mp4")
+    assert not (tmp_path / "clip.mp4").exists()
+
+
 async def test_a_file_that_cannot_be_written_is_told(api: StandIn, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").mkdir()
     async with Client(api.url) as client:

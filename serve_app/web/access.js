@@ -3,7 +3,7 @@ import { signal } from './ui.js';
 
 const NAME = 'mochi-serve.key';
 
-/** @type {import('./ui.js').signal} the key, '' without one */
+/** The key, '' without one. */
 export const key = signal(localStorage.getItem(NAME) ?? sessionStorage.getItem(NAME) ?? '');
 
 /** Why a key is asked for, in the server's words; null while none is. */

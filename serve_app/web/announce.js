@@ -26,7 +26,8 @@ export function announceProgress(id) {
 }
 
 function milestoneOf(video) {
-  if (ENDS[video.state]) return ENDS[video.state] + (video.error && video.state === 'failed' ? `: ${video.error.message}` : '');
+  if (ENDS[video.state])
+    return ENDS[video.state] + (video.error && video.state === 'failed' ? `: ${video.error.message}` : '');
   if (video.state === 'queued') return 'is waiting';
   const quarter = 25 * Math.floor(video.progress / 25);
   return quarter ? `is ${quarter} percent done` : 'has begun';

@@ -58,7 +58,8 @@ export function resetSettings() {
  */
 export async function submit() {
   if (sending.peek()) return null;
-  if (!form.peek().prompt.trim()) return refuse({ param: 'prompt', text: 'Write what the video should show.', retryAt: null });
+  if (!form.peek().prompt.trim())
+    return refuse({ param: 'prompt', text: 'Write what the video should show.', retryAt: null });
   sending.value = true;
   try {
     const video = await create(toRequest(form.peek()));

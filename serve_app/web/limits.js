@@ -81,7 +81,9 @@ export function toRequest(form) {
     seed: form.seed,
   };
   const given = Object.entries(text).filter(([, value]) => value);
-  const asNumbers = Object.entries(numbers).filter(([, value]) => value.trim()).map(([name, value]) => [name, toNumber(value)]);
+  const asNumbers = Object.entries(numbers)
+    .filter(([, value]) => value.trim())
+    .map(([name, value]) => [name, toNumber(value)]);
   const size = { width: toNumber(form.width), height: toNumber(form.height), num_frames: form.num_frames };
   return { ...Object.fromEntries([...given, ...asNumbers]), ...size, ...(form.exact ? { exact: true } : {}) };
 }
@@ -92,7 +94,11 @@ function toNumber(text) {
   return text.trim() && Number.isFinite(number) ? number : text;
 }
 
-/** The same settings again, under another prompt if one likes. @param {import('./types.js').Video} video @returns {VideoForm} */
+/**
+ * The same settings again.
+ * @param {import('./types.js').Video} video
+ * @returns {VideoForm}
+ */
 export function formOf(video) {
   const [width, height] = video.size.split('x');
   return {
@@ -110,7 +116,10 @@ export function formOf(video) {
   };
 }
 
-/** @param {Model} model @param {import('./types.js').Video} video @returns {number} steps when it is enhanced, unless others are asked for */
+/**
+ * The steps of an enhanced video, unless others are asked for.
+ * @param {Model} model @param {import('./types.js').Video} video
+ */
 export function enhancedSteps(model, video) {
   const wished = model.defaults?.enhanced_steps ?? 2 * video.num_inference_steps;
   return Math.min(model.limits.num_inference_steps.maximum, Math.max(wished, video.num_inference_steps + 1));

@@ -37,7 +37,9 @@ export function followLive() {
 
 /** The one that is open, then those that will be done first. */
 function choose(opened) {
-  const ids = live().map((v) => v.id).filter((id) => !refused.has(id));
+  const ids = live()
+    .map((v) => v.id)
+    .filter((id) => !refused.has(id));
   const first = opened && isLive(opened) && !refused.has(opened) ? [opened] : [];
   return [...new Set([...first, ...ids])].slice(0, MOST);
 }

@@ -28,7 +28,11 @@ export function useMedia(path, wanted = true) {
     let current = true;
     if (!wanted) return undefined;
     if (!secret) setFound({ url: urlOf(path), failed: false });
-    else fetched(path).then((url) => current && setFound({ url, failed: false }), () => current && fail());
+    else
+      fetched(path).then(
+        (url) => current && setFound({ url, failed: false }),
+        () => current && fail(),
+      );
     return () => (current = false);
   }, [path, wanted, secret]);
   return { ...found, fail };

@@ -36,7 +36,11 @@ export function peek(id) {
 /** @returns {Video[]} those that are waiting or being made, oldest first */
 export function live() {
   changes.value;
-  return order.peek().map(peek).filter((v) => v && !FINAL.has(v.state)).reverse();
+  return order
+    .peek()
+    .map(peek)
+    .filter((v) => v && !FINAL.has(v.state))
+    .reverse();
 }
 
 /**

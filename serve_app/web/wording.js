@@ -69,7 +69,8 @@ function queueText(video) {
 export function forecast(video, nowMs) {
   const left = (unix) => duration(unix - nowMs / 1000);
   if (video.estimated_completion_at !== null) return `about ${left(video.estimated_completion_at)} left`;
-  if (video.state === 'queued' && video.estimated_start_at !== null) return `starts in about ${left(video.estimated_start_at)}`;
+  if (video.state === 'queued' && video.estimated_start_at !== null)
+    return `starts in about ${left(video.estimated_start_at)}`;
   return '';
 }
 
@@ -79,7 +80,11 @@ export function attemptText(video) {
   return `Attempt ${video.attempt}${video.note ? `: ${video.note}` : ''}`;
 }
 
-/** @param {Error & {param?: string|null, code?: string|null, retryAfterS?: number|null, away?: boolean}} error @param {number} nowMs @returns {import('./types.js').Problem} */
+/**
+ * @param {Error & {param?: string|null, code?: string|null, retryAfterS?: number|null}} error
+ * @param {number} nowMs
+ * @returns {import('./types.js').Problem}
+ */
 export function problemOf(error, nowMs) {
   const param = error.param ?? (error.code === 'content_policy' ? 'prompt' : null);
   const retryAt = error.retryAfterS ? nowMs + 1000 * error.retryAfterS : null;

@@ -7,9 +7,10 @@ from playwright.async_api import Page
 
 SCRIPT = Path(__file__).parent / "axe" / "axe.min.js"
 # What is still on its way has colours between two others.
-SETTLED = (
-    "Promise.all(document.getAnimations().filter((a) => a.effect.getTiming().iterations === 1).map((a) => a.finished))"
-)
+SETTLE = """() => {
+    const ending = document.getAnimations().filter((one) => one.effect.getTiming().iterations === 1);
+    ending.forEach((one) => one.finish());
+}"""
 RUN = """async () => {
     const result = await axe.run(document, { resultTypes: ['violations'] });
     return result.violations.flatMap((v) => v.nodes.map((n) => `${v.id}: ${n.target} ${n.failureSummary}`));
@@ -24,6 +25,6 @@ def _script() -> str:
 async def violations(page: Page) -> list[str]:
     """What axe-core finds on the page as it is now; every rule that it runs by default, best practices included."""
     await page.evaluate(_script())
-    await page.evaluate(SETTLED)
+    await page.evaluate(SETTLE)
     found: list[str] = await page.evaluate(RUN)
     return found

@@ -48,7 +48,11 @@ function Actions({ video }) {
 
 function buttons(video, attempt) {
   const id = video.id;
-  const button = (icon, label, action) => html`<button type="button" class="round" aria-label="${label}: ${video.prompt}" title=${label} onClick=${action}>
+  const button = (
+    icon,
+    label,
+    action,
+  ) => html`<button type="button" class="round" aria-label="${label}: ${video.prompt}" title=${label} onClick=${action}>
     <${Icon} name=${icon} />
   </button>`;
   if (!FINAL.has(video.state)) return button('cancel', 'Cancel', () => attempt(cancel(id)));

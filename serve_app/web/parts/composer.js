@@ -26,7 +26,8 @@ export function Composer() {
       <div class="controls">
         <${SizeControl} />
         <${LengthControl} />
-        <button type="button" class="plain" aria-expanded=${unfolded.value} aria-controls="details" onClick=${() => (unfolded.value = !unfolded.value)}>
+        <button type="button" class="plain" aria-expanded=${unfolded.value} aria-controls="details"
+          onClick=${() => (unfolded.value = !unfolded.value)}>
           <${Icon} name="settings" />Details
         </button>
         <button class="main" aria-disabled=${sending.value}>${sending.value ? 'Sending…' : 'Make the video'}</button>
@@ -48,9 +49,11 @@ function Prompt() {
   };
   return html`<div class="prompt-field">
     <label class="unseen" for="field-prompt">Prompt</label>
-    <textarea ref=${area} rows="2" ...${described('prompt')} placeholder="Describe the video in your own words" value=${prompt}
+    <textarea ref=${area} rows="2" ...${described('prompt')} placeholder="Describe the video in your own words"
+      value=${prompt}
       onInput=${(event) => fill({ prompt: event.currentTarget.value })} onKeyDown=${keys} />
-    ${prompt.length > COUNTED_FROM * most && html`<p class="count small ${prompt.length > most ? 'error' : 'quiet'}">${prompt.length} of ${most} characters</p>`}
+    ${prompt.length > COUNTED_FROM * most && html`<p
+      class="count small ${prompt.length > most ? 'error' : 'quiet'}">${prompt.length} of ${most} characters</p>`}
     <${ProblemText} problem=${problems.value.prompt} id="problem-prompt" />
   </div>`;
 }
@@ -72,7 +75,8 @@ function Examples() {
   return html`<div class="examples">
     <p class="quiet small" id="examples-note">${note}</p>
     <ul aria-labelledby="examples-note">
-      ${prompts.map((prompt) => html`<li key=${prompt}><button type="button" class="chip" onClick=${() => use(prompt)}>${prompt}</button></li>`)}
+      ${prompts.map((prompt) => html`<li key=${prompt}><button type="button" class="chip"
+        onClick=${() => use(prompt)}>${prompt}</button></li>`)}
     </ul>
   </div>`;
 }

@@ -37,7 +37,8 @@ function Question({ id }) {
       setBusy(false);
     }
   };
-  return html`<dialog ref=${dialog} class="ask" role="alertdialog" aria-labelledby="ask-title" aria-describedby="ask-text" onClose=${done}>
+  return html`<dialog ref=${dialog} class="ask" role="alertdialog" aria-labelledby="ask-title"
+    aria-describedby="ask-text" onClose=${done}>
     <h2 id="ask-title">Delete this video?</h2>
     <p id="ask-text" class="quiet">“${peek(id)?.prompt}” will be gone for everybody and cannot be brought back.</p>
     <${ProblemText} problem=${problem} />

@@ -10,16 +10,20 @@ export function Details() {
   const range = ({ minimum, maximum, default: usual }) => `${minimum} to ${maximum}, usually ${usual}`;
   const guidance = { minimum: 1, maximum: limits.max_guidance_scale };
   return html`<div id="details" class="details">
-    <${NumberField} name="num_inference_steps" label="Steps" hint=${range(limits.num_inference_steps)} bounds=${limits.num_inference_steps} />
-    <${NumberField} name="guidance_scale" label="Guidance" hint=${range({ ...guidance, default: defaults.guidance_scale ?? 'left out' })}
+    <${NumberField} name="num_inference_steps" label="Steps" hint=${range(limits.num_inference_steps)}
+      bounds=${limits.num_inference_steps} />
+    <${NumberField} name="guidance_scale" label="Guidance"
+      hint=${range({ ...guidance, default: defaults.guidance_scale ?? 'left out' })}
       bounds=${guidance} step="any" placeholder="usual" />
     <${NumberField} name="fps" label="Frames a second" hint=${range(limits.fps)} bounds=${limits.fps} />
-    <${NumberField} name="seed" label="Seed" hint="The same seed gives the same video; empty draws one" placeholder="random"
+    <${NumberField} name="seed" label="Seed" hint="The same seed gives the same video; empty draws one"
+      placeholder="random"
       bounds=${{ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }} />
     <${Priority} />
     <${Negative} />
     <div class="row wide">
-      <label class="check"><input type="checkbox" id="field-exact" checked=${form.value.exact} onChange=${(event) => fill({ exact: event.currentTarget.checked })} />
+      <label class="check"><input type="checkbox" id="field-exact" checked=${form.value.exact}
+        onChange=${(event) => fill({ exact: event.currentTarget.checked })} />
         Bit for bit repeatable (slower when much is asked for)</label>
       <button type="button" class="plain" onClick=${resetSettings}>Back to the usual</button>
     </div>
@@ -39,7 +43,8 @@ function Priority() {
 }
 
 function Negative() {
-  return html`<div class="wide"><${Field} name="negative_prompt" label="Not in the picture" hint="What the video should stay away from">
+  return html`<div class="wide"><${Field} name="negative_prompt" label="Not in the picture"
+    hint="What the video should stay away from">
     <textarea rows="1" ...${described('negative_prompt', true)} value=${form.value.negative_prompt}
       onInput=${(event) => fill({ negative_prompt: event.currentTarget.value })} />
   <//></div>`;

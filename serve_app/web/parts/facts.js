@@ -1,9 +1,10 @@
 /** The settings of a video, where it comes from, and its history. */
-import { json, videoPath } from '../api.js';
+import { json, serverNow, videoPath } from '../api.js';
 import { clock } from '../clock.js';
 import { FINAL } from '../store.js';
 import { html, useEffect, useState } from '../ui.js';
-import { ago, duration, length, moment, sizeText } from '../wording.js';
+import { ago, duration, length, moment, problemOf, sizeText } from '../wording.js';
+import { ProblemText } from './problem_text.js';
 
 /** @param {{video: import('../types.js').Video}} props */
 export function Facts({ video }) {
@@ -31,17 +32,29 @@ function rows(video) {
 }
 
 function History({ video }) {
-  const [moves, setMoves] = useState(null);
+  const [moves, setMoves] = useState([]);
+  const [problem, setProblem] = useState(null);
   const [unfolded, setUnfolded] = useState(false);
   useEffect(() => {
     let current = true;
-    if (unfolded) json(videoPath(video.id, '/history')).then((page) => current && setMoves(page.data), () => {});
+    const asked = unfolded ? json(videoPath(video.id, '/history')) : Promise.resolve(null);
+    asked.then(
+      (page) => current && page && (setMoves(page.data), setProblem(null)),
+      (error) => current && setProblem(problemOf(error, serverNow())),
+    );
     return () => (current = false);
   }, [unfolded, video.state]);
   return html`<details class="history" onToggle=${(event) => setUnfolded(event.currentTarget.open)}>
     <summary>${FINAL.has(video.state) ? 'What happened' : 'What has happened so far'}</summary>
-    <ol>${moves?.map((move, n) => html`<li key=${n}>
-      <time>${new Date(1000 * move.at).toLocaleTimeString()}</time> <b>${move.state}</b> <span class="quiet">${move.note}</span>
-    </li>`)}</ol>
+    <ol>
+      ${moves.map((move, n) => html`<${Move} key=${n} ...${move} />`)}
+    </ol>
+    <${ProblemText} problem=${problem} />
   </details>`;
+}
+
+function Move({ at, state, note }) {
+  return html`<li>
+    <time>${new Date(1000 * at).toLocaleTimeString()}</time> <b>${state}</b> <span class="quiet">${note}</span>
+  </li>`;
 }

@@ -23,7 +23,9 @@ export function Field({ name, label, hint, children }) {
 /** @param {{name: string, label: string, hint?: string, placeholder?: string, bounds?: {minimum: number, maximum: number}, step?: number|string}} props */
 export function NumberField({ name, label, hint, placeholder, bounds, step = 1 }) {
   return html`<${Field} name=${name} label=${label} hint=${hint}>
-    <input type="number" inputmode="decimal" ...${described(name, Boolean(hint))} min=${bounds?.minimum} max=${bounds?.maximum} step=${step}
-      placeholder=${placeholder} value=${form.value[name]} onInput=${(event) => fill({ [name]: event.currentTarget.value })} />
+    <input type="number" inputmode="decimal" ...${described(name, Boolean(hint))} min=${bounds?.minimum}
+      max=${bounds?.maximum} step=${step}
+      placeholder=${placeholder} value=${form.value[name]}
+        onInput=${(event) => fill({ [name]: event.currentTarget.value })} />
   <//>`;
 }

@@ -12,7 +12,8 @@ export function Gallery() {
   const ids = order.value;
   return html`<section class="gallery" aria-labelledby="gallery-title">
     <h2 id="gallery-title" tabindex="-1">Videos</h2>
-    ${ids.length ? html`<ul class="grid">${ids.map((id) => html`<${Card} key=${id} id=${id} />`)}</ul>` : html`<${Nothing} />`}
+    ${ids.length ? html`<ul class="grid">${ids.map((id) => html`<${Card} key=${id}
+      id=${id} />`)}</ul>` : html`<${Nothing} />`}
     ${hasMore.value && html`<${More} />`}
   </section>`;
 }
@@ -27,11 +28,18 @@ function More() {
   const [busy, setBusy] = useState(false);
   const load = async () => {
     setBusy(true);
-    setProblem(await loadMore().then(() => null, (error) => problemOf(error, serverNow())));
+    setProblem(
+      await loadMore().then(
+        () => null,
+        (error) => problemOf(error, serverNow()),
+      ),
+    );
     setBusy(false);
   };
   useEffect(() => {
-    const watcher = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && load(), { rootMargin: '400px' });
+    const watcher = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && load(), {
+      rootMargin: '400px',
+    });
     watcher.observe(button.current);
     return () => watcher.disconnect();
   }, [order.value.length]);

@@ -10,7 +10,8 @@ export function Header() {
   return html`<header class="header">
     <a class="brand" href="./"><${Mark} /><span>mochi</span></a>
     <${HealthPill} />
-    ${key.value && html`<button type="button" class="plain" onClick=${forgetKey}><${Icon} name="key" />Forget the key</button>`}
+    ${key.value && html`<button type="button" class="plain" onClick=${forgetKey}><${Icon}
+      name="key" />Forget the key</button>`}
     <${ThemeButton} />
   </header>`;
 }
@@ -18,13 +19,19 @@ export function Header() {
 function HealthPill() {
   const report = health.value;
   if (!report?.queue) return html`<span class="pill" />`;
-  const why = report.error?.message ?? Object.values(report.devices).flat().map((one) => one.replica).join(', ');
+  const why =
+    report.error?.message ??
+    Object.values(report.devices)
+      .flat()
+      .map((one) => one.replica)
+      .join(', ');
   return html`<span class="pill ${report.status === 'ok' ? 'good' : 'bad'}" title=${why}>${healthText(report)}</span>`;
 }
 
 function ThemeButton() {
   const next = theme.value === 'dark' ? 'light' : 'dark';
-  return html`<button type="button" class="round" aria-label="Use the ${next} theme" title="Use the ${next} theme" onClick=${toggleTheme}>
+  return html`<button type="button" class="round" aria-label="Use the ${next} theme" title="Use the ${next} theme"
+    onClick=${toggleTheme}>
     <${Icon} name=${next === 'light' ? 'sun' : 'moon'} />
   </button>`;
 }

@@ -7,5 +7,6 @@ import { waitText } from '../wording.js';
 export function ProblemText({ problem, id }) {
   if (!problem) return null;
   const wait = problem.retryAt === null ? '' : waitText(problem.retryAt, clock.value);
-  return html`<p class="error" id=${id} role="alert">${problem.text}${wait && html` <span aria-live="off">${wait}</span>`}</p>`;
+  return html`<p class="error" id=${id} role="alert">${problem.text}${wait && html` <span
+    aria-live="off">${wait}</span>`}</p>`;
 }

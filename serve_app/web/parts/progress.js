@@ -8,7 +8,8 @@ export function Progress({ video }) {
   const text = [stateText(video), forecast(video, clock.value)].filter(Boolean).join(' · ');
   const style = { transform: `scaleX(${video.progress / 100})` };
   return html`<div class="progress">
-    <div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100" aria-valuenow=${video.progress} aria-valuetext=${text}>
+    <div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"
+      aria-valuenow=${video.progress} aria-valuetext=${text}>
       <div class="done" style=${style} />
     </div>
     <p class="progress-text">${text}</p>

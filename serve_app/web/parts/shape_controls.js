@@ -24,7 +24,8 @@ export function SizeControl() {
   return html`<div class="control">
     <label for="size">Size</label>
     <select id="size" value=${own ? 'own' : `${width}x${height}`} onChange=${choose}>
-      ${offered.map((one) => html`<option key=${one.name} value="${one.width}x${one.height}">${one.name}, ${sizeText(`${one.width}x${one.height}`)}</option>`)}
+      ${offered.map((one) => html`<option key=${one.name}
+        value="${one.width}x${one.height}">${one.name}, ${sizeText(`${one.width}x${one.height}`)}</option>`)}
       <option value="own">Own size</option>
     </select>
     ${own && html`<${OwnSize} limits=${limits} />`}
@@ -47,7 +48,8 @@ export function LengthControl() {
   const text = `${length(frames, Number(fps) || limits.fps.default)}, ${frames} frames`;
   return html`<div class="control">
     <label for="field-num_frames">Length <output>${text}</output></label>
-    <input type="range" ...${described('num_frames')} min=${limits.num_frames.minimum} max=${most} step="6" value=${frames}
+    <input type="range" ...${described('num_frames')} min=${limits.num_frames.minimum} max=${most} step="6"
+      value=${frames}
       aria-valuetext=${text} onInput=${(event) => fill({ num_frames: Number(event.currentTarget.value) })} />
     <${ProblemText} problem=${problems.value.num_frames} id="problem-num_frames" />
   </div>`;

@@ -17,7 +17,8 @@ export function Stage({ video, playing, controls = false }) {
   const { width, height } = model.value.limits;
   // Cards are all of the model's usual shape, so that rows are even; the large view has the video's own.
   const ratio = controls ? own : width.default / height.default;
-  return html`<div class="stage ${ratio === own ? '' : 'framed'}" style=${{ aspectRatio: String(ratio) }}>${inside(video, playing, controls)}</div>`;
+  return html`<div class="stage ${ratio === own ? '' : 'framed'}"
+    style=${{ aspectRatio: String(ratio) }}>${inside(video, playing, controls)}</div>`;
 }
 
 function ratioOf(size) {
@@ -27,21 +28,25 @@ function ratioOf(size) {
 
 function inside(video, playing, controls) {
   if (video.state === 'completed') return html`<${Film} video=${video} playing=${playing} controls=${controls} />`;
-  if (FINAL.has(video.state)) return html`<div class="nothing"><${Icon} name=${video.state === 'failed' ? 'warning' : 'cancel'} /></div>`;
+  if (FINAL.has(video.state))
+    return html`<div class="nothing"><${Icon} name=${video.state === 'failed' ? 'warning' : 'cancel'} /></div>`;
   return html`<${Making} video=${video} />`;
 }
 
 function Making({ video }) {
   const picture = preview(video.id);
   if (!picture) return html`<div class="nothing waiting"><${Mark} /></div>`;
-  return html`<img class="around" src=${picture} alt="" /><img class="preview" src=${picture} alt="What is there so far" />`;
+  return html`<img class="around" src=${picture} alt="" /><img class="preview" src=${picture}
+    alt="What is there so far" />`;
 }
 
 function Film({ video, playing, controls }) {
   const poster = useMedia(contentPath(video.id, 'thumbnail'));
   const film = useMedia(contentPath(video.id, 'video'), playing);
   if (film.failed) return html`<div class="nothing"><p>The file of this video cannot be had.</p></div>`;
-  const still = poster.url && html`<img class="around" src=${poster.url} alt="" loading="lazy" />
+  const still =
+    poster.url &&
+    html`<img class="around" src=${poster.url} alt="" loading="lazy" />
     <img src=${poster.url} alt="" loading="lazy" onError=${poster.fail} />`;
   if (!playing || !film.url) return still || html`<div class="nothing" />`;
   return html`${still}<video src=${film.url} loop muted autoplay=${!calm.matches} playsinline controls=${controls}

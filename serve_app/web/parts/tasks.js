@@ -16,10 +16,15 @@ import { ProblemText } from './problem_text.js';
 /** @param {{video: import('../types.js').Video}} props */
 export function Tasks({ video }) {
   const [problem, setProblem] = useState(null);
-  const attempt = (action) => action.then(() => setProblem(null), (error) => setProblem(problemOf(error, serverNow())));
+  const attempt = (action) =>
+    action.then(
+      () => setProblem(null),
+      (error) => setProblem(problemOf(error, serverNow())),
+    );
   const done = FINAL.has(video.state);
   return html`<div class="tasks">
-      ${done ? html`<${AfterEnd} video=${video} attempt=${attempt} />` : html`<${Task} icon="cancel" act=${() => attempt(cancel(video.id))}>Cancel<//>`}
+      ${done ? html`<${AfterEnd} video=${video} attempt=${attempt} />` : html`<${Task} icon="cancel"
+        act=${() => attempt(cancel(video.id))}>Cancel<//>`}
       <${Task} icon="settings" act=${() => useAgain(video)}>Use its settings<//>
       <${CopyLink} />
       ${done && html`<${Task} icon="remove" act=${() => askToDelete(video.id)}>Delete<//>`}
@@ -30,15 +35,18 @@ export function Tasks({ video }) {
 }
 
 function Task({ icon, act, expanded, main = false, children }) {
-  return html`<button type="button" class=${main ? 'main' : 'plain'} aria-expanded=${expanded} onClick=${act}><${Icon} name=${icon} />${children}</button>`;
+  return html`<button type="button" class=${main ? 'main' : 'plain'} aria-expanded=${expanded} onClick=${act}><${Icon}
+    name=${icon} />${children}</button>`;
 }
 
 function AfterEnd({ video, attempt }) {
   const unfold = (what) => () => (task.value = task.peek() === what ? 'look' : what);
   return html`
-    ${video.state === 'completed' && html`<${Task} icon="download" main act=${() => attempt(download(video.id))}>Download<//>`}
+    ${video.state === 'completed' && html`<${Task} icon="download" main
+      act=${() => attempt(download(video.id))}>Download<//>`}
     <${Task} icon="remix" expanded=${task.value === 'remix'} act=${unfold('remix')}>Remix<//>
-    ${video.state === 'completed' && html`<${Task} icon="enhance" expanded=${task.value === 'enhance'} act=${unfold('enhance')}>Enhance<//>`}
+    ${video.state === 'completed' && html`<${Task} icon="enhance" expanded=${task.value === 'enhance'}
+      act=${unfold('enhance')}>Enhance<//>`}
   `;
 }
 
@@ -50,10 +58,14 @@ function useAgain(video) {
 }
 
 function CopyLink() {
-  const [copied, setCopied] = useState(false);
+  const [copied, setCopied] = useState('');
   // Browsers give the clipboard to pages over https and on localhost only.
   if (!navigator.clipboard) return null;
-  const copy = () => navigator.clipboard.writeText(location.href).then(() => setCopied(true), () => setCopied(false));
+  const copy = () =>
+    navigator.clipboard.writeText(location.href).then(
+      () => setCopied(true),
+      () => setCopied(false),
+    );
   return html`<${Task} icon="link" act=${copy}>${copied ? 'Copied' : 'Copy the link'}<//>`;
 }
 
@@ -68,7 +80,10 @@ function OneField({ name, label, hint, button, send, children }) {
     if (busy) return;
     setBusy(true);
     const value = new FormData(place.current).get(name);
-    await send(String(value)).then(({ id }) => show(id), (error) => setProblem(problemOf(error, serverNow())));
+    await send(String(value)).then(
+      ({ id }) => show(id),
+      (error) => setProblem(problemOf(error, serverNow())),
+    );
     setBusy(false);
   };
   return html`<form ref=${place} class="task-form" noValidate onSubmit=${submit}>
@@ -82,7 +97,8 @@ function OneField({ name, label, hint, button, send, children }) {
 
 function RemixForm({ video }) {
   const hint = 'Everything else stays as it is, the seed too.';
-  return html`<${OneField} name="prompt" label="The new prompt" hint=${hint} button="Make the remix" send=${(prompt) => remix(video.id, prompt)}>
+  return html`<${OneField} name="prompt" label="The new prompt" hint=${hint} button="Make the remix"
+    send=${(prompt) => remix(video.id, prompt)}>
     ${(given) => html`<textarea rows="3" ...${given}>${video.prompt}</textarea>`}
   <//>`;
 }
@@ -90,7 +106,9 @@ function RemixForm({ video }) {
 function EnhanceForm({ video }) {
   const { minimum, maximum } = model.value.limits.num_inference_steps;
   const hint = `It has ${video.num_inference_steps}; up to ${maximum} are possible. Prompt and seed stay the same.`;
-  return html`<${OneField} name="steps" label="Steps" hint=${hint} button="Make it better" send=${(steps) => enhance(video.id, Number(steps))}>
-    ${(given) => html`<input type="number" ...${given} min=${minimum} max=${maximum} defaultValue=${enhancedSteps(model.value, video)} />`}
+  return html`<${OneField} name="steps" label="Steps" hint=${hint} button="Make it better"
+    send=${(steps) => enhance(video.id, Number(steps))}>
+    ${(given) => html`<input type="number" ...${given} min=${minimum} max=${maximum}
+      defaultValue=${enhancedSteps(model.value, video)} />`}
   <//>`;
 }

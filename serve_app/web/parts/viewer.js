@@ -32,8 +32,10 @@ function Sheet({ id }) {
   const aside = (event) => event.target === dialog.current && dialog.current.close();
   return html`<dialog ref=${dialog} class="viewer" aria-labelledby="viewer-title" onClose=${closed} onClick=${aside}>
     <div class="viewer-inside">
-      <button type="button" class="round shut" aria-label="Close" title="Close" onClick=${() => dialog.current.close()}><${Icon} name="cancel" /></button>
-      ${video ? html`<${Inside} video=${video} />` : html`<h2 id="viewer-title">${problem ? 'There is nothing to see' : 'Loading'}</h2><${ProblemText} problem=${problem} />`}
+      <button type="button" class="round shut" aria-label="Close" title="Close"
+        onClick=${() => dialog.current.close()}><${Icon} name="cancel" /></button>
+      ${video ? html`<${Inside} video=${video} />` : html`<h2
+        id="viewer-title">${problem ? 'There is nothing to see' : 'Loading'}</h2><${ProblemText} problem=${problem} />`}
     </div>
   </dialog>`;
 }

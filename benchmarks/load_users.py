@@ -10,53 +10,25 @@ or was not made.
 """
 
 import itertools
-import json
 import random
+import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gevent
+import gevent  # type: ignore[import-untyped]
 from locust import FastHttpUser, between, events, task
-from locust.contrib.fasthttp import ResponseContextManager
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.load_checks import Figures, events_in, is_mp4, video_at_the_end
 
 CLIP = {"prompt": "a red circle moving right", "size": "32x32", "num_frames": 7, "num_inference_steps": 2}
-FINAL = ("completed", "failed", "cancelled")
 # Among the clients that submitted a video; the others poll.
 STREAM_SHARE = 0.5
 LIST_SHARE = 0.15
-PAUSE_S = (1, 2)
-MP4_MARK = b"ftyp"
+PAUSE_S = (1, 3)
 CHUNK = 65_536
-
-
-class Figures:
-    """What the clients saw. times: milliseconds of each request by its kind, from when all clients were there."""
-
-    def __init__(self) -> None:
-        self.measuring = False
-        self.begun = 0.0
-        self.times: dict[str, list[float]] = defaultdict(list)
-        self.counts: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
-
-    def note(self, name: str, response_time: float, exception: Exception | None, **_: Any) -> None:
-        if exception is not None:
-            self.failures[f"{name}: {exception!r}"[:300]] += 1
-        elif self.measuring:
-            self.times[name].append(round(response_time, 2))
-
-    def begin(self, **_: Any) -> None:
-        self.measuring, self.begun = True, time.perf_counter()
-
-    def write(self, path: Path) -> None:
-        self.measuring = False
-        seconds = time.perf_counter() - self.begun
-        found = {"seconds": seconds, "times": self.times, "counts": self.counts, "failures": self.failures}
-        path.write_text(json.dumps(found))
-
 
 figures = Figures()
 numbers = itertools.count()
@@ -65,7 +37,7 @@ numbers = itertools.count()
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     parser.add_argument("--measure", type=float, default=180, help="seconds, from when all clients are there")
-    parser.add_argument("--videos-a-second", type=float, default=2, help="of all clients together")
+    parser.add_argument("--videos-a-second", type=float, default=4, help="of all clients together")
     parser.add_argument("--figures", type=Path, help="file to write what was seen to")
 
 
@@ -84,7 +56,7 @@ def _end(environment: Any) -> None:
     environment.runner.quit()
 
 
-class Client(FastHttpUser):  # type: ignore[misc]
+class Client(FastHttpUser):
     """A client with a connection of its own. seen: a video to look at; own: the one that it waits for."""
 
     wait_time = between(*PAUSE_S)
@@ -130,7 +102,8 @@ class Client(FastHttpUser):  # type: ignore[misc]
 
     def read(self, video_id: str, name: str) -> dict[str, Any] | None:
         with self.client.get(f"/v1/videos/{video_id}", name=name, catch_response=True) as answer:
-            return checked(answer, None)
+            video: dict[str, Any] | None = checked(answer)
+        return video
 
     def look_around(self) -> None:
         with self.client.get("/v1/videos?limit=20", name="list", catch_response=True) as answer:
@@ -147,7 +120,8 @@ class Client(FastHttpUser):  # type: ignore[misc]
                 return
             figures.counts["streams"] += 1
             try:
-                video = last_of(events_of(answer))
+                body = b"".join(answer.iter_content(CHUNK, decode_content=False))
+                video = video_at_the_end(events_in(body))
             except ValueError as error:
                 answer.failure(error)
                 return
@@ -161,36 +135,14 @@ class Client(FastHttpUser):  # type: ignore[misc]
         figures.counts["videos made"] += 1
         with self.client.get(f"/v1/videos/{video['id']}/content", name="download", catch_response=True) as answer:
             body = answer.content or b""
-            if answer.status_code != 200 or body[4:8] != MP4_MARK:
+            if answer.status_code != 200 or not is_mp4(body):
                 answer.failure(f"{answer.status_code}, {len(body)} bytes that are no mp4")
 
 
-def checked(answer: ResponseContextManager, field: str | None) -> Any:
+def checked(answer: Any, field: str | None = None) -> Any:
     """A field of the answer, all of it for None; None if it was a failure, which is then noted."""
     if answer.status_code != 200:
         answer.failure(f"{answer.status_code} {(answer.text or '')[:200]}")
         return None
     body = answer.json()
     return body if field is None else body[field]
-
-
-def events_of(answer: ResponseContextManager) -> Iterator[dict[str, Any]]:
-    """The data of each event, read once the stream has ended. Raises ValueError for what is no stream of events."""
-    body = b"".join(answer.iter_content(CHUNK, decode_content=False))
-    for line in body.splitlines():
-        if line.startswith(b"data:"):
-            yield json.loads(line[5:])
-
-
-def last_of(stream: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """The video as its last event tells it. Raises ValueError if the stream broke off or left a move out."""
-    told = 0
-    for event in stream:
-        if event["type"] == "state":
-            told += 1
-            if event["number"] != told:
-                raise ValueError(f"the stream of events told move {event['number']} after {told - 1}")
-        if event["type"] == "done":
-            video: dict[str, Any] = event["video"]
-            return video
-    raise ValueError("the stream of events broke off")

@@ -1,5 +1,7 @@
 """A Serve app that does nothing: what a read costs at least behind the same proxy. Deployed by `benchmarks/load.py`."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from ray import serve
 
@@ -14,10 +16,11 @@ async def status(video_id: str) -> dict[str, object]:
     return STATUS
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
+@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10_000)
 @serve.ingress(app)
 class Noop:
     """The app's only deployment, all of Serve's options as they are but the number of requests at once."""
 
 
-noop = Noop.bind()
+deployment: Any = Noop
+noop = deployment.bind()

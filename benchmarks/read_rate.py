@@ -22,9 +22,8 @@ def read_rate(url: str, callers: int, seconds: float) -> float:
 async def _read_rate(url: str, callers: int, seconds: float) -> float:
     loop, split = asyncio.get_running_loop(), urlsplit(url)
     request = f"GET {split.path} HTTP/1.1\r\nHost: {split.netloc}\r\n\r\n".encode()
-    opened = [
-        await loop.create_connection(lambda: _Caller(request), split.hostname, split.port) for _ in range(callers)
-    ]
+    host, port = split.hostname or "", split.port or 80
+    opened = [await loop.create_connection(lambda: _Caller(request), host, port) for _ in range(callers)]
     made = [caller for _, caller in opened]
     begun = time.perf_counter()
     for caller in made:

@@ -38,9 +38,13 @@ class Acceptance:
         tokens, limit = sample_tokens(new.spec), memory_limit(samplers)
         if limit is not None and tokens > limit:
             return TooLargeError(tokens, limit)
+        # Nothing is waited for between the checks and `coming`: many at once would pass them together.
+        now, used_s = time.time(), 0.0
+        if account is not None and account.gpu_seconds_per_day is not None:
+            used_s = (await board.database.run(access_store.usage_of, account.name, day_of(now))).gpu_seconds
         max_queued = None if account is None else account.max_queued
         full = board.room.refusal(new.tenant, max_queued, self._outlook.retry_after_s)
-        return full if full is not None or account is None else await self._beyond_quota(account, new.spec)
+        return full or self._beyond_quota(account, new.spec, now, used_s)
 
     @contextmanager
     def coming(self, new: Submission) -> Iterator[None]:
@@ -55,11 +59,12 @@ class Acceptance:
             if self._coming_s[new.tenant] < 1e-9:  # clients make up the names of tenants: none may stay
                 del self._coming_s[new.tenant]
 
-    async def _beyond_quota(self, account: Tenant, spec: VideoSpec) -> RateLimitError | None:
-        now, used_s, booked_s = time.time(), 0.0, 0.0
-        if account.gpu_seconds_per_day is not None:
-            used = await self._board.database.run(access_store.usage_of, account.name, day_of(now))
-            used_s, booked_s = used.gpu_seconds, self._booked_s(account.name) + self._coming_s.get(account.name, 0.0)
+    def _beyond_quota(
+        self, account: Tenant | None, spec: VideoSpec, now: float, used_s: float
+    ) -> RateLimitError | None:
+        booked_s = 0.0
+        if account is not None and account.gpu_seconds_per_day is not None:
+            booked_s = self._booked_s(account.name) + self._coming_s.get(account.name, 0.0)
         try:
             self._quotas.check(account, now, used_s, booked_s, self._cost_s(spec))
         except RateLimitError as error:

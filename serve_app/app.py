@@ -49,11 +49,14 @@ def api(args: AppArgs) -> Application:
     deployment: Any = Ingress
     ingress = deployment.options(
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=1000,
+        # Most of what goes on at a time are streams of events, which cost little while nothing happens.
+        max_ongoing_requests=10_000,
+        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.5,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.ingress.min_replicas,
             max_replicas=settings.ingress.max_replicas,
-            target_ongoing_requests=200,
+            target_ongoing_requests=500,
         ),
     )
     loopback_only = host is not None and is_loopback(host)

@@ -15,8 +15,8 @@ _NAMED = {"Content-Disposition": "the file's name"}
 _PART = {"Content-Range": "`bytes FIRST-LAST/SIZE`"}
 _LINK = {"Location": "the signed link, a key to the video until it expires"}
 
-# All but GET's parameters are FastAPI's work; these headers the handler reads itself.
-CONDITIONS: list[dict[str, Any]] = [
+# The handler reads them itself.
+_CONDITIONS: list[dict[str, Any]] = [
     {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
     for name, description in (
         ("Range", "one range in bytes; several, or what is none, give the whole file"),
@@ -35,7 +35,8 @@ def content_docs(get: bool) -> dict[str, Any]:
         for of_get in (206, 307):
             del sent[of_get]
         del refused[416]
-    return {"responses": {**sent, **refused}}
+    conditions = [condition for condition in _CONDITIONS if get or condition["name"] == "If-None-Match"]
+    return {"responses": {**sent, **refused}, "openapi_extra": {"parameters": conditions}}
 
 
 def _with_headers(response: dict[str, Any], named: dict[str, str]) -> dict[str, Any]:

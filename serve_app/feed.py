@@ -97,6 +97,8 @@ class Feed:
         now_of: the job with what its replica has told since its last move.
         born_again: followers of an earlier life may still answer from what it told them.
         kept_ended: ended jobs beyond this many are left to the database.
+        whole_until: until then (monotonic seconds) no other registry changes jobs unheard.
+        quiet_until: until then followers of another registry may answer without having heard of this one's writes.
     """
 
     now_of: Callable[[Job], Job] = lambda job: job
@@ -104,7 +106,8 @@ class Feed:
     kept_ended: int = KEPT_ENDED
     epoch: str = field(default_factory=lambda: uuid4().hex)
     horizon: Key = FIRST
-    whole: bool = True
+    whole_until: float = math.inf
+    quiet_until: float = -math.inf
     access: AccessTable | None = None
     places: Mapping[str, Place] = field(default_factory=dict)
     places_version: int = 0
@@ -156,6 +159,21 @@ class Feed:
             self._ended.move_to_end(job_id)
         self._forget_old()
         self._wake_soon()
+
+    def begin_anew(self, newest: Iterable[Job], horizon: Key) -> None:
+        """Others have changed jobs unheard: what has ended is as `newest` says, all of it since `horizon`."""
+        self.epoch = uuid4().hex
+        for job_id in self._ended:
+            del self._log[job_id]
+        self._ended.clear()
+        self.horizon = horizon
+        for job in newest:
+            self.moved(job)
+        self._wake_soon()
+
+    @property
+    def whole(self) -> bool:
+        return time.monotonic() < self.whole_until
 
     def live(self) -> list[Job]:
         """The jobs that have not ended, as far as is known here."""
@@ -251,7 +269,8 @@ class Feed:
         """Return when no follower answers reads from before what was written until now."""
         self._wake()
         wanted, ends = self._seq, time.monotonic() + VALID_S
-        if self.born_again and (rest := self._born + VALID_S - time.monotonic()) > 0:
+        quiet_until = max(self.quiet_until, self._born + VALID_S) if self.born_again else self.quiet_until
+        if (rest := quiet_until - time.monotonic()) > 0:
             await asyncio.sleep(rest)
         while (now := time.monotonic()) < ends and (behind := self._behind(wanted, now)):
             try:

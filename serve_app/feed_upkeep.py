@@ -1,20 +1,29 @@
 """Keeps the registry's feed whole: what it begins with, tenants and keys, and whether another registry works too."""
 
 import asyncio
+import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from deployments.errors import RegistryUnavailableError
 from serve_app import access_store, job_store
 from serve_app.board import Board, log
 from serve_app.exposure import AccessMode, no_keys_notice
-from serve_app.feed import FIRST
-from serve_app.meta_store import beat, other_registries
+from serve_app.feed import FIRST, VALID_S
+from serve_app.meta_store import beat, beats
 
 RECENT = 1000
 EVERY_S = 1.0
-# A registry whose last beat is older than this is gone. Others notice a new one within a round.
+# A look at the beats of the others holds for this long; without a newer one, reads ask SQL.
+WHOLE_S = 3 * EVERY_S
+# A registry whose last beat did not change for this long is gone. One that was silent for half as long comes anew.
 SILENT_S = 15.0
+# Until all the others have noticed one that comes, and their followers do not answer from memory any more.
+COMING_S = WHOLE_S + VALID_S
 SETTLED_ROUNDS = 3
+# Beats of registries that ended are kept this long: far more than the clocks of two machines can be apart.
+FORGET_S = 86_400.0
 
 
 class FeedUpkeep:
@@ -29,12 +38,16 @@ class FeedUpkeep:
         self._board = board
         self._mode: AccessMode = mode
         self._alone = alone
+        self._others = OtherBeats(SILENT_S)
+        self._beat_at = -math.inf
         self._rounds = 0
+        self._is_whole = alone
         self.begun = asyncio.Event()
 
     async def run(self) -> None:
         """For ever; a database that is away now is there again later."""
-        self._board.feed.whole = self._alone
+        if not self._alone:
+            self._board.feed.whole_until = -math.inf
         while True:
             try:
                 if not self.begun.is_set():
@@ -47,15 +60,17 @@ class FeedUpkeep:
             await asyncio.sleep(EVERY_S)
 
     async def _begin(self) -> None:
-        """The newest jobs; the live ones come with the dispatcher's first look."""
-        board = self._board
-        page = await board.database.run(job_store.list_jobs, RECENT)
-        for job in reversed(page.jobs):
-            board.feed.moved(job)
-        last = page.jobs[-1] if page.has_more else None
-        board.feed.horizon = max(board.feed.horizon, FIRST if last is None else (last.created_at, last.id))
+        """The live jobs come with the dispatcher's first look."""
+        if not self._alone:
+            await self._beat()
+        await self._read_newest()
         await self._read_access()
         self.begun.set()
+
+    async def _read_newest(self) -> None:
+        page = await self._board.database.run(job_store.list_jobs, RECENT)
+        last = page.jobs[-1] if page.has_more else None
+        self._board.feed.begin_anew(page.jobs[::-1], FIRST if last is None else (last.created_at, last.id))
 
     async def _round(self) -> None:
         if await self._board.database.run(access_store.access_version) != self._board.access.version:
@@ -70,12 +85,47 @@ class FeedUpkeep:
             log.warning(notice)
 
     async def _look_for_others(self) -> None:
-        board, now = self._board, time.time()
-        await board.database.run(beat, board.owner, now)
-        others = await board.database.run(other_registries, board.owner, now - SILENT_S)
+        feed, looked_at = self._board.feed, time.monotonic()
+        others = self._others.alive(await self._beat(), looked_at)
         self._rounds += 1
-        whole = not others and self._rounds > SETTLED_ROUNDS
-        if whole != board.feed.whole:
-            told = "none is left" if whole else f"reads ask SQL while there is {', '.join(others) or 'one perhaps'}"
+        is_whole = not others and self._rounds > SETTLED_ROUNDS
+        if is_whole != self._is_whole:
+            told = "none is left" if is_whole else f"reads ask SQL while there is {', '.join(others) or 'one perhaps'}"
             log.info(f"other registries on this database: {told}")
-        board.feed.whole = whole
+        if is_whole and not self._is_whole:
+            await self._read_newest()  # what the others did was not told here
+        self._is_whole = is_whole
+        feed.whole_until = looked_at + WHOLE_S if is_whole else -math.inf
+
+    async def _beat(self) -> dict[str, float]:
+        """Tell the others that this registry is there; returns their own beats by owner."""
+        board, now = self._board, time.monotonic()
+        own, others = await board.database.run(beats, board.owner, time.time() - FORGET_S)
+        await board.database.run(beat, board.owner, time.time())
+        # The second is of a life before.
+        silent_s = min(now - self._beat_at, math.inf if own is None else abs(time.time() - own))
+        self._beat_at = time.monotonic()
+        if silent_s > SILENT_S / 2:  # the others may take it for gone
+            self._rounds, board.feed.quiet_until = 0, self._beat_at + COMING_S
+        return others
+
+
+@dataclass(slots=True)
+class OtherBeats:
+    """Which registries are there: those whose beat changes.
+
+    The time is this machine's own monotonic clock, from when a beat was first seen: the clocks of two machines, which
+    the beats are taken from, are not compared.
+    """
+
+    silent_s: float
+    _seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def alive(self, known: Mapping[str, float], now: float) -> list[str]:
+        """The owners that have not been silent for `silent_s`, of those whose newest beats are `known` now."""
+        before = self._seen
+        self._seen = {
+            owner: before[owner] if owner in before and before[owner][0] == at else (at, now)
+            for owner, at in known.items()
+        }
+        return sorted(owner for owner, (_, since) in self._seen.items() if now - since < self.silent_s)

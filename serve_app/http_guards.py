@@ -7,6 +7,7 @@ answers pass them, refusals and crashes too.
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -189,6 +190,7 @@ class BrowserGuard:
         return len(hosts) == 1 and is_same_host(origin, hosts[0])
 
 
+@lru_cache(maxsize=64)
 def is_loopback_host(host: str) -> bool:
     """Whether the value of a header Host, with or without a port, is a name or an address of this machine."""
     try:

@@ -12,11 +12,13 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from deployments.draining import is_draining
 from deployments.registry_link import RegistryLink
 from serve_app.authentication import RateLimitHeaders, install_authentication
 from serve_app.config import AppSettings
 from serve_app.http_errors import install_error_handlers
 from serve_app.http_guards import install_guards
+from serve_app.job_feed import JobFeed
 from serve_app.openai_videos import OpenAIVideos
 from serve_app.openapi_document import install_document
 from serve_app.prompt_limits import load_token_counter
@@ -26,6 +28,10 @@ from serve_app.simple_routes import SimpleRoutes
 from serve_app.unsupported_routes import add_unsupported_routes
 from serve_app.video_storage import VideoStorage
 from serve_app.web_page import WebPage
+
+LOOK_EVERY_S = 0.2
+# How long a replica that was told to leave is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
+ROUTES_GONE_S = 1.0
 
 
 def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
@@ -59,10 +65,22 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
 @asynccontextmanager
 async def _following(services: Services) -> AsyncIterator[None]:
     """The feed of the jobs, for as long as the app runs."""
-    following = asyncio.create_task(services.feed.run())
+    following = [asyncio.create_task(services.feed.run()), asyncio.create_task(_leave_in_time(services.feed))]
     yield
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    for task in following:
+        task.cancel()
+    await asyncio.gather(*following, return_exceptions=True)
+
+
+async def _leave_in_time(feed: JobFeed) -> None:
+    """End streams and long polls of a replica that is to leave: their clients come back, to another one.
+
+    Not at once, or the HTTP front, which has yet to hear of it, would send them here again.
+    """
+    while not is_draining():
+        await asyncio.sleep(LOOK_EVERY_S)
+    await asyncio.sleep(ROUTES_GONE_S)
+    feed.leave()
 
 
 @serve.deployment

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 from uuid import uuid4
@@ -16,6 +16,9 @@ from serve_app.job_mirror import Mirror
 from serve_app.jobs import Job, JobFilter, JobPage, Move, Order
 
 log = logging.getLogger("ray.serve")
+
+# As long as a call of the registry may take.
+FIRST_WORD_S = 15.0
 
 
 class Registry(Protocol):
@@ -37,6 +40,7 @@ class JobFeed:
         self._valid_until = 0.0
         self._applied = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self.leaving = False
 
     async def run(self) -> None:
         """Follow for ever; a registry that is away is there again later."""
@@ -44,15 +48,28 @@ class JobFeed:
             asked_at = time.monotonic()
             try:
                 batch: Batch = await self._registry.call("follow", self._name, self._mirror.cursor)
+                changed = self._mirror.apply(batch)
             except RegistryUnavailableError as error:
                 log.warning(f"the feed of the jobs is interrupted; reads ask the registry: {error}")
                 continue
-            changed = self._mirror.apply(batch)
+            except Exception:  # the outermost loop: without it, keys that are revoked would be heard of no more
+                log.exception("the feed of the jobs is interrupted; it begins anew in a second")
+                self._mirror, self._valid_until = Mirror(access=self._mirror.access), 0.0
+                await asyncio.sleep(1)
+                continue
             self._valid_until = asked_at + VALID_S
             self._applied.set()
-            for job_id in changed & self._watchers.keys():
-                for watcher in self._watchers[job_id]:
-                    watcher.set()
+            self._wake(changed & self._watchers.keys())
+
+    def leave(self) -> None:
+        """This replica is to end: whoever watches a job is woken and told so by `leaving`."""
+        self.leaving = True
+        self._wake(self._watchers)
+
+    def _wake(self, job_ids: Iterable[str]) -> None:
+        for job_id in job_ids:
+            for watcher in self._watchers[job_id]:
+                watcher.set()
 
     @property
     def valid(self) -> bool:
@@ -68,11 +85,25 @@ class JobFeed:
         return self._mirror.page(limit, after, order, wanted) if self.valid else None
 
     async def access(self) -> AccessTable:
-        """Tenants and keys as last heard of; waits for the first word of the registry."""
-        while self._mirror.access is None:
-            self._applied.clear()
-            await self._applied.wait()
+        """Tenants and keys as last heard of; waits for the first word of the registry.
+
+        Raises:
+            RegistryUnavailableError: it has not said one, and does not for a while.
+        """
+        if self._mirror.access is None:
+            await self._first_word()
+        assert self._mirror.access is not None
         return self._mirror.access
+
+    async def _first_word(self) -> None:
+        try:
+            async with asyncio.timeout(FIRST_WORD_S):
+                while self._mirror.access is None:
+                    self._applied.clear()
+                    await self._applied.wait()
+        except TimeoutError:
+            told = "the job registry has not told yet who may do what; try again in a few seconds"
+            raise RegistryUnavailableError(told) from None
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:

@@ -8,7 +8,7 @@ from serve_app.access import AccessTable
 from serve_app.feed import FIRST, Batch, Change, Cursor, Key
 from serve_app.jobs import Job, JobFilter, JobPage, Move, Order, Place
 
-# Ended jobs are dropped with this many; the feed begins anew with what is worth keeping.
+# With this many, and twice as many as the feed began with, it begins anew with what is worth keeping.
 MAX_JOBS = 20_000
 
 
@@ -24,6 +24,7 @@ class Mirror:
     _moves: dict[str, tuple[Move, ...]] = field(default_factory=dict)
     _places: dict[str, Place] = field(default_factory=dict)
     _keys: list[Key] = field(default_factory=list)
+    _most: int = MAX_JOBS
 
     def apply(self, batch: Batch) -> set[str]:
         """Take in an answer of the feed; returns the ids of the jobs that are others now."""
@@ -40,6 +41,8 @@ class Mirror:
         if batch.access is not None:
             self.access = batch.access
         self.cursor, self.horizon, self.whole = batch.cursor, batch.horizon, batch.whole
+        if batch.reset:
+            self._most = max(MAX_JOBS, 2 * len(self._jobs))
         self._trim()
         return changed
 
@@ -109,7 +112,7 @@ class Mirror:
         return job if job.final or place is None else replace(job, place=place.of(job))
 
     def _trim(self) -> None:
-        if len(self._jobs) > MAX_JOBS:
+        if len(self._jobs) > self._most:
             self.cursor = Cursor(access=self.cursor.access)
 
 

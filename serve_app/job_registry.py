@@ -106,16 +106,24 @@ class JobRegistry:
             With any of them nothing was written.
         """
         await self._dispatcher.leases_known.wait()  # the waiting jobs are counted by then
+        await self._upkeep.begun.wait()  # the tenants and their limits are known
         refusal = await self._acceptance.refusal(submission)
         if refusal is not None:
             return await self._accepted_before(submission, refusal)
         with self._acceptance.coming(submission):
             written = (submission, time.time(), self._keep_keys_s)
             accepted = await self._database.run(job_store.insert_job, *written)
-            if not accepted.repeated:
+            if accepted.repeated:  # also by a write whose answer was lost
+                self._feed.moved(accepted.job)
+            else:
                 self._board.follow(accepted.job)
-        await self._feed.told()
+        await self._told()
         return replace(accepted, job=self._as_of_now(accepted.job))
+
+    async def _told(self) -> None:
+        """Whoever asks from now on, wherever, hears of what was written until now."""
+        await self._upkeep.begun.wait()
+        await self._feed.told()
 
     async def _accepted_before(self, submission: Submission, refusal: Exception) -> Accepted:
         """What was accepted before, when there was room, stays accepted."""
@@ -157,7 +165,7 @@ class JobRegistry:
         if job is None:
             return None
         self._follow_end(job)
-        await self._feed.told()
+        await self._told()
         return job
 
     def _follow_end(self, job: Job) -> None:
@@ -170,16 +178,22 @@ class JobRegistry:
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
         deleted = await self._database.run(job_store.delete, job_id, tenant, time.time())
+        if deleted is None:
+            return False
         if isinstance(deleted, Job):
             self._follow_end(deleted)
-            self._feed.deleted([job_id])
-            if self._sweeper is not None:
-                self._sweeper.wake()
-        await self._feed.told()
-        return deleted is not None
+        self._feed.deleted([job_id])  # again too: the answer of the first write may have been lost
+        if self._sweeper is not None:
+            self._sweeper.wake()
+        await self._told()
+        return True
 
     async def _webhook_secret(self, tenant: str) -> str:
-        """From SQL: what is in memory may be from before a change, and receivers would refuse the event."""
+        """From SQL: what is in memory may be from before a change, and receivers would refuse the event.
+
+        Asked before each try, when the end of the job has been told everywhere: who gets the event reads it back.
+        """
+        await self._told()
         account = await self._database.run(access_store.get_tenant, tenant)
         if account is not None:
             return account.webhook_secret

@@ -9,7 +9,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from serve_app.errors import IllegalMoveError
@@ -94,9 +94,8 @@ class JobError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a waiting or running job stands.
+class Place(NamedTuple):
+    """Where a waiting or running job stands; a tuple, as thousands of them at a time go to the ingress replicas.
 
     position: jobs that go before it to a slot of its stage, None once it runs. starts_at, finishes_at: Unix seconds,
     forecast from measured step times; None as long as nothing was measured.

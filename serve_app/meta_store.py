@@ -30,17 +30,24 @@ _BEAT = "registry:"
 
 def beat(connection: Connection, owner: str, now: float) -> None:
     """The registry of `owner` works on this database at `now`, Unix seconds."""
-    row = {"name": f"{_BEAT}{owner}"[:64], "value": repr(now)}
+    row = {"name": _beat_name(owner), "value": repr(now)}
     query = insert_into(connection, meta).on_conflict_do_update(
         index_elements=[meta.c.name], set_={"value": row["value"]}
     )
     connection.execute(query, row)
 
 
-def other_registries(connection: Connection, owner: str, since: float) -> list[str]:
-    """The owners of the other registries that have said so since; what is older is forgotten."""
+def beats(connection: Connection, owner: str, since: float) -> tuple[float | None, dict[str, float]]:
+    """When the registry of `owner` said so last, and each other one by its owner, all by their own clocks.
+
+    What is older than `since` is forgotten.
+    """
     found = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_BEAT)))
-    others = {name: float(value) for name, value in found if name != f"{_BEAT}{owner}"[:64]}
-    silent = [name for name, at in others.items() if at < since]
-    connection.execute(delete(meta).where(meta.c.name.in_(silent)))
-    return sorted(name.removeprefix(_BEAT) for name in others.keys() - set(silent))
+    known = {name: float(value) for name, value in found}
+    connection.execute(delete(meta).where(meta.c.name.in_([name for name, at in known.items() if at < since])))
+    own = known.pop(_beat_name(owner), None)
+    return own, {name.removeprefix(_BEAT): at for name, at in known.items() if at >= since}
+
+
+def _beat_name(owner: str) -> str:
+    return f"{_BEAT}{owner}"[:64]

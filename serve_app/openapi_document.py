@@ -117,6 +117,9 @@ def _complete_responses(operation: Document, method: str) -> None:
         if method == "head":
             response.pop("content", None)
         headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        for example in response.get("content", {}).get("application/json", {}).get("examples", {}).values():
+            # FastAPI leaves out what is null.
+            example["value"]["error"].setdefault("param", None)
         response["headers"] = response.get("headers", {}) | headers
 
 

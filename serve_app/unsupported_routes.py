@@ -9,7 +9,7 @@ from serve_app.error_docs import WRITING, errors
 from serve_app.errors import InvalidRequestError
 from serve_app.openai_videos import Asker
 
-_UNSUPPORTED = {
+UNSUPPORTED = {
     "/v1/videos/edits": ("POST", "edit a video; remix it with another prompt: POST /v1/videos/{video_id}/remix"),
     "/v1/videos/extensions": ("POST", "extend a video; ask for a longer one with 'seconds' or 'num_frames'"),
     "/v1/videos/characters": ("POST", "keep characters; describe them in the prompt"),
@@ -20,7 +20,7 @@ _CHARACTER = [{"name": "character_id", "in": "path", "required": True, "schema":
 
 
 def add_unsupported_routes(app: FastAPI) -> None:
-    for path, (method, what) in _UNSUPPORTED.items():
+    for path, (method, what) in UNSUPPORTED.items():
         name = f"{method.lower()}_{path.removeprefix('/v1/videos/').partition('/')[0]}"
         docs: dict[str, Any] = {
             "openapi_extra": {"parameters": _CHARACTER} if "{" in path else {},

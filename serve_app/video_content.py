@@ -62,7 +62,7 @@ async def send_content(
     """
     if variant == "preview":
         return await _send_preview(services, caller, request, video_id)
-    _check_completed(await services.job(video_id, caller))
+    _check_completed(await services.newest_job(video_id, caller))
     info = await services.storage.stat_video(video_id, variant)
     if info is None:
         raise NotFoundError(_no_file(variant), "video_id", "content_not_found")

@@ -43,6 +43,7 @@ class VideoEvents:
     moves: int = 0
     _progress: ProgressEvent | None = field(default=None, init=False)
     _preview: int | None = field(default=None, init=False)
+    _done: bool = field(default=False, init=False)
 
     @classmethod
     def after(cls, services: Services, caller: Caller, last_event_id: str | None) -> "VideoEvents":
@@ -51,7 +52,7 @@ class VideoEvents:
         return cls(services, caller, int(known[1]) if known else 0)
 
     async def of(self, job: Job) -> AsyncIterator[bytes]:
-        """Events until the job ends or is deleted, in the form of the HTML standard, section 9.2.
+        """Events until the job ends or is deleted, or this replica is to end, in the form of the HTML standard, 9.2.
 
         While the registry is away there are heartbeats alone.
         """
@@ -60,40 +61,42 @@ class VideoEvents:
                 change.clear()
                 try:
                     job = await self.services.job(job.id, self.caller)
-                    for event in await self._news(job):
+                    async for event in self._news(job):
                         yield self._format(event, job)
                 except NotFoundError:
                     yield self._format(DeletedEvent(video_id=job.id), job)
                     return
                 except RegistryUnavailableError:
                     yield HEARTBEAT
-                if job.final:
+                if self._done or self.services.feed.leaving:
                     return
                 if not await self.services.next_change(change, HEARTBEAT_S):
                     yield HEARTBEAT
 
-    async def _news(self, job: Job) -> list[VideoEvent]:
-        news: list[VideoEvent] = []
+    async def _news(self, job: Job) -> AsyncIterator[VideoEvent]:
+        """One at a time: what was counted as told has been, also if the registry is away for what comes after it."""
         if self.moves < job.moves:
             history = await self.services.history(job.id, self.caller)
-            news += [to_state(job.id, number, move) for number, move in enumerate(history, 1)][self.moves :]
-            self.moves = len(history)
+            for number, move in list(enumerate(history, 1))[self.moves :]:
+                yield to_state(job.id, number, move)
+                self.moves = number
         if job.final:
-            return [*news, DoneEvent(video=to_video(job, self.services.settings.retention))]
+            # The history may be from a feed that has come back and has not heard of the end yet.
+            self._done = self.moves >= job.moves
+            if self._done:
+                yield DoneEvent(video=to_video(job, self.services.settings.retention))
+            return
         progress = to_progress(job)
         if progress != self._progress:
+            yield progress
             self._progress = progress
-            news.append(progress)
-        if job.preview_step not in (None, self._preview):
-            news += await self._new_preview(job)
-        return news
-
-    async def _new_preview(self, job: Job) -> list[VideoEvent]:
+        step = job.preview_step
+        if step is None or step == self._preview:
+            return
         picture = await self.services.preview(job.id, self.caller)
-        if picture is None or job.preview_step is None:
-            return []
-        self._preview = job.preview_step
-        return [PreviewEvent(video_id=job.id, step=job.preview_step, image=b64encode(picture).decode("ascii"))]
+        if picture is not None:
+            yield PreviewEvent(video_id=job.id, step=step, image=b64encode(picture).decode("ascii"))
+            self._preview = step
 
     def _format(self, event: VideoEvent, job: Job) -> bytes:
         """A state that is replayed has the id of its own time."""

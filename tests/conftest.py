@@ -15,7 +15,7 @@ from tests.fakes import FakeServices
 from tests.memory_http import fed_client, unfed_client
 from tests.server import Server, free_block, running_server
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.groups", "tests.postgres"]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

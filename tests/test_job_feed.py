@@ -91,13 +91,13 @@ def submission(number: int) -> Submission:
 
 async def seen(feed: JobFeed, cluster: Cluster, job_id: str) -> Job | None:
     """As `Services.job` finds it."""
-    job: Job | None = feed.get(job_id) or await cluster.call("get", job_id)
+    job: Job | None = feed.get(job_id) or await retried(cluster, "get", job_id)
     return job
 
 
 async def page(feed: JobFeed, cluster: Cluster) -> JobPage:
     known = feed.page(100, None, "desc", EVERYTHING)
-    asked: JobPage = known or await cluster.call("list_jobs", 100, None, "desc", EVERYTHING)
+    asked: JobPage = known or await retried(cluster, "list_jobs", 100, None, "desc", EVERYTHING)
     return asked
 
 

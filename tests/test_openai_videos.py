@@ -1,34 +1,32 @@
 """The routes under /v1, asked by the `openai` package over a real connection."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import httpx
 import openai
 import pytest
 import uvicorn
 from openai.types import Video
+from standardwebhooks import Webhook
 
 from serve_app.errors import QueueFullError
 from serve_app.ingress import create_app
 from serve_app.jobs import JobError, JobState, Tier
 from tests.fakes import FakeServices
+from tests.keyed_services import keyed_services
+from tests.memory_http import told_first
 
 UNKNOWN = "video_" + "0" * 32
-
-
-@pytest.fixture
-def services() -> Iterator[FakeServices]:
-    services = FakeServices()
-    yield services
-    assert services.storage.open_streams == 0
 
 
 @asynccontextmanager
 async def serving(services: FakeServices) -> AsyncIterator[str]:
     """The app under uvicorn on a free port; gives its URL."""
-    server = uvicorn.Server(uvicorn.Config(create_app(services), host="127.0.0.1", port=0, log_level="warning"))
+    app = told_first(services, create_app(services))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     task = asyncio.create_task(server.serve())
     while not server.started:
         assert not task.done(), "the server ended before it was ready"
@@ -261,3 +259,166 @@ async def test_a_body_too_large_over_a_real_connection(url: str) -> None:
         answer = await client.post("/v1/videos", json={"prompt": "x" * 2_000_000})
         assert answer.status_code == 413
         assert (await client.post("/v1/videos", json={"prompt": "x"})).status_code == 200
+
+
+async def test_delete(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    for _ in range(2):
+        deleted = await client.videos.delete(video_id)
+        assert (deleted.id, deleted.object, deleted.deleted) == (video_id, "video.deleted", True)
+    with pytest.raises(openai.NotFoundError):
+        await client.videos.retrieve(video_id)
+    with pytest.raises(openai.NotFoundError):
+        await client.videos.delete(UNKNOWN)
+    assert services.registry.jobs == {}
+
+
+async def test_remix(client: openai.AsyncOpenAI) -> None:
+    first = await client.videos.create(prompt="a red circle", extra_body={"seed": 5})
+    remix = await client.videos.remix(first.id, prompt="a blue circle")
+    assert (remix.remixed_from_video_id, remix.prompt, remix.size) == (first.id, "a blue circle", first.size)
+    assert remix.model_dump()["seed"] == 5
+    with pytest.raises(openai.NotFoundError):
+        await client.videos.remix(UNKNOWN, prompt="a blue circle")
+
+
+async def test_enhance(client: openai.AsyncOpenAI) -> None:
+    first = await client.videos.create(prompt="a red circle")
+    enhanced = await client.post(f"/videos/{first.id}/enhance", cast_to=Video)
+    assert enhanced.model_dump()["enhanced_from_video_id"] == first.id
+
+
+async def test_poll(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    polling = asyncio.create_task(client.videos.poll(video_id, poll_interval_ms=10))
+    services.registry.move(video_id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
+    video = await polling
+    assert (video.status, video.error and video.error.code) == ("failed", "out_of_memory")
+
+
+async def test_the_spritesheet_and_a_download_as_a_stream(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    services.registry.complete(video_id)
+    services.storage.files[video_id, "video"] = b"mp4" * 10_000
+    services.storage.files[video_id, "spritesheet"] = b"sprites"
+    sheet = await client.videos.download_content(video_id, variant="spritesheet")
+    assert sheet.content == b"sprites"
+    async with client.videos.with_streaming_response.download_content(video_id) as answer:
+        assert answer.headers["content-type"] == "video/mp4"
+        assert b"".join([part async for part in answer.iter_bytes()]) == b"mp4" * 10_000
+
+
+async def test_what_the_model_cannot_do(client: openai.AsyncOpenAI) -> None:
+    videos = client.videos
+    for call in (
+        videos.edit(prompt="a blue circle", video=b"mp4"),
+        videos.extend(prompt="on", seconds="4", video=b"mp4"),
+        videos.create_character(name="Ann", video=b"mp4"),
+        videos.get_character("char_1"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await call  # type: ignore[misc]
+        assert (caught.value.code, caught.value.param) == ("unsupported_operation", None)
+
+
+async def test_the_video_is_openais_with_ours_beside(client: openai.AsyncOpenAI) -> None:
+    answer = await client.videos.with_raw_response.create(prompt="a red circle")
+    video = answer.parse()
+    assert {name for name in Video.model_fields if getattr(video, name, "missing") == "missing"} == set()
+    assert {"state", "step", "seed", "priority", "tenant", "enhanced_from_video_id"} <= set(video.model_extra or ())
+    assert answer.http_response.json() == video.model_dump(mode="json")
+
+
+async def test_json_is_read_as_multipart_is(url: str, client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    body = {"prompt": "a red circle", "seconds": "1", "size": "64x64", "seed": 3}
+    await client.post("/videos", cast_to=Video, body=body)
+    await client.videos.create(prompt="a red circle", seconds="1", size="64x64", extra_body={"seed": 3})  # type: ignore[arg-type]
+    one, other = services.registry.jobs.values()
+    assert one.spec == other.spec
+
+
+async def test_the_synchronous_client(url: str, services: FakeServices) -> None:
+    def use() -> list[str]:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            made = [client.videos.create(prompt="a red circle").id for _ in range(3)]
+            assert [video.id for video in client.videos.list(limit=2)] == made[::-1]
+            assert client.videos.retrieve(made[0]).status == "queued"
+            remix = client.videos.remix(made[0], prompt="a blue circle")
+            assert client.videos.delete(remix.id).deleted
+            client.post(f"/videos/{made[1]}/cancel", cast_to=Video)
+            assert client.videos.poll(made[1]).status == "failed"
+            with pytest.raises(openai.BadRequestError):
+                client.videos.create(prompt="")
+            with pytest.raises(openai.BadRequestError):
+                client.videos.create_character(name="Ann", video=b"mp4")
+            return made
+
+    made = await asyncio.to_thread(use)
+    services.registry.complete(made[0])
+    services.storage.files[made[0], "video"] = b"mp4"
+
+    def download() -> bytes:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            return client.videos.download_content(made[0]).content
+
+    assert await asyncio.to_thread(download) == b"mp4"
+
+
+async def test_keys() -> None:
+    services, headers = keyed_services("acme", "globex", highest=Tier.STANDARD)
+    key = headers["acme"]["Authorization"].removeprefix("Bearer ")
+    async with serving(services) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        video = await client.videos.create(prompt="a red circle")
+        assert services.registry.jobs[video.id].tenant == "acme"
+        with pytest.raises(openai.PermissionDeniedError) as forbidden:
+            await client.videos.create(prompt="a red circle", extra_body={"priority": "interactive"})
+        assert (forbidden.value.param, forbidden.value.code) == ("priority", "priority_not_allowed")
+        with pytest.raises(openai.AuthenticationError) as mismatched:
+            await client.with_options(organization="globex").videos.retrieve(video.id)
+        assert mismatched.value.code == "mismatched_organization"
+        with pytest.raises(openai.AuthenticationError) as unknown:
+            await client.with_options(api_key="ms-" + "A" * 43).videos.list()
+        assert unknown.value.code == "invalid_api_key"
+        other = headers["globex"]["Authorization"].removeprefix("Bearer ")
+        with pytest.raises(openai.NotFoundError):
+            await client.with_options(api_key=other).videos.retrieve(video.id)
+
+
+async def test_a_rate_limit() -> None:
+    services, headers = keyed_services("acme", requests_per_minute=2)
+    key = headers["acme"]["Authorization"].removeprefix("Bearer ")
+    async with serving(services) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        answer = await client.videos.with_raw_response.create(prompt="a red circle")
+        limits = {name: value for name, value in answer.headers.items() if name.startswith("x-ratelimit")}
+        assert limits["x-ratelimit-limit-requests"] == "2"
+        assert limits["x-ratelimit-remaining-requests"] == "1"
+        assert "x-ratelimit-reset-requests" in limits
+        await client.videos.list()
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.videos.list()
+        assert caught.value.code == "rate_limit_exceeded"
+        assert int(caught.value.response.headers["retry-after"]) > 0
+
+
+async def test_a_store_that_is_away(client: openai.AsyncOpenAI, services: FakeServices) -> None:
+    video_id = (await client.videos.create(prompt="a red circle")).id
+    services.registry.complete(video_id)
+    services.storage.reachable = False
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.videos.download_content(video_id)
+    assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")
+
+
+async def test_an_events_signature_is_checked(client: openai.AsyncOpenAI) -> None:
+    secret = "whsec_" + "A" * 32
+    body = '{"id":"evt_1","object":"event","created_at":1790000000,"type":"video.completed","data":{"id":"video_1"}}'
+    now = datetime.now(UTC)
+    headers = {
+        "webhook-id": "evt_1",
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(secret).sign("evt_1", now, body),
+    }
+    event = client.webhooks.unwrap(body, headers, secret=secret)
+    assert (event.type, event.data.id) == ("video.completed", "video_1")  # type: ignore[union-attr]
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.unwrap(body.replace("video_1", "video_2"), headers, secret=secret)

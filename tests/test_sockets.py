@@ -21,7 +21,9 @@ def listening(server: Server) -> list[tuple[str, str, int]]:
             sockets = process.net_connections("inet")
         except psutil.NoSuchProcess:
             continue
-        found += [(title, s.laddr.ip.removeprefix("::ffff:"), s.laddr.port) for s in sockets if s.status == psutil.CONN_LISTEN]
+        found += [
+            (title, s.laddr.ip.removeprefix("::ffff:"), s.laddr.port) for s in sockets if s.status == psutil.CONN_LISTEN
+        ]
     return found
 
 

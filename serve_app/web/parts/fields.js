@@ -20,7 +20,10 @@ export function Field({ name, label, hint, children }) {
   </div>`;
 }
 
-/** @param {{name: string, label: string, hint?: string, placeholder?: string, bounds?: {minimum: number, maximum: number}, step?: number|string}} props */
+/**
+ * @param {{name: string, label: string, hint?: string, placeholder?: string, step?: number|string,
+ *   bounds?: {minimum: number, maximum: number}}} props
+ */
 export function NumberField({ name, label, hint, placeholder, bounds, step = 1 }) {
   return html`<${Field} name=${name} label=${label} hint=${hint}>
     <input type="number" inputmode="decimal" ...${described(name, Boolean(hint))} min=${bounds?.minimum}

@@ -19,7 +19,10 @@ export function Gallery() {
 }
 
 function Nothing() {
-  return html`<div class="empty"><${Mark} /><p>Nothing here yet. Your first video appears in this place while it is made.</p></div>`;
+  return html`<div class="empty">
+    <${Mark} />
+    <p>Nothing here yet. Your first video appears in this place while it is made.</p>
+  </div>`;
 }
 
 function More() {

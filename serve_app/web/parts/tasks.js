@@ -63,15 +63,16 @@ function CopyLink() {
   if (!navigator.clipboard) return null;
   const copy = () =>
     navigator.clipboard.writeText(location.href).then(
-      () => setCopied(true),
-      () => setCopied(false),
+      () => setCopied('Copied'),
+      () => setCopied('It could not be copied'),
     );
-  return html`<${Task} icon="link" act=${copy}>${copied ? 'Copied' : 'Copy the link'}<//>`;
+  return html`<${Task} icon="link" act=${copy}>${copied || 'Copy the link'}<//>`;
 }
 
 /** A form of one field that makes a new video of this one, and shows it. */
 function OneField({ name, label, hint, button, send, children }) {
   const place = useRef(null);
+  const given = { id: `task-${name}`, name, 'aria-describedby': 'task-hint task-problem' };
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
   useEffect(() => place.current.querySelector('textarea, input').focus(), []);
@@ -88,7 +89,7 @@ function OneField({ name, label, hint, button, send, children }) {
   };
   return html`<form ref=${place} class="task-form" noValidate onSubmit=${submit}>
     <label for="task-${name}">${label}</label>
-    ${children({ id: `task-${name}`, name, 'aria-describedby': 'task-hint task-problem', 'aria-invalid': problem ? 'true' : undefined })}
+    ${children({ ...given, 'aria-invalid': problem ? 'true' : undefined })}
     <p class="quiet small" id="task-hint">${hint}</p>
     <${ProblemText} problem=${problem} id="task-problem" />
     <button class="main" aria-disabled=${busy}>${button}</button>

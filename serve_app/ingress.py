@@ -14,7 +14,7 @@ from ray import serve
 
 from deployments.draining import is_draining
 from deployments.registry_link import RegistryLink
-from serve_app.authentication import RateLimitHeaders, install_authentication
+from serve_app.authentication import install_authentication
 from serve_app.config import AppSettings
 from serve_app.http_errors import install_error_handlers
 from serve_app.http_guards import install_guards
@@ -51,7 +51,6 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
         lifespan=lambda _: _following(services),
     )
     install_error_handlers(app)
-    install_authentication(app, services)
     videos = OpenAIVideos(services)
     add_unsupported_routes(app)
     videos.add_to(app)
@@ -59,6 +58,8 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     WebPage(services.settings.model).add_to(app)
     install_document(app, services.settings, services.keys_needed)
     install_guards(app, services.settings, loopback_only)
+    # Last, and so outermost: the guards answer errors that nobody foresaw, and those too tell of the rate limit.
+    install_authentication(app, services)
     return app
 
 
@@ -105,5 +106,5 @@ class Ingress:
             safety=PromptSafety(settings.safety, None if classifier is None else asking(classifier)),
         )
 
-    def __serve_build_asgi_app__(self) -> Any:
-        return RateLimitHeaders(create_app(self._services, self._loopback_only))
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._services, self._loopback_only)

@@ -69,7 +69,7 @@ class Mirror:
         found: list[Job] = []
         for key in self._walk(cursor, order):
             job = self._jobs[key[1]]
-            if _is_wanted(job, wanted):
+            if wanted.takes(job):
                 found.append(self._placed(job))
                 if len(found) > limit:
                     return JobPage(tuple(found[:limit]), has_more=True)
@@ -122,15 +122,6 @@ def _joined(known: tuple[Move, ...], change: Change) -> tuple[Move, ...]:
     if len(known) < first:
         return ()
     return (*known[:first], *change.moves)
-
-
-def _is_wanted(job: Job, wanted: JobFilter) -> bool:
-    return (
-        (not wanted.states or job.state in wanted.states)
-        and wanted.tenant in (None, job.tenant)
-        and (wanted.created_after is None or job.created_at >= wanted.created_after)
-        and (wanted.created_before is None or job.created_at < wanted.created_before)
-    )
 
 
 def _key(job: Job) -> Key:

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
@@ -31,6 +32,9 @@ from serve_app.webhooks import WebhookSender
 HOLD_S = 2.0
 HOUR_S = 3600.0
 EVERY_JOB = JobFilter()
+
+T = TypeVar("T")
+
 OPEN = AccessSettings()
 
 
@@ -161,12 +165,24 @@ class JobRegistry:
 
     async def cancel(self, job_id: str) -> Job | None:
         """End the job; whoever works on it stops at its next step. None if it is unknown."""
-        job = await self._database.run(job_store.cancel, job_id, time.time())
+        job = await self._end(job_store.cancel, job_id, time.time())
         if job is None:
             return None
         self._follow_end(job)
         await self._told()
         return job
+
+    async def _end(self, write: Callable[..., T], job_id: str, *args: object) -> T:
+        """Write a client's end of a job, and with it what its replica has used since its row was saved."""
+        lease = self._board.leases.of_job(job_id)
+        if lease is None:
+            return await self._database.run(write, job_id, *args)
+        spent = lease.count()
+        try:
+            return await self._database.run(write, job_id, *args, lease.token, spent)
+        except BaseException:
+            lease.uncount(spent)
+            raise
 
     def _follow_end(self, job: Job) -> None:
         self._board.follow(job)
@@ -177,7 +193,7 @@ class JobRegistry:
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
-        deleted = await self._database.run(job_store.delete, job_id, tenant, time.time())
+        deleted = await self._end(job_store.delete, job_id, tenant, time.time())
         if deleted is None:
             return False
         if isinstance(deleted, Job):

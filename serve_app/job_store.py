@@ -60,6 +60,7 @@ __all__ = [
     "retry",
 ]
 
+NOTHING = Spent()
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
 
 
@@ -188,17 +189,35 @@ def retry(
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again, **_spent(job, spent))
 
 
-def cancel(connection: Connection, job_id: str, now: float) -> Job | None:
-    """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is."""
+def cancel(
+    connection: Connection, job_id: str, now: float, lease: str | None = None, spent: Spent = NOTHING
+) -> Job | None:
+    """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
+
+    Args:
+        spent: what the row does not count yet, if `lease` is the one that holds the job.
+    """
     job = _locked(connection, job_id)
     if job is None or job.final:
         return job
-    error = JobError("cancelled", "the job was cancelled")
-    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, error=error, completed_at=now)
+    end: dict[str, Any] = {"error": JobError("cancelled", "the job was cancelled"), "completed_at": now}
+    if lease is not None and job.lease == lease:
+        end |= _spent(job, spent)
+    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **end)
 
 
-def delete(connection: Connection, job_id: str, tenant: str | None, now: float) -> Job | DeletedVideo | None:
+def delete(
+    connection: Connection,
+    job_id: str,
+    tenant: str | None,
+    now: float,
+    lease: str | None = None,
+    spent: Spent = NOTHING,
+) -> Job | DeletedVideo | None:
     """Forget a job, ended before if need be; None if there is none, or not of this tenant (None: of any).
+
+    Args:
+        lease, spent: as of `cancel`.
 
     Returns:
         The job as it ended, or its tombstone if it was deleted before.
@@ -209,7 +228,7 @@ def delete(connection: Connection, job_id: str, tenant: str | None, now: float) 
         return None
     if job is None:
         return found
-    ended = cancel(connection, job_id, now)
+    ended = cancel(connection, job_id, now, lease, spent)
     delete_job(connection, job_id, now)
     return ended
 

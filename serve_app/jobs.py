@@ -226,6 +226,15 @@ class JobFilter:
     created_after: float | None = None
     created_before: float | None = None
 
+    def takes(self, job: Job) -> bool:
+        """Whether the job is in the listing."""
+        return (
+            (not self.states or job.state in self.states)
+            and self.tenant in (None, job.tenant)
+            and (self.created_after is None or job.created_at >= self.created_after)
+            and (self.created_before is None or job.created_at < self.created_before)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:

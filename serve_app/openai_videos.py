@@ -81,7 +81,7 @@ class ListQuery:
 
 
 async def list_query(**fields: Any) -> ListQuery:
-    """Takes what ListQuery does. FastAPI fills a class in on another thread, and the way there costs more than a page."""
+    """Takes what ListQuery does. FastAPI fills a class in on another thread; the way there costs more than a page."""
     return ListQuery(**fields)
 
 

@@ -21,6 +21,7 @@ import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -133,11 +134,11 @@ class Fuzz:
                 operation.pop("security", None)
         schema = schemathesis.openapi.from_dict(document)
 
-        @schema.hook("map_path_parameters")  # type: ignore[untyped-decorator]
+        @schema.hook("map_path_parameters")
         def known_ids(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
             return self._path_parameters(path_parameters)
 
-        operations = [result.ok() for result in schema.get_all_operations()]
+        operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
         self.seen |= {(operation.method.upper(), operation.path): Counter() for operation in operations}
         each = -(-cases // len(operations))
         with requests.Session() as session:

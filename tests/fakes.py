@@ -160,7 +160,7 @@ class MemoryRegistry:
             if after not in self.jobs:
                 raise UnknownJobError(after)
             jobs = jobs[jobs.index(self.jobs[after]) + 1 :]
-        jobs = [job for job in jobs if is_wanted(job, wanted)]
+        jobs = [job for job in jobs if wanted.takes(job)]
         return JobPage(tuple(jobs[:limit]), len(jobs) > limit)
 
     async def health(self) -> Health:
@@ -199,15 +199,6 @@ class MemoryRegistry:
         return self.move(
             job_id, JobState.COMPLETED, progress=1.0, completed_at=float(next(self._clock)), seconds=seconds
         )
-
-
-def is_wanted(job: Job, wanted: JobFilter) -> bool:
-    return (
-        (not wanted.states or job.state in wanted.states)
-        and wanted.tenant in (None, job.tenant)
-        and (wanted.created_after is None or job.created_at >= wanted.created_after)
-        and (wanted.created_before is None or job.created_at < wanted.created_before)
-    )
 
 
 class MemoryStorage:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from deployments.errors import RegistryUnavailableError
-from deployments.messages import ReplicaInfo, Stage
+from deployments.messages import Progress, ReplicaInfo, Stage
 from serve_app import access_store
+from serve_app.access import day_of
 from serve_app.config import SchedulingSettings
 from serve_app.errors import ApiError, QueueFullError, RateLimitError, TooLargeError
 from serve_app.fitting import sample_tokens
@@ -117,6 +118,24 @@ async def test_what_was_cancelled_is_booked_no_more(world: World) -> None:
         await world.registry.submit(submission(2))
     await world.registry.cancel(job.id)
     await world.registry.submit(submission(3))
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+async def test_what_was_used_until_a_cancel_is_counted(world: World, end: str) -> None:
+    """Also what the replica has told since the job's row was saved last, and no second time."""
+    await world.replicas()
+    await world.encoded("video_1", tenant=ACME)
+    call = await world.workers.next()
+    for done, device_s in ((5, 2.0), (9, 4.5)):
+        await world.report(call, Progress(done, SPEC.num_inference_steps, 0.5, device_s=device_s))
+    before = (await world.job("video_1")).device_s
+    await (world.registry.cancel("video_1") if end == "cancel" else world.registry.delete("video_1", ACME))
+    used = await world.registry._database.run(access_store.usage_of, ACME, day_of(time.time()))
+    assert used == pytest.approx((0.2 + 4.5, 1))
+    assert before == pytest.approx(0.2)
+    if end == "cancel":
+        job = await world.job("video_1")
+        assert (job.device_s, job.steps_run) == (pytest.approx(4.7), 9)
 
 
 async def test_steps_that_are_done_are_booked_as_they_were_spent(world: World) -> None:

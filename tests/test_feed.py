@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.access import AccessTable
-from serve_app.feed import Batch, Cursor, Feed
+from serve_app.feed import FIRST, Batch, Cursor, Feed, Key
 from serve_app.job_mirror import Mirror
 from serve_app.jobs import (
     FINAL,
@@ -43,7 +43,7 @@ def moved(job: Job, state: JobState, at: float = 50.0) -> Job:
 
 @dataclass
 class Truth:
-    """What SQL would hold, and a feed that is told of it."""
+    """What SQL would hold, and a feed that is told of it. followed: jobs that it was told of from their beginning."""
 
     kept_ended: int = 3
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -51,6 +51,8 @@ class Truth:
     steps: dict[str, int] = field(default_factory=dict)
     feed: Feed = field(init=False)
     made: int = 0
+    deleted: set[str] = field(default_factory=set)
+    followed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.feed = self.new_feed()
@@ -66,6 +68,7 @@ class Truth:
         self.made += 1
         self.jobs[job.id] = job
         self.histories[job.id] = [acceptance(job.created_at)]
+        self.followed.add(job.id)
         self.feed.moved(job)
 
     def move(self, pick: int, state: JobState) -> None:
@@ -89,17 +92,32 @@ class Truth:
         if ended:
             job = ended[pick % len(ended)]
             del self.jobs[job.id], self.histories[job.id]
+            self.deleted.add(job.id)
             self.feed.deleted([job.id])
 
     def restart(self) -> None:
         """A registry that knows the newest jobs, the live ones, and no moves."""
         self.feed = self.new_feed()
-        newest = sorted(self.jobs.values(), key=lambda job: (job.created_at, job.id))[-4:]
+        self.tell_all()
+
+    def begin_anew(self) -> None:
+        """Another registry has worked on the database and is gone."""
+        horizon, newest = self.newest()
+        self.feed.begin_anew([replace(job, last_move=None) for job in newest], horizon)
+        self.followed -= {job.id for job in newest}
+
+    def tell_all(self) -> None:
+        horizon, newest = self.newest()
         live = [job for job in self.jobs.values() if not job.final]
         for job in [*newest, *live]:
             self.feed.moved(replace(job, last_move=None))
-        if len(newest) < len(self.jobs):
-            self.feed.horizon = max(self.feed.horizon, (newest[0].created_at, newest[0].id))
+        self.feed.horizon = max(self.feed.horizon, horizon)
+        self.followed.clear()
+
+    def newest(self) -> tuple[Key, list[Job]]:
+        """The last jobs by creation, and the horizon behind which there are more."""
+        newest = sorted(self.jobs.values(), key=lambda job: (job.created_at, job.id))[-4:]
+        return (newest[0].created_at, newest[0].id) if len(newest) < len(self.jobs) else FIRST, newest
 
     def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage:
         jobs = sorted(self.jobs.values(), key=lambda job: (job.created_at, job.id), reverse=order == "desc")
@@ -121,7 +139,11 @@ def check(mirror: Mirror, truth: Truth) -> None:
         if known is not None:
             assert known == truth.now_of(job)
         moves = mirror.moves(job.id)
+        if known is not None and job.id in truth.followed:
+            assert moves is not None, job.id
         assert moves is None or list(moves) == truth.histories[job.id]
+    for job_id in truth.deleted:
+        assert (mirror.get(job_id), mirror.moves(job_id)) == (None, None)
 
 
 def check_pages(mirror: Mirror, truth: Truth) -> None:
@@ -140,6 +162,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("step"), PICK),
     st.tuples(st.just("delete"), PICK),
     st.tuples(st.just("restart")),
+    st.tuples(st.just("begin_anew")),
     st.tuples(st.just("poll"), st.integers(0, 2)),
     st.tuples(st.just("lose"), st.integers(0, 2)),
 )
@@ -275,6 +298,160 @@ async def test_old_news_changes_nothing() -> None:
     feed.moved(done)
     mirror.apply(feed.batch(mirror.cursor))
     assert mirror.get(job.id) is None
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poll that waits for nothing waits for ever."""
+    monkeypatch.setattr("serve_app.feed.HOLD_S", 1000.0)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("news", ["moved", "progressed", "deleted", "access", "anew"])
+async def test_each_kind_of_news_ends_the_wait(news: str) -> None:
+    truth = Truth()
+    truth.accept("acme")
+    (job,) = truth.jobs.values()
+    first = await ask(truth.feed, "a", Cursor())
+    waiting = asyncio.create_task(ask(truth.feed, "a", first.cursor))
+    await asyncio.sleep(0)
+    match news:
+        case "moved":
+            truth.move(0, JobState.CANCELLED)
+        case "progressed":
+            truth.step(0)
+        case "deleted":
+            truth.feed.deleted([job.id])
+        case "access":
+            truth.feed.tell_access(AccessTable(2, {}, {}))
+        case "anew":
+            truth.feed.begin_anew([], FIRST)
+    async with asyncio.timeout(20):
+        batch = await waiting
+    assert batch.gone == ((job.id,) if news == "deleted" else ())
+    assert len(batch.changes) == (news not in ("deleted", "access"))
+    assert (batch.access is not None) == (news in ("access", "anew"))
+    assert batch.reset == (news == "anew")
+
+
+@pytest.mark.usefixtures("patient")
+async def test_who_is_behind_does_not_wait() -> None:
+    truth = Truth()
+    first = await ask(truth.feed, "a", Cursor())
+    truth.accept("acme")
+    await truth.feed.wait("b", first.cursor)  # the call for it is on its way
+    async with asyncio.timeout(20):
+        assert len((await ask(truth.feed, "a", first.cursor)).changes) == 1
+        assert len((await ask(truth.feed, "a", Cursor())).changes) == 1
+        newest = (await ask(truth.feed, "a", first.cursor)).cursor
+        truth.feed.access = AccessTable(7, {}, {})
+        assert (await ask(truth.feed, "a", newest)).access == truth.feed.access
+
+
+async def test_progress_of_what_is_unknown_or_over_is_no_news() -> None:
+    truth, mirror = Truth(), Mirror()
+    truth.accept("acme")
+    truth.accept("acme")
+    first, second = truth.jobs
+    truth.move(0, JobState.CANCELLED)
+    truth.feed.deleted([second])
+    mirror.apply(truth.feed.batch(mirror.cursor))
+    for job_id in (first, second, "video_unknown"):
+        truth.feed.progressed(job_id)
+    assert truth.feed.batch(mirror.cursor).cursor == mirror.cursor
+    assert truth.feed.live() == []
+
+
+async def test_what_has_changed_is_told_to_who_watches() -> None:
+    truth, mirror = Truth(), Mirror()
+    for _ in range(3):
+        truth.accept("acme")
+    first, second, third = truth.jobs
+    assert mirror.apply(truth.feed.batch(mirror.cursor)) == {first, second, third}
+    truth.step(1)
+    truth.feed.deleted([third])
+    assert mirror.apply(truth.feed.batch(mirror.cursor)) == {second, third}
+    del truth.jobs[first]
+    truth.restart()
+    assert mirror.apply(truth.feed.batch(mirror.cursor)) == {first, second, third}
+    assert mirror.get(first) is None
+
+
+async def test_access_stays_as_it_was_told_last() -> None:
+    feed, mirror = Feed(), Mirror()
+    mirror.apply(feed.batch(mirror.cursor))
+    assert mirror.access is None
+    for version in (1, 2):
+        feed.tell_access(AccessTable(version, {}, {}))
+        for _ in range(2):
+            mirror.apply(feed.batch(mirror.cursor))
+            assert mirror.access == AccessTable(version, {}, {})
+
+
+async def test_a_history_with_a_gap_is_not_told() -> None:
+    feed, mirror = Feed(), Mirror()
+    job = new_job(1)
+    encoding = moved(job, JobState.ENCODING)
+    feed.moved(replace(encoding, last_move=None))
+    queued = moved(encoding, JobState.QUEUED)
+    feed.moved(queued)
+    mirror.apply(feed.batch(mirror.cursor))
+    assert (mirror.get(job.id), mirror.moves(job.id)) == (queued, None)
+    other, ahead = new_job(2), Mirror()
+    feed.moved(other)
+    ahead.apply(feed.batch(ahead.cursor))
+    later = moved(moved(other, JobState.ENCODING), JobState.QUEUED)
+    feed.moved(later)  # one move of it was not heard
+    feed.moved(moved(later, JobState.SAMPLING))
+    for follower in (mirror, ahead):
+        follower.apply(feed.batch(follower.cursor))
+        assert follower.moves(other.id) is None
+        assert follower.moves("video_unknown") is None
+
+
+async def test_a_job_that_is_read_again_keeps_its_history() -> None:
+    feed, mirror = Feed(), Mirror()
+    job = new_job(1)
+    feed.moved(job)
+    feed.moved(replace(job, last_move=None))
+    mirror.apply(feed.batch(mirror.cursor))
+    assert mirror.moves(job.id) == (acceptance(job.created_at),)
+
+
+async def test_a_mirror_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.job_mirror.MAX_JOBS", 4)
+    feed, mirror = Feed(kept_ended=2), Mirror(_most=4)
+    for number in range(5):
+        feed.moved(moved(new_job(number), JobState.CANCELLED))
+        mirror.apply(feed.batch(mirror.cursor))
+    assert len(mirror._jobs) == 5
+    assert mirror.cursor.epoch == ""
+    batch = feed.batch(mirror.cursor)
+    mirror.apply(batch)
+    assert batch.reset
+    assert len(mirror._jobs) == 2
+    assert mirror.cursor == batch.cursor
+
+
+async def test_more_live_jobs_than_a_mirror_keeps_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.job_mirror.MAX_JOBS", 4)
+    feed, mirror = Feed(), Mirror(_most=4)
+    for number in range(10):
+        feed.moved(new_job(number))
+    mirror.apply(feed.batch(mirror.cursor))
+    feed.moved(new_job(10))
+    batch = feed.batch(mirror.cursor)
+    assert not batch.reset
+    assert len(batch.changes) == 1
+
+
+async def test_of_the_others_followers_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that comes to a database where others are."""
+    loop = asyncio.get_running_loop()
+    feed = Feed(quiet_until=loop.time() + 0.3)
+    at = loop.time()
+    await feed.told()
+    assert loop.time() - at >= 0.29
 
 
 def test_all_final_states_end() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from deployments.errors import RegistryUnavailableError
-from serve_app import access_store
+from serve_app import access_store, feed_upkeep, job_store
 from serve_app.config import SchedulingSettings
+from serve_app.database import Database
 from serve_app.job_feed import JobFeed
 from serve_app.job_registry import JobRegistry
 from serve_app.jobs import Job, JobFilter, JobPage, Submission
+from tests.postgres import fresh_database
 from tests.registry_world import SETTINGS, SPEC, Workers
 
 EVERYTHING = JobFilter()
@@ -29,6 +31,7 @@ class Cluster:
     """
 
     url: str
+    owner: str = "cluster"
     registry: JobRegistry = field(init=False)
     lives: int = 0
     stuck: set[str] = field(default_factory=set)
@@ -36,7 +39,7 @@ class Cluster:
     def start(self) -> None:
         was_restarted = self.lives > 0
         self.registry = JobRegistry(
-            self.url, SETTINGS, SchedulingSettings(), "cluster", Workers(), was_restarted=lambda: was_restarted
+            self.url, SETTINGS, SchedulingSettings(), self.owner, Workers(), was_restarted=lambda: was_restarted
         )
         self.lives += 1
 
@@ -194,6 +197,132 @@ async def retried(cluster: Cluster, method: str, *args: Any) -> Any:
             return await cluster.call(method, *args)
         except RegistryUnavailableError:
             await asyncio.sleep(0.01)
+
+
+def with_a_lost_answer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The next write of this kind is done, and the connection is lost before it is told."""
+    write, run, lost = getattr(job_store, name), Database.run, False
+
+    async def run_and_lose(self: Database, function: Any, *args: Any) -> Any:
+        nonlocal lost
+        result = await run(self, function, *args)
+        if function is write and not lost:
+            lost = True
+            raise RegistryUnavailableError("the connection was lost in the commit")
+        return result
+
+    monkeypatch.setattr(Database, "run", run_and_lose)
+
+
+async def test_a_deletion_whose_answer_was_lost_is_told_when_it_is_repeated(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(cluster, 2) as feeds:
+        job_id = (await cluster.call("submit", submission(1))).job.id
+        await cluster.call("cancel", job_id)
+        with_a_lost_answer(monkeypatch, "delete")
+        with pytest.raises(RegistryUnavailableError):
+            await cluster.call("delete", job_id, None)
+        assert await cluster.call("delete", job_id, None)
+        for feed in feeds:
+            assert await seen(feed, cluster, job_id) is None
+            assert not (await page(feed, cluster)).jobs
+
+
+async def test_a_job_whose_acceptance_was_lost_is_told_when_it_is_repeated(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(cluster, 2) as feeds:
+        monkeypatch.setattr("serve_app.dispatcher.RECONCILE_S", 1000.0)
+        with_a_lost_answer(monkeypatch, "insert_job")
+        with pytest.raises(RegistryUnavailableError):
+            await cluster.call("submit", submission(1))
+        accepted = await cluster.call("submit", submission(1))
+        assert accepted.repeated
+        for feed in feeds:
+            assert [job.id for job in (await page(feed, cluster)).jobs] == [accepted.job.id]
+
+
+async def test_who_is_told_of_an_end_by_webhook_reads_it_back(cluster: Cluster) -> None:
+    """The secret is asked for before each try, and waits until all replicas know of the end."""
+    async with following(cluster, 2) as feeds:
+        job_id = (await cluster.call("submit", submission(1))).job.id
+        job = await cluster.registry._database.run(job_store.cancel, job_id, 5.0)
+        assert job is not None
+        cluster.registry._board.follow(job)
+        await cluster.registry._webhook_secret("default")
+        assert [str(known.state) for feed in feeds if (known := feed.get(job_id))] == 2 * ["cancelled"]
+
+
+async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that followed no more would never hear of a key that is revoked."""
+    async with following(cluster, 1) as (feed,):
+        job_id = (await cluster.call("submit", submission(1))).job.id
+        with monkeypatch.context() as broken:
+            broken.setattr("serve_app.job_mirror.Mirror.apply", lambda *_: 1 / 0)
+            await until(lambda: not feed.valid)
+            assert feed.get(job_id) is None
+            assert await feed.access()
+        await until(lambda: feed.get(job_id) is not None)
+
+
+async def test_without_a_word_of_the_registry_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.job_feed.FIRST_WORD_S", 0.05)
+    feed = JobFeed(Cluster("sqlite://"))
+    with pytest.raises(RegistryUnavailableError, match="try again"):
+        await feed.access()
+
+
+@pytest.fixture
+async def two_clusters(postgres_uri: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Cluster]]:
+    """The second one is not started yet. All times of theirs are a quarter of what they are."""
+    for name, seconds in (("EVERY_S", 0.25), ("WHOLE_S", 0.75), ("SILENT_S", 3.75), ("COMING_S", 1.25)):
+        monkeypatch.setattr(feed_upkeep, name, seconds)
+    for module in ("feed", "job_feed"):
+        monkeypatch.setattr(f"serve_app.{module}.VALID_S", 0.5)
+    monkeypatch.setattr("serve_app.feed.HOLD_S", 0.25)
+    with fresh_database(postgres_uri) as url:
+        clusters = [Cluster(url, owner) for owner in ("one", "two")]
+        clusters[0].start()
+        yield clusters
+        for cluster in clusters:
+            if cluster.lives:
+                await cluster.registry.close()
+
+
+async def test_two_registries_on_one_database_tell_no_old_news(two_clusters: list[Cluster]) -> None:
+    """A second one comes, writes at once and goes: who asks the first one is told what holds, all the while."""
+    one, two = two_clusters
+    async with following(one, 2) as feeds:
+
+        async def check(job_id: str, state: str | None) -> None:
+            for feed in feeds:
+                job = await seen(feed, one, job_id)
+                assert (None if job is None else str(job.state)) == state
+                listed = {job.id: str(job.state) for job in (await page(feed, one)).jobs}
+                assert listed.get(job_id) == state
+
+        mine = [(await one.call("submit", submission(number))).job.id for number in range(3)]
+        assert all(feed.get(mine[0]) is not None for feed in feeds)
+        two.start()
+        await two.call("cancel", mine[0])
+        await check(mine[0], "cancelled")
+        await two.call("delete", mine[1], None)
+        await check(mine[1], None)
+        theirs = (await two.call("submit", submission(10))).job.id
+        await check(theirs, "queued")
+        assert not any(feed.valid for feed in feeds)
+        await two.call("cancel", theirs)
+        await one.call("cancel", mine[2])
+        await two.call("delete", mine[2], None)
+        await two.registry.close()
+        two.lives = 0
+        await until(lambda: all(feed.valid for feed in feeds))
+        await check(theirs, "cancelled")
+        await check(mine[0], "cancelled")
+        for job_id in mine[1:]:
+            await check(job_id, None)
+        assert all(feed.get(theirs) is not None for feed in feeds)
 
 
 async def test_new_keys_reach_the_replicas(cluster: Cluster) -> None:

@@ -317,7 +317,7 @@ async def test_what_the_model_cannot_do(client: openai.AsyncOpenAI) -> None:
         videos.get_character("char_1"),
     ):
         with pytest.raises(openai.BadRequestError) as caught:
-            await call  # type: ignore[misc]
+            await call
         assert (caught.value.code, caught.value.param) == ("unsupported_operation", None)
 
 

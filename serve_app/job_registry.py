@@ -33,9 +33,9 @@ HOLD_S = 2.0
 HOUR_S = 3600.0
 EVERY_JOB = JobFilter()
 
-T = TypeVar("T")
-
 OPEN = AccessSettings()
+
+T = TypeVar("T")
 
 
 class JobRegistry:
@@ -117,12 +117,13 @@ class JobRegistry:
         with self._acceptance.coming(submission):
             written = (submission, time.time(), self._keep_keys_s)
             accepted = await self._database.run(job_store.insert_job, *written)
-            if accepted.repeated:  # also by a write whose answer was lost
-                self._feed.moved(accepted.job)
-            else:
+            if not accepted.repeated:
                 self._board.follow(accepted.job)
+        # Before anything else happens: a moment later it may be claimed, and have no place in the queue any more.
+        job = self._as_of_now(accepted.job)
+        self._feed.moved(job)
         await self._told()
-        return replace(accepted, job=self._as_of_now(accepted.job))
+        return replace(accepted, job=job)
 
     async def _told(self) -> None:
         """Whoever asks from now on, wherever, hears of what was written until now."""

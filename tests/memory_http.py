@@ -7,15 +7,15 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress import create_app
-from tests.fakes import FakeServices
+from tests.fakes import FakeServices, MemoryRegistry
 
 
-def told_first(services: FakeServices, app: ASGIApp) -> ASGIApp:
+def told_first(registry: MemoryRegistry, app: ASGIApp) -> ASGIApp:
     """What a test did to the registry is known to its followers before the next request, as what clients write is."""
 
     async def told(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and services.registry.reachable:
-            await services.registry.feed.told()
+        if scope["type"] == "http" and registry.reachable:
+            await registry.feed.told()
         await app(scope, receive, send)
 
     return told
@@ -27,7 +27,7 @@ async def fed_client(services: FakeServices, raise_app_exceptions: bool = True) 
     app = create_app(services)
     async with app.router.lifespan_context(app):
         await services.feed.access()  # the first word of the registry
-        transport = httpx.ASGITransport(told_first(services, app), raise_app_exceptions)
+        transport = httpx.ASGITransport(told_first(services.registry, app), raise_app_exceptions)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield client
 

@@ -100,8 +100,19 @@ class Truth:
         self.feed = self.new_feed()
         self.tell_all()
 
-    def begin_anew(self) -> None:
-        """Another registry has worked on the database and is gone."""
+    def begin_anew(self, pick: int) -> None:
+        """Another registry has worked on the database, unheard, and is gone: one job it made, one it deleted."""
+        made = new_job(self.made)
+        self.made += 1
+        ended = moved(made, JobState.CANCELLED)
+        assert ended.last_move is not None
+        self.histories[made.id] = [acceptance(made.created_at), ended.last_move]
+        old = [job for job in self.jobs.values() if job.final]
+        if old:
+            gone = old[pick % len(old)].id
+            del self.jobs[gone], self.histories[gone]
+            self.deleted.add(gone)
+        self.jobs[made.id] = ended
         horizon, newest = self.newest()
         self.feed.begin_anew([replace(job, last_move=None) for job in newest], horizon)
         self.followed -= {job.id for job in newest}
@@ -162,7 +173,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("step"), PICK),
     st.tuples(st.just("delete"), PICK),
     st.tuples(st.just("restart")),
-    st.tuples(st.just("begin_anew")),
+    st.tuples(st.just("begin_anew"), PICK),
     st.tuples(st.just("poll"), st.integers(0, 2)),
     st.tuples(st.just("lose"), st.integers(0, 2)),
 )
@@ -202,9 +213,36 @@ async def test_only_pages_within_the_horizon_are_answered() -> None:
     assert mirror.page(3, None, "desc", JobFilter()) is None  # whether there are more is not known here
     assert mirror.page(3, None, "desc", JobFilter(created_after=5.5)) is None
     assert mirror.page(3, None, "desc", JobFilter(created_after=6.5)) == JobPage(tuple(newest), has_more=False)
+    assert mirror.page(3, None, "desc", JobFilter(created_after=6.0)) is None
     assert mirror.page(3, None, "asc", JobFilter()) is None
     assert mirror.page(3, newest[2].id, "asc", JobFilter()) == JobPage((newest[1], newest[0]), has_more=False)
     assert mirror.page(3, ended[0].id, "desc", JobFilter()) is None
+
+
+async def test_the_job_at_the_horizon_is_known() -> None:
+    feed, mirror = Feed(), Mirror()
+    first, second = (replace(new_job(number), created_at=float(number)) for number in (1, 2))
+    feed.begin_anew([first, second], (first.created_at, first.id))
+    mirror.apply(feed.batch(mirror.cursor))
+    assert mirror.page(1, first.id, "asc", JobFilter()) == JobPage((second,), has_more=False)
+    assert mirror.page(1, None, "desc", JobFilter()) == JobPage((second,), has_more=True)
+
+
+async def test_deletions_are_told_also_of_what_was_forgotten() -> None:
+    feed, mirror = Feed(kept_ended=2), Mirror()
+    ended = [moved(new_job(number), JobState.CANCELLED) for number in range(4)]
+    for job in ended:
+        feed.moved(job)
+        mirror.apply(feed.batch(mirror.cursor))
+    feed.deleted([ended[0].id])
+    batch = feed.batch(mirror.cursor)
+    assert batch.gone == (ended[0].id,)
+    mirror.apply(batch)
+    assert mirror.get(ended[0].id) is None
+    feed.deleted([ended[1].id, ended[2].id, ended[3].id])
+    assert len(feed._log) == len(feed._ended) == 2
+    mirror.apply(feed.batch(mirror.cursor))
+    assert [mirror.get(job.id) for job in ended] == 4 * [None]
 
 
 async def test_places_are_those_of_the_state() -> None:
@@ -311,6 +349,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_each_kind_of_news_ends_the_wait(news: str) -> None:
     truth = Truth()
     truth.accept("acme")
+    await truth.feed.told()  # no call is on its way any more
     (job,) = truth.jobs.values()
     first = await ask(truth.feed, "a", Cursor())
     waiting = asyncio.create_task(ask(truth.feed, "a", first.cursor))

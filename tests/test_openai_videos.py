@@ -15,7 +15,8 @@ from standardwebhooks import Webhook
 from serve_app.errors import QueueFullError
 from serve_app.ingress import create_app
 from serve_app.jobs import JobError, JobState, Tier
-from tests.fakes import FakeServices
+from serve_app.services import Services
+from tests.fakes import FakeServices, MemoryRegistry
 from tests.keyed_services import keyed_services
 from tests.memory_http import told_first
 
@@ -23,9 +24,10 @@ UNKNOWN = "video_" + "0" * 32
 
 
 @asynccontextmanager
-async def serving(services: FakeServices) -> AsyncIterator[str]:
+async def serving(services: Services) -> AsyncIterator[str]:
     """The app under uvicorn on a free port; gives its URL."""
-    app = told_first(services, create_app(services))
+    assert isinstance(services.registry, MemoryRegistry)
+    app = told_first(services.registry, create_app(services))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     task = asyncio.create_task(server.serve())
     while not server.started:

@@ -101,10 +101,12 @@ async def _fetch(
     try:
         async with client.stream(f"{video_path(video_id)}/content", headers, query) as response:
             start, total = _extent(response)
+            # Only what goes beyond what was there is progress: a file that always breaks off is not tried for ever.
+            known = 0 if begun is None else begun.path.stat().st_size
             part = part_path(target, video_id, response.headers.get("etag", ""))
             if begun is not None and (start == 0 or begun.path != part):
                 begun.path.unlink()
-            await _write(response, part, start, total, tell, patience)
+            await _write(response, part, start, total, tell, lambda size: patience.renew() if size > known else None)
             return part
     except RefusedError as error:
         if error.status != _RANGE_NOT_WITHIN_FILE or begun is None:
@@ -125,18 +127,21 @@ def _extent(response: httpx.Response) -> tuple[int, int | None]:
 
 
 async def _write(
-    response: httpx.Response, part: Path, start: int, total: int | None, tell: TellBytes, patience: Patience
+    response: httpx.Response,
+    part: Path,
+    start: int,
+    total: int | None,
+    tell: TellBytes,
+    grown: Callable[[int], None],
 ) -> None:
     """Write the answer's bytes from `start` on. Raises httpx.RemoteProtocolError if the file is not whole then."""
-    # The first byte of what is taken up was there before, and is no progress.
     with part.open("r+b" if start else "wb") as file:
         file.truncate(start)
         file.seek(start)
         tell(start, total)
         async for chunk in response.aiter_raw():
             file.write(chunk)
-            if file.tell() > start + 1:
-                patience.renew()
+            grown(file.tell())
             tell(file.tell(), total)
         file.flush()
         os.fsync(file.fileno())

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from serve_app.access import DAY_S, ApiKey, Tenant
 from serve_app.access_store import DayUsage
@@ -22,7 +22,8 @@ def tenant_json(tenant: Tenant) -> dict[str, Any]:
 
 
 def keys_table(found: list[ApiKey]) -> Table:
-    table = Table("ID", "Tenant", "Key", "Label", "Made", "State")
+    whole = [Column(name, no_wrap=True) for name in ("ID", "Key", "Made", "State")]  # an ID is to be copied
+    table = Table(whole[0], Column("Tenant", overflow="fold"), whole[1], "Label", *whole[2:])
     now = time.time()
     for key in found:
         table.add_row(key.id, key.tenant, f"{key.hint}...", _plain(key.label), date(key.created_at), _state(key, now))

@@ -1,18 +1,37 @@
-"""Which tests share a process, when several run at once: those that share what is slow to start, or that starts Ray."""
+"""Which test files share a process when several run at once: those that share what is slow to start."""
+
+from typing import Any
 
 import pytest
 
-SERVER = "server"
-# Each starts servers or a Ray of its own: two at once would take the cores from each other.
-WHOLE_PATHS = ("test_chaos", "test_exposure", "test_local_storage", "test_moving_samples", "test_whole_path")
-SHARED = {"server", "ray_cluster"}
+# Their tests share the session's server, or its Ray.
+SHARING = {
+    "server": ("browser/test_page", "test_client_commands", "test_openapi", "test_ray_job_batch", "test_sockets"),
+    "ray": ("test_prompt_classifier", "test_prompt_safety", "test_registry_link"),
+    # Each starts a server or a Ray of its own, or breaks one: no two at a time.
+    "whole paths": ("test_whole_path", "test_chaos", "test_exposure", "test_local_storage", "test_moving_samples"),
+}
+_GROUPS = {f"tests/{file}.py": group for group, files in SHARING.items() for file in files}
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test; a file that shares nothing is one by itself."""
+    file = nodeid.partition("::")[0]
+    return _GROUPS.get(file, file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a server run in one process, one after the other; those of any other file together in one."""
-    for item in items:
-        module = item.nodeid.partition("::")[0]
-        name = module.rpartition("/")[2].removesuffix(".py")
-        fixtures = set(getattr(item, "fixturenames", ()))
-        group = SERVER if name in WHOLE_PATHS or fixtures & SHARED else module
-        item.add_marker(pytest.mark.xdist_group(group))
+    """What takes longest begins first, so that nothing is waited for alone in the end."""
+    items.sort(key=lambda item: group_of(item.nodeid) not in SHARING)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A group goes to one process as a whole. (Marks with `--dist loadgroup` do not work with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)

@@ -35,7 +35,7 @@ types: .venv/.dev ## Check the types
 
 .PHONY: unit
 unit: .venv/.dev ## Run the tests but the slow ones
-	@$(BIN)/pytest -m "not slow" -n 4 --no-loadscope-reorder
+	@OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" -n 4 --no-loadscope-reorder
 
 .PHONY: test-long
 test-long: .venv/.dev ## Run the slow tests too

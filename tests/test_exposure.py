@@ -91,6 +91,7 @@ def test_options_that_are_no_mapping_are_named(tmp_path: Path) -> None:
         launch.read_plan(path, 8265)
 
 
+@pytest.mark.slow
 def test_the_host_of_the_running_serve(ray_cluster: None) -> None:
     import ray
     from ray import serve

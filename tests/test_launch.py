@@ -148,6 +148,7 @@ def _assert_second_is_refused(folder: Path, first: Launched) -> None:
     assert re.search(rf"another server \(process {first.process.pid}\)", said)
 
 
+@pytest.mark.slow
 def test_an_application_that_cannot_be_built_is_told_in_one_line(tmp_path: Path) -> None:
     with _launched(tmp_path, "tiny_app:broken") as server:
         server.until("Deploying new app")

@@ -91,6 +91,7 @@ def test_the_short_routes_make_a_video(server: Server) -> None:
         assert client.get("/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_job_outlives_the_whole_server(tmp_path: Path) -> None:
     with running_server(tmp_path) as first:
         earlier = first.create(prompt="a red circle moving right")

@@ -1,5 +1,6 @@
 """The two applications. This is the only place that binds deployments and starts the named actors."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,9 @@ def ensure_registry(settings: AppSettings) -> None:
 
 def _was_restarted() -> bool:
     """Asked in the actor: whether Ray has started it anew after it was killed."""
-    restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+    with warnings.catch_warnings():  # Ray warns of a call of its own in there
+        warnings.simplefilter("ignore", DeprecationWarning)
+        restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
     return restarted
 
 

@@ -76,6 +76,7 @@ def _serve(config: Path, data: Path | None, dashboard_port: int) -> None:
 def _welcome(plan: launch.Plan) -> Panel:
     table = Table.grid(padding=(0, 2))
     for name, value in (
+        ("Page", plan.address),
         ("API", f"{plan.address}/v1"),
         ("Health", f"{plan.address}/health"),
         ("OpenAPI", f"{plan.address}/openapi.json"),

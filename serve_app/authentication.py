@@ -1,7 +1,6 @@
 """Who sends a request, and how often they may: a FastAPI dependency, and the headers of rate limits on every answer.
 
-install_authentication(app, access)      once, where the app is made
-outermost = RateLimitHeaders(app)        once, around everything that answers
+install_authentication(app, access)      once, after all other middleware: what answers lies within it
 caller: Annotated[Caller, Depends(authenticate)]
 """
 
@@ -125,8 +124,8 @@ def tier_of(caller: Caller, asked: Tier | None) -> Tier:
 class RateLimitHeaders:
     """Adds to each answer, also that of an error, what `authenticate` found out about the tenant's limit of requests.
 
-    Starlette sends the 500 of an error that nobody foresaw outside of all that is added to an app: whoever wants the
-    headers there too puts another one of these around the app.
+    Starlette sends the 500 of an error that nobody foresaw outside of all that is added to an app, unless a middleware
+    within this one answers it, as `http_guards.CrashAnswer` does.
     """
 
     def __init__(self, app: ASGIApp) -> None:

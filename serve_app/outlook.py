@@ -42,9 +42,7 @@ class Outlook:
 
     def tell(self, feed: Feed) -> None:
         """Bring the places that the followers know up to date, the less often the more of them there are."""
-        count = len(self._positions)
-        if time.monotonic() - self._made_at > max(MIN_AGE_S, self._took / SHARE, count * TELL_S):
-            self._make()
+        self._make_if_older(max(MIN_AGE_S, len(self._positions) * TELL_S))
         if self._told_at != self._made_at:
             self._told_at = self._made_at
             feed.tell_places({job_id: self._place(job_id) for job_id in self._positions.keys() | self._coming.keys()})
@@ -65,11 +63,12 @@ class Outlook:
         return max(1, min(MAX_RETRY_S, math.ceil(mean_s / len(leases) / slots)))
 
     def _refresh(self, job_id: str) -> None:
-        begun = time.monotonic()
         known = job_id in self._positions or job_id in self._coming
-        if begun - self._made_at <= max(MIN_AGE_S if known else 0.0, self._took / SHARE):
-            return
-        self._make()
+        self._make_if_older(MIN_AGE_S if known else 0.0)
+
+    def _make_if_older(self, age_s: float) -> None:
+        if time.monotonic() - self._made_at > max(age_s, self._took / SHARE):
+            self._make()
 
     def _make(self) -> None:
         begun = time.monotonic()

@@ -1,0 +1,1 @@
+"""Reading back from a clip what it shows, without a model."""

@@ -1,0 +1,1 @@
+"""How the included model is trained, from clips drawn by a program to the folder that the pipeline loads."""

@@ -1,0 +1,120 @@
+"""What every stage of the training shares: the learning rate, the average of the weights, checkpoints, progress."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WARMUP_STEPS = 100
+FLOOR = 0.02
+REPORT_EVERY = 50
+CHECKPOINT_EVERY_S = 120.0
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the base learning rate: up in `WARMUP_STEPS`, then along a cosine down to `FLOOR`."""
+    cosine = (1 + math.cos(math.pi * step / steps)) / 2
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (FLOOR + (1 - FLOOR) * cosine)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * rate(step, steps)
+
+
+def group(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> dict[str, Any]:
+    """A parameter group that `set_rate` knows the base rate of."""
+    return {"params": list(parameters), "lr": lr, "base_lr": lr, "weight_decay": weight_decay}
+
+
+def update(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """One step downhill, the gradient's norm bounded by 1."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+
+
+@torch.no_grad()
+def average(mean: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Exponential moving average of the weights; shorter at first, so that the random start is forgotten."""
+    kept = min(decay, (step + 1) / (step + 20))
+    torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - kept)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+class Stage:
+    """The steps of one stage: counted, reported, and kept so that a stopped run goes on where it was.
+
+    `parts` are what has a `state_dict`; `generator` draws all the randomness of the stage.
+    """
+
+    def __init__(self, name: str, folder: Path, steps: int, generator: torch.Generator, **parts: Any) -> None:
+        self._name, self._steps = name, steps
+        self._path = folder / f"{name}.checkpoint.pt"
+        self._generator, self._parts = generator, parts
+        self._spent = 0.0
+        self._loss: float | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._load()
+        begun = written = time.monotonic()
+        for step in range(first, self._steps):
+            yield step
+            now = time.monotonic()
+            if (step + 1) % REPORT_EVERY == 0 or step + 1 == self._steps:
+                self._report(step + 1, (now - begun) / (step + 1 - first))
+            if now - written > CHECKPOINT_EVERY_S or step + 1 == self._steps:
+                self._save(step + 1, now - begun)
+                written = now
+        self._spent += time.monotonic() - begun
+
+    @property
+    def seconds(self) -> float:
+        """Spent in this stage, by all runs of it."""
+        return self._spent
+
+    @property
+    def loss(self) -> float:
+        """The loss, averaged over some fifty steps."""
+        return math.nan if self._loss is None else self._loss
+
+    def note(self, loss: Tensor) -> None:
+        value = float(loss.detach())
+        self._loss = value if self._loss is None else 0.98 * self._loss + 0.02 * value
+
+    def _load(self) -> int:
+        if not self._path.exists():
+            return 0
+        state = torch.load(self._path, weights_only=True)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._generator.set_state(state["generator"])
+        self._spent, self._loss = state["seconds"], state["loss"]
+        return int(state["step"])
+
+    def _save(self, step: int, seconds: float) -> None:
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state |= {"generator": self._generator.get_state(), "step": step, "loss": self._loss}
+        save(self._path, state | {"seconds": self._spent + seconds})
+
+    def _report(self, step: int, each: float) -> None:
+        left = (self._steps - step) * each / 60
+        say(f"{self._name} {step}/{self._steps}  loss {self.loss:.4f}  {each:.2f} s a step, {left:.0f} min left")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {line}\n")
+    sys.stdout.flush()

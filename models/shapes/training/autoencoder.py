@@ -46,14 +46,14 @@ def new_autoencoder() -> AutoencoderKLMochi:
     )
 
 
-def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device) -> tuple[AutoencoderKLMochi, float]:
-    """Train, or go on where a stopped run was. Returns the autoencoder and the seconds it took."""
+def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device) -> tuple[AutoencoderKLMochi, Stage]:
+    """Train, or go on where a stopped run was. Returns the autoencoder, and the stage for its log."""
     torch.manual_seed(plan.seed)
     vae = new_autoencoder().to(device)
     _join_chunks(vae)
     optimiser = torch.optim.AdamW([group(vae.parameters(), plan.lr, 1e-4)], betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(plan.seed)
-    stage = Stage("autoencoder", folder, plan.steps, generator, vae=vae, optimiser=optimiser)
+    stage = Stage("autoencoder", folder, plan, generator, vae=vae, optimiser=optimiser)
     together = int(plan.steps * (1 - plan.decoder_share))
     for step in stage:
         set_rate(optimiser, step, plan.steps)
@@ -61,7 +61,7 @@ def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device)
         loss = _joint_loss(vae, clips, weights) if step < together else _decoder_loss(vae, clips, weights)
         update(optimiser, loss, vae.parameters())
         stage.note(loss)
-    return vae.eval().requires_grad_(False), stage.seconds
+    return vae.eval().requires_grad_(False), stage
 
 
 def _join_chunks(vae: AutoencoderKLMochi) -> None:
@@ -111,5 +111,6 @@ def _decoder_loss(vae: AutoencoderKLMochi, clips: Tensor, weights: Tensor) -> Te
 
 
 def _difference(decoded: Tensor, clips: Tensor, weights: Tensor) -> Tensor:
-    apart = decoded - clips
-    return (weights * apart.abs()).mean() + 2 * (weights * apart.pow(2)).mean()
+    apart = (decoded - clips).abs()
+    weighted: Tensor = weights * (apart + 2 * apart.pow(2))
+    return weighted.mean()

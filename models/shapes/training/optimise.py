@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,18 +55,27 @@ def save(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
+class Plan(Protocol):
+    """What a stage is told: how many steps, and more that only the stage reads."""
+
+    @property
+    def steps(self) -> int: ...
+
+
 class Stage:
     """The steps of one stage: counted, reported, and kept so that a stopped run goes on where it was.
 
-    `parts` are what has a `state_dict`; `generator` draws all the randomness of the stage.
+    `plan` is what the stage was told to do: a checkpoint of another plan is refused. `generator` draws all the
+    randomness of the stage. `parts` are what has a `state_dict`.
     """
 
-    def __init__(self, name: str, folder: Path, steps: int, generator: torch.Generator, **parts: Any) -> None:
-        self._name, self._steps = name, steps
+    def __init__(self, name: str, folder: Path, plan: Plan, generator: torch.Generator, **parts: Any) -> None:
+        self._name, self._steps, self._plan = name, plan.steps, repr(plan)
         self._path = folder / f"{name}.checkpoint.pt"
         self._generator, self._parts = generator, parts
         self._spent = 0.0
         self._loss: float | None = None
+        self._curve: list[list[float]] = []
 
     def __iter__(self) -> Iterator[int]:
         first = self._load()
@@ -75,16 +84,16 @@ class Stage:
             yield step
             now = time.monotonic()
             if (step + 1) % REPORT_EVERY == 0 or step + 1 == self._steps:
+                self._curve.append([step + 1, round(self.loss, 5)])
                 self._report(step + 1, (now - begun) / (step + 1 - first))
             if now - written > CHECKPOINT_EVERY_S or step + 1 == self._steps:
                 self._save(step + 1, now - begun)
                 written = now
         self._spent += time.monotonic() - begun
 
-    @property
-    def seconds(self) -> float:
-        """Spent in this stage, by all runs of it."""
-        return self._spent
+    def log(self) -> dict[str, Any]:
+        """What the stage did: its plan, the seconds of all its runs, and the loss every `REPORT_EVERY` steps."""
+        return {"plan": self._plan, "seconds": round(self._spent, 1), "loss": self._curve}
 
     @property
     def loss(self) -> float:
@@ -98,17 +107,23 @@ class Stage:
     def _load(self) -> int:
         if not self._path.exists():
             return 0
-        state = torch.load(self._path, weights_only=True)
+        state = torch.load(self._path, weights_only=True, map_location="cpu")
+        if state["plan"] != self._plan:
+            raise SystemExit(
+                f"{self._path} belongs to another plan ({state['plan']}); this one is {self._plan}: "
+                "give another folder with --work, or delete that one"
+            )
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         self._generator.set_state(state["generator"])
-        self._spent, self._loss = state["seconds"], state["loss"]
+        self._spent, self._loss, self._curve = state["seconds"], state["loss"], state["curve"]
         return int(state["step"])
 
     def _save(self, step: int, seconds: float) -> None:
         state = {name: part.state_dict() for name, part in self._parts.items()}
-        state |= {"generator": self._generator.get_state(), "step": step, "loss": self._loss}
-        save(self._path, state | {"seconds": self._spent + seconds})
+        state |= {"plan": self._plan, "step": step, "seconds": self._spent + seconds}
+        state |= {"generator": self._generator.get_state(), "loss": self._loss, "curve": self._curve}
+        save(self._path, state)
 
     def _report(self, step: int, each: float) -> None:
         left = (self._steps - step) * each / 60

@@ -1,0 +1,142 @@
+"""The shape and the way of one figure: each shape is drawn over the clip, moved and resized until it fits best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.shapes.reading.blobs import Blob, Ints
+from models.shapes.scenes.draw import shape_mask
+from models.shapes.scenes.scene import SHAPES
+
+# Frames that a fit looks at: enough to average noise out, few enough to take milliseconds.
+FIT_FRAMES = 12
+# Half of the side of the square that is looked at: the farthest corner of a shape (1.4 radii of the circle of equal
+# area, at most 1.1 times that for a triangle), then room for the blur of an edge.
+WINDOW_RADII, WINDOW_MARGIN = 1.6, 4
+# Gauss-Newton on so smooth a problem, started within a pixel or two, is at rest after four or five rounds.
+ROUNDS = 6
+# Pixels: small against an edge (three pixels), large against the rounding of fp32.
+DIFFERENCE = 0.05
+# Pixels of one round at most, so that a bad start does not throw a shape out of its window.
+LONGEST_STEP = 4.0
+# A frame in which a figure is cut by the border says little about its centre. The line needs three others.
+LINE_FRAMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A way in pixels: the centre at frame 0 and the step for each frame, (x, y) both."""
+
+    start: tuple[float, float]
+    step: tuple[float, float]
+
+    def at(self, frames: Tensor) -> Tensor:
+        """Centres [n, 2] in the frames [n]."""
+        return torch.tensor(self.start) + frames[:, None] * torch.tensor(self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A shape of some radius in pixels on its way; error: mean square of what is left, in coverage."""
+
+    shape: str
+    radius: float
+    line: Line
+    error: float
+
+
+def rough_line(blob: Blob, height: int, width: int) -> Line:
+    """The least-squares line through the centres of a blob."""
+    inside = _uncut_frames(blob, height, width)
+    frames = inside if len(inside) >= LINE_FRAMES else blob.frames_seen
+    count = np.bincount(blob.frame)[frames]
+    centres = [np.bincount(blob.frame, axis + 0.5)[frames] / count for axis in (blob.column, blob.row)]
+    steps = [0.0, 0.0] if len(frames) < 2 else [float(np.polyfit(frames, centre, 1)[0]) for centre in centres]
+    starts = [float(centre.mean() - step * frames.mean()) for centre, step in zip(centres, steps, strict=True)]
+    return Line((starts[0], starts[1]), (steps[0], steps[1]))
+
+
+def _uncut_frames(blob: Blob, height: int, width: int) -> Ints:
+    at_border = (blob.row == 0) | (blob.row == height - 1) | (blob.column == 0) | (blob.column == width - 1)
+    return np.setdiff1d(blob.frames_seen, blob.frame[at_border])
+
+
+def best_fit(coverage: Tensor, blob: Blob, line: Line, others: Sequence[Line]) -> Fit:
+    """The shape that explains a blob best.
+
+    Args:
+        coverage: [F, H, W] fp32, how much of a pixel is of the figure's colour; 0 to 1.
+        others: lines of other figures; what lies nearer to one of those is left out.
+    """
+    # The blob lacks a pixel of its edge all around.
+    radius = float(np.sqrt(blob.area / np.pi)) + 1
+    window = _Window(coverage, blob.frames_seen, line, others, radius)
+    return min((window.fit(shape, radius, line) for shape in SHAPES), key=lambda fit: fit.error)
+
+
+class _Window:
+    """The squares around a figure in some frames, and how well a shape fills them."""
+
+    def __init__(self, coverage: Tensor, seen: Ints, line: Line, others: Sequence[Line], radius: float) -> None:
+        chosen = np.linspace(0, len(seen) - 1, min(FIT_FRAMES, len(seen))).round().astype(int)
+        self._frames = torch.from_numpy(seen[chosen])
+        self._middle = float(self._frames.float().mean())
+        self._span = max(1.0, float(self._frames.max() - self._frames.min()))
+        half = int(WINDOW_RADII * radius) + WINDOW_MARGIN
+        reach = torch.arange(-half, half + 1)
+        corner = line.at(self._frames.float()).floor().long()
+        columns, rows = corner[:, :1] + reach, corner[:, 1:] + reach
+        self._x, self._y = (columns + 0.5)[:, None, :], (rows + 0.5)[:, :, None]
+        height, width = coverage.shape[1:]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        self._weight = (inside & self._nearest(line, others)).float()
+        at = self._frames[:, None, None], rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+        self._coverage = coverage[at]
+
+    def _nearest(self, line: Line, others: Sequence[Line]) -> Tensor:
+        nearest = torch.tensor(True)
+        for other in others:
+            nearest = nearest & (self._distance(line) <= self._distance(other))
+        return nearest
+
+    def _distance(self, line: Line) -> Tensor:
+        centre = line.at(self._frames.float())[:, :, None, None]
+        return torch.hypot(self._x - centre[:, 0], self._y - centre[:, 1])
+
+    def fit(self, shape: str, radius: float, line: Line) -> Fit:
+        """The best radius and way of one shape, by Gauss-Newton with numeric derivatives.
+
+        The unknowns are the radius, the centre in the middle of the frames and the way between the first and the
+        last of them, all in pixels.
+        """
+        middle = [s + self._middle * v for s, v in zip(line.start, line.step, strict=True)]
+        found = torch.tensor([radius, *middle, *(self._span * v for v in line.step)], dtype=torch.float64)
+        best, error = found, float("inf")
+        for _ in range(ROUNDS):
+            rest = self._rest(shape, found)
+            if float(rest.square().mean()) < error:
+                best, error = found, float(rest.square().mean())
+            slopes = [(self._rest(shape, found + DIFFERENCE * unit) - rest) / DIFFERENCE for unit in _UNITS]
+            slope = torch.stack(slopes, dim=1)
+            # A trace of damping: of a figure seen in one frame the way is unknown, and stays what it was.
+            step = torch.linalg.solve(slope.T @ slope + 1e-3 * torch.eye(5).double(), slope.T @ rest)
+            found = found - step.clamp(-LONGEST_STEP, LONGEST_STEP)
+            found[0] = found[0].clamp(min=1.0)
+        return Fit(shape, float(best[0]), self._line(best), error)
+
+    def _rest(self, shape: str, unknowns: Tensor) -> Tensor:
+        """What is drawn less what is seen, [pixels] fp64."""
+        centre = self._line(unknowns).at(self._frames.float())[:, :, None, None]
+        drawn = shape_mask(shape, self._x - centre[:, 0], self._y - centre[:, 1], float(unknowns[0]))
+        return ((drawn - self._coverage) * self._weight).flatten().double()
+
+    def _line(self, unknowns: Tensor) -> Line:
+        x, y, way_x, way_y = unknowns[1:].tolist()
+        step = way_x / self._span, way_y / self._span
+        return Line((x - self._middle * step[0], y - self._middle * step[1]), step)
+
+
+_UNITS = torch.eye(5, dtype=torch.float64)

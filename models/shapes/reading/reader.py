@@ -1,0 +1,125 @@
+"""Reads from the pixels of a clip, without a model, what it shows."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.shapes.reading.blobs import Blob, find_blobs
+from models.shapes.reading.fitting import Fit, Line, best_fit, rough_line
+from models.shapes.reading.reading import Frames, Reading
+from models.shapes.scenes.scene import (
+    BACKGROUNDS,
+    CLIP_FRAMES,
+    COLOURS,
+    DIRECTIONS,
+    SIZES,
+    SPEEDS,
+    Figure,
+    Range,
+    Track,
+)
+
+Floats = npt.NDArray[np.float32]
+
+# Distance from the ground in RGB (0 to 1) from which on a pixel is figure. The weakest contrast of the tables is 0.46
+# (green on grey), so that a figure painted half as strongly is still seen, and noise of the usual 0.03 is not.
+CONTRAST = 0.2
+# Of the area of the smallest figure: a smaller blob is a speck. Without its edge a small star at 64 pixels has 0.3.
+LEAST_AREA = 0.15
+# Of all frames: what is seen in fewer is not a figure of the clip but a flicker.
+LEAST_SEEN = 0.5
+# Half of the slowest way, in the unit of SPEEDS: below it a figure is still.
+STILL = SPEEDS["slow"][0] / 2
+
+
+def read_clip(frames: Frames) -> Reading:
+    """Read a clip.
+
+    Args:
+        frames: [F, H, W, 3] uint8 RGB.
+
+    Returns:
+        What it shows; without figures if none can be made out. Never raises for what a clip shows.
+    """
+    num_frames, height, width, _ = frames.shape
+    pixels: Floats = frames.astype(np.float32) / np.float32(255)
+    # Figures cover less than half of the picture, so the median is the ground.
+    ground: Floats = np.median(pixels.reshape(-1, 3), axis=0).astype(np.float32)
+    blobs = _seen_blobs(pixels, ground)
+    lasting = [blob for blob in blobs if len(blob.frames_seen) >= LEAST_SEEN * num_frames]
+    lines = [rough_line(blob, height, width) for blob in lasting]
+    found = [_figure(pixels, ground, blob, line, lines) for blob, line in zip(lasting, lines, strict=True)]
+    return Reading(
+        nearest_colour(ground, BACKGROUNDS),
+        tuple(figure for figure, _ in found),
+        tuple(track for _, track in found),
+        tuple(_remarks(blobs, num_frames)),
+    )
+
+
+def _seen_blobs(pixels: Floats, ground: Floats) -> list[Blob]:
+    side = min(pixels.shape[1:3])
+    smallest = math.pi * (SIZES["small"][0] * side) ** 2
+    return find_blobs(np.linalg.norm(pixels - ground, axis=-1) > CONTRAST, LEAST_AREA * smallest)
+
+
+def _remarks(blobs: Sequence[Blob], num_frames: int) -> list[str]:
+    if not blobs:
+        return ["nothing stands out from the ground"]
+    return [
+        f"a blob of {blob.area:.0f} pixels was left out: it is in {len(blob.frames_seen)} of {num_frames} frames"
+        for blob in blobs
+        if len(blob.frames_seen) < LEAST_SEEN * num_frames
+    ]
+
+
+def _figure(pixels: Floats, ground: Floats, blob: Blob, line: Line, lines: Sequence[Line]) -> tuple[Figure, Track]:
+    colour = _inner_colour(pixels, ground, blob)
+    away = colour - ground
+    # The bound is for noise, whose colours may cancel out to the ground's.
+    coverage = (pixels - ground) @ away / max(float(away @ away), CONTRAST**2)
+    fit = best_fit(torch.from_numpy(coverage.clip(0, 1)), blob, line, [other for other in lines if other is not line])
+    track = _track(fit, min(pixels.shape[1:3]))
+    direction, speed = motion(track)
+    name = nearest_colour(colour, COLOURS)
+    return Figure(name, fit.shape, direction, nearest_range(track.radius, SIZES), speed), track
+
+
+def _inner_colour(pixels: Floats, ground: Floats, blob: Blob) -> Floats:
+    """The mean of the half that stands out more: edges are mixed with the ground, most of all in compressed colour."""
+    values = pixels[blob.frame, blob.row, blob.column]
+    contrast = np.linalg.norm(values - ground, axis=-1)
+    inner: Floats = values[contrast >= np.median(contrast)].mean(axis=0)
+    return inner
+
+
+def _track(fit: Fit, side: int) -> Track:
+    (x, y), (dx, dy) = fit.line.start, fit.line.step
+    return Track(fit.radius / side, (x / side, y / side), (dx / side, dy / side))
+
+
+def motion(track: Track) -> tuple[str, str]:
+    """Direction and speed of a track by name. The speed of a still figure is `normal` and says nothing."""
+    way = [step * (CLIP_FRAMES - 1) for step in track.step]
+    if max(abs(part) for part in way) < STILL:
+        return "still", "normal"
+    direction = max((name for name in DIRECTIONS if name != "still"), key=lambda name: _along(way, DIRECTIONS[name]))
+    axes = [abs(part) for part, sign in zip(way, DIRECTIONS[direction], strict=True) if sign]
+    return direction, nearest_range(sum(axes) / len(axes), SPEEDS)
+
+
+def _along(way: Sequence[float], direction: tuple[int, int]) -> float:
+    """Length of a way along a direction: greatest for the one of the eight that is nearest in angle."""
+    return (way[0] * direction[0] + way[1] * direction[1]) / math.hypot(*direction)
+
+
+def nearest_colour(colour: Floats, table: Mapping[str, tuple[float, float, float]]) -> str:
+    return min(table, key=lambda name: float(np.linalg.norm(colour - np.array(table[name]))))
+
+
+def nearest_range(value: float, table: Mapping[str, Range]) -> str:
+    """The name of the range that a value is in or nearest to."""
+    return min(table, key=lambda name: max(table[name][0] - value, value - table[name][1]))

@@ -1,0 +1,51 @@
+"""What was read from a clip, and the clean clip that shows just that."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from deployments.streaming_decode import to_uint8
+from models.shapes.scenes.draw import draw_clip
+from models.shapes.scenes.scene import Figure, Scene, Track
+
+Frames = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The figures of a clip, the largest first, each with its fitted track.
+
+    remarks: what was seen but could not be read as a figure, in words.
+    """
+
+    background: str
+    figures: tuple[Figure, ...] = ()
+    tracks: tuple[Track, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def scene(self) -> Scene:
+        return Scene(self.figures, self.background)
+
+
+def redraw(reading: Reading, height: int, width: int, num_frames: int) -> Frames:
+    """The ideal clip of what was read: clean edges, the colours of the table, constant velocity. [F, H, W, 3] RGB."""
+    return to_uint8(draw_clip(reading.scene, reading.tracks, height, width, num_frames)).numpy()
+
+
+def redraw_psnr(frames: Frames, reading: Reading) -> float:
+    """How near a clip is to the ideal one of what was read from it, in dB; higher is better.
+
+    A wrong colour, a shape that wobbles, a blurred edge or an uneven motion all lower it; that the clip shows
+    something else than it was asked for does not.
+    """
+    num_frames, height, width, _ = frames.shape
+    return psnr(frames, redraw(reading, height, width, num_frames))
+
+
+def psnr(frames: Frames, reference: Frames) -> float:
+    """Peak signal-to-noise ratio in dB, over all values; infinite for equal clips."""
+    error = float(((frames.astype(np.float32) - reference) ** 2).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)

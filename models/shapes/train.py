@@ -1,0 +1,96 @@
+"""Trains the included model from nothing: draws clips, trains the autoencoder, then transformer and text encoder.
+
+python -m models.shapes.train
+
+A stopped run goes on where it was when it is started again. Seeds are fixed.
+"""
+
+import argparse
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from models.shapes.training.autoencoder import AutoencoderPlan, train_autoencoder
+from models.shapes.training.export import export, model_files, write_log, write_preview, write_sums
+from models.shapes.training.latents import Bucket, encode_bucket, measure_latents
+from models.shapes.training.optimise import say
+from models.shapes.training.tokenizer import new_tokenizer
+from models.shapes.training.transformer import TransformerPlan, train_transformer
+
+FOLDER = Path(__file__).parent
+WORK = Path("data/train-shapes")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides what comes out. The first bucket is trained on first, alone."""
+
+    autoencoder: AutoencoderPlan = field(default_factory=AutoencoderPlan)
+    transformer: TransformerPlan = field(default_factory=TransformerPlan)
+    buckets: tuple[Bucket, ...] = (
+        Bucket(12000, 64, 64, 25, batch=48),
+        Bucket(6000, 96, 96, 37, batch=24),
+        Bucket(800, 64, 112, 31, batch=28),
+        Bucket(800, 112, 64, 31, batch=28),
+    )
+    seed: int = 11
+
+    def shortened(self, fraction: float) -> "Recipe":
+        """The same with a part of the steps and clips, to see that it runs."""
+        long = self.transformer
+        return replace(
+            self,
+            autoencoder=replace(self.autoencoder, steps=_part(self.autoencoder.steps, fraction)),
+            transformer=replace(long, steps=_part(long.steps, fraction), first_steps=_part(long.first_steps, fraction)),
+            buckets=tuple(replace(bucket, clips=_part(bucket.clips, fraction)) for bucket in self.buckets),
+        )
+
+
+def _part(count: int, fraction: float) -> int:
+    return max(4, int(count * fraction))
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    recipe = Recipe() if arguments.fraction == 1 else Recipe().shortened(arguments.fraction)
+    train(recipe, arguments.work, arguments.out, torch.device(arguments.device or _device()))
+
+
+def train(recipe: Recipe, work: Path, out: Path, device: torch.device) -> None:
+    """All stages, one after the other. `work` keeps what a stopped run needs; `out` gets the model's folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    vae, autoencoder = train_autoencoder(recipe.autoencoder, work, device)
+    began = time.monotonic()
+    measure_latents(vae, recipe.seed, device)
+    clips = [encode_bucket(vae, bucket, recipe.seed, work, device) for bucket in recipe.buckets]
+    encoding = {"plan": repr(recipe.buckets), "seconds": round(time.monotonic() - began, 1)}
+    tokenizer = new_tokenizer()
+    model, transformer = train_transformer(recipe.transformer, clips, tokenizer, work, device)
+    export(out, model, tokenizer, vae)
+    explained = write_preview(out, vae, clips[0])
+    write_log(out, device, {"autoencoder": autoencoder.log(), "latents": encoding, "transformer": transformer.log()})
+    write_sums(out, model_files(out))
+    say(f"the model is in {out}; the preview map explains {explained:.2f} of the variance")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, default=WORK, help=f"folder for a stopped run to go on from ({WORK})")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the model (where this file is)")
+    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--fraction", type=float, default=1.0, help="part of the steps and clips, to see that it runs")
+    return parser
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    # Threads that spin while they wait take the time of those that work, if anything else runs beside.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    main()

@@ -1,0 +1,193 @@
+"""The diffusion transformer and its text encoder, trained together by flow matching (Lipman et al., 2022).
+
+x_s = s * video + (1 - s) * noise, and the transformer learns the velocity video - noise; s is Mochi's sigma, 0 for
+noise and 1 for video. A share of the prompts is left out, which is what guidance needs (Ho and Salimans, 2022).
+"""
+
+import copy
+import random
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import MochiTransformer3DModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
+
+from models.shapes.training.attention import MaskedAttention
+from models.shapes.training.latents import LatentClips
+from models.shapes.training.optimise import Stage, average, group, set_rate, update
+from models.shapes.training.tokenizer import MAX_TOKENS
+
+TEXT_WIDTH = 96
+# The longest prompt of the grammar has 36 tokens.
+TRAINED_TOKENS = 40
+# Scale of the random frequencies for (t, y, x): latent frames count 0 to 6, y and x run from -96 to 96.
+POSITION_SCALE = (0.5, 0.02, 0.02)
+DROPPED_PROMPTS = 0.12
+# Mochi's schedule spends half its steps at sigma below 0.025, so some of the training does, too.
+NEAR_NOISE_SHARE, NEAR_NOISE = 0.12, 0.03
+SIGMA_MEAN, SIGMA_DEVIATION = -0.6, 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerPlan:
+    """first_steps of `steps` go to the first bucket alone, which is the cheapest; the rest to all, by `shares`."""
+
+    steps: int = 12000
+    first_steps: int = 7000
+    shares: tuple[float, ...] = (0.1, 0.75, 0.075, 0.075)
+    lr: float = 1.5e-3
+    decay: float = 0.999
+    seed: int = 5
+
+
+class TextToVideo(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, transformer: MochiTransformer3DModel, text_encoder: T5EncoderModel) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoder = text_encoder
+
+    def forward(self, noisy: Tensor, sigmas: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """The velocity, [B, 12, T, h, w]. noisy: the same shape. sigmas: [B]. ids, mask: [B, L]."""
+        text = self.text_encoder(ids, attention_mask=mask)[0]
+        velocity: Tensor = self.transformer(noisy, text, sigmas * 1000, mask, return_dict=False)[0]
+        return velocity
+
+
+def new_model(vocabulary: int) -> TextToVideo:
+    """Random weights; positions random too, since zero, diffusers' default, never leaves zero."""
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        num_layers=6,
+        pooled_projection_dim=TEXT_WIDTH,
+        text_embed_dim=TEXT_WIDTH,
+        time_embed_dim=64,
+        max_sequence_length=MAX_TOKENS,
+    )
+    with torch.no_grad():
+        transformer.pos_frequencies.normal_().mul_(torch.tensor(POSITION_SCALE).view(3, 1, 1))
+        transformer.proj_out.weight.zero_()
+        transformer.proj_out.bias.zero_()
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=TEXT_WIDTH,
+        d_kv=24,
+        d_ff=192,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return TextToVideo(transformer, T5EncoderModel(config))
+
+
+def train_transformer(
+    plan: TransformerPlan,
+    buckets: Sequence[LatentClips],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    device: torch.device,
+) -> tuple[TextToVideo, Stage]:
+    """Train, or go on where a stopped run was. Returns the averaged weights, and the stage for its log."""
+    torch.manual_seed(plan.seed)
+    model = new_model(len(tokenizer)).to(device)
+    mean = copy.deepcopy(model).requires_grad_(False)
+    _prepare(model)
+    optimiser = torch.optim.AdamW(_groups(model, plan.lr), betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(plan.seed)
+    stage = Stage("transformer", folder, plan, generator, model=model, mean=mean, optimiser=optimiser)
+    prompts = _Prompts(tokenizer)
+    for step in stage:
+        set_rate(optimiser, step, plan.steps)
+        bucket = buckets[_choose(plan, step, generator)]
+        loss = _loss(model, bucket, prompts, generator, device)
+        update(optimiser, loss, model.parameters())
+        average(mean, model, step, plan.decay)
+        stage.note(loss)
+    return mean.eval(), stage
+
+
+def _groups(model: TextToVideo, lr: float) -> list[dict[str, object]]:
+    """Positions are no weights to shrink."""
+    positions = model.transformer.pos_frequencies
+    others = [parameter for parameter in model.parameters() if parameter is not positions]
+    return [group([positions], lr, 0.0), group(others, lr, 0.01)]
+
+
+def _prepare(model: TextToVideo) -> None:
+    """Attention for whole batches; compiled where there is a C++ compiler, which is half as fast again on a CPU."""
+    compiler = shutil.which("g++") or shutil.which("clang++") or torch.cuda.is_available()
+    torch._dynamo.config.recompile_limit = 64
+    for block in model.transformer.transformer_blocks:
+        block.attn1.processor = MaskedAttention()
+        if compiler:
+            block.compile(dynamic=False)
+
+
+def _choose(plan: TransformerPlan, step: int, generator: torch.Generator) -> int:
+    if step < plan.first_steps:
+        return 0
+    return int(torch.multinomial(torch.tensor(plan.shares), 1, generator=generator))
+
+
+class _Prompts:
+    """Prompts to token ids, each text once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """ids int64 and mask bool, each [len(texts), TRAINED_TOKENS]."""
+        rows = [self._row(text) for text in texts]
+        return torch.stack([ids for ids, _ in rows]), torch.stack([mask for _, mask in rows])
+
+    def _row(self, text: str) -> tuple[Tensor, Tensor]:
+        if text not in self._known:
+            row = self._tokenizer(
+                text, padding="max_length", max_length=TRAINED_TOKENS, truncation=True, return_tensors="pt"
+            )
+            self._known[text] = row.input_ids[0], row.attention_mask[0].bool()
+        return self._known[text]
+
+
+def _loss(
+    model: TextToVideo, clips: LatentClips, prompts: _Prompts, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Mean squared error of the velocity over one random batch."""
+    count = clips.bucket.batch
+    chosen = torch.randint(len(clips.prompts), (count,), generator=generator)
+    video = clips.latents[chosen].float()
+    noise = torch.randn(video.shape, generator=generator)
+    sigmas = _sigmas(count, generator)
+    weight = sigmas.view(-1, 1, 1, 1, 1)
+    ids, mask = prompts.tokens(_say(clips, chosen.tolist(), generator))
+    noisy = weight * video + (1 - weight) * noise
+    with _low_precision(device):
+        predicted: Tensor = model(noisy.to(device), sigmas.to(device), ids.to(device), mask.to(device))
+    return (predicted.float() - (video - noise).to(device)).pow(2).mean()
+
+
+def _say(clips: LatentClips, chosen: list[int], generator: torch.Generator) -> list[str]:
+    rng = random.Random(int(torch.randint(1 << 62, (), generator=generator)))
+    return ["" if rng.random() < DROPPED_PROMPTS else rng.choice(clips.prompts[index]) for index in chosen]
+
+
+def _sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """[count] in 0 to 1: logit-normal (Esser et al., 2024), with some more close to noise."""
+    drawn = torch.sigmoid(torch.randn(count, generator=generator) * SIGMA_DEVIATION + SIGMA_MEAN)
+    near = torch.rand(count, generator=generator) < NEAR_NOISE_SHARE
+    return torch.where(near, torch.rand(count, generator=generator) * NEAR_NOISE, drawn)
+
+
+def _low_precision(device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 for the large products, where the processor has instructions for it."""
+    fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=bool(fast))

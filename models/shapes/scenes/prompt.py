@@ -60,7 +60,6 @@ STILL = (
     "at rest",
     "not moving",
     "that does not move",
-    "staying still",
 )
 _SIDES: Words = {
     "right": ("right", "left"),

@@ -36,9 +36,9 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 }
 BACKGROUNDS: dict[str, Rgb] = {
     "black": (0.04, 0.04, 0.05),
-    "dark blue": (0.05, 0.08, 0.30),
-    "dark green": (0.03, 0.22, 0.11),
-    "grey": (0.38, 0.38, 0.40),
+    "dark blue": (0.04, 0.06, 0.42),
+    "dark green": (0.02, 0.32, 0.14),
+    "grey": (0.45, 0.45, 0.46),
 }
 # Radius of the circle of the same visual weight.
 SIZES: dict[str, Range] = {"small": (0.105, 0.115), "medium": (0.140, 0.152), "big": (0.180, 0.195)}

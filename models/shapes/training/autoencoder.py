@@ -10,19 +10,31 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLMochi
-from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiChunkedGroupNorm3D
+from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiChunkedGroupNorm3D, MochiResnetBlock3D
 from torch import Tensor
 
 from models.shapes.scenes.draw import draw_clip
 from models.shapes.scenes.scene import BACKGROUNDS, CLIP_FRAMES, Scene, draw_scene, draw_tracks
 from models.shapes.training.optimise import Stage, group, set_rate, update
 
-# (batch, height, width) of the training pictures: equal work, two sizes.
-SIZES = ((4, 64, 64), (2, 96, 96))
-FRAMES = 13
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A piece of `batch` clips: `frames` of them, the picture's shorter side `side`, cut down to `cut`.
+
+    Windows around a figure show many colours for the same work; whole pictures show what is served.
+    """
+
+    batch: int
+    frames: int
+    side: int
+    cut: int
+
+
+WINDOWS = (Window(10, 7, 64, 48), Window(4, 13, 64, 64), Window(10, 7, 96, 48), Window(2, 13, 96, 96))
 FOREGROUND_WEIGHT = 6.0
 FOREGROUND_CONTRAST = 0.1
-KL_WEIGHT = 2e-4
+KL_WEIGHT = 1e-4
 LATENT_NOISE = 0.1
 
 
@@ -37,13 +49,31 @@ class AutoencoderPlan:
 
 
 def new_autoencoder() -> AutoencoderKLMochi:
-    """Random weights. No attention in the encoder: motion between neighbouring frames is all there is to see."""
-    return AutoencoderKLMochi(
-        encoder_block_out_channels=(32, 32, 64, 64),
-        decoder_block_out_channels=(32, 32, 64, 96),
+    """Random weights. No attention in the encoder: motion between neighbouring frames is all there is to see.
+
+    The class normalises in 32 groups. A group of few channels forgets how bright a plain background is, so the
+    inner width is four times that.
+    """
+    vae = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 64, 128),
+        decoder_block_out_channels=(32, 32, 64, 128),
         layers_per_block=(0, 1, 1, 1, 1),
         add_attention_block=(False,) * 5,
     )
+    _start_linear(vae)
+    return vae
+
+
+@torch.no_grad()
+def _start_linear(vae: AutoencoderKLMochi) -> None:
+    """Begin as a linear map of the colours, their differences enlarged: residual branches add nothing yet, and
+    neither do the encoder's Fourier features, which are noise to it where a colour is flat."""
+    for module in vae.modules():
+        if isinstance(module, MochiResnetBlock3D):
+            module.conv2.conv.weight.zero_()
+            module.conv2.conv.bias.zero_()
+    vae.encoder.proj_in.weight[:, 3:].zero_()
+    vae.encoder.proj_in.weight[:, :3] = torch.randn(vae.encoder.proj_in.weight.shape[0], 3) @ _opponent(torch.eye(3))
 
 
 def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device) -> tuple[AutoencoderKLMochi, Stage]:
@@ -73,19 +103,28 @@ def _join_chunks(vae: AutoencoderKLMochi) -> None:
 
 def _batch(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clips [B, 3, F, H, W] and the weights of their pixels [B, 1, F, H, W]."""
-    count, height, width = SIZES[step % len(SIZES)]
+    window = WINDOWS[step % len(WINDOWS)]
     rng = random.Random(int(torch.randint(1 << 62, (), generator=generator)))
-    drawn = [_draw(rng, height, width) for _ in range(count)]
+    drawn = [_draw(rng, window) for _ in range(window.batch)]
     return torch.stack([clip for clip, _ in drawn]), torch.stack([weight for _, weight in drawn])
 
 
-def _draw(rng: random.Random, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """A piece of `FRAMES` frames from somewhere in a clip, and its weights."""
+def _draw(rng: random.Random, window: Window) -> tuple[Tensor, Tensor]:
+    """A piece from somewhere in a clip, with a figure in it, and its weights."""
     scene = draw_scene(rng, "train")
-    later = rng.randint(0, CLIP_FRAMES - FRAMES)
+    later = rng.randint(0, CLIP_FRAMES - window.frames)
     tracks = [track.after(later) for track in draw_tracks(rng, scene)]
-    clip = draw_clip(scene, tracks, height, width, FRAMES)
-    return clip, _weights(clip, scene)
+    clip = draw_clip(scene, tracks, window.side, window.side, window.frames)
+    weights = _weights(clip, scene)
+    left, top = (_edge(rng, centre, window) for centre in rng.choice(tracks).at(window.frames // 2))
+    right, bottom = left + window.cut, top + window.cut
+    return clip[..., top:bottom, left:right], weights[..., top:bottom, left:right]
+
+
+def _edge(rng: random.Random, centre: float, window: Window) -> int:
+    """Where a window begins that holds `centre`, a fraction of the side, not too near its own edges."""
+    middle = centre * window.side - window.cut / 2 + rng.uniform(-0.3, 0.3) * window.cut
+    return round(min(max(middle, 0), window.side - window.cut))
 
 
 def _weights(clip: Tensor, scene: Scene) -> Tensor:
@@ -111,6 +150,14 @@ def _decoder_loss(vae: AutoencoderKLMochi, clips: Tensor, weights: Tensor) -> Te
 
 
 def _difference(decoded: Tensor, clips: Tensor, weights: Tensor) -> Tensor:
-    apart = (decoded - clips).abs()
-    weighted: Tensor = weights * (apart + 2 * apart.pow(2))
-    return weighted.mean()
+    apart = _opponent(decoded - clips).abs()
+    return (weights * (apart + 2 * apart.pow(2))).mean()
+
+
+def _opponent(rgb: Tensor) -> Tensor:
+    """[B, 3, ...]: brightness, and how blue is outweighed by red, and red and blue by green.
+
+    The two differences count three times as much as brightness: that varies most, and alone would be learned for long.
+    """
+    red, green, blue = rgb.unbind(1)
+    return torch.stack([(red + green + blue) / 3, red - blue, 1.5 * green - 0.75 * (red + blue)], dim=1)

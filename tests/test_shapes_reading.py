@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,7 @@ from models.shapes.reading.mp4 import through_mp4
 from models.shapes.reading.reader import motion, nearest_range, read_clip
 from models.shapes.reading.reading import Frames, Reading, psnr, redraw, redraw_psnr
 from models.shapes.scenes.draw import draw_clip
-from models.shapes.scenes.scene import SIZES, SPEEDS, Figure, Scene, Track, draw_scene, draw_tracks
+from models.shapes.scenes.scene import REACH, SIZES, SPEEDS, Figure, Scene, Track, draw_scene, draw_tracks
 
 RIGHT = Verdict(True, True, True, True, True, True, True)
 RED_STAR = Figure("red", "star", "right")
@@ -120,6 +121,14 @@ def test_a_figure_that_leaves_the_picture_is_followed_out_of_it() -> None:
     reading = read_clip(clip_of(Scene((RED_STAR,)), (track,), num_frames=61))
     assert reading.figures == (RED_STAR,)
     assert reading.tracks[0].step == pytest.approx(track.step, abs=0.0005)
+
+
+def test_two_as_near_as_they_come_with_blurred_edges_are_two() -> None:
+    scene = Scene((Figure("white", "square", "still", "small"), Figure("yellow", "square", "still", "small")))
+    apart = 0.11 * REACH / math.sqrt(2)
+    tracks = [Track(0.11, (0.5 + side * apart, 0.5 + side * apart), (0.0, 0.0)) for side in (-1, 1)]
+    clip = to_uint8(blurred(draw_clip(scene, tracks, 64, 64, 7), 1.3)).numpy()
+    assert judge(scene, read_clip(clip)).everything
 
 
 def test_an_empty_clip() -> None:
@@ -245,7 +254,7 @@ def test_components_are_those_of_a_flood(share: float) -> None:
 def test_two_that_touch_at_a_corner_are_two() -> None:
     mask = np.zeros((3, 20, 20), np.bool_)
     mask[:, 2:10, 2:10] = mask[:, 9:16, 9:16] = True
-    assert [blob.area for blob in find_blobs(mask, 4)] == [36, 25]
+    assert [blob.area for blob in find_blobs(mask, 1, 4)] == [36, 25]
 
 
 def test_the_border_of_the_picture_takes_nothing_off() -> None:

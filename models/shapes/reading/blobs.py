@@ -28,16 +28,19 @@ class Blob:
         return len(self.frame) / len(self.frames_seen)
 
 
-def find_blobs(mask: Mask, least_area: float) -> list[Blob]:
-    """The connected blobs of a mask [F, H, W], one pixel of their edge off, the largest first.
+def find_blobs(mask: Mask, edge: int, least_area: float) -> list[Blob]:
+    """The connected blobs of a mask [F, H, W] without their edge, the largest first.
 
     A figure overlaps itself from frame to frame, so a blob is a figure all through the clip. Without their edge, two
-    that nearly touch are two.
+    that touch are two.
 
     Args:
+        edge: pixels.
         least_area: blobs with fewer pixels than this in a frame are noise.
     """
-    inner = erode(mask)
+    inner = mask
+    for _ in range(edge):
+        inner = erode(inner)
     voxels = np.nonzero(inner)
     labels = connected(inner)
     blobs = [Blob(*(axis[labels == label] for axis in voxels)) for label in np.unique(labels)]

@@ -1,6 +1,5 @@
 """The shape and the way of one figure: each shape is drawn over the clip, moved and resized until it fits best."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +21,7 @@ ROUNDS = 6
 DIFFERENCE = 0.05
 # Pixels of one round at most, so that a bad start does not throw a shape out of its window.
 LONGEST_STEP = 4.0
-# A frame in which a figure is cut by the border says little about its centre. The line needs three others.
-LINE_FRAMES = 3
+_UNITS = torch.eye(5, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +46,9 @@ class Fit:
     error: float
 
 
-def rough_line(blob: Blob, height: int, width: int) -> Line:
+def rough_line(blob: Blob) -> Line:
     """The least-squares line through the centres of a blob."""
-    inside = _uncut_frames(blob, height, width)
-    frames = inside if len(inside) >= LINE_FRAMES else blob.frames_seen
+    frames = blob.frames_seen
     count = np.bincount(blob.frame)[frames]
     centres = [np.bincount(blob.frame, axis + 0.5)[frames] / count for axis in (blob.column, blob.row)]
     steps = [0.0, 0.0] if len(frames) < 2 else [float(np.polyfit(frames, centre, 1)[0]) for centre in centres]
@@ -59,52 +56,37 @@ def rough_line(blob: Blob, height: int, width: int) -> Line:
     return Line((starts[0], starts[1]), (steps[0], steps[1]))
 
 
-def _uncut_frames(blob: Blob, height: int, width: int) -> Ints:
-    at_border = (blob.row == 0) | (blob.row == height - 1) | (blob.column == 0) | (blob.column == width - 1)
-    return np.setdiff1d(blob.frames_seen, blob.frame[at_border])
-
-
-def best_fit(coverage: Tensor, blob: Blob, line: Line, others: Sequence[Line]) -> Fit:
+def best_fit(coverage: Tensor, blob: Blob, edge: int) -> Fit:
     """The shape that explains a blob best.
 
     Args:
         coverage: [F, H, W] fp32, how much of a pixel is of the figure's colour; 0 to 1.
-        others: lines of other figures; what lies nearer to one of those is left out.
+        edge: pixels that the blob lacks all around.
     """
-    # The blob lacks a pixel of its edge all around.
-    radius = float(np.sqrt(blob.area / np.pi)) + 1
-    window = _Window(coverage, blob.frames_seen, line, others, radius)
+    radius = float(np.sqrt(blob.area / np.pi)) + edge
+    line = rough_line(blob)
+    window = _Window(coverage, blob.frames_seen, line, radius)
     return min((window.fit(shape, radius, line) for shape in SHAPES), key=lambda fit: fit.error)
 
 
 class _Window:
     """The squares around a figure in some frames, and how well a shape fills them."""
 
-    def __init__(self, coverage: Tensor, seen: Ints, line: Line, others: Sequence[Line], radius: float) -> None:
+    def __init__(self, coverage: Tensor, seen: Ints, line: Line, radius: float) -> None:
         chosen = np.linspace(0, len(seen) - 1, min(FIT_FRAMES, len(seen))).round().astype(int)
         self._frames = torch.from_numpy(seen[chosen])
         self._middle = float(self._frames.float().mean())
         self._span = max(1.0, float(self._frames.max() - self._frames.min()))
         half = int(WINDOW_RADII * radius) + WINDOW_MARGIN
         reach = torch.arange(-half, half + 1)
-        corner = line.at(self._frames.float()).floor().long()
-        columns, rows = corner[:, :1] + reach, corner[:, 1:] + reach
+        at_pixel = line.at(self._frames.float()).floor().long()
+        columns, rows = at_pixel[:, :1] + reach, at_pixel[:, 1:] + reach
         self._x, self._y = (columns + 0.5)[:, None, :], (rows + 0.5)[:, :, None]
         height, width = coverage.shape[1:]
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        self._weight = (inside & self._nearest(line, others)).float()
+        self._weight = inside.float()
         at = self._frames[:, None, None], rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
         self._coverage = coverage[at]
-
-    def _nearest(self, line: Line, others: Sequence[Line]) -> Tensor:
-        nearest = torch.tensor(True)
-        for other in others:
-            nearest = nearest & (self._distance(line) <= self._distance(other))
-        return nearest
-
-    def _distance(self, line: Line) -> Tensor:
-        centre = line.at(self._frames.float())[:, :, None, None]
-        return torch.hypot(self._x - centre[:, 0], self._y - centre[:, 1])
 
     def fit(self, shape: str, radius: float, line: Line) -> Fit:
         """The best radius and way of one shape, by Gauss-Newton with numeric derivatives.
@@ -122,7 +104,7 @@ class _Window:
             slopes = [(self._rest(shape, found + DIFFERENCE * unit) - rest) / DIFFERENCE for unit in _UNITS]
             slope = torch.stack(slopes, dim=1)
             # A trace of damping: of a figure seen in one frame the way is unknown, and stays what it was.
-            step = torch.linalg.solve(slope.T @ slope + 1e-3 * torch.eye(5).double(), slope.T @ rest)
+            step = torch.linalg.solve(slope.T @ slope + 1e-3 * _UNITS, slope.T @ rest)
             found = found - step.clamp(-LONGEST_STEP, LONGEST_STEP)
             found[0] = found[0].clamp(min=1.0)
         return Fit(shape, float(best[0]), self._line(best), error)
@@ -137,6 +119,3 @@ class _Window:
         x, y, way_x, way_y = unknowns[1:].tolist()
         step = way_x / self._span, way_y / self._span
         return Line((x - self._middle * step[0], y - self._middle * step[1]), step)
-
-
-_UNITS = torch.eye(5, dtype=torch.float64)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from models.shapes.reading.blobs import Blob, find_blobs
-from models.shapes.reading.fitting import Fit, Line, best_fit, rough_line
+from models.shapes.reading.fitting import Fit, best_fit
 from models.shapes.reading.reading import Frames, Reading
 from models.shapes.scenes.scene import (
     BACKGROUNDS,
@@ -27,8 +27,11 @@ Floats = npt.NDArray[np.float32]
 # Distance from the ground in RGB (0 to 1) from which on a pixel is figure. The weakest contrast of the tables is 0.46
 # (green on grey), so that a figure painted half as strongly is still seen, and noise of the usual 0.03 is not.
 CONTRAST = 0.2
-# Of the area of the smallest figure: a smaller blob is a speck. Without its edge a small star at 64 pixels has 0.3.
-LEAST_AREA = 0.15
+# Of the shorter side: what is taken off all around a blob, so that two figures with blurred edges come apart. The
+# inside of a small star reaches 0.07 from its centre.
+EDGE = 1 / 40
+# Of the area of the smallest figure: a smaller blob is a speck. Without its edge a small star has a quarter.
+LEAST_AREA = 0.08
 # Of all frames: what is seen in fewer is not a figure of the clip but a flicker.
 LEAST_SEEN = 0.5
 # Half of the slowest way, in the unit of SPEEDS: below it a figure is still.
@@ -39,19 +42,18 @@ def read_clip(frames: Frames) -> Reading:
     """Read a clip.
 
     Args:
-        frames: [F, H, W, 3] uint8 RGB.
+        frames: [F, H, W, 3] uint8 RGB; below 64 pixels small shapes can no longer be told apart reliably.
 
     Returns:
         What it shows; without figures if none can be made out. Never raises for what a clip shows.
     """
-    num_frames, height, width, _ = frames.shape
+    num_frames = len(frames)
     pixels: Floats = frames.astype(np.float32) / np.float32(255)
     # Figures cover less than half of the picture, so the median is the ground.
     ground: Floats = np.median(pixels.reshape(-1, 3), axis=0).astype(np.float32)
     blobs = _seen_blobs(pixels, ground)
     lasting = [blob for blob in blobs if len(blob.frames_seen) >= LEAST_SEEN * num_frames]
-    lines = [rough_line(blob, height, width) for blob in lasting]
-    found = [_figure(pixels, ground, blob, line, lines) for blob, line in zip(lasting, lines, strict=True)]
+    found = [_figure(pixels, ground, blob) for blob in lasting]
     return Reading(
         nearest_colour(ground, BACKGROUNDS),
         tuple(figure for figure, _ in found),
@@ -63,7 +65,8 @@ def read_clip(frames: Frames) -> Reading:
 def _seen_blobs(pixels: Floats, ground: Floats) -> list[Blob]:
     side = min(pixels.shape[1:3])
     smallest = math.pi * (SIZES["small"][0] * side) ** 2
-    return find_blobs(np.linalg.norm(pixels - ground, axis=-1) > CONTRAST, LEAST_AREA * smallest)
+    standing_out = np.linalg.norm(pixels - ground, axis=-1) > CONTRAST
+    return find_blobs(standing_out, round(EDGE * side), LEAST_AREA * smallest)
 
 
 def _remarks(blobs: Sequence[Blob], num_frames: int) -> list[str]:
@@ -76,13 +79,14 @@ def _remarks(blobs: Sequence[Blob], num_frames: int) -> list[str]:
     ]
 
 
-def _figure(pixels: Floats, ground: Floats, blob: Blob, line: Line, lines: Sequence[Line]) -> tuple[Figure, Track]:
+def _figure(pixels: Floats, ground: Floats, blob: Blob) -> tuple[Figure, Track]:
+    side = min(pixels.shape[1:3])
     colour = _inner_colour(pixels, ground, blob)
     away = colour - ground
     # The bound is for noise, whose colours may cancel out to the ground's.
     coverage = (pixels - ground) @ away / max(float(away @ away), CONTRAST**2)
-    fit = best_fit(torch.from_numpy(coverage.clip(0, 1)), blob, line, [other for other in lines if other is not line])
-    track = _track(fit, min(pixels.shape[1:3]))
+    fit = best_fit(torch.from_numpy(coverage.clip(0, 1)), blob, round(EDGE * side))
+    track = _track(fit, side)
     direction, speed = motion(track)
     name = nearest_colour(colour, COLOURS)
     return Figure(name, fit.shape, direction, nearest_range(track.radius, SIZES), speed), track

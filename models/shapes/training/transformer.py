@@ -189,5 +189,5 @@ def _sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 def _low_precision(device: torch.device) -> AbstractContextManager[None]:
     """bfloat16 for the large products, where the processor has instructions for it."""
-    fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=bool(fast))
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

@@ -1,4 +1,4 @@
-"""Reads colour, direction and stream facts back from an mp4 file, by ffmpeg alone."""
+"""Reads frames, stream facts, colour and direction back from an mp4 file."""
 
 import re
 import subprocess
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import imageio_ffmpeg
-import numpy as np
-import numpy.typing as npt
 
-COLOURS = {"red": (255, 26, 26), "green": (26, 230, 26), "blue": (38, 64, 255), "yellow": (255, 230, 26)}
-Frames = npt.NDArray[np.uint8]
+from models.shapes.reading.mp4 import read_mp4 as read_frames
+from models.shapes.reading.reader import read_clip
+from models.shapes.reading.reading import Frames
+
+__all__ = ["Frames", "Stream", "colour_and_direction", "is_faststart", "probe", "read_frames"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,6 @@ def probe(path: Path) -> Stream:
     return Stream(codec[1], pixel_format[1], int(size[1]), int(size[2]), float(fps[1]))
 
 
-def read_frames(path: Path) -> Frames:
-    """All frames, uint8 [F, H, W, 3] RGB."""
-    stream = probe(path)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    raw = subprocess.run([*command, "-fps_mode", "passthrough", "-"], capture_output=True, check=True).stdout
-    return np.frombuffer(raw, np.uint8).reshape(-1, stream.height, stream.width, 3)
-
-
 def is_faststart(path: Path) -> bool:
     """Whether the index (moov) stands before the media data (mdat), so that a player starts at once."""
     data = path.read_bytes()
@@ -52,16 +45,7 @@ def is_faststart(path: Path) -> bool:
 
 
 def colour_and_direction(frames: Frames) -> tuple[str, str]:
-    """The colour of the one saturated shape, and where it moved between the first and the last frames."""
-    values = frames.astype(np.float64)
-    mask = values.max(-1) - values.min(-1) > 0.3 * 255
-    assert mask.sum((1, 2)).min() >= 15, "some frame shows no coloured shape"
-    mean = values[mask].mean(0)
-    colour = min(COLOURS, key=lambda name: float(((np.array(COLOURS[name]) - mean) ** 2).sum()))
-    ys, xs = np.mgrid[: frames.shape[1], : frames.shape[2]]
-    area = mask.sum((1, 2))
-    cx, cy = (mask * xs).sum((1, 2)) / area, (mask * ys).sum((1, 2)) / area
-    dx, dy = cx[-3:].mean() - cx[:3].mean(), cy[-3:].mean() - cy[:3].mean()
-    if abs(dx) > abs(dy):
-        return colour, "right" if dx > 0 else "left"
-    return colour, "down" if dy > 0 else "up"
+    """Of the one figure of a clip."""
+    reading = read_clip(frames)
+    assert len(reading.figures) == 1, f"{len(reading.figures)} figures are seen; {reading.remarks}"
+    return reading.figures[0].colour, reading.figures[0].direction

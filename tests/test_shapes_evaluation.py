@@ -33,7 +33,7 @@ from models.shapes.reading.statistics import mean, share
 from models.shapes.scenes.scene import Figure, Scene
 
 MODEL = Path("models/shapes")
-MAX_TOKENS = 16
+MAX_TOKENS = 64
 SPEC = VideoSpec("", "", 64, 64, 13, 24, 4, 2.0, 0)
 MOVING = Case(Scene((Figure("red", "star", "up left", "big", "slow"),), "grey"), "a red star", 1)
 STILL = Case(Scene((Figure("blue", "square", "still"),)), "a blue square", 2)

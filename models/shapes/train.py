@@ -31,10 +31,10 @@ class Recipe:
     autoencoder: AutoencoderPlan = field(default_factory=AutoencoderPlan)
     transformer: TransformerPlan = field(default_factory=TransformerPlan)
     buckets: tuple[Bucket, ...] = (
-        Bucket(12000, 64, 64, 25, batch=48),
-        Bucket(6000, 96, 96, 37, batch=24),
-        Bucket(800, 64, 112, 31, batch=28),
-        Bucket(800, 112, 64, 31, batch=28),
+        Bucket(8000, 64, 64, 25, batch=32),
+        Bucket(4000, 96, 96, 37, batch=20),
+        Bucket(500, 64, 112, 31, batch=24),
+        Bucket(500, 112, 64, 31, batch=24),
     )
     seed: int = 11
 

@@ -37,9 +37,9 @@ SIGMA_MEAN, SIGMA_DEVIATION = -0.6, 1.2
 class TransformerPlan:
     """first_steps of `steps` go to the first bucket alone, which is the cheapest; the rest to all, by `shares`."""
 
-    steps: int = 12000
-    first_steps: int = 7000
-    shares: tuple[float, ...] = (0.1, 0.75, 0.075, 0.075)
+    steps: int = 11500
+    first_steps: int = 6500
+    shares: tuple[float, ...] = (0.08, 0.8, 0.06, 0.06)
     lr: float = 1.5e-3
     decay: float = 0.999
     seed: int = 5

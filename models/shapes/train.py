@@ -8,6 +8,7 @@ A stopped run goes on where it was when it is started again. Seeds are fixed.
 import argparse
 import os
 import time
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def _part(count: int, fraction: float) -> int:
 
 def main() -> None:
     arguments = _parser().parse_args()
+    # diffusers asks for fp32 where it turns positions into angles, and gets it; on a CPU torch warns of that each time.
+    warnings.filterwarnings("ignore", "In CPU autocast")
     recipe = Recipe() if arguments.fraction == 1 else Recipe().shortened(arguments.fraction)
     train(recipe, arguments.work, arguments.out, torch.device(arguments.device or _device()))
 
@@ -68,9 +71,8 @@ def train(recipe: Recipe, work: Path, out: Path, device: torch.device) -> None:
     measure_latents(vae, recipe.seed, device)
     clips = [encode_bucket(vae, bucket, recipe.seed, work, device) for bucket in recipe.buckets]
     encoding = {"plan": repr(recipe.buckets), "seconds": round(time.monotonic() - began, 1)}
-    tokenizer = new_tokenizer()
-    model, transformer = train_transformer(recipe.transformer, clips, tokenizer, work, device)
-    export(out, model, tokenizer, vae)
+    model, transformer = train_transformer(recipe.transformer, clips, new_tokenizer(), work, device)
+    export(out, model, vae)
     explained = write_preview(out, vae, clips[0])
     write_log(out, device, {"autoencoder": autoencoder.log(), "latents": encoding, "transformer": transformer.log()})
     write_sums(out, model_files(out))

@@ -10,12 +10,12 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline
-from transformers import PreTrainedTokenizerBase
 
 from deployments.preview import FILE as PREVIEW_FILE
 from deployments.preview import PreviewFit, to_json
 from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from models.shapes.training.latents import LatentClips
+from models.shapes.training.tokenizer import new_tokenizer
 from models.shapes.training.transformer import TextToVideo
 
 LOG_FILE = "training.json"
@@ -24,13 +24,14 @@ PREVIEW_CLIPS = 24
 WEIGHTS = torch.bfloat16
 
 
-def export(out: Path, model: TextToVideo, tokenizer: PreTrainedTokenizerBase, vae: AutoencoderKLMochi) -> None:
+def export(out: Path, model: TextToVideo, vae: AutoencoderKLMochi) -> None:
     """Write the pipeline, its weights in bfloat16."""
     pipeline = MochiPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
         vae=vae.to("cpu", WEIGHTS),
         text_encoder=model.text_encoder.to("cpu", WEIGHTS),
-        tokenizer=tokenizer,
+        # A new one: a tokenizer that was used keeps, and saves, how it padded.
+        tokenizer=new_tokenizer(),
         transformer=model.transformer.to("cpu", WEIGHTS),
     )
     pipeline.save_pretrained(out)

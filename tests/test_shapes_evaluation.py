@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from deployments.messages import VideoSpec
-from models.shapes.evaluate import Bench, compare, figure, keep, score, sizes, sweep
+from models.shapes.evaluate import Bench, card, compare, figure, keep, score, sizes, sweep
+from models.shapes.reading.card import BEGIN, END, figures
 from models.shapes.reading.generating import Generator, vae_round_trip
 from models.shapes.reading.mp4 import through_mp4
 from models.shapes.reading.reading import Frames, psnr
@@ -191,7 +192,7 @@ def test_sweep_and_its_pictures(tmp_path: Path) -> None:
 def test_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOCHI_SERVE__MODEL__NUM_INFERENCE_STEPS__DEFAULT", "4")
     monkeypatch.setenv("MOCHI_SERVE__MODEL__ENHANCED_STEPS", "10")
-    found = compare(bench(draw_cases(4, "held out", False)), argparse.Namespace(clips=4))
+    found = compare(bench(draw_cases(4, "held out", False, seed=1)), argparse.Namespace(clips=4))
     assert (found["draft"]["steps"], found["enhanced"]["steps"]) == (4, 10)
     assert (found["draft"]["sampling_s"], found["enhanced"]["sampling_s"]) == (0.04, 0.1)
     assert found["paired"]["clips_with_a_gain"] == 4 and found["paired"]["redraw_psnr_gain_db"]["low"] > 0
@@ -200,6 +201,33 @@ def test_compare(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sizes() -> None:
     found = sizes(bench(draw_cases(1, "held out", False)), argparse.Namespace(clips=1))
     assert [each["shares"]["everything"]["right"] for each in found.values()] == [1] * 5
+
+
+def test_the_card_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOCHI_SERVE__MODEL__NUM_INFERENCE_STEPS__DEFAULT", "4")
+    arguments = argparse.Namespace(clips=2, pairs=1, trained=1, vae_clips=1, out=tmp_path / "found.json")
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    working = bench([*_cases_of_score(2, 1, 1), *draw_cases(2, "held out", False, seed=1)])
+    with pytest.raises(SystemExit, match="has no score, compare, sizes; first: .*evaluate score compare sizes"):
+        card(working, arguments)
+    for name, experiment in (("score", score), ("compare", compare), ("sizes", sizes)):
+        keep(arguments.out, name, experiment(working, arguments) | {"made_with": {}})
+    card(working, arguments)
+    told = path.read_text()
+    assert told.startswith(f"before\n{BEGIN}\n| right |") and told.endswith(f"{END}\nafter\n") and "old" not in told
+    assert "| held out, one figure (2 clips) |" in told and "100.0% (34.2% to 100.0%)" in told
+    assert "Over 2 pairs" in told and "96x96, 49 frames" in told
+
+
+def test_the_card_of_the_included_model_tells_its_evaluation() -> None:
+    told = (MODEL / "README.md").read_text()
+    assert figures(json.loads((MODEL / "evaluation.json").read_text())) in told
+
+
+def _cases_of_score(ones: int, pairs: int, trained: int) -> list[Case]:
+    held_out = [*draw_cases(ones, "held out", False), *draw_cases(pairs, "held out", True)]
+    return held_out + draw_cases(trained, "train", False)
 
 
 def test_results_are_kept_beside_others(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@
     python -m models.shapes.evaluate compare    # a draft and the enhanced video of the same prompt and seed
     python -m models.shapes.evaluate sizes      # other sizes and lengths
     python -m models.shapes.evaluate figure     # pictures of the results, and a sheet of clips
+    python -m models.shapes.evaluate card       # the figures of the model card
+    python -m models.shapes.evaluate            # all of these
 
-Each puts its results under its own name into one JSON file and prints them.
+Each of the first four puts its results under its own name into one JSON file and prints them.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 
 from deployments.messages import VideoSpec
+from models.shapes.reading.card import write_card
 from models.shapes.reading.generating import Generator, vae_round_trip
 from models.shapes.reading.mp4 import through_mp4
 from models.shapes.reading.reading import Frames, psnr
@@ -42,6 +45,7 @@ from models.shapes.reading.statistics import mean
 from serve_app.config import load_settings
 
 FOLDER = Path(__file__).parent
+CARD = "README.md"
 PROFILE = "configs/shapes.yaml"
 WEIGHTS = ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 SWEPT_STEPS = (4, 6, 8, 12, 16, 24, 40, 64)
@@ -50,6 +54,7 @@ SWEPT_GUIDANCE = (1.0, 2.0, 3.0, 4.5, 6.0)
 OTHER_SIZES = ((64, 64, 25), (80, 128, 37), (128, 96, 37), (96, 96, 25), (96, 96, 49))
 TIMED_CLIPS = 7
 SHEET_CLIPS = (6, 2)
+_WHAT = "score, sweep, compare, sizes, figure, card; several, or none for all"
 
 Json = dict[str, Any]
 
@@ -200,13 +205,23 @@ def figure(bench: Bench, arguments: argparse.Namespace) -> None:
     cases = draw_cases(ones, "held out", pairs=False) + draw_cases(pairs, "held out", pairs=True)
     folder = arguments.out.parent
     draw_sheet([case.prompt for case in cases], list(bench.clips(cases))).save(folder / "sheet.png", optimize=True)
-    swept = _read(arguments.out).get("sweep")
-    if swept is None:
-        raise SystemExit(
-            f"{arguments.out} has no sweep to draw; make one first: python -m models.shapes.evaluate sweep"
-        )
-    draw_quality(swept, folder / "quality.png")
+    draw_quality(_needed(arguments.out, "sweep")["sweep"], folder / "quality.png")
     _say(f"written to {folder}: quality.png, sheet.png")
+
+
+def card(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Write the file's figures into the model card beside it."""
+    path = arguments.out.parent / CARD
+    write_card(path, _needed(arguments.out, "score", "compare", "sizes"))
+    _say(f"written to {path}")
+
+
+def _needed(path: Path, *names: str) -> Json:
+    found = _read(path)
+    if missing := [name for name in names if name not in found]:
+        command = f"python -m models.shapes.evaluate {' '.join(missing)}"
+        raise SystemExit(f"{path} has no {', '.join(missing)}; first: {command}")
+    return found
 
 
 EXPERIMENTS: dict[str, Callable[[Bench, argparse.Namespace], Json]] = {
@@ -215,19 +230,25 @@ EXPERIMENTS: dict[str, Callable[[Bench, argparse.Namespace], Json]] = {
     "compare": compare,
     "sizes": sizes,
 }
+OUTPUTS: dict[str, Callable[[Bench, argparse.Namespace], None]] = {"figure": figure, "card": card}
 
 
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     bench = _bench(arguments)
-    if arguments.experiment == "figure":
-        figure(bench, arguments)
-        return
+    for name in arguments.what or [*EXPERIMENTS, *OUTPUTS]:
+        if name in OUTPUTS:
+            OUTPUTS[name](bench, arguments)
+        else:
+            _experiment(name, bench, arguments)
+
+
+def _experiment(name: str, bench: Bench, arguments: argparse.Namespace) -> None:
     begun = time.monotonic()
-    found = EXPERIMENTS[arguments.experiment](bench, arguments)
-    found["made_with"] = {**_provenance(bench), "minutes": round((time.monotonic() - begun) / 60, 1)}
-    keep(arguments.out, arguments.experiment, found)
+    found = EXPERIMENTS[name](bench, arguments)
+    made_with = {**_provenance(bench), "minutes": round((time.monotonic() - begun) / 60, 1)}
+    keep(arguments.out, name, found | {"made_with": made_with})
     _say(f"\nwritten to {arguments.out}")
 
 
@@ -239,7 +260,7 @@ def keep(path: Path, name: str, found: Json) -> None:
 def _arguments() -> argparse.Namespace:
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(description=lines[0], epilog="Size, steps and guidance: default in the profile.")
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "figure"])
+    parser.add_argument("what", nargs="*", choices=[[], *EXPERIMENTS, *OUTPUTS], metavar="what", help=_WHAT)
     parser.add_argument("--model", type=Path, default=FOLDER, help="the model's folder")
     parser.add_argument("--out", type=Path, default=FOLDER / "evaluation.json")
     parser.add_argument("--clips", type=int, help="of each point; default 320 (score), 64, 160 (compare), 24 (sizes)")

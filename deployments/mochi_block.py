@@ -172,7 +172,7 @@ def _attend_row(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tenso
 
 
 def _norm(heads: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(heads, norm.weight.shape, norm.weight, norm.eps)
+    return F.rms_norm(heads, norm.weight.shape, norm.weight.to(heads.dtype), norm.eps)
 
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:

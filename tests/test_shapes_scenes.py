@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.shapes.scenes.draw import draw_clip, figure_mask
-from models.shapes.scenes.prompt import direction_phrases, words, write_prompt
+from models.shapes.scenes.prompt import STILL, direction_phrases, words, write_prompt
 from models.shapes.scenes.scene import (
     BACKGROUNDS,
     CLIP_FRAMES,
@@ -142,6 +142,22 @@ def test_each_meaning_is_said_in_words_of_its_own() -> None:
     assert not phrases["still"]
     for one, other in product(DIRECTIONS, DIRECTIONS):
         assert one == other or not phrases[one] & phrases[other]
+
+
+@given(randoms)
+def test_a_still_figure_before_a_moving_one_is_called_still(rng: random.Random) -> None:
+    """Else "a red star and a blue disc moving up" would be both a scene of one that moves and of two."""
+    both = Scene((Figure("red", "star", "up", "small"), Figure("blue", "circle", "up", "small")))
+    one = Scene((Figure("red", "star", "still", "small"), Figure("blue", "circle", "up", "small")))
+    said, other = write_prompt(rng, one), write_prompt(rng, both)
+    still_words = [way for way in STILL if way]
+    assert any(way in said for way in still_words) and not any(way in other for way in still_words)
+
+
+def test_every_word_of_the_tokenizer_is_said() -> None:
+    rng = random.Random(2)
+    said = {word for _ in range(6000) for word in write_prompt(rng, draw_scene(rng, "train")).replace(",", " ").split()}
+    assert set(words()) <= said
 
 
 def test_prompts_are_varied() -> None:

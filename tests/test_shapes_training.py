@@ -1,10 +1,10 @@
 """The training of the included model: its parts on small numbers, and the whole of it in a few steps."""
 
-import copy
 import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +12,13 @@ from diffusers import MochiPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from torch import Tensor, nn
 
-from models.shapes.train import Recipe, train
+from models.shapes.train import Recipe, main, train
 from models.shapes.training.attention import MaskedAttention
-from models.shapes.training.autoencoder import AutoencoderPlan
+from models.shapes.training.autoencoder import AutoencoderPlan, train_autoencoder
 from models.shapes.training.export import LOG_FILE, SUMS_FILE, model_files
 from models.shapes.training.latents import Bucket
-from models.shapes.training.optimise import FLOOR, Stage, average, group, rate, set_rate, update
+from models.shapes.training.optimise import FLOOR, Stage, average, claim, group, rate, set_rate, update
+from models.shapes.training.tokenizer import new_tokenizer
 from models.shapes.training.transformer import TransformerPlan, new_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
@@ -104,10 +105,42 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
     assert other.log()["loss"] == stage.log()["loss"]
 
 
-def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
-    _walk(tmp_path, 10)
-    with pytest.raises(SystemExit, match=r"another plan.*steps=10.*steps=20.*--work"):
-        _walk(tmp_path, 20)
+def test_a_work_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
+    claim(tmp_path / "work", "ten steps")
+    claim(tmp_path / "work", "ten steps")
+    with pytest.raises(SystemExit, match=r"another recipe \(ten steps\).*twenty steps.*--work"):
+        claim(tmp_path / "work", "twenty steps")
+
+
+class Killed(Exception):
+    """What ends a run in the middle of a test."""
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_killed_autoencoder_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """In the steps that train both halves, and in those that train the decoder alone."""
+    plan = AutoencoderPlan(steps=5)
+    whole, _ = train_autoencoder(plan, _folder(tmp_path, "whole"), CPU)
+    torn = _folder(tmp_path, "torn")
+    with monkeypatch.context() as patch:
+        patch.setattr("models.shapes.training.optimise.CHECKPOINT_EVERY_S", 0.0)
+        patch.setattr("models.shapes.training.autoencoder.update", _dying_at(step))
+        with pytest.raises(Killed):
+            train_autoencoder(plan, torn, CPU)
+    resumed, _ = train_autoencoder(plan, torn, CPU)
+    for kept, wanted in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(kept, wanted)
+
+
+def _dying_at(step: int) -> Callable[..., None]:
+    steps = iter(range(step))
+
+    def die_or_update(*arguments: Any) -> None:
+        if next(steps, None) is None:
+            raise Killed
+        update(*arguments)
+
+    return die_or_update
 
 
 def _folder(parent: Path, name: str) -> Path:
@@ -131,33 +164,34 @@ def test_training_makes_a_folder_that_the_pipeline_loads(tmp_path: Path) -> None
         "A red circle, moving right.", height=32, width=48, num_frames=13, num_inference_steps=2, output_type="np"
     ).frames
     assert frames.shape == (1, 13, 32, 48, 3)
+    said = new_tokenizer()("a red circle moving right").input_ids
+    assert pipeline.tokenizer("A RED circle, moving right!").input_ids == said
     log = json.loads((tmp_path / "model" / LOG_FILE).read_text())
     assert set(log["stages"]) == {"autoencoder", "latents", "transformer"}
-    before = _weights(tmp_path / "model")
-    train(TINY, tmp_path / "work", tmp_path / "again", CPU)
-    assert _weights(tmp_path / "again") == before
-
-
-def test_training_twice_gives_the_same(tmp_path: Path) -> None:
-    short = replace(TINY, transformer=replace(TINY.transformer, steps=2, first_steps=1))
-    for name in ("one", "two"):
-        train(short, tmp_path / f"{name}-work", tmp_path / name, CPU)
-    assert _weights(tmp_path / "one") == _weights(tmp_path / "two")
+    train(TINY, tmp_path / "other work", tmp_path / "again", CPU)
+    assert _weights(tmp_path / "again") == _weights(tmp_path / "model")
 
 
 def _weights(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in model_files(folder)}
 
 
-def test_the_average_is_what_is_kept_and_not_the_last_step(tmp_path: Path) -> None:
-    model = new_model(10)
-    mean = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1.0)
-    average(mean, model, step=10_000, decay=0.9)
-    for kept, moved in zip(mean.parameters(), model.parameters(), strict=True):
-        assert torch.allclose(kept, moved - 0.9, atol=1e-5)
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--fraction", "0"], "above 0 and at most 1"),
+        (["--fraction", "nan", "--out", "x"], "above 0 and at most 1"),
+        (["--fraction", "0.1"], "--fraction needs --out"),
+        (["--device", "tpu"], "choose from"),
+    ],
+)
+def test_a_bad_argument_is_refused(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_the_files_of_the_included_model_are_those_that_were_trained() -> None:

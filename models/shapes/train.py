@@ -6,8 +6,8 @@ A stopped run goes on where it was when it is started again. Seeds are fixed.
 """
 
 import argparse
-import os
-import time
+import hashlib
+import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from models.shapes.training.autoencoder import AutoencoderPlan, train_autoencoder
 from models.shapes.training.export import export, model_files, write_log, write_preview, write_sums
 from models.shapes.training.latents import Bucket, encode_bucket, measure_latents
-from models.shapes.training.optimise import say
+from models.shapes.training.optimise import claim, say
 from models.shapes.training.tokenizer import new_tokenizer
 from models.shapes.training.transformer import TransformerPlan, train_transformer
 
@@ -55,22 +55,35 @@ def _part(count: int, fraction: float) -> int:
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if not 0 < arguments.fraction <= 1:
+        parser.error("--fraction is a part: above 0 and at most 1")
+    if arguments.fraction < 1 and arguments.out is None:
+        parser.error("--fraction needs --out: a short run must not replace the included model")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here; leave it out, or install a CUDA build of torch")
     # diffusers asks for fp32 where it turns positions into angles, and gets it; on a CPU torch warns of that each time.
     warnings.filterwarnings("ignore", "In CPU autocast")
     recipe = Recipe() if arguments.fraction == 1 else Recipe().shortened(arguments.fraction)
-    train(recipe, arguments.work, arguments.out, torch.device(arguments.device or _device()))
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        train(recipe, arguments.work, arguments.out or FOLDER, device)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the same command goes on from {arguments.work}, at most some minutes back")
 
 
 def train(recipe: Recipe, work: Path, out: Path, device: torch.device) -> None:
     """All stages, one after the other. `work` keeps what a stopped run needs; `out` gets the model's folder."""
-    work.mkdir(parents=True, exist_ok=True)
+    claim(work, f"{recipe} of scenes {_digest()}")
     out.mkdir(parents=True, exist_ok=True)
     vae, autoencoder = train_autoencoder(recipe.autoencoder, work, device)
-    began = time.monotonic()
     measure_latents(vae, recipe.seed, device)
     clips = [encode_bucket(vae, bucket, recipe.seed, work, device) for bucket in recipe.buckets]
-    encoding = {"plan": repr(recipe.buckets), "seconds": round(time.monotonic() - began, 1)}
+    encoding = {
+        "plan": f"{recipe.buckets}, seed {recipe.seed}",
+        "seconds": round(sum(each.seconds for each in clips), 1),
+    }
     model, transformer = train_transformer(recipe.transformer, clips, new_tokenizer(), work, device)
     export(out, model, vae)
     explained = write_preview(out, vae, clips[0])
@@ -79,20 +92,25 @@ def train(recipe: Recipe, work: Path, out: Path, device: torch.device) -> None:
     say(f"the model is in {out}; the preview map explains {explained:.2f} of the variance")
 
 
+def _digest() -> str:
+    """Of the code that draws and names the scenes: clips of another version are not to be mixed with these."""
+    sources = sorted((FOLDER / "scenes").glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, default=WORK, help=f"folder for a stopped run to go on from ({WORK})")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the model (where this file is)")
-    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="A stopped run goes on where it was. How long each part took is in training.json of the model's folder.",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=WORK, help=f"folder for a stopped run to go on from ({WORK}), 1 GB"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the model; default: the included one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--fraction", type=float, default=1.0, help="part of the steps and clips, to see that it runs")
     return parser
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 if __name__ == "__main__":
-    # Threads that spin while they wait take the time of those that work, if anything else runs beside.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     main()

@@ -4,18 +4,32 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.shapes.reading.scoring import MEASURES
+
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-MEASURES = ("colour", "direction", "shape", "all_three", "size", "speed", "background", "everything")
 
 Json = dict[str, Any]
 
 
 def write_card(path: Path, found: Json) -> None:
-    """Put the figures between the two marks of the card; the rest of it stays."""
-    text = path.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
+    """Put the figures between the two marks of the card; the rest of it stays. Raises SystemExit: see `split_card`."""
+    before, after = split_card(path)
     path.write_text(f"{before}{BEGIN}\n{figures(found)}\n{END}{after}")
+
+
+def split_card(path: Path) -> tuple[str, str]:
+    """What stands before and after the figures.
+
+    Raises:
+        SystemExit: there is no such file, or it does not have the two marks once each and in order.
+    """
+    if not path.is_file():
+        raise SystemExit(f"there is no model card {path}; write one, with the lines {BEGIN} and {END} in it")
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in before + after:
+        raise SystemExit(f"{path} must have the lines {BEGIN} and {END} once each, in this order; add them")
+    return before, after
 
 
 def figures(found: Json) -> str:
@@ -70,7 +84,9 @@ def _compared(compare: Json) -> str:
         f"better in the mean (95 % interval {gain['low']:.2f} to {gain['high']:.2f}), and better in "
         f"{compare['paired']['clips_with_a_gain']} pairs."
     )
-    head = ["", "steps", "sampling", "colour, direction, shape right", "everything right", "redraw PSNR"]
+    threads = compare["made_with"]["threads"]
+    sampling = f"sampling on {threads} thread{'' if threads == 1 else 's'}"
+    head = ["", "steps", sampling, "colour, direction, shape right", "everything right", "redraw PSNR"]
     return f"{_table(head, rows)}\n\n{told}"
 
 

@@ -10,7 +10,11 @@ from models.shapes.scenes.scene import Figure, Scene
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What of a scene is right; of two figures, of both. speed: None if nothing was to move."""
+    """What of a scene is right; of two figures, of both.
+
+    number: as many figures as asked for, and nothing else, not even for a part of the clip.
+    speed: None if nothing was to move.
+    """
 
     number: bool
     colour: bool
@@ -22,7 +26,7 @@ class Verdict:
 
     @property
     def all_three(self) -> bool:
-        """Colour, direction and shape, and no figure too many."""
+        """Colour, direction and shape, and nothing too many."""
         return self.number and self.colour and self.direction and self.shape
 
     @property
@@ -39,7 +43,7 @@ def judge(scene: Scene, reading: Reading) -> Verdict:
 
     speeds = [_same_speed(asked, read) for asked, read in matched if asked.direction != "still"]
     return Verdict(
-        number=len(reading.figures) == len(scene.figures),
+        number=len(reading.figures) == len(scene.figures) and not reading.flickers,
         colour=right("colour"),
         direction=right("direction"),
         shape=right("shape"),

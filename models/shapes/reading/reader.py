@@ -9,7 +9,7 @@ import torch
 
 from models.shapes.reading.blobs import Blob, find_blobs
 from models.shapes.reading.fitting import Fit, best_fit
-from models.shapes.reading.reading import Frames, Reading
+from models.shapes.reading.reading import Flicker, Frames, Reading
 from models.shapes.scenes.scene import (
     BACKGROUNDS,
     CLIP_FRAMES,
@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 # (green on grey), so that a figure painted half as strongly is still seen, and noise of the usual 0.03 is not.
 CONTRAST = 0.2
 # Of the shorter side: what is taken off all around a blob, so that two figures with blurred edges come apart. The
-# inside of a small star reaches 0.07 from its centre.
+# inside of a small star reaches 0.066 from its centre.
 EDGE = 1 / 40
 # Of the area of the smallest figure: a smaller blob is a speck. Without its edge a small star has a quarter.
 LEAST_AREA = 0.08
@@ -52,13 +52,14 @@ def read_clip(frames: Frames) -> Reading:
     # Figures cover less than half of the picture, so the median is the ground.
     ground: Floats = np.median(pixels.reshape(-1, 3), axis=0).astype(np.float32)
     blobs = _seen_blobs(pixels, ground)
-    lasting = [blob for blob in blobs if len(blob.frames_seen) >= LEAST_SEEN * num_frames]
-    found = [_figure(pixels, ground, blob) for blob in lasting]
+    seen = [len(blob.frames_seen) for blob in blobs]
+    least = LEAST_SEEN * num_frames
+    found = [_figure(pixels, ground, blob) for blob, count in zip(blobs, seen, strict=True) if count >= least]
     return Reading(
         nearest_colour(ground, BACKGROUNDS),
         tuple(figure for figure, _ in found),
         tuple(track for _, track in found),
-        tuple(_remarks(blobs, num_frames)),
+        tuple(Flicker(blob.area, count, num_frames) for blob, count in zip(blobs, seen, strict=True) if count < least),
     )
 
 
@@ -67,16 +68,6 @@ def _seen_blobs(pixels: Floats, ground: Floats) -> list[Blob]:
     smallest = math.pi * (SIZES["small"][0] * side) ** 2
     standing_out = np.linalg.norm(pixels - ground, axis=-1) > CONTRAST
     return find_blobs(standing_out, round(EDGE * side), LEAST_AREA * smallest)
-
-
-def _remarks(blobs: Sequence[Blob], num_frames: int) -> list[str]:
-    if not blobs:
-        return ["nothing stands out from the ground"]
-    return [
-        f"a blob of {blob.area:.0f} pixels was left out: it is in {len(blob.frames_seen)} of {num_frames} frames"
-        for blob in blobs
-        if len(blob.frames_seen) < LEAST_SEEN * num_frames
-    ]
 
 
 def _figure(pixels: Floats, ground: Floats, blob: Blob) -> tuple[Figure, Track]:

@@ -17,20 +17,36 @@ ROUNDING = 1 / 12
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """The figures of a clip, the largest first, each with its fitted track.
+class Flicker:
+    """A blob of `area` pixels, seen in too few of a clip's frames to be a figure."""
 
-    remarks: what was seen but could not be read as a figure, in words.
-    """
+    area: float
+    frames_seen: int
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The figures of a clip, the largest first, each with its fitted track; and what else was seen."""
 
     background: str
     figures: tuple[Figure, ...] = ()
     tracks: tuple[Track, ...] = ()
-    remarks: tuple[str, ...] = ()
+    flickers: tuple[Flicker, ...] = ()
 
     @property
     def scene(self) -> Scene:
         return Scene(self.figures, self.background)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What could not be read as a figure, in words."""
+        if not self.figures and not self.flickers:
+            return ("nothing stands out from the ground",)
+        return tuple(
+            f"a blob of {each.area:.0f} pixels was left out: it is in {each.frames_seen} of {each.num_frames} frames"
+            for each in self.flickers
+        )
 
 
 def redraw(reading: Reading, height: int, width: int, num_frames: int) -> Frames:

@@ -1,6 +1,7 @@
 """The English of a scene: every scene can be said in many ways, and is said in a random one of them.
 
-What a prompt leaves out has one meaning: a medium size, a normal speed, a black background, no motion.
+What a prompt leaves out has one meaning: a medium size (small ones of two), a normal speed, a black background, no
+motion.
 """
 
 import random
@@ -112,7 +113,7 @@ def words() -> list[str]:
     phrases = [phrase for table in tables for choice in table.values() for phrase in choice]
     phrases += [verb for pair in VERBS for verb in pair]
     phrases += [*STILL, *OPENINGS, *ADJECTIVES, *ARTICLES, *(ground.format("") for ground in _GROUNDS)]
-    phrases += ["an and while both from diagonally corner two"]
+    phrases += ["an and while both from diagonally corner"]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
@@ -145,7 +146,9 @@ def _pair(rng: random.Random, figures: tuple[Figure, ...]) -> str:
         motion = _motion(rng, one)
         return f"{first} and {second} {rng.choice(('', 'both')) if motion else ''} {motion}"
     joint = rng.choice(("and", "and", ", and", "while"))
-    return f"{first} {_motion(rng, one)} {joint} {second} {_motion(rng, other)}"
+    # "a red star and a blue disc moving up" is said of two that move: a still one before a moving one is called still.
+    unsaid = other.direction == "still"
+    return f"{first} {_motion(rng, one, unsaid)} {joint} {second} {_motion(rng, other)}"
 
 
 def _subject(rng: random.Random, figure: Figure, size: str) -> str:
@@ -163,12 +166,13 @@ def _stray(rng: random.Random) -> str:
         return ""
     if rng.random() < 0.5:
         return rng.choice(ADJECTIVES)
-    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 6)))
+    return "".join(rng.choices(string.ascii_lowercase + string.digits, k=rng.randint(2, 6)))
 
 
-def _motion(rng: random.Random, figure: Figure) -> str:
+def _motion(rng: random.Random, figure: Figure, unsaid: bool = True) -> str:
+    """unsaid: whether a still figure may go without a word for it."""
     if figure.direction == "still":
-        return rng.choice(STILL)
+        return rng.choice([way for way in STILL if way or unsaid])
     verb, where = rng.choice(rng.choice(VERBS)), rng.choice(list(direction_phrases(figure.direction)))
     how = rng.choice(SPEED_WORDS[figure.speed])
     return rng.choice((f"{how} {verb} {where}", f"{verb} {how} {where}", f"{verb} {where} {how}"))

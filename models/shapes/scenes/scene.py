@@ -41,13 +41,15 @@ BACKGROUNDS: dict[str, Rgb] = {
     "grey": (0.45, 0.45, 0.46),
 }
 # Radius of the circle of the same visual weight.
-SIZES: dict[str, Range] = {"small": (0.105, 0.115), "medium": (0.140, 0.152), "big": (0.180, 0.195)}
+SIZES: dict[str, Range] = {"small": (0.100, 0.108), "medium": (0.130, 0.140), "big": (0.165, 0.178)}
 # The way in CLIP_FRAMES frames, along each axis that the shape moves on.
-SPEEDS: dict[str, Range] = {"slow": (0.17, 0.20), "normal": (0.28, 0.32), "fast": (0.41, 0.45)}
+SPEEDS: dict[str, Range] = {"slow": (0.23, 0.26), "normal": (0.34, 0.38), "fast": (0.46, 0.49)}
 CLIP_FRAMES = 37
 # Farthest that a shape reaches from its centre, in radii.
 REACH = 1.4
 PAIR_SHARE = 0.15
+# How far from the centre of the picture the middle of the way of a single figure may lie, along each axis.
+OFF_CENTRE = 0.14
 
 Split = Literal["train", "held out"]
 Point = tuple[float, float]
@@ -134,22 +136,25 @@ def draw_tracks(rng: random.Random, scene: Scene, aspect: float = 1.0) -> tuple[
         aspect: width / height.
     """
     room = (max(aspect, 1.0), max(1 / aspect, 1.0))
+    spread = OFF_CENTRE if len(scene.figures) == 1 else max(room)
     while True:
-        tracks = tuple(_draw_track(rng, figure, room) for figure in scene.figures)
+        tracks = tuple(_draw_track(rng, figure, room, spread) for figure in scene.figures)
         if _apart(tracks):
             return tracks
 
 
-def _draw_track(rng: random.Random, figure: Figure, room: Point) -> Track:
+def _draw_track(rng: random.Random, figure: Figure, room: Point, spread: float) -> Track:
     radius, way = rng.uniform(*SIZES[figure.size]), rng.uniform(*SPEEDS[figure.speed])
     travel = [way * sign for sign in DIRECTIONS[figure.direction]]
-    start = [_draw_start(rng, radius * REACH, side, moved) for side, moved in zip(room, travel, strict=True)]
+    middle = [_draw_middle(rng, radius * REACH, side, moved, spread) for side, moved in zip(room, travel, strict=True)]
+    start = [place - moved / 2 for place, moved in zip(middle, travel, strict=True)]
     return Track(radius, (start[0], start[1]), (travel[0] / (CLIP_FRAMES - 1), travel[1] / (CLIP_FRAMES - 1)))
 
 
-def _draw_start(rng: random.Random, reach: float, side: float, travel: float) -> float:
-    """Uniform where both ends of the way lie inside."""
-    return rng.uniform(reach + max(0.0, -travel), side - reach - max(0.0, travel))
+def _draw_middle(rng: random.Random, reach: float, side: float, travel: float, spread: float) -> float:
+    """Uniform within `spread` of the centre, where both ends of the way lie inside."""
+    most = min(side / 2 - reach - abs(travel) / 2, spread)
+    return side / 2 + rng.uniform(-most, most)
 
 
 def _apart(tracks: tuple[Track, ...]) -> bool:

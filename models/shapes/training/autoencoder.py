@@ -88,7 +88,8 @@ def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device)
     for step in stage:
         set_rate(optimiser, step, plan.steps)
         clips, weights = (tensor.to(device) for tensor in _batch(step, generator))
-        loss = _joint_loss(vae, clips, weights) if step < together else _decoder_loss(vae, clips, weights)
+        reconstruct = _joint_loss if step < together else _decoder_loss
+        loss = reconstruct(vae, clips, weights, generator)
         update(optimiser, loss, vae.parameters())
         stage.note(loss)
     return vae.eval().requires_grad_(False), stage
@@ -134,18 +135,18 @@ def _weights(clip: Tensor, scene: Scene) -> Tensor:
     return 1 + FOREGROUND_WEIGHT * foreground
 
 
-def _joint_loss(vae: AutoencoderKLMochi, clips: Tensor, weights: Tensor) -> Tensor:
+def _joint_loss(vae: AutoencoderKLMochi, clips: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
     """Reconstruction, and the KL divergence of the latents from a standard normal, for each of their elements."""
     posterior = vae.encode(clips).latent_dist
     divergence: Tensor = (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean() / 2
-    return _difference(vae.decode(posterior.sample()).sample, clips, weights) + KL_WEIGHT * divergence
+    return _difference(vae.decode(posterior.sample(generator)).sample, clips, weights) + KL_WEIGHT * divergence
 
 
-def _decoder_loss(vae: AutoencoderKLMochi, clips: Tensor, weights: Tensor) -> Tensor:
+def _decoder_loss(vae: AutoencoderKLMochi, clips: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
     with torch.no_grad():
         latents = vae.encode(clips).latent_dist.mode()
-    noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-    return _difference(vae.decode(noisy).sample, clips, weights)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    return _difference(vae.decode(latents + LATENT_NOISE * noise).sample, clips, weights)
 
 
 def _difference(decoded: Tensor, clips: Tensor, weights: Tensor) -> Tensor:

@@ -52,15 +52,9 @@ def write_preview(out: Path, vae: AutoencoderKLMochi, clips: LatentClips) -> flo
 
 def write_log(out: Path, device: torch.device, stages: dict[str, Any]) -> None:
     """What was done, for how long, on what."""
-    versions = {
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
-    machine = {"device": _name(device), "threads": torch.get_num_threads()}
-    (out / LOG_FILE).write_text(
-        json.dumps({"versions": versions, "machine": machine, "stages": stages}, indent=1) + "\n"
-    )
+    versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
+    log = {"versions": versions, "device": _name(device), "stages": stages}
+    (out / LOG_FILE).write_text(json.dumps(log) + "\n")
 
 
 def write_sums(out: Path, names: Sequence[str]) -> None:
@@ -76,8 +70,6 @@ def model_files(out: Path) -> list[str]:
 
 
 def _name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

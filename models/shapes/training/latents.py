@@ -1,6 +1,7 @@
 """The latents of drawn clips and their prompts: what the transformer is trained on, made once and kept."""
 
 import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,15 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class LatentClips:
-    """latents: [N, 12, T, h, w] fp16, normalised. prompts: N lists of ways to say the clip."""
+    """latents: [N, 12, T, h, w] fp16, normalised. prompts: N lists of ways to say the clip.
+
+    seconds: what drawing and encoding them took.
+    """
 
     bucket: Bucket
     latents: Tensor
     prompts: list[list[str]]
+    seconds: float
 
 
 @torch.no_grad()
@@ -57,10 +62,11 @@ def encode_bucket(
     file = folder / f"latents-{bucket.name}.pt"
     if not file.exists():
         say(f"encoding {bucket.clips} clips of {bucket.name}")
+        begun = time.monotonic()
         latents, prompts = _encode_clips(vae, bucket, random.Random(f"{seed} {bucket.name}"), device)
-        save(file, {"latents": latents, "prompts": prompts})
+        save(file, {"latents": latents, "prompts": prompts, "seconds": time.monotonic() - begun})
     state = torch.load(file, weights_only=True)
-    return LatentClips(bucket, state["latents"], state["prompts"])
+    return LatentClips(bucket, state["latents"], state["prompts"], state["seconds"])
 
 
 @torch.no_grad()

@@ -55,6 +55,23 @@ def save(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
+def claim(folder: Path, recipe: str) -> None:
+    """Make a work folder, or go on with one of the same recipe.
+
+    Raises:
+        SystemExit: the folder belongs to another recipe; names both.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "recipe.txt"
+    if not note.exists():
+        note.write_text(recipe)
+    elif (begun := note.read_text()) != recipe:
+        raise SystemExit(
+            f"{folder} was begun by another recipe ({begun}); this one is {recipe}. Give another folder with --work, "
+            "or delete that one with all that is in it"
+        )
+
+
 class Plan(Protocol):
     """What a stage is told: how many steps, and more that only the stage reads."""
 
@@ -65,8 +82,8 @@ class Plan(Protocol):
 class Stage:
     """The steps of one stage: counted, reported, and kept so that a stopped run goes on where it was.
 
-    `plan` is what the stage was told to do: a checkpoint of another plan is refused. `generator` draws all the
-    randomness of the stage. `parts` are what has a `state_dict`.
+    `plan` is what the stage was told to do. `generator` draws all the randomness of the stage. `parts` are what has a
+    `state_dict`.
     """
 
     def __init__(self, name: str, folder: Path, plan: Plan, generator: torch.Generator, **parts: Any) -> None:
@@ -102,17 +119,14 @@ class Stage:
 
     def note(self, loss: Tensor) -> None:
         value = float(loss.detach())
+        if not math.isfinite(value):
+            raise SystemExit(f"{self._name}: the loss is {value}, so the training cannot go on from here")
         self._loss = value if self._loss is None else 0.98 * self._loss + 0.02 * value
 
     def _load(self) -> int:
         if not self._path.exists():
             return 0
         state = torch.load(self._path, weights_only=True, map_location="cpu")
-        if state["plan"] != self._plan:
-            raise SystemExit(
-                f"{self._path} belongs to another plan ({state['plan']}); this one is {self._plan}: "
-                "give another folder with --work, or delete that one"
-            )
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         self._generator.set_state(state["generator"])
@@ -121,7 +135,7 @@ class Stage:
 
     def _save(self, step: int, seconds: float) -> None:
         state = {name: part.state_dict() for name, part in self._parts.items()}
-        state |= {"plan": self._plan, "step": step, "seconds": self._spent + seconds}
+        state |= {"step": step, "seconds": self._spent + seconds}
         state |= {"generator": self._generator.get_state(), "loss": self._loss, "curve": self._curve}
         save(self._path, state)
 

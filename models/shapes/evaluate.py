@@ -93,7 +93,9 @@ def sweep(bench: Bench, options: argparse.Namespace) -> Json:
     for name, curve in found.items():
         say("\n" + "\n".join(_line(f"{name} {point[name]:g}", point) for point in curve))
     steps_used, scales_used = zip(*points, strict=True)
-    return found | {"made_with": {"num_inference_steps": sorted({*steps_used}), "guidance_scale": sorted({*scales_used})}}
+    return found | {
+        "made_with": {"num_inference_steps": sorted({*steps_used}), "guidance_scale": sorted({*scales_used})}
+    }
 
 
 def _line(name: str, point: Json) -> str:
@@ -167,8 +169,7 @@ def card(options: argparse.Namespace) -> None:
 
 
 def _card_path(out: Path) -> Path:
-    folder: Path = out.parent
-    return folder / CARD
+    return out.parent / CARD
 
 
 EXPERIMENTS: dict[str, Callable[[Bench, argparse.Namespace], Json]] = {

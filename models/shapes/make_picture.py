@@ -8,6 +8,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -26,7 +27,15 @@ PROMPTS = (
 )
 COLUMNS, TILE, GAP = 3, 240, 12
 CAPTION, CAPTION_SIZE, CAPTION_LETTERS = 46, 15, 34
-FRAME_MS = 60
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """frames: [F, H, W, 3] uint8 RGB; fps: of the video."""
+
+    frames: Frames
+    fps: int
 
 
 def main() -> None:
@@ -36,23 +45,37 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     with httpx.Client(base_url=arguments.url, timeout=60) as client:
-        clips = [make_clip(client, prompt, arguments.seed) for prompt in PROMPTS]
-    first, *rest = [grid([clip[number] for clip in clips]) for number in range(len(clips[0]))]
-    first.save(arguments.out, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=75, method=6)
+        clips = make_clips(client, arguments.seed)
+    save(clips, arguments.out)
 
 
-def make_clip(client: httpx.Client, prompt: str, seed: int) -> Frames:
-    """The frames of one prompt. Raises SystemExit if the job did not complete."""
+def make_clips(client: httpx.Client, seed: int) -> list[Clip]:
+    """A clip of each prompt. Raises SystemExit: no server answers, or a job did not complete."""
+    try:
+        return [make_clip(client, prompt, seed) for prompt in PROMPTS]
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise SystemExit(f"no server at {client.base_url}; start it with make serve") from None
+
+
+def make_clip(client: httpx.Client, prompt: str, seed: int) -> Clip:
+    """The clip of one prompt. Raises SystemExit: the job did not complete."""
     video = client.post("/v1/videos", json={"prompt": prompt, "seed": seed}).raise_for_status().json()
     while video["status"] in ("queued", "in_progress"):
-        time.sleep(0.1)
+        time.sleep(POLL_S)
         video = client.get(f"/v1/videos/{video['id']}").raise_for_status().json()
     if video["status"] != "completed":
         raise SystemExit(f"{prompt!r} ended as {video['status']}: {video['error']}")
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(client.get(f"/v1/videos/{video['id']}/content").raise_for_status().content)
         file.flush()
-        return read_mp4(Path(file.name))
+        return Clip(read_mp4(Path(file.name)), video["fps"])
+
+
+def save(clips: Sequence[Clip], path: Path) -> None:
+    """All clips side by side, as an animation that plays as fast as they do and goes on for ever."""
+    first, *rest = [grid(frames) for frames in zip(*(clip.frames for clip in clips), strict=True)]
+    frame_ms = round(1000 / clips[0].fps)
+    first.save(path, save_all=True, append_images=rest, duration=frame_ms, loop=0, quality=75, method=6)
 
 
 def grid(frames: Sequence[Frames]) -> Image.Image:

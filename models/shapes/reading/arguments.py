@@ -44,13 +44,22 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, default=MODEL, help="the model's folder")
     parser.add_argument("--out", type=Path, help=f"file of the results; default {FILE} in the model's folder")
     parser.add_argument("--clips", type=_COUNT, help=f"of one figure, for each point; default {clips}")
-    parser.add_argument("--pairs", type=_COUNT_OR_NONE, default=80, help="clips of two figures in score")
-    parser.add_argument("--trained", type=_COUNT_OR_NONE, default=80, help="clips of trained scenes in score")
-    parser.add_argument("--vae-clips", type=_COUNT, default=40, help="about so many clips for the VAE's PSNR in score")
+    parser.add_argument(
+        "--pairs", type=_COUNT_OR_NONE, default=80, help="clips of two figures in score; default %(default)s"
+    )
+    parser.add_argument(
+        "--trained", type=_COUNT_OR_NONE, default=80, help="clips of trained scenes in score; default %(default)s"
+    )
+    parser.add_argument(
+        "--vae-clips",
+        type=_COUNT,
+        default=40,
+        help="about so many clips for the VAE's PSNR in score; default %(default)s",
+    )
     parser.add_argument("--sweep-steps", type=_STEPS, nargs="+", default=SWEPT_STEPS)
     parser.add_argument("--sweep-guidance", type=_GUIDANCE, nargs="+", default=SWEPT_GUIDANCE)
-    parser.add_argument("--batch", type=_COUNT, default=8, help="clips that are sampled at once")
-    parser.add_argument("--threads", type=_COUNT, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--batch", type=_COUNT, default=8, help="clips that are sampled at once; default %(default)s")
+    parser.add_argument("--threads", type=_COUNT, default=torch.get_num_threads(), help="of torch; default %(default)s")
     model = load_settings(PROFILE).model
     parser.add_argument("--width", type=_PIXELS, default=model.width.default)
     parser.add_argument("--height", type=_PIXELS, default=model.height.default)

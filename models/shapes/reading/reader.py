@@ -52,15 +52,18 @@ def read_clip(frames: Frames) -> Reading:
     # Figures cover less than half of the picture, so the median is the ground.
     ground: Floats = np.median(pixels.reshape(-1, 3), axis=0).astype(np.float32)
     blobs = _seen_blobs(pixels, ground)
-    seen = [len(blob.frames_seen) for blob in blobs]
-    least = LEAST_SEEN * num_frames
-    found = [_figure(pixels, ground, blob) for blob, count in zip(blobs, seen, strict=True) if count >= least]
+    lasting = [blob for blob in blobs if _lasts(blob, num_frames)]
+    found = sorted((_figure(pixels, ground, blob) for blob in lasting), key=lambda each: -each[1].radius)
     return Reading(
         nearest_colour(ground, BACKGROUNDS),
         tuple(figure for figure, _ in found),
         tuple(track for _, track in found),
-        tuple(Flicker(blob.area, count, num_frames) for blob, count in zip(blobs, seen, strict=True) if count < least),
+        tuple(Flicker(blob.area, len(blob.frames_seen), num_frames) for blob in blobs if not _lasts(blob, num_frames)),
     )
+
+
+def _lasts(blob: Blob, num_frames: int) -> bool:
+    return len(blob.frames_seen) >= LEAST_SEEN * num_frames
 
 
 def _seen_blobs(pixels: Floats, ground: Floats) -> list[Blob]:

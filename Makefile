@@ -15,7 +15,7 @@ endif
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: serve
 serve: .venv/.serve ## Install and run the server; DATA=folder and CONFIG=configs/profile.yaml are optional
@@ -54,7 +54,7 @@ train-shapes: .venv/.serve ## Train the included model from nothing, under 2 hou
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m models.shapes.train $(ARGS)
 
 .PHONY: evaluate-shapes
-evaluate-shapes: .venv/.dev ## Measure the included model: 400 held-out prompts, steps, guidance, sizes; with figures
+evaluate-shapes: .venv/.dev ## Measure the included model: 400 held-out prompts, steps, guidance, sizes, figures; 35 minutes
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m models.shapes.evaluate $(ARGS)
 
 .PHONY: format

@@ -4,15 +4,18 @@ from pathlib import Path
 import pytest
 
 from models.shapes.evaluate import EXPERIMENTS
-from models.shapes.reading.arguments import ALL, CLIPS, MODEL, parse
+from models.shapes.reading.arguments import ALL, CLIPS, MODEL, PROFILE, parse
 from models.shapes.reading.results import WEIGHTS
+from serve_app.config import load_settings
 
 
 def test_nothing_given_is_everything_as_in_the_profile() -> None:
     options = parse("Evaluates.", [])
     assert options.what == list(ALL) == [*EXPERIMENTS, "figure", "card"] and list(CLIPS) == list(EXPERIMENTS)
-    assert (options.width, options.height, options.num_frames) == (96, 96, 37)
-    assert (options.num_inference_steps, options.guidance_scale) == (16, 3.0)
+    model = load_settings(PROFILE).model
+    for name in ("width", "height", "num_frames", "num_inference_steps"):
+        assert getattr(options, name) == getattr(model, name).default
+    assert options.guidance_scale == model.guidance_scale
     assert options.out == MODEL / "evaluation.json"
 
 

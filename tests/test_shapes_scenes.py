@@ -26,8 +26,8 @@ from models.shapes.scenes.scene import (
     draw_tracks,
     figures,
 )
+from models.shapes.training.text_encoder import TRAINED_TOKENS
 from models.shapes.training.tokenizer import new_tokenizer
-from models.shapes.training.transformer import TRAINED_TOKENS
 
 randoms = st.integers(0, 1 << 32).map(random.Random)
 CENTRED = Track(0.2, (0.5, 0.5), (0.0, 0.0))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ from diffusers import MochiPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from torch import Tensor, nn
 
+from models.shapes.scenes.scene import DIRECTIONS, Figure, Scene
 from models.shapes.train import Recipe, main, train
 from models.shapes.training.attention import MaskedAttention
 from models.shapes.training.autoencoder import AutoencoderPlan, train_autoencoder
 from models.shapes.training.export import LOG_FILE, SUMS_FILE, model_files
 from models.shapes.training.latents import Bucket
 from models.shapes.training.optimise import FLOOR, Stage, average, claim, group, rate, set_rate, update
+from models.shapes.training.positions import frequencies
+from models.shapes.training.text_encoder import TextPlan, reading_loss, train_text_encoder
 from models.shapes.training.tokenizer import new_tokenizer
-from models.shapes.training.transformer import TransformerPlan, new_model
+from models.shapes.training.transformer import TransformerPlan, new_transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
@@ -27,6 +31,7 @@ MODEL = Path(__file__).parents[1] / "models" / "shapes"
 CPU = torch.device("cpu")
 TINY = Recipe(
     AutoencoderPlan(steps=4),
+    TextPlan(steps=4, batch=3),
     TransformerPlan(steps=4, first_steps=2, shares=(0.5, 0.5), compiled=False),
     (Bucket(3, 32, 32, 13, batch=2), Bucket(3, 48, 32, 19, batch=2)),
 )
@@ -51,7 +56,7 @@ def test_the_average_forgets_its_start() -> None:
 def test_the_attention_that_is_trained_is_the_one_that_is_served() -> None:
     """Video tokens and valid text tokens as with diffusers' processor, for prompts of different lengths."""
     torch.manual_seed(0)
-    transformer = new_model(20).transformer
+    transformer = new_transformer()
     nn.init.normal_(transformer.proj_out.weight)
     arguments = _arguments()
     wanted = transformer(**arguments, return_dict=False)[0]
@@ -143,6 +148,35 @@ def _dying_at(step: int) -> Callable[..., None]:
     return die_or_update
 
 
+def test_the_text_encoder_learns_to_read(tmp_path: Path) -> None:
+    """Better than whoever guesses, at the entropy of the attributes, can be."""
+    _, stage = train_text_encoder(TextPlan(steps=200, batch=16), new_tokenizer(), tmp_path, CPU)
+    guessed = sum(map(math.log, (4, 8, 4, 9, 3))) / 12
+    assert stage.log()["loss"][-1] == [200, round(stage.loss, 5)]
+    assert stage.loss < guessed
+
+
+def test_nothing_is_learned_of_what_is_not_said() -> None:
+    """The second figure of one alone, and how fast a still one is."""
+    torch.manual_seed(0)
+    logits = [torch.randn(1, choices, requires_grad=True) for choices in (4, 2, *(8, 4, 9, 3, 3) * 2)]
+    loss = reading_loss(logits, [Scene((Figure("red", "star", "still"),), "grey")])
+    taught = [bool(slope.any()) for slope in torch.autograd.grad(loss, logits)]
+    assert taught == [True, True, True, True, True, True, False, *[False] * 5]
+
+
+def test_in_every_head_a_wave_goes_along_with_each_direction() -> None:
+    """Its angle is the same wherever the figure has got to, and changes for one that goes the other way."""
+    moving = [each for each in DIRECTIONS.values() if each != (0, 0)]
+    for head in frequencies().unbind(1):
+        time, place_y, place_x = head[:, : len(moving)]
+        speeds = time / torch.hypot(place_y, place_x)
+        assert torch.allclose(speeds, speeds[0] * torch.tensor([math.hypot(*each) for each in moving]))
+        for number, (dx, dy) in enumerate(moving):
+            way = speeds[0] * (dy * place_y[number] + dx * place_x[number])
+            assert abs(float(time[number] + way)) < 1e-5 and abs(float(time[number] - way)) > 0.1
+
+
 def _folder(parent: Path, name: str) -> Path:
     folder = parent / name
     folder.mkdir()
@@ -167,7 +201,7 @@ def test_training_makes_a_folder_that_the_pipeline_loads(tmp_path: Path) -> None
     said = new_tokenizer()("a red circle moving right").input_ids
     assert pipeline.tokenizer("A RED circle, moving right!").input_ids == said
     log = json.loads((tmp_path / "model" / LOG_FILE).read_text())
-    assert set(log["stages"]) == {"autoencoder", "latents", "transformer"}
+    assert set(log["stages"]) == {"autoencoder", "latents", "text_encoder", "transformer"}
     train(TINY, tmp_path / "other work", tmp_path / "again", CPU)
     assert _weights(tmp_path / "again") == _weights(tmp_path / "model")
 

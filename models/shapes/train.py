@@ -1,4 +1,4 @@
-"""Trains the included model from nothing: draws clips, trains the autoencoder, then transformer and text encoder.
+"""Trains the included model from nothing: draws clips, trains autoencoder, text encoder, and the transformer on both.
 
 python -m models.shapes.train
 
@@ -18,6 +18,7 @@ from models.shapes.training.autoencoder import AutoencoderPlan, train_autoencode
 from models.shapes.training.export import export, model_files, write_log, write_preview, write_sums
 from models.shapes.training.latents import Bucket, encode_bucket, measure_latents
 from models.shapes.training.optimise import claim, say
+from models.shapes.training.text_encoder import TextPlan, train_text_encoder
 from models.shapes.training.tokenizer import new_tokenizer
 from models.shapes.training.transformer import TransformerPlan, train_transformer
 
@@ -30,10 +31,11 @@ class Recipe:
     """All that decides what comes out. The first bucket is trained on first, alone."""
 
     autoencoder: AutoencoderPlan = field(default_factory=AutoencoderPlan)
+    text_encoder: TextPlan = field(default_factory=TextPlan)
     transformer: TransformerPlan = field(default_factory=TransformerPlan)
     buckets: tuple[Bucket, ...] = (
-        Bucket(8000, 64, 64, 25, batch=32),
-        Bucket(4000, 96, 96, 37, batch=20),
+        Bucket(4000, 64, 64, 37, batch=32),
+        Bucket(5000, 96, 96, 37, batch=20),
         Bucket(500, 64, 112, 31, batch=24),
         Bucket(500, 112, 64, 31, batch=24),
     )
@@ -45,6 +47,7 @@ class Recipe:
         return replace(
             self,
             autoencoder=replace(self.autoencoder, steps=_part(self.autoencoder.steps, fraction)),
+            text_encoder=replace(self.text_encoder, steps=_part(self.text_encoder.steps, fraction)),
             transformer=replace(long, steps=_part(long.steps, fraction), first_steps=_part(long.first_steps, fraction)),
             buckets=tuple(replace(bucket, clips=_part(bucket.clips, fraction)) for bucket in self.buckets),
         )
@@ -84,10 +87,13 @@ def train(recipe: Recipe, work: Path, out: Path, device: torch.device) -> None:
         "plan": f"{recipe.buckets}, seed {recipe.seed}",
         "seconds": round(sum(each.seconds for each in clips), 1),
     }
-    model, transformer = train_transformer(recipe.transformer, clips, new_tokenizer(), work, device)
+    tokenizer = new_tokenizer()
+    encoder, text_encoder = train_text_encoder(recipe.text_encoder, tokenizer, work, device)
+    model, transformer = train_transformer(recipe.transformer, clips, encoder, tokenizer, work, device)
     export(out, model, vae)
     explained = write_preview(out, vae, clips[0])
-    write_log(out, device, {"autoencoder": autoencoder.log(), "latents": encoding, "transformer": transformer.log()})
+    stages = {"autoencoder": autoencoder.log(), "latents": encoding, "text_encoder": text_encoder.log()}
+    write_log(out, device, stages | {"transformer": transformer.log()})
     write_sums(out, model_files(out))
     say(f"the model is in {out}; the preview map explains {explained:.2f} of the variance")
 

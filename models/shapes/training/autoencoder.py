@@ -42,7 +42,7 @@ LATENT_NOISE = 0.1
 class AutoencoderPlan:
     """steps: in all. decoder_share: the part of them that trains the decoder alone."""
 
-    steps: int = 2800
+    steps: int = 2000
     decoder_share: float = 0.3
     lr: float = 2e-3
     seed: int = 1
@@ -73,7 +73,8 @@ def _start_linear(vae: AutoencoderKLMochi) -> None:
             module.conv2.conv.weight.zero_()
             module.conv2.conv.bias.zero_()
     vae.encoder.proj_in.weight[:, 3:].zero_()
-    vae.encoder.proj_in.weight[:, :3] = torch.randn(vae.encoder.proj_in.weight.shape[0], 3) @ _opponent(torch.eye(3))
+    mixes = torch.randn(vae.encoder.proj_in.weight.shape[0], 3)
+    vae.encoder.proj_in.weight[:, :3] = mixes @ _opponent(torch.eye(3)).T
 
 
 def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device) -> tuple[AutoencoderKLMochi, Stage]:

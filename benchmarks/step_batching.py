@@ -31,7 +31,7 @@ from deployments.messages import VideoSpec
 from deployments.mochi_model import load_transformer
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "shapes"
-TEXT_TOKENS = 16
+TEXT_TOKENS = 64
 TOLERANCE = 1e-4
 PROMPTS = (
     "a red circle moving right",

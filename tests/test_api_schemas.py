@@ -149,14 +149,14 @@ def test_a_model_tells_bounds_and_defaults() -> None:
     model = shapes_settings().model
     (served,) = to_model_list(model).model_dump(mode="json")["data"]
     assert served["id"] == "mochi-1"
-    assert served["limits"]["width"] == {"default": 64, "minimum": 32, "maximum": 128}
-    assert served["limits"]["max_prompt_tokens"] == 16
+    assert served["limits"]["width"] == {"default": 96, "minimum": 32, "maximum": 128}
+    assert served["limits"]["max_prompt_tokens"] == 64
     assert served["defaults"] == {
-        "width": 64,
-        "height": 64,
-        "num_frames": 25,
+        "width": 96,
+        "height": 96,
+        "num_frames": 37,
         "fps": 24,
-        "num_inference_steps": 20,
+        "num_inference_steps": 16,
         "enhanced_steps": model.enhanced_steps,
         "guidance_scale": 3.0,
     }

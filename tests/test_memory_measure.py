@@ -82,7 +82,7 @@ def model(**changes: Any) -> ModelSettings:
 
 
 def test_probes_are_small_and_four_times_apart() -> None:
-    assert probe_shapes(MODEL) == ((12, 16, 4, 4), (12, 64, 4, 4))
+    assert probe_shapes(MODEL) == ((12, 64, 4, 4), (12, 256, 4, 4))
 
 
 def test_probes_of_the_full_size_are_far_below_its_largest() -> None:

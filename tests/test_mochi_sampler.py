@@ -63,7 +63,7 @@ async def encoded(video: VideoSpec) -> MemoryStore:
 
 @cache
 def text_encoder() -> TextEncoder:
-    return TextEncoder(SHAPES, "float32", torch.device("cpu"), 16)
+    return TextEncoder(SHAPES, "float32", torch.device("cpu"), 64)
 
 
 def embedded(*tasks: StageTask, down: Callable[[str], bool] = lambda key: False) -> MemoryStore:
@@ -161,7 +161,7 @@ async def test_latents_equal_the_pipelines(replica: Replica, guidance_scale: flo
         guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(video.seed),
         output_type="latent",
-        max_sequence_length=16,
+        max_sequence_length=64,
     ).frames[0]
     assert latents.dtype == torch.float32 and latents.shape == (12, 5, 8, 8)
     assert relative_error(latents, wanted) <= 1e-4

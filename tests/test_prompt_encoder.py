@@ -38,7 +38,7 @@ def zeroing_model(tmp_path: Path) -> Path:
 def assert_equal_to_pipeline(pipe: Any, encoder: TextEncoder, prompt: str, negative: str) -> None:
     ours = encoder.encode(prompt, negative)
     for name, text in (("prompt", prompt), ("negative", negative)):
-        embeds, mask = pipe._get_t5_prompt_embeds(text, max_sequence_length=16)
+        embeds, mask = pipe._get_t5_prompt_embeds(text, max_sequence_length=64)
         assert torch.equal(ours[f"{name}_mask"], mask[0])
         torch.testing.assert_close(ours[f"{name}_embeds"], embeds[0], atol=1e-5, rtol=1e-5)
 
@@ -47,13 +47,13 @@ def assert_equal_to_pipeline(pipe: Any, encoder: TextEncoder, prompt: str, negat
     ("prompt", "negative"), [("a red circle moving right", ""), ("a blue square", "red circle"), ("", "")]
 )
 def test_embeddings_are_the_pipelines(pipeline: Any, prompt: str, negative: str) -> None:
-    assert_equal_to_pipeline(pipeline, TextEncoder(SHAPES, "float32", CPU, 16), prompt, negative)
+    assert_equal_to_pipeline(pipeline, TextEncoder(SHAPES, "float32", CPU, 64), prompt, negative)
 
 
 def test_each_empty_prompt_is_zeroed_by_itself(zeroing_model: Path) -> None:
     pipe = MochiPipeline.from_pretrained(zeroing_model, torch_dtype=torch.float32)
     assert pipe.config.force_zeros_for_empty_prompt
-    encoder = TextEncoder(zeroing_model, "float32", CPU, 16)
+    encoder = TextEncoder(zeroing_model, "float32", CPU, 64)
     assert_equal_to_pipeline(pipe, encoder, "a red circle", "")
     assert_equal_to_pipeline(pipe, encoder, "a red circle", "blue")
     zeroed = encoder.encode("a red circle", "")
@@ -64,17 +64,17 @@ def test_each_empty_prompt_is_zeroed_by_itself(zeroing_model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_a_long_prompt_is_refused_with_its_length(name: str) -> None:
-    encoder = TextEncoder(SHAPES, "float32", CPU, 16)
-    fits = " ".join(["red"] * 15)
+    encoder = TextEncoder(SHAPES, "float32", CPU, 64)
+    fits = " ".join(["red"] * 63)
     encoder.encode(fits, fits)
     texts = {"prompt": "red", "negative_prompt": "red"} | {name: f"{fits} red"}
-    with pytest.raises(PermanentError, match=f"^{name} is 17 tokens; this model reads at most 16; shorten it") as e:
+    with pytest.raises(PermanentError, match=f"^{name} is 65 tokens; this model reads at most 64; shorten it") as e:
         encoder.encode(**texts)
     assert e.value.code == "prompt_too_long"
 
 
 def test_threads_share_the_tokenizer() -> None:
-    encoder = TextEncoder(SHAPES, "float32", CPU, 16)
+    encoder = TextEncoder(SHAPES, "float32", CPU, 64)
     prompts = ["a red circle", "a blue square moving up", "green", "a yellow triangle moving left"] * 25
     alone = {prompt: encoder.encode(prompt, "") for prompt in prompts[:4]}
     with ThreadPoolExecutor(4) as pool:
@@ -100,10 +100,10 @@ async def test_a_task_writes_its_object_then_finishes(replica: Callable[..., Any
     assert store.written == [prompt_embeds_key("video_1")]
     tensors = load(store.objects[prompt_embeds_key("video_1")])
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
-        "prompt_embeds": (16, 64),
-        "prompt_mask": (16,),
-        "negative_embeds": (16, 64),
-        "negative_mask": (16,),
+        "prompt_embeds": (64, 96),
+        "prompt_mask": (64,),
+        "negative_embeds": (64, 96),
+        "negative_mask": (64,),
     }
     started, finished = link.ends
     assert isinstance(started, Started) and started.replica == "replica-1" and started.device.startswith("cpu")

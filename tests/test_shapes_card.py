@@ -108,7 +108,6 @@ def test_a_card_is_written_without_the_model_being_loaded(written: Path, monkeyp
     assert "100.0%" in (written.parent / "README.md").read_text()
 
 
-@pytest.mark.skipif(not (MODEL / "training.json").exists(), reason="the weights are not of this recipe yet")
 def test_the_card_of_the_included_model_tells_its_evaluation() -> None:
     names = ("score", "sweep", "compare", "sizes")
     found = needed(MODEL / "evaluation.json", names, MODEL)

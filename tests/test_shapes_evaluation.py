@@ -146,7 +146,6 @@ def test_no_prompt_and_seed_serves_two_experiments() -> None:
     assert len(set(met)) == len(met) == 40 * 4
 
 
-@pytest.mark.skipif(not (MODEL / "training.json").exists(), reason="the weights are not of this recipe yet")
 def test_score(capsys: pytest.CaptureFixture[str]) -> None:
     found = score(bench(*cases_of_score(3, 2, 1)), argparse.Namespace(clips=3, pairs=2, trained=1, vae_clips=2))
     assert [each["clips"] for each in found["made"].values()] == [3, 2, 1]
@@ -224,7 +223,6 @@ def test_a_batch_makes_the_clips_that_each_alone_makes(generator: Generator) -> 
     assert generator.sampling_seconds(base) > 0
 
 
-@pytest.mark.skipif(not (MODEL / "training.json").exists(), reason="the weights are not of this recipe yet")
 @pytest.mark.parametrize("case", [STILL, MOVING])
 def test_the_vae_gives_a_clip_back(case: Case) -> None:
     clip = drawn_clip(case, 64, 64, 13)

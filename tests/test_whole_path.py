@@ -19,14 +19,14 @@ def test_a_prompt_becomes_its_video(server: Server, tmp_path: Path) -> None:
     video = server.create(prompt="a blue square moving left", seed=7)
     assert video["status"] in ("queued", "in_progress")
     done = server.wait_for(video["id"], "completed")
-    assert (done["status"], done["progress"], done["size"]) == ("completed", 100, "64x64")
+    assert (done["status"], done["progress"], done["size"]) == ("completed", 100, "96x96")
     path = server.download(video["id"], tmp_path / "clip.mp4")
     stream = probe(path)
     assert (stream.codec, stream.pixel_format) == ("h264", "yuv420p")
-    assert (stream.width, stream.height, stream.fps) == (64, 64, 24)
+    assert (stream.width, stream.height, stream.fps) == (96, 96, 24)
     assert is_faststart(path)
     frames = read_frames(path)
-    assert len(frames) == 25
+    assert len(frames) == 37
     assert colour_and_direction(frames) == ("blue", "left")
     assert server.moves(video["id"]) == ONCE
 

@@ -20,10 +20,10 @@ from models.shapes.reading.reading import Frames
 PROMPTS = (
     "a small red circle drifts slowly to the left over a dark blue background",
     "a big yellow star flying to the upper right",
-    "a cyan square and a purple triangle both moving down",
+    "a purple square sliding down in front of a grey wall",
     "an orange ball rolling fast from left to right on grey",
     "a white triangle rising up towards the top over dark green",
-    "a green star moves left while a blue circle moves right",
+    "there is a tiny cyan disc gently floating up",
 )
 COLUMNS, TILE, GAP = 3, 240, 12
 CAPTION, CAPTION_SIZE, CAPTION_LETTERS = 46, 15, 34

@@ -156,7 +156,7 @@ def test_a_model_tells_bounds_and_defaults() -> None:
         "height": 96,
         "num_frames": 37,
         "fps": 24,
-        "num_inference_steps": 16,
+        "num_inference_steps": 8,
         "enhanced_steps": model.enhanced_steps,
         "guidance_scale": 3.0,
     }

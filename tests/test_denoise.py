@@ -167,7 +167,8 @@ def test_a_step_never_waits_for_the_device(pipeline: Any, transformer: Any) -> N
 
 
 def test_the_stock_processor_does_wait(pipeline: Any) -> None:
-    latents, embeds = torch.randn(1, 12, 2, 8, 8), torch.randn(1, 16, 64)
+    width = pipeline.transformer.config.text_embed_dim
+    latents, embeds = torch.randn(1, 12, 2, 8, 8), torch.randn(1, 16, width)
     mask = torch.arange(16)[None] < 5
     assert isinstance(pipeline.transformer.transformer_blocks[0].attn1.processor, MochiAttnProcessor2_0)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(DynamicOutputShapeException):

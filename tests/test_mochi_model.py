@@ -57,12 +57,13 @@ def test_the_whole_transformer_is_bitwise_equal() -> None:
     stock = MochiTransformer3DModel.from_pretrained(SHAPES / "transformer", torch_dtype=torch.float32)
     ours = load_transformer(SHAPES, "float32", CPU)
     lengths = [3, 9]
-    latents, text = torch.randn(2, 12, 3, 8, 8), torch.randn(2, 16, 64)
+    width = stock.config.text_embed_dim
+    latents, text = torch.randn(2, 12, 3, 8, 8), torch.randn(2, 16, width)
     mask = torch.arange(16)[None] < torch.tensor(lengths)[:, None]
     timesteps = torch.tensor([37.0, 912.0])
     wanted = stock(latents, text, timesteps, mask, return_dict=False)[0]
     _, caption = ours.time_embed(timesteps, text, mask, hidden_dtype=torch.float32)
-    assert caption.shape == (2, 16, 64)
+    assert caption.shape == (2, 16, width)
     ours.time_embed.pooler.register_forward_pre_hook(lambda module, args: (args[0], mask))
     assert torch.equal(ours(latents, text, timesteps, lengths, return_dict=False)[0], wanted)
 

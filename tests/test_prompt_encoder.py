@@ -113,7 +113,7 @@ async def test_a_task_writes_its_object_then_finishes(replica: Callable[..., Any
 
 async def test_a_long_prompt_fails_for_good(replica: Callable[..., Any]) -> None:
     link, store = MemoryLink(), MemoryStore()
-    await replica(link, store).run(task(Stage.ENCODING, spec("red " * 40)))
+    await replica(link, store).run(task(Stage.ENCODING, spec("red " * 64)))
     failed = link.ends[-1]
     assert isinstance(failed, Failed)
     assert (failed.code, failed.transient) == ("prompt_too_long", False)

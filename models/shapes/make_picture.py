@@ -26,7 +26,7 @@ PROMPTS = (
     "there is a tiny cyan disc gently floating up",
 )
 COLUMNS, TILE, GAP = 3, 240, 12
-CAPTION, CAPTION_SIZE, CAPTION_LETTERS = 46, 15, 34
+CAPTION, CAPTION_SIZE, CAPTION_LETTERS = 46, 14, 37
 POLL_S = 0.1
 
 

@@ -134,11 +134,11 @@ def _figure_in_words(figure: Figure) -> str:
 def table(summaries: dict[str, Summary]) -> str:
     """The shares of several sets side by side, in percent with their intervals."""
     width = max(len(name) for name in [*MEASURES, "redraw PSNR, dB"]) + 2
-    lines = [" " * width + "".join(f"{name} ({each['clips']})".rjust(26) for name, each in summaries.items())]
+    lines = [" " * width + "".join(f"{name} ({each['clips']})".rjust(30) for name, each in summaries.items())]
     for measure in MEASURES:
-        cells = [_percent(each["shares"].get(measure)).rjust(26) for each in summaries.values()]
+        cells = [_percent(each["shares"].get(measure)).rjust(30) for each in summaries.values()]
         lines.append(measure.replace("_", " ").ljust(width) + "".join(cells))
-    levels = [f"{each['redraw_psnr_db']['mean']:.2f}".rjust(26) for each in summaries.values()]
+    levels = [f"{each['redraw_psnr_db']['mean']:.2f}".rjust(30) for each in summaries.values()]
     return "\n".join([*lines, "redraw PSNR, dB".ljust(width) + "".join(levels)])
 
 

@@ -60,8 +60,9 @@ from serve_app.local_storage import ACTOR_NAME as STORAGE_ACTOR
 from serve_app.ports import LOOPBACK
 from serve_app.ray_environment import LOOPBACK_ONLY
 from serve_app.schema import job_moves, jobs
+from tests.ports import free_block
 from tests.postgres import fresh_database, postgres_server
-from tests.server import ROOT, free_block
+from tests.server import ROOT
 
 CALLERS = 64
 FEW = 1000

@@ -51,7 +51,7 @@ from deployments.prompt_encoder import TextEncoder
 from deployments.settings import StorageSettings
 from deployments.step_loop import Step
 from serve_app.weed_process import WeedProcess
-from tests.server import free_block
+from tests.ports import free_block
 from tests.worker_fakes import SHAPES, MemoryLink, spec, undecorated, worker_settings
 
 REPLICA = "replica-1"

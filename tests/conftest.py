@@ -13,7 +13,8 @@ from deployments.settings import StorageSettings
 from serve_app.weed_process import WeedProcess
 from tests.fakes import FakeServices
 from tests.memory_http import fed_client, unfed_client
-from tests.server import Server, free_block, running_server
+from tests.ports import free_block
+from tests.server import Server, running_server
 
 pytest_plugins = ["tests.groups", "tests.postgres"]
 

@@ -16,8 +16,7 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.ports import MAX_PORT, free_ports, is_free
-from serve_app.weed_command import PORTS
+from tests.ports import free_block, free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_S = 120
@@ -222,14 +221,6 @@ def _config(folder: Path) -> tuple[Path, list[int]]:
         path.write_text(yaml.safe_dump(tree))
         saved.write_text(" ".join(map(str, ports)))
     return path, [int(port) for port in saved.read_text().split()]
-
-
-def free_block() -> int:
-    """The first of as many consecutive free ports as the local store needs."""
-    while True:
-        (first,) = free_ports(1)
-        if first + len(PORTS) <= MAX_PORT and all(is_free(first + i) for i in range(len(PORTS))):
-            return first
 
 
 def _port_variables(ports: list[int]) -> dict[str, str]:

@@ -35,8 +35,8 @@ from serve_app.client_words import (
     target_path,
     unix_seconds,
 )
-from serve_app.ports import free_ports
 from tests.api_stand_in import ETAG, FILE, NO_WAIT, StandIn, running_stand_in
+from tests.ports import free_ports
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_the_host_of_the_running_serve(ray_cluster: None) -> None:
     import ray
     from ray import serve
 
-    from serve_app.ports import free_ports
+    from tests.ports import free_ports
 
     assert current_http_host() is None
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": free_ports(1)[0]})

@@ -35,7 +35,7 @@ async def test_the_same_key_and_body_are_the_same_video(
 
 
 async def test_the_body_may_be_written_in_another_way(client: httpx.AsyncClient, services: FakeServices) -> None:
-    text = {name: str(value) for name, value in BODY.items()} | {"size": "64x64", "priority": "standard"}
+    text = {name: str(value) for name, value in BODY.items()} | {"size": "96x96", "priority": "standard"}
     answers = [
         await client.post("/v1/videos", json=BODY, headers=key("k")),
         await client.post("/v1/videos", data=text, headers=key("k")),

@@ -18,8 +18,9 @@ from serve_app.config import load_settings
 from serve_app.descendants import descendants
 from serve_app.errors import ConfigError, StartupError
 from serve_app.local_server import check_gpus, error_line
-from serve_app.ports import free_ports, is_free
+from serve_app.ports import is_free
 from serve_app.ray_environment import ensure_token, haproxy_available
+from tests.ports import free_ports
 from tests.processes import gone
 
 Write = Callable[[str, str], Path]

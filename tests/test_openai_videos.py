@@ -83,7 +83,7 @@ async def test_create_and_poll(client: openai.AsyncOpenAI, services: FakeService
         await asyncio.sleep(0.01)
     services.registry.complete(next(iter(services.registry.jobs)))
     video = await polling
-    assert (video.status, video.progress, video.seconds) == ("completed", 100, "1.042")
+    assert (video.status, video.progress, video.seconds) == ("completed", 100, "1.542")
     assert video.completed_at is not None
 
 
@@ -148,9 +148,11 @@ async def test_cancel_too_late_is_not_repeated(client: openai.AsyncOpenAI, servi
 
 async def test_a_video_that_no_sampler_holds(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     services.registry.announce_all(max_tokens=80)
-    assert (await client.videos.create(prompt="a red circle", size="64x64")).status == "queued"  # type: ignore[arg-type]
+    more = {"num_frames": 25}
+    fits = await client.videos.create(prompt="a red circle", size="64x64", extra_body=more)  # type: ignore[arg-type]
+    assert fits.status == "queued"
     with pytest.raises(openai.BadRequestError) as caught:
-        await client.videos.create(prompt="a red circle", size="96x64")  # type: ignore[arg-type]
+        await client.videos.create(prompt="a red circle", size="96x64", extra_body=more)  # type: ignore[arg-type]
     assert (caught.value.param, caught.value.code) == ("size", "too_large")
     assert "120 tokens" in caught.value.message
     assert "96x64 with 13 frames or 80x48 with 25 frames" in caught.value.message

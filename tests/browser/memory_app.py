@@ -15,8 +15,8 @@ from serve_app.config import AccessSettings
 from serve_app.feed import Feed
 from serve_app.ingress import create_app
 from serve_app.jobs import Job, Tier
-from serve_app.ports import free_ports
 from tests.fakes import FakeServices, shapes_settings
+from tests.ports import free_ports
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,11 @@ async def test_a_prompt_becomes_a_video_that_plays(server: Server, tabs: Tabs, t
     video_id = await ask_for(page, PROMPT)
     mine = card(page, video_id)
     await expect(mine.get_by_role("button", name="Download")).to_be_visible()
-    await expect(mine.locator("img").last).to_have_js_property("naturalWidth", 64)
+    await expect(mine.locator("img").last).to_have_js_property("naturalWidth", 96)
     await mine.hover()
-    assert await plays(mine.locator("video")) == (10, 64)
+    assert await plays(mine.locator("video")) == (15, 96)
     await mine.get_by_role("link").click()
-    assert await plays(viewer(page).locator("video")) == (10, 64)
+    assert await plays(viewer(page).locator("video")) == (15, 96)
     async with page.expect_download() as download:
         await viewer(page).get_by_role("button", name="Download").click()
     saved = tmp_path / "clip.mp4"
@@ -135,13 +135,13 @@ async def test_enhance_makes_the_same_video_with_more_steps(server: Server, tabs
     origin = server.wait_for(server.create(prompt=PROMPT, seed=5)["id"], "completed")
     page = await tabs.open(server.url)
     await card(page, origin["id"]).get_by_role("button", name="Enhance").click()
-    await expect(viewer(page).get_by_label("Steps")).to_have_value("40")
+    await expect(viewer(page).get_by_label("Steps")).to_have_value("24")
     video_id = await made_by(page, viewer(page).get_by_role("button", name="Make it better"))
     await expect(page).to_have_url(f"{server.url}/#{video_id}")
     await plays(viewer(page).locator("video"))
     made = server.get(video_id)
     assert (made["enhanced_from_video_id"], made["seed"], made["prompt"]) == (origin["id"], 5, PROMPT)
-    assert made["num_inference_steps"] == 40
+    assert made["num_inference_steps"] == 24
     await viewer(page).get_by_role("link", name="the video before").click()
     await expect(page).to_have_url(f"{server.url}/#{origin['id']}")
 
@@ -200,12 +200,12 @@ async def test_a_wrong_prompt_is_told_at_its_field(server: Server, tabs: Tabs) -
     prompt = page.get_by_label("Prompt", exact=True)
     await page.get_by_role("button", name="Make the video").click()
     await expect(prompt).to_have_accessible_description("Write what the video should show.")
-    await prompt.fill("a red circle moving right and then some words more than it can take")
+    await prompt.fill(f"{PROMPT} {'letters' * 10}")
     await expect(prompt).to_have_accessible_description("")
     await page.get_by_role("button", name="Make the video").click()
     await expect(prompt).to_be_focused()
     await expect(prompt).to_have_attribute("aria-invalid", "true")
-    await expect(page.get_by_text("the text encoder takes 16; shorten it.")).to_be_visible()
+    await expect(page.get_by_text("the text encoder takes 64; shorten it.")).to_be_visible()
     await expect(page.get_by_role("button", name="Make the video")).to_have_attribute("aria-disabled", "false")
 
 

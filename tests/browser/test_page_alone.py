@@ -169,7 +169,7 @@ async def test_a_broken_stream_goes_on_where_it_ended(memory_app: MemoryApp, tab
     await page.route("**/events", cut)
     video_id = await ask_for(page, PROMPT)
     registry = memory_app.services.registry
-    await expect(card(page, video_id)).to_contain_text("Step 3 of 20")
+    await expect(card(page, video_id)).to_contain_text("Step 3 of 8")
     registry.move(video_id, JobState.ENCODING)
     memory_app.services.storage.files[video_id, "thumbnail"] = picture()
     await expect(card(page, video_id)).to_contain_text("Reading the prompt")
@@ -187,7 +187,7 @@ class CutTheStream:
         if len(self.asked_after) > 1:
             await route.continue_()
             return
-        data = '{"type":"progress","state":"sampling","progress":10,"step":3,"num_inference_steps":20,'
+        data = '{"type":"progress","state":"sampling","progress":10,"step":3,"num_inference_steps":8,'
         data += '"queue_position":null,"estimated_start_at":null,"estimated_completion_at":null}'
         await route.fulfill(content_type="text/event-stream", body=f"id: 4.3\nevent: progress\ndata: {data}\n\n")
 
@@ -203,7 +203,7 @@ async def test_without_events_the_page_asks_again_and_again(memory_app: MemoryAp
     memory_app.services.registry.previews[video_id] = picture()
     registry.move(video_id, JobState.QUEUED)
     registry.move(video_id, JobState.SAMPLING, step=7, progress=0.4, preview_step=5)
-    await expect(card(page, video_id)).to_contain_text("Step 7 of 20")
+    await expect(card(page, video_id)).to_contain_text("Step 7 of 8")
     await expect(card(page, video_id).locator("img.preview")).to_have_js_property("naturalWidth", 64)
 
 
@@ -224,7 +224,7 @@ async def test_the_theme_is_the_systems_until_one_is_chosen(memory_app: MemoryAp
 async def test_the_controls_have_the_bounds_of_the_model(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     sizes = await page.get_by_label("Size").locator("option").all_text_contents()
-    assert sizes == ["Square, 64 × 64", "Wide, 80 × 48", "Tall, 48 × 80", "Own size"]
+    assert sizes == ["Square, 96 × 96", "Wide, 128 × 80", "Tall, 80 × 128", "Own size"]
     await page.get_by_label("Size").select_option("own")
     length = page.get_by_label("Length")
     assert [await length.get_attribute(name) for name in ("min", "max", "step")] == ["7", "61", "6"]
@@ -256,12 +256,12 @@ async def test_settings_are_sent_as_they_stand(memory_app: MemoryApp, tabs: Tabs
 
 async def test_a_click_on_an_example_fills_the_prompt(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
-    await page.get_by_role("button", name="a blue square moving left").click()
+    await page.get_by_role("button", name="a big green triangle flying fast to the upper right").click()
     prompt = page.get_by_label("Prompt", exact=True)
-    await expect(prompt).to_have_value("a blue square moving left")
+    await expect(prompt).to_have_value("a big green triangle flying fast to the upper right")
     await expect(prompt).to_be_focused()
     await page.reload()
-    await expect(prompt).to_have_value("a blue square moving left")
+    await expect(prompt).to_have_value("a big green triangle flying fast to the upper right")
 
 
 async def test_progress_is_spoken_at_its_milestones(memory_app: MemoryApp, tabs: Tabs) -> None:

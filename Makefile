@@ -54,7 +54,7 @@ train-shapes: .venv/.serve ## Train the included model from nothing, under 2 hou
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m models.shapes.train $(ARGS)
 
 .PHONY: evaluate-shapes
-evaluate-shapes: .venv/.dev ## Measure the included model: 400 held-out prompts, steps, guidance, sizes, figures; 35 minutes
+evaluate-shapes: .venv/.dev ## Measure the included model: 400 held-out prompts, steps, guidance, sizes, figures; 20 minutes
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m models.shapes.evaluate $(ARGS)
 
 .PHONY: format

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.shapes.scenes.draw import draw_clip
 from models.shapes.scenes.scene import BACKGROUNDS, CLIP_FRAMES, Scene, draw_scene, draw_tracks
-from models.shapes.training.optimise import Stage, group, set_rate, update
+from models.shapes.training.optimise import Stage, group, python_random, set_rate, update
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _join_chunks(vae: AutoencoderKLMochi) -> None:
 def _batch(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clips [B, 3, F, H, W] and the weights of their pixels [B, 1, F, H, W]."""
     window = WINDOWS[step % len(WINDOWS)]
-    rng = random.Random(int(torch.randint(1 << 62, (), generator=generator)))
+    rng = python_random(generator)
     drawn = [_draw(rng, window) for _ in range(window.batch)]
     return torch.stack([clip for clip, _ in drawn]), torch.stack([weight for _, weight in drawn])
 

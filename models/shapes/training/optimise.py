@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,11 @@ def average(mean: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Exponential moving average of the weights; shorter at first, so that the random start is forgotten."""
     kept = min(decay, (step + 1) / (step + 20))
     torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - kept)
+
+
+def python_random(generator: torch.Generator) -> random.Random:
+    """Randomness for scenes and prompts, drawn from that of a stage."""
+    return random.Random(int(torch.randint(1 << 62, (), generator=generator)))
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

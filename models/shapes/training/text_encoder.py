@@ -4,7 +4,6 @@ From the mean of its tokens, plain linear maps tell what the prompt says of ever
 transformer starts from text that already separates left from right, as Mochi's starts from a T5 that has read much.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from models.shapes.scenes.scene import (
     Scene,
     draw_scene,
 )
-from models.shapes.training.optimise import Stage, group, set_rate, update
+from models.shapes.training.optimise import Stage, group, python_random, set_rate, update
 
 TEXT_WIDTH = 96
 # The longest prompt of the grammar has 36 tokens.
@@ -34,6 +33,9 @@ TRAINED_TOKENS = 40
 MAX_FIGURES = 2
 # What nothing is said about.
 UNSAID = -100
+_TABLES = tuple(map(tuple, (COLOURS, SHAPES, DIRECTIONS, SIZES, SPEEDS)))
+# How many values each attribute has: the background, how many figures, and those of each figure.
+CHOICES = [len(BACKGROUNDS), MAX_FIGURES, *map(len, _TABLES * MAX_FIGURES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,13 @@ class Reader(nn.Module):
     def __init__(self, encoder: T5EncoderModel) -> None:
         super().__init__()
         self.encoder = encoder
-        self.attributes = nn.Linear(TEXT_WIDTH, sum(_choices()))
+        self.attributes = nn.Linear(TEXT_WIDTH, sum(CHOICES))
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Logits of each attribute, [B, choices]. ids int64 and mask bool: [B, L]."""
         weights = mask.unsqueeze(-1) / mask.sum(1).view(-1, 1, 1)
         mean = (self.encoder(ids, attention_mask=mask)[0] * weights).sum(1)
-        return torch.split(self.attributes(mean), _choices(), dim=1)
+        return torch.split(self.attributes(mean), CHOICES, dim=1)
 
 
 class Prompts:
@@ -126,21 +128,13 @@ def reading_loss(logits: Sequence[Tensor], scenes: Sequence[Scene]) -> Tensor:
 
 
 def _draw(count: int, generator: torch.Generator) -> tuple[list[Scene], list[str]]:
-    rng = random.Random(int(torch.randint(1 << 62, (), generator=generator)))
+    rng = python_random(generator)
     scenes = [draw_scene(rng, "train") for _ in range(count)]
     return scenes, [write_prompt(rng, scene) for scene in scenes]
 
 
-_TABLES = tuple(map(tuple, (COLOURS, SHAPES, DIRECTIONS, SIZES, SPEEDS)))
-
-
-def _choices() -> list[int]:
-    """How many values each attribute has: the background, how many figures, and those of each figure."""
-    return [len(BACKGROUNDS), MAX_FIGURES, *(len(table) for table in _TABLES * MAX_FIGURES)]
-
-
 def _said(scene: Scene) -> list[int]:
-    """The value of each attribute, in the order of `_choices`; UNSAID for a figure that is not there."""
+    """The value of each attribute, in the order of `CHOICES`; UNSAID for a figure that is not there."""
     figures = [value for figure in scene.figures for value in _values(figure)]
     lacking = (MAX_FIGURES - len(scene.figures)) * len(_TABLES)
     return [list(BACKGROUNDS).index(scene.background), len(scene.figures) - 1, *figures, *[UNSAID] * lacking]

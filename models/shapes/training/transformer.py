@@ -5,7 +5,6 @@ noise and 1 for video. A share of the prompts is left out, which is what guidanc
 """
 
 import copy
-import random
 import shutil
 import sysconfig
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from models.shapes.training.attention import MaskedAttention
 from models.shapes.training.latents import LatentClips
-from models.shapes.training.optimise import Stage, average, group, say, set_rate, update
+from models.shapes.training.optimise import Stage, average, group, python_random, say, set_rate, update
 from models.shapes.training.positions import frequencies
 from models.shapes.training.text_encoder import TEXT_WIDTH, Prompts
 from models.shapes.training.tokenizer import MAX_TOKENS
@@ -161,7 +160,7 @@ def _loss(
 
 
 def _say(clips: LatentClips, chosen: list[int], generator: torch.Generator) -> list[str]:
-    rng = random.Random(int(torch.randint(1 << 62, (), generator=generator)))
+    rng = python_random(generator)
     return ["" if rng.random() < DROPPED_PROMPTS else rng.choice(clips.prompts[index]) for index in chosen]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.shapes.scenes.scene import DIRECTIONS, Figure, Scene
 from models.shapes.train import Recipe, main, train
 from models.shapes.training.attention import MaskedAttention
-from models.shapes.training.autoencoder import AutoencoderPlan, train_autoencoder
+from models.shapes.training.autoencoder import AutoencoderPlan, Window, train_autoencoder
 from models.shapes.training.export import LOG_FILE, SUMS_FILE, model_files
 from models.shapes.training.latents import Bucket
 from models.shapes.training.optimise import FLOOR, Stage, average, claim, group, rate, set_rate, update
@@ -29,11 +29,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 
 MODEL = Path(__file__).parents[1] / "models" / "shapes"
 CPU = torch.device("cpu")
+TINY_WINDOWS = (Window(2, 7, 32, 24), Window(1, 13, 32, 32))
 TINY = Recipe(
-    AutoencoderPlan(steps=4),
+    AutoencoderPlan(steps=4, windows=TINY_WINDOWS),
     TextPlan(steps=4, batch=3),
     TransformerPlan(steps=4, first_steps=2, shares=(0.5, 0.5), compiled=False),
     (Bucket(3, 32, 32, 13, batch=2), Bucket(3, 48, 32, 19, batch=2)),
+    measured=2,
 )
 
 
@@ -124,7 +126,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_killed_autoencoder_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """In the steps that train both halves, and in those that train the decoder alone."""
-    plan = AutoencoderPlan(steps=5)
+    plan = AutoencoderPlan(steps=5, windows=TINY_WINDOWS)
     whole, _ = train_autoencoder(plan, _folder(tmp_path, "whole"), CPU)
     torn = _folder(tmp_path, "torn")
     with monkeypatch.context() as patch:

@@ -146,7 +146,7 @@ def check_final(video: VideoSpec, latents: Tensor) -> None:
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(unhurried, max_examples=200)
+@settings(unhurried, max_examples=100)
 @given(scenarios)
 def test_whatever_happens_the_latents_are_the_pipelines(scenario: Scenario) -> None:
     check(scenario)
@@ -154,7 +154,7 @@ def test_whatever_happens_the_latents_are_the_pipelines(scenario: Scenario) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(unhurried, max_examples=2000)
+@settings(unhurried, max_examples=1000)
 @given(scenarios)
 def test_whatever_happens_two_thousand_times(scenario: Scenario) -> None:
     check(scenario)

@@ -28,7 +28,10 @@ WORK = Path("data/train-shapes")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides what comes out. The first bucket is trained on first, alone."""
+    """All that decides what comes out. The first bucket is trained on first, alone.
+
+    measured: the clips that the latents' mean and standard deviation are measured on.
+    """
 
     autoencoder: AutoencoderPlan = field(default_factory=AutoencoderPlan)
     text_encoder: TextPlan = field(default_factory=TextPlan)
@@ -39,6 +42,7 @@ class Recipe:
         Bucket(500, 64, 112, 31, batch=24),
         Bucket(500, 112, 64, 31, batch=24),
     )
+    measured: int = 64
     seed: int = 11
 
     def shortened(self, fraction: float) -> "Recipe":
@@ -81,7 +85,7 @@ def train(recipe: Recipe, work: Path, out: Path, device: torch.device) -> None:
     claim(work, f"{recipe} of scenes {_digest()}")
     out.mkdir(parents=True, exist_ok=True)
     vae, autoencoder = train_autoencoder(recipe.autoencoder, work, device)
-    measure_latents(vae, recipe.seed, device)
+    measure_latents(vae, recipe.seed, recipe.measured, device)
     clips = [encode_bucket(vae, bucket, recipe.seed, work, device) for bucket in recipe.buckets]
     encoding = {
         "plan": f"{recipe.buckets}, seed {recipe.seed}",

@@ -40,9 +40,10 @@ LATENT_NOISE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderPlan:
-    """steps: in all. decoder_share: the part of them that trains the decoder alone."""
+    """steps: in all. windows: taken in turn. decoder_share: the part of the steps that trains the decoder alone."""
 
     steps: int = 2000
+    windows: tuple[Window, ...] = WINDOWS
     decoder_share: float = 0.3
     lr: float = 2e-3
     seed: int = 1
@@ -88,7 +89,8 @@ def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device)
     together = int(plan.steps * (1 - plan.decoder_share))
     for step in stage:
         set_rate(optimiser, step, plan.steps)
-        clips, weights = (tensor.to(device) for tensor in _batch(step, generator))
+        window = plan.windows[step % len(plan.windows)]
+        clips, weights = (tensor.to(device) for tensor in _batch(window, generator))
         reconstruct = _joint_loss if step < together else _decoder_loss
         loss = reconstruct(vae, clips, weights, generator)
         update(optimiser, loss, vae.parameters())
@@ -103,9 +105,8 @@ def _join_chunks(vae: AutoencoderKLMochi) -> None:
             module.chunk_size = 1 << 16
 
 
-def _batch(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _batch(window: Window, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clips [B, 3, F, H, W] and the weights of their pixels [B, 1, F, H, W]."""
-    window = WINDOWS[step % len(WINDOWS)]
     rng = python_random(generator)
     drawn = [_draw(rng, window) for _ in range(window.batch)]
     return torch.stack([clip for clip, _ in drawn]), torch.stack([weight for _, weight in drawn])

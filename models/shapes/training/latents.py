@@ -47,8 +47,8 @@ class LatentClips:
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKLMochi, seed: int, device: torch.device, clips: int = 64) -> None:
-    """Write mean and standard deviation of each latent channel into the autoencoder's config."""
+def measure_latents(vae: AutoencoderKLMochi, seed: int, clips: int, device: torch.device) -> None:
+    """Write mean and standard deviation of each latent channel, over so many clips, into the autoencoder's config."""
     rng = random.Random(seed)
     latents = torch.cat([_encode(vae, [_draw(rng, 64, 64, 25)[0]], device) for _ in range(clips)])
     mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))

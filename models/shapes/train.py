@@ -41,6 +41,8 @@ class Recipe:
         Bucket(5000, 96, 96, 37, batch=20),
         Bucket(500, 64, 112, 31, batch=24),
         Bucket(500, 112, 64, 31, batch=24),
+        Bucket(800, 96, 96, 25, batch=24),
+        Bucket(800, 64, 64, 25, batch=32),
     )
     measured: int = 64
     seed: int = 11

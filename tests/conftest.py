@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: a real object store, real databases, a real server; each started once."""
 
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from tests.ports import free_block
 from tests.server import Server, running_server
 
 pytest_plugins = ["tests.groups", "tests.postgres"]
+
+
+def pytest_configure() -> None:
+    """A shell lets what runs in its background ignore Ctrl-C, and so would the commands that tests interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -63,6 +63,7 @@ def test_sets_can_be_left_out() -> None:
         ("--guidance-scale nan", "argument --guidance-scale: got nan; allowed is a number from 1"),
         ("--sweep-guidance 1 inf", "argument --sweep-guidance: got inf; allowed is a number from 1"),
         ("--model nowhere", "argument --model: nowhere has no tokenizer/tokenizer.json; pass the folder of a trained"),
+        ("score --second data", "argument --second: only card tells of a second training; name card, too, or nothing"),
         ("--out nowhere/a.json", "argument --out: there is no folder nowhere; make it first"),
     ],
 )

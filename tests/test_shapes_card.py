@@ -1,5 +1,6 @@
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from models.shapes.evaluate import SEEDS, card, compare, main, score, sizes
 from models.shapes.reading.card import BEGIN, END, figures
-from models.shapes.reading.results import Json, keep, needed
+from models.shapes.reading.results import WEIGHTS, Json, keep, needed, weight_sums
 from models.shapes.reading.scoring import draw_cases
 from tests.shapes_bench import MODEL, bench, cases_of_score, made_by
 
@@ -53,7 +54,7 @@ def written(tmp_path: Path, evaluated: Json) -> Path:
 
 
 def test_the_card_gets_the_figures_between_its_marks(written: Path) -> None:
-    card(argparse.Namespace(out=written, model=MODEL))
+    card(argparse.Namespace(out=written, model=MODEL, second=None))
     told = (written.parent / "README.md").read_text()
     assert told.startswith(f"before\n{BEGIN}\n| right |") and told.endswith(f"{END}\nafter\n") and "old" not in told
     assert "| held out, one figure (2 clips) |" in told and "100.0% (34.2% to 100.0%)" in told
@@ -62,17 +63,61 @@ def test_the_card_gets_the_figures_between_its_marks(written: Path) -> None:
     assert "Over 2 pairs" in told and "96x96, 49 frames" in told
 
 
+@pytest.fixture
+def second(tmp_path: Path, evaluated: Json) -> Path:
+    """A folder of the same weights with their score and the log of a training."""
+    folder = tmp_path / "second"
+    for name in WEIGHTS:
+        (folder / name).parent.mkdir(parents=True)
+        shutil.copy(MODEL / name, folder / name)
+    keep(folder / "evaluation.json", "score", evaluated["score"])
+    losses = [[50 * n, n / 8] for n in range(1, 22)]
+    stages = {"latents": {"seconds": 90.0}, "text_encoder": {"seconds": 150.0, "loss": losses}}
+    (folder / "training.json").write_text(json.dumps({"device": "CPU, 2 threads", "stages": stages}))
+    return folder
+
+
+def test_the_card_tells_of_a_second_training(written: Path, second: Path) -> None:
+    for given in (second, None):
+        card(argparse.Namespace(out=written, model=MODEL, second=given))
+        told = (written.parent / "README.md").read_text()
+        assert "by the same command, on CPU, 2 threads; the weights are the same to the last bit:" in told
+        assert "| right | included (2 clips) | second (2 clips) |" in told
+        assert "| latents | 2 | - | - | - | - | - |" in told
+        assert "| text encoder | 2 | 0.3750 | 0.7500 | 1.3750 | 2.0000 | 2.6250 |" in told
+
+
+def test_a_second_training_of_other_weights_is_not_told_to_be_the_same(written: Path, second: Path) -> None:
+    weights = second / WEIGHTS[0]
+    weights.write_text("{}")
+    with pytest.raises(SystemExit, match=r"has score of other weights than .*second; first, .*evaluate score$"):
+        main(["card", "--out", str(written), "--second", str(second)])
+    sums = weight_sums(second)
+    found = json.loads((second / "evaluation.json").read_text())["score"]
+    keep(second / "evaluation.json", "score", found | {"made_with": found["made_with"] | {"sha256": sums}})
+    main(["card", "--out", str(written), "--second", str(second)])
+    told = (written.parent / "README.md").read_text()
+    assert "by the same command, on CPU, 2 threads:" in told and "last bit" not in told
+
+
+def test_a_second_training_without_a_log_is_refused(written: Path, second: Path) -> None:
+    (second / "training.json").unlink()
+    with pytest.raises(SystemExit, match=r"second has no training\.json; pass the folder that"):
+        main(["card", "--out", str(written), "--second", str(second)])
+    assert "old" in (written.parent / "README.md").read_text()
+
+
 def test_a_card_is_not_written_without_all_results(written: Path, evaluated: Json) -> None:
     written.write_text(json.dumps({"compare": evaluated["compare"]}))
     with pytest.raises(SystemExit, match=r"has no score, sizes; first, .*evaluate score sizes"):
-        card(argparse.Namespace(out=written, model=MODEL))
+        card(argparse.Namespace(out=written, model=MODEL, second=None))
 
 
 def test_a_card_is_not_written_from_results_of_other_weights(written: Path, evaluated: Json) -> None:
     other = {"made_with": {"sha256": dict.fromkeys(evaluated["score"]["made_with"]["sha256"], "0" * 64)}}
     written.write_text(json.dumps(evaluated | {"compare": evaluated["compare"] | other, "score": {"made_with": {}}}))
     with pytest.raises(SystemExit, match=r"has score, compare of other weights than .*evaluate score compare$"):
-        card(argparse.Namespace(out=written, model=MODEL))
+        card(argparse.Namespace(out=written, model=MODEL, second=None))
     assert "old" in (written.parent / "README.md").read_text()
 
 

@@ -8,6 +8,8 @@
     python -m models.shapes.evaluate card       # the figures of the model card
     python -m models.shapes.evaluate            # all of these
 
+`card --second FOLDER` tells also of a model that was trained anew and scored with `score --model FOLDER`.
+
 Each of the first four puts its results under its own name into one JSON file and prints them.
 """
 
@@ -28,6 +30,7 @@ from models.shapes.reading.generating import Generator, vae_round_trip
 from models.shapes.reading.reading import psnr
 from models.shapes.reading.results import Json, keep, needed, provenance
 from models.shapes.reading.scoring import Case, brief, draw_cases, paired, summarise, table
+from models.shapes.reading.second_training import second_training
 from models.shapes.reading.statistics import mean
 from serve_app.config import load_settings
 
@@ -164,6 +167,8 @@ def figure(bench: Bench, options: argparse.Namespace) -> None:
 def card(options: argparse.Namespace) -> None:
     """Write the file's figures into the model card beside it."""
     path = _card_path(options.out)
+    if options.second:
+        keep(options.out, "second training", second_training(options.second))
     write_card(path, needed(options.out, NEEDED["card"], options.model))
     say(f"written to {path}")
 
@@ -199,6 +204,8 @@ def _refuse_early(options: argparse.Namespace) -> None:
     """What an output lacks that no experiment of this run makes is said before hours of work."""
     if "card" in options.what:
         split_card(_card_path(options.out))
+        if options.second:
+            second_training(options.second)
     for output, names in NEEDED.items():
         if output in options.what:
             needed(options.out, [name for name in names if name not in options.what], options.model)

@@ -31,6 +31,8 @@ def parse(doc: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.what = [name for name in ALL if not options.what or name in options.what]
     if lacking := [name for name in WEIGHTS if not (options.model / name).is_file()]:
         parser.error(f"argument --model: {options.model} has no {lacking[0]}; pass the folder of a trained model")
+    if options.second and "card" not in options.what:
+        parser.error("argument --second: only card tells of a second training; name card, too, or nothing")
     options.out = options.model / FILE if options.out is None else options.out
     if not options.out.parent.is_dir():
         parser.error(f"argument --out: there is no folder {options.out.parent}; make it first")
@@ -43,6 +45,9 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("what", nargs="*", type=_NAME, help=f"{', '.join(ALL)}; several, or none for all")
     parser.add_argument("--model", type=Path, default=MODEL, help="the model's folder")
     parser.add_argument("--out", type=Path, help=f"file of the results; default {FILE} in the model's folder")
+    parser.add_argument(
+        "--second", type=Path, help="card: folder of a model trained anew and scored; its log and score go in, too"
+    )
     parser.add_argument("--clips", type=_COUNT, help=f"of one figure, for each point; default {clips}")
     parser.add_argument(
         "--pairs", type=_COUNT_OR_NONE, default=80, help="clips of two figures in score; default %(default)s"

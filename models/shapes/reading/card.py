@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from models.shapes.reading.scoring import MEASURES
+from models.shapes.reading.second_training import HEADLINE, TOLD_AFTER, told_losses
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -33,7 +34,7 @@ def split_card(path: Path) -> tuple[str, str]:
 
 
 def figures(found: Json) -> str:
-    """Markdown tables of `score`, `compare` and `sizes`."""
+    """Markdown tables of `score`, `compare` and `sizes`, and of a second training where there was one."""
     score, compare = found["score"], found["compare"]
     sizes = {name: each for name, each in found["sizes"].items() if name != "made_with"}
     parts = [
@@ -45,6 +46,8 @@ def figures(found: Json) -> str:
         "Other sizes and lengths, held-out prompts of one figure:",
         _shares(sizes, ("all_three", "everything")),
     ]
+    if "second training" in found:
+        parts.append(_trained_again(score, found["second training"]))
     return "\n\n".join(parts)
 
 
@@ -88,6 +91,22 @@ def _compared(compare: Json) -> str:
     sampling = f"sampling on {threads} thread{'' if threads == 1 else 's'}"
     head = ["", "steps", sampling, "colour, direction, shape right", "everything right", "redraw PSNR"]
     return f"{_table(head, rows)}\n\n{told}"
+
+
+def _trained_again(included: Json, second: Json) -> str:
+    same = included["made_with"]["sha256"] == second["made_with"]["sha256"]
+    log = [
+        [name.replace("_", " "), f"{stage['seconds'] / 60:.0f}", *[f"{loss:.4f}" for loss in told_losses(stage)]]
+        for name, stage in second["log"]["stages"].items()
+    ]
+    head = ["stage", "minutes", *[f"loss after {part:.0%}" for part in TOLD_AFTER]]
+    parts = [
+        f"Trained from nothing a second time, by the same command, on {second['log']['device']}"
+        + ("; the weights are the same to the last bit:" if same else ":"),
+        _shares({"included": included["made"][HEADLINE], "second": second["made"]}),
+        _table(head, [[*row, *["-"] * (len(head) - len(row))] for row in log]),
+    ]
+    return "\n\n".join(parts)
 
 
 def _percent(value: Json | None) -> str:

@@ -89,7 +89,7 @@ async def test_a_run_that_is_cut_off_is_taken_up(api: StandIn, wish: BatchWish, 
     check_all_made_once(api, wish)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(st.data())
 def test_a_state_file_cut_anywhere_makes_no_second_video(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -154,7 +154,7 @@ def test_whatever_happens_the_latents_are_the_pipelines(scenario: Scenario) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(unhurried, max_examples=1000)
+@settings(unhurried, max_examples=2000)
 @given(scenarios)
 def test_whatever_happens_two_thousand_times(scenario: Scenario) -> None:
     check(scenario)

@@ -30,7 +30,7 @@ from models.shapes.reading.generating import Generator, vae_round_trip
 from models.shapes.reading.reading import psnr
 from models.shapes.reading.results import Json, keep, needed, provenance
 from models.shapes.reading.scoring import Case, brief, draw_cases, paired, summarise, table
-from models.shapes.reading.second_training import second_training
+from models.shapes.reading.second_training import HEADLINE, second_training
 from models.shapes.reading.statistics import mean
 from serve_app.config import load_settings
 
@@ -52,7 +52,7 @@ def score(bench: Bench, options: argparse.Namespace) -> Json:
     one of the two.
     """
     asked = {
-        "held out, one figure": _cases("score", options),
+        HEADLINE: _cases("score", options),
         "held out, two figures": draw_cases(options.pairs, "held out", pairs=True, seed=SEEDS["score"]),
         "trained, one figure": draw_cases(options.trained, "train", pairs=False, seed=SEEDS["score"]),
     }

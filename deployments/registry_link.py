@@ -32,6 +32,7 @@ class RegistryLink:
         """
         deadline = time.monotonic() + timeout_s
         pause = FIRST_PAUSE_S
+        seen: _Lost | None = None
         while True:
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
@@ -39,8 +40,10 @@ class RegistryLink:
             except RayTaskError as error:
                 raise _cause(error) from error
             except TimeoutError as error:
-                raise self._unavailable(method, f"gave no answer within {timeout_s:g} s") from error
+                what = "gave no answer within" if seen is None else f"{seen} for"
+                raise self._unavailable(method, f"{what} {timeout_s:g} s") from error
             except _Lost as lost:
+                seen = lost
                 if time.monotonic() + pause >= deadline:
                     raise self._unavailable(method, f"{lost} for {timeout_s:g} s") from lost.__cause__
             await asyncio.sleep(pause)

@@ -71,18 +71,28 @@ def _start(plan: Plan, schema: ServeDeploySchema, stopping: threading.Event, lis
     listen()
     check_gpus(plan.settings, ray.cluster_resources().get("GPU", 0))
     _go_on(stopping)
-    client = api.serve_start(
-        http_options=schema.http_options.model_dump(),
-        proxy_location=schema.proxy_location,
-        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
-        controller_options=schema.controller_options,
-        global_logging_config=schema.logging_config,
-    )
+    client = _start_serve(schema)
     _go_on(stopping)
     client.deploy_apps(schema)
     _wait_for_applications(client, [app.name for app in schema.applications], stopping)
     if any(app.route_prefix is not None for app in schema.applications):
         _wait_for_answer(plan, stopping)
+
+
+def _start_serve(schema: ServeDeploySchema) -> Any:
+    """Serve's controller and HTTP front. Raises StartupError when one of them does not come up in a minute."""
+    try:
+        return api.serve_start(
+            http_options=schema.http_options.model_dump(),
+            proxy_location=schema.proxy_location,
+            grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+            controller_options=schema.controller_options,
+            global_logging_config=schema.logging_config,
+        )
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise StartupError(
+            f"Ray Serve or its HTTP front did not start ({error_line(str(error))}); if this machine is busy, try again"
+        ) from error
 
 
 def _start_ray(plan: Plan) -> None:

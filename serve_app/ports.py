@@ -4,13 +4,15 @@ import contextlib
 import os
 import random
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 MAX_PORT = 65535
-# Above the ports of Ray's workers (10002 to 19999), below those of Serve's replicas (from 30000) and those that the
-# system gives to clients (from 32768 on Linux).
-UNCLAIMED = range(20_000, 30_000)
+# All are above the ports of Ray's workers (10002 to 19999), below those of Serve's replicas (from 30000) and those that
+# the system gives to clients (from 32768 on Linux); apart from each other, because a port is bound only some time after
+# it was chosen.
+SINGLE = range(20_000, 21_000)
 # With an offset of 10,000, the second port is below the system's too, and above those of a few replicas.
 PAIRED = range(21_000, 22_700)
 _LISTEN = "0A"
@@ -28,7 +30,7 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
     return True
 
 
-def free_ports(count: int, among: range = UNCLAIMED) -> list[int]:
+def free_ports(count: int, among: Sequence[int] = SINGLE) -> list[int]:
     """Ports that were free a moment ago, all different, from a range where nobody takes one by chance meanwhile."""
     found: list[int] = []
     while len(found) < count:

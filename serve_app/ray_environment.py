@@ -44,7 +44,8 @@ def haproxy_ports(environ: Mapping[str, str]) -> dict[str, int]:
 def ray_variables(token_file: Path) -> dict[str, str]:
     """A token for everybody who talks to the cluster, nothing but loopback, no processes ahead of need.
 
-    A stopping ingress replica waits a second, not 30, for routes to go: HAProxy is on the same machine.
+    A stopping ingress replica waits a second, not 30, for routes to go: HAProxy is on the same machine. The HTTP front
+    may take a minute to start, not 5 s, after which Serve kills it and begins again: a busy machine never gets there.
     """
     return {
         **LOOPBACK_ONLY,
@@ -55,6 +56,7 @@ def ray_variables(token_file: Path) -> dict[str, str]:
         "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.ports import LOOPBACK, free_pair, free_ports, holder, is_free
+from serve_app.weed_command import PORTS
+from tests import ports as tests_ports
 
 needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
 
@@ -25,6 +27,12 @@ def test_a_port_held_on_all_addresses_is_not_free_on_loopback() -> None:
 
 def test_free_ports_differ() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+def test_no_port_is_given_to_two_servers_of_the_tests() -> None:
+    given = [*tests_ports.free_ports(50), *range(first := tests_ports.free_block(), first + len(PORTS))]
+    given += [*tests_ports.free_ports(50), *range(first := tests_ports.free_block(), first + len(PORTS))]
+    assert len(set(given)) == len(given) == 100 + 2 * len(PORTS)
 
 
 def test_a_pair_lies_within_the_range() -> None:

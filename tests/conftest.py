@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: a real object store, real databases, a real server; each started once."""
 
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ pytest_plugins = ["tests.groups", "tests.postgres"]
 def pytest_configure() -> None:
     """A shell lets what runs in its background ignore Ctrl-C, and so would the commands that tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -11,8 +11,6 @@ SHARING = {
     # Each starts a server or a Ray of its own, or breaks one: no two at a time.
     "whole paths": ("test_whole_path", "test_chaos", "test_exposure", "test_local_storage", "test_moving_samples"),
 }
-# Files that share nothing, but take half a minute or more.
-LONG = tuple(f"tests/test_{file}.py" for file in ("retention", "step_engine", "two_tenants", "weed_process"))
 _GROUPS = {f"tests/{file}.py": group for group, files in SHARING.items() for file in files}
 
 
@@ -24,11 +22,7 @@ def group_of(nodeid: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that nothing is waited for alone in the end."""
-    items.sort(key=lambda item: _rank(group_of(item.nodeid)))
-
-
-def _rank(group: str) -> int:
-    return 0 if group in SHARING else 1 if group in LONG else 2
+    items.sort(key=lambda item: group_of(item.nodeid) not in SHARING)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,7 +1,7 @@
 """Whether Serve has told this replica to leave.
 
 Serve calls a deployment's `__del__` only when all its calls have ended, so that a sampler would finish its videos
-first. The replica's own flag is no public API; the version of Ray is pinned, and a test redeploys under load.
+first. So the replica's own flag is looked at.
 """
 
 import faulthandler
@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 
-import ray
+from deployments.own_replica import own_replica
 
 TERMINATED = 128 + signal.SIGTERM
 _terminated = threading.Event()
@@ -43,9 +43,5 @@ def watch_sigterm() -> None:
 
 
 def _serve_is_stopping() -> bool:
-    if not ray.is_initialized():
-        return False
-    actor_id = ray.get_runtime_context().get_actor_id()
-    actors = ray._private.worker.global_worker.actors
-    replicas = [actor for key, actor in actors.items() if key.hex() == actor_id]
-    return any(replica._replica_impl._shutting_down for replica in replicas)
+    replica = own_replica()
+    return replica is not None and bool(replica._shutting_down)

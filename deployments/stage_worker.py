@@ -17,10 +17,12 @@ from deployments.connections import Link
 from deployments.draining import end_if_terminated, is_draining
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
 from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
+from deployments.reservations import Reservations
 from deployments.running_task import RunningTask, current_job, logger, wait_for, without_grad
 
 ANNOUNCE_EVERY_S = 2.0
 DRAIN_POLL_S = 0.25
+RESERVATIONS_EVERY_S = 5.0
 REPORT_INTERVAL_S = 0.2
 HEARTBEAT_S = 5.0
 STALL_S = 900.0
@@ -56,7 +58,7 @@ class StageWorker:
         self._sick: str | None = None
         self._leaving: str | None = None
         self._loop = asyncio.get_running_loop()
-        forever = (self._announce_forever(), self._report_forever(), self._watch_draining())
+        forever = (self._announce_forever(), self._report_forever(), self._watch_draining(), self._watch_reservations())
         self._background = [self._loop.create_task(part) for part in forever]
 
     def check_health(self) -> None:
@@ -202,6 +204,14 @@ class StageWorker:
         while self._held:
             await asyncio.sleep(DRAIN_POLL_S)
         end_if_terminated()
+
+    async def _watch_reservations(self) -> None:
+        """What a registry reserved before it was killed is open to the next one."""
+        reservations = Reservations()
+        while True:
+            await asyncio.sleep(RESERVATIONS_EVERY_S)
+            if count := await reservations.release_stale():
+                logger.warning("%s: %d slots were reserved and not used; they are open again", self._info.stage, count)
 
     async def _tell(self, method: str, *args: object) -> tuple[bool, Any]:
         """Whether the registry heard, and its answer. The work never fails because the registry does."""

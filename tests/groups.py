@@ -7,7 +7,7 @@ import pytest
 # Their tests share the session's server, or its Ray.
 SHARING = {
     "server": ("browser/test_page", "test_client_commands", "test_openapi", "test_ray_job_batch", "test_sockets"),
-    "ray": ("test_prompt_classifier", "test_prompt_safety", "test_registry_link"),
+    "ray": ("test_prompt_classifier", "test_prompt_safety", "test_registry_link", "test_reservations"),
     # Each starts a server or a Ray of its own, or breaks one: no two at a time.
     "whole paths": ("test_whole_path", "test_chaos", "test_exposure", "test_local_storage", "test_moving_samples"),
 }

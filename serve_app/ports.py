@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-MAX_PORT = 65535
 # All are above the ports of Ray's workers (10002 to 19999), below those of Serve's replicas (from 30000) and those that
 # the system gives to clients (from 32768 on Linux); apart from each other, because a port is bound only some time after
 # it was chosen.

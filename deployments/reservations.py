@@ -12,7 +12,8 @@ import ray
 
 from deployments.own_replica import own_replica
 
-# A task follows its reservation within milliseconds; a caller that was frozen in between finds it gone and tries again.
+# A task follows its reservation within milliseconds. A caller that was frozen in between finds its slot gone and
+# chooses again; its job loses no attempt by that (serve_app/stage_router.py).
 KEPT_S = 15.0
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from ray.exceptions import RayError
 
 from deployments.connections import Link
 from deployments.draining import end_if_terminated, is_draining
@@ -207,11 +208,14 @@ class StageWorker:
 
     async def _watch_reservations(self) -> None:
         """What a registry reserved before it was killed is open to the next one."""
-        reservations = Reservations()
+        reservations, stage = Reservations(), self._info.stage
         while True:
             await asyncio.sleep(RESERVATIONS_EVERY_S)
-            if count := await reservations.release_stale():
-                logger.warning("%s: %d slots were reserved and not used; they are open again", self._info.stage, count)
+            try:
+                if count := await reservations.release_stale():
+                    logger.warning("%s: %d slots were reserved and not used; they are open again", stage, count)
+            except RayError:
+                logger.exception("%s: reserved slots were not given back, the next round follows", stage)
 
     async def _tell(self, method: str, *args: object) -> tuple[bool, Any]:
         """Whether the registry heard, and its answer. The work never fails because the registry does."""

@@ -67,6 +67,11 @@ class Video(BaseModel):
     preview_step: int | None = Field(description="after which step the newest preview was made, if there is one")
     webhook_url: str | None = Field(description="who is told when it is completed, failed or cancelled")
     timings: dict[str, float] = Field(description="wall time in seconds by part of the work")
+    preview: str | None = Field(
+        default=None,
+        exclude_if=lambda picture: picture is None,
+        description="only with include=preview, and while there is one: the newest picture, WebP in base64",
+    )
 
 
 class DeletedVideo(BaseModel):

@@ -20,7 +20,7 @@ class IllegalMoveError(MochiServeError):
 
 
 class NoReplicaError(MochiServeError):
-    """No replica of a stage took a task in time; the task was not sent."""
+    """No replica of a stage took a task in time; the task was not begun."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(f"no replica of the {stage} stage took the task")

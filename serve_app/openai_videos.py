@@ -4,9 +4,10 @@ The short routes are further paths to the same handlers.
 """
 
 import inspect
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -54,6 +55,7 @@ WaitSeconds = Annotated[
         ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="answer only when the video is final, or after so long"
     ),
 ]
+Include = Annotated[Literal["preview"] | None, Query(description="what the video is to be told with")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +188,16 @@ class OpenAIVideos:
         page = await self._services.page(query.limit, query.after, query.order, query.wanted, caller)
         return to_page(page, self._retention)
 
-    async def retrieve(self, video_id: str, response: Response, caller: Asker, wait: WaitSeconds = 0) -> Video:
+    async def retrieve(
+        self, video_id: str, response: Response, caller: Asker, wait: WaitSeconds = 0, include: Include = None
+    ) -> Video:
         """Tell the state of a video; until it is final, a header says how soon to ask again."""
         job = await self._services.job_at_the_end(video_id, caller, wait)
         response.headers.update(_poll_headers(job))
-        return self._video(job)
+        video = self._video(job)
+        if include and (picture := await self._services.preview(job)):
+            video.preview = b64encode(picture).decode("ascii")
+        return video
 
     async def _retrieve_plain(self, request: Request, caller: Caller) -> Response:
         """What `retrieve` answers without parameters."""

@@ -200,12 +200,11 @@ class Services:
         if not (_JOB_ID.fullmatch(job_id) and await self.registry.call("delete", job_id, tenant)):
             raise _not_found(job_id)
 
-    async def preview(self, job_id: str, caller: Caller) -> bytes | None:
-        """The newest picture (WebP) of a video that is being sampled, if there is one. Raises as `job` does."""
-        job = await self.job(job_id, caller)
+    async def preview(self, job: Job) -> bytes | None:
+        """The newest picture (WebP) of a video that is being sampled, if there is one."""
         if job.final:
             return None
-        picture: bytes | None = await self.registry.call("preview", job_id)
+        picture: bytes | None = await self.registry.call("preview", job.id)
         return picture
 
     async def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter, caller: Caller) -> JobPage:

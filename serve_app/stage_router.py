@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import ReplicaUnavailableError
 
 from deployments.messages import Stage, StageTask
 from serve_app.errors import NoReplicaError, ReplicaDiedError
@@ -18,6 +19,8 @@ DEPLOYMENTS = {
     Stage.DECODING: "VideoDecoder",
 }
 CHOICE_TIMEOUT_S = 5.0
+# Serve has no class for it: the slot was given back before the task came (deployments/reservations.py).
+SLOT_GONE = "unknown reserved slot"
 
 
 class StageRouter:
@@ -33,7 +36,8 @@ class StageRouter:
             chosen: told the replica's id before the task is sent.
 
         Raises:
-            NoReplicaError: none took the task within a few seconds; it was not sent.
+            NoReplicaError: none took the task within a few seconds, or the one that was chosen has its slot no more, or
+                is leaving; it was not begun.
             ReplicaDiedError: the replica's process ended during the call.
             Exception: whatever else ended the call.
         """
@@ -49,6 +53,12 @@ class StageRouter:
                 await method.dispatch(selection, task)
             except ActorDiedError as error:
                 raise ReplicaDiedError(selection.replica_id) from error
+            except ReplicaUnavailableError as error:
+                raise NoReplicaError(task.stage) from error
+            except RuntimeError as error:
+                if SLOT_GONE in str(error):
+                    raise NoReplicaError(task.stage) from error
+                raise
 
     def _handle(self, stage: Stage) -> Any:
         if stage not in self._handles:

@@ -100,9 +100,10 @@ def _no_file(variant: Variant) -> str:
 
 
 async def _send_preview(services: Services, caller: Caller, request: Request, video_id: str) -> Response:
-    preview = await services.preview(video_id, caller)
+    job = await services.job(video_id, caller)
+    preview = await services.preview(job)
     if preview is None:
-        why = _no_preview(await services.job(video_id, caller), services.settings.sampling.preview_every)
+        why = _no_preview(job, services.settings.sampling.preview_every)
         raise NotFoundError(why, "video_id", "preview_not_ready")
     headers = {"Cache-Control": "no-store", "Content-Length": str(len(preview)), "Content-Type": "image/webp"}
     return Response(b"" if request.method == "HEAD" else preview, headers=headers)

@@ -93,7 +93,7 @@ class VideoEvents:
         step = job.preview_step
         if step is None or step == self._preview:
             return
-        picture = await self.services.preview(job.id, self.caller)
+        picture = await self.services.preview(job)
         if picture is not None:
             yield PreviewEvent(video_id=job.id, step=step, image=b64encode(picture).decode("ascii"))
             self._preview = step

@@ -82,7 +82,7 @@ async def test_it_needs_the_key_and_counts(keyed: httpx.AsyncClient) -> None:
 def test_the_document_shows_the_declared_route() -> None:
     operation = create_app(FakeServices()).openapi()["paths"]["/v1/videos/{video_id}"]["get"]
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Video")
-    assert {"video_id", "wait"} <= {parameter["name"] for parameter in operation["parameters"]}
+    assert {"video_id", "wait", "include"} <= {parameter["name"] for parameter in operation["parameters"]}
 
 
 async def test_streams_and_long_polls_end_when_the_replica_leaves(

@@ -1,3 +1,4 @@
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,23 @@ async def test_the_preview_of_a_video_that_is_sampled(client: httpx.AsyncClient,
         assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/webp", "no-store")
         head = await client.head(path, params={"variant": "preview"})
         assert (head.status_code, head.content, head.headers) == (200, b"", answer.headers)
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/status"])
+async def test_a_video_told_with_its_preview(client: httpx.AsyncClient, services: FakeServices, path: str) -> None:
+    video_id = await queued(client)
+    plain = (await client.get(f"{path}/{video_id}")).json()
+    assert "preview" not in plain
+    asked = f"{path}/{video_id}?include=preview"
+    assert (await client.get(asked)).json() == plain
+    services.registry.previews[video_id] = b"webp so far"
+    assert (await client.get(asked)).json() == {**plain, "preview": b64encode(b"webp so far").decode()}
+    services.registry.complete(video_id)
+    completed = (await client.get(asked)).json()
+    assert completed["status"] == "completed" and "preview" not in completed
+    refused = await client.get(f"{path}/{video_id}?include=thumbnail")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "include")
+    assert "'preview'" in refused.json()["error"]["message"]
 
 
 async def preview_error(client: httpx.AsyncClient, video_id: str) -> dict[str, Any]:

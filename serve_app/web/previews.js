@@ -1,6 +1,6 @@
 /** The newest picture of each video that is being sampled, as a blob URL. */
 import { signal } from './ui.js';
-import { send, videoPath } from './api.js';
+import { json, videoPath } from './api.js';
 import { FINAL, live, peek } from './store.js';
 
 /** @type {Map<string, {url: any, step: number}>} */
@@ -18,14 +18,12 @@ export function preview(id) {
 
 /** @param {string} id @param {number} step @param {string} base64 a WebP */
 export function putPreview(id, step, base64) {
-  show(id, step, new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: 'image/webp' }));
-}
-
-function show(id, step, blob) {
   const { url } = entry(id);
   if (url.peek()) URL.revokeObjectURL(url.peek());
   entry(id).step = step;
-  url.value = URL.createObjectURL(blob);
+  url.value = URL.createObjectURL(
+    new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: 'image/webp' }),
+  );
 }
 
 /** Fetch the pictures of videos whose events this tab does not read, where there are newer ones. */
@@ -37,9 +35,11 @@ export async function refreshPreviews() {
 async function fetchPreview(id, step) {
   entry(id).step = step;
   try {
-    show(id, step, await (await send(videoPath(id, '/content?variant=preview'))).blob());
+    const { preview } = await json(videoPath(id, '?include=preview'), { cache: 'no-store' });
+    // There is none if it was sampled to its end in between; the picture's own address answers that with an error.
+    if (preview) putPreview(id, step, preview);
   } catch {
-    // It was sampled to its end in between, or the server is away, which the page says elsewhere.
+    // It was deleted in between, or the server is away, which the page says elsewhere.
   }
 }
 

@@ -207,6 +207,22 @@ async def test_without_events_the_page_asks_again_and_again(memory_app: MemoryAp
     await expect(card(page, video_id).locator("img.preview")).to_have_js_property("naturalWidth", 64)
 
 
+async def test_a_preview_that_is_gone_by_now_is_no_error(memory_app: MemoryApp, tabs: Tabs) -> None:
+    page = await tabs.open(memory_app.url)
+    registry = memory_app.services.registry
+    # Two have their events read; of the third, the list tells a preview which the registry has no more.
+    ids = [await ask_for(page, PROMPT) for _ in range(3)]
+    async with page.expect_response(lambda answer: "include=preview" in answer.url) as asked:
+        for video_id in ids:
+            registry.move(video_id, JobState.ENCODING)
+            registry.move(video_id, JobState.QUEUED)
+            registry.move(video_id, JobState.SAMPLING, step=7, progress=0.4, preview_step=5)
+    assert "preview" not in await (await asked.value).json()
+    for video_id in ids:
+        await expect(card(page, video_id)).to_contain_text("Step 7 of 8")
+        await expect(card(page, video_id).locator("img")).to_have_count(0)
+
+
 async def test_the_theme_is_the_systems_until_one_is_chosen(memory_app: MemoryApp, tabs: Tabs) -> None:
     user = await tabs.user(dark=True)
     page = await tabs.open(memory_app.url, user)

@@ -30,6 +30,8 @@ let asked = false;
 let resume = () => {};
 let failures = 0;
 let healthAsked = -Infinity;
+/** So many videos were being made when the health was asked for. */
+let madeThen = 0;
 let deep = 0;
 
 /** Tell the page's other tabs that something was made, ended or deleted here. */
@@ -152,8 +154,10 @@ export async function loadMore() {
 }
 
 async function refreshHealth() {
-  if (performance.now() - healthAsked < (live().length ? QUIET_MS : HEALTH_MS)) return;
+  const made = live().length;
+  if (made === madeThen && performance.now() - healthAsked < (made ? QUIET_MS : HEALTH_MS)) return;
   healthAsked = performance.now();
+  madeThen = made;
   const answer = await fetch(new URL('health', document.baseURI)).catch(() => null);
   health.value = (await answer?.json().catch(() => null)) ?? null;
 }

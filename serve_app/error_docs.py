@@ -103,6 +103,8 @@ _SAID = {
     500: "A fault of the server; its log tells more under the id of the answer's X-Request-Id",
     503: "A part of the service is away; it comes back by itself",
 }
+# Not as a model: FastAPI makes a field of its own of each, and an app has hundreds.
+_ENVELOPE = {"$ref": "#/components/schemas/ErrorEnvelope"}
 _RETRY_AFTER = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _NO_RETRY = {"description": "the same request cannot succeed", "schema": {"type": "string", "const": "false"}}
 _SIZE = {"description": "`bytes */SIZE` of the file", "required": True, "schema": {"type": "string"}}
@@ -130,8 +132,9 @@ def open_errors(*codes: str) -> Responses:
 
 
 def _response(status: int, codes: list[str]) -> dict[str, Any]:
-    described = {"model": ErrorEnvelope, "description": _SAID[status], "headers": _HEADERS.get(status, {})}
-    return described | {"content": {"application/json": {"examples": {code: _example(code) for code in codes}}}}
+    content = {"schema": _ENVELOPE, "examples": {code: _example(code) for code in codes}}
+    described = {"description": _SAID[status], "headers": _HEADERS.get(status, {})}
+    return described | {"content": {"application/json": content}}
 
 
 def _example(code: str) -> dict[str, Any]:

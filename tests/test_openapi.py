@@ -243,8 +243,9 @@ async def test_answers_are_as_the_document_says(
 ) -> None:
     made = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()
     services.registry.announce_all(max_tokens=80)
+    services.registry.previews[made["id"]] = b"webp so far"
     answers = {
-        "Video": (await client.post(f"/v1/videos/{made['id']}/cancel")).json(),
+        "Video": (await client.get(f"/v1/videos/{made['id']}?include=preview")).json(),
         "VideoPage": (await client.get("/v1/videos")).json(),
         "VideoHistory": (await client.get(f"/v1/videos/{made['id']}/history")).json(),
         "ModelList": (await client.get("/v1/models")).json(),
@@ -257,6 +258,8 @@ async def test_answers_are_as_the_document_says(
         validator(document, schema).validate(answer)
         # Nothing is told beyond what is described.
         assert set(answer) == set(schema["properties"])
+    video = document["components"]["schemas"]["Video"]
+    assert set(made) == set(video["properties"]) - {"preview"} and "preview" not in video["required"]
 
 
 def check_seen(fuzz: Fuzz, statuses: set[int]) -> None:

@@ -2,6 +2,9 @@ PYTHON ?= python3
 BENCH ?= single_clip
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Compiled on all cores, where pip would take one. Packages hold files for other Pythons, which pip passes over, too.
+INSTALL = $(PIP) install --no-compile -c constraints.txt -e '$(1)' && \
+  { $(BIN)/python -m compileall -qq -j 0 .venv/lib || true; }
 
 # Only `make serve DATA=...` counts: a variable of that name in someone's shell is not meant for us.
 ifeq ($(origin DATA),command line)
@@ -78,12 +81,12 @@ clean: ## Remove the environment and the caches; data/ stays
 # The stamps are written after an install that succeeded, so that a broken one is done again.
 .venv/.serve: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing mochi-serve into .venv (a minute or two)..."
-	@$(PIP) install -c constraints.txt -e .
+	@$(call INSTALL,.)
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing mochi-serve and its development tools into .venv (a minute or two)..."
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(call INSTALL,.[dev])
 	@touch .venv/.serve $@
 
 $(BIN)/python:

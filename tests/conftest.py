@@ -16,7 +16,7 @@ from serve_app.weed_process import WeedProcess
 from tests.fakes import FakeServices
 from tests.memory_http import fed_client, unfed_client
 from tests.ports import free_block
-from tests.server import Server, running_server
+from tests.server import ENDLESS, Server, running_server
 
 pytest_plugins = ["tests.groups", "tests.postgres"]
 
@@ -106,6 +106,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A whole server, started once for the session."""
-    with running_server(tmp_path_factory.mktemp("server")) as running:
+    """A whole server, started once for the session. It takes more steps than the profile allows."""
+    steps = {"MOCHI_SERVE__MODEL__NUM_INFERENCE_STEPS__MAXIMUM": str(ENDLESS)}
+    with running_server(tmp_path_factory.mktemp("server"), steps) as running:
         yield running

@@ -21,6 +21,8 @@ from tests.ports import free_block, free_ports
 ROOT = Path(__file__).resolve().parent.parent
 READY_S = 120
 END_S = 30
+# Steps of a video that a test sees being made and then cancels, however slow the test is.
+ENDLESS = 5000
 FINAL = ("completed", "failed", "cancelled")
 PROCESS_TITLES = {
     "registry": "ray::JobRegistry",

@@ -18,10 +18,9 @@ from serve_app.cli import app
 from serve_app.client_output import Lines, Output, printable
 from tests.api_stand_in import FILE, StandIn, running_stand_in
 from tests.clip_reader import colour_and_direction, read_frames
-from tests.server import ROOT, Server
+from tests.server import ENDLESS, ROOT, Server
 
 PROMPT = "a red circle moving right"
-SLOW = ["--size", "128x64", "--num-frames", "61", "--steps", "200"]
 PATIENCE_S = 30
 
 
@@ -299,7 +298,7 @@ def test_remix_enhance_and_all_files_by_the_real_server(server: Server) -> None:
 
 
 def test_watch_cancel_and_delete_by_the_real_server(server: Server) -> None:
-    video_id = call(server.url, "generate", PROMPT, *SLOW, "--no-wait").stdout.strip()
+    video_id = call(server.url, "generate", PROMPT, "--steps", str(ENDLESS), "--no-wait").stdout.strip()
     watching = started(server.url, "watch", video_id, "--json")
     assert watching.stdout is not None
     events = [json.loads(watching.stdout.readline())]

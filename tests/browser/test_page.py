@@ -14,7 +14,7 @@ from deployments.settings import StorageSettings
 from serve_app.weed_command import load_or_make_keys
 from tests.browser.axe_check import violations
 from tests.browser.tabs import PHONE, Tabs, ask_for, card, made_by, percent, scrolls_sideways, viewer
-from tests.server import Server
+from tests.server import ENDLESS, Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -214,12 +214,12 @@ async def test_a_wrong_detail_is_told_at_its_field(server: Server, tabs: Tabs) -
     tabs.expected.append("status of 400")
     page = await tabs.open(server.url)
     await page.get_by_role("button", name="Details").click()
-    await page.get_by_label("Steps").fill("999")
+    await page.get_by_label("Steps").fill(str(ENDLESS + 1))
     await page.get_by_role("button", name="Details").click()
     await page.get_by_label("Prompt", exact=True).fill(PROMPT)
     await page.get_by_role("button", name="Make the video").click()
     await expect(page.get_by_label("Steps")).to_be_focused()
-    await expect(page.get_by_text("Invalid 'num_inference_steps': got 999")).to_be_visible()
+    await expect(page.get_by_text(f"Invalid 'num_inference_steps': got {ENDLESS + 1}")).to_be_visible()
 
 
 async def test_everything_is_done_with_the_keyboard(server: Server, tabs: Tabs) -> None:

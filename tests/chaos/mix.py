@@ -8,7 +8,7 @@ GREEN = "a green circle moving up"
 YELLOW = "a yellow square moving down"
 
 _ASKED: tuple[tuple[str, int, str, int, int], ...] = (
-    (RED, 1, "32x32", 7, 8),
+    (RED, 6, "32x32", 7, 8),
     (BLUE, 2, "32x32", 7, 6),
     (GREEN, 3, "32x32", 7, 12),
     (YELLOW, 4, "48x32", 13, 10),

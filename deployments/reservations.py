@@ -17,6 +17,12 @@ from deployments.own_replica import own_replica
 KEPT_S = 15.0
 
 
+def own_reservations() -> Set[str]:
+    """The tokens of what is reserved on this replica and was not used yet; none outside of a replica."""
+    replica = own_replica()
+    return frozenset() if replica is None else frozenset(replica._reserved_slots)
+
+
 class Reservations:
     """The reservations of this replica, each known since it was first seen here.
 
@@ -25,9 +31,9 @@ class Reservations:
         reserved: gives the tokens of those there are.
     """
 
-    def __init__(self, kept_s: float = KEPT_S, reserved: Callable[[], Set[str]] | None = None) -> None:
+    def __init__(self, kept_s: float = KEPT_S, reserved: Callable[[], Set[str]] = own_reservations) -> None:
         self._kept_s = kept_s
-        self._reserved = reserved or own_reservations
+        self._reserved = reserved
         self._since: dict[str, float] = {}
 
     def stale(self, now: float) -> list[str]:
@@ -42,9 +48,3 @@ class Reservations:
             # By a call, because slots belong to the event loop of Serve, which is not the one of the replica's code.
             await ray.get_runtime_context().current_actor.release_slot.remote(token)
         return len(stale)
-
-
-def own_reservations() -> Set[str]:
-    """The tokens of what is reserved on this replica and was not used yet; none outside of a replica."""
-    replica = own_replica()
-    return frozenset() if replica is None else frozenset(replica._reserved_slots)

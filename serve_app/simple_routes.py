@@ -39,6 +39,7 @@ class SimpleRoutes:
         videos.add_content(app, "/download/{video_id}", "short", "download")
         health = open_errors("registry_unavailable")
         health[503] |= {"model": HealthReport | ErrorEnvelope, "description": NOT_READY}
+        # FastAPI writes the model's in its place.
         del health[503]["content"]["application/json"]["schema"]
         app.add_api_route("/health", self.health, methods=["GET"], tags=["short"], responses=health)
 

@@ -123,7 +123,7 @@ def test_the_mix_is_the_same_in_any_batch(size: str) -> None:
     """With other weights a clip may change for a rounding, because the encoder decides otherwise: change its seed."""
     asked = [request for request in MIX if request["size"] == size and not request["exact"]]
     width, height = map(int, size.split("x"))
-    specs = [spec(**{k: r[k] for k in SPEC_FIELDS}, width=width, height=height, fps=24) for r in asked]
+    specs = [spec(**{name: r[name] for name in SPEC_FIELDS}, width=width, height=height) for r in asked]
     maker = Generator(MODEL, 64)
     alone = list(maker.make(specs, batch=1))
     for batch in (2, 3, 5, 8):

@@ -30,8 +30,8 @@ let asked = false;
 let resume = () => {};
 let failures = 0;
 let healthAsked = -Infinity;
-/** So many videos were being made when the health was asked for. */
-let madeThen = 0;
+/** Videos were being made when the health was asked for. */
+let madeThen = false;
 let deep = 0;
 
 /** Tell the page's other tabs that something was made, ended or deleted here. */
@@ -154,8 +154,10 @@ export async function loadMore() {
 }
 
 async function refreshHealth() {
-  const made = live().length;
-  if (made === madeThen && performance.now() - healthAsked < (made ? QUIET_MS : HEALTH_MS)) return;
+  const made = live().length > 0;
+  // At once when the last one has ended: until then the header says how many are in work.
+  const pauseMs = made ? QUIET_MS : madeThen ? 0 : HEALTH_MS;
+  if (performance.now() - healthAsked < pauseMs) return;
   healthAsked = performance.now();
   madeThen = made;
   const answer = await fetch(new URL('health', document.baseURI)).catch(() => null);

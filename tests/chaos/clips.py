@@ -7,9 +7,9 @@ import numpy as np
 
 from tests.clip_reader import Frames, read_frames
 
-# In levels of 255, on average. In another batch latents differ by 1e-5 of their size; in the clips of the mix, whose
-# seeds are chosen for it, that is nothing, or a rounding, where other clips may come to 0.453, because the encoder then
-# decides otherwise. A denoising step that is left out makes at least 0.65, another seed at least 2.5.
+# In levels of 255, on average. In another batch latents differ by 1e-5 of their size. That changes none of the mix's
+# clips, whose seeds are chosen for it; it can: by 0.453 in the red circle of seed 1, where the encoder then decides
+# otherwise. A denoising step that is left out makes at least 0.65, another seed at least 2.5.
 MEAN_LEVELS = 0.45
 
 

@@ -4,7 +4,8 @@ Time and memory do not depend on what the weights are, so no 30 GB need be fetch
 network: activations stay near one and nothing overflows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,28 @@ from torch import Tensor, nn
 from deployments.denoise import RowState, Shape, denoise_step, latent_shape, rope_tables, sigma_schedule, start_row
 from deployments.messages import VideoSpec
 from deployments.mochi_block import RunBlock, run_block
+from deployments.mochi_model import use_host_lengths
 
 GUIDANCE = 4.5
 TEXT_TOKENS = 256
 PROMPT_LENGTH = 60
 NEGATIVE_LENGTH = 1
+
+# Differences from Mochi 1's architecture that let a CPU run all of it in a moment.
+TINY: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 3,
+    "pooled_projection_dim": 24,
+    "text_embed_dim": 32,
+    "time_embed_dim": 16,
+    "max_sequence_length": 8,
+}
+TINY_VAE: dict[str, Any] = {
+    "encoder_block_out_channels": (32, 32, 32, 32),
+    "decoder_block_out_channels": (32, 32, 32, 32),
+    "layers_per_block": (0, 1, 1, 1, 1),
+}
 
 Step = Callable[[], object]
 
@@ -33,12 +51,12 @@ class Prompt:
 
 def random_transformer(device: torch.device, dtype: torch.dtype, seed: int = 0, **config: Any) -> Any:
     """`MochiTransformer3DModel` with random weights; `config` are the differences from Mochi 1's architecture."""
-    return _filled(meta_transformer(**config), device, dtype, seed)
+    return filled(meta_transformer(**config), device, dtype, seed)
 
 
 def random_vae(device: torch.device, dtype: torch.dtype, seed: int = 0, **config: Any) -> Any:
     """`AutoencoderKLMochi` without its encoder half, with random weights."""
-    return _filled(meta_vae(**config), device, dtype, seed)
+    return filled(meta_vae(**config), device, dtype, seed)
 
 
 def meta_transformer(**config: Any) -> Any:
@@ -59,7 +77,7 @@ def meta_vae(**config: Any) -> Any:
     return vae.eval().requires_grad_(False)
 
 
-def _filled(module: nn.Module, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
+def filled(module: nn.Module, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
     """Give a module of the meta device memory on `device`, and every parameter its values."""
     if any(True for _ in module.buffers()):
         raise ValueError(f"{type(module).__name__} has buffers, whose values only its constructor knows")
@@ -129,6 +147,25 @@ def stock_step(transformer: Any, row: RowState, prompt: Prompt, negative: Prompt
         return stepped
 
     return step
+
+
+@contextmanager
+def host_lengths(transformer: Any, lengths: list[int]) -> Iterator[None]:
+    """diffusers' own forward with `HostLengthAttention` in its blocks, which are told `lengths` for the mask."""
+
+    def tell(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {"encoder_attention_mask": lengths}
+
+    blocks = transformer.transformer_blocks
+    stock = [block.attn1.processor for block in blocks]
+    hooks = [block.register_forward_pre_hook(tell, with_kwargs=True) for block in blocks]
+    use_host_lengths(transformer)
+    try:
+        yield
+    finally:
+        for block, processor, hook in zip(blocks, stock, hooks, strict=True):
+            block.attn1.processor = processor
+            hook.remove()
 
 
 def stock_pipeline(transformer: Any, vae: Any) -> Any:

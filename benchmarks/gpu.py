@@ -1,279 +1,142 @@
-"""Mochi at full size on a GPU: our step and our decoder beside the stock pipeline's, against the device's ceilings.
+"""Mochi 1 on one GPU: every part of a video against the device's own ceilings and the stock pipeline.
 
-    python benchmarks/gpu.py --quick
-    python benchmarks/gpu.py --frames 85 163 --compile --out benchmarks/results/h100.json
+    python benchmarks/gpu.py --out results.jsonl
+    python benchmarks/gpu.py --only products,long_steps --minutes 4
+    python benchmarks/gpu.py --dry                   # on a CPU with a tiny model: does every part run?
 
-The weights are random, built on the device from a seed: time and memory need no trained ones. Meant for a GPU with
-80 GB; what does not fit says so in its row. Without CUDA it says so and stops. Prints tables and, last, one line of
-JSON.
+Needs torch, diffusers, transformers, safetensors and rich; where pydantic, torchao or SageAttention are missing, the
+rows that need them say so. Needs neither Ray nor weights: they are random, built on the device from a seed. Meant for
+a GPU with 80 GB. Prints a line of JSON for each figure as soon as it is known, last the tables.
 """
 
 import argparse
 import gc
-import json
-import statistics
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import full_size as fs
-from benchmarks.ceilings import measure_ceilings, milliseconds, tflops
-from benchmarks.flops import counted_flops, forward_flops, stock_step_flops, video_tokens
-from benchmarks.machine import describe_machine, publish
-from deployments.denoise import latent_shape
-from deployments.messages import VideoSpec
-from deployments.mochi_block import run_block
-from deployments.mochi_model import use_host_lengths
-from deployments.streaming_decode import StreamingDecoder
+from benchmarks.gpu_parts import ceilings, decoding, exactness, loading, steps
+from benchmarks.gpu_parts.bench import FULL, TINY, Bench, NotHereError, Part, Values
+from benchmarks.gpu_parts.results import Results, machine_table, print_tables
+from benchmarks.machine import describe_machine, installed_version
 
-WIDTH, HEIGHT = 848, 480
-CUDA = torch.device("cuda")
-DTYPE = torch.bfloat16
-LENGTHS = [fs.NEGATIVE_LENGTH, fs.PROMPT_LENGTH]
-COLUMNS = {
-    "seconds": "s",
-    "seconds_per_sample": "s/sample",
-    "tflops": "TFLOP/s",
-    "share_of_ceiling": "of ceiling",
-    "peak_gb": "peak GB",
-    "syncs": "syncs",
-}
-
-Row = dict[str, Any]
+# In the order of worth: when time runs short, the last ones go.
+PARTS = (
+    Part("products", 20, ceilings.products),
+    Part("attention", 20, ceilings.attention),
+    Part("included_model", 20, exactness.included_model),
+    Part("block", 15, exactness.block),
+    Part("long_steps", 70, steps.long_steps),
+    Part("convolutions", 15, decoding.convolutions),
+    Part("our_decoder", 30, decoding.our_decoder),
+    Part("compiled_steps", 130, steps.compiled_steps),
+    Part("short_steps", 60, steps.short_steps),
+    Part("memory", 25, steps.memory),
+    Part("loading", 20, loading.loading),
+    Part("text_encoder", 15, loading.text_encoder),
+    Part("fp8_steps", 130, steps.fp8_steps),
+    Part("stock_decoder", 40, decoding.stock_decoder),
+    Part("other_prompts", 130, steps.other_prompts),
+)
+OPTIONAL = ("triton", "torchao", "sageattention", "safetensors", "pydantic")
+NO_GPU = "no GPU: torch.cuda.is_available() is false, so nothing was measured; --dry tries every part on the CPU"
 
 
 def main() -> None:
+    begun = time.perf_counter()
     arguments = _arguments()
-    if not torch.cuda.is_available():
-        print("no GPU: torch.cuda.is_available() is false, so nothing was measured")
+    if not arguments.dry and not torch.cuda.is_available():
+        print(NO_GPU)
         return
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    result: dict[str, Any] = {"benchmark": "gpu", "machine": describe_machine(CUDA), "clips": []}
-    console.print(json.dumps(result["machine"]))
-    for frames in arguments.frames:
-        result["clips"].append(measure_clip(console, frames, arguments))
-    publish(result, arguments.out)
+    for message in ("In CPU autocast", "`torch_dtype` is deprecated"):
+        warnings.filterwarnings("ignore", message=message)
+    torch.manual_seed(0)
+    bench = Bench(torch.device("cpu"), TINY) if arguments.dry else Bench(torch.device("cuda:0"), FULL)
+    results = Results(arguments.out)
+    machine = describe(bench)
+    results.add(benchmark="gpu", dry=arguments.dry, machine=machine)
+    run_parts(arguments.only, bench, results, deadline=begun + 60 * arguments.minutes)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    print_tables(console, results.lines)
+    console.print(machine_table(machine))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frames", type=int, nargs="+", help="6k + 1 each; default 85 163, with --quick 85")
-    parser.add_argument("--steps", type=int, help="steps measured of each kind; default 5, with --quick 3")
-    parser.add_argument("--quick", action="store_true", help="a few minutes: one length, fewer steps")
-    parser.add_argument("--compile", action="store_true", help="also our step with its blocks compiled")
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
-    arguments = parser.parse_args()
-    arguments.frames = arguments.frames or ([85] if arguments.quick else [85, 163])
-    arguments.steps = arguments.steps or (3 if arguments.quick else 5)
-    if any(frames % 6 != 1 for frames in arguments.frames):
-        parser.error(f"--frames is {arguments.frames}; allowed is 6k + 1, for example 85 or 163")
-    return arguments
+    parser.add_argument("--minutes", type=float, default=8, help="begin no part that may take longer than is left")
+    parser.add_argument("--only", type=chosen, default=PARTS, metavar="PART,PART", help="run these parts alone")
+    parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU, to see that every part runs")
+    parser.add_argument("--out", type=Path, help="also append the lines of JSON to this file")
+    return parser.parse_args()
 
 
-def measure_clip(console: Console, frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ceilings, steps and decoding of one length; the device is empty again afterwards."""
-    spec = fs.clip_spec(WIDTH, HEIGHT, frames, steps=64)
-    with freed():
-        tokens = video_tokens({"patch_size": 2}, latent_shape(spec))
-        ceilings = measure_ceilings(tokens, heads=24, dim=128)
-    ceiling = max(ceilings["matmul_tflops"].values())
-    console.print(ceilings_table(ceilings, frames))
-    with freed():
-        steps = measure_steps(spec, arguments.steps, ceiling, arguments.compile)
-    console.print(rows_table(f"One guided step, {WIDTH}x{HEIGHT}x{frames}", steps))
-    with freed():
-        decoding = measure_decoding(spec, ceiling)
-    console.print(rows_table(f"Decoding, {WIDTH}x{HEIGHT}x{frames}", decoding))
-    return {"frames": frames, "ceilings": ceilings, "steps": steps, "decoding": decoding}
+def chosen(names: str) -> tuple[Part, ...]:
+    """The parts named, in their own order."""
+    wanted = set(names.split(","))
+    known = [part.name for part in PARTS]
+    if unknown := wanted.difference(known):
+        message = f"there is no part {', '.join(sorted(unknown))}; choose from {', '.join(known)}"
+        raise argparse.ArgumentTypeError(message)
+    return tuple(part for part in PARTS if part.name in wanted)
 
 
-@contextmanager
-def freed() -> Iterator[None]:
-    """Give the device's memory back at the end of a part, whose objects must all be local to it."""
+def describe(bench: Bench) -> Values:
+    """The machine, and on CUDA what the process holds of the device before anything is built."""
+    described = describe_machine(bench.device) | {name: installed_version(name) for name in OPTIONAL}
+    if bench.on_cuda:
+        free, total = torch.cuda.mem_get_info(bench.device)
+        described["taken_at_start_gb"] = round((total - free) / 1e9, 2)
+    return described
+
+
+def run_parts(parts: Sequence[Part], bench: Bench, results: Results, deadline: float) -> None:
+    """Run what there is time for. deadline: by `time.perf_counter`."""
+    for part in parts:
+        begun = time.perf_counter()
+        left = deadline - begun
+        if left < part.needs_s:
+            found: Values = {"skipped": f"{max(0, left):.0f} s are left, it may take {part.needs_s}"}
+        else:
+            with torch.no_grad():
+                found = outcome(partial(run_part, part, bench, results))
+        free(bench)
+        results.add(part=part.name, took_s=round(time.perf_counter() - begun, 1), **found)
+
+
+def run_part(part: Part, bench: Bench, results: Results) -> Values:
+    """Measure row after row: what one raises costs the others nothing."""
+    for row in part.rows(bench):
+        found = outcome(row.measure)
+        if "failed" in found:
+            free(bench)
+        results.add(part=part.name, table=row.table, name=row.name, **found)
+    return {}
+
+
+def outcome(work: Callable[[], Values]) -> Values:
+    """What `work` found, or why it found nothing: minutes on a GPU are not lost to one error."""
     try:
-        yield
-    finally:
-        gc.collect()
+        return work()
+    except (NotHereError, ModuleNotFoundError) as error:
+        return {"skipped": str(error)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:400], "where": traceback.format_exc()[-700:]}
+
+
+def free(bench: Bench) -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if bench.on_cuda:
         torch.cuda.empty_cache()
-
-
-def measure_steps(spec: VideoSpec, runs: int, ceiling: float, compiled: bool) -> list[Row]:
-    """Every way to do a step, one row each. Shares are of `ceiling`, TFLOP/s."""
-    transformer = fs.random_transformer(CUDA, DTYPE)
-    config, shape = transformer.config, latent_shape(spec)
-    prompt = fs.random_prompt(config.text_embed_dim, fs.PROMPT_LENGTH, seed=1)
-    negative = fs.random_prompt(config.text_embed_dim, fs.NEGATIVE_LENGTH, seed=2)
-    with torch.no_grad():
-        row = fs.our_row(transformer, spec, prompt, negative)
-    ours = forward_flops(config, shape, LENGTHS, max(LENGTHS)).total
-    stock = stock_step_flops(config, shape, LENGTHS, fs.TEXT_TOKENS).total
-
-    def measured(name: str, step: fs.Step, operations: int, samples: int = 1) -> Row:
-        return measure_step(name, step, operations, samples, runs, ceiling)
-
-    stock_step = fs.stock_step(transformer, row, prompt, negative)
-    rows = [measured("stock step", stock_step, stock)]
-    with freed():
-        rows.append(measure_pipeline(transformer, spec, prompt, negative, runs, stock, ceiling))
-    with host_lengths(transformer, LENGTHS):
-        rows.append(measured("stock step, lengths known on the host", stock_step, stock))
-    rows += [
-        measured("of which constant for a request", fs.step_constants(transformer, spec, prompt, negative), 0),
-        measured("our step", fs.our_step(transformer, [row]), ours),
-        measured("our step, 2 samples", fs.our_step(transformer, [row, row]), 2 * ours, samples=2),
-    ]
-    if compiled:
-        block = torch.compile(run_block, fullgraph=True)
-        rows.append(measured("our step, compiled", fs.our_step(transformer, [row], block), ours))
-    return rows
-
-
-@contextmanager
-def host_lengths(transformer: Any, lengths: list[int]) -> Iterator[None]:
-    """diffusers' own forward with `HostLengthAttention` in its blocks, which are told `lengths` for the mask."""
-
-    def tell(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, kwargs | {"encoder_attention_mask": lengths}
-
-    blocks = transformer.transformer_blocks
-    stock = [block.attn1.processor for block in blocks]
-    hooks = [block.register_forward_pre_hook(tell, with_kwargs=True) for block in blocks]
-    use_host_lengths(transformer)
-    try:
-        yield
-    finally:
-        for block, processor, hook in zip(blocks, stock, hooks, strict=True):
-            block.attn1.processor = processor
-            hook.remove()
-
-
-def measure_step(name: str, step: fs.Step, operations: int, samples: int, runs: int, ceiling: float) -> Row:
-    """Time, memory and syncs of a step of `samples` samples; what does not fit says so in place of figures."""
-    try:
-        torch.cuda.reset_peak_memory_stats()
-        taken = milliseconds(step, runs, warm_up=1)
-        peak = torch.cuda.max_memory_allocated()
-        return {
-            "name": name,
-            **step_figures(taken, operations, samples, ceiling),
-            "peak_gb": round(peak / 1e9, 2),
-            "syncs": count_syncs(step),
-        }
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return {"name": name, "note": "out of memory"}
-
-
-def step_figures(taken_ms: list[float], operations: int, samples: int, ceiling: float) -> Row:
-    """Median seconds, seconds a sample, TFLOP/s and its share of `ceiling`; no rate for what counts no operations."""
-    median = statistics.median(taken_ms)
-    seconds = {"seconds": round(median / 1e3, 4), "seconds_per_sample": round(median / 1e3 / samples, 4)}
-    if not operations:
-        return seconds
-    rate = tflops(operations, median)
-    return seconds | {"tflops": round(rate, 1), "share_of_ceiling": round(rate / ceiling, 3)}
-
-
-def count_syncs(step: Callable[[], object]) -> int:
-    """How often a step makes the host wait for the device, by torch's own warnings."""
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.synchronize()
-    return sum("called a synchronizing" in str(warning.message) for warning in caught)
-
-
-def measure_pipeline(
-    transformer: Any,
-    spec: VideoSpec,
-    prompt: fs.Prompt,
-    negative: fs.Prompt,
-    runs: int,
-    operations: int,
-    ceiling: float,
-) -> Row:
-    """`MochiPipeline` itself for a few steps, by the wall clock: what the device waits for counts."""
-    name = "MochiPipeline, a step"
-    pipeline = fs.stock_pipeline(transformer, fs.random_vae(CUDA, DTYPE))
-    steps = max(2, runs)
-    clip = fs.clip_spec(spec.width, spec.height, spec.num_frames, steps)
-    try:
-        fs.run_pipeline(pipeline, fs.clip_spec(spec.width, spec.height, spec.num_frames, 2), prompt, negative)
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        fs.run_pipeline(pipeline, clip, prompt, negative)
-        torch.cuda.synchronize()
-        taken = (time.perf_counter() - start) * 1e3 / steps
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return {"name": name, "note": "out of memory"}
-    peak = torch.cuda.max_memory_allocated()
-    return {"name": name, **step_figures([taken], operations, 1, ceiling), "peak_gb": round(peak / 1e9, 2)}
-
-
-def measure_decoding(spec: VideoSpec, ceiling: float) -> list[Row]:
-    """The stock VAE with tiling (one-shot needs some 80 GB at 163 frames), then ours frame by frame."""
-    latents = torch.randn(latent_shape(spec), device=CUDA, dtype=DTYPE)
-    operations = counted_flops(fs.meta_vae().decoder, torch.empty(1, *latent_shape(spec), device="meta"))
-    vae = fs.random_vae(CUDA, DTYPE)
-    vae.enable_tiling()
-
-    @torch.no_grad()
-    def stock() -> Any:
-        return vae.decode(latents[None], return_dict=False)[0]
-
-    rows = [measure_step("stock VAE, tiled", stock, operations, 1, 2, ceiling)]
-    vae.disable_tiling()
-    decoder = StreamingDecoder(vae)
-
-    def ours() -> None:
-        for _ in decoder.decode(latents):
-            pass
-
-    def first() -> None:
-        next(decoder.decode(latents))
-
-    rows.append(measure_step("ours, frame by frame", ours, operations, 1, 2, ceiling))
-    rows.append(measure_step("ours, until the first frame", first, 0, 1, 2, ceiling))
-    return rows
-
-
-def ceilings_table(ceilings: dict[str, Any], frames: int) -> Table:
-    table = Table("ceiling", "measured", title=f"The device alone, bf16, at the shapes of {frames} frames")
-    for name, rate in ceilings["matmul_tflops"].items():
-        table.add_row(f"matmul, {name}", f"{rate:.0f} TFLOP/s")
-    for name, rate in ceilings["attention_tflops"].items():
-        table.add_row(f"attention, {name}", rate if isinstance(rate, str) else f"{rate:.0f} TFLOP/s")
-    table.add_row("memory copy", f"{ceilings['copy_gb_per_s']:.0f} GB/s")
-    return table
-
-
-def rows_table(title: str, rows: list[Row]) -> Table:
-    """A line a row; what was not measured stays empty."""
-    table = Table(title=title)
-    table.add_column("", no_wrap=True)
-    for heading in COLUMNS.values():
-        table.add_column(heading)
-    for row in rows:
-        name = f"{row['name']} ({row['note']})" if "note" in row else row["name"]
-        table.add_row(name, *(str(row.get(key, "")) for key in COLUMNS))
-    return table
 
 
 if __name__ == "__main__":

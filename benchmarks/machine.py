@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from importlib.metadata import version
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ PACKAGES = ("torch", "diffusers", "transformers", "ray")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Device, driver side and versions; plain values for JSON."""
+    """Device, driver side and versions, None for what is not installed; plain values for JSON."""
     described: dict[str, Any] = {
         "device": device_name(device),
         "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: installed_version(name) for name in PACKAGES},
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -28,8 +29,27 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "memory_gb": round(properties.total_memory / 1e9, 1),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "driver": nvidia_smi("driver_version"),
+            "power_limit": nvidia_smi("power.limit"),
         }
     return described
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def nvidia_smi(fields: str) -> str | None:
+    """What the driver's own tool says of the first GPU, `fields` by commas; None where it does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.partition("\n")[0].strip()
 
 
 def device_name(device: torch.device) -> str:

@@ -3,7 +3,6 @@
 import logging
 import os
 
-import ray
 import torch
 
 _logger = logging.getLogger("ray.serve")
@@ -32,6 +31,8 @@ def choose_device(assigned: list[str], cuda_usable: bool) -> torch.device:
 
 def assigned_gpus() -> list[str]:
     """Ids of the GPUs that Ray gave this process; none outside Ray."""
+    import ray  # not above: the GPU benchmark uses this file where Ray is not installed
+
     if not ray.is_initialized():
         return []
     ids = ray.get_runtime_context().get_accelerator_ids()

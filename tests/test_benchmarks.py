@@ -1,9 +1,7 @@
-"""What of the benchmarks needs no GPU: formulas, the building of random models, tables, the way out without CUDA."""
+"""What of the benchmarks needs no run: formulas, the building of random models, tables."""
 
 import json
 import math
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,35 +15,20 @@ from sqlalchemy import create_engine, func, select
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import dispatch, flops, gpu, registry, sampler_latency, step_batching, tiers
+from benchmarks import dispatch, flops, registry, sampler_latency, step_batching, tiers
 from benchmarks import full_size as fs
-from benchmarks.ceilings import matmul_shapes
-from benchmarks.machine import describe_machine, publish
+from benchmarks.gpu_parts.ceilings import product_shapes
+from benchmarks.machine import describe_machine, installed_version, publish
 from deployments.denoise import RowState, latent_shape, predict_velocity, rope_tables
 from deployments.mochi_block import run_block
 from deployments.streaming_decode import StreamingDecoder
 from serve_app import job_store
 from serve_app.jobs import JobFilter, JobState
 from serve_app.schema import job_moves, jobs
-from tests.worker_fakes import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-TINY: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "num_layers": 3,
-    "pooled_projection_dim": 24,
-    "text_embed_dim": 32,
-    "time_embed_dim": 16,
-    "max_sequence_length": 8,
-}
-TINY_VAE: dict[str, Any] = {
-    "encoder_block_out_channels": (32, 32, 32, 32),
-    "decoder_block_out_channels": (32, 32, 32, 32),
-    "layers_per_block": (0, 1, 1, 1, 1),
-}
 MOCHI_1: dict[str, Any] = {
     "patch_size": 2,
     "num_attention_heads": 24,
@@ -63,7 +46,7 @@ TOKENS = 8
 
 @pytest.fixture(scope="module")
 def transformer() -> Any:
-    return fs.random_transformer(CPU, torch.float32, **TINY)
+    return fs.random_transformer(CPU, torch.float32, **fs.TINY)
 
 
 def prompts() -> tuple[fs.Prompt, fs.Prompt]:
@@ -82,7 +65,7 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_stock_step_formula_equals_the_counter(layers: int) -> None:
     """By the MATH backend, whose attention is two products that the counter sees."""
-    transformer = fs.random_transformer(CPU, torch.float32, **TINY | {"num_layers": layers})
+    transformer = fs.random_transformer(CPU, torch.float32, **fs.TINY | {"num_layers": layers})
     step = fs.stock_step(transformer, first_row(transformer), *prompts())
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
@@ -92,9 +75,9 @@ def test_stock_step_formula_equals_the_counter(layers: int) -> None:
 
 @pytest.mark.parametrize("lengths", [[5, 1], [3], [8, 8, 2]])
 def test_our_forward_formula_equals_the_counter(lengths: list[int]) -> None:
-    transformer = fs.meta_transformer(**TINY)
+    transformer = fs.meta_transformer(**fs.TINY)
     shape, longest = latent_shape(SPEC), max(lengths)
-    prompt = first_row(fs.random_transformer(CPU, torch.float32, **TINY)).prompt
+    prompt = first_row(fs.random_transformer(CPU, torch.float32, **fs.TINY)).prompt
     text = type(prompt)(prompt.caption.to(META), prompt.pooled.to(META), 0)
     texts = [type(prompt)(text.caption, text.pooled, length) for length in lengths]
     rope = rope_tables(transformer, shape)
@@ -128,8 +111,8 @@ def test_decoder_operations_are_counted_without_memory() -> None:
 
 
 def test_random_weights_come_from_the_seed(transformer: Any) -> None:
-    again = fs.random_transformer(CPU, torch.float32, **TINY)
-    other = fs.random_transformer(CPU, torch.float32, seed=1, **TINY)
+    again = fs.random_transformer(CPU, torch.float32, **fs.TINY)
+    other = fs.random_transformer(CPU, torch.float32, seed=1, **fs.TINY)
     weights, other_weights = transformer.state_dict(), other.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
     assert not torch.equal(weights["proj_out.weight"], other_weights["proj_out.weight"])
@@ -147,7 +130,7 @@ def test_stock_step_and_ours_agree(transformer: Any) -> None:
 
 def test_stock_step_is_the_pipelines(transformer: Any) -> None:
     """Four steps of the pipeline from the row's own noise are four of the stand-in's, each on the last one's result."""
-    pipeline = fs.stock_pipeline(transformer, fs.random_vae(CPU, torch.float32, **TINY_VAE))
+    pipeline = fs.stock_pipeline(transformer, fs.random_vae(CPU, torch.float32, **fs.TINY_VAE))
     wanted = fs.run_pipeline(pipeline, SPEC, *prompts())
     row = first_row(transformer)
     for n in range(row.num_steps):
@@ -161,7 +144,7 @@ def _fields(row: RowState) -> dict[str, Any]:
 
 
 def test_bf16_stays_finite() -> None:
-    transformer = fs.random_transformer(CPU, torch.bfloat16, **TINY)
+    transformer = fs.random_transformer(CPU, torch.bfloat16, **fs.TINY)
     latents: Any = fs.our_step(transformer, [first_row(transformer)])()
     assert torch.isfinite(latents[0]).all()
     assert 0.5 < float(latents[0].std()) < 2
@@ -170,7 +153,7 @@ def test_bf16_stays_finite() -> None:
 def test_host_lengths_change_nothing_and_are_taken_back(transformer: Any) -> None:
     step = fs.stock_step(transformer, first_row(transformer), *prompts())
     stock: Any = step()
-    with gpu.host_lengths(transformer, [1, 5]):
+    with fs.host_lengths(transformer, [1, 5]):
         told: Any = step()
     assert torch.equal(told, stock)
     assert all(isinstance(b.attn1.processor, MochiAttnProcessor2_0) for b in transformer.transformer_blocks)
@@ -184,7 +167,7 @@ def test_constants_of_a_request_are_what_the_formula_says(transformer: Any) -> N
     config, shape = transformer.config, latent_shape(SPEC)
     with_constants = flops.stock_step_flops(config, shape, [1, 5], TOKENS).total
     without = flops.forward_flops(config, shape, [1, 5], TOKENS).total
-    time_embedding = 2 * 2 * (TINY["time_embed_dim"] * 32 + 32 * 32)
+    time_embedding = 2 * 2 * (fs.TINY["time_embed_dim"] * 32 + 32 * 32)
     assert counter.get_total_flops() == with_constants - without + time_embedding
 
 
@@ -197,7 +180,7 @@ def test_blocks_compile_without_a_graph_break(transformer: Any) -> None:
 
 
 def test_random_vae_decodes_in_the_stock_way_and_in_ours() -> None:
-    vae = fs.random_vae(CPU, torch.float32, **TINY_VAE)
+    vae = fs.random_vae(CPU, torch.float32, **fs.TINY_VAE)
     latents = torch.randn(12, 2, 4, 4)
     with torch.no_grad():
         stock = vae.decode(latents[None], return_dict=False)[0][0]
@@ -206,23 +189,7 @@ def test_random_vae_decodes_in_the_stock_way_and_in_ours() -> None:
 
 
 def test_shapes_of_the_linear_layers() -> None:
-    assert matmul_shapes(89040, 3072, 8192)["feed-forward out"] == (89040, 8192, 3072)
-
-
-def test_figures_of_a_step() -> None:
-    figures = gpu.step_figures([3000.0, 2000.0, 9000.0], operations=6 * 10**14, samples=2, ceiling=800.0)
-    assert figures == {"seconds": 3.0, "seconds_per_sample": 1.5, "tflops": 200.0, "share_of_ceiling": 0.25}
-    assert gpu.step_figures([5.0], 0, 1, 800.0) == {"seconds": 0.005, "seconds_per_sample": 0.005}
-
-
-def test_tables_show_what_was_measured_and_what_was_not() -> None:
-    rows: list[gpu.Row] = [
-        {"name": "our step", "seconds": 4.2, "syncs": 0},
-        {"name": "stock step", "note": "out of memory"},
-    ]
-    assert gpu.rows_table("steps", rows).row_count == 2
-    ceilings = {"matmul_tflops": {"square": 700.0}, "copy_gb_per_s": 2800.0, "attention_tflops": {"cudnn": "No kernel"}}
-    assert gpu.ceilings_table(ceilings, 85).row_count == 3
+    assert product_shapes(89040, 3072)["feed-forward out"] == (89040, 8192, 3072)
 
 
 def test_turns_and_summary() -> None:
@@ -391,22 +358,6 @@ def test_a_folder_in_memory_is_refused() -> None:
 def test_machine_is_plain_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     described = describe_machine(CPU)
     assert described["torch"] == torch.__version__.split("+")[0] or described["torch"] == torch.__version__
+    assert installed_version("no-such-package") is None
     publish({"machine": described, "seconds": math.pi}, tmp_path / "results" / "x.json")
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "results" / "x.json").read_text())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_and_stops() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/gpu.py", "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    assert done.stdout.startswith("no GPU: ")
-
-
-def test_impossible_lengths_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--frames", "84"])
-    with pytest.raises(SystemExit):
-        gpu.main()
-    assert "6k + 1" in capsys.readouterr().err

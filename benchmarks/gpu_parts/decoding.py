@@ -1,0 +1,114 @@
+"""The video decoder: its convolutions alone, our decoding frame by frame, and the stock one with tiles."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import full_size as fs
+from benchmarks.flops import counted_flops
+from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
+from benchmarks.gpu_parts.measuring import by_kind, milliseconds, relative_error, rounded, tflops, timed
+from deployments.denoise import latent_shape
+from deployments.streaming_decode import StreamingDecoder
+
+KERNEL = 3
+FEW_FRAMES = 4
+LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+
+
+def convolutions(bench: Bench) -> Rows:
+    """Each kind that the decoder is made of, in both layouts, by cuDNN's guess and by its trial."""
+    for channels, frames, height, width in bench.sizes.convolutions:
+        shape = channels, frames, height, width
+        name = f"{channels} channels, {frames}x{height}x{width}"
+        yield Row("convolution", name, partial(_convolution, bench, shape))
+
+
+def _convolution(bench: Bench, shape: tuple[int, int, int, int]) -> Values:
+    """TFLOP/s; shape: of the inputs, padding included."""
+    channels, *sides = shape
+    layer = torch.nn.Conv3d(channels, channels, KERNEL, device=bench.device, dtype=DTYPE)
+    inputs = torch.randn(1, *shape, device=bench.device, dtype=DTYPE)
+    frames, height, width = (side - KERNEL + 1 for side in sides)
+    operations = 2 * KERNEL**3 * channels**2 * frames * height * width
+    found: Values = {}
+    for layout, memory_format in LAYOUTS.items():
+        layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+        laid_out = inputs.contiguous(memory_format=memory_format)
+        for way, tried in (("", False), ("_tried", True)):
+            with _cudnn_trials(tried):
+                ms = milliseconds(bench.device, partial(layer, laid_out), warm_up=2)
+            found[f"{layout}{way}"] = rounded(tflops(operations, ms))
+    return found
+
+
+@contextmanager
+def _cudnn_trials(tried: bool) -> Iterator[None]:
+    """Whether cuDNN tries its algorithms for each new shape and keeps the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = tried
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def our_decoder(bench: Bench) -> Rows:
+    """The long video frame by frame: whether it is right, the first frame, all of it, and its kernels."""
+    vae = _vae(bench)
+    latents = _latents(bench, bench.sizes.long_frames)
+    some, corner = latents[:, :FEW_FRAMES], latents[:, :3, :8, :8]
+    wanted = vae.decode(corner[None], return_dict=False)[0][0]
+    decoder = StreamingDecoder(vae)
+    yield Row("change", "decoded by the frame", partial(_decoding_error, decoder, corner, wanted))
+    yield _decoding("ours, to the first frame", bench, latents, lambda: next(decoder.decode(latents)), counted=False)
+    yield _decoding("ours", bench, latents, lambda: _drain(decoder, latents))
+    yield Row("kernels", "our decoder", partial(by_kind, bench.device, lambda: _drain(decoder, some)))
+
+
+def stock_decoder(bench: Bench) -> Rows:
+    """Half the length in tiles, for at once it may not fit, and ours beside it."""
+    vae = _vae(bench)
+    latents = _latents(bench, bench.sizes.short_frames)
+    vae.enable_tiling()
+    stock = partial(vae.decode, latents[None], return_dict=False)
+    yield _decoding("stock, in tiles", bench, latents, stock)
+    vae.disable_tiling()
+    decoder = StreamingDecoder(vae)
+    yield _decoding("ours", bench, latents, lambda: _drain(decoder, latents))
+
+
+def _vae(bench: Bench) -> Any:
+    return fs.random_vae(bench.device, DTYPE, **bench.sizes.vae)
+
+
+def _latents(bench: Bench, frames: int) -> Tensor:
+    return torch.randn(latent_shape(bench.spec(frames)), device=bench.device, dtype=DTYPE)
+
+
+def _drain(decoder: StreamingDecoder, latents: Tensor) -> None:
+    for _ in decoder.decode(latents):
+        pass
+
+
+def _decoding_error(decoder: StreamingDecoder, latents: Tensor, wanted: Tensor) -> Values:
+    return {"error": relative_error(torch.cat(list(decoder.decode(latents)), dim=1), wanted)}
+
+
+def _decoding(name: str, bench: Bench, latents: Tensor, work: Any, counted: bool = True) -> Row:
+    """The rate counts a one-shot decode, so work done twice by tiles does not raise it."""
+
+    def measure() -> Values:
+        ms, figures = timed(bench.device, work, runs=1)
+        if not counted:
+            return figures
+        decoder = fs.meta_vae(**bench.sizes.vae).decoder
+        operations = counted_flops(decoder, torch.empty(1, *latents.shape, device="meta"))
+        return figures | bench.rate(operations, ms)
+
+    frames = 6 * (latents.shape[1] - 1) + 1
+    return Row("decoding", f"{name}, {frames} frames", measure)

@@ -1,0 +1,66 @@
+"""What a replica does before its first job, and the encoder's own work: weights to the device, T5."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import full_size as fs
+from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
+from benchmarks.gpu_parts.measuring import first_ms, gigabytes, rounded, timed
+
+# T5-XXL's encoder, as Mochi 1 uses it.
+T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+VOCABULARY = 32128
+
+
+def loading(bench: Bench) -> Rows:
+    """A safetensors file that the system has in memory, to the device: by the CPU, and straight."""
+    from safetensors.torch import save_file
+
+    count, length = bench.sizes.file_tensors
+    with tempfile.TemporaryDirectory(prefix="mochi-bench-") as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({f"w{n}": torch.full((length,), n, dtype=DTYPE) for n in range(count)}, path)
+        for name, device in {"by the CPU": None, "straight": bench.device, "straight, again": bench.device}.items():
+            yield Row("loading", name, partial(_loading, bench, path, device))
+
+
+def _loading(bench: Bench, path: Path, straight: torch.device | None) -> Values:
+    """straight: where safetensors puts the tensors, if not on the CPU first."""
+    from safetensors import safe_open
+
+    def load() -> list[Tensor]:
+        with safe_open(path, "pt", device=str(straight or "cpu")) as file:
+            return [file.get_tensor(name).to(bench.device) for name in file.keys()]  # noqa: SIM118
+
+    size = path.stat().st_size
+    return {"gb": gigabytes(size), "gb_per_s": rounded(size / first_ms(bench.device, load) / 1e6)}
+
+
+def text_encoder(bench: Bench) -> Rows:
+    """T5-XXL over a prompt and its negative prompt, and over a row in which no token counts."""
+    encoder = _random_t5(bench)
+    ids = torch.randint(1, VOCABULARY, (2, bench.sizes.text_tokens), device=bench.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    yield Row("text encoder", "two prompts", lambda: timed(bench.device, lambda: encoder(ids, attention_mask=mask))[1])
+    none = mask.clone()
+    none[1] = False
+    yield Row("text encoder", "no token in a row", lambda: _finite(encoder(ids, attention_mask=none)[0]))
+
+
+def _finite(embeds: Tensor) -> Values:
+    return {"finite": bool(embeds.isfinite().all())}
+
+
+def _random_t5(bench: Bench) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    sizes: dict[str, Any] = T5_XXL | bench.sizes.text_encoder
+    config = T5Config(vocab_size=VOCABULARY, feed_forward_proj="gated-gelu", is_encoder_decoder=False, **sizes)
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    return fs.filled(model.eval().requires_grad_(False), bench.device, DTYPE, seed=0)

@@ -1,0 +1,194 @@
+"""Guided steps of the full-size transformer: ours and the stock pipeline's, eager, compiled and in fp8."""
+
+import re
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from benchmarks import full_size as fs
+from benchmarks.gpu_parts.bench import DTYPE, STEPS, Bench, Clip, NotHereError, Row, Rows, Values
+from benchmarks.gpu_parts.measuring import (
+    by_kind,
+    count_syncs,
+    first_ms,
+    gigabytes,
+    peak_bytes,
+    relative_error,
+    seconds,
+    timed,
+)
+from deployments.denoise import latent_shape
+from deployments.memory_profile import Resident
+from deployments.mochi_block import RunBlock, run_block
+
+VIDEO_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))")
+
+
+def long_steps(bench: Bench) -> Rows:
+    """Ours and stock at the model's largest video, and where their time goes."""
+    clip = bench.clip(bench.transformer(), bench.sizes.long_frames)
+    ours, stock = _our_step(clip), _stock_step(clip)
+    yield _step("ours", bench, clip, ours, clip.our_operations())
+    yield _kinds("our step", bench, ours)
+    yield _step("stock", bench, clip, stock, clip.stock_operations())
+    yield _kinds("stock step", bench, stock)
+
+
+def short_steps(bench: Bench) -> Rows:
+    """Every eager way to do a step of half the length, with the waits for the device."""
+    clip = bench.clip(bench.transformer(), bench.sizes.short_frames)
+    ours, stock = clip.our_operations(), clip.stock_operations()
+    yield _step("ours", bench, clip, _our_step(clip), ours, syncs=True)
+    yield _step("ours, 2 samples", bench, clip, _our_step(clip, 2), 2 * ours, samples=2, syncs=True)
+    yield _step("stock", bench, clip, _stock_step(clip), stock, syncs=True)
+    with fs.host_lengths(clip.transformer, clip.lengths):
+        yield _step("stock, lengths from the host", bench, clip, _stock_step(clip), stock, syncs=True)
+    constants = fs.step_constants(clip.transformer, clip.spec, clip.prompt, clip.negative)
+    yield _step("constant for a request", bench, clip, constants, 0, syncs=True)
+    yield Row("step", f"MochiPipeline, {clip.spec.num_frames} frames", partial(_pipeline, bench, clip))
+
+
+def compiled_steps(bench: Bench) -> Rows:
+    """Our step with its blocks compiled, which takes a minute or two before the first one."""
+    clip = bench.clip(bench.transformer(), bench.sizes.long_frames)
+    step = _our_step(clip, block=bench.compiled_block)
+    yield _step("ours, compiled", bench, clip, step, clip.our_operations())
+    yield _kinds("our step, compiled", bench, step)
+    yield Row("change", "compiled against eager", partial(_change_error, clip, step, _our_step(clip)))
+
+
+def other_prompts(bench: Bench) -> Rows:
+    """Prompts of several lengths through one compiled block: what each new length compiles."""
+    for length in (bench.sizes.prompt_length, *bench.sizes.other_lengths):
+        clip = bench.clip(bench.transformer(), bench.sizes.long_frames, length)
+        step = _our_step(clip, block=bench.compiled_block)
+        yield Row("compiling", f"prompt of {length} tokens", partial(_compiling, bench, step))
+
+
+def fp8_steps(bench: Bench) -> Rows:
+    """torchao's fp8 with a scale for each row, in the layers that see the video tokens, compiled."""
+    if not bench.on_cuda:
+        raise NotHereError("needs CUDA")
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    transformer = bench.take_transformer()
+    clip = bench.clip(transformer, bench.sizes.long_frames)
+    wanted = _our_step(clip)()
+    quantize_(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=_sees_video)
+    torch._dynamo.reset()
+    step = _our_step(clip, block=bench.compiled_block)
+    yield _step("ours, fp8, compiled", bench, clip, step, clip.our_operations())
+    yield _kinds("our step, fp8, compiled", bench, step)
+    yield Row("change", "fp8 against bf16", partial(_change_error, clip, step, lambda: wanted))
+
+
+def memory(bench: Bench) -> Rows:
+    """What the sampler foretells for the long video from two small probes, and what a step of it takes."""
+    yield Row("memory", "foretold", partial(_foretold, bench))
+    yield Row("memory", "taken", partial(_taken, bench))
+
+
+def _our_step(clip: Clip, samples: int = 1, block: RunBlock = run_block) -> fs.Step:
+    return fs.our_step(clip.transformer, [clip.row] * samples, block)
+
+
+def _stock_step(clip: Clip) -> fs.Step:
+    return fs.stock_step(clip.transformer, clip.row, clip.prompt, clip.negative)
+
+
+def _step(
+    name: str, bench: Bench, clip: Clip, step: fs.Step, operations: int, samples: int = 1, syncs: bool = False
+) -> Row:
+    """operations: of one step, all samples together; 0 for what they are not counted of."""
+
+    def measure() -> Values:
+        ms, figures = timed(bench.device, step)
+        return {
+            **figures,
+            "s_per_sample": seconds(ms / samples),
+            "video_s": seconds(STEPS * ms / samples),
+            **(bench.rate(operations, ms) if operations else {}),
+            **({"syncs": count_syncs(bench.device, step)} if syncs else {}),
+        }
+
+    return Row("step", f"{name}, {clip.spec.num_frames} frames", measure)
+
+
+def _kinds(name: str, bench: Bench, step: fs.Step) -> Row:
+    return Row("kernels", name, partial(by_kind, bench.device, step))
+
+
+def _pipeline(bench: Bench, clip: Clip) -> Values:
+    """Two steps of `MochiPipeline` by the clock, after two that warm up: its waits count."""
+    steps = 2
+    vae = fs.random_vae(bench.device, DTYPE, **bench.sizes.vae)
+    pipeline = fs.stock_pipeline(clip.transformer, vae)
+    spec = fs.clip_spec(clip.spec.width, clip.spec.height, clip.spec.num_frames, steps)
+    run = partial(fs.run_pipeline, pipeline, spec, clip.prompt, clip.negative)
+    first: list[float] = []
+    peak = peak_bytes(bench.device, lambda: first.append(first_ms(bench.device, run)))
+    ms = first_ms(bench.device, run) / steps
+    figures = {"s": seconds(ms), "first_s": seconds(first[0] / steps), "peak_gb": gigabytes(peak)}
+    video = {"s_per_sample": seconds(ms), "video_s": seconds(STEPS * ms)}
+    return figures | video | bench.rate(clip.stock_operations(), ms)
+
+
+def _change_error(clip: Clip, step: fs.Step, reference: fs.Step) -> Values:
+    """Relative error of what one step adds to the latents."""
+    before = clip.row.latents
+    (got,), (wanted,) = _latents(step), _latents(reference)
+    return {"error": relative_error(got - before, wanted - before)}
+
+
+def _latents(step: fs.Step) -> list[Tensor]:
+    latents: Any = step()
+    return list(latents)
+
+
+def _compiling(bench: Bench, step: fs.Step) -> Values:
+    """A first step and the next; graphs: compiled for the first one."""
+    graphs = counters["stats"]["unique_graphs"]
+    first = first_ms(bench.device, step)
+    return {
+        "graphs": counters["stats"]["unique_graphs"] - graphs,
+        "first_s": seconds(first),
+        "next_s": seconds(first_ms(bench.device, step)),
+    }
+
+
+def _sees_video(module: nn.Module, name: str) -> bool:
+    """The text has too few tokens to gain from fp8."""
+    return isinstance(module, nn.Linear) and VIDEO_LAYERS.fullmatch(name) is not None
+
+
+def _foretold(bench: Bench) -> Values:
+    """As a sampler does when it starts; `deployments.memory_measure` needs pydantic."""
+    from deployments.memory_measure import measure, memory_budget
+
+    transformer, shape = bench.transformer(), latent_shape(bench.spec(bench.sizes.long_frames))
+    start = time.perf_counter()
+    profile = measure(transformer, bench.sizes.probes, bench.sizes.text_tokens)
+    measuring_ms = (time.perf_counter() - start) * 1e3
+    return {
+        "needed_gb": gigabytes(profile.needed([Resident(shape)])),
+        "budget_gb": gigabytes(memory_budget(bench.device)),
+        "measuring_s": seconds(measuring_ms),
+    }
+
+
+def _taken(bench: Bench) -> Values:
+    """The peak above the weights of making a row with a prompt of full length and stepping once."""
+    transformer, sizes = bench.transformer(), bench.sizes
+    before = torch.cuda.memory_allocated(bench.device) if bench.on_cuda else 0
+
+    def sample() -> None:
+        _our_step(bench.clip(transformer, sizes.long_frames, sizes.text_tokens))()
+
+    peak = peak_bytes(bench.device, sample)
+    if peak is None:
+        raise NotHereError("needs CUDA")
+    return {"needed_gb": gigabytes(peak - before)}

@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.denoise import RowState, Shape, denoise_step, latent_shape, rope_tables, sigma_schedule, start_row
 from deployments.messages import VideoSpec
-from deployments.mochi_block import RunBlock, run_block
-from deployments.mochi_model import use_host_lengths
+from deployments.mochi.block import RunBlock, run_block
+from deployments.mochi.denoise import (
+    RowState,
+    Shape,
+    denoise_step,
+    latent_shape,
+    rope_tables,
+    sigma_schedule,
+    start_row,
+)
+from deployments.mochi.loading import use_host_lengths
 
 GUIDANCE = 4.5
 TEXT_TOKENS = 256

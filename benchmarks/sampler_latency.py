@@ -31,8 +31,6 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import describe_machine, publish
-from deployments.connections import Connections, bucket_opener
-from deployments.denoise import RowState
 from deployments.messages import (
     Checkpointed,
     Directive,
@@ -45,12 +43,14 @@ from deployments.messages import (
     VideoSpec,
     prompt_embeds_key,
 )
-from deployments.mochi_sampler import MochiSampler
-from deployments.object_store import ObjectStore
-from deployments.prompt_encoder import TextEncoder
+from deployments.mochi.denoise import RowState
+from deployments.prompts.prompt_encoder import TextEncoder
+from deployments.replica.connections import Connections, bucket_opener
+from deployments.sampler.mochi_sampler import MochiSampler
+from deployments.sampler.step_loop import Step
 from deployments.settings import StorageSettings
-from deployments.step_loop import Step
-from serve_app.weed_process import WeedProcess
+from deployments.storage.object_store import ObjectStore
+from serve_app.local.seaweed import WeedProcess
 from tests.ports import free_block
 from tests.worker_fakes import SHAPES, MemoryLink, spec, undecorated, worker_settings
 

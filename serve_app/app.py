@@ -11,16 +11,16 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from deployments.messages import Stage
 from deployments.settings import StageSettings
-from serve_app.autoscaling import DemandPolicy
-from serve_app.blocklist import load_blocklist
+from serve_app.access.exposure import check_exposure, current_http_host, is_loopback
 from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
 from serve_app.errors import StartupError
-from serve_app.exposure import check_exposure, current_http_host, is_loopback
-from serve_app.job_registry import JobRegistry
 from serve_app.jobs import Health
-from serve_app.local_storage import ACTOR_NAME as STORAGE_ACTOR
-from serve_app.local_storage import LocalStorage
-from serve_app.stage_router import StageRouter
+from serve_app.local.local_storage import ACTOR_NAME as STORAGE_ACTOR
+from serve_app.local.local_storage import LocalStorage
+from serve_app.prompts.blocklist import load_blocklist
+from serve_app.registry.actor import JobRegistry
+from serve_app.registry.replicas import StageRouter
+from serve_app.scheduling.autoscaling import DemandPolicy
 
 REGISTRY = "JobRegistry"
 # How soon a replica that was killed is replaced.
@@ -38,7 +38,7 @@ class AppArgs(BaseModel):
 
 def api(args: AppArgs) -> Application:
     """The HTTP side: validates, answers with a job id, serves the results."""
-    from serve_app.ingress import Ingress
+    from serve_app.ingress.app import Ingress
 
     settings = with_absolute_paths(load_settings(args.config))
     host = current_http_host()
@@ -68,7 +68,7 @@ def api(args: AppArgs) -> Application:
 def _classifier(settings: ClassifierSettings | None) -> Application | None:
     if settings is None:
         return None
-    from deployments.prompt_classifier import PromptClassifier
+    from deployments.prompts.prompt_classifier import PromptClassifier
 
     deployment: Any = PromptClassifier
     options = deployment.options(
@@ -82,9 +82,9 @@ def _classifier(settings: ClassifierSettings | None) -> Application | None:
 def mochi(args: AppArgs) -> Application:
     """The models, one deployment a stage. Serve deploys what is bound to the root, here the encoder."""
     # Imported here: they bring torch, which the HTTP side starts without.
-    from deployments.mochi_sampler import MochiSampler
-    from deployments.prompt_encoder import PromptEncoder
-    from deployments.video_decoder import VideoDecoder
+    from deployments.decoder.video_decoder import VideoDecoder
+    from deployments.prompts.prompt_encoder import PromptEncoder
+    from deployments.sampler.mochi_sampler import MochiSampler
 
     settings = with_storage(with_absolute_paths(load_settings(args.config)))
     ensure_registry(settings)

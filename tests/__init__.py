@@ -2,6 +2,6 @@
 
 import os
 
-from serve_app.ray_environment import LOOPBACK_ONLY
+from serve_app.local.ray_environment import LOOPBACK_ONLY
 
 os.environ.update(LOOPBACK_ONLY)

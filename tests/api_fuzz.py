@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.messages import VideoSpec
-from serve_app.ingress import create_app
+from serve_app.ingress.app import create_app
 from serve_app.jobs import JobError, JobState, Submission, new_job_id
 from tests.fakes import FakeServices
 

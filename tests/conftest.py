@@ -10,9 +10,9 @@ import pytest
 import pytest_asyncio
 import ray
 
-from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
-from serve_app.weed_process import WeedProcess
+from deployments.storage.object_store import ObjectStore
+from serve_app.local.seaweed import WeedProcess
 from tests.fakes import FakeServices
 from tests.memory_http import fed_client, unfed_client
 from tests.ports import free_block

@@ -11,12 +11,13 @@ from typing import Any
 
 from deployments.errors import MochiServeError, RegistryUnavailableError, StorageUnavailableError
 from deployments.messages import ReplicaInfo, Stage
-from deployments.object_store import ObjectInfo
-from serve_app.access import AccessTable
+from deployments.storage.object_store import ObjectInfo
+from serve_app.access.tenants import AccessTable
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
-from serve_app.feed import Batch, Cursor, Feed
-from serve_app.fitting import memory_limit, sample_tokens
+from serve_app.feed.publisher import Batch, Cursor, Feed
+from serve_app.ingress.services import Services
+from serve_app.ingress.video_storage import Variant
 from serve_app.jobs import (
     Accepted,
     Health,
@@ -30,9 +31,8 @@ from serve_app.jobs import (
     acceptance,
     check_move,
 )
-from serve_app.prompt_limits import load_token_counter
-from serve_app.services import Services
-from serve_app.video_storage import Variant
+from serve_app.prompts.tokens import load_token_counter
+from serve_app.scheduling.fitting import memory_limit, sample_tokens
 
 MODIFIED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 CONTENT_TYPES: dict[Variant, str] = {

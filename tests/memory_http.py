@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.ingress import create_app
+from serve_app.ingress.app import create_app
 from tests.fakes import FakeServices, MemoryRegistry
 
 

@@ -6,9 +6,9 @@ nobody listens on may still be somebody's.
 
 import os
 
-from serve_app import ports
-from serve_app.ports import PAIRED, is_free
-from serve_app.weed_command import PORTS
+from serve_app.local import ports
+from serve_app.local.ports import PAIRED, is_free
+from serve_app.local.seaweed_command import PORTS
 
 # Beside those that a server chooses for itself.
 RANGE = range(PAIRED.stop, 30_000)

@@ -18,8 +18,8 @@ from deployments.messages import (
 )
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.errors import NoReplicaError
-from serve_app.job_registry import JobRegistry
 from serve_app.jobs import Job, JobState, Submission, Tier
+from serve_app.registry.actor import JobRegistry
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 SETTINGS = JobSettings(retry_pause_s=0.01, max_attempts=3)

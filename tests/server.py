@@ -191,7 +191,16 @@ def start_server(folder: Path, environ: dict[str, str] | None = None) -> Server:
     config, ports = _config(folder)
     environment = os.environ | _port_variables(ports) | {"PYTHONUNBUFFERED": "1"} | (environ or {})
     log = folder / "server.log"
-    command = [sys.executable, "-m", "serve_app.cli", "serve", "--config", str(config), "--data", str(folder / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        "serve_app.cli.main",
+        "serve",
+        "--config",
+        str(config),
+        "--data",
+        str(folder / "data"),
+    ]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.denoise import RowState, denoise_step, initial_noise, latent_shape, rope_tables, start_row
 from deployments.errors import StoppedError
 from deployments.messages import VideoSpec
-from deployments.mochi_model import DtypeName, load_transformer
-from deployments.prompt_encoder import TextEncoder
-from deployments.running_task import RunningTask
-from deployments.sample_state import SampleState, pack, unpack
-from deployments.step_loop import Resident, StepLoop
+from deployments.mochi.denoise import RowState, denoise_step, initial_noise, latent_shape, rope_tables, start_row
+from deployments.mochi.loading import DtypeName, load_transformer
+from deployments.prompts.prompt_encoder import TextEncoder
+from deployments.replica.running_task import RunningTask
+from deployments.sampler.state import SampleState, pack, unpack
+from deployments.sampler.step_loop import Resident, StepLoop
 from tests.worker_fakes import SHAPES, GatedStep, running_task
 
 MAX_TICKS = 1000

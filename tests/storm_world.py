@@ -17,17 +17,23 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection
 
-from deployments import stage_worker
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, TransientError
 from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask
-from deployments.running_task import RunningTask
-from deployments.stage_worker import StageWorker
-from serve_app import board, dispatcher, job_registry, job_reports, job_store, outlook, retries, waiting_room
+from deployments.replica import stage_worker
+from deployments.replica.running_task import RunningTask
+from deployments.replica.stage_worker import StageWorker
 from serve_app.config import JobSettings, SchedulingSettings
-from serve_app.database import Database
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
 from serve_app.errors import NoReplicaError, ReplicaDiedError
-from serve_app.job_registry import JobRegistry
 from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
+from serve_app.registry import actor as job_registry
+from serve_app.registry import dispatcher, outlook
+from serve_app.registry import reports as job_reports
+from serve_app.registry import state as board
+from serve_app.registry.actor import JobRegistry
+from serve_app.scheduling import retries
+from serve_app.scheduling import waiting_jobs as waiting_room
 from tests.registry_world import SPEC
 
 T = TypeVar("T")

@@ -11,12 +11,12 @@ import pytest
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Progress, ReplicaInfo, Stage
-from serve_app import access_store
-from serve_app.access import day_of
+from serve_app.access.tenants import day_of
 from serve_app.config import SchedulingSettings
+from serve_app.database import access as access_store
 from serve_app.errors import ApiError, QueueFullError, RateLimitError, TooLargeError
-from serve_app.fitting import sample_tokens
 from serve_app.jobs import Accepted, JobState, Submission
+from serve_app.scheduling.fitting import sample_tokens
 from tests.registry_world import SETTINGS, SPEC, World
 
 ACME = "acme"
@@ -207,7 +207,7 @@ async def test_a_database_that_fails_leaves_nothing_counted(world: World, monkey
         raise RegistryUnavailableError("on purpose")
 
     with monkeypatch.context() as patch:
-        patch.setattr("serve_app.job_store.insert_job", fail)
+        patch.setattr("serve_app.database.jobs.insert_job", fail)
         for number in range(3):
             with pytest.raises(RegistryUnavailableError):
                 await registry.submit(submission(number))
@@ -234,8 +234,8 @@ async def test_limits_are_known_before_anything_is_accepted(world: World, monkey
             raise RegistryUnavailableError("on purpose")
         return read(connection)
 
-    monkeypatch.setattr("serve_app.access_store.load_access", late)
-    monkeypatch.setattr("serve_app.feed_upkeep.EVERY_S", 0.01)
+    monkeypatch.setattr("serve_app.database.access.load_access", late)
+    monkeypatch.setattr("serve_app.registry.feed_upkeep.EVERY_S", 0.01)
     await world.restart()
     asking = asyncio.create_task(world.registry.submit(submission(1)))
     await world.registry._dispatcher.leases_known.wait()
@@ -262,5 +262,5 @@ async def test_the_day_of_usage_is_the_one_of_the_request(world: World, monkeypa
     with pytest.raises(RateLimitError):
         await world.registry.submit(submission(1))
     tomorrow = time.time() + 86_400
-    monkeypatch.setattr("serve_app.acceptance.time.time", lambda: tomorrow)
+    monkeypatch.setattr("serve_app.registry.admission.time.time", lambda: tomorrow)
     await world.registry.submit(submission(2))

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from deployments.admission import Admission
 from deployments.errors import PermanentError, StoppedError
-from deployments.memory_profile import MemoryProfile, Resident
+from deployments.sampler.memory_gate import Admission
+from deployments.sampler.memory_profile import MemoryProfile, Resident
 from tests.worker_fakes import running_task
 
 PROFILE = MemoryProfile(

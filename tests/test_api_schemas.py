@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.api_schemas import (
+from serve_app.config import RetentionSettings
+from serve_app.jobs import FINAL, Health, Job, JobError, JobPage, JobState, Move, Origin, Place, Relation, Tier
+from serve_app.openapi.schemas import (
     Status,
     states_of,
     to_health,
@@ -16,8 +18,6 @@ from serve_app.api_schemas import (
     to_state,
     to_video,
 )
-from serve_app.config import RetentionSettings
-from serve_app.jobs import FINAL, Health, Job, JobError, JobPage, JobState, Move, Origin, Place, Relation, Tier
 from tests.fakes import shapes_settings
 
 RETENTION = RetentionSettings()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.ingress import create_app
+from serve_app.ingress.app import create_app
 from serve_app.jobs import Job, JobState, acceptance
 from tests.fakes import FakeServices
 

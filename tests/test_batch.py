@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.batch import BatchWish, batch_of
-from serve_app.batch_folder import RESULTS, STATE, batch_folder
-from serve_app.batch_plan import Known, Todo, idempotency_key, plan, read_lines
-from serve_app.client import Client
-from serve_app.client_errors import KeyRefusedError, UnreachableError, UsageError
-from serve_app.client_output import Output
-from serve_app.client_words import is_file_name
+from serve_app.cli.batch.folder import RESULTS, STATE, batch_folder
+from serve_app.cli.batch.plan import Known, Todo, idempotency_key, plan, read_lines
+from serve_app.cli.batch.run import BatchWish, batch_of
+from serve_app.cli.output import Output
+from serve_app.cli.words import is_file_name
+from serve_app.client.errors import KeyRefusedError, UnreachableError, UsageError
+from serve_app.client.http import Client
 from tests.api_stand_in import FILE, NO_WAIT, StandIn, running_stand_in
 
 PROMPTS = [f"a circle number {n}" for n in range(6)]

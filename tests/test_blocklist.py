@@ -8,8 +8,8 @@ import regex  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.blocklist import MAX_EXPRESSIONS, Blocklist, Hit, load_blocklist, parse_blocklist
 from serve_app.errors import ConfigError
+from serve_app.prompts.blocklist import MAX_EXPRESSIONS, Blocklist, Hit, load_blocklist, parse_blocklist
 
 Write = Callable[[str, str], Path]
 

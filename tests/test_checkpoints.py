@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deployments.checkpoints import Checkpoints
-from deployments.denoise import initial_noise
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.messages import VideoSpec, checkpoint_key
-from deployments.sample_state import SampleState
+from deployments.mochi.denoise import initial_noise
+from deployments.sampler.checkpoints import Checkpoints
+from deployments.sampler.state import SampleState
 from tests.worker_fakes import MemoryStore, spec
 
 SPEC = spec(width=32, height=32, num_frames=7, num_inference_steps=60)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from serve_app.cli import BAD_CONFIG, CANNOT_START, DATA_DIR_VARIABLE, app
+from serve_app.cli.main import BAD_CONFIG, CANNOT_START, DATA_DIR_VARIABLE, app
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +49,7 @@ def test_every_command_has_help(command: str) -> None:
 
 
 def test_the_commands_of_a_client_start_without_ray_and_torch() -> None:
-    code = "import sys, serve_app.cli; print(*sorted({'ray', 'torch', 'fastapi', 'diffusers'} & set(sys.modules)))"
+    code = "import sys, serve_app.cli.main; print(*sorted({'ray', 'torch', 'fastapi', 'diffusers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -12,19 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.client import Client, Patience
-from serve_app.client_checks import checked_key, checked_url, video_path
-from serve_app.client_download import Part, download, find_part, part_path
-from serve_app.client_errors import (
-    KeyRefusedError,
-    LocalFileError,
-    RefusedError,
-    UnreachableError,
-    UsageError,
-    VideoDeletedError,
-    refusal,
-)
-from serve_app.client_words import (
+from serve_app.cli.words import (
     NAME_BYTES,
     SLUG_BYTES,
     file_name,
@@ -35,6 +23,18 @@ from serve_app.client_words import (
     target_path,
     unix_seconds,
 )
+from serve_app.client.client_checks import checked_key, checked_url, video_path
+from serve_app.client.download import Part, download, find_part, part_path
+from serve_app.client.errors import (
+    KeyRefusedError,
+    LocalFileError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+    VideoDeletedError,
+    refusal,
+)
+from serve_app.client.http import Client, Patience
 from tests.api_stand_in import ETAG, FILE, NO_WAIT, StandIn, running_stand_in
 from tests.ports import free_ports
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from serve_app.cli import app
-from serve_app.client_output import Lines, Output, printable
+from serve_app.cli.main import app
+from serve_app.cli.output import Lines, Output, printable
 from tests.api_stand_in import FILE, StandIn, running_stand_in
 from tests.clip_reader import colour_and_direction, read_frames
 from tests.server import ENDLESS, ROOT, Server
@@ -42,7 +42,7 @@ def call(url: str, *arguments: str, key: str | None = None) -> Result:
 
 
 def started(url: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "serve_app.cli", *arguments]
+    command = [sys.executable, "-m", "serve_app.cli.main", *arguments]
     environment = os.environ | {"MOCHI_SERVE_URL": url, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -233,7 +233,7 @@ def test_a_terminal_gets_bars(api: StandIn) -> None:
     Path("prompts").write_text("a\nb\nc")
     api.failing = {"b"}
     api.pause_s = 0.3
-    command = [sys.executable, "-m", "serve_app.cli", "batch", "prompts", "-o", "out"]
+    command = [sys.executable, "-m", "serve_app.cli.main", "batch", "prompts", "-o", "out"]
     process = subprocess.Popen(command, stderr=terminal, stdout=subprocess.PIPE, env=environment)
     os.close(terminal)
     shown = b""

@@ -16,8 +16,10 @@ from sqlalchemy.exc import IntegrityError
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import VideoSpec
-from serve_app import job_store, meta_store, retention_store
-from serve_app.database import Database
+from serve_app.database import jobs as job_store
+from serve_app.database import meta as meta_store
+from serve_app.database import retention as retention_store
+from serve_app.database.connection import Database
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import Submission
 from tests.postgres import fresh_database

@@ -6,11 +6,12 @@ import pytest
 from sqlalchemy import Connection, func, insert, select
 
 from deployments.messages import Stage, VideoSpec
-from serve_app import deleted_videos, job_store
-from serve_app.database import Database
-from serve_app.deleted_videos import LATE_WRITES_S, DeletedVideo, delete_job
+from serve_app.database import deleted_videos
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
+from serve_app.database.deleted_videos import LATE_WRITES_S, DeletedVideo, delete_job
+from serve_app.database.schema import idempotency_keys, job_moves, jobs, webhook_deliveries
 from serve_app.jobs import FINAL, Job, JobError, JobState, Spent, Submission
-from serve_app.schema import idempotency_keys, job_moves, jobs, webhook_deliveries
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 ABOUT_A_JOB = (job_moves, idempotency_keys, webhook_deliveries)

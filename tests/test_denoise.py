@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from deployments.denoise import (
+from deployments.messages import VideoSpec
+from deployments.mochi.denoise import (
     RowState,
     condition,
     denoise_step,
@@ -22,8 +23,7 @@ from deployments.denoise import (
     sigma_schedule,
     start_row,
 )
-from deployments.messages import VideoSpec
-from deployments.mochi_model import load_transformer
+from deployments.mochi.loading import load_transformer
 from tests.worker_fakes import SHAPES, spec
 
 # diffusers asks for fp32 autocast on the CPU, which torch refuses with a warning

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lo
 # Two sleepers: one that its parent leaves behind, in a session of its own, and one that ignores SIGTERM.
 CODE = """
 import subprocess, sys
-from serve_app import descendants
+from serve_app.local import descendants
 descendants.adopt_orphans()
 subprocess.run(["sh", "-c", "setsid sleep 1000 & echo $!"])
 stubborn = ["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.05; done"]

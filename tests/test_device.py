@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from deployments import device
-from deployments.device import assigned_gpus, choose_device, describe_device, replica_device, set_threads
+from deployments.replica import host as device
+from deployments.replica.host import assigned_gpus, choose_device, describe_device, replica_device, set_threads
 
 
 @pytest.mark.parametrize(

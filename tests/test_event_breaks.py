@@ -9,10 +9,10 @@ import pytest
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage
-from serve_app import video_events
-from serve_app.access import Caller
+from serve_app.access.tenants import Caller
+from serve_app.ingress import events as video_events
+from serve_app.ingress.events import VideoEvents
 from serve_app.jobs import Job, JobState, Move
-from serve_app.video_events import VideoEvents
 from tests.fakes import FakeServices, MemoryRegistry
 from tests.sse import Event, next_event
 
@@ -22,7 +22,7 @@ ALL = [1, 2, 3, 4, 5, 6, 7]
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video_events, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr("serve_app.services.LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr("serve_app.ingress.services.LOOK_AGAIN_S", 0.02)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ async def test_while_the_registry_is_away_there_are_heartbeats(
     first = await events(stream, 2)
     with monkeypatch.context() as away:
         away.setattr(registry, "reachable", False)
-        away.setattr("serve_app.job_feed.JobFeed.valid", False)
+        away.setattr("serve_app.feed.follower.JobFeed.valid", False)
         assert [(await next_event(stream)).name for _ in range(4)] == 4 * ["ping"]
     registry.complete(job.id)
     # Progress may be told in between.

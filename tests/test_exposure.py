@@ -3,11 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import launch
-from serve_app.access import AccessTable, ApiKey, Tenant
+from serve_app.access.exposure import (
+    AccessMode,
+    check_exposure,
+    current_http_host,
+    is_loopback,
+    keys_needed,
+    no_keys_notice,
+)
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant
 from serve_app.errors import ConfigError
-from serve_app.exposure import AccessMode, check_exposure, current_http_host, is_loopback, keys_needed, no_keys_notice
 from serve_app.jobs import Tier
+from serve_app.local import plan as launch
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("127.0.0.1", "127.0.0.53", "::1", "[::1]", "localhost", "127.1")

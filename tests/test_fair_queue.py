@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from serve_app.fair_queue import CLAIM_GROWTH, FairQueue
-from serve_app.fair_share import Charge, Waiting
 from serve_app.jobs import TIERS, Tier
+from serve_app.scheduling.fair_queue import CLAIM_GROWTH, FairQueue
+from serve_app.scheduling.fair_share import Charge, Waiting
 
 SPAN = 16.0
 # Powers of two, so that tags add up exactly and ties are real ones.

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.access import AccessTable
-from serve_app.feed import FIRST, Batch, Cursor, Feed, Key
-from serve_app.job_mirror import Mirror
+from serve_app.access.tenants import AccessTable
+from serve_app.feed.mirror import Mirror
+from serve_app.feed.publisher import FIRST, Batch, Cursor, Feed, Key
 from serve_app.jobs import (
     FINAL,
     MOVES,
@@ -298,7 +298,7 @@ async def test_a_write_is_told_when_every_follower_has_it() -> None:
 async def test_a_follower_that_is_silent_is_not_waited_for_longer_than_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve_app.feed.VALID_S", 0.05)
+    monkeypatch.setattr("serve_app.feed.publisher.VALID_S", 0.05)
     truth = Truth()
     await ask(truth.feed, "dead", Cursor())
     truth.accept("acme")
@@ -307,7 +307,7 @@ async def test_a_follower_that_is_silent_is_not_waited_for_longer_than_it_answer
 
 
 async def test_a_feed_born_again_waits_for_the_followers_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.feed.VALID_S", 0.3)
+    monkeypatch.setattr("serve_app.feed.publisher.VALID_S", 0.3)
     feed = Feed(born_again=True)
     loop = asyncio.get_running_loop()
     born = loop.time()
@@ -341,7 +341,7 @@ async def test_old_news_changes_nothing() -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A poll that waits for nothing waits for ever."""
-    monkeypatch.setattr("serve_app.feed.HOLD_S", 1000.0)
+    monkeypatch.setattr("serve_app.feed.publisher.HOLD_S", 1000.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -458,7 +458,7 @@ async def test_a_job_that_is_read_again_keeps_its_history() -> None:
 
 
 async def test_a_mirror_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.job_mirror.MAX_JOBS", 4)
+    monkeypatch.setattr("serve_app.feed.mirror.MAX_JOBS", 4)
     feed, mirror = Feed(kept_ended=2), Mirror(_most=4)
     for number in range(5):
         feed.moved(moved(new_job(number), JobState.CANCELLED))
@@ -473,7 +473,7 @@ async def test_a_mirror_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_more_live_jobs_than_a_mirror_keeps_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.job_mirror.MAX_JOBS", 4)
+    monkeypatch.setattr("serve_app.feed.mirror.MAX_JOBS", 4)
     feed, mirror = Feed(), Mirror(_most=4)
     for number in range(10):
         feed.moved(new_job(number))

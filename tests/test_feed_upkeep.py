@@ -10,15 +10,18 @@ import pytest
 from sqlalchemy import Connection
 
 from deployments.errors import RegistryUnavailableError
-from serve_app import access_store, feed_upkeep, job_store, meta_store
-from serve_app.board import Board
+from serve_app.access.exposure import NO_KEYS
 from serve_app.config import SchedulingSettings
-from serve_app.database import Database
-from serve_app.exposure import NO_KEYS
-from serve_app.feed import FIRST, VALID_S, Cursor
-from serve_app.feed_upkeep import FeedUpkeep, OtherBeats
-from serve_app.job_mirror import Mirror
+from serve_app.database import access as access_store
+from serve_app.database import jobs as job_store
+from serve_app.database import meta as meta_store
+from serve_app.database.connection import Database
+from serve_app.feed.mirror import Mirror
+from serve_app.feed.publisher import FIRST, VALID_S, Cursor
 from serve_app.jobs import JobFilter, Submission
+from serve_app.registry import feed_upkeep
+from serve_app.registry.feed_upkeep import FeedUpkeep, OtherBeats
+from serve_app.registry.state import Board
 from tests.registry_world import SETTINGS, SPEC
 
 pytestmark = pytest.mark.usefixtures("fast")

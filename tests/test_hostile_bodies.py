@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from serve_app.config import AppSettings
-from serve_app.ingress import create_app
-from serve_app.request_body import MAX_DISCARDED_BYTES
+from serve_app.ingress.app import create_app
+from serve_app.requests.body import MAX_DISCARDED_BYTES
 from tests.fakes import FakeServices, shapes_settings
 from tests.test_openai_videos import serving
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from deployments.settings import StorageSettings
 from serve_app.config import AccessSettings, AppSettings
 from serve_app.errors import ConfigError, NotFoundError
-from serve_app.http_errors import install_error_handlers
-from serve_app.http_guards import checked_origins, install_guards, is_loopback_host, is_same_host
+from serve_app.ingress.error_answers import install_error_handlers
+from serve_app.ingress.guards import checked_origins, install_guards, is_loopback_host, is_same_host
 from tests.fakes import shapes_settings
 
 STUDIO = "https://studio.example.com"

@@ -6,12 +6,12 @@ import pytest
 from sqlalchemy import Connection, delete, func, select
 
 from deployments.messages import VideoSpec
-from serve_app import job_store
-from serve_app.database import Database
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
+from serve_app.database.idempotency import forget_old_keys
+from serve_app.database.schema import idempotency_keys, jobs
 from serve_app.errors import IdempotencyKeyReusedError
-from serve_app.idempotency import forget_old_keys
 from serve_app.jobs import Accepted, Submission
-from serve_app.schema import idempotency_keys, jobs
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 FIRST = Submission("a", "mochi-1", SPEC, "acme", idempotency_key="order 7", fingerprint="f1")

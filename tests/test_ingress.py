@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve_app.access import AccessTable
+from serve_app.access.tenants import AccessTable
 from serve_app.jobs import Accepted, JobState, Submission
 from tests.fakes import FakeServices, MemoryRegistry
 from tests.memory_http import fed_client
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_ingress_loads_no_model_code() -> None:
     heavy = ("torch", "diffusers", "transformers", "accelerate", "sqlalchemy.orm")
-    code = f"import sys, serve_app.ingress; print(*sorted(set({heavy!r}) & set(sys.modules)))"
+    code = f"import sys, serve_app.ingress.app; print(*sorted(set({heavy!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from deployments.errors import RegistryUnavailableError
-from serve_app import access_store, feed_upkeep, job_store
 from serve_app.config import SchedulingSettings
-from serve_app.database import Database
-from serve_app.job_feed import JobFeed
-from serve_app.job_registry import JobRegistry
+from serve_app.database import access as access_store
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
+from serve_app.feed.follower import JobFeed
 from serve_app.jobs import Job, JobFilter, JobPage, Submission
+from serve_app.registry import feed_upkeep
+from serve_app.registry.actor import JobRegistry
 from tests.postgres import fresh_database
 from tests.registry_world import SETTINGS, SPEC, Workers
 
@@ -233,7 +235,7 @@ async def test_a_job_whose_acceptance_was_lost_is_told_when_it_is_repeated(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(cluster, 2) as feeds:
-        monkeypatch.setattr("serve_app.dispatcher.RECONCILE_S", 1000.0)
+        monkeypatch.setattr("serve_app.registry.dispatcher.RECONCILE_S", 1000.0)
         with_a_lost_answer(monkeypatch, "insert_job")
         with pytest.raises(RegistryUnavailableError):
             await cluster.call("submit", submission(1))
@@ -259,7 +261,7 @@ async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pyt
     async with following(cluster, 1) as (feed,):
         job_id = (await cluster.call("submit", submission(1))).job.id
         with monkeypatch.context() as broken:
-            broken.setattr("serve_app.job_mirror.Mirror.apply", lambda *_: 1 / 0)
+            broken.setattr("serve_app.feed.mirror.Mirror.apply", lambda *_: 1 / 0)
             await until(lambda: not feed.valid)
             assert feed.get(job_id) is None
             assert await feed.access()
@@ -267,7 +269,7 @@ async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pyt
 
 
 async def test_without_a_word_of_the_registry_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.job_feed.FIRST_WORD_S", 0.05)
+    monkeypatch.setattr("serve_app.feed.follower.FIRST_WORD_S", 0.05)
     feed = JobFeed(Cluster("sqlite://"))
     with pytest.raises(RegistryUnavailableError, match="try again"):
         await feed.access()
@@ -280,7 +282,7 @@ async def two_clusters(postgres_uri: str, monkeypatch: pytest.MonkeyPatch) -> As
         monkeypatch.setattr(feed_upkeep, name, seconds)
     for module in ("feed", "job_feed"):
         monkeypatch.setattr(f"serve_app.{module}.VALID_S", 0.5)
-    monkeypatch.setattr("serve_app.feed.HOLD_S", 0.25)
+    monkeypatch.setattr("serve_app.feed.publisher.HOLD_S", 0.25)
     with fresh_database(postgres_uri) as url:
         clusters = [Cluster(url, owner) for owner in ("one", "two")]
         clusters[0].start()

@@ -15,10 +15,10 @@ from deployments.messages import (
     spritesheet_key,
     video_key,
 )
-from deployments.object_store import ListedObject
-from deployments.preview import preview_key
-from serve_app.job_files import FileKind, JobFile, delete_all_files, delete_work_files, is_needed, parse_key
+from deployments.mochi.preview import preview_key
+from deployments.storage.object_store import ListedObject
 from serve_app.jobs import FINAL, JobState, new_job_id
+from serve_app.retention.job_files import FileKind, JobFile, delete_all_files, delete_work_files, is_needed, parse_key
 
 JOB = "video_0123456789abcdef0123456789abcdef"
 OTHER = "video_ffffffffffffffffffffffffffffffff"

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event, text
 
 from deployments.messages import Stage, VideoSpec
-from serve_app import job_store, retention_store
-from serve_app.database import Database
+from serve_app.database import jobs as job_store
+from serve_app.database import retention as retention_store
+from serve_app.database.connection import Database
+from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState, Order
-from serve_app.schema import jobs
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 TENANTS = ("acme", "globex", "initech")

@@ -19,10 +19,11 @@ from deployments.messages import (
     Stage,
     Started,
 )
-from serve_app import dispatcher, retries
 from serve_app.config import JobSettings
 from serve_app.errors import TooLargeError
 from serve_app.jobs import JobState
+from serve_app.registry import dispatcher
+from serve_app.scheduling import retries
 from tests.registry_world import SPEC, Call, World
 
 

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from deployments.messages import Stage, VideoSpec
-from serve_app import job_store
-from serve_app.database import Database
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
 from serve_app.jobs import (
     Accepted,
     Job,

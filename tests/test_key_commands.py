@@ -14,10 +14,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from serve_app import access_store
-from serve_app.api_keys import key_hash
-from serve_app.database import Database
-from serve_app.key_commands import keys, tenants
+from serve_app.access.api_keys import key_hash
+from serve_app.cli.keys import keys, tenants
+from serve_app.database import access as access_store
+from serve_app.database.connection import Database
 
 ROOT = Path(__file__).parents[1]
 DAY_S = 86_400

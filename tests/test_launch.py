@@ -14,13 +14,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve_app import launch
 from serve_app.config import load_settings
-from serve_app.descendants import descendants
 from serve_app.errors import ConfigError, StartupError
-from serve_app.local_server import check_gpus, error_line
-from serve_app.ports import holder, is_free
-from serve_app.ray_environment import ensure_token, haproxy_available
+from serve_app.local import plan as launch
+from serve_app.local.descendants import descendants
+from serve_app.local.ports import holder, is_free
+from serve_app.local.ray_environment import ensure_token, haproxy_available
+from serve_app.local.server import check_gpus, error_line
 from tests.ports import free_ports
 from tests.processes import PATIENCE_S, gone
 
@@ -59,7 +59,7 @@ class Launched:
         self.ports = free_ports(4)
         (folder / "serve_config.yaml").write_text(CONFIG.format(port=self.ports[0], app=app))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serve_app.cli", "serve", "--data", str(self.data)],
+            [sys.executable, "-m", "serve_app.cli.main", "serve", "--data", str(self.data)],
             cwd=folder,
             env={**_plain_environment(), **self._environment(), **environment},
             stdout=subprocess.PIPE,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
-from serve_app.descendants import descendants
-from serve_app.local_storage import ACTOR_NAME, LocalStorage
-from serve_app.ports import is_free
-from serve_app.weed_command import ports
+from deployments.storage.object_store import ObjectStore
+from serve_app.local.descendants import descendants
+from serve_app.local.local_storage import ACTOR_NAME, LocalStorage
+from serve_app.local.ports import is_free
+from serve_app.local.seaweed_command import ports
 from tests.processes import gone
 
 NAMESPACE = "test-local-storage"

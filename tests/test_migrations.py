@@ -12,10 +12,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, text
 
 from deployments.messages import VideoSpec
-from serve_app import job_store, retention_store
-from serve_app.database import Database, migrate
+from serve_app.database import jobs as job_store
+from serve_app.database import retention as retention_store
+from serve_app.database.connection import Database, migrate
+from serve_app.database.schema import metadata
 from serve_app.jobs import JobState, Submission, Tier
-from serve_app.schema import metadata
 
 SPEC = {
     "prompt": "a red circle",

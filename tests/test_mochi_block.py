@@ -7,8 +7,8 @@ import torch
 from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from torch import Tensor, nn
 
-from deployments.mochi_block import fast_linear, joint_attention, joint_mask, run_block
-from deployments.mochi_model import HostLengthAttention
+from deployments.mochi.block import fast_linear, joint_attention, joint_mask, run_block
+from deployments.mochi.loading import HostLengthAttention
 
 CPU = torch.device("cpu")
 VIDEO, TEXT = 40, 12

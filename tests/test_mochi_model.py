@@ -11,7 +11,7 @@ from diffusers import MochiTransformer3DModel
 from diffusers.models.attention_processor import MochiAttention, MochiAttnProcessor2_0
 
 from deployments.errors import PermanentError
-from deployments.mochi_model import (
+from deployments.mochi.loading import (
     HostLengthAttention,
     check_scheduler,
     load_text_encoder,

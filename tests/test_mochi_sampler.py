@@ -14,12 +14,7 @@ import torch
 from diffusers import MochiPipeline
 from safetensors.torch import load, save
 
-from deployments import mochi_sampler, running_task
-from deployments.admission import Admission
-from deployments.denoise import RowState, latent_shape
 from deployments.errors import TransientError
-from deployments.memory_profile import MemoryProfile
-from deployments.memory_profile import Resident as MemoryResident
 from deployments.messages import (
     Checkpointed,
     Directive,
@@ -36,9 +31,15 @@ from deployments.messages import (
     latents_key,
     prompt_embeds_key,
 )
-from deployments.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
-from deployments.prompt_encoder import PromptEncoder, TextEncoder
-from deployments.step_loop import Step
+from deployments.mochi.denoise import RowState, latent_shape
+from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
+from deployments.replica import running_task
+from deployments.sampler import mochi_sampler
+from deployments.sampler.memory_gate import Admission
+from deployments.sampler.memory_profile import MemoryProfile
+from deployments.sampler.memory_profile import Resident as MemoryResident
+from deployments.sampler.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
+from deployments.sampler.step_loop import Step
 from tests.worker_fakes import (
     SHAPES,
     Clock,

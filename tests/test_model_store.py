@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save, save_file
 
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.messages import Stage
-from deployments.model_store import (
+from deployments.settings import ModelSettings
+from deployments.storage.model_store import (
     CACHE_VARIABLE,
     default_cache,
     looks_like_path,
@@ -24,7 +25,6 @@ from deployments.model_store import (
     read_index,
     safetensors_header,
 )
-from deployments.settings import ModelSettings
 from tests.worker_fakes import SHAPES, MemoryStore, worker_settings
 
 PARTS = ("transformer",)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deployments.decoder.mp4_encoder import Mp4Writer, command, poster
 from deployments.errors import TransientError
-from deployments.mp4_encoder import Mp4Writer, command, poster
 
 WIDTH, HEIGHT, FRAMES, FPS = 64, 48, 13, 24
 

@@ -10,9 +10,9 @@ import urllib3
 from pydantic import SecretStr
 
 from deployments.errors import PermanentError, StorageUnavailableError, WorkerError
-from deployments.object_store import CHUNK_BYTES, PAGE, PART_BYTES, ObjectStore
 from deployments.settings import StorageSettings
-from serve_app.ports import free_ports
+from deployments.storage.object_store import CHUNK_BYTES, PAGE, PART_BYTES, ObjectStore
+from serve_app.local.ports import free_ports
 
 
 async def _collect(store: ObjectStore, key: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -302,7 +302,7 @@ async def test_a_store_that_is_ill_is_asked_again(storage_settings: StorageSetti
 async def test_a_store_that_hangs_is_not_asked_again(
     storage_settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.object_store.READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("deployments.storage.object_store.READ_TIMEOUT_S", 0.1)
     asked = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,9 +13,9 @@ from openai.types import Video
 from standardwebhooks import Webhook
 
 from serve_app.errors import QueueFullError
-from serve_app.ingress import create_app
+from serve_app.ingress.app import create_app
+from serve_app.ingress.services import Services
 from serve_app.jobs import JobError, JobState, Tier
-from serve_app.services import Services
 from tests.fakes import FakeServices, MemoryRegistry
 from tests.keyed_services import keyed_services
 from tests.memory_http import told_first

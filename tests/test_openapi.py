@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from starlette.routing import Route
 
-from serve_app.error_docs import CODES
-from serve_app.ingress import create_app
+from serve_app.ingress.app import create_app
 from serve_app.jobs import JobState
+from serve_app.openapi.errors import CODES
 from tests.api_fuzz import Fuzz, fuzzed_app
 from tests.fakes import FakeServices
 from tests.keyed_services import keyed_services

@@ -6,11 +6,11 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from serve_app.access import AccessTable, ApiKey, Tenant
-from serve_app.api_keys import key_hash, key_hint, new_key
+from serve_app.access.api_keys import key_hash, key_hint, new_key
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant
 from serve_app.config import AccessSettings
-from serve_app.feed import Feed
-from serve_app.ingress import create_app
+from serve_app.feed.publisher import Feed
+from serve_app.ingress.app import create_app
 from serve_app.jobs import JobState, Tier
 from tests.fakes import FakeServices, shapes_settings
 from tests.memory_http import fed_client

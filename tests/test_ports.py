@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.ports import LOOPBACK, free_pair, free_ports, holder, is_free
-from serve_app.weed_command import PORTS
+from serve_app.local.ports import LOOPBACK, free_pair, free_ports, holder, is_free
+from serve_app.local.seaweed_command import PORTS
 from tests import ports as tests_ports
 
 needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import StartupError
-from serve_app.ports import free_ports
-from serve_app.preflight import check_disk, check_ports, data_folder_lock
+from serve_app.local.ports import free_ports
+from serve_app.local.preflight import check_disk, check_ports, data_folder_lock
 
 
 def test_free_ports_pass() -> None:
@@ -56,7 +56,7 @@ def test_one_data_folder_has_one_server(tmp_path: Path) -> None:
 def test_the_lock_of_a_killed_server_does_not_hold(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, os, signal\n"
-        "from serve_app.preflight import data_folder_lock\n"
+        "from serve_app.local.preflight import data_folder_lock\n"
         "with data_folder_lock(pathlib.Path(sys.argv[1])):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deployments.errors import PermanentError, StorageUnavailableError
-from deployments.preview import (
+from deployments.mochi.preview import (
     FILE,
     PreviewFit,
     PreviewMap,

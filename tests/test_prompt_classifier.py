@@ -16,10 +16,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from deployments.errors import PermanentError
-from deployments.prompt_classifier import LabelScorer, PromptClassifier
 from deployments.prompt_verdict import Verdict
+from deployments.prompts.prompt_classifier import LabelScorer, PromptClassifier
 from serve_app.errors import ServiceUnavailableError
-from serve_app.prompt_safety import asking
+from serve_app.prompts.safety import asking
 
 CPU = torch.device("cpu")
 NEUTRAL = ["a", "red", "circle", "moving", "right"]

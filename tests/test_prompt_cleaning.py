@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.prompt_cleaning import clean_prompt
+from serve_app.prompts.cleaning import clean_prompt
 
 # Every text that JSON can carry: lone surrogates too.
 ANY_TEXT = st.text(st.characters(exclude_categories=()))

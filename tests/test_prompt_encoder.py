@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from deployments.errors import PermanentError
 from deployments.messages import Failed, Finished, Stage, Started, prompt_embeds_key
-from deployments.prompt_encoder import PromptEncoder, TextEncoder
+from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
 from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from serve_app.errors import InvalidRequestError
-from serve_app.prompt_limits import check_tokens, load_token_counter
+from serve_app.prompts.tokens import check_tokens, load_token_counter
 
 SHAPES = "models/shapes"
 WORDS = ["a", "blue", "circle", "moving", "triangle", "</s>", "<pad>", "<unk>", "zzz", "É", "円", "😀", "\n", "\t"]

@@ -13,8 +13,8 @@ from ray.serve.exceptions import BackPressureError
 from deployments.prompt_verdict import Verdict
 from serve_app.config import ClassifierSettings, SafetySettings
 from serve_app.errors import ConfigError, ContentPolicyError, ServiceUnavailableError
-from serve_app.ingress import create_app
-from serve_app.prompt_safety import PromptSafety, asking
+from serve_app.ingress.app import create_app
+from serve_app.prompts.safety import PromptSafety, asking
 from tests.fakes import FakeServices
 
 Write = Callable[[str, str], Path]

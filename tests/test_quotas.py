@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.access import Tenant
+from serve_app.access.quotas import Quotas
+from serve_app.access.tenants import Tenant
 from serve_app.errors import RateLimitError
 from serve_app.jobs import Tier
-from serve_app.quotas import Quotas
 
 NOON = 86_400 * 20_000 + 43_200.0
 SECONDS = st.floats(0, 1000)

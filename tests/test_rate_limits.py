@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from serve_app.rate_limits import RateLimits, Taken, duration, rate_headers, whole_seconds
+from serve_app.access.limits import RateLimits, Taken, duration, rate_headers, whole_seconds
 
 PAUSES = st.lists(st.floats(0, 120), max_size=200)
 

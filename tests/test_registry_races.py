@@ -19,10 +19,12 @@ from deployments.messages import (
     Stage,
     Started,
 )
-from serve_app import dispatcher, job_registry, job_store
 from serve_app.config import SchedulingSettings
-from serve_app.database import Database
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
 from serve_app.jobs import Tier
+from serve_app.registry import actor as job_registry
+from serve_app.registry import dispatcher
 from tests.registry_world import SETTINGS, Call, World
 
 T = TypeVar("T")

@@ -25,17 +25,20 @@ from deployments.messages import (
     spritesheet_key,
     video_key,
 )
-from deployments.object_store import PAGE, ListedObject, ObjectInfo, ObjectStore
-from deployments.preview import preview_key
+from deployments.mochi.preview import preview_key
 from deployments.settings import StorageSettings
-from serve_app import deleted_videos, job_store, meta_store, retention_store
+from deployments.storage.object_store import PAGE, ListedObject, ObjectInfo, ObjectStore
 from serve_app.config import RetentionSettings
-from serve_app.database import Database
-from serve_app.deleted_videos import LATE_WRITES_S, delete_job
+from serve_app.database import deleted_videos
+from serve_app.database import jobs as job_store
+from serve_app.database import meta as meta_store
+from serve_app.database import retention as retention_store
+from serve_app.database.connection import Database
+from serve_app.database.deleted_videos import LATE_WRITES_S, delete_job
+from serve_app.database.schema import jobs
 from serve_app.jobs import FINAL, JobState, Submission
-from serve_app.retention import BATCH, MARKER_PREFIX, Store, Sweeper, Swept
-from serve_app.schema import jobs
-from serve_app.weed_process import WeedProcess
+from serve_app.local.seaweed import WeedProcess
+from serve_app.retention.sweeper import BATCH, MARKER_PREFIX, Store, Sweeper, Swept
 
 T = TypeVar("T")
 DAY = 86_400.0

@@ -19,12 +19,12 @@ from deployments.messages import (
     prompt_embeds_key,
     video_key,
 )
-from deployments.object_store import ListedObject, ObjectInfo
+from deployments.storage.object_store import ListedObject, ObjectInfo
 from serve_app.config import RetentionSettings
-from serve_app.database import Database
+from serve_app.database.connection import Database
+from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import FINAL, JobState
-from serve_app.retention import MARKER_PREFIX, Sweeper
-from serve_app.schema import job_moves, jobs
+from serve_app.retention.sweeper import MARKER_PREFIX, Sweeper
 from tests.postgres import fresh_database
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)

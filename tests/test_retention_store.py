@@ -4,10 +4,12 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from deployments.messages import Stage, VideoSpec
-from serve_app import job_store, meta_store, retention_store
-from serve_app.database import Database
+from serve_app.database import jobs as job_store
+from serve_app.database import meta as meta_store
+from serve_app.database import retention as retention_store
+from serve_app.database.connection import Database
+from serve_app.database.schema import idempotency_keys, job_moves
 from serve_app.jobs import JobError, JobState, Spent, Submission
-from serve_app.schema import idempotency_keys, job_moves
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 

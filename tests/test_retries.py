@@ -5,7 +5,7 @@ import pytest
 from deployments.messages import Failed, Stage
 from serve_app.config import JobSettings
 from serve_app.jobs import Job, JobError, JobState
-from serve_app.retries import REPLICA_DIED, Retry, after_failure
+from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure
 from tests.registry_world import SPEC
 
 SETTINGS = JobSettings(max_attempts=3, retry_pause_s=1, max_retry_pause_s=3)

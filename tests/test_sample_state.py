@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from deployments.denoise import initial_noise
 from deployments.messages import VideoSpec
-from deployments.sample_state import CheckpointRefusedError, SampleState, pack, unpack
+from deployments.mochi.denoise import initial_noise
+from deployments.sampler.state import CheckpointRefusedError, SampleState, pack, unpack
 
 SPEC = VideoSpec("a red circle", "", 64, 48, 13, 24, 20, 3.0, 2**60, exact=True)
 

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deployments.scratch import LOCK, scratch_folder
+from deployments.storage.scratch import LOCK, scratch_folder
 
 
 def test_a_folder_is_the_owners_and_goes_at_the_end(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_a_folder_is_the_owners_and_goes_at_the_end(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_goes_with_the_next_one(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from deployments.scratch import scratch_folder\n"
+        "import sys, time; from pathlib import Path; from deployments.storage.scratch import scratch_folder\n"
         "with scratch_folder('mochi-x-', Path(sys.argv[1])) as folder: print(folder, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deployments.streaming_decode import to_uint8
+from deployments.mochi.streaming_decode import to_uint8
 from models.shapes.reading.blobs import Ints, Mask, connected, erode, find_blobs
 from models.shapes.reading.matching import judge
 from models.shapes.reading.mp4 import through_mp4

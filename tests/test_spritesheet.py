@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from deployments.spritesheet import GRIDS, LONG_SIDE, Spritesheet, cell_size, grid, shown_frames
+from deployments.decoder.spritesheet import GRIDS, LONG_SIDE, Spritesheet, cell_size, grid, shown_frames
 
 
 def grey_clip(num_frames: int, height: int, width: int) -> Tensor:

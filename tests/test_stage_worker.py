@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from deployments import running_task as running_task_module
-from deployments import stage_worker
 from deployments.errors import PermanentError, StoppedError, StorageUnavailableError, TransientError
 from deployments.messages import (
     Directive,
@@ -28,8 +26,10 @@ from deployments.messages import (
     Stage,
     Started,
 )
-from deployments.running_task import RunningTask, Stopwatch, TaskStore, outlast
-from deployments.stage_worker import StageWorker, failure_of
+from deployments.replica import running_task as running_task_module
+from deployments.replica import stage_worker
+from deployments.replica.running_task import RunningTask, Stopwatch, TaskStore, outlast
+from deployments.replica.stage_worker import StageWorker, failure_of
 from tests.worker_fakes import Clock, MemoryLink, MemoryStore, captured, running_task, task
 
 STARTED = Started("replica-1", "cpu")

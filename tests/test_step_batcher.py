@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.step_batcher import Load, StepBatcher
+from deployments.sampler.step_batcher import Load, StepBatcher
 
 SMALL = Load("small", tokens=10, rows=2)
 LARGE = Load("large", tokens=100, rows=2)

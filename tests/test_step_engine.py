@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deployments.messages import VideoSpec
-from deployments.sample_state import pack
+from deployments.sampler.state import pack
 from tests.step_scenarios import Plan, Sample, Scenario, advance, first_state, play, read
 from tests.worker_fakes import SHAPES, spec
 

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.denoise import RowState, TextConditioning
 from deployments.errors import StoppedError
-from deployments.running_task import RunningTask
-from deployments.step_loop import AfterStep, Resident, Step, StepLoop, shares
+from deployments.mochi.denoise import RowState, TextConditioning
+from deployments.replica.running_task import RunningTask
+from deployments.sampler.step_loop import AfterStep, Resident, Step, StepLoop, shares
 from tests.worker_fakes import Clock, GatedStep, running_task
 
 TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKLMochi
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from diffusers.video_processor import VideoProcessor
 
-from deployments.mochi_model import load_vae
-from deployments.streaming_decode import StreamingConv3d, StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.loading import load_vae
+from deployments.mochi.streaming_decode import StreamingConv3d, StreamingDecoder, denormalise, to_uint8
 from tests.worker_fakes import SHAPES
 
 CPU = torch.device("cpu")

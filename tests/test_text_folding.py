@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.text_folding import fold, forms, words
+from serve_app.prompts.folding import fold, forms, words
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 DRESSED = st.lists(st.sampled_from([*"ab1!$@0 .-aаоя\u200b\u0301ſıﬀ"]), max_size=30).map("".join)

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from serve_app.feed import Cursor
-from serve_app.ingress import create_app
+from serve_app.feed.publisher import Cursor
+from serve_app.ingress.app import create_app
 from serve_app.jobs import JobState
 from tests.fakes import FakeServices
 from tests.keyed_services import keyed_services

@@ -9,12 +9,12 @@ import pytest
 from starlette.types import Message
 
 from deployments.messages import spritesheet_key, video_key
-from deployments.object_store import ObjectStore
 from deployments.settings import SamplingSettings, StorageSettings
-from serve_app.ingress import create_app
+from deployments.storage.object_store import ObjectStore
+from serve_app.ingress.app import create_app
+from serve_app.ingress.services import Services
+from serve_app.ingress.video_storage import VideoStorage
 from serve_app.jobs import JobError, JobState
-from serve_app.services import Services
-from serve_app.video_storage import VideoStorage
 from tests.fakes import FakeServices, MemoryRegistry, shapes_settings
 from tests.test_openai_videos import serving
 

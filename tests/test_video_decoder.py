@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from deployments import video_decoder
+from deployments.decoder import video_decoder
+from deployments.decoder.mp4_encoder import Mp4Writer
+from deployments.decoder.spritesheet import Spritesheet
+from deployments.decoder.video_decoder import VideoDecoder, check_latents
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.messages import (
     Event,
@@ -28,12 +31,9 @@ from deployments.messages import (
     spritesheet_key,
     video_key,
 )
-from deployments.mochi_model import load_vae
-from deployments.mp4_encoder import Mp4Writer
-from deployments.preview import FILE, PreviewFit, from_json, preview_key
-from deployments.spritesheet import Spritesheet
-from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
-from deployments.video_decoder import VideoDecoder, check_latents
+from deployments.mochi.loading import load_vae
+from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
+from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 MAP = preview_key("abc")
@@ -179,7 +179,7 @@ async def test_a_store_that_is_away_for_a_moment_costs_no_work(monkeypatch: pyte
         refusals[key] = refusals.get(key, 0) - 1
         return refusals[key] >= 0
 
-    monkeypatch.setattr("deployments.running_task.STORE_PAUSE_S", 0.0)
+    monkeypatch.setattr("deployments.replica.running_task.STORE_PAUSE_S", 0.0)
     link, store = MemoryLink(), sampled()
     store.down = down
     await replica(link, store).run(task(Stage.DECODING))

@@ -9,10 +9,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from serve_app import video_events
-from serve_app.access import Caller
+from serve_app.access.tenants import Caller
+from serve_app.ingress import events as video_events
+from serve_app.ingress.events import VideoEvents
 from serve_app.jobs import Job, JobState, Place
-from serve_app.video_events import VideoEvents
 from tests.fakes import FakeServices
 from tests.memory_http import fed_client
 from tests.sse import Event, next_event, read_events

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from serve_app.http_errors import install_error_handlers
-from serve_app.web_page import CONTENT_TYPES, FOLDER, WebPage, examples_of
+from serve_app.ingress.error_answers import install_error_handlers
+from serve_app.ingress.web_page import CONTENT_TYPES, FOLDER, WebPage, examples_of
 from tests.fakes import shapes_settings
 
 SCRIPTS = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js"))

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from serve_app.webhook_client import Answer, WebhookClient, public_socket
-from serve_app.webhook_targets import AddressInfo
+from serve_app.access.targets import AddressInfo
+from serve_app.webhooks.client import Answer, WebhookClient, public_socket
 from tests.webhook_receiver import receiving
 
 PATIENT_S = 120.0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.webhook_lanes import MAX_AT_ONCE, MAX_PER_ORIGIN, MAX_PER_TENANT, Lanes, origin_of
+from serve_app.scheduling.webhook_pacing import MAX_AT_ONCE, MAX_PER_ORIGIN, MAX_PER_TENANT, Lanes, origin_of
 
 targets = st.tuples(st.sampled_from("abc"), st.sampled_from([f"http://{n}.com/x" for n in range(6)]))
 

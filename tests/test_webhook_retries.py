@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.config import WebhookSettings
-from serve_app.webhook_client import Answer
-from serve_app.webhook_retries import HOUR_S, LONGEST_PAUSE_S, next_try, retry_after_s
+from serve_app.scheduling.webhook_retries import HOUR_S, LONGEST_PAUSE_S, next_try, retry_after_s
+from serve_app.webhooks.client import Answer
 
 SETTINGS = WebhookSettings(first_pause_s=5, give_up_h=24)
 NOW = 1_800_000_000.0

@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import Connection
 
 from deployments.messages import Stage, VideoSpec
-from serve_app import webhook_store
-from serve_app.database import Database
+from serve_app.database import webhooks as webhook_store
+from serve_app.database.connection import Database
+from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
-from serve_app.webhook_lanes import MAX_AT_ONCE, MAX_PER_ORIGIN, MAX_PER_TENANT, Lanes
-from serve_app.webhook_store import Delivery
+from serve_app.scheduling.webhook_pacing import MAX_AT_ONCE, MAX_PER_ORIGIN, MAX_PER_TENANT, Lanes
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 URL = "https://example.com/hook"

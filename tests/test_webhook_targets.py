@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from serve_app.access.targets import MAX_LENGTH, AddressInfo, check_target, check_url, is_public, system_resolve
 from serve_app.errors import InvalidRequestError
-from serve_app.webhook_targets import MAX_LENGTH, AddressInfo, check_target, check_url, is_public, system_resolve
 
 # IANA's registries of special-purpose addresses, and multicast.
 SPECIAL_4 = [
@@ -233,7 +233,7 @@ async def test_a_resolver_that_does_not_answer_is_not_waited_for(monkeypatch: py
         await asyncio.Event().wait()
         return []
 
-    monkeypatch.setattr("serve_app.webhook_targets.RESOLVE_S", 0.01)
+    monkeypatch.setattr("serve_app.access.targets.RESOLVE_S", 0.01)
     await check_target("https://hook.example.com/", False, silent)
 
 

@@ -18,15 +18,15 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage, VideoSpec
-from serve_app import webhook_store
+from serve_app.access.targets import AddressInfo, check_target
 from serve_app.config import WebhookSettings
-from serve_app.database import Database
+from serve_app.database import webhooks as webhook_store
+from serve_app.database.connection import Database
+from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
-from serve_app.webhook_lanes import MAX_PER_ORIGIN
-from serve_app.webhook_retries import HOUR_S
-from serve_app.webhook_store import Delivery
-from serve_app.webhook_targets import AddressInfo, check_target
-from serve_app.webhooks import HOLD_MARGIN_S, WebhookSender, payload, signed_headers
+from serve_app.scheduling.webhook_pacing import MAX_PER_ORIGIN
+from serve_app.scheduling.webhook_retries import HOUR_S
+from serve_app.webhooks.sender import HOLD_MARGIN_S, WebhookSender, payload, signed_headers
 from tests.webhook_receiver import Got, Reply, receiving
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
@@ -308,8 +308,8 @@ async def test_what_was_sent_but_not_noted_is_sent_again_under_its_id(database_u
 KILLED = """
 import asyncio, sys
 from serve_app.config import WebhookSettings
-from serve_app.database import Database
-from serve_app.webhooks import WebhookSender
+from serve_app.database.connection import Database
+from serve_app.webhooks.sender import WebhookSender
 
 async def secret_of(tenant):
     return sys.argv[2]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
-from serve_app.descendants import children
+from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
-from serve_app.ports import is_free
-from serve_app.weed_command import ports
-from serve_app.weed_process import WeedProcess
+from serve_app.local.descendants import children
+from serve_app.local.ports import is_free
+from serve_app.local.seaweed import WeedProcess
+from serve_app.local.seaweed_command import ports
 from tests.processes import gone
 
 needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
@@ -140,7 +140,7 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from deployments.settings import StorageSettings
-from serve_app.weed_process import WeedProcess
+from serve_app.local.seaweed import WeedProcess
 
 async def main():
     weed = WeedProcess(StorageSettings(local_port=int(sys.argv[1])), Path(sys.argv[2]))

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from deployments.connections import Connections
-from deployments.denoise import RowState
 from deployments.errors import PermanentError, RegistryUnavailableError, StorageUnavailableError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
-from deployments.model_store import ModelBucket
-from deployments.running_task import RunningTask
+from deployments.mochi.denoise import RowState
+from deployments.replica.connections import Connections
+from deployments.replica.running_task import RunningTask
+from deployments.sampler.step_loop import Resident, Step
 from deployments.settings import WorkerSettings
-from deployments.step_loop import Resident, Step
+from deployments.storage.model_store import ModelBucket
 from serve_app.config import load_settings
-from serve_app.leases import Mailbox
+from serve_app.registry.leases import Mailbox
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "models" / "shapes"

@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import milliseconds, relative_error, rounded
-from deployments.denoise import denoise_step
-from deployments.mochi_block import run_block
-from deployments.mochi_model import load_transformer, load_vae
-from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.block import run_block
+from deployments.mochi.denoise import denoise_step
+from deployments.mochi.loading import load_transformer, load_vae
+from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 WORDS, MODEL_TEXT_TOKENS = 9, 64

@@ -21,9 +21,9 @@ from benchmarks.gpu_parts.measuring import (
     seconds,
     timed,
 )
-from deployments.denoise import latent_shape
-from deployments.memory_profile import Resident
-from deployments.mochi_block import RunBlock, run_block
+from deployments.mochi.block import RunBlock, run_block
+from deployments.mochi.denoise import latent_shape
+from deployments.sampler.memory_profile import Resident
 
 VIDEO_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))")
 
@@ -166,8 +166,8 @@ def _sees_video(module: nn.Module, name: str) -> bool:
 
 
 def _foretold(bench: Bench) -> Values:
-    """As a sampler does when it starts; `deployments.memory_measure` needs pydantic."""
-    from deployments.memory_measure import measure, memory_budget
+    """As a sampler does when it starts; `deployments.sampler.memory_measure` needs pydantic."""
+    from deployments.sampler.memory_measure import measure, memory_budget
 
     transformer, shape = bench.transformer(), latent_shape(bench.spec(bench.sizes.long_frames))
     start = time.perf_counter()

@@ -9,9 +9,9 @@ from playwright.async_api import BrowserContext, Locator, Page, expect
 from pydantic import SecretStr
 
 from deployments.messages import prompt_embeds_key
-from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
-from serve_app.weed_command import load_or_make_keys
+from deployments.storage.object_store import ObjectStore
+from serve_app.local.seaweed_command import load_or_make_keys
 from tests.browser.axe_check import violations
 from tests.browser.tabs import PHONE, Tabs, ask_for, card, made_by, percent, scrolls_sideways, viewer
 from tests.server import ENDLESS, Server

@@ -14,11 +14,11 @@ import psutil
 from pydantic import SecretStr
 
 from deployments.errors import WorkerError
-from deployments.object_store import ObjectStore
 from deployments.settings import StorageSettings
-from serve_app import weed_command
-from serve_app.ports import LOOPBACK, is_free
-from serve_app.process_guard import guarded
+from deployments.storage.object_store import ObjectStore
+from serve_app.local import seaweed_command as weed_command
+from serve_app.local.ports import LOOPBACK, is_free
+from serve_app.local.process_guard import guarded
 
 READY_S = 60.0
 POLL_S = 0.1

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deployments.denoise import denoise_step, latent_shape, rope_tables, start_row
 from deployments.messages import VideoSpec
-from deployments.mochi_model import load_transformer, load_vae
-from deployments.prompt_encoder import TextEncoder
-from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.denoise import denoise_step, latent_shape, rope_tables, start_row
+from deployments.mochi.loading import load_transformer, load_vae
+from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.prompts.prompt_encoder import TextEncoder
 from models.shapes.reading.mp4 import through_mp4
 from models.shapes.reading.reading import Frames
 

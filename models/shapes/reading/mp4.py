@@ -7,7 +7,7 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 
-from deployments.mp4_encoder import Mp4Writer
+from deployments.decoder.mp4_encoder import Mp4Writer
 from models.shapes.reading.reading import Frames
 
 

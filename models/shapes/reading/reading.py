@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deployments.streaming_decode import to_uint8
+from deployments.mochi.streaming_decode import to_uint8
 from models.shapes.scenes.draw import draw_clip
 from models.shapes.scenes.scene import Figure, Scene, Track
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from deployments.mochi_block import Rope, joint_attention
+from deployments.mochi.block import Rope, joint_attention
 
 
 class MaskedAttention:

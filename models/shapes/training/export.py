@@ -11,9 +11,9 @@ import torch
 import transformers
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline
 
-from deployments.preview import FILE as PREVIEW_FILE
-from deployments.preview import PreviewFit, to_json
-from deployments.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.preview import FILE as PREVIEW_FILE
+from deployments.mochi.preview import PreviewFit, to_json
+from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from models.shapes.training.latents import LatentClips
 from models.shapes.training.tokenizer import new_tokenizer
 from models.shapes.training.transformer import TextToVideo

@@ -1,0 +1,156 @@
+"""Stage 3: latents to an mp4, a poster and a spritesheet; once for a model, the map its previews are made with."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from ray import serve
+from safetensors.torch import load
+from torch import Tensor
+
+from deployments.decoder.mp4_encoder import Mp4Writer, poster
+from deployments.decoder.spritesheet import Spritesheet
+from deployments.errors import PermanentError
+from deployments.messages import (
+    ReplicaInfo,
+    Stage,
+    StageTask,
+    VideoSpec,
+    latents_key,
+    poster_key,
+    spritesheet_key,
+    video_key,
+)
+from deployments.mochi.denoise import SPATIAL_COMPRESSION, latent_shape
+from deployments.mochi.loading import load_vae
+from deployments.mochi.preview import PreviewFit, keep_preview
+from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.replica.connections import Connections, connect
+from deployments.replica.host import describe_device, replica_device, set_threads
+from deployments.replica.running_task import RunningTask, TaskStore, outlast
+from deployments.replica.stage_worker import StageWorker
+from deployments.settings import WorkerSettings
+from deployments.storage.model_store import model_folder, safetensors_header
+from deployments.storage.scratch import scratch_folder
+
+PARTS = ("vae",)
+
+
+@dataclass(frozen=True, slots=True)
+class Stills:
+    """The pictures of a video, WebP files."""
+
+    poster: bytes
+    spritesheet: bytes
+
+
+@serve.deployment
+class VideoDecoder:
+    """A replica of the decoder: one VAE, one thread, one job at a time; ffmpeg beside it."""
+
+    def __init__(self, settings: WorkerSettings, connections: Connections | None = None) -> None:
+        to = connections or connect(settings)
+        self._device = replica_device()
+        set_threads(settings.torch_threads)
+        model = settings.model
+        self._folder = model_folder(model, PARTS, to.open_bucket)
+        self._vae = load_vae(self._folder, model.dtype, self._device)
+        self._decoder = StreamingDecoder(self._vae)
+        self._store = to.store
+        self._mapped: set[str] = set()
+        self._fitted: tuple[str, PreviewFit] | None = None
+        info = ReplicaInfo(to.replica, Stage.DECODING, 1, describe_device(self._device), model.name)
+        self._worker = StageWorker(info, to.link)
+        shape = (12, 2, model.height.minimum // SPATIAL_COMPRESSION, model.width.minimum // SPATIAL_COMPRESSION)
+        self._worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(shape)))))
+
+    async def run(self, task: StageTask) -> None:
+        """Do one task; everything is told to the registry by reports."""
+        await self._worker.run(task, self._decode)
+        await self._keep_preview()
+
+    async def check_health(self) -> None:
+        self._worker.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_worker"):
+            self._worker.close()
+
+    async def _decode(self, running: RunningTask) -> None:
+        job_id, clock, store = running.task.job_id, running.clock, TaskStore(self._store, running)
+        data = await store.get(latents_key(job_id))
+        latents, revision = load(data)["latents"], made_by(data)
+        fit = PreviewFit() if revision and revision not in self._mapped else None
+        clock.lap("load")
+        with scratch_folder("mochi-video-") as folder:
+            path = folder / "video.mp4"
+            stills = await running.in_thread(self._write_video, running, latents, path, fit)
+            await outlast(lambda: store.put(poster_key(job_id), stills.poster, "image/webp"))
+            await outlast(lambda: store.put(spritesheet_key(job_id), stills.spritesheet, "image/webp"))
+            await outlast(lambda: store.put_file(video_key(job_id), path, "video/mp4"))
+        clock.lap("store")
+        if revision and fit:
+            self._fitted = revision, fit
+
+    async def _keep_preview(self) -> None:
+        """After the job's end was reported: it waits for no preview and does not fail with one."""
+        fitted, self._fitted = self._fitted, None
+        if fitted and await keep_preview(self._folder, self._store, *fitted):
+            self._mapped.add(fitted[0])
+
+    def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> Stills:
+        """Write the mp4; returns the pictures."""
+        spec = running.task.spec
+        check_latents(latents, spec)
+        writer = Mp4Writer(path, spec.width, spec.height, spec.fps)
+        try:
+            stills = self._feed(writer, running, latents, fit)
+            writer.finish()
+        except BaseException:
+            writer.kill()
+            raise
+        running.clock.lap("mp4")
+        return stills
+
+    def _feed(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> Stills:
+        """Decode piece by piece into the writer; returns a poster of the middle frame and the spritesheet."""
+        spec, clock = running.task.spec, running.clock
+        sprites = Spritesheet(spec.num_frames, spec.width, spec.height)
+        done, image = 0, b""
+        running.progress(done, spec.num_frames)
+        for index, piece in enumerate(self._decoder.decode(self._to_vae(latents))):
+            frames = to_uint8(piece).cpu()
+            clock.lap("decode")
+            writer.write(frames)
+            sprites.add(frames)
+            middle = spec.num_frames // 2 - done
+            if 0 <= middle < len(frames):
+                image = poster(frames[middle])
+            if fit:
+                fit.add(latents[:, index], frames)
+            done += len(frames)
+            clock.lap("mp4")
+            running.progress(done, spec.num_frames)
+        return Stills(image, sprites.webp())
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        return denormalise(self._vae, latents.to(self._device)).to(self._vae.dtype)
+
+
+def made_by(data: bytes) -> str:
+    """The revision of the transformer that made these latents, from their header; empty if it does not say."""
+    revision = safetensors_header(BytesIO(data)).get("__metadata__", {}).get("revision", "")
+    return str(revision)
+
+
+def check_latents(latents: Tensor, spec: VideoSpec) -> None:
+    """Refuse latents that are not the spec's.
+
+    Raises:
+        PermanentError: `latents_mismatch`.
+    """
+    if tuple(latents.shape) != latent_shape(spec):
+        raise PermanentError(
+            "latents_mismatch", f"stored latents are {tuple(latents.shape)}; the job needs {latent_shape(spec)}"
+        )

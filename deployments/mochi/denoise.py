@@ -1,0 +1,289 @@
+"""The mathematics of sampling: schedule, noise, and one denoising step of a batch of rows.
+
+Free functions on plain state. A row is one sample: all that a half-made video is. Rows at different steps, with
+different guidance and prompts, share a batch as long as their latents have the same shape.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deployments.messages import VideoSpec
+from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
+
+if TYPE_CHECKING:
+    from diffusers import MochiTransformer3DModel
+
+LATENT_CHANNELS = 12
+SPATIAL_COMPRESSION = 8
+TEMPORAL_COMPRESSION = 6
+TRAIN_TIMESTEPS = 1000
+THRESHOLD_NOISE = 0.025
+ROPE_AREA = 192 * 192
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TextConditioning:
+    """What the transformer needs of one prompt, computed once for a request.
+
+    caption: [L, D'] text tokens after `caption_proj`, model dtype. pooled: [D] pooled prompt, model dtype.
+    length: valid tokens, known on the host; the rest of L is padding.
+    """
+
+    caption: Tensor
+    pooled: Tensor
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """One sample between two steps.
+
+    latents: [12, T, H/8, W/8] fp32. step: denoising steps done. sigmas: [N + 1] fp32, 0 (noise) to 1 (video),
+    on the device of the latents, so that a step copies nothing between host and device.
+    guidance_scale: 1.0 runs without the negative prompt, as the reference pipeline does.
+    rope: the rotary tables of the row's shape; rows of one shape share them.
+    """
+
+    latents: Tensor
+    step: int
+    sigmas: Tensor
+    guidance_scale: float
+    prompt: TextConditioning
+    negative: TextConditioning
+    rope: Rope
+
+    @property
+    def num_steps(self) -> int:
+        return self.sigmas.shape[0] - 1
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.num_steps
+
+    @property
+    def rows(self) -> int:
+        return rows_of(self.guidance_scale)
+
+    @property
+    def guided(self) -> bool:
+        return self.rows > 1
+
+
+def rows_of(guidance_scale: float) -> int:
+    """How many rows of a pass a sample is: 2 with guidance (with and without its prompt), 1 without."""
+    return 2 if guidance_scale > 1.0 else 1
+
+
+def sigma_schedule(num_steps: int, threshold_noise: float = THRESHOLD_NOISE, linear_steps: int | None = None) -> Tensor:
+    """Mochi's linear-quadratic schedule: [num_steps + 1] fp32 on the CPU, sigma from 0 to 1.
+
+    The first `linear_steps` (default: half) go evenly up to `threshold_noise`, the rest quadratically up to 1. The
+    published formula (genmoai/models, mochi_preview/infer.py) runs from 1 to 0 in fp64 and diffusers inverts it
+    after rounding to fp32; the same roundings are made here, so that every value equals the reference's.
+
+    Raises:
+        ValueError: fewer than 2 steps, or linear_steps outside 1 to num_steps - 1.
+    """
+    linear = num_steps // 2 if linear_steps is None else linear_steps
+    if not 1 <= linear < num_steps:
+        raise ValueError(
+            f"num_steps is {num_steps} and linear_steps {linear}; allowed are num_steps >= 2 and "
+            f"1 <= linear_steps < num_steps"
+        )
+    falling = [1.0 - x for x in _rising(num_steps, threshold_noise, linear)]
+    sigmas = 1.0 - torch.from_numpy(np.array(falling).astype(np.float32))
+    return torch.cat([sigmas, torch.ones(1)])
+
+
+def _rising(num_steps: int, threshold_noise: float, linear_steps: int) -> list[float]:
+    difference = linear_steps - threshold_noise * num_steps
+    quadratic_steps = num_steps - linear_steps
+    quadratic = difference / (linear_steps * quadratic_steps**2)
+    slope = threshold_noise / linear_steps - 2 * difference / (quadratic_steps**2)
+    constant = quadratic * (linear_steps**2)
+    first = [i * threshold_noise / linear_steps for i in range(linear_steps)]
+    return first + [quadratic * (i**2) + slope * i + constant for i in range(linear_steps, num_steps)]
+
+
+def latent_shape(spec: VideoSpec) -> Shape:
+    """(12, (num_frames - 1) / 6 + 1, height / 8, width / 8)."""
+    frames = (spec.num_frames - 1) // TEMPORAL_COMPRESSION + 1
+    return LATENT_CHANNELS, frames, spec.height // SPATIAL_COMPRESSION, spec.width // SPATIAL_COMPRESSION
+
+
+def initial_noise(spec: VideoSpec) -> Tensor:
+    """[12, T, H/8, W/8] fp32 on the CPU, from the seed: the same on every device, and the reference pipeline's
+    draw with ``torch.Generator().manual_seed(seed)``."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    return torch.randn((1, *latent_shape(spec)), generator=generator, dtype=torch.float32)[0]
+
+
+def condition(transformer: "MochiTransformer3DModel", embeds: Tensor, mask: Tensor) -> TextConditioning:
+    """Project and pool one encoded prompt.
+
+    Args:
+        embeds: [L, D] text embeddings. mask: [L] bool on the CPU, true for the valid tokens, which come first.
+
+    Raises:
+        ValueError: the mask has a hole; lengths would then say something else than the mask.
+    """
+    length = int(mask.sum())
+    if not bool(mask[:length].all()):
+        raise ValueError("prompt mask must be true for the first tokens and false behind; the tokenizer pads left")
+    weight = transformer.time_embed.caption_proj.weight
+    rows = embeds.to(weight.device, weight.dtype)[None]
+    pooled = transformer.time_embed.pooler(rows, mask.to(weight.device)[None])
+    return TextConditioning(transformer.time_embed.caption_proj(rows)[0], pooled[0], length)
+
+
+def start_row(
+    transformer: "MochiTransformer3DModel", spec: VideoSpec, embeds: Mapping[str, Tensor], rope: Rope
+) -> RowState:
+    """The state of a sample before its first step, on the transformer's device.
+
+    Args:
+        embeds: `prompt_embeds` and `negative_embeds` [L, D], `prompt_mask` and `negative_mask` [L] bool, on the CPU.
+    """
+    device = transformer.proj_out.weight.device
+    return RowState(
+        latents=initial_noise(spec).to(device),
+        step=0,
+        sigmas=sigma_schedule(spec.num_inference_steps).to(device),
+        guidance_scale=spec.guidance_scale,
+        prompt=condition(transformer, embeds["prompt_embeds"], embeds["prompt_mask"]),
+        negative=condition(transformer, embeds["negative_embeds"], embeds["negative_mask"]),
+        rope=rope,
+    )
+
+
+def rope_tables(transformer: "MochiTransformer3DModel", shape: Shape) -> Rope:
+    """cos and sin for latents of `shape`, each [T x H/16 x W/16, heads, head_dim / 2] fp32.
+
+    The formula is diffusers' `MochiRoPE`, always in fp32: learned frequencies times (t, y, x), where y and x are
+    scaled so that the picture has the area of 192 x 192.
+    """
+    _, frames, height, width = shape
+    patch = transformer.config.patch_size
+    frequencies = transformer.pos_frequencies.float()
+    positions = _positions(frames, height // patch, width // patch, frequencies.device)
+    angles = torch.einsum("nd,dhf->nhf", positions, frequencies)
+    return angles.cos(), angles.sin()
+
+
+def _positions(frames: int, height: int, width: int, device: torch.device) -> Tensor:
+    """(t, y, x) of every token, [T x h x w, 3] fp32."""
+    scale = (ROPE_AREA / (height * width)) ** 0.5
+    axes = [torch.arange(frames, device=device, dtype=torch.float32)]
+    for size in (height, width):
+        edges = torch.linspace(-size * scale / 2, size * scale / 2, size + 1, device=device)
+        axes.append((edges[:-1] + edges[1:]) / 2)
+    return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).view(-1, 3)
+
+
+def denoise_step(
+    transformer: "MochiTransformer3DModel", rows: Sequence[RowState], block: RunBlock = run_block
+) -> list[RowState]:
+    """Advance every row by one Euler step: x += (sigma[i+1] - sigma[i]) * v, all in fp32.
+
+    One forward pass for all rows, guided ones twice: v = v_negative + guidance_scale * (v_prompt - v_negative).
+    Nothing here waits for the device.
+
+    Args:
+        block: what runs a transformer block; ``torch.compile(run_block)`` is another choice.
+
+    Raises:
+        ValueError: no rows, rows of different shapes, or a row that is done.
+    """
+    _check_batch(rows)
+    guided = [row for row in rows if row.guided]
+    velocity = predict_velocity(
+        transformer,
+        torch.stack([row.latents for row in [*guided, *rows]]),
+        torch.stack([row.sigmas[row.step] * TRAIN_TIMESTEPS for row in [*guided, *rows]]),
+        [row.negative for row in guided] + [row.prompt for row in rows],
+        rows[0].rope,
+        block,
+    ).float()
+    negatives = iter(velocity[: len(guided)])
+    return [
+        _advance(row, own, next(negatives) if row.guided else None)
+        for row, own in zip(rows, velocity[len(guided) :], strict=True)
+    ]
+
+
+def _check_batch(rows: Sequence[RowState]) -> None:
+    if not rows:
+        raise ValueError("a batch needs at least one row")
+    if len({row.latents.shape for row in rows}) > 1:
+        raise ValueError("rows of one batch must have latents of the same shape")
+    if any(row.done for row in rows):
+        raise ValueError("a row of the batch has no steps left")
+
+
+def _advance(row: RowState, velocity: Tensor, negative: Tensor | None) -> RowState:
+    if negative is not None:
+        velocity = negative + row.guidance_scale * (velocity - negative)
+    width = row.sigmas[row.step + 1] - row.sigmas[row.step]
+    return replace(row, latents=row.latents + width * velocity, step=row.step + 1)
+
+
+def predict_velocity(
+    transformer: "MochiTransformer3DModel",
+    latents: Tensor,
+    timesteps: Tensor,
+    texts: Sequence[TextConditioning],
+    rope: Rope,
+    block: RunBlock = run_block,
+) -> Tensor:
+    """The transformer's forward pass without what is constant for a request.
+
+    Equals ``MochiTransformer3DModel.forward`` but for rounding. Text padding beyond the batch's longest prompt is
+    cut off: no video token ever sees it.
+
+    Args:
+        latents: [B, 12, T, h, w] fp32. timesteps: [B] fp32, 0 to 1000. texts: B conditionings.
+        rope: see `rope_tables`. block: see `denoise_step`.
+
+    Returns:
+        [B, 12, T, h, w] in the model's dtype.
+    """
+    dtype = transformer.proj_out.weight.dtype
+    lengths = [text.length for text in texts]
+    longest = max(1, *lengths)
+    captions = torch.stack([text.caption[:longest] for text in texts])
+    embedding = _time_embedding(transformer, timesteps, dtype) + torch.stack([text.pooled for text in texts])
+    activated = F.silu(embedding)
+    tokens = _patch(transformer, latents.to(dtype))
+    mask = joint_mask(lengths, tokens.shape[1], longest, tokens.device)
+    for weights in transformer.transformer_blocks:
+        tokens, captions = block(weights, tokens, captions, activated, lengths, mask, rope)
+    tokens = transformer.proj_out(transformer.norm_out(tokens, embedding))
+    return _unpatch(tokens, latents.shape, transformer.config.patch_size)
+
+
+def _time_embedding(transformer: "MochiTransformer3DModel", timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+    projected = transformer.time_embed.time_proj(timesteps)
+    embedding: Tensor = transformer.time_embed.timestep_embedder(projected.to(dtype))
+    return embedding
+
+
+def _patch(transformer: "MochiTransformer3DModel", latents: Tensor) -> Tensor:
+    """[B, C, T, h, w] to [B, T x h/p x w/p, D]."""
+    frames = latents.permute(0, 2, 1, 3, 4).flatten(0, 1)
+    tokens: Tensor = transformer.patch_embed(frames)
+    return tokens.reshape(latents.shape[0], -1, tokens.shape[-1])
+
+
+def _unpatch(tokens: Tensor, shape: torch.Size, patch: int) -> Tensor:
+    """[B, T x h/p x w/p, p x p x C] to [B, C, T, h, w]."""
+    batch, _, frames, height, width = shape
+    grid = tokens.reshape(batch, frames, height // patch, width // patch, patch, patch, -1)
+    return grid.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)

@@ -1,0 +1,225 @@
+"""A task being worked on, as its work sees it: stop flag, progress, model threads, storage, timing, log lines."""
+
+import asyncio
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import torch
+
+from deployments.errors import StoppedError, StorageUnavailableError
+from deployments.messages import Progress, StageTask
+
+if TYPE_CHECKING:
+    from deployments.replica.connections import Store
+
+STORE_AWAY_S = 60.0
+STORE_PAUSE_S = 1.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+current_job: contextvars.ContextVar[str] = contextvars.ContextVar("current_job", default="")
+
+
+class JobLogger(logging.LoggerAdapter[logging.Logger]):
+    """Puts the job's id before every message of a task, also from its thread."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        job_id = current_job.get()
+        return (f"[{job_id}] {msg}" if job_id else msg), kwargs
+
+
+logger = JobLogger(logging.getLogger("ray.serve"), {})
+
+
+class Stopwatch:
+    """Wall time by part of a stage: each `lap` takes the time since the last."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 4)
+        self._last = now
+
+
+class RunningTask:
+    """A task being worked on: how the work asks to go on and tells its progress. Thread-safe.
+
+    Args:
+        news: set on the loop whenever there is progress to tell; the tasks of a replica share it.
+        now_ns: a monotonic clock in nanoseconds, for the device's time.
+    """
+
+    def __init__(
+        self,
+        task: StageTask,
+        executor: ThreadPoolExecutor,
+        news: asyncio.Event,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self.task = task
+        self.latest: Progress | None = None
+        self.fresh = False
+        self.moved_at = time.monotonic()
+        self.reported_at = self.moved_at
+        self.clock = Stopwatch()
+        self.stopped = False
+        self.yielding: str | None = None
+        self.checkpointed = 0
+        self.begun_at: int | None = None
+        self._used_ns = 0
+        self._at_work_since: int | None = None
+        self._now_ns = now_ns
+        self._lock = threading.Lock()
+        self._news = news
+        self._executor = executor
+        self._loop = asyncio.get_running_loop()
+
+    def stop(self) -> None:
+        """Make the next `check` raise."""
+        self.stopped = True
+
+    def yield_(self, reason: str) -> None:
+        """Ask the work to let go at its next step, with its state kept; work that is short may end instead."""
+        self.yielding = reason
+
+    def moved(self) -> None:
+        """Note that the task is not stuck."""
+        self.moved_at = time.monotonic()
+
+    def check(self) -> None:
+        """Raises StoppedError once the task is to stop; call it at each step, and while waiting for others."""
+        self.moved()
+        if self.stopped:
+            raise StoppedError(f"{self.task.job_id} was stopped")
+
+    def used(self, nanoseconds: int) -> None:
+        """Add what the task held the device for, or its share of it; whole numbers, so that shares add up exactly."""
+        with self._lock:
+            self._used_ns += nanoseconds
+
+    @property
+    def device_s(self) -> float:
+        """Seconds of the device so far, with those of the thread that is at work now."""
+        with self._lock:
+            return self._device_s()
+
+    def _device_s(self) -> float:
+        at_work = 0 if self._at_work_since is None else self._now_ns() - self._at_work_since
+        return (self._used_ns + at_work) / 1e9
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell the progress, then `check`. Cheap: the loop sends only the latest, a few times a second."""
+        with self._lock:
+            self.begun_at = done if self.begun_at is None else self.begun_at
+            unsent = self.latest.preview if self.fresh and self.latest is not None else None
+            self.latest = Progress(done, total, self.begun_at, unsent, self._device_s())
+            self.fresh = True
+        self._loop.call_soon_threadsafe(self._news.set)
+        self.check()
+
+    def show(self, preview: bytes) -> None:
+        """Attach a picture to the latest progress."""
+        with self._lock:
+            if self.latest is not None:
+                self.latest = replace(self.latest, preview=preview)
+                self.fresh = True
+        self._loop.call_soon_threadsafe(self._news.set)
+
+    def to_report(self) -> Progress | None:
+        """The latest progress with the device's time until now; from here on it is old. None if there is none yet."""
+        with self._lock:
+            self.fresh = False
+            self.reported_at = time.monotonic()
+            if self.latest is not None:
+                self.latest = replace(self.latest, device_s=self._device_s())
+            return self.latest
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in one of the replica's model threads, one at a time; its time there counts as the device's."""
+        self.check()
+        context = contextvars.copy_context()
+        return await self._loop.run_in_executor(
+            self._executor, lambda: context.run(self._on_device, lambda: without_grad(work, *args, **kwargs))
+        )
+
+    def _on_device(self, work: Callable[[], T]) -> T:
+        self._at_work_since = begun = self._now_ns()
+        try:
+            return work()
+        finally:
+            with self._lock:
+                self._at_work_since = None
+                self._used_ns += self._now_ns() - begun
+
+
+class TaskStore:
+    """The object store as a task sees it: once the task is stopped no change begins, while one under way may end.
+
+    Nobody needs what a stopped task would write, and its job may be another replica's by now. `put`, `put_file` and
+    `delete` raise StoppedError then.
+    """
+
+    def __init__(self, store: "Store", running: RunningTask) -> None:
+        self._store = store
+        self._running = running
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        self._running.check()
+        await self._store.put(key, data, content_type)
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        self._running.check()
+        await self._store.put_file(key, path, content_type)
+
+    async def get(self, key: str) -> bytes:
+        return await self._store.get(key)
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        return await self._store.list_keys(prefix)
+
+    async def delete(self, key: str) -> None:
+        self._running.check()
+        await self._store.delete(key)
+
+
+async def outlast(write: Callable[[], Awaitable[None]]) -> None:
+    """Write what the device has worked for: a store that is away is waited for, since a new attempt costs more.
+
+    Raises:
+        StorageUnavailableError: it stayed away for STORE_AWAY_S seconds.
+    """
+    deadline = time.monotonic() + STORE_AWAY_S
+    while True:
+        try:
+            return await write()
+        except StorageUnavailableError as error:
+            if time.monotonic() >= deadline:
+                raise
+            logger.warning("%s; the finished work is kept until it is back", error.message)
+        await asyncio.sleep(STORE_PAUSE_S)
+
+
+def without_grad(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Grad mode belongs to a thread: what runs in another must turn it off there."""
+    with torch.no_grad():
+        return work(*args, **kwargs)
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Until the event comes or the time is over. `asyncio.wait_for` may swallow a cancellation in Python 3.11."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

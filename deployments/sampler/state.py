@@ -1,0 +1,112 @@
+"""All of a half-made video as one object: what a checkpoint holds, and what moves to another replica.
+
+A safetensors object. Its tensors: `latents` [12, T, H/8, W/8] fp32 and the encoded prompts (`prompt_embeds`,
+`negative_embeds` [L, D], `prompt_mask`, `negative_mask` [L] bool). Its header: format, model revision, dtype, step,
+the request itself as JSON, and a SHA-256 over all of these and every tensor's bytes. Sigmas and noise are not in it:
+they follow from the request.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from deployments.errors import PermanentError
+from deployments.messages import VideoSpec
+from deployments.mochi.denoise import latent_shape
+
+FORMAT = "mochi-serve-sample-1"
+EMBEDS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
+
+
+class CheckpointRefusedError(PermanentError):
+    """A checkpoint that must not be used: damaged, or made by another model or for another request."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__("checkpoint_refused", f"checkpoint {name} is refused: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleState:
+    """A sample after `step` denoising steps, on the CPU.
+
+    revision: of the model that made it, see `model_store.model_fingerprint`; latents of another are worth nothing.
+    """
+
+    spec: VideoSpec
+    revision: str
+    dtype: str
+    step: int
+    latents: Tensor
+    embeds: Mapping[str, Tensor]
+
+
+def pack(state: SampleState) -> bytes:
+    """The state as one object."""
+    tensors = {"latents": state.latents.float().cpu().contiguous()}
+    tensors |= {name: state.embeds[name].cpu().contiguous() for name in EMBEDS}
+    header = {
+        "format": FORMAT,
+        "revision": state.revision,
+        "dtype": state.dtype,
+        "step": str(state.step),
+        "spec": json.dumps(asdict(state.spec), sort_keys=True),
+    }
+    return save(tensors, metadata=header | {"sha256": _checksum(header, tensors)})
+
+
+def unpack(name: str, data: bytes, spec: VideoSpec, revision: str, dtype: str) -> SampleState:
+    """Read a state back.
+
+    Args:
+        name: of the checkpoint, for the error.
+        spec, revision, dtype: what it must have been made for and by.
+
+    Raises:
+        CheckpointRefusedError: it is damaged or foreign; the text says in what.
+    """
+    header, tensors = _parse(name, data)
+    if header.get("format") != FORMAT:
+        raise CheckpointRefusedError(name, f"its format is {header.get('format')!r}, not {FORMAT!r}")
+    checksum = header.pop("sha256", "")
+    if checksum != _checksum(header, tensors):
+        raise CheckpointRefusedError(name, "its checksum does not fit: it is damaged")
+    for key, wanted in (("revision", revision), ("dtype", dtype)):
+        if header[key] != wanted:
+            raise CheckpointRefusedError(name, f"its {key} is {header[key]!r}, this model's is {wanted!r}")
+    if json.loads(header["spec"]) != asdict(spec):
+        raise CheckpointRefusedError(name, "it was made for another request")
+    return _state(name, header, tensors, spec)
+
+
+def _state(name: str, header: dict[str, str], tensors: dict[str, Tensor], spec: VideoSpec) -> SampleState:
+    step, latents = int(header["step"]), tensors.pop("latents")
+    if tuple(latents.shape) != latent_shape(spec) or not 0 <= step <= spec.num_inference_steps:
+        raise CheckpointRefusedError(name, f"step {step} and latents {tuple(latents.shape)} do not fit the request")
+    if not bool(torch.isfinite(latents).all()):
+        raise CheckpointRefusedError(name, "its latents are not finite")
+    return SampleState(spec, header["revision"], header["dtype"], step, latents, tensors)
+
+
+def _parse(name: str, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointRefusedError(name, f"it is no whole safetensors object ({error})") from None
+    return header, tensors
+
+
+def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(sorted(header.items()))).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

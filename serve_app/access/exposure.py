@@ -1,0 +1,72 @@
+"""Whether the app may listen where it was told to: in the open only with keys, or when told so in words."""
+
+import ipaddress
+import socket
+from typing import Literal
+
+from serve_app.access.tenants import AccessTable
+from serve_app.errors import ConfigError
+
+AccessMode = Literal["auto", "keys", "open-to-anyone"]
+
+NO_KEYS = (
+    "access.mode is keys and there is no key yet: every request is refused with 401. "
+    "Make one with `mochi-serve keys create --tenant NAME`; it works at once, without a restart."
+)
+
+
+def keys_needed(mode: AccessMode) -> bool:
+    return mode == "keys"
+
+
+def check_exposure(host: str | None, mode: AccessMode) -> None:
+    """Check the address that HTTP is served on. host: a name or an address; None where nothing is served.
+
+    Raises:
+        ConfigError: others than this machine can reach it, and nothing was said about who may.
+    """
+    if mode != "auto" or host is None or is_loopback(host):
+        return
+    raise ConfigError(
+        f"http_options.host is {host!r}, which other machines can reach, and access.mode is auto, which asks for no "
+        "keys. Set access.mode: keys (MOCHI_SERVE__ACCESS__MODE=keys) and make a key with "
+        "`mochi-serve keys create --tenant NAME`; or keep to this machine with http_options.host: 127.0.0.1; or, if "
+        "whoever reaches the port may use it and see everything, set access.mode: open-to-anyone"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address; a name counts by all that it stands for."""
+    if not host:
+        return False
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return _stands_for_loopback(host)
+
+
+def _stands_for_loopback(name: str) -> bool:
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and all(ipaddress.ip_address(str(address[0])).is_loopback for *_, address in found)
+
+
+def current_http_host() -> str | None:
+    """The address that the running Ray Serve listens on; None where there is no Serve, or one without HTTP.
+
+    It was set when Serve was started, and no application changes it. Blocks for a call of Serve's controller.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return None
+    host: str | None = client.http_config.host
+    return host
+
+
+def no_keys_notice(mode: AccessMode, table: AccessTable) -> str | None:
+    """What to write into the log when a server that needs keys has none."""
+    return NO_KEYS if keys_needed(mode) and not table.keys else None

@@ -1,0 +1,282 @@
+"""The API over HTTP, for programs on another machine or in another process: requests, events, streams.
+
+Every request may be repeated without harm, those that make videos by their Idempotency-Key; so each is repeated while
+the server is away, for a bounded time.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
+from serve_app.client.client_checks import checked_key, checked_url, encoded, video_path
+from serve_app.client.errors import (
+    ClientError,
+    RefusedError,
+    UnreachableError,
+    VideoDeletedError,
+    refusal,
+)
+
+Video = dict[str, Any]
+Event = dict[str, Any]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+PATIENCE_S = 120.0
+PAGE = 100
+# The server sends a comment every few seconds; a stream that is silent for so long is dead.
+SILENCE_S = 60.0
+_CONNECT_S = 10.0
+_ANSWER_S = 60.0
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 8.0
+# A 500 that stays is a mistake of the server's and not a restart.
+_INTERNAL_ERROR_S = 5.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Patience:
+    """Pauses between attempts, doubling, until `limit_s` have passed since the last success."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.renew()
+
+    def renew(self) -> None:
+        """Something succeeded: the time begins anew with the next failure."""
+        self._since: float | None = None
+        self._pause_s = _FIRST_PAUSE_S
+
+    async def after(self, error: ClientError) -> None:
+        """Pause after a failure, at least as long as the server asks for. Raises `error` when the time is over."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        pause = self._pause_s * random.uniform(0.5, 1)
+        limit = self._limit_s
+        if isinstance(error, RefusedError):
+            pause = max(pause, error.retry_after_s or 0)
+            limit = min(limit, _INTERNAL_ERROR_S) if error.status == 500 else limit
+        if now + pause > self._since + limit:
+            raise error
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        await asyncio.sleep(pause)
+
+
+class Client:
+    """A client of one server; a context manager.
+
+    Args:
+        url: where the server is, with or without /v1.
+        api_key: sent as a bearer token; in no message.
+        patience_s: how long a server that was there once and does not answer is waited for.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None, patience_s: float = PATIENCE_S) -> None:
+        self._url = checked_url(url)
+        self._patience_s = patience_s
+        self._met = False
+        self._ahead_s = 0.0
+        self._http = httpx.AsyncClient(
+            base_url=self._url,
+            headers={"Authorization": f"Bearer {checked_key(api_key)}"} if api_key else {},
+            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            trust_env=self._url.host not in _LOOPBACK,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    @property
+    def now(self) -> float:
+        """The server's clock, Unix seconds, as told by its last answer."""
+        return time.time() + self._ahead_s
+
+    async def create(self, fields: Mapping[str, Any], key: str) -> Video:
+        """Ask for a video; the same fields and key make one video, however often they are sent."""
+        return await self.request("POST", "/v1/videos", fields, key=key)
+
+    async def remix(self, video_id: str, prompt: str, key: str) -> Video:
+        return await self.request("POST", f"{video_path(video_id)}/remix", {"prompt": prompt}, key=key)
+
+    async def enhance(self, video_id: str, steps: int | None, key: str) -> Video:
+        fields = {} if steps is None else {"num_inference_steps": steps}
+        return await self.request("POST", f"{video_path(video_id)}/enhance", fields, key=key)
+
+    async def retrieve(self, video_id: str) -> Video:
+        return await self.request("GET", video_path(video_id))
+
+    async def cancel(self, video_id: str) -> Video:
+        return await self.request("POST", f"{video_path(video_id)}/cancel")
+
+    async def delete(self, video_id: str) -> dict[str, Any]:
+        return await self.request("DELETE", video_path(video_id))
+
+    async def models(self) -> dict[str, Any]:
+        return await self.request("GET", "/v1/models")
+
+    async def videos(self, wanted: Mapping[str, Any], limit: int | None) -> AsyncIterator[Video]:
+        """List videos page by page. wanted: the query of a listing. limit: how many at most, None for all."""
+        query, left = dict(wanted), limit
+        while left is None or left > 0:
+            query["limit"] = PAGE if left is None else min(PAGE, left)
+            page = await self.request("GET", "/v1/videos", params=query)
+            for video in page["data"]:
+                yield video
+            if not page["has_more"]:
+                return
+            query["after"] = page["last_id"]
+            left = None if left is None else left - len(page["data"])
+
+    async def events(self, video_id: str) -> AsyncGenerator[Event, None]:
+        """What happens to a video, to its end: the last one has the type `done` and the Video.
+
+        A stream that breaks is taken up again where it ended.
+
+        Raises:
+            RefusedError: there is no such video.
+            VideoDeletedError: somebody deleted it; its event was given before.
+            UnreachableError: the server was away for longer than `patience_s`; the video is made all the same.
+        """
+        patience, last_id = self.patience(), ""
+        while True:
+            failure: ClientError = UnreachableError(f"{self._shown} ends the stream of events of {video_id} early")
+            try:
+                async with aclosing(self._stream_events(video_id, last_id)) as stream:
+                    async for sse in stream:
+                        patience.renew()
+                        last_id = sse.id or last_id
+                        if not sse.data:
+                            # httpx-sse gives an event, without data, for the empty line after a heartbeat.
+                            continue
+                        event = sse.json()
+                        yield event
+                        if event["type"] == "done":
+                            return
+                        if event["type"] == "deleted":
+                            raise VideoDeletedError(video_id)
+            except httpx.TransportError as error:
+                failure = self.unreachable(error)
+            except RefusedError as error:
+                if not error.passing:
+                    raise
+                failure = error
+            await patience.after(failure)
+
+    async def finished(self, video_id: str, tell: Callable[[Event], None]) -> Video:
+        """Wait for the end of a video; `tell` gets what happens until then. Raises as `events` does."""
+        async with aclosing(self.events(video_id)) as events:
+            async for event in events:
+                if event["type"] == "done":
+                    video: Video = event["video"]
+                    return video
+                tell(event)
+        raise AssertionError("events() ends with the event done or raises")
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        fields: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Send a request, again if need be, and return the JSON of its answer.
+
+        Raises:
+            RefusedError: the server's answer is an error, and stays one.
+            UnreachableError: there is no answer.
+        """
+        headers = {} if key is None else {"Idempotency-Key": key}
+        content = None if fields is None else encoded(fields)
+        headers |= {} if fields is None else {"Content-Type": "application/json"}
+        patience = self.patience()
+        while True:
+            try:
+                response = await self._http.request(method, path, params=params, content=content, headers=headers)
+                return self._answer(response)
+            except httpx.TransportError as error:
+                failure: ClientError = self.unreachable(error)
+            except RefusedError as error:
+                if not error.passing:
+                    raise
+                failure = error
+            await patience.after(failure)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, headers: Mapping[str, str], params: Mapping[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """An answer whose body is still to be read, redirects followed. Raises RefusedError, httpx.TransportError."""
+        # Not compressed on the way: then the length that is told is that of the file.
+        sent = {"Accept-Encoding": "identity", **headers}
+        timeout = httpx.Timeout(SILENCE_S, connect=_CONNECT_S, pool=None)
+        async with self._http.stream(
+            "GET", path, params=params, headers=sent, timeout=timeout, follow_redirects=True
+        ) as response:
+            self._note(response)
+            if not response.is_success:
+                await response.aread()
+                raise refusal(response)
+            yield response
+
+    def patience(self) -> Patience:
+        return Patience(self._patience_s)
+
+    def unreachable(self, error: httpx.TransportError) -> UnreachableError:
+        """What a broken connection means. Raises it at once where the server was never there."""
+        why = str(error) or type(error).__name__
+        told = UnreachableError(
+            f"{self._shown} does not answer ({why}); start the server there, or name another one with --url or "
+            "MOCHI_SERVE_URL"
+        )
+        if not self._met and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            raise told from None
+        return told
+
+    @property
+    def _shown(self) -> str:
+        return str(self._url.copy_with(userinfo=b"")).rstrip("/")
+
+    async def _stream_events(self, video_id: str, last_id: str) -> AsyncGenerator[ServerSentEvent, None]:
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        headers |= {"Last-Event-ID": last_id} if last_id else {}
+        async with (
+            self.stream(f"{video_path(video_id)}/events", headers) as response,
+            aclosing(EventSource(response).aiter_sse()) as stream,
+        ):
+            async for sse in stream:
+                yield sse
+
+    def _answer(self, response: httpx.Response) -> dict[str, Any]:
+        self._note(response)
+        if not response.is_success:
+            raise refusal(response)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise UnreachableError(f"{self._shown} is no mochi-serve: its answer is no JSON object; check --url")
+        return answer
+
+    def _note(self, response: httpx.Response) -> None:
+        self._met = True
+        try:
+            self._ahead_s = parsedate_to_datetime(response.headers["date"]).timestamp() - time.time()
+        except (KeyError, ValueError):
+            # An answer without a readable date leaves the clocks as they were known.
+            return

@@ -1,0 +1,193 @@
+"""Tenants, their keys and what they used: plain functions of a connection, the same for SQLite and Postgres.
+
+Every change of tenants or keys counts the version up in its own transaction, so whoever keeps the table in memory knows
+by one number when to read it again.
+"""
+
+import base64
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import Connection, Integer, Row, String, cast, delete, insert, select, update
+
+from serve_app.access.api_keys import key_hash, key_hint, new_key
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant, day_of
+from serve_app.database.schema import api_keys, meta, tenants, usage
+from serve_app.database.upserts import insert_into
+from serve_app.jobs import Tier
+
+VERSION = "access_version"
+WEBHOOK_SECRET = "webhook_secret"
+SECRET_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class DayUsage:
+    """What a tenant's videos that ended on a day cost. day: days since 1970-01-01, UTC."""
+
+    tenant: str
+    day: int
+    gpu_seconds: float
+    videos: int
+
+
+class Used(NamedTuple):
+    gpu_seconds: float
+    videos: int
+
+
+def load_access(connection: Connection) -> AccessTable:
+    """All tenants and keys. The version is never newer than what is told with it."""
+    version = access_version(connection)
+    found = {tenant.name: tenant for tenant in list_tenants(connection)}
+    return AccessTable(version, found, {key.hash: key for key in list_keys(connection)})
+
+
+def access_version(connection: Connection) -> int:
+    """0 as long as there never was a tenant."""
+    value = connection.execute(select(meta.c.value).where(meta.c.name == VERSION)).scalar_one_or_none()
+    return 0 if value is None else int(value)
+
+
+def list_tenants(connection: Connection) -> list[Tenant]:
+    """All tenants by name."""
+    return [_to_tenant(row) for row in connection.execute(select(tenants).order_by(tenants.c.name))]
+
+
+def get_tenant(connection: Connection, name: str) -> Tenant | None:
+    row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
+    return None if row is None else _to_tenant(row)
+
+
+def create_tenant(connection: Connection, name: str, now: float) -> Tenant:
+    """The tenant of this name, with the defaults (tier standard, no limits of its own) if it was not there."""
+    tenant = Tenant(name, Tier.STANDARD, new_webhook_secret(), now)
+    query = insert_into(connection, tenants).on_conflict_do_nothing().returning(tenants.c.name)
+    if connection.execute(query, asdict(tenant)).first() is not None:
+        _count_up(connection)
+        return tenant
+    known = get_tenant(connection, name)
+    assert known is not None
+    return known
+
+
+def change_tenant(connection: Connection, name: str, changes: Mapping[str, Any]) -> Tenant | None:
+    """Set fields of Tenant; None if there is no such tenant. changes: by field."""
+    if not changes:
+        return get_tenant(connection, name)
+    query = update(tenants).where(tenants.c.name == name).values(**changes).returning(*tenants.c)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    _count_up(connection)
+    return _to_tenant(row)
+
+
+def set_tenant(connection: Connection, name: str, changes: Mapping[str, Any], now: float) -> Tenant:
+    """As `change_tenant`; one that is not there is made first."""
+    made = create_tenant(connection, name, now)
+    return change_tenant(connection, name, changes) or made
+
+
+def delete_tenant(connection: Connection, name: str) -> bool:
+    """Remove a tenant with its keys; False if there is none. Its videos stay, and what it used stays counted."""
+    if not connection.execute(delete(tenants).where(tenants.c.name == name)).rowcount:
+        return False
+    connection.execute(delete(api_keys).where(api_keys.c.tenant == name))
+    _count_up(connection)
+    return True
+
+
+def list_keys(connection: Connection, tenant: str | None = None) -> list[ApiKey]:
+    """Keys by tenant and age, those that are not valid any more too."""
+    query = select(api_keys).order_by(api_keys.c.tenant, api_keys.c.created_at, api_keys.c.id)
+    if tenant is not None:
+        query = query.where(api_keys.c.tenant == tenant)
+    return [_to_key(row) for row in connection.execute(query)]
+
+
+def create_key(
+    connection: Connection, tenant: str, label: str, expires_at: float | None, now: float
+) -> tuple[ApiKey, str]:
+    """Make a key, and its tenant if it is a new one.
+
+    Args:
+        label: what the key is for, in the operator's words. expires_at, now: Unix seconds.
+
+    Returns:
+        What is kept of the key, and the key itself, which is told here and never again.
+    """
+    create_tenant(connection, tenant, now)
+    plain = new_key()
+    key = ApiKey(f"key_{uuid4().hex[:16]}", tenant, key_hash(plain), key_hint(plain), label, now, expires_at)
+    connection.execute(insert(api_keys).values(**asdict(key)))
+    _count_up(connection)
+    return key, plain
+
+
+def revoke_key(connection: Connection, key_id: str, now: float) -> ApiKey | None:
+    """End a key for good; one that was revoked before stays as it is. None if no key has this id."""
+    mine = api_keys.c.id == key_id
+    valid = update(api_keys).where(mine, api_keys.c.revoked_at.is_(None))
+    if connection.execute(valid.values(revoked_at=now)).rowcount:
+        _count_up(connection)
+    row = connection.execute(select(api_keys).where(mine)).one_or_none()
+    return None if row is None else _to_key(row)
+
+
+def installation_webhook_secret(connection: Connection) -> str:
+    """What webhooks of tenants without a row are signed with; drawn at first need."""
+    row = {"name": WEBHOOK_SECRET, "value": new_webhook_secret()}
+    connection.execute(insert_into(connection, meta).on_conflict_do_nothing(), row)
+    found: str = connection.execute(select(meta.c.value).where(meta.c.name == WEBHOOK_SECRET)).scalar_one()
+    return found
+
+
+def new_webhook_secret() -> str:
+    """`whsec_` and 24 random bytes in base64, as Standard Webhooks has it."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+
+
+def record_usage(connection: Connection, tenant: str, ended_at: float, gpu_seconds: float) -> None:
+    """Count one video that ended then (Unix seconds); called in the transaction that ends it."""
+    row = {"tenant": tenant, "day": day_of(ended_at), "gpu_seconds": gpu_seconds, "videos": 1}
+    query = insert_into(connection, usage)
+    added = {
+        "gpu_seconds": usage.c.gpu_seconds + query.excluded.gpu_seconds,
+        "videos": usage.c.videos + query.excluded.videos,
+    }
+    connection.execute(query.on_conflict_do_update(index_elements=[usage.c.tenant, usage.c.day], set_=added), row)
+
+
+def usage_of(connection: Connection, tenant: str, day: int) -> Used:
+    """What the tenant's videos that ended on the day cost, and how many they are."""
+    query = select(usage.c.gpu_seconds, usage.c.videos).where(usage.c.tenant == tenant, usage.c.day == day)
+    row = connection.execute(query).one_or_none()
+    return Used(0.0, 0) if row is None else Used(row.gpu_seconds, row.videos)
+
+
+def usage_since(connection: Connection, day: int, tenant: str | None = None) -> list[DayUsage]:
+    """The days from `day` on, oldest first; of one tenant, or of all."""
+    query = select(usage).where(usage.c.day >= day).order_by(usage.c.day, usage.c.tenant)
+    if tenant is not None:
+        query = query.where(usage.c.tenant == tenant)
+    return [DayUsage(**row._mapping) for row in connection.execute(query)]
+
+
+def _count_up(connection: Connection) -> None:
+    query = insert_into(connection, meta)
+    more = cast(cast(meta.c.value, Integer) + 1, String)
+    counted = query.on_conflict_do_update(index_elements=[meta.c.name], set_={"value": more})
+    connection.execute(counted, {"name": VERSION, "value": "1"})
+
+
+def _to_tenant(row: Row[Any]) -> Tenant:
+    values = dict(row._mapping)
+    return Tenant(**{**values, "max_tier": Tier(values["max_tier"])})
+
+
+def _to_key(row: Row[Any]) -> ApiKey:
+    return ApiKey(**row._mapping)

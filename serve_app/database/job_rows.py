@@ -1,0 +1,88 @@
+"""A job and its row in SQL: there and back."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from sqlalchemy import Connection, Select, select
+
+from deployments.messages import Stage, VideoSpec
+from serve_app.database.schema import jobs
+from serve_app.jobs import Job, JobError, JobState, Origin, Relation, Tier
+
+MAX_IDS = 500  # in one statement: SQLite bounds its parameters
+
+_SPLIT = {"error_code", "error_message", "origin_id", "origin_relation"}
+_FIELDS = {field.name for field in fields(Job)} - {"error", "origin", "place", "preview_step", "last_move"}
+JOB = select(*(column for column in jobs.c if column.name in _FIELDS | _SPLIT))
+
+
+def new_row(job: Job) -> dict[str, Any]:
+    """The values of a job just accepted; the columns left out begin with their defaults."""
+    return {
+        "id": job.id,
+        "model": job.model,
+        "spec": asdict(job.spec),
+        "state": job.state,
+        "stage": job.stage,
+        "attempt": job.attempt,
+        "step": job.step,
+        "progress": job.progress,
+        "tenant": job.tenant,
+        "tier": job.tier,
+        "created_at": job.created_at,
+        "available_at": job.available_at,
+        "seconds": job.seconds,
+        "origin_id": None if job.origin is None else job.origin.video_id,
+        "origin_relation": None if job.origin is None else job.origin.relation,
+        "webhook_url": job.webhook_url,
+    }
+
+
+def changed_columns(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by column from values by field of Job."""
+    columns = dict(changes)
+    error: JobError | None = columns.pop("error", None)
+    if error is not None:
+        columns |= {"error_code": error.code, "error_message": error.message}
+    return columns
+
+
+def job_of(row: Mapping[Any, Any]) -> Job:
+    values: dict[str, Any] = dict(row)
+    code, message = values.pop("error_code"), values.pop("error_message")
+    values["error"] = None if code is None else JobError(code, message)
+    origin_id, relation = values.pop("origin_id"), values.pop("origin_relation")
+    values["origin"] = None if origin_id is None else Origin(origin_id, Relation(relation))
+    values["spec"] = VideoSpec(**values["spec"])
+    known = {
+        "state": JobState(values["state"]),
+        "stage": Stage(values["stage"]),
+        "tier": Tier(values["tier"]),
+    }
+    return Job(**values | known)
+
+
+def find_jobs(connection: Connection, query: Select[Any]) -> list[Job]:
+    """The jobs of a query that selects what JOB selects."""
+    return [job_of(row) for row in connection.execute(query).mappings()]
+
+
+def get_job(connection: Connection, job_id: str) -> Job | None:
+    found = find_jobs(connection, JOB.where(jobs.c.id == job_id))
+    return found[0] if found else None
+
+
+def get_jobs(connection: Connection, ids: Iterable[str]) -> list[Job]:
+    """The jobs with these ids, in their order; unknown ones are left out."""
+    ids = list(ids)
+    found: dict[str, Job] = {}
+    for some in batches(ids):
+        found |= {job.id: job for job in find_jobs(connection, JOB.where(jobs.c.id.in_(some)))}
+    return [found[job_id] for job_id in ids if job_id in found]
+
+
+def batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many as one statement takes, again and again."""
+    for start in range(0, len(ids), MAX_IDS):
+        yield ids[start : start + MAX_IDS]

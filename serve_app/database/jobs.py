@@ -1,0 +1,274 @@
+"""Every change of a job: plain functions of a connection, the same for SQLite and Postgres.
+
+A job moves only through `_move`, which checks the table of allowed moves and writes the history in the same
+transaction. Whoever changes a row has locked it (Postgres; in SQLite a transaction is alone), so that of two registries
+on one database never both hold a job, and none undoes what the other counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from sqlalchemy import Connection, insert, update
+
+from deployments.messages import Stage
+from serve_app.database.access import record_usage
+from serve_app.database.deleted_videos import DeletedVideo, delete_job, tombstone
+from serve_app.database.intake import find_accepted, insert_job
+from serve_app.database.job_queries import (
+    count_live,
+    history,
+    leased_jobs,
+    queued_ids,
+    recent_work,
+)
+from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, get_job, get_jobs
+from serve_app.database.listing import list_jobs
+from serve_app.database.schema import WAITING, job_moves, jobs
+from serve_app.database.webhooks import add_delivery
+from serve_app.jobs import (
+    NEXT_STAGE,
+    Job,
+    JobError,
+    JobState,
+    Move,
+    Spent,
+    check_move,
+    overall_progress,
+)
+
+__all__ = [
+    "cancel",
+    "claim",
+    "count_live",
+    "delete",
+    "fail",
+    "find_accepted",
+    "finish_stage",
+    "get_job",
+    "get_jobs",
+    "give_back",
+    "history",
+    "insert_job",
+    "keep_checkpoint",
+    "leased_jobs",
+    "list_jobs",
+    "park",
+    "queued_ids",
+    "recent_work",
+    "renew",
+    "retry",
+]
+
+NOTHING = Spent()
+NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
+
+
+def claim(
+    connection: Connection, stage: Stage, leases: Mapping[str, str], owner: str, now: float, lease_s: float
+) -> list[Job]:
+    """Give those of the jobs `leases` (lease by id) that still wait for `stage` to `owner`.
+
+    What another registry claims at this moment is passed over, not waited for.
+    """
+    held = {"lease_owner": owner, "lease_expires_at": now + lease_s}
+    claimed = []
+    for ids in batches(sorted(leases)):
+        waiting = JOB.where(jobs.c.id.in_(ids), WAITING, jobs.c.stage == stage).order_by(jobs.c.id)
+        for job in find_jobs(connection, waiting.with_for_update(skip_locked=True)):
+            first = now if job.started_at is None else job.started_at
+            lease = leases[job.id]
+            claimed.append(
+                _move(connection, job, JobState(stage), now, "claimed", started_at=first, lease=lease, **held)
+            )
+    return claimed
+
+
+def renew(
+    connection: Connection,
+    job_id: str,
+    lease: str,
+    expires_at: float,
+    step: int,
+    progress: float,
+    spent: Spent,
+) -> bool:
+    """Extend the lease, keep the progress and count what was spent; False if the lease is no longer this one."""
+    query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
+    counted = {"steps_run": jobs.c.steps_run + spent.steps, "device_s": jobs.c.device_s + spent.device_s}
+    values = {"lease_expires_at": expires_at, "step": step, "progress": progress, **counted}
+    return bool(connection.execute(query.values(**values)).rowcount)
+
+
+def keep_checkpoint(connection: Connection, job_id: str, lease: str, step: int) -> bool:
+    """A new attempt may begin at `step`; False if the lease is no longer this one."""
+    query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
+    return bool(connection.execute(query.values(checkpoint_step=step)).rowcount)
+
+
+def finish_stage(
+    connection: Connection,
+    job_id: str,
+    lease: str,
+    seconds: Mapping[str, float],
+    now: float,
+    counted_step: int,
+    device_s: float,
+) -> Job | None:
+    """The stage's output is in storage: on to the next stage, or completed. None if the lease is not this one.
+
+    Args:
+        seconds: wall time by part of the stage. counted_step: up to here the steps of the sampler are in the row; one
+            that is done has run all of them. device_s: seconds of the device that are not in the row yet.
+    """
+    job = _held(connection, job_id, lease)
+    if job is None:
+        return None
+    sampled = job.stage is Stage.SAMPLING
+    steps = max(0, job.spec.num_inference_steps - counted_step) if sampled else 0
+    spent = _spent(job, Spent(steps, device_s))
+    spent["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
+    following = NEXT_STAGE[job.stage]
+    if following is None:
+        done = {"completed_at": now, "progress": 1.0}
+        return _move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **done, **spent)
+    step = job.spec.num_inference_steps if sampled else job.step
+    onward = {
+        "stage": following,
+        "available_at": now,
+        "step": step,
+        "progress": overall_progress(following, 0, 1),
+    }
+    return _move(connection, job, JobState.QUEUED, now, f"{job.stage} done", **NO_LEASE, **onward, **spent)
+
+
+def give_back(connection: Connection, job_id: str, lease: str, now: float, note: str) -> Job | None:
+    """Undo a claim that never reached a replica; costs no attempt. None if the lease is not this one."""
+    job = _held(connection, job_id, lease)
+    if job is None:
+        return None
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now)
+
+
+def park(connection: Connection, job_id: str, lease: str, now: float, step: int, spent: Spent, note: str) -> Job | None:
+    """Back to the queue with all `step` steps kept; costs no attempt. None if the lease is not this one."""
+    job = _held(connection, job_id, lease)
+    if job is None:
+        return None
+    kept = {"checkpoint_step": step, "parks": job.parks + 1, "available_at": now}
+    spent_in_all = _spent(job, spent)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **kept, **_at_step(job, step), **spent_in_all)
+
+
+def retry(
+    connection: Connection,
+    job_id: str,
+    lease: str,
+    now: float,
+    available_at: float,
+    note: str,
+    attempt: int,
+    spent: Spent,
+    deaths: int,
+    died_at: float | None,
+) -> Job | None:
+    """Back to the queue of the same stage, as `attempt` from the last checkpoint, not before `available_at`.
+
+    Args:
+        deaths, died_at: as in Job, what they are from now on.
+
+    Returns:
+        The job as it waits; None if the lease is not this one.
+    """
+    job = _held(connection, job_id, lease)
+    if job is None:
+        return None
+    again = {"attempt": attempt, "available_at": available_at, "deaths": deaths, "died_at": died_at}
+    if job.stage is Stage.SAMPLING:
+        again |= _at_step(job, job.checkpoint_step)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again, **_spent(job, spent))
+
+
+def cancel(
+    connection: Connection, job_id: str, now: float, lease: str | None = None, spent: Spent = NOTHING
+) -> Job | None:
+    """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
+
+    Args:
+        spent: what the row does not count yet, if `lease` is the one that holds the job.
+    """
+    job = _locked(connection, job_id)
+    if job is None or job.final:
+        return job
+    end: dict[str, Any] = {"error": JobError("cancelled", "the job was cancelled"), "completed_at": now}
+    if lease is not None and job.lease == lease:
+        end |= _spent(job, spent)
+    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **end)
+
+
+def delete(
+    connection: Connection,
+    job_id: str,
+    tenant: str | None,
+    now: float,
+    lease: str | None = None,
+    spent: Spent = NOTHING,
+) -> Job | DeletedVideo | None:
+    """Forget a job, ended before if need be; None if there is none, or not of this tenant (None: of any).
+
+    Args:
+        lease, spent: as of `cancel`.
+
+    Returns:
+        The job as it ended, or its tombstone if it was deleted before.
+    """
+    job = _locked(connection, job_id)
+    found = tombstone(connection, job_id) if job is None else job
+    if found is None or tenant not in (None, found.tenant):
+        return None
+    if job is None:
+        return found
+    ended = cancel(connection, job_id, now, lease, spent)
+    delete_job(connection, job_id, now)
+    return ended
+
+
+def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError, spent: Spent) -> Job | None:
+    """End the job as failed. None if the lease is not this one."""
+    job = _held(connection, job_id, lease)
+    if job is None:
+        return None
+    end = {"error": error, "completed_at": now}
+    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, **end, **_spent(job, spent))
+
+
+def _at_step(job: Job, step: int) -> dict[str, Any]:
+    return {"step": step, "progress": overall_progress(job.stage, step, job.spec.num_inference_steps)}
+
+
+def _spent(job: Job, spent: Spent) -> dict[str, Any]:
+    return {"steps_run": job.steps_run + spent.steps, "device_s": job.device_s + spent.device_s}
+
+
+def _locked(connection: Connection, job_id: str) -> Job | None:
+    found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
+    return found[0] if found else None
+
+
+def _held(connection: Connection, job_id: str, lease: str) -> Job | None:
+    job = _locked(connection, job_id)
+    return job if job is not None and job.lease == lease else None
+
+
+def _move(connection: Connection, job: Job, state: JobState, now: float, note: str, **changes: Any) -> Job:
+    """`job` is locked by this transaction; `changes` are fields of Job."""
+    check_move(job.state, state)
+    changes |= {"state": state, "moves": job.moves + 1}
+    moved = replace(job, **changes)
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(**changed_columns(changes)))
+    move = Move(now, moved.state, moved.stage, moved.attempt, note)
+    connection.execute(insert(job_moves).values(job_id=job.id, **asdict(move)))
+    if moved.final:
+        add_delivery(connection, moved, now)
+        record_usage(connection, moved.tenant, now, moved.device_s)
+    return replace(moved, last_move=move)

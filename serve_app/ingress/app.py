@@ -1,0 +1,110 @@
+"""The HTTP side: one FastAPI app over the job registry and the store of videos. It holds no model.
+
+Ray Serve itself gives each request an id (the client's own X-Request-Id, or a new one), answers with it and puts it
+into the log lines; nothing is added here.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from deployments.replica.draining import is_draining
+from deployments.replica.registry_link import RegistryLink
+from serve_app.config import AppSettings
+from serve_app.feed.follower import JobFeed
+from serve_app.ingress.authentication import install_authentication
+from serve_app.ingress.error_answers import install_error_handlers
+from serve_app.ingress.guards import install_guards
+from serve_app.ingress.services import Services
+from serve_app.ingress.short_routes import SimpleRoutes
+from serve_app.ingress.unsupported_routes import add_unsupported_routes
+from serve_app.ingress.video_storage import VideoStorage
+from serve_app.ingress.videos import OpenAIVideos
+from serve_app.ingress.web_page import WebPage
+from serve_app.openapi.document import install_document
+from serve_app.prompts.safety import PromptSafety, asking
+from serve_app.prompts.tokens import load_token_counter
+
+LOOK_EVERY_S = 0.2
+# How long a replica that was told to leave is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
+ROUTES_GONE_S = 1.0
+
+
+def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
+    """All routes over these services. Needs no Ray.
+
+    Args:
+        loopback_only: only this machine reaches the server.
+    """
+    # FastAPI's pages of documentation load scripts from a CDN; a path with a slash too many is no route.
+    app = FastAPI(
+        title="mochi-serve",
+        version="1",
+        summary="Text to video with an OpenAI-compatible API",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lambda _: _following(services),
+    )
+    install_error_handlers(app)
+    videos = OpenAIVideos(services)
+    add_unsupported_routes(app)
+    videos.add_to(app)
+    SimpleRoutes(services, videos).add_to(app)
+    WebPage(services.settings.model).add_to(app)
+    install_document(app, services.settings, services.keys_needed)
+    install_guards(app, services.settings, loopback_only)
+    # Last, and so outermost: the guards answer errors that nobody foresaw, and those too tell of the rate limit.
+    install_authentication(app, services)
+    return app
+
+
+@asynccontextmanager
+async def _following(services: Services) -> AsyncIterator[None]:
+    """The feed of the jobs, for as long as the app runs."""
+    following = [asyncio.create_task(services.feed.run()), asyncio.create_task(_leave_in_time(services.feed))]
+    yield
+    for task in following:
+        task.cancel()
+    await asyncio.gather(*following, return_exceptions=True)
+
+
+async def _leave_in_time(feed: JobFeed) -> None:
+    """End streams and long polls of a replica that is to leave: their clients come back, to another one.
+
+    Not at once, or the HTTP front, which has yet to hear of it, would send them here again.
+    """
+    while not is_draining():
+        await asyncio.sleep(LOOK_EVERY_S)
+    await asyncio.sleep(ROUTES_GONE_S)
+    feed.leave()
+
+
+@serve.deployment
+@serve.ingress()
+class Ingress:
+    """A replica of the HTTP side.
+
+    Args:
+        settings: with the store's endpoint and keys filled in.
+        registry: name of the job registry's actor.
+        loopback_only: only this machine reaches the server.
+        classifier: handle of the deployment that judges prompts, if the settings have one.
+    """
+
+    def __init__(self, settings: AppSettings, registry: str, loopback_only: bool, classifier: Any = None) -> None:
+        self._loopback_only = loopback_only
+        self._services = Services(
+            settings=settings,
+            registry=RegistryLink(registry, settings.namespace),
+            storage=VideoStorage(settings.storage),
+            count_tokens=load_token_counter(settings.model.source),
+            safety=PromptSafety(settings.safety, None if classifier is None else asking(classifier)),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._services, self._loopback_only)

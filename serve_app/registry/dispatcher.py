@@ -1,0 +1,262 @@
+"""The loop that hands out work: lapse what is silent, fill the open slots in fair order, park for urgent jobs."""
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from deployments.errors import RegistryUnavailableError
+from deployments.messages import Directive, Stage, StageTask
+from serve_app.database import jobs as job_store
+from serve_app.errors import NoReplicaError, ReplicaDiedError
+from serve_app.jobs import Job
+from serve_app.registry.leases import ForeignLeases, Lease
+from serve_app.registry.preemption import leases_to_park
+from serve_app.registry.reports import JobReports
+from serve_app.registry.state import Board, log
+from serve_app.scheduling.fair_share import Charge
+
+Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
+
+TICK_S = 1.0
+RECONCILE_S = 5.0
+TAKEN_OVER_S = 10.0
+FROZEN_S = 1.0
+
+
+class Dispatcher:
+    """Claims jobs for the open slots and sends them to replicas.
+
+    Args:
+        send: carries a task to a replica and returns when its call has ended.
+        alone: no other registry can be on this database, so leases of others are those of a dead server.
+    """
+
+    def __init__(self, board: Board, reports: JobReports, send: Send, alone: bool) -> None:
+        self._board = board
+        self._reports = reports
+        self._send = send
+        self._alone = alone
+        self._foreign = ForeignLeases(board.jobs.lease_s)
+        self._calls: dict[str, Lease] = {}
+        self._doubtful: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._compared_at = 0.0
+        self._outranked_at = -math.inf
+        self.leases_known = asyncio.Event()
+
+    async def run(self) -> None:
+        """For ever: rounds, each begun by a wake-up or after a moment."""
+        await self._until_done(self._take_over)
+        self.leases_known.set()
+        while True:
+            self._board.wake.clear()
+            pause = await self._until_done(self._round)
+            await self._wait(pause)
+
+    async def _wait(self, pause: float) -> None:
+        """Until there may be something to do. A registry that was frozen meanwhile has heard no report: its leases
+        live on for as long."""
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(pause):
+                await self._board.wake.wait()
+        except TimeoutError:
+            pass
+        late = time.monotonic() - begun - pause
+        if late > FROZEN_S:
+            log.warning(f"the registry stood still for {late:.0f} s; leases are kept that much longer")
+            self._board.leases.extend(late)
+
+    async def close(self) -> None:
+        """Let go of the calls in flight; their replicas go on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def open_slots(self, stage: Stage) -> int:
+        """Slots that replicas announced and no call holds, nor a lease from before a restart of the registry.
+
+        What a replica holds beyond its slots, because it leaves or is gone, takes none from the others.
+        """
+        free = {info.replica: info.slots for info in self._board.replicas.alive(stage, time.monotonic())}
+        unplaced = 0
+        orphans = [lease for lease in self._board.leases.of_stage(stage) if lease.token not in self._calls]
+        for lease in orphans + [lease for lease in self._calls.values() if lease.stage is stage]:
+            if lease.replica is None:
+                unplaced += 1
+            elif lease.replica in free:
+                free[lease.replica] -= 1
+        return sum(max(0, slots) for slots in free.values()) - unplaced
+
+    async def _until_done(self, part: Callable[[], Awaitable[float]]) -> float:
+        """The outermost loop of the registry: a database that is away now is there again later."""
+        while True:
+            try:
+                return await part()
+            except Exception:
+                log.exception("The registry could not go on; it tries again in a second")
+                await asyncio.sleep(1)
+
+    async def _take_over(self) -> float:
+        """After a start: what this cluster leased goes on if its workers say so, what a dead one leased lapses."""
+        board, now = self._board, time.monotonic()
+        for job in await board.database.run(job_store.recent_work, 200):
+            board.learn_from(job)
+        for job in await board.database.run(job_store.leased_jobs):
+            board.feed.moved(job)
+            if job.lease_owner == board.owner:
+                board.leases.resume(job, now, TAKEN_OVER_S)
+            elif self._alone:
+                await self._reports.lost(Lease.of(job, now, 0.0), "the server was stopped")
+        await self._compare_waiting()
+        return 0.0
+
+    async def _round(self) -> float:
+        """Returns how long to wait for a wake-up, seconds."""
+        board, now = self._board, time.monotonic()
+        board.replicas.prune(now)
+        board.mailbox.keep_only(board.replicas.names())
+        await self._undo_doubtful()
+        for lease in board.leases.lapsed(now):
+            await self._reports.lost(lease, f"no report for {board.jobs.lease_s:g} s")
+        await self._compare(now)
+        for stage in Stage:
+            await self._fill(stage)
+        self._preempt()
+        soon = board.room.next_in_s()
+        return TICK_S if soon is None else min(TICK_S, soon)
+
+    async def _compare(self, now: float) -> None:
+        """See what another registry on the database has done; alone, only mend the mirror now and then."""
+        if now - self._compared_at < (RECONCILE_S if self._alone else TICK_S):
+            return
+        self._compared_at = now
+        if not self._alone:
+            await self._compare_leases()
+        await self._compare_waiting()
+
+    async def _compare_waiting(self) -> None:
+        board = self._board
+        missing = board.room.reconcile(await board.database.run(job_store.queued_ids))
+        for job in await board.database.run(job_store.get_jobs, missing):
+            board.follow(job, None)
+        await self._compare_feed()
+
+    async def _compare_feed(self) -> None:
+        """What neither waits here nor is leased here was moved by a write whose answer was lost, or by another."""
+        board = self._board
+        unsure = [job.id for job in board.feed.live() if not (board.room.holds(job.id) or board.leases.of_job(job.id))]
+        known = {job.id: job for job in await board.database.run(job_store.get_jobs, unsure)}
+        for job in known.values():
+            board.feed.moved(job)
+        board.feed.deleted(job_id for job_id in unsure if job_id not in known)
+
+    async def _compare_leases(self) -> None:
+        board, now = self._board, time.monotonic()
+        before = board.leases.all()
+        leased = await board.database.run(job_store.leased_jobs)
+        held = {job.lease for job in leased}
+        for lease in before:
+            if lease.token not in held and board.leases.held(lease.job_id, lease.token) is lease:
+                self._reports.lease_gone(lease)
+        # Also one of our own that is not known here: its claim was on its way when the registry before was killed.
+        foreign = [job for job in leased if job.lease and board.leases.held(job.id, job.lease) is None]
+        for job in self._foreign.lapsed(foreign, now):
+            why = f"no report to {job.lease_owner} for {board.jobs.lease_s:g} s"
+            await self._reports.lost(Lease.of(job, now, 0.0), why)
+
+    async def _fill(self, stage: Stage) -> None:
+        board = self._board
+        taken = board.room.take(stage, self.open_slots(stage), self._suspects_allowed(stage))
+        if not taken:
+            return
+        leases = {job.id: uuid.uuid4().hex for job, _ in taken}
+        claimed: dict[str, Job] | None = None
+        try:
+            claim = (stage, leases, board.owner, time.time(), board.jobs.lease_s)
+            claimed = {job.id: job for job in await board.database.run(job_store.claim, *claim)}
+        except RegistryUnavailableError:
+            self._doubtful |= leases
+            raise
+        finally:
+            board.room.claimed(taken, None if claimed is None else set(claimed))
+        for job, charge in taken:
+            if job.id in claimed:
+                self._begin(claimed[job.id], charge)
+
+    async def _undo_doubtful(self) -> None:
+        """A claim whose end was not told may have been written; nobody would ever work under its leases."""
+        for job_id, token in list(self._doubtful.items()):
+            written = (job_id, token, time.time(), "the end of its claim was not told")
+            self._board.follow(await self._board.database.run(job_store.give_back, *written))
+            del self._doubtful[job_id]
+
+    def _suspects_allowed(self, stage: Stage) -> int:
+        """So many more jobs that a replica died with may run: no two on one replica, or both would be blamed."""
+        replicas = sum(1 for info in self._board.replicas.alive(stage, time.monotonic()) if info.slots)
+        return replicas - sum(1 for lease in self._board.leases.of_stage(stage) if lease.suspect)
+
+    def _begin(self, job: Job, charge: Charge) -> None:
+        if (ended := self._board.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
+            self._reports.lease_gone(ended)
+        lease = self._board.leases.grant(job, time.monotonic(), charge)
+        self._board.feed.moved(job)
+        self._calls[lease.token] = lease
+        task = asyncio.create_task(self._dispatch(lease))
+        self._tasks.add(task)
+        task.add_done_callback(self._dispatched)
+
+    def _dispatched(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("A lease could not be ended; it lapses by itself", exc_info=error)
+
+    async def _dispatch(self, lease: Lease) -> None:
+        def chosen(replica: str) -> None:
+            lease.replica = replica
+
+        job, died = lease.job, False
+        task = StageTask(job.id, lease.token, lease.stage, job.attempt, job.spec, job.checkpoint_step)
+        try:
+            await self._send(task, chosen)
+            why = "the replica ended its call without a result"
+        except NoReplicaError as error:
+            await self._give_back(lease, str(error))
+            return
+        except Exception as error:  # whatever ended the call, the lease tells whether the work was done
+            why, died = f"the replica was lost ({type(error).__name__})", isinstance(error, ReplicaDiedError)
+            if lease.replica is not None:
+                self._board.replicas.forget(lease.replica)
+        finally:
+            del self._calls[lease.token]
+            self._board.wake.set()
+        if self._board.leases.held(job.id, lease.token) is lease:
+            await self._reports.lost(lease, why, died)
+
+    async def _give_back(self, lease: Lease, note: str) -> None:
+        """The claim never reached a replica."""
+        written = (lease.job_id, lease.token, time.time(), note)
+        job = await self._board.database.run(job_store.give_back, *written)
+        self._board.end_lease(lease)
+        self._board.follow(job)
+
+    def _preempt(self) -> None:
+        board, stage = self._board, Stage.SAMPLING
+        urgent = board.room.urgent(stage) if board.scheduling.preemption else 0
+        if not self._to_park(urgent) or time.monotonic() - self._outranked_at < TICK_S:
+            return
+        first = board.room.urgent_first(stage, self._suspects_allowed(stage))
+        if first < urgent:
+            self._outranked_at = time.monotonic()  # to tell the order of a long queue takes a while
+        for lease in self._to_park(first):
+            log.info(f"[{lease.job_id}] yields its slot to an interactive job")
+            board.tell(lease, Directive.YIELD)
+
+    def _to_park(self, urgent: int) -> list[Lease]:
+        if not urgent:
+            return []
+        board, stage = self._board, Stage.SAMPLING
+        sampling, max_parks = board.leases.of_stage(stage), board.scheduling.max_parks
+        return leases_to_park(sampling, urgent, self.open_slots(stage), max_parks)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deployments.mochi.denoise import Shape
+from deployments.clip import Shape
 
 Config = Mapping[str, Any]
 

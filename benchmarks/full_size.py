@@ -12,17 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
 from deployments.mochi.block import RunBlock, run_block
-from deployments.mochi.denoise import (
-    RowState,
-    Shape,
-    denoise_step,
-    latent_shape,
-    rope_tables,
-    sigma_schedule,
-    start_row,
-)
+from deployments.mochi.denoise import RowState, Shape, denoise_step, rope_tables, sigma_schedule, start_row
 from deployments.mochi.loading import use_host_lengths
 
 GUIDANCE = 4.5

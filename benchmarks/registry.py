@@ -51,15 +51,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.dispatch import whole_number, yes
 from benchmarks.machine import describe_machine, publish
 from deployments.messages import Stage, VideoSpec
-from deployments.replica.registry_link import RegistryLink
+from deployments.replica.connections import RegistryLink
 from serve_app.app import REGISTRY, ensure_registry, with_storage
 from serve_app.config import AppSettings, DatabaseSettings, load_settings
-from serve_app.database.connection import migrate
+from serve_app.database.engine import migrate
 from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import JobFilter, JobState, Submission, Tier
-from serve_app.local.local_storage import ACTOR_NAME as STORAGE_ACTOR
-from serve_app.local.ports import LOOPBACK
+from serve_app.local.preflight import LOOPBACK
 from serve_app.local.ray_environment import LOOPBACK_ONLY
+from serve_app.local.seaweed import ACTOR_NAME as STORAGE_ACTOR
 from tests.ports import free_block
 from tests.postgres import fresh_database, postgres_server
 from tests.server import ROOT

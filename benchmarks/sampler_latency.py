@@ -31,18 +31,8 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import describe_machine, publish
-from deployments.messages import (
-    Checkpointed,
-    Directive,
-    Event,
-    Finished,
-    Parked,
-    Stage,
-    StageTask,
-    Started,
-    VideoSpec,
-    prompt_embeds_key,
-)
+from deployments.keys import prompt_embeds_key
+from deployments.messages import Checkpointed, Directive, Event, Finished, Parked, Stage, StageTask, Started, VideoSpec
 from deployments.mochi.denoise import RowState
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.connections import Connections, bucket_opener

@@ -26,8 +26,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import describe_machine, publish
+from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
-from deployments.mochi.denoise import RowState, denoise_step, latent_shape, rope_tables, start_row
+from deployments.mochi.denoise import RowState, denoise_step, rope_tables, start_row
 from deployments.mochi.loading import load_transformer
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "shapes"

@@ -1,6 +1,8 @@
 """What crosses processes between the registry and the workers: small frozen dataclasses, no tensors.
 
 Tensors and videos travel through object storage under the keys below.
+
+What the prompt classifier answers.
 """
 
 from dataclasses import dataclass, field
@@ -150,36 +152,9 @@ class ReplicaInfo:
     max_tokens: int | None = None
 
 
-def prompt_embeds_key(job_id: str) -> str:
-    """Object with the encoded prompt and negative prompt, written by the encoder."""
-    return f"jobs/{job_id}/prompt_embeds.safetensors"
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """probability: from 0 to 1, that the prompt is of the kinds to be refused. label: the likeliest of them."""
 
-
-def checkpoint_key(job_id: str, step: int) -> str:
-    """Object with the whole state of a sample after `step` steps, written by the sampler."""
-    return f"{checkpoint_prefix(job_id)}{step:05}.safetensors"
-
-
-def checkpoint_prefix(job_id: str) -> str:
-    """What the keys of a job's checkpoints begin with; they sort by step."""
-    return f"jobs/{job_id}/sample-"
-
-
-def latents_key(job_id: str) -> str:
-    """Object with the final latents, written by the sampler."""
-    return f"jobs/{job_id}/latents.safetensors"
-
-
-def video_key(job_id: str) -> str:
-    """The mp4, written by the decoder."""
-    return f"videos/{job_id}.mp4"
-
-
-def poster_key(job_id: str) -> str:
-    """The poster image (WebP), written by the decoder before the mp4."""
-    return f"videos/{job_id}.webp"
-
-
-def spritesheet_key(job_id: str) -> str:
-    """The picture with small frames of the whole video (WebP), written by the decoder before the mp4."""
-    return f"videos/{job_id}.sprites.webp"
+    label: str
+    probability: float

@@ -15,8 +15,8 @@ from serve_app.access.exposure import check_exposure, current_http_host, is_loop
 from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
 from serve_app.errors import StartupError
 from serve_app.jobs import Health
-from serve_app.local.local_storage import ACTOR_NAME as STORAGE_ACTOR
-from serve_app.local.local_storage import LocalStorage
+from serve_app.local.seaweed import ACTOR_NAME as STORAGE_ACTOR
+from serve_app.local.seaweed import LocalStorage
 from serve_app.prompts.blocklist import load_blocklist
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.replicas import StageRouter

@@ -9,7 +9,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from deployments.clip import sample_tokens
 from deployments.errors import MochiServeError, RegistryUnavailableError, StorageUnavailableError
+from deployments.keys import Variant
 from deployments.messages import ReplicaInfo, Stage
 from deployments.storage.object_store import ObjectInfo
 from serve_app.access.tenants import AccessTable
@@ -17,7 +19,6 @@ from serve_app.config import AppSettings, load_settings
 from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
 from serve_app.feed.publisher import Batch, Cursor, Feed
 from serve_app.ingress.services import Services
-from serve_app.ingress.video_storage import Variant
 from serve_app.jobs import (
     Accepted,
     Health,
@@ -32,7 +33,7 @@ from serve_app.jobs import (
     check_move,
 )
 from serve_app.prompts.tokens import load_token_counter
-from serve_app.scheduling.fitting import memory_limit, sample_tokens
+from serve_app.scheduling.fitting import memory_limit
 
 MODIFIED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 CONTENT_TYPES: dict[Variant, str] = {

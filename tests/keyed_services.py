@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from serve_app.access.api_keys import key_hash, key_hint, new_key
-from serve_app.access.tenants import AccessTable, ApiKey, Tenant
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant, key_hash, key_hint, new_key
 from serve_app.config import AccessSettings
 from serve_app.jobs import Tier
 from tests.fakes import FakeServices, shapes_settings

@@ -6,8 +6,8 @@ nobody listens on may still be somebody's.
 
 import os
 
-from serve_app.local import ports
-from serve_app.local.ports import PAIRED, is_free
+from serve_app.local import preflight as ports
+from serve_app.local.preflight import PAIRED, is_free
 from serve_app.local.seaweed_command import PORTS
 
 # Beside those that a server chooses for itself.

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deployments.clip import latent_shape
 from deployments.errors import StoppedError
 from deployments.messages import VideoSpec
-from deployments.mochi.denoise import RowState, denoise_step, initial_noise, latent_shape, rope_tables, start_row
+from deployments.mochi.denoise import RowState, denoise_step, initial_noise, rope_tables, start_row
 from deployments.mochi.loading import DtypeName, load_transformer
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.running_task import RunningTask

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from deployments.clip import sample_tokens
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Progress, ReplicaInfo, Stage
 from serve_app.access.tenants import day_of
@@ -16,7 +17,6 @@ from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_store
 from serve_app.errors import ApiError, QueueFullError, RateLimitError, TooLargeError
 from serve_app.jobs import Accepted, JobState, Submission
-from serve_app.scheduling.fitting import sample_tokens
 from tests.registry_world import SETTINGS, SPEC, World
 
 ACME = "acme"

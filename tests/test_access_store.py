@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.access.api_keys import find_key, key_hash
-from serve_app.access.tenants import AccessTable, day_of
+from serve_app.access.tenants import AccessTable, day_of, find_key, key_hash
 from serve_app.database import access as store
 from serve_app.database.connection import Database
 from serve_app.errors import UnauthenticatedError

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.access.api_keys import find_key, key_hash, key_hint, new_key
-from serve_app.access.tenants import AccessTable, ApiKey, Tenant
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant, find_key, key_hash, key_hint, new_key
 from serve_app.errors import UnauthenticatedError
 from serve_app.jobs import Tier
 

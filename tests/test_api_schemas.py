@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from deployments.messages import Stage, VideoSpec
 from serve_app.config import RetentionSettings
 from serve_app.jobs import FINAL, Health, Job, JobError, JobPage, JobState, Move, Origin, Place, Relation, Tier
-from serve_app.openapi.schemas import (
-    Status,
+from serve_app.openapi.schemas import Status
+from serve_app.openapi.views import (
     states_of,
     to_health,
     to_history,

@@ -7,10 +7,9 @@ import pytest
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import StreamingResponse
 
-from serve_app.access.api_keys import key_hash, key_hint, new_key
-from serve_app.access.tenants import AccessTable, ApiKey, Caller, Tenant
+from serve_app.access.tenants import AccessTable, ApiKey, Caller, Tenant, key_hash, key_hint, new_key, tier_of
 from serve_app.errors import PermissionDeniedError
-from serve_app.ingress.authentication import RateLimitHeaders, authenticate, install_authentication, tier_of
+from serve_app.ingress.authentication import RateLimitHeaders, authenticate, install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.jobs import Tier
 

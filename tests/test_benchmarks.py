@@ -19,8 +19,9 @@ from benchmarks import dispatch, flops, registry, sampler_latency, step_batching
 from benchmarks import full_size as fs
 from benchmarks.gpu_parts.ceilings import product_shapes
 from benchmarks.machine import describe_machine, installed_version, publish
+from deployments.clip import latent_shape
 from deployments.mochi.block import run_block
-from deployments.mochi.denoise import RowState, latent_shape, predict_velocity, rope_tables
+from deployments.mochi.denoise import RowState, predict_velocity, rope_tables
 from deployments.mochi.streaming_decode import StreamingDecoder
 from serve_app.database import jobs as job_store
 from serve_app.database.schema import job_moves, jobs

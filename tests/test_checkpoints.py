@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from deployments.errors import PermanentError, StorageUnavailableError
-from deployments.messages import VideoSpec, checkpoint_key
+from deployments.keys import checkpoint_key
+from deployments.messages import VideoSpec
 from deployments.mochi.denoise import initial_noise
-from deployments.sampler.checkpoints import Checkpoints
-from deployments.sampler.state import SampleState
+from deployments.sampler.state import Checkpoints, SampleState
 from tests.worker_fakes import MemoryStore, spec
 
 SPEC = spec(width=32, height=32, num_frames=7, num_inference_steps=60)

@@ -23,7 +23,6 @@ from serve_app.cli.words import (
     target_path,
     unix_seconds,
 )
-from serve_app.client.client_checks import checked_key, checked_url, video_path
 from serve_app.client.download import Part, download, find_part, part_path
 from serve_app.client.errors import (
     KeyRefusedError,
@@ -34,7 +33,7 @@ from serve_app.client.errors import (
     VideoDeletedError,
     refusal,
 )
-from serve_app.client.http import Client, Patience
+from serve_app.client.http import Client, Patience, checked_key, checked_url, video_path
 from tests.api_stand_in import ETAG, FILE, NO_WAIT, StandIn, running_stand_in
 from tests.ports import free_ports
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.clip import sample_tokens
 from deployments.messages import Stage, VideoSpec
 from serve_app.scheduling.estimates import CostModel
-from serve_app.scheduling.fitting import sample_tokens
 
 FULL = VideoSpec("a", "", 848, 480, 163, 30, 64, 4.5, 1)
 SMALL = VideoSpec("a", "", 96, 64, 25, 24, 20, 3.0, 1)

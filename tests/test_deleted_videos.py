@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import Connection, func, insert, select
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.database import deleted_videos
 from serve_app.database import jobs as job_store
+from serve_app.database import retention as deleted_videos
 from serve_app.database.connection import Database
-from serve_app.database.deleted_videos import LATE_WRITES_S, DeletedVideo, delete_job
+from serve_app.database.retention import LATE_WRITES_S, DeletedVideo, delete_job
 from serve_app.database.schema import idempotency_keys, job_moves, jobs, webhook_deliveries
 from serve_app.jobs import FINAL, Job, JobError, JobState, Spent, Submission
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
+from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import (
     RowState,
     condition,
     denoise_step,
     initial_noise,
-    latent_shape,
     rope_tables,
     sigma_schedule,
     start_row,

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from deployments.clip import ClipShape, sample_tokens, tokens_of
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
-from deployments.sampler.memory_profile import tokens_of
 from deployments.settings import ModelSettings
 from serve_app.config import load_settings
 from serve_app.errors import TooLargeError
-from serve_app.scheduling.fitting import ClipShape, advice, largest_fitting, memory_limit, sample_tokens
+from serve_app.scheduling.fitting import advice, largest_fitting, memory_limit
 
 SHAPES = load_settings("configs/shapes.yaml", {}).model
 MOCHI = load_settings("configs/mochi-1-preview.yaml", {}).model

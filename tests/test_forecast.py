@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.scheduling.forecast import Ahead, Forecast, forecast
+from serve_app.scheduling.estimates import Ahead, Forecast, forecast
 
 # Multiples of 1/8 add up exactly, so that times can be compared for equality.
 seconds = st.integers(0, 800).map(lambda n: n / 8)

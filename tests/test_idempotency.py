@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, func, select
 from deployments.messages import VideoSpec
 from serve_app.database import jobs as job_store
 from serve_app.database.connection import Database
-from serve_app.database.idempotency import forget_old_keys
+from serve_app.database.intake import forget_old_keys
 from serve_app.database.schema import idempotency_keys, jobs
 from serve_app.errors import IdempotencyKeyReusedError
 from serve_app.jobs import Accepted, Submission

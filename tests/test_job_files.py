@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.messages import (
+from deployments.keys import (
+    FileKind,
+    JobFile,
     checkpoint_key,
     latents_key,
+    parse_key,
     poster_key,
     prompt_embeds_key,
     spritesheet_key,
@@ -18,7 +21,8 @@ from deployments.messages import (
 from deployments.mochi.preview import preview_key
 from deployments.storage.object_store import ListedObject
 from serve_app.jobs import FINAL, JobState, new_job_id
-from serve_app.retention.job_files import FileKind, JobFile, delete_all_files, delete_work_files, is_needed, parse_key
+from serve_app.retention.orphans import is_needed
+from serve_app.retention.sweeper import delete_all_files, delete_work_files
 
 JOB = "video_0123456789abcdef0123456789abcdef"
 OTHER = "video_ffffffffffffffffffffffffffffffff"

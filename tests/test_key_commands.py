@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from serve_app.access.api_keys import key_hash
+from serve_app.access.tenants import key_hash
 from serve_app.cli.keys import keys, tenants
 from serve_app.database import access as access_store
 from serve_app.database.connection import Database

@@ -18,7 +18,7 @@ from serve_app.config import load_settings
 from serve_app.errors import ConfigError, StartupError
 from serve_app.local import plan as launch
 from serve_app.local.descendants import descendants
-from serve_app.local.ports import holder, is_free
+from serve_app.local.preflight import holder, is_free
 from serve_app.local.ray_environment import ensure_token, haproxy_available
 from serve_app.local.server import check_gpus, error_line
 from tests.ports import free_ports

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 from deployments.messages import ReplicaInfo, Stage
 from serve_app.jobs import Job, JobState, Spent
-from serve_app.registry.leases import ForeignLeases, LeaseTable, ReplicaTable
+from serve_app.registry.leases import ForeignLeases, LeaseTable
+from serve_app.registry.replicas import ReplicaTable
 from tests.registry_world import SPEC
 
 JOB = Job("job", "mochi-1", SPEC, JobState.SAMPLING, Stage.SAMPLING, 1, 0.0, lease="token", step=4)

@@ -11,8 +11,8 @@ import ray
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.descendants import descendants
-from serve_app.local.local_storage import ACTOR_NAME, LocalStorage
-from serve_app.local.ports import is_free
+from serve_app.local.preflight import is_free
+from serve_app.local.seaweed import ACTOR_NAME, LocalStorage
 from serve_app.local.seaweed_command import ports
 from tests.processes import gone
 

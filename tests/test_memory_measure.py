@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from deployments.clip import tokens_of
 from deployments.messages import Stage
 from deployments.mochi.loading import load_transformer
-from deployments.replica.host_memory import total_bytes
+from deployments.replica.host import total_bytes
 from deployments.sampler import memory_measure
 from deployments.sampler.memory_measure import measure, memory_budget, memory_profile, probe_shapes
-from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Resident, Shape, tokens_of
+from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Resident, Shape
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import CACHE_VARIABLE
 from serve_app.config import load_settings

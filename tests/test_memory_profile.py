@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Resident, Shape, fit_line, tokens_of
+from deployments.clip import tokens_of
+from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Resident, Shape, fit_line
 
 SMALL: Shape = (12, 2, 4, 4)
 LARGE: Shape = (12, 8, 8, 8)

@@ -14,7 +14,8 @@ from sqlalchemy import Engine, create_engine, text
 from deployments.messages import VideoSpec
 from serve_app.database import jobs as job_store
 from serve_app.database import retention as retention_store
-from serve_app.database.connection import Database, migrate
+from serve_app.database.connection import Database
+from serve_app.database.engine import migrate
 from serve_app.database.schema import metadata
 from serve_app.jobs import JobState, Submission, Tier
 

@@ -14,7 +14,9 @@ import torch
 from diffusers import MochiPipeline
 from safetensors.torch import load, save
 
+from deployments.clip import latent_shape
 from deployments.errors import TransientError
+from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import (
     Checkpointed,
     Directive,
@@ -27,11 +29,8 @@ from deployments.messages import (
     StageTask,
     Started,
     VideoSpec,
-    checkpoint_key,
-    latents_key,
-    prompt_embeds_key,
 )
-from deployments.mochi.denoise import RowState, latent_shape
+from deployments.mochi.denoise import RowState
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
 from deployments.replica import running_task
 from deployments.sampler import mochi_sampler

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from deployments.errors import PermanentError, StorageUnavailableError, WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import CHUNK_BYTES, PAGE, PART_BYTES, ObjectStore
-from serve_app.local.ports import free_ports
+from serve_app.local.preflight import free_ports
 
 
 async def _collect(store: ObjectStore, key: str, offset: int = 0, length: int | None = None) -> bytes:

@@ -6,8 +6,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from serve_app.access.api_keys import key_hash, key_hint, new_key
-from serve_app.access.tenants import AccessTable, ApiKey, Tenant
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant, key_hash, key_hint, new_key
 from serve_app.config import AccessSettings
 from serve_app.feed.publisher import Feed
 from serve_app.ingress.app import create_app

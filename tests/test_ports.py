@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.local.ports import LOOPBACK, free_pair, free_ports, holder, is_free
+from serve_app.local.preflight import LOOPBACK, free_pair, free_ports, holder, is_free
 from serve_app.local.seaweed_command import PORTS
 from tests import ports as tests_ports
 

@@ -2,8 +2,7 @@ from dataclasses import replace
 
 from deployments.messages import Directive, Stage
 from serve_app.jobs import Job, JobState, Tier
-from serve_app.registry.leases import Lease
-from serve_app.registry.preemption import leases_to_park
+from serve_app.registry.leases import Lease, leases_to_park
 from tests.registry_world import SPEC
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import StartupError
-from serve_app.local.ports import free_ports
-from serve_app.local.preflight import check_disk, check_ports, data_folder_lock
+from serve_app.local.preflight import check_disk, check_ports, data_folder_lock, free_ports
 
 
 def test_free_ports_pass() -> None:

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from deployments.errors import PermanentError
-from deployments.prompt_verdict import Verdict
+from deployments.messages import Verdict
 from deployments.prompts.prompt_classifier import LabelScorer, PromptClassifier
 from serve_app.errors import ServiceUnavailableError
 from serve_app.prompts.safety import asking

@@ -13,7 +13,8 @@ from diffusers import MochiPipeline
 from safetensors.torch import load
 
 from deployments.errors import PermanentError
-from deployments.messages import Failed, Finished, Stage, Started, prompt_embeds_key
+from deployments.keys import prompt_embeds_key
+from deployments.messages import Failed, Finished, Stage, Started
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
 from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.prompt_verdict import Verdict
+from deployments.messages import Verdict
 from serve_app.config import ClassifierSettings, SafetySettings
 from serve_app.errors import ConfigError, ContentPolicyError, ServiceUnavailableError
 from serve_app.ingress.app import create_app

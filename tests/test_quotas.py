@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.access.quotas import Quotas
+from serve_app.access.limits import Quotas
 from serve_app.access.tenants import Tenant
 from serve_app.errors import RateLimitError
 from serve_app.jobs import Tier

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from deployments.errors import PermanentError, RegistryUnavailableError
-from deployments.replica.registry_link import RegistryLink
+from deployments.replica.connections import RegistryLink
 from tests.processes import gone
 
 NAMESPACE = "test-registry-link"

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.errors import BodyTooLargeError, InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
-from serve_app.requests.body import Form, read_fields
-from serve_app.wording import UploadedFile
+from serve_app.requests.body import Form, UploadedFile, read_fields
 
 BOUNDARY = "multipart/form-data; boundary=xyz"
 

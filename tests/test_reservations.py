@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.exceptions import ReplicaUnavailableError
 
 from deployments.messages import Stage, StageTask
-from deployments.replica.reservations import Reservations, own_reservations
+from deployments.replica.serve_private import Reservations, own_reservations
 from serve_app.errors import NoReplicaError
 from serve_app.registry.replicas import DEPLOYMENTS, MODEL_APPLICATION, StageRouter
 from tests.processes import gone

@@ -15,26 +15,18 @@ import pytest_asyncio
 from sqlalchemy import Connection, insert, select
 
 from deployments.errors import RegistryUnavailableError, StorageUnavailableError
-from deployments.messages import (
-    Stage,
-    VideoSpec,
-    checkpoint_key,
-    latents_key,
-    poster_key,
-    prompt_embeds_key,
-    spritesheet_key,
-    video_key,
-)
+from deployments.keys import checkpoint_key, latents_key, poster_key, prompt_embeds_key, spritesheet_key, video_key
+from deployments.messages import Stage, VideoSpec
 from deployments.mochi.preview import preview_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import PAGE, ListedObject, ObjectInfo, ObjectStore
 from serve_app.config import RetentionSettings
-from serve_app.database import deleted_videos
 from serve_app.database import jobs as job_store
 from serve_app.database import meta as meta_store
+from serve_app.database import retention as deleted_videos
 from serve_app.database import retention as retention_store
 from serve_app.database.connection import Database
-from serve_app.database.deleted_videos import LATE_WRITES_S, delete_job
+from serve_app.database.retention import LATE_WRITES_S, delete_job
 from serve_app.database.schema import jobs
 from serve_app.jobs import FINAL, JobState, Submission
 from serve_app.local.seaweed import WeedProcess

@@ -11,14 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, insert
 
-from deployments.messages import (
-    Stage,
-    checkpoint_key,
-    latents_key,
-    poster_key,
-    prompt_embeds_key,
-    video_key,
-)
+from deployments.keys import checkpoint_key, latents_key, poster_key, prompt_embeds_key, video_key
+from deployments.messages import Stage
 from deployments.storage.object_store import ListedObject, ObjectInfo
 from serve_app.config import RetentionSettings
 from serve_app.database.connection import Database

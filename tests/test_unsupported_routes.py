@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from serve_app.ingress.unsupported_routes import UNSUPPORTED
+from serve_app.ingress.short_routes import UNSUPPORTED
 from tests.fakes import FakeServices
 
 ROUTES = [(method, path.replace("{character_id}", "char_1")) for path, (method, _) in UNSUPPORTED.items()]

@@ -8,12 +8,12 @@ import openai
 import pytest
 from starlette.types import Message
 
-from deployments.messages import spritesheet_key, video_key
+from deployments.keys import spritesheet_key, video_key
 from deployments.settings import SamplingSettings, StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.ingress.app import create_app
+from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.services import Services
-from serve_app.ingress.video_storage import VideoStorage
 from serve_app.jobs import JobError, JobState
 from tests.fakes import FakeServices, MemoryRegistry, shapes_settings
 from tests.test_openai_videos import serving

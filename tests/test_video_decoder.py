@@ -17,20 +17,8 @@ from deployments.decoder.mp4_encoder import Mp4Writer
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.decoder.video_decoder import VideoDecoder, check_latents
 from deployments.errors import PermanentError, StorageUnavailableError
-from deployments.messages import (
-    Event,
-    Failed,
-    Finished,
-    Progress,
-    Stage,
-    Started,
-    VideoSpec,
-    checkpoint_key,
-    latents_key,
-    poster_key,
-    spritesheet_key,
-    video_key,
-)
+from deployments.keys import checkpoint_key, latents_key, poster_key, spritesheet_key, video_key
+from deployments.messages import Event, Failed, Finished, Progress, Stage, Started, VideoSpec
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8

@@ -9,10 +9,9 @@ from deployments.messages import VideoSpec
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs import Tier
 from serve_app.prompts.tokens import load_token_counter
-from serve_app.requests.body import Form
+from serve_app.requests.body import Form, UploadedFile
 from serve_app.requests.schema import request_schema
 from serve_app.requests.videos import DRAWN_SEEDS, VideoRequests, nearest_num_frames
-from serve_app.wording import UploadedFile
 from tests.fakes import shapes_settings
 
 MODEL = shapes_settings().model

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import PermanentError
-from deployments.messages import poster_key, spritesheet_key, video_key
+from deployments.keys import poster_key, spritesheet_key, video_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.errors import RangeNotWithinFileError
-from serve_app.ingress.video_storage import VideoStorage, parse_range
+from serve_app.ingress.content import VideoStorage, parse_range
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.config import WebhookSettings
-from serve_app.scheduling.webhook_retries import HOUR_S, LONGEST_PAUSE_S, next_try, retry_after_s
+from serve_app.scheduling.webhook_pacing import HOUR_S, LONGEST_PAUSE_S, next_try, retry_after_s
 from serve_app.webhooks.client import Answer
 
 SETTINGS = WebhookSettings(first_pause_s=5, give_up_h=24)

@@ -24,8 +24,7 @@ from serve_app.database import webhooks as webhook_store
 from serve_app.database.connection import Database
 from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
-from serve_app.scheduling.webhook_pacing import MAX_PER_ORIGIN
-from serve_app.scheduling.webhook_retries import HOUR_S
+from serve_app.scheduling.webhook_pacing import HOUR_S, MAX_PER_ORIGIN
 from serve_app.webhooks.sender import HOLD_MARGIN_S, WebhookSender, payload, signed_headers
 from tests.webhook_receiver import Got, Reply, receiving
 

@@ -16,7 +16,7 @@ from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
 from serve_app.local.descendants import children
-from serve_app.local.ports import is_free
+from serve_app.local.preflight import is_free
 from serve_app.local.seaweed import WeedProcess
 from serve_app.local.seaweed_command import ports
 from tests.processes import gone

@@ -7,7 +7,7 @@ import openai
 import psutil
 import pytest
 
-from serve_app.local.ports import is_free
+from serve_app.local.preflight import is_free
 from tests.clip_reader import colour_and_direction, is_faststart, probe, read_frames
 from tests.server import Server, running_server
 

@@ -21,7 +21,7 @@ from deployments.sampler.step_loop import Resident, Step
 from deployments.settings import WorkerSettings
 from deployments.storage.model_store import ModelBucket
 from serve_app.config import load_settings
-from serve_app.registry.leases import Mailbox
+from serve_app.registry.replicas import Mailbox
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "models" / "shapes"

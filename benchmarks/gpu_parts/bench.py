@@ -10,9 +10,10 @@ import torch
 from benchmarks import full_size as fs
 from benchmarks.flops import forward_flops, stock_step_flops, video_tokens
 from benchmarks.gpu_parts.measuring import rounded, tflops
+from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
 from deployments.mochi.block import RunBlock, run_block
-from deployments.mochi.denoise import RowState, Shape, latent_shape
+from deployments.mochi.denoise import RowState, Shape
 
 DTYPE = torch.bfloat16
 STEPS = 64

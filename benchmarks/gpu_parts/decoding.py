@@ -12,7 +12,7 @@ from benchmarks import full_size as fs
 from benchmarks.flops import counted_flops
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import by_kind, milliseconds, relative_error, rounded, tflops, timed
-from deployments.mochi.denoise import latent_shape
+from deployments.clip import latent_shape
 from deployments.mochi.streaming_decode import StreamingDecoder
 
 KERNEL = 3

@@ -21,8 +21,8 @@ from benchmarks.gpu_parts.measuring import (
     seconds,
     timed,
 )
+from deployments.clip import latent_shape
 from deployments.mochi.block import RunBlock, run_block
-from deployments.mochi.denoise import latent_shape
 from deployments.sampler.memory_profile import Resident
 
 VIDEO_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))")

@@ -9,20 +9,12 @@ from ray import serve
 from safetensors.torch import load
 from torch import Tensor
 
+from deployments.clip import SPATIAL_COMPRESSION, latent_shape
 from deployments.decoder.mp4_encoder import Mp4Writer, poster
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.errors import PermanentError
-from deployments.messages import (
-    ReplicaInfo,
-    Stage,
-    StageTask,
-    VideoSpec,
-    latents_key,
-    poster_key,
-    spritesheet_key,
-    video_key,
-)
-from deployments.mochi.denoise import SPATIAL_COMPRESSION, latent_shape
+from deployments.keys import latents_key, poster_key, spritesheet_key, video_key
+from deployments.messages import ReplicaInfo, Stage, StageTask, VideoSpec
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, keep_preview
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8

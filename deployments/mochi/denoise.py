@@ -13,20 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deployments.clip import Shape, latent_shape, rows_of
 from deployments.messages import VideoSpec
 from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
 
-LATENT_CHANNELS = 12
-SPATIAL_COMPRESSION = 8
-TEMPORAL_COMPRESSION = 6
 TRAIN_TIMESTEPS = 1000
 THRESHOLD_NOISE = 0.025
 ROPE_AREA = 192 * 192
-
-Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +73,6 @@ class RowState:
         return self.rows > 1
 
 
-def rows_of(guidance_scale: float) -> int:
-    """How many rows of a pass a sample is: 2 with guidance (with and without its prompt), 1 without."""
-    return 2 if guidance_scale > 1.0 else 1
-
-
 def sigma_schedule(num_steps: int, threshold_noise: float = THRESHOLD_NOISE, linear_steps: int | None = None) -> Tensor:
     """Mochi's linear-quadratic schedule: [num_steps + 1] fp32 on the CPU, sigma from 0 to 1.
 
@@ -111,12 +102,6 @@ def _rising(num_steps: int, threshold_noise: float, linear_steps: int) -> list[f
     constant = quadratic * (linear_steps**2)
     first = [i * threshold_noise / linear_steps for i in range(linear_steps)]
     return first + [quadratic * (i**2) + slope * i + constant for i in range(linear_steps, num_steps)]
-
-
-def latent_shape(spec: VideoSpec) -> Shape:
-    """(12, (num_frames - 1) / 6 + 1, height / 8, width / 8)."""
-    frames = (spec.num_frames - 1) // TEMPORAL_COMPRESSION + 1
-    return LATENT_CHANNELS, frames, spec.height // SPATIAL_COMPRESSION, spec.width // SPATIAL_COMPRESSION
 
 
 def initial_noise(spec: VideoSpec) -> Tensor:

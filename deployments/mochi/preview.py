@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deployments.clip import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from deployments.errors import PermanentError, WorkerError
-from deployments.mochi.denoise import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
 if TYPE_CHECKING:
-    from deployments.replica.connections import Store
+    from deployments.storage.object_store import Store
 
 FORMAT = "mochi-serve-preview-1"
 FILE = "preview.json"

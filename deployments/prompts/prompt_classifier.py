@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from deployments.errors import PermanentError
-from deployments.prompt_verdict import Verdict
+from deployments.messages import Verdict
 from deployments.replica.host import replica_device, set_threads
 
 MAX_BATCH = 32

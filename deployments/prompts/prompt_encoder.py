@@ -10,7 +10,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deployments.errors import PermanentError
-from deployments.messages import ReplicaInfo, Stage, StageTask, prompt_embeds_key
+from deployments.keys import prompt_embeds_key
+from deployments.messages import ReplicaInfo, Stage, StageTask
 from deployments.mochi.loading import DtypeName, load_text_encoder
 from deployments.replica.connections import Connections, connect
 from deployments.replica.host import describe_device, replica_device, set_threads

@@ -17,7 +17,7 @@ from deployments.errors import StoppedError, StorageUnavailableError
 from deployments.messages import Progress, StageTask
 
 if TYPE_CHECKING:
-    from deployments.replica.connections import Store
+    from deployments.storage.object_store import Store
 
 STORE_AWAY_S = 60.0
 STORE_PAUSE_S = 1.0

@@ -17,9 +17,8 @@ from ray.exceptions import RayError
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
 from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
 from deployments.replica.connections import Link
-from deployments.replica.draining import end_if_terminated, is_draining
-from deployments.replica.reservations import Reservations
 from deployments.replica.running_task import RunningTask, current_job, logger, wait_for, without_grad
+from deployments.replica.serve_private import Reservations, end_if_terminated, is_draining
 
 ANNOUNCE_EVERY_S = 2.0
 DRAIN_POLL_S = 0.25

@@ -2,9 +2,10 @@
 
 import asyncio
 
+from deployments.clip import tokens_of
 from deployments.errors import PermanentError
 from deployments.replica.running_task import RunningTask, wait_for
-from deployments.sampler.memory_profile import MemoryProfile, Resident, tokens_of
+from deployments.sampler.memory_profile import MemoryProfile, Resident
 
 LOOK_EVERY_S = 0.2
 

@@ -22,18 +22,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deployments.mochi.denoise import (
-    LATENT_CHANNELS,
-    SPATIAL_COMPRESSION,
-    RowState,
-    condition,
-    denoise_step,
-    rope_tables,
-    sigma_schedule,
-)
-from deployments.replica.host import describe_device
-from deployments.replica.host_memory import available_bytes, total_bytes
-from deployments.sampler.memory_profile import GUIDED_ROWS, PATCH, MemoryProfile, Shape, fit_line, tokens_of
+from deployments.clip import LATENT_CHANNELS, PATCH, SPATIAL_COMPRESSION, tokens_of
+from deployments.mochi.denoise import RowState, condition, denoise_step, rope_tables, sigma_schedule
+from deployments.replica.host import available_bytes, describe_device, total_bytes
+from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Shape, fit_line
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import default_cache
 

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import ceil
 
+from deployments.clip import tokens_of
+
 GUIDED_ROWS = 2
-PATCH = 2
 
 Shape = tuple[int, int, int, int]
 
@@ -91,12 +92,6 @@ class MemoryProfile:
 
     def _table_bytes(self, shape: Shape) -> int:
         return tokens_of(shape) * self.table_token_bytes
-
-
-def tokens_of(shape: Shape) -> int:
-    """Tokens of one row: T x H/16 x W/16 for latents (12, T, H/8, W/8)."""
-    _, frames, height, width = shape
-    return frames * (height // PATCH) * (width // PATCH)
 
 
 def fit_line(points: Sequence[tuple[int, int]], least_slope: int) -> tuple[int, int]:

@@ -11,42 +11,23 @@ from ray import serve
 from safetensors.torch import load, save
 from torch import Tensor
 
+from deployments.clip import Shape, latent_shape, rows_of
 from deployments.errors import StoppedError, TransientError, WorkerError
-from deployments.messages import (
-    Checkpointed,
-    Event,
-    Parked,
-    ReplicaInfo,
-    Stage,
-    StageTask,
-    VideoSpec,
-    checkpoint_key,
-    latents_key,
-    prompt_embeds_key,
-)
+from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
+from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask, VideoSpec
 from deployments.mochi.block import Rope
-from deployments.mochi.denoise import (
-    RowState,
-    Shape,
-    denoise_step,
-    initial_noise,
-    latent_shape,
-    rope_tables,
-    rows_of,
-    start_row,
-)
+from deployments.mochi.denoise import RowState, denoise_step, initial_noise, rope_tables, start_row
 from deployments.mochi.loading import DtypeName, check_scheduler, load_transformer
 from deployments.mochi.preview import PreviewMap, find_preview, predicted_clean, preview_image
 from deployments.replica.connections import Connections, connect
-from deployments.replica.draining import watch_sigterm
 from deployments.replica.host import describe_device, replica_device, set_threads
 from deployments.replica.running_task import RunningTask, TaskStore, logger, outlast
+from deployments.replica.serve_private import watch_sigterm
 from deployments.replica.stage_worker import StageWorker
-from deployments.sampler.checkpoints import Checkpoints
 from deployments.sampler.memory_gate import Admission
 from deployments.sampler.memory_measure import memory_budget, memory_profile
 from deployments.sampler.memory_profile import Resident as MemoryResident
-from deployments.sampler.state import SampleState, pack
+from deployments.sampler.state import Checkpoints, SampleState, pack
 from deployments.sampler.step_loop import Resident, StepLoop
 from deployments.settings import WorkerSettings
 from deployments.storage.model_store import model_fingerprint, model_folder

@@ -4,8 +4,11 @@ A safetensors object. Its tensors: `latents` [12, T, H/8, W/8] fp32 and the enco
 `negative_embeds` [L, D], `prompt_mask`, `negative_mask` [L] bool). Its header: format, model revision, dtype, step,
 the request itself as JSON, and a SHA-256 over all of these and every tensor's bytes. Sigmas and noise are not in it:
 they follow from the request.
+
+Checkpoints of samples in object storage: the newest two of each job, by step.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,9 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from deployments.clip import latent_shape
 from deployments.errors import PermanentError
+from deployments.keys import checkpoint_key, checkpoint_prefix
 from deployments.messages import VideoSpec
-from deployments.mochi.denoise import latent_shape
+from deployments.replica.running_task import logger
+from deployments.storage.object_store import Store
 
 FORMAT = "mochi-serve-sample-1"
 EMBEDS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
@@ -110,3 +116,46 @@ def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+KEEP = 2
+
+
+class Checkpoints:
+    """Writes and reads the states of one model's samples.
+
+    Args:
+        revision, dtype: of the model; a state of another is refused.
+    """
+
+    def __init__(self, store: Store, revision: str, dtype: str) -> None:
+        self._store = store
+        self._revision = revision
+        self._dtype = dtype
+
+    async def newest(self, job_id: str, spec: VideoSpec) -> SampleState | None:
+        """The last whole state of the job, None if there is none; what is refused or gone is logged by its name."""
+        for key in reversed(await self._keys(job_id)):
+            try:
+                data = await self._store.get(key)
+                return await asyncio.to_thread(unpack, key, data, spec, self._revision, self._dtype)
+            except PermanentError as error:
+                logger.warning("%s; the one before is tried, or the job starts from step 0", error)
+        return None
+
+    async def save(self, job_id: str, state: SampleState) -> None:
+        """Write the state whole, and only then delete the others but the newest before it.
+
+        Those of later steps go too: the job would have gone on from them had they not been refused.
+        """
+        data = await asyncio.to_thread(pack, state)
+        written = checkpoint_key(job_id, state.step)
+        await self._store.put(written, data, "application/octet-stream")
+        keys = await self._keys(job_id)
+        kept = [key for key in keys if key <= written][-KEEP:]
+        for key in keys:
+            if key not in kept:
+                await self._store.delete(key)
+
+    async def _keys(self, job_id: str) -> list[str]:
+        return sorted(await self._store.list_keys(checkpoint_prefix(job_id)))

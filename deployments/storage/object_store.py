@@ -15,7 +15,7 @@ from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote
 
 import certifi
@@ -333,3 +333,17 @@ def _relative(key: str, prefix: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts:
         raise PermanentError("bad_object_key", f"the key {key!r} would be written outside of its folder")
     return path
+
+
+class Store(Protocol):
+    """The object store as workers use it; see `deployments.storage.object_store.ObjectStore`."""
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None: ...
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None: ...
+
+    async def get(self, key: str) -> bytes: ...
+
+    async def list_keys(self, prefix: str) -> list[str]: ...
+
+    async def delete(self, key: str) -> None: ...

@@ -13,8 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from yarl import URL
 
-from serve_app.errors import InvalidRequestError
-from serve_app.wording import shown
+from serve_app.errors import InvalidRequestError, shown
 
 PARAM = "webhook_url"
 MAX_LENGTH = 2000

@@ -1,12 +1,20 @@
 """Who may ask for what: tenants and their API keys, as plain data. No I/O.
 
 A tenant is whose videos they are and among whom the devices are shared out. Its keys are known only by their hashes.
+
+API keys: how they are made, kept and recognised. No I/O.
+
+A key is `ms-` and 43 URL-safe characters, 32 random bytes. It is told once, when it is made, and kept as its hash.
 """
 
+import hashlib
+import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serve_app.jobs import DEFAULT_TENANT, Job, Tier
+from serve_app.errors import PermissionDeniedError, UnauthenticatedError
+from serve_app.jobs import DEFAULT_TENANT, TIERS, Job, Tier
 
 TENANT_PATTERN = "[A-Za-z0-9._-]{1,64}"
 TENANT_ALLOWED = "1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-'"
@@ -80,3 +88,71 @@ class Caller:
 
     def may_see(self, job: Job) -> bool:
         return self.account is None or job.tenant == self.tenant
+
+
+def tier_of(caller: Caller, asked: Tier | None) -> Tier:
+    """The tier of the caller's new video: the one asked for, else standard, or the tenant's highest if that is lower.
+
+    Raises:
+        PermissionDeniedError: the tenant may not ask for it.
+    """
+    highest = TIERS[0] if caller.account is None else caller.account.max_tier
+    if asked is None:
+        return max(Tier.STANDARD, highest, key=TIERS.index)
+    if TIERS.index(asked) < TIERS.index(highest):
+        allowed = ", ".join(TIERS[TIERS.index(highest) :])
+        message = f"The priority '{asked}' is above what this tenant may use; allowed is: {allowed}."
+        raise PermissionDeniedError(message, "priority", "priority_not_allowed")
+    return asked
+
+
+PREFIX = "ms-"
+KEY_BYTES = 32
+HINT_CHARACTERS = 8
+
+_KEY = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}")
+_ASK = "Ask the operator of this server for a new one."
+
+
+def new_key() -> str:
+    return PREFIX + secrets.token_urlsafe(KEY_BYTES)
+
+
+def key_hash(key: str) -> str:
+    """64 hexadecimal digits."""
+    # One fast hash is enough: nobody can try 2**256 random keys, and a slow one would be paid for at every request.
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def key_hint(key: str) -> str:
+    """The first characters: enough to tell a tenant's keys apart, far too few to guess the rest."""
+    return key[:HINT_CHARACTERS]
+
+
+def find_key(table: AccessTable, key: str, now: float) -> Tenant:
+    """The tenant that the key belongs to. now: Unix seconds.
+
+    Raises:
+        UnauthenticatedError: it is no key of this server, or one that has expired or was revoked.
+    """
+    if not _KEY.fullmatch(key):
+        raise UnauthenticatedError(
+            f"What was given is no API key of this server: one begins with '{PREFIX}' and has {len(PREFIX) + 43} "
+            "characters. Check that it was copied whole."
+        )
+    known = table.keys.get(key_hash(key))
+    if known is None:
+        raise UnauthenticatedError(f"The API key is not known to this server. Check that it was copied whole. {_ASK}")
+    check_valid(known, now)
+    tenant = table.tenants.get(known.tenant)
+    if tenant is None:
+        raise UnauthenticatedError(f"The API key belongs to a tenant that was removed. {_ASK}")
+    return tenant
+
+
+def check_valid(key: ApiKey, now: float) -> None:
+    """Raises UnauthenticatedError if the key was revoked or has expired by `now` (Unix seconds)."""
+    if key.revoked_at is not None:
+        raise UnauthenticatedError(f"The API key was revoked. {_ASK}", "revoked_api_key")
+    if key.expires_at is not None and key.expires_at <= now:
+        raise UnauthenticatedError(f"The API key has expired. {_ASK}", "expired_api_key")

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from serve_app.cli import options
-from serve_app.cli.client_making import check_free, failure_words
-from serve_app.cli.make import batch, enhance, generate, remix
+from serve_app.cli.make import batch, check_free, enhance, failure_words, generate, remix
 from serve_app.cli.options import Server, for_each, request_fields, run
 from serve_app.cli.output import Display, Output, facts_table, videos_table
 from serve_app.cli.words import target_path, unix_seconds

@@ -10,9 +10,8 @@ from urllib.parse import quote, unquote
 
 import httpx
 
-from serve_app.client.client_checks import video_path
 from serve_app.client.errors import ClientError, LocalFileError, RefusedError
-from serve_app.client.http import Client, Patience
+from serve_app.client.http import Client, Patience, video_path
 
 Variant = Literal["video", "thumbnail", "spritesheet", "preview"]
 SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".webp", "preview": ".webp"}

@@ -13,10 +13,9 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Integer, Row, String, cast, delete, insert, select, update
 
-from serve_app.access.api_keys import key_hash, key_hint, new_key
-from serve_app.access.tenants import AccessTable, ApiKey, Tenant, day_of
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant, day_of, key_hash, key_hint, new_key
+from serve_app.database.engine import insert_into
 from serve_app.database.schema import api_keys, meta, tenants, usage
-from serve_app.database.upserts import insert_into
 from serve_app.jobs import Tier
 
 VERSION = "access_version"

@@ -1,4 +1,7 @@
-"""What differs between SQLite and Postgres: how to connect, and what an error of theirs means."""
+"""What differs between SQLite and Postgres: how to connect, and what an error of theirs means.
+
+INSERT with ON CONFLICT, which SQLite and Postgres spell alike and SQLAlchemy has in each dialect.
+"""
 
 import sqlite3
 from pathlib import Path
@@ -6,7 +9,8 @@ from typing import Any
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 _MIGRATION_LOCK = 0x6D6F636869  # any constant: two registries that start at once migrate one after the other
@@ -98,3 +102,7 @@ def migrate(engine: Engine) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
+
+
+def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)

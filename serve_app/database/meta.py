@@ -4,8 +4,8 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, delete, select
 
+from serve_app.database.engine import insert_into
 from serve_app.database.schema import meta
-from serve_app.database.upserts import insert_into
 
 
 def installation_id(connection: Connection) -> str:

@@ -1,13 +1,29 @@
-"""What the sweeper asks and tells of jobs that have ended."""
+"""What the sweeper asks and tells of jobs that have ended.
+
+Videos that their clients deleted: the job goes at once, its files soon after, and a tombstone in between.
+
+The tombstone tells a repeated request that the video was there, and the sweeper whose files to delete. They are
+deleted twice: a worker that lost its job may write for a while longer, so `files_gone_at`, when they were last
+deleted, is final only from LATE_WRITES_S after the job's end on. Functions of a connection, as in `job_store`.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
-from serve_app.database.job_rows import batches
-from serve_app.database.schema import ENDED, ENDED_WITH_FILES, idempotency_keys, job_moves, jobs
+from serve_app.database.job_rows import JOB, batches, find_jobs
+from serve_app.database.schema import (
+    DELETED_WITH_FILES,
+    ENDED,
+    ENDED_WITH_FILES,
+    deleted_videos,
+    idempotency_keys,
+    job_moves,
+    jobs,
+)
 from serve_app.database.webhooks import forget_deliveries_of
-from serve_app.jobs import JobState
+from serve_app.jobs import Job, JobState
 
 
 def with_work_files(connection: Connection, limit: int) -> list[str]:
@@ -61,3 +77,71 @@ def states_of(connection: Connection, ids: Sequence[str]) -> dict[str, JobState]
         rows = connection.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(some)))
         found |= {job_id: JobState(state) for job_id, state in rows}
     return found
+
+
+# A worker hears of the end of its job within seconds. One that waits for a store that is away goes on for a minute, and
+# for what one request may take. What is written later still is an orphan.
+LATE_WRITES_S = 300.0
+
+_CLEAN = deleted_videos.c.files_gone_at >= deleted_videos.c.deleted_at + LATE_WRITES_S
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedVideo:
+    """A tombstone. deleted_at: Unix seconds."""
+
+    id: str
+    tenant: str
+    deleted_at: float
+
+
+def delete_job(connection: Connection, job_id: str, now: float) -> Job | None:
+    """Forget a job that has ended, with its history and its idempotency key; what is still to be told of it is told.
+
+    In its place it leaves a tombstone, in the same transaction; the sweeper deletes the files.
+
+    Returns:
+        The job as it was; None if it is unknown. One that is not final stays: cancel it first.
+    """
+    found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
+    if not found or not found[0].final:
+        return found[0] if found else None
+    connection.execute(delete(jobs).where(jobs.c.id == job_id))
+    connection.execute(delete(job_moves).where(job_moves.c.job_id == job_id))
+    connection.execute(delete(idempotency_keys).where(idempotency_keys.c.job_id == job_id))
+    tombstone = {"id": job_id, "tenant": found[0].tenant, "deleted_at": now}
+    connection.execute(insert(deleted_videos).values(**tombstone))
+    return found[0]
+
+
+def tombstone(connection: Connection, job_id: str) -> DeletedVideo | None:
+    """Of a video that was deleted within the last day or so."""
+    columns = deleted_videos.c.id, deleted_videos.c.tenant, deleted_videos.c.deleted_at
+    row = connection.execute(select(*columns).where(deleted_videos.c.id == job_id)).one_or_none()
+    return None if row is None else DeletedVideo(*row)
+
+
+def with_files(connection: Connection, limit: int) -> list[str]:
+    """Ids of deleted videos whose files were not deleted yet, longest deleted first."""
+    return _ids(connection, (DELETED_WITH_FILES,), limit)
+
+
+def with_late_files(connection: Connection, now: float, limit: int) -> list[str]:
+    """Ids of deleted videos that may have files again, written after they were deleted, longest deleted first."""
+    return _ids(connection, (deleted_videos.c.deleted_at <= now - LATE_WRITES_S, ~_CLEAN), limit)
+
+
+def _ids(connection: Connection, conditions: tuple[ColumnElement[bool], ...], limit: int) -> list[str]:
+    query = select(deleted_videos.c.id).where(*conditions)
+    return list(connection.scalars(query.order_by(deleted_videos.c.deleted_at, deleted_videos.c.id).limit(limit)))
+
+
+def files_gone(connection: Connection, ids: Sequence[str], now: float) -> None:
+    """The files of these videos are deleted; `now` is when that was begun."""
+    for some in batches(ids):
+        connection.execute(update(deleted_videos).where(deleted_videos.c.id.in_(some)).values(files_gone_at=now))
+
+
+def forget(connection: Connection, before: float) -> int:
+    """Remove the tombstones from before that time whose files are gone for good; returns how many."""
+    return connection.execute(delete(deleted_videos).where(deleted_videos.c.deleted_at < before, _CLEAN)).rowcount

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
+from serve_app.database.engine import insert_into
 from serve_app.database.job_rows import batches
 from serve_app.database.schema import UNDELIVERED
 from serve_app.database.schema import webhook_deliveries as deliveries
-from serve_app.database.upserts import insert_into
 from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import Lanes
 

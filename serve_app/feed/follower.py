@@ -22,7 +22,7 @@ FIRST_WORD_S = 15.0
 
 
 class Registry(Protocol):
-    """The way to the job registry; `deployments.replica.registry_link.RegistryLink` in a running app."""
+    """The way to the job registry; `deployments.replica.connections.RegistryLink` in a running app."""
 
     async def call(self, method: str, *args: Any) -> Any: ...
 

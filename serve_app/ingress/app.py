@@ -12,17 +12,16 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from deployments.replica.draining import is_draining
-from deployments.replica.registry_link import RegistryLink
+from deployments.replica.connections import RegistryLink
+from deployments.replica.serve_private import is_draining
 from serve_app.config import AppSettings
 from serve_app.feed.follower import JobFeed
 from serve_app.ingress.authentication import install_authentication
+from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.services import Services
-from serve_app.ingress.short_routes import SimpleRoutes
-from serve_app.ingress.unsupported_routes import add_unsupported_routes
-from serve_app.ingress.video_storage import VideoStorage
+from serve_app.ingress.short_routes import SimpleRoutes, add_unsupported_routes
 from serve_app.ingress.videos import OpenAIVideos
 from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import install_document

@@ -2,24 +2,27 @@
 
 install_authentication(app, access)      once, after all other middleware: what answers lies within it
 caller: Annotated[Caller, Depends(authenticate)]
+
+What a request says in its headers: whose it is, and by which key its repeats are known.
 """
 
+import re
 import time
 from collections.abc import Callable
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import AfterValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.access.api_keys import find_key
 from serve_app.access.limits import RateLimits, rate_headers, whole_seconds
-from serve_app.access.tenants import AccessTable, Caller, Tenant
-from serve_app.errors import PermissionDeniedError, RateLimitError, UnauthenticatedError
-from serve_app.ingress.request_headers import KEY_HEADER, TENANT_HEADER, IdempotencyHeader, OrganizationHeader
-from serve_app.jobs import DEFAULT_TENANT, TIERS, Tier
-from serve_app.wording import shown
+from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, AccessTable, Caller, Tenant, find_key
+from serve_app.errors import RateLimitError, UnauthenticatedError, shown
+from serve_app.ingress.authentication import IdempotencyHeader, OrganizationHeader
+from serve_app.jobs import DEFAULT_TENANT
 
 # In the scope, which all that handles a request share; the answer may be any Response, or that of an error.
 _TOLD = "mochi_serve.rate_limit_headers"
@@ -105,22 +108,6 @@ async def plain_caller(request: Request) -> Caller | None:
     return await authenticate(await account(request, await _bearer(request)))
 
 
-def tier_of(caller: Caller, asked: Tier | None) -> Tier:
-    """The tier of the caller's new video: the one asked for, else standard, or the tenant's highest if that is lower.
-
-    Raises:
-        PermissionDeniedError: the tenant may not ask for it.
-    """
-    highest = TIERS[0] if caller.account is None else caller.account.max_tier
-    if asked is None:
-        return max(Tier.STANDARD, highest, key=TIERS.index)
-    if TIERS.index(asked) < TIERS.index(highest):
-        allowed = ", ".join(TIERS[TIERS.index(highest) :])
-        message = f"The priority '{asked}' is above what this tenant may use; allowed is: {allowed}."
-        raise PermissionDeniedError(message, "priority", "priority_not_allowed")
-    return asked
-
-
 class RateLimitHeaders:
     """Adds to each answer, also that of an error, what `authenticate` found out about the tenant's limit of requests.
 
@@ -162,3 +149,51 @@ def _count_request(request: Request, tenant: Tenant) -> None:
         wait_s = whole_seconds(taken.wait_s)
         message = f"This tenant may send {taken.limit} requests a minute; try again in {wait_s} s."
         raise RateLimitError(message, "rate_limit_exceeded", wait_s)
+
+
+TENANT_HEADER = "OpenAI-Organization"
+KEY_HEADER = "Idempotency-Key"
+REPLAYED_HEADER = "Idempotent-Replayed"
+
+_KEY = "[ -~]{1,255}"
+
+
+def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise PydanticCustomError("text", "It must be {allowed}", {"allowed": allowed})
+        return text
+
+    return check
+
+
+TenantName = Annotated[
+    str,
+    AfterValidator(_matching(TENANT_PATTERN, TENANT_ALLOWED)),
+    WithJsonSchema({"type": "string", "pattern": f"^{TENANT_PATTERN}$"}),
+]
+IdempotencyKey = Annotated[
+    str,
+    AfterValidator(_matching(_KEY, "1 to 255 printable ASCII characters")),
+    WithJsonSchema({"type": "string", "pattern": f"^{_KEY}$"}),
+]
+
+
+OrganizationHeader = Annotated[
+    TenantName | None,
+    Header(
+        alias=TENANT_HEADER,
+        description="the tenant; where keys are needed, it can be no other than the key's, and is best left out",
+    ),
+]
+IdempotencyHeader = Annotated[
+    IdempotencyKey | None,
+    Header(alias=KEY_HEADER, description="the client's name for this request: repeated, it makes no second video"),
+]
+
+REPLAYED_DOCS: dict[str, Any] = {
+    REPLAYED_HEADER: {
+        "description": f"true if the video is the one that an earlier request with the same {KEY_HEADER} made",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}

@@ -2,23 +2,27 @@
 
 Where clients reach the object store, it sends them there instead, with a signed link. The preview of a video that is
 being sampled comes from the registry, whole.
+
+The finished videos, as the ingress hands them out: by job and variant, whole or in byte ranges.
 """
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from email.utils import format_datetime
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from deployments.storage.object_store import ObjectInfo
+from deployments.keys import Variant, object_key
+from deployments.settings import StorageSettings
+from deployments.storage.object_store import ObjectInfo, ObjectStore
 from serve_app.access.tenants import Caller
-from serve_app.errors import NotFoundError, VideoNotReadyError
+from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, shown
 from serve_app.ingress.services import Services
-from serve_app.ingress.video_storage import Variant, parse_range
 from serve_app.jobs import Job, JobState
 
 ContentVariant = Literal["video", "thumbnail", "spritesheet", "preview"]
@@ -26,19 +30,6 @@ ContentVariant = Literal["video", "thumbnail", "spritesheet", "preview"]
 FILE_SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".sprites.webp"}
 # A video never changes under its id, but it may be private.
 CACHE_CONTROL = "private, max-age=31536000, immutable"
-
-CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": text,
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("video/mp4", "image/webp")},
-    }
-    for status, text in ((200, "The whole file"), (206, "The bytes that Range asked for"))
-}
-CONTENT_RESPONSES[307] = {
-    "description": "The store has it: Location is a signed link for GET, good for a while (storage.public_endpoint)",
-    "headers": {"Location": {"schema": {"type": "string", "format": "uri"}}},
-}
-CONTENT_RESPONSES[304] = {"description": "The client has this file: If-None-Match names its ETag"}
 
 
 async def send_content(
@@ -187,3 +178,75 @@ async def _begun(source: AsyncIterator[bytes], status: int, headers: dict[str, s
                 yield chunk
 
     return _FileResponse(chunks(), status, headers)
+
+
+_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE | re.ASCII)
+# Longer numbers exceed every file; int() of a very long one is slow.
+_MAX_DIGITS = 18
+
+
+class VideoStorage:
+    """Reads what the decoder wrote. Raises what `ObjectStore` raises."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        self._store = ObjectStore(settings)
+        self._public = settings.public_endpoint is not None
+        self._link_s = settings.signed_link_s
+
+    async def ping(self) -> None:
+        """Return if the store answers; raise otherwise."""
+        await self._store.ping()
+
+    async def stat_video(self, job_id: str, variant: Variant) -> ObjectInfo | None:
+        """Size, ETag and content type; None when there is no such file."""
+        return await self._store.stat(object_key(job_id, variant))
+
+    def stream_video(
+        self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Bytes offset to offset + length, to the end without length, in chunks."""
+        return self._store.stream(object_key(job_id, variant), offset, length)
+
+    def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None:
+        """Where clients get the file from the store itself, without keys, for `storage.signed_link_s`.
+
+        None without `storage.public_endpoint`: then clients cannot reach the store. Asks nothing of the store.
+        """
+        if not self._public:
+            return None
+        return self._store.presigned_get(object_key(job_id, variant), self._link_s, filename, content_type)
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The part of a file of `size` bytes that a Range header asks for, as (start, length); RFC 9110, 14.1.2.
+
+    None means the whole file: no header, another unit, a malformed range, or several ranges, which a server may
+    answer with the whole.
+
+    Raises:
+        RangeNotWithinFileError: the range is well-formed and holds no byte of the file.
+    """
+    match = _ONE_RANGE.fullmatch(header or "")
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        length = min(_number(suffix), size)
+        start = size - length
+    else:
+        start = _number(first)
+        if last and _number(last) < start:
+            return None
+        length = min(_number(last) + 1 if last else size, size) - start
+    if length <= 0:
+        raise RangeNotWithinFileError(
+            f"The range {shown(header)} holds no byte of the file, which has {size} bytes.",
+            "Range",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+    return start, length
+
+
+def _number(digits: str) -> int:
+    significant = digits.lstrip("0") or "0"
+    return int(significant) if len(significant) <= _MAX_DIGITS else 10**_MAX_DIGITS

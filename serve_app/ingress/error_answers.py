@@ -15,9 +15,10 @@ from serve_app.errors import (
     MethodNotAllowedError,
     NotFoundError,
     ServiceUnavailableError,
+    shown,
 )
-from serve_app.openapi.schemas import ErrorEnvelope, to_error_body
-from serve_app.wording import shown
+from serve_app.openapi.schemas import ErrorEnvelope
+from serve_app.openapi.views import to_error_body
 
 log = logging.getLogger("ray.serve")
 

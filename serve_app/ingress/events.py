@@ -17,16 +17,8 @@ from serve_app.access.tenants import Caller
 from serve_app.errors import NotFoundError
 from serve_app.ingress.services import Services
 from serve_app.jobs import Job
-from serve_app.openapi.schemas import (
-    DeletedEvent,
-    DoneEvent,
-    PreviewEvent,
-    ProgressEvent,
-    VideoEvent,
-    to_progress,
-    to_state,
-    to_video,
-)
+from serve_app.openapi.schemas import DeletedEvent, DoneEvent, PreviewEvent, ProgressEvent, VideoEvent
+from serve_app.openapi.views import to_progress, to_state, to_video
 
 HEARTBEAT_S = 10.0
 HEARTBEAT = format_sse_event(comment="ping")

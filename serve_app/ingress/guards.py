@@ -18,10 +18,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import AppSettings
-from serve_app.errors import ApiError, ConfigError, InvalidRequestError, PermissionDeniedError
+from serve_app.errors import ApiError, ConfigError, InvalidRequestError, PermissionDeniedError, shown
 from serve_app.ingress.error_answers import to_api_error
-from serve_app.openapi.schemas import ErrorEnvelope, to_error_body
-from serve_app.wording import shown
+from serve_app.openapi.schemas import ErrorEnvelope
+from serve_app.openapi.views import to_error_body
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 CORS_METHODS = ("GET", "HEAD", "POST", "DELETE")

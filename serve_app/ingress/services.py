@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from deployments.keys import Variant
 from deployments.storage.object_store import ObjectInfo
 from serve_app.access.exposure import keys_needed
 from serve_app.access.targets import check_target
-from serve_app.access.tenants import AccessTable, Caller
+from serve_app.access.tenants import AccessTable, Caller, tier_of
 from serve_app.config import AppSettings
 from serve_app.errors import (
     InvalidRequestError,
@@ -18,15 +19,13 @@ from serve_app.errors import (
     TooLargeError,
     UnknownJobError,
     VideoFinalError,
+    shown,
 )
 from serve_app.feed.follower import JobFeed, Registry
-from serve_app.ingress.authentication import tier_of
-from serve_app.ingress.video_storage import Variant
 from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
 from serve_app.prompts.tokens import CountTokens
 from serve_app.requests.videos import CheckedRequest
 from serve_app.scheduling.fitting import advice
-from serve_app.wording import shown
 
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 # How often a job is looked for while the feed of the registry is interrupted, seconds.
@@ -40,7 +39,7 @@ class Safety(Protocol):
 
 
 class Storage(Protocol):
-    """The finished videos; `serve_app.ingress.video_storage.VideoStorage` in a running app."""
+    """The finished videos; `serve_app.ingress.content.VideoStorage` in a running app."""
 
     async def ping(self) -> None: ...
 

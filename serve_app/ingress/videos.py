@@ -1,43 +1,35 @@
 """OpenAI's routes under /v1: the `openai` package works with them unchanged. Beside them: cancel, enhance, history.
 
 The short routes are further paths to the same handlers.
+
+A way past FastAPI's parameters for the read that clients repeat most.
+
+To solve the declared parameters of a GET takes FastAPI longer than all that is done for it otherwise. A request that
+gives none of them, as nearly every poll, is answered without; all others, and the OpenAPI document, go the common way.
 """
 
 import inspect
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from serve_app.access.tenants import Caller
-from serve_app.ingress.authentication import authenticate
+from serve_app.ingress.authentication import REPLAYED_DOCS, REPLAYED_HEADER, TenantName, authenticate, plain_caller
 from serve_app.ingress.content import ContentVariant, send_content
 from serve_app.ingress.events import VideoEvents
-from serve_app.ingress.plain_reads import plain_route
-from serve_app.ingress.request_headers import REPLAYED_DOCS, REPLAYED_HEADER, TenantName
 from serve_app.ingress.services import Services
 from serve_app.jobs import Job, JobFilter, JobState, Order
-from serve_app.openapi.api_examples import body_examples
+from serve_app.openapi.document import body_examples
 from serve_app.openapi.errors import CREATING, MAKING, WRITING, errors
-from serve_app.openapi.event_docs import EVENT_DOCS, EVENT_RESPONSES
-from serve_app.openapi.media import content_docs
-from serve_app.openapi.schemas import (
-    DeletedVideo,
-    ModelList,
-    Status,
-    Video,
-    VideoHistory,
-    VideoPage,
-    states_of,
-    to_history,
-    to_model_list,
-    to_page,
-    to_video,
-)
+from serve_app.openapi.media import EVENT_DOCS, EVENT_RESPONSES, content_docs
+from serve_app.openapi.schemas import DeletedVideo, ModelList, Status, Video, VideoHistory, VideoPage
+from serve_app.openapi.views import states_of, to_history, to_model_list, to_page, to_video
 from serve_app.requests.body import CONTENT_TYPES, read_fields
 from serve_app.requests.schema import request_schema
 from serve_app.requests.videos import CheckedRequest, EnhanceRequests, RemixRequests, VideoRequests, conflict
@@ -272,3 +264,25 @@ def _has_no_body(request: Request) -> bool:
     """RFC 9112, 6.3. A request for what needs a field is then told which one."""
     headers = request.headers
     return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+
+
+PlainRead = Callable[[Request, Caller], Awaitable[Response]]
+
+
+def plain_route(read: PlainRead) -> type[APIRoute]:
+    """A route whose requests without query and own headers are answered by `read`, as its endpoint would answer them.
+
+    Authentication is the same, and so are the answers to its errors.
+    """
+
+    class PlainRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            declared = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                caller = None if request.scope["query_string"] else await plain_caller(request)
+                return await (declared(request) if caller is None else read(request, caller))
+
+            return handle
+
+    return PlainRoute

@@ -22,8 +22,7 @@ from deployments.storage.scratch import scratch_folder
 from serve_app.access.exposure import check_exposure
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import ConfigError
-from serve_app.local.ports import LOOPBACK
-from serve_app.local.preflight import check_disk, check_ports, data_folder_lock
+from serve_app.local.preflight import LOOPBACK, check_disk, check_ports, data_folder_lock
 from serve_app.local.ray_environment import (
     SCRATCH,
     ensure_token,

@@ -1,14 +1,20 @@
-"""What is checked before anything starts. Each failure is a StartupError of one line that says what to do."""
+"""What is checked before anything starts. Each failure is a StartupError of one line that says what to do.
 
+TCP ports of this machine: is one free, and who holds it.
+"""
+
+import contextlib
 import fcntl
 import os
+import random
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from serve_app.errors import StartupError
-from serve_app.local.ports import LOOPBACK, holder, is_free
+from serve_app.local.preflight import LOOPBACK
 
 
 def check_ports(needed: Mapping[int, str], host: str = LOOPBACK) -> None:
@@ -82,3 +88,92 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+LOOPBACK = "127.0.0.1"
+# All are above the ports of Ray's workers (10002 to 19999), below those of Serve's replicas (from 30000) and those that
+# the system gives to clients (from 32768 on Linux); apart from each other, because a port is bound only some time after
+# it was chosen.
+SINGLE = range(20_000, 21_000)
+# With an offset of 10,000, the second port is below the system's too, and above those of a few replicas.
+PAIRED = range(21_000, 22_700)
+_LISTEN = "0A"
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen on the port now. A port in TIME_WAIT counts as free, as it does for servers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+            s.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int, among: Sequence[int] = SINGLE) -> list[int]:
+    """Ports that were free a moment ago, all different, from a range where nobody takes one by chance meanwhile."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.choice(among)
+        if port not in found and is_free(port):
+            found.append(port)
+    return found
+
+
+def free_pair(offset: int) -> int:
+    """A port p for which both p and p + offset were free a moment ago."""
+    while True:
+        (port,) = free_ports(1, PAIRED)
+        if is_free(port + offset):
+            return port
+
+
+def holder(port: int) -> str:
+    """Who listens on the port, for people: ``process 4711 (nginx)``, or ``another process`` where /proc hides it."""
+    inodes = _listening_inodes(port)
+    for pid in _pids():
+        if inodes & _socket_inodes(pid):
+            return f"process {pid} ({_name(pid)})"
+    return "another process"
+
+
+def _listening_inodes(port: int) -> set[str]:
+    """Lines of /proc/net/tcp: index, local address:port in hex, remote, state, ..., inode in column 9."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in _lines(Path(table))[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _pids() -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    except OSError:
+        return []
+
+
+def _socket_inodes(pid: int) -> set[str]:
+    """Empty for the processes of other users, whose files are hidden."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            # It may have been closed since it was listed.
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.readlink(fd))
+    return found
+
+
+def _name(pid: int) -> str:
+    return "".join(_lines(Path(f"/proc/{pid}/comm"))) or "unknown"

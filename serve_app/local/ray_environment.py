@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from serve_app.local.ports import free_ports
+from serve_app.local.preflight import free_ports
 
 METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
 STATS_PORT = "RAY_SERVE_HAPROXY_STATS_PORT"

@@ -1,6 +1,8 @@
 """The local object store: `weed mini` of SeaweedFS on 127.0.0.1, kept running.
 
 Not Ray's: the actor in `local_storage` and the tests both use this.
+
+The named actor that runs the local object store. Killed, it starts again and brings the store back.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
-from serve_app.local.ports import LOOPBACK, holder, is_free
+from serve_app.local.preflight import LOOPBACK, holder, is_free
 from serve_app.local.process_guard import guarded
 from serve_app.local.seaweed_command import (
     command,
@@ -264,3 +266,30 @@ async def _listening(port: int) -> None:
             continue
         writer.close()
         return
+
+
+ACTOR_NAME = "LocalStorage"
+
+
+class LocalStorage:
+    """An actor around `WeedProcess`: the store lives as long as the actor's process.
+
+    Raises StartupError from `ready` when the store cannot start; it goes on trying, so asking again may succeed.
+    """
+
+    def __init__(self, data_dir: Path, settings: StorageSettings) -> None:
+        self._weed = WeedProcess(settings, data_dir)
+        # Started here and not at the first `ready`: after a restart of the actor nobody asks again.
+        self._weed.start()
+
+    async def ready(self) -> StorageSettings:
+        """How to reach the store, once it takes objects."""
+        return await self._weed.ready()
+
+    async def status(self) -> StoreStatus:
+        """How the store fares."""
+        return self._weed.status()
+
+    async def stop(self) -> None:
+        """End the store in good order; returns when it has ended."""
+        await self._weed.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deployments.settings import StorageSettings
 from serve_app.errors import StartupError
-from serve_app.local.ports import LOOPBACK, free_pair
+from serve_app.local.preflight import LOOPBACK, free_pair
 
 PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc")
 VOLUME_MB = 256

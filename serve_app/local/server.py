@@ -22,9 +22,9 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from serve_app.config import AppSettings
 from serve_app.errors import StartupError
 from serve_app.local import descendants
-from serve_app.local.local_storage import ACTOR_NAME
 from serve_app.local.plan import Plan
-from serve_app.local.ports import LOOPBACK
+from serve_app.local.preflight import LOOPBACK
+from serve_app.local.seaweed import ACTOR_NAME
 
 OBJECT_STORE_BYTES = 150_000_000
 POLL_S = 0.1

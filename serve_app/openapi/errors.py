@@ -104,7 +104,7 @@ _SAID = {
     503: "A part of the service is away; it comes back by itself",
 }
 # Not as a model: FastAPI makes a field of its own of each, and an app has hundreds. The component comes with the routes
-# that answer nothing else (serve_app/ingress/unsupported_routes.py).
+# that answer nothing else (serve_app/ingress/short_routes.py).
 _ENVELOPE = {"$ref": "#/components/schemas/ErrorEnvelope"}
 _RETRY_AFTER = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _NO_RETRY = {"description": "the same request cannot succeed", "schema": {"type": "string", "const": "false"}}

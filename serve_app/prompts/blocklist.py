@@ -18,9 +18,8 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, shown
 from serve_app.prompts.folding import fold, forms, words
-from serve_app.wording import shown
 
 MAX_EXPRESSIONS = 500
 # Of one search, and of all searches of one text.

@@ -12,7 +12,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.prompt_verdict import Verdict
+from deployments.messages import Verdict
 from serve_app.config import ClassifierSettings, SafetySettings
 from serve_app.errors import ConfigError, ContentPolicyError, ServiceUnavailableError
 from serve_app.prompts.blocklist import load_blocklist

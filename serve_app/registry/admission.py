@@ -5,15 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from deployments.clip import sample_tokens
 from deployments.messages import Stage, VideoSpec
-from serve_app.access.quotas import Quotas
+from serve_app.access.limits import Quotas
 from serve_app.access.tenants import Tenant, day_of
 from serve_app.database import access as access_store
 from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
 from serve_app.jobs import Job, Submission
 from serve_app.registry.outlook import Outlook
 from serve_app.registry.state import Board
-from serve_app.scheduling.fitting import memory_limit, sample_tokens
+from serve_app.scheduling.fitting import memory_limit
 
 Refusal = TooLargeError | QueueFullError | RateLimitError
 

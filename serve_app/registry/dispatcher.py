@@ -11,8 +11,7 @@ from deployments.messages import Directive, Stage, StageTask
 from serve_app.database import jobs as job_store
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.jobs import Job
-from serve_app.registry.leases import ForeignLeases, Lease
-from serve_app.registry.preemption import leases_to_park
+from serve_app.registry.leases import ForeignLeases, Lease, leases_to_park
 from serve_app.registry.reports import JobReports
 from serve_app.registry.state import Board, log
 from serve_app.scheduling.fair_share import Charge

@@ -3,15 +3,17 @@ what they are to be told.
 
 SQL holds the truth about a lease; this is the registry's own view of it, so that a report costs no query and a jump of
 the wall clock lapses nothing.
+
+Which running jobs make room for interactive ones. Pure.
 """
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from deployments.messages import Directive, ReplicaInfo, Stage
-from serve_app.jobs import Job, Spent
+from deployments.clip import sample_tokens
+from deployments.messages import Directive, Stage
+from serve_app.jobs import TIERS, Job, Spent, Tier
 from serve_app.scheduling.fair_share import Charge
 
 
@@ -195,60 +197,27 @@ class ForeignLeases:
         return lapsed
 
 
-@dataclass(slots=True)
-class ReplicaTable:
-    """The replicas that announced themselves within the last `forget_s` seconds."""
+def leases_to_park(sampling: Iterable[Lease], urgent: int, open_slots: int, max_parks: int) -> list[Lease]:
+    """The leases to yield so that `urgent` waiting interactive jobs find a slot at the next step.
 
-    forget_s: float
-    _seen: dict[str, tuple[ReplicaInfo, float]] = field(default_factory=dict)
+    Slots that open by themselves within a step count too: those of jobs that yield already or are at their last step.
+    Of the others the cheapest to park go first: the lowest tier, then the smallest state, then the one with most steps
+    left, because it would hold its slot longest.
 
-    def announce(self, info: ReplicaInfo, now: float) -> bool:
-        """True if this replica was not known, or has other slots than before."""
-        before = self._seen.get(info.replica)
-        self._seen[info.replica] = (info, now)
-        return before is None or before[0].slots != info.slots
-
-    def forget(self, replica: str) -> None:
-        self._seen.pop(replica, None)
-
-    def alive(self, stage: Stage, now: float) -> list[ReplicaInfo]:
-        return [i for i, at in self._seen.values() if i.stage is stage and now - at < self.forget_s]
-
-    def slots(self, stage: Stage, now: float) -> int:
-        return sum(info.slots for info in self.alive(stage, now))
-
-    def prune(self, now: float) -> None:
-        self._seen = {k: v for k, v in self._seen.items() if now - v[1] < self.forget_s}
-
-    def names(self) -> set[str]:
-        return set(self._seen)
+    Args:
+        sampling: all leases of the sampling stage.
+        max_parks: a job that was parked this often goes on.
+    """
+    sampling = list(sampling)
+    opening = open_slots + sum(1 for lease in sampling if _opens_soon(lease))
+    candidates = [lease for lease in sampling if not _opens_soon(lease) and _may_be_parked(lease, max_parks)]
+    candidates.sort(key=lambda lease: (-TIERS.index(lease.job.tier), sample_tokens(lease.job.spec), -lease.steps_left))
+    return candidates[: max(0, urgent - opening)]
 
 
-@dataclass(slots=True)
-class Mailbox:
-    """Directives on their way to the replicas, which hold a call open for them."""
+def _opens_soon(lease: Lease) -> bool:
+    return lease.directive is not Directive.CONTINUE or lease.steps_left <= 1
 
-    _mail: dict[str, dict[str, Directive]] = field(default_factory=dict)
-    _bells: dict[str, asyncio.Event] = field(default_factory=dict)
 
-    def post(self, replica: str, lease: str, directive: Directive) -> None:
-        self._mail.setdefault(replica, {})[lease] = directive
-        if replica in self._bells:
-            self._bells[replica].set()
-
-    def keep_only(self, replicas: set[str]) -> None:
-        """Nobody will ask for the mail of others."""
-        self._mail = {replica: mail for replica, mail in self._mail.items() if replica in replicas}
-
-    async def collect(self, replica: str, wait_s: float) -> dict[str, Directive]:
-        """What is there for the replica, or comes within wait_s seconds; by lease."""
-        bell = self._bells[replica] = asyncio.Event()
-        if replica not in self._mail and wait_s > 0:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await bell.wait()
-            except TimeoutError:
-                pass
-        if self._bells.get(replica) is bell:
-            del self._bells[replica]
-        return self._mail.pop(replica, {})
+def _may_be_parked(lease: Lease, max_parks: int) -> bool:
+    return lease.begun and lease.job.tier is not Tier.INTERACTIVE and lease.job.parks < max_parks

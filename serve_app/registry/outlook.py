@@ -8,7 +8,7 @@ from deployments.messages import Stage, VideoSpec
 from serve_app.feed.publisher import Feed
 from serve_app.jobs import Job, JobState, Place
 from serve_app.registry.state import Board
-from serve_app.scheduling.forecast import Ahead, Forecast, forecast
+from serve_app.scheduling.estimates import Ahead, Forecast, forecast
 
 MIN_AGE_S = 0.5
 # A forecast of a long queue takes a while: no more than this share of the registry's time goes into it.

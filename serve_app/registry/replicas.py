@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import ReplicaUnavailableError
 
-from deployments.messages import Stage, StageTask
+from deployments.messages import Directive, ReplicaInfo, Stage, StageTask
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 
 MODEL_APPLICATION = "mochi"
@@ -19,7 +20,7 @@ DEPLOYMENTS = {
     Stage.DECODING: "VideoDecoder",
 }
 CHOICE_TIMEOUT_S = 5.0
-# Serve has no class for it: the slot was given back before the task came (deployments/replica/reservations.py).
+# Serve has no class for it: the slot was given back before the task came (deployments/replica/serve_private.py).
 SLOT_GONE = "unknown reserved slot"
 
 
@@ -65,3 +66,62 @@ class StageRouter:
             name = DEPLOYMENTS[stage]
             self._handles[stage] = serve.get_deployment_handle(name, app_name=MODEL_APPLICATION)
         return self._handles[stage]
+
+
+@dataclass(slots=True)
+class ReplicaTable:
+    """The replicas that announced themselves within the last `forget_s` seconds."""
+
+    forget_s: float
+    _seen: dict[str, tuple[ReplicaInfo, float]] = field(default_factory=dict)
+
+    def announce(self, info: ReplicaInfo, now: float) -> bool:
+        """True if this replica was not known, or has other slots than before."""
+        before = self._seen.get(info.replica)
+        self._seen[info.replica] = (info, now)
+        return before is None or before[0].slots != info.slots
+
+    def forget(self, replica: str) -> None:
+        self._seen.pop(replica, None)
+
+    def alive(self, stage: Stage, now: float) -> list[ReplicaInfo]:
+        return [i for i, at in self._seen.values() if i.stage is stage and now - at < self.forget_s]
+
+    def slots(self, stage: Stage, now: float) -> int:
+        return sum(info.slots for info in self.alive(stage, now))
+
+    def prune(self, now: float) -> None:
+        self._seen = {k: v for k, v in self._seen.items() if now - v[1] < self.forget_s}
+
+    def names(self) -> set[str]:
+        return set(self._seen)
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """Directives on their way to the replicas, which hold a call open for them."""
+
+    _mail: dict[str, dict[str, Directive]] = field(default_factory=dict)
+    _bells: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def post(self, replica: str, lease: str, directive: Directive) -> None:
+        self._mail.setdefault(replica, {})[lease] = directive
+        if replica in self._bells:
+            self._bells[replica].set()
+
+    def keep_only(self, replicas: set[str]) -> None:
+        """Nobody will ask for the mail of others."""
+        self._mail = {replica: mail for replica, mail in self._mail.items() if replica in replicas}
+
+    async def collect(self, replica: str, wait_s: float) -> dict[str, Directive]:
+        """What is there for the replica, or comes within wait_s seconds; by lease."""
+        bell = self._bells[replica] = asyncio.Event()
+        if replica not in self._mail and wait_s > 0:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await bell.wait()
+            except TimeoutError:
+                pass
+        if self._bells.get(replica) is bell:
+            del self._bells[replica]
+        return self._mail.pop(replica, {})

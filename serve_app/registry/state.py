@@ -11,7 +11,8 @@ from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database.connection import Database
 from serve_app.feed.publisher import Feed
 from serve_app.jobs import Job
-from serve_app.registry.leases import Lease, LeaseTable, Mailbox, ReplicaTable
+from serve_app.registry.leases import Lease, LeaseTable
+from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.scheduling.estimates import CostModel
 from serve_app.scheduling.waiting_jobs import WaitingRoom
 

@@ -10,8 +10,13 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from serve_app.errors import BodyTooLargeError, InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
-from serve_app.wording import UploadedFile, shown
+from serve_app.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    UnsupportedMediaTypeError,
+    shown,
+)
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
@@ -206,3 +211,7 @@ def _text(data: bytes) -> str:
 
 def _bad_body(message: str) -> InvalidRequestError:
     return InvalidRequestError(message, code="invalid_body")
+
+
+class UploadedFile:
+    """Stands for a file part of a multipart body where the API takes text."""

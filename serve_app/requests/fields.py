@@ -6,10 +6,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import InvalidRequestError, shown
 from serve_app.requests.body import Form
 from serve_app.requests.schema import DECIMAL, allowed_values
-from serve_app.wording import shown
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

@@ -15,12 +15,11 @@ from pydantic import BaseModel
 
 from deployments.messages import VideoSpec
 from deployments.settings import Dimension, ModelSettings
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import InvalidRequestError, shown
 from serve_app.jobs import Job, Origin, Relation, Tier
 from serve_app.prompts.tokens import CountTokens, check_tokens
 from serve_app.requests.fields import validated
 from serve_app.requests.schema import SIZE_PARTS, VideoRequest, derived_schema
-from serve_app.wording import shown
 
 # A drawn seed is below 2**53, so that a client whose numbers are doubles (JavaScript) can send it back.
 DRAWN_SEEDS = 2**53

@@ -4,36 +4,39 @@ Four things go. Work files (embeddings, checkpoints, latents) as soon as their j
 ago than `retention` says, with their videos. The files of videos that their clients deleted, whose tombstones keep
 track of them. Orphans: files that no job needs, left by a crash or by a replica that wrote after it had lost its job.
 Every part may be killed at any moment, repeated, and run by two registries at once.
+
+Which objects in storage belong to which job, and which of them nobody needs any more.
+
+The keys are those of `deployments.messages`. A key of any other form is not ours, whatever it begins with.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from deployments.errors import RegistryUnavailableError, WorkerError
-from deployments.storage.object_store import ListedObject, ObjectInfo
-from serve_app.config import RetentionSettings
-from serve_app.database import deleted_videos
-from serve_app.database import retention as retention_store
-from serve_app.database.connection import Database
-from serve_app.database.idempotency import forget_old_keys
-from serve_app.database.meta import installation_id
-from serve_app.database.webhooks import forget_old_deliveries
-from serve_app.retention.job_files import (
+from deployments.keys import (
+    _VIDEO_KEYS,
     VIDEO_PREFIX,
     WORK_PREFIX,
-    FileStore,
     JobFile,
-    delete_all_files,
-    delete_work_files,
-    is_needed,
     parse_key,
 )
+from deployments.storage.object_store import ListedObject, ObjectInfo
+from serve_app.config import RetentionSettings
+from serve_app.database import retention as deleted_videos
+from serve_app.database import retention as retention_store
+from serve_app.database.connection import Database
+from serve_app.database.intake import forget_old_keys
+from serve_app.database.meta import installation_id
+from serve_app.database.webhooks import forget_old_deliveries
+from serve_app.retention.orphans import is_needed
+from serve_app.retention.sweeper import FileStore
 
 log = logging.getLogger("ray.serve")
 
@@ -197,7 +200,7 @@ class Sweeper:
     async def sweep_deleted(self) -> int:
         """Delete the files of videos that were deleted, and forget those after a day; returns how many had files.
 
-        What a worker wrote after that is deleted some minutes later; see `serve_app.database.deleted_videos`.
+        What a worker wrote after that is deleted some minutes later; see `serve_app.database.retention`.
 
         Raises:
             WorkerError: the object store is away or refuses.
@@ -290,3 +293,31 @@ def files_before(listed: Sequence[ListedObject], moment: datetime) -> list[JobFi
     """Those with a key of ours that were last written before `moment`; an object of unknown age is not among them."""
     old = (entry.key for entry in listed if entry.modified is not None and entry.modified < moment)
     return [file for file in map(parse_key, old) if file is not None]
+
+
+class FileStore(Protocol):
+    """What is needed of the object store here; see `deployments.storage.object_store.ObjectStore`."""
+
+    def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]: ...
+
+    async def delete_many(self, keys: Sequence[str]) -> None: ...
+
+
+async def delete_work_files(store: FileStore, job_ids: Sequence[str]) -> int:
+    """Delete all that lies under the jobs' own prefixes; returns how many objects that were.
+
+    The jobs must have ended: a live one would have to begin again.
+    """
+    keys = [key for job_id in job_ids for key in await _work_keys(store, job_id)]
+    await store.delete_many(keys)
+    return len(keys)
+
+
+async def delete_all_files(store: FileStore, job_ids: Sequence[str]) -> None:
+    """Delete videos, their pictures and work files of jobs that have ended."""
+    await delete_work_files(store, job_ids)
+    await store.delete_many([key(job_id) for job_id in job_ids for key in _VIDEO_KEYS])
+
+
+async def _work_keys(store: FileStore, job_id: str) -> list[str]:
+    return [listed.key async for page in store.list_pages(f"{WORK_PREFIX}{job_id}/") for listed in page]

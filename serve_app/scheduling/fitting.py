@@ -4,35 +4,10 @@ Memory is counted in tokens: latent frames x height/16 x width/16.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from deployments.clip import FRAMES_PER_LATENT, PIXELS_PER_TOKEN, ClipShape
 from deployments.messages import ReplicaInfo, VideoSpec
 from deployments.settings import ModelSettings
-
-PIXELS_PER_TOKEN = 16
-FRAMES_PER_LATENT = 6
-
-
-@dataclass(frozen=True, slots=True)
-class ClipShape:
-    """width, height: pixels, multiples of 16. num_frames: 6k + 1."""
-
-    width: int
-    height: int
-    num_frames: int
-
-    @property
-    def tokens(self) -> int:
-        latent_frames = (self.num_frames - 1) // FRAMES_PER_LATENT + 1
-        return latent_frames * (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN)
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height} with {self.num_frames} frames"
-
-
-def sample_tokens(spec: VideoSpec) -> int:
-    """Tokens of the sample, of one row: guidance doubles the rows, not the tokens."""
-    return ClipShape(spec.width, spec.height, spec.num_frames).tokens
 
 
 def memory_limit(samplers: Iterable[ReplicaInfo]) -> int | None:

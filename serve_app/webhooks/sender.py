@@ -21,8 +21,7 @@ from serve_app.config import WebhookSettings
 from serve_app.database import webhooks as webhook_store
 from serve_app.database.connection import Database
 from serve_app.database.webhooks import Delivery
-from serve_app.scheduling.webhook_pacing import Lanes
-from serve_app.scheduling.webhook_retries import next_try
+from serve_app.scheduling.webhook_pacing import Lanes, next_try
 from serve_app.webhooks.client import Answer, WebhookClient
 
 log = logging.getLogger("ray.serve")

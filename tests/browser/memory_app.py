@@ -9,8 +9,7 @@ from io import BytesIO
 import uvicorn
 from PIL import Image
 
-from serve_app.access.api_keys import key_hash, key_hint, new_key
-from serve_app.access.tenants import AccessTable, ApiKey, Tenant
+from serve_app.access.tenants import AccessTable, ApiKey, Tenant, key_hash, key_hint, new_key
 from serve_app.config import AccessSettings
 from serve_app.feed.publisher import Feed
 from serve_app.ingress.app import create_app

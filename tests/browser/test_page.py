@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import BrowserContext, Locator, Page, expect
 from pydantic import SecretStr
 
-from deployments.messages import prompt_embeds_key
+from deployments.keys import prompt_embeds_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed_command import load_or_make_keys

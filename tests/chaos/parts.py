@@ -17,7 +17,7 @@ from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local import seaweed_command as weed_command
-from serve_app.local.ports import LOOPBACK, is_free
+from serve_app.local.preflight import LOOPBACK, is_free
 from serve_app.local.process_guard import guarded
 
 READY_S = 60.0

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
-from deployments.mochi.denoise import denoise_step, latent_shape, rope_tables, start_row
+from deployments.mochi.denoise import denoise_step, rope_tables, start_row
 from deployments.mochi.loading import load_transformer, load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.prompts.prompt_encoder import TextEncoder

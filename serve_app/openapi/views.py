@@ -1,0 +1,214 @@
+"""What clients see of a job, a page of jobs and the server, made from what the registry tells."""
+
+from collections.abc import Sequence
+
+from deployments.messages import ReplicaInfo, Stage
+from deployments.settings import ModelSettings
+from serve_app.config import RetentionSettings
+from serve_app.errors import ApiError
+from serve_app.jobs import RUNNING, Health, Job, JobPage, JobState, Move, Place, Relation
+from serve_app.openapi.schemas import (
+    ErrorBody,
+    HealthReport,
+    Model,
+    ModelDefaults,
+    ModelLimits,
+    ModelList,
+    ProgressEvent,
+    Replica,
+    StateEvent,
+    Status,
+    Video,
+    VideoError,
+    VideoHistory,
+    VideoMove,
+    VideoPage,
+)
+
+# The weights' date of making is not known to the server; OpenAI's clients need an integer.
+MODEL_CREATED = 0
+
+
+_DAY_S = 86_400
+
+
+_NOWHERE = Place(None, None, None)
+
+
+def to_video(job: Job, retention: RetentionSettings) -> Video:
+    """OpenAI's view of a job, which is kept for as long as `retention` says."""
+    spec, place, origin = job.spec, job.place or _NOWHERE, job.origin
+    done = job.state is JobState.COMPLETED
+    return Video(
+        id=job.id,
+        model=job.model,
+        status=_status(job.state),
+        progress=100 if done else _percent(job),
+        created_at=int(job.created_at),
+        completed_at=_unix(job.completed_at),
+        expires_at=_unix(_expires_at(job, retention)),
+        prompt=spec.prompt,
+        seconds=f"{round(spec.num_frames / spec.fps, 3):g}",
+        size=f"{spec.width}x{spec.height}",
+        error=_error(job),
+        remixed_from_video_id=origin.video_id if origin and origin.relation is Relation.REMIX else None,
+        enhanced_from_video_id=origin.video_id if origin and origin.relation is Relation.ENHANCE else None,
+        negative_prompt=spec.negative_prompt,
+        num_frames=spec.num_frames,
+        fps=spec.fps,
+        num_inference_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale,
+        seed=spec.seed,
+        exact=spec.exact,
+        state=job.state,
+        step=job.step,
+        checkpoint_step=job.checkpoint_step,
+        steps_run=job.steps_run,
+        priority=job.tier,
+        tenant=job.tenant,
+        queue_position=place.position,
+        estimated_start_at=_unix(place.starts_at),
+        estimated_completion_at=_unix(place.finishes_at),
+        gpu_seconds=round(job.device_s, 3),
+        parks=job.parks,
+        attempt=job.attempt,
+        preview_step=None if job.final else job.preview_step,
+        webhook_url=job.webhook_url,
+        timings=job.seconds,
+    )
+
+
+def to_state(video_id: str, number: int, move: Move) -> StateEvent:
+    return StateEvent(
+        video_id=video_id,
+        number=number,
+        at=move.at,
+        state=move.state,
+        stage=move.stage,
+        attempt=move.attempt,
+        note=move.note,
+    )
+
+
+def to_progress(job: Job) -> ProgressEvent:
+    place = job.place or _NOWHERE
+    return ProgressEvent(
+        video_id=job.id,
+        state=job.state,
+        progress=_percent(job),
+        step=job.step,
+        num_inference_steps=job.spec.num_inference_steps,
+        queue_position=place.position,
+        estimated_start_at=_unix(place.starts_at),
+        estimated_completion_at=_unix(place.finishes_at),
+    )
+
+
+def to_page(page: JobPage, retention: RetentionSettings) -> VideoPage:
+    videos = [to_video(job, retention) for job in page.jobs]
+    return VideoPage(
+        data=videos,
+        first_id=videos[0].id if videos else None,
+        last_id=videos[-1].id if videos else None,
+        has_more=page.has_more,
+    )
+
+
+def to_history(moves: Sequence[Move]) -> VideoHistory:
+    return VideoHistory(
+        data=[VideoMove(at=m.at, state=m.state, stage=m.stage, attempt=m.attempt, note=m.note) for m in moves]
+    )
+
+
+def to_model_list(model: ModelSettings) -> ModelList:
+    limits = ModelLimits(
+        width=model.width,
+        height=model.height,
+        num_frames=model.num_frames,
+        fps=model.fps,
+        num_inference_steps=model.num_inference_steps,
+        max_guidance_scale=model.max_guidance_scale,
+        max_pixels=model.max_pixels,
+        max_prompt_chars=model.max_prompt_chars,
+        max_prompt_tokens=model.max_sequence_length,
+    )
+    defaults = ModelDefaults(
+        width=model.width.default,
+        height=model.height.default,
+        num_frames=model.num_frames.default,
+        fps=model.fps.default,
+        num_inference_steps=model.num_inference_steps.default,
+        enhanced_steps=model.enhanced_steps,
+        guidance_scale=model.guidance_scale,
+    )
+    served = Model(id=model.name, created=MODEL_CREATED, owned_by="mochi-serve", limits=limits, defaults=defaults)
+    return ModelList(data=[served])
+
+
+def to_health(health: Health, storage: str) -> HealthReport:
+    """The report; its error is set until each stage has a replica, and the store and the database work."""
+    devices = {stage: [_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
+    missing = [f"no {stage} replica is ready" for stage, replicas in devices.items() if not replicas]
+    missing += [what for what in (storage, health.database) if what != "ok"]
+    return HealthReport(
+        status="unavailable" if missing else "ok",
+        models=sorted({replica.model for replicas in devices.values() for replica in replicas}),
+        devices=devices,
+        queue={str(state): count for state, count in health.queue.items()},
+        storage=storage,
+        database=health.database,
+        error=_not_ready(missing) if missing else None,
+    )
+
+
+def to_error_body(error: ApiError) -> ErrorBody:
+    return ErrorBody(message=error.message, type=error.type, param=error.param, code=error.code)
+
+
+def _not_ready(missing: list[str]) -> ErrorBody:
+    message = f"Not ready: {'; '.join(missing)}."
+    return ErrorBody(message=message, type="server_error", param=None, code="not_ready")
+
+
+def _replica(info: ReplicaInfo) -> Replica:
+    return Replica(
+        replica=info.replica,
+        device=info.device,
+        model=info.model,
+        slots=info.slots,
+        max_tokens=info.max_tokens,
+    )
+
+
+def states_of(status: Status) -> tuple[JobState, ...]:
+    """The states that OpenAI's status stands for."""
+    return tuple(state for state in JobState if _status(state) == status)
+
+
+def _status(state: JobState) -> Status:
+    if state is JobState.QUEUED:
+        return "queued"
+    if state in RUNNING:
+        return "in_progress"
+    return "completed" if state is JobState.COMPLETED else "failed"
+
+
+def _percent(job: Job) -> int:
+    return max(0, min(99, int(job.progress * 100)))
+
+
+def _unix(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
+
+
+def _expires_at(job: Job, retention: RetentionSettings) -> float | None:
+    days = retention.completed_days if job.state is JobState.COMPLETED else retention.failed_days
+    return None if job.completed_at is None or days is None else job.completed_at + days * _DAY_S
+
+
+def _error(job: Job) -> VideoError | None:
+    if job.error is not None:
+        return VideoError(code=job.error.code, message=job.error.message)
+    if job.state is JobState.CANCELLED:
+        return VideoError(code="cancelled", message="The job was cancelled.")
+    return None

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deployments.clip import Shape
+from deployments.clip import LatentShape
 
 Config = Mapping[str, Any]
 
@@ -32,14 +32,14 @@ class Flops:
         return Flops(self.linear + other.linear, self.attention + other.attention)
 
 
-def video_tokens(config: Config, shape: Shape) -> int:
+def video_tokens(config: Config, shape: LatentShape) -> int:
     """Tokens of latents [12, T, h, w]: T x h/p x w/p."""
     _, frames, height, width = shape
     patch: int = config["patch_size"]
     return frames * (height // patch) * (width // patch)
 
 
-def forward_flops(config: Config, shape: Shape, lengths: Sequence[int], text_tokens: int) -> Flops:
+def forward_flops(config: Config, shape: LatentShape, lengths: Sequence[int], text_tokens: int) -> Flops:
     """One forward pass of the transformer from projected text.
 
     Args:
@@ -92,12 +92,12 @@ def conditioning_flops(config: Config, text: int) -> Flops:
     return Flops(2 * (projection + pooler), 4 * (text + 1) * embed)
 
 
-def rope_flops(config: Config, shape: Shape) -> int:
+def rope_flops(config: Config, shape: LatentShape) -> int:
     """Angles from positions: [N, 3] times [3, D / 2]; for all rows, and in the stock pipeline at every step."""
     return 3 * video_tokens(config, shape) * _width(config)
 
 
-def stock_step_flops(config: Config, shape: Shape, lengths: Sequence[int], text_tokens: int) -> Flops:
+def stock_step_flops(config: Config, shape: LatentShape, lengths: Sequence[int], text_tokens: int) -> Flops:
     """What `MochiPipeline` computes in one step: the forward pass and all that is constant for a request.
 
     lengths: of the negative prompt and the prompt. text_tokens: what every prompt is padded to.

@@ -26,7 +26,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import describe_machine, publish
-from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import RowState, denoise_step, rope_tables, start_row
 from deployments.mochi.loading import load_transformer
@@ -119,7 +118,7 @@ class Contenders:
     @torch.no_grad()
     def our_clips(self, rows: int, first: int) -> list[Tensor]:
         """Clips first to first + rows - 1 in one batch, from embeddings to latents."""
-        rope = rope_tables(self._transformer, latent_shape(self.spec(first)))
+        rope = rope_tables(self._transformer, self.spec(first).clip.latents)
         states: list[RowState] = [
             start_row(self._transformer, self.spec(n), self._embeds[n % len(PROMPTS)], rope)
             for n in range(first, first + rows)

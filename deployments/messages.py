@@ -1,12 +1,12 @@
 """What crosses processes between the registry and the workers: small frozen dataclasses, no tensors.
 
-Tensors and videos travel through object storage under the keys below.
-
-What the prompt classifier answers.
+Tensors and videos travel through object storage, under the keys of `deployments.keys`.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from deployments.clip import ClipShape
 
 
 class Stage(StrEnum):
@@ -44,6 +44,10 @@ class VideoSpec:
     guidance_scale: float
     seed: int
     exact: bool = False
+
+    @property
+    def clip(self) -> ClipShape:
+        return ClipShape(self.width, self.height, self.num_frames)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from deployments.clip import is_length, is_side
+
 _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -87,10 +89,10 @@ class ModelSettings(Settings):
     def _grid(self) -> Self:
         for name in ("width", "height"):
             d: Dimension = getattr(self, name)
-            if any(v % 16 for v in (d.default, d.minimum, d.maximum)):
+            if any(not is_side(v) for v in (d.default, d.minimum, d.maximum)):
                 raise ValueError(f"{name}: default, minimum and maximum are multiples of 16")
         n = self.num_frames
-        if any(v % 6 != 1 for v in (n.default, n.minimum, n.maximum)):
+        if any(not is_length(v) for v in (n.default, n.minimum, n.maximum)):
             raise ValueError("num_frames: default, minimum and maximum are 6k + 1 (7, 13, 19, 25, ...)")
         if self.num_inference_steps.minimum < 2:
             raise ValueError("num_inference_steps: minimum is 2, the schedule needs two parts")

@@ -1,6 +1,6 @@
 """The errors of the control side. Each ApiError is an HTTP answer; `http_errors` maps all others to one.
 
-How a value that a client sent is quoted back in an error message: short, printable, never a failure itself.
+`shown` is how a value that a client sent is quoted back in a message: short, printable, never a failure itself.
 """
 
 import json
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from deployments.errors import MochiServeError
-from serve_app.requests.body import UploadedFile
 
 
 class ConfigError(MochiServeError):
@@ -267,6 +266,12 @@ class ServiceUnavailableError(ApiError):
 LONGEST = 60
 
 
+class Described:
+    """A value that messages tell by `described`, not by the name of its type."""
+
+    described: ClassVar[str]
+
+
 def shown(value: object) -> str:
     """A few characters that tell `value`, as JSON; lists and objects only by their kind."""
     match value:
@@ -280,7 +285,7 @@ def shown(value: object) -> str:
             return _quoted(value)
         case None | bool() | int() | float():
             return _shortened(json.dumps(value))
-    return "a file" if isinstance(value, UploadedFile) else f"a {type(value).__name__}"
+    return value.described if isinstance(value, Described) else f"a {type(value).__name__}"
 
 
 def _quoted(text: str) -> str:

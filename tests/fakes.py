@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from deployments.clip import sample_tokens
 from deployments.errors import MochiServeError, RegistryUnavailableError, StorageUnavailableError
 from deployments.keys import Variant
 from deployments.messages import ReplicaInfo, Stage
@@ -80,7 +79,7 @@ class MemoryRegistry:
         known = self._known(submission)
         if known is not None:
             return Accepted(known, repeated=True)
-        tokens, limit = sample_tokens(submission.spec), memory_limit(self.replicas.get(Stage.SAMPLING, ()))
+        tokens, limit = submission.spec.clip.tokens, memory_limit(self.replicas.get(Stage.SAMPLING, ()))
         if limit is not None and tokens > limit:
             raise TooLargeError(tokens, limit)
         if self.refusals:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.clip import latent_shape
 from deployments.errors import StoppedError
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import RowState, denoise_step, initial_noise, rope_tables, start_row
@@ -81,7 +80,7 @@ def read(data: bytes, video: VideoSpec) -> SampleState:
 
 
 def to_row(state: SampleState) -> RowState:
-    row = start_row(transformer(), state.spec, state.embeds, rope_tables(transformer(), latent_shape(state.spec)))
+    row = start_row(transformer(), state.spec, state.embeds, rope_tables(transformer(), state.spec.clip.latents))
     return replace(row, latents=state.latents, step=state.step)
 
 

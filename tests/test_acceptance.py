@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from deployments.clip import sample_tokens
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Progress, ReplicaInfo, Stage
 from serve_app.access.tenants import day_of
@@ -185,7 +184,7 @@ async def test_a_key_of_one_tenant_is_nothing_to_another(world: World) -> None:
 
 async def test_what_fits_no_sampler_is_refused_before_anything_is_counted(world: World) -> None:
     await limit(world, videos_per_minute=1)
-    small = sample_tokens(SPEC)
+    small = SPEC.clip.tokens
     info = ReplicaInfo("sampling-replica", Stage.SAMPLING, 0, "cpu", "mochi-1", max_tokens=small)
     await world.registry.announce(info, wait=False)
     with pytest.raises(TooLargeError):

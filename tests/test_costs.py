@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.clip import sample_tokens
 from deployments.messages import Stage, VideoSpec
 from serve_app.scheduling.estimates import CostModel
 
@@ -73,9 +72,9 @@ def test_each_size_and_number_of_rows_has_its_own_rate() -> None:
 def test_a_size_that_was_never_measured_takes_the_rate_per_token_and_row() -> None:
     model = CostModel()
     model.observe(Stage.SAMPLING, SMALL, 10, 8.0)
-    per_unit = 8.0 / (10 * 2 * sample_tokens(SMALL))
+    per_unit = 8.0 / (10 * 2 * SMALL.clip.tokens)
     assert model.estimate(Stage.SAMPLING, PLAIN, 10) == pytest.approx(4.0)
-    assert model.estimate(Stage.SAMPLING, FULL, 1) == pytest.approx(per_unit * 2 * sample_tokens(FULL))
+    assert model.estimate(Stage.SAMPLING, FULL, 1) == pytest.approx(per_unit * 2 * FULL.clip.tokens)
     model.observe(Stage.DECODING, SMALL, 0, 3.0)
     assert model.estimate(Stage.DECODING, replace(SMALL, width=192), 0) == pytest.approx(6.0)
 

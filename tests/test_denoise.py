@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import (
     RowState,
@@ -62,7 +61,7 @@ def row(pipeline: Any, transformer: Any, video: VideoSpec) -> RowState:
         "negative_embeds": negative[0],
         "negative_mask": negative_mask[0],
     }
-    return start_row(transformer, video, tensors, rope_tables(transformer, latent_shape(video)))
+    return start_row(transformer, video, tensors, rope_tables(transformer, video.clip.latents))
 
 
 def reference(pipeline: Any, video: VideoSpec) -> torch.Tensor:
@@ -117,8 +116,8 @@ def test_impossible_schedules_are_refused(steps: int, linear: int | None) -> Non
 
 
 def test_latent_shape() -> None:
-    assert latent_shape(spec(width=848, height=480, num_frames=163)) == (12, 28, 60, 106)
-    assert latent_shape(spec(width=32, height=64, num_frames=7)) == (12, 2, 8, 4)
+    assert spec(width=848, height=480, num_frames=163).clip.latents == (12, 28, 60, 106)
+    assert spec(width=32, height=64, num_frames=7).clip.latents == (12, 2, 8, 4)
 
 
 def test_noise_is_the_pipelines(pipeline: Any) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deployments.clip import ClipShape, sample_tokens, tokens_of
+from deployments.clip import ClipShape, latent_tokens
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from deployments.settings import ModelSettings
 from serve_app.config import load_settings
@@ -39,7 +39,7 @@ def sampler(max_tokens: int | None) -> ReplicaInfo:
 )
 def test_tokens(width: int, height: int, frames: int, tokens: int) -> None:
     spec = VideoSpec("a", "", width, height, frames, 24, 20, 3.0, 1)
-    assert sample_tokens(spec) == ClipShape(width, height, frames).tokens == tokens
+    assert spec.clip.tokens == ClipShape(width, height, frames).tokens == tokens
 
 
 @untimed
@@ -47,7 +47,7 @@ def test_tokens(width: int, height: int, frames: int, tokens: int) -> None:
 def test_the_samplers_count_the_same_tokens(request: tuple[ModelSettings, ClipShape]) -> None:
     _, shape = request
     latents = (12, (shape.num_frames - 1) // 6 + 1, shape.height // 8, shape.width // 8)
-    assert shape.tokens == tokens_of(latents)
+    assert shape.tokens == latent_tokens(latents)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.keys import (
-    FileKind,
-    JobFile,
-    checkpoint_key,
-    latents_key,
-    parse_key,
-    poster_key,
-    prompt_embeds_key,
-    spritesheet_key,
-    video_key,
-)
+from deployments.keys import FileKind, JobFile, checkpoint_key, latents_key, parse_key, prompt_embeds_key, video_key
 from deployments.mochi.preview import preview_key
 from deployments.storage.object_store import ListedObject
 from serve_app.jobs import FINAL, JobState, new_job_id
@@ -33,7 +23,7 @@ def test_every_key_that_the_workers_write_is_known(uuid: object, step: int) -> N
     job_id = f"video_{str(uuid).replace('-', '')}"
     for key in (prompt_embeds_key(job_id), latents_key(job_id), checkpoint_key(job_id, step)):
         assert parse_key(key) == JobFile(key, job_id, FileKind.WORK)
-    for key in (video_key(job_id), poster_key(job_id), spritesheet_key(job_id)):
+    for key in (video_key(job_id), video_key(job_id, "thumbnail"), video_key(job_id, "spritesheet")):
         assert parse_key(key) == JobFile(key, job_id, FileKind.VIDEO)
 
 
@@ -117,7 +107,7 @@ def _files(job_id: str) -> list[str]:
 
 
 async def test_the_work_files_of_a_job_are_all_that_lies_under_its_prefix() -> None:
-    videos = [video_key(JOB), poster_key(JOB), spritesheet_key(JOB)]
+    videos = [video_key(JOB), video_key(JOB, "thumbnail"), video_key(JOB, "spritesheet")]
     store = _Keys(*_files(JOB), *_files(OTHER), *videos)
     assert await delete_work_files(store, [JOB]) == 6
     assert store.keys == {*_files(OTHER), *videos}
@@ -125,7 +115,13 @@ async def test_the_work_files_of_a_job_are_all_that_lies_under_its_prefix() -> N
 
 
 async def test_all_files_are_those_and_the_video_and_its_pictures() -> None:
-    kept = {*_files(OTHER), video_key(OTHER), poster_key(OTHER), spritesheet_key(OTHER), "models/x/preview.json"}
-    store = _Keys(*_files(JOB), video_key(JOB), poster_key(JOB), spritesheet_key(JOB), *kept)
+    kept = {
+        *_files(OTHER),
+        video_key(OTHER),
+        video_key(OTHER, "thumbnail"),
+        video_key(OTHER, "spritesheet"),
+        "models/x/preview.json",
+    }
+    store = _Keys(*_files(JOB), video_key(JOB), video_key(JOB, "thumbnail"), video_key(JOB, "spritesheet"), *kept)
     await delete_all_files(store, [JOB])
     assert store.keys == kept

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.clip import tokens_of
+from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
 from deployments.messages import Stage
 from deployments.mochi.loading import load_transformer
 from deployments.replica.host import total_bytes
 from deployments.sampler import memory_measure
 from deployments.sampler.memory_measure import measure, memory_budget, memory_profile, probe_shapes
-from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Resident, Shape
+from deployments.sampler.memory_profile import MemoryProfile, Resident
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import CACHE_VARIABLE
 from serve_app.config import load_settings
@@ -22,9 +22,9 @@ from tests.worker_fakes import ROOT, SHAPES, worker_settings
 
 CPU = torch.device("cpu")
 MODEL = worker_settings(Stage.SAMPLING).model
-SMALL: Shape = (12, 11, 8, 8)
-MIDDLE: Shape = (12, 5, 16, 16)
-LARGE: Shape = (12, 11, 16, 16)
+SMALL: LatentShape = (12, 11, 8, 8)
+MIDDLE: LatentShape = (12, 5, 16, 16)
+LARGE: LatentShape = (12, 11, 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def measured(transformer: Any) -> MemoryProfile:
 
 
 @torch.no_grad()
-def step_bytes(transformer: Any, shape: Shape) -> int:
+def step_bytes(transformer: Any, shape: LatentShape) -> int:
     return memory_measure._guided_step_bytes(transformer, shape, MODEL.max_sequence_length)
 
 
 def test_a_shape_between_costs_what_is_foretold(transformer: Any, measured: MemoryProfile) -> None:
     wanted = step_bytes(transformer, MIDDLE)
-    foretold = GUIDED_ROWS * (tokens_of(MIDDLE) * measured.step_token_bytes + measured.step_row_bytes)
+    foretold = GUIDED_ROWS * (latent_tokens(MIDDLE) * measured.step_token_bytes + measured.step_row_bytes)
     assert wanted / 2 < foretold < 2 * wanted
 
 
@@ -66,7 +66,7 @@ def test_the_threads_are_as_before(transformer: Any) -> None:
 
 def test_what_is_held_is_counted_exactly(transformer: Any, measured: MemoryProfile) -> None:
     row = memory_measure._probe(transformer, SMALL, MODEL.max_sequence_length)
-    tokens = tokens_of(SMALL)
+    tokens = latent_tokens(SMALL)
     assert measured.held_token_bytes * tokens == 2 * row.latents.nbytes
     assert measured.table_token_bytes * tokens == sum(table.nbytes for table in row.rope)
     assert measured.held_row_bytes == row.prompt.caption.nbytes
@@ -89,7 +89,7 @@ def test_probes_are_small_and_four_times_apart() -> None:
 def test_probes_of_the_full_size_are_far_below_its_largest() -> None:
     full = load_settings(str(ROOT / "configs" / "mochi-1-preview.yaml"), environ={}).model
     small, large = probe_shapes(full)
-    assert (tokens_of(small), tokens_of(large)) == (1024, 4096)
+    assert (latent_tokens(small), latent_tokens(large)) == (1024, 4096)
 
 
 def test_a_model_of_one_large_size_is_probed_small() -> None:
@@ -97,14 +97,14 @@ def test_a_model_of_one_large_size_is_probed_small() -> None:
     pinned = ModelSettings.model_validate(
         MODEL.model_dump() | {"width": width, "height": height, "max_pixels": 10**9, "max_sequence_length": 256}
     )
-    assert [tokens_of(shape) for shape in probe_shapes(pinned)] == [1024, 4096]
+    assert [latent_tokens(shape) for shape in probe_shapes(pinned)] == [1024, 4096]
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Shape, ...]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LatentShape, ...]]:
     """What was measured, in place of measuring."""
-    calls: list[tuple[Shape, ...]] = []
+    calls: list[tuple[LatentShape, ...]] = []
 
-    def noted(transformer: Any, shapes: tuple[Shape, ...], text_tokens: int) -> MemoryProfile:
+    def noted(transformer: Any, shapes: tuple[LatentShape, ...], text_tokens: int) -> MemoryProfile:
         calls.append(shapes)
         return MemoryProfile(len(calls), 0, 0, 0, 0)
 
@@ -211,6 +211,6 @@ def test_on_a_gpu_the_allocator_tells_exactly() -> None:
     transformer = load_transformer(SHAPES, "bfloat16", gpu)
     profile = measure(transformer, (SMALL, LARGE), MODEL.max_sequence_length)
     assert profile == measure(transformer, (SMALL, LARGE), MODEL.max_sequence_length)
-    foretold = GUIDED_ROWS * (tokens_of(MIDDLE) * profile.step_token_bytes + profile.step_row_bytes)
+    foretold = GUIDED_ROWS * (latent_tokens(MIDDLE) * profile.step_token_bytes + profile.step_row_bytes)
     assert 0.9 * step_bytes(transformer, MIDDLE) < foretold < 1.5 * step_bytes(transformer, MIDDLE)
     assert 0 < memory_budget(gpu) < torch.cuda.mem_get_info(gpu)[1]

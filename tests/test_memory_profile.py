@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.clip import tokens_of
-from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Resident, Shape, fit_line
+from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
+from deployments.sampler.memory_profile import MemoryProfile, Resident, fit_line
 
-SMALL: Shape = (12, 2, 4, 4)
-LARGE: Shape = (12, 8, 8, 8)
+SMALL: LatentShape = (12, 2, 4, 4)
+LARGE: LatentShape = (12, 8, 8, 8)
 
 costs = st.integers(0, 1 << 20)
 profiles = st.builds(MemoryProfile, st.integers(1, 1 << 20), costs, costs, costs, costs)
@@ -22,7 +22,7 @@ def test_the_formula_by_hand() -> None:
     profile = MemoryProfile(
         step_token_bytes=100, step_row_bytes=7, held_token_bytes=10, held_row_bytes=3, table_token_bytes=5
     )
-    assert (tokens_of(SMALL), tokens_of(LARGE)) == (8, 128)
+    assert (latent_tokens(SMALL), latent_tokens(LARGE)) == (8, 128)
     assert profile.row_bytes(SMALL) == 807 + 83
     held = 2 * 83 + 8 * 5 + 4 * 1283 + 128 * 5
     assert profile.needed([Resident(SMALL, 2), Resident(LARGE, 4)]) == held + 4 * 12807
@@ -35,17 +35,19 @@ def test_rows_of_one_shape_share_tables_and_batch() -> None:
 
 
 @given(profiles, shapes, budgets)
-def test_rows_is_the_most_that_fits(profile: MemoryProfile, shape: Shape, budget: int) -> None:
+def test_rows_is_the_most_that_fits(profile: MemoryProfile, shape: LatentShape, budget: int) -> None:
     rows = profile.rows(shape, budget)
     assert rows == 0 or profile.fits([], Resident(shape, rows), budget)
     assert not profile.fits([], Resident(shape, rows + 1), budget)
 
 
 @given(profiles, shapes, budgets)
-def test_a_sample_that_fits_alone_has_a_slot_and_no_other(profile: MemoryProfile, shape: Shape, budget: int) -> None:
+def test_a_sample_that_fits_alone_has_a_slot_and_no_other(
+    profile: MemoryProfile, shape: LatentShape, budget: int
+) -> None:
     alone = profile.fits([], Resident(shape), budget)
     assert alone == (profile.samples(shape, budget) >= 1)
-    assert alone == (tokens_of(shape) <= profile.max_tokens(budget))
+    assert alone == (latent_tokens(shape) <= profile.max_tokens(budget))
 
 
 @given(profiles, st.lists(groups, max_size=5), groups, budgets)
@@ -66,7 +68,7 @@ def test_one_more_never_costs_less(profile: MemoryProfile, residents: list[Resid
 
 
 @given(profiles, shapes, st.integers(1, 16), st.integers(0, 3))
-def test_larger_never_costs_less(profile: MemoryProfile, shape: Shape, rows: int, longer: int) -> None:
+def test_larger_never_costs_less(profile: MemoryProfile, shape: LatentShape, rows: int, longer: int) -> None:
     larger = (shape[0], shape[1] + longer, shape[2] + 2 * longer, shape[3])
     assert profile.needed([Resident(larger, rows)]) >= profile.needed([Resident(shape, rows)])
     assert profile.row_bytes(larger) >= profile.row_bytes(shape)
@@ -79,7 +81,7 @@ def test_more_memory_never_takes_less(profile: MemoryProfile, budget: int, more:
 
 
 @given(profiles, shapes, st.integers(-(1 << 30), 0))
-def test_nothing_fits_in_nothing(profile: MemoryProfile, shape: Shape, budget: int) -> None:
+def test_nothing_fits_in_nothing(profile: MemoryProfile, shape: LatentShape, budget: int) -> None:
     assert (profile.rows(shape, budget), profile.max_tokens(budget)) == (0, 0)
     assert not profile.fits([], Resident(shape), budget)
 

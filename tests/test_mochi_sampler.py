@@ -14,7 +14,6 @@ import torch
 from diffusers import MochiPipeline
 from safetensors.torch import load, save
 
-from deployments.clip import latent_shape
 from deployments.errors import TransientError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import (
@@ -543,7 +542,7 @@ async def test_a_yield_while_there_is_no_memory_gives_the_slot_back(replica: Rep
     tasks, link = [job(1, LONG), job(2, LONG)], MemoryLink()
     sampler = replica(link, embedded(*tasks))
     passes = Passes(sampler)
-    profile, sample = MemoryProfile(100, 0, 10, 0, 0), MemoryResident(latent_shape(LONG), 1)
+    profile, sample = MemoryProfile(100, 0, 10, 0, 0), MemoryResident(LONG.clip.latents, 1)
     sampler._admission = Admission(profile, profile.needed([replace(sample, rows=2)]))
     sampler._admission._inside["of another"] = replace(sample, rows=2)
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]

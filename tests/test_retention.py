@@ -15,7 +15,7 @@ import pytest_asyncio
 from sqlalchemy import Connection, insert, select
 
 from deployments.errors import RegistryUnavailableError, StorageUnavailableError
-from deployments.keys import checkpoint_key, latents_key, poster_key, prompt_embeds_key, spritesheet_key, video_key
+from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key, video_key
 from deployments.messages import Stage, VideoSpec
 from deployments.mochi.preview import preview_key
 from deployments.settings import StorageSettings
@@ -159,7 +159,7 @@ def _work(job_id: str) -> set[str]:
 
 
 def _video(job_id: str) -> set[str]:
-    return {video_key(job_id), poster_key(job_id), spritesheet_key(job_id)}
+    return {video_key(job_id), video_key(job_id, "thumbnail"), video_key(job_id, "spritesheet")}
 
 
 def _files(job_id: str) -> set[str]:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, insert
 
-from deployments.keys import checkpoint_key, latents_key, poster_key, prompt_embeds_key, video_key
+from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key, video_key
 from deployments.messages import Stage
 from deployments.storage.object_store import ListedObject, ObjectInfo
 from serve_app.config import RetentionSettings
@@ -67,7 +67,7 @@ def _work(job_id: str) -> list[str]:
 
 
 def _video(job_id: str) -> list[str]:
-    return [video_key(job_id), poster_key(job_id)]
+    return [video_key(job_id), video_key(job_id, "thumbnail")]
 
 
 OURS = [key for job_id in IDS for key in (*_work(job_id), *_video(job_id))]

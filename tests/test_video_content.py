@@ -8,7 +8,7 @@ import openai
 import pytest
 from starlette.types import Message
 
-from deployments.keys import spritesheet_key, video_key
+from deployments.keys import video_key
 from deployments.settings import SamplingSettings, StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.ingress.app import create_app
@@ -336,7 +336,7 @@ async def test_head_and_if_none_match_are_answered_without_the_store(
 async def test_what_is_not_there_is_no_redirect(browser: httpx.AsyncClient, public: Public) -> None:
     answer = await browser.get(public.path, params={"variant": "spritesheet"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "content_not_found")
-    await public.store.put(spritesheet_key(public.video_id), b"sprites", "image/webp")
+    await public.store.put(video_key(public.video_id, "spritesheet"), b"sprites", "image/webp")
     answer = await browser.get(public.path, params={"variant": "spritesheet"}, follow_redirects=True)
     assert (answer.content, answer.headers["content-type"]) == (b"sprites", "image/webp")
     assert answer.url.host == "localhost"

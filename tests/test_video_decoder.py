@@ -17,7 +17,7 @@ from deployments.decoder.mp4_encoder import Mp4Writer
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.decoder.video_decoder import VideoDecoder, check_latents
 from deployments.errors import PermanentError, StorageUnavailableError
-from deployments.keys import checkpoint_key, latents_key, poster_key, spritesheet_key, video_key
+from deployments.keys import checkpoint_key, latents_key, video_key
 from deployments.messages import Event, Failed, Finished, Progress, Stage, Started, VideoSpec
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
@@ -25,7 +25,7 @@ from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to
 from tests.worker_fakes import SHAPES, MemoryLink, MemoryStore, connections, spec, task, undecorated, worker_settings
 
 MAP = preview_key("abc")
-PICTURES = [poster_key("video_1"), spritesheet_key("video_1")]
+PICTURES = [video_key("video_1", "thumbnail"), video_key("video_1", "spritesheet")]
 
 
 def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:
@@ -55,8 +55,8 @@ async def test_pictures_then_video_then_finished(tmp_path: Path) -> None:
     await replica(link, store).run(task(Stage.DECODING))
     assert store.written == [*PICTURES, video_key("video_1")]
     assert store.types == {**dict.fromkeys(PICTURES, "image/webp"), video_key("video_1"): "video/mp4"}
-    assert Image.open(BytesIO(store.objects[poster_key("video_1")])).size == (64, 64)
-    assert Image.open(BytesIO(store.objects[spritesheet_key("video_1")])).size == (4 * 64, 3 * 64)
+    assert Image.open(BytesIO(store.objects[video_key("video_1", "thumbnail")])).size == (64, 64)
+    assert Image.open(BytesIO(store.objects[video_key("video_1", "spritesheet")])).size == (4 * 64, 3 * 64)
     (tmp_path / "v.mp4").write_bytes(store.objects[video_key("video_1")])
     assert imageio_ffmpeg.count_frames_and_secs(tmp_path / "v.mp4")[0] == 13
     started, finished = link.ends
@@ -118,7 +118,7 @@ async def test_a_stop_while_the_poster_is_written_keeps_the_video_out() -> None:
     put_latents(store)
     decoder = replica(link, store)
     await decoder.run(task(Stage.DECODING))
-    assert store.written == [poster_key("video_1")]
+    assert store.written == [video_key("video_1", "thumbnail")]
     assert [type(event) for event in link.ends] == [Started]
 
 
@@ -157,7 +157,7 @@ async def test_the_spritesheet_is_of_the_frames_of_the_video() -> None:
     store = MemoryStore()
     latents = put_latents(store)
     await replica(MemoryLink(), store).run(task(Stage.DECODING))
-    assert store.objects[spritesheet_key("video_1")] == sheet_by_hand(latents)
+    assert store.objects[video_key("video_1", "spritesheet")] == sheet_by_hand(latents)
 
 
 async def test_a_store_that_is_away_for_a_moment_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployments.clip import nearest_length
 from deployments.messages import VideoSpec
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs import Tier
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.requests.body import Form, UploadedFile
 from serve_app.requests.schema import request_schema
-from serve_app.requests.videos import DRAWN_SEEDS, VideoRequests, nearest_num_frames
+from serve_app.requests.videos import DRAWN_SEEDS, VideoRequests
 from tests.fakes import shapes_settings
 
 MODEL = shapes_settings().model
@@ -78,13 +79,13 @@ def test_seconds_as_text_and_as_number(seconds: object) -> None:
     [(1.0, 24, 7, 25), (0.01, 24, 7, 7), (4.0, 30, 7, 121), (1.0, 22, 7, 25), (1.0, 21, 7, 19), (1e-300, 1, 1, 1)],
 )
 def test_nearest_number_of_frames(seconds: float, fps: int, minimum: int, frames: int) -> None:
-    assert nearest_num_frames(seconds, fps, minimum) == frames
+    assert max(minimum, nearest_length(seconds * fps)) == frames
 
 
 @settings(deadline=None)
 @given(st.floats(0.001, 1000), st.integers(1, 60))
 def test_no_other_number_of_frames_is_nearer(seconds: float, fps: int) -> None:
-    frames = nearest_num_frames(seconds, fps, 1)
+    frames = nearest_length(seconds * fps)
     assert frames % 6 == 1
     assert frames == 1 or abs(frames - seconds * fps) <= 3 + 1e-9 * seconds * fps
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import PermanentError
-from deployments.keys import poster_key, spritesheet_key, video_key
+from deployments.keys import video_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.errors import RangeNotWithinFileError
@@ -88,8 +88,8 @@ async def test_videos_and_their_pictures_are_found_and_streamed(
     await videos.ping()
     assert await videos.stat_video("video_1", "video") is None
     await object_store.put(video_key("video_1"), b"moving", "video/mp4")
-    await object_store.put(poster_key("video_1"), b"still", "image/webp")
-    await object_store.put(spritesheet_key("video_1"), b"stills", "image/webp")
+    await object_store.put(video_key("video_1", "thumbnail"), b"still", "image/webp")
+    await object_store.put(video_key("video_1", "spritesheet"), b"stills", "image/webp")
     info = await videos.stat_video("video_1", "video")
     assert info is not None and (info.size, info.content_type) == (6, "video/mp4")
     assert b"".join([c async for c in videos.stream_video("video_1", "video", 1, 3)]) == b"ovi"
@@ -110,7 +110,7 @@ def test_a_link_is_for_the_public_host_as_long_as_the_settings_say(storage_setti
     assert link is not None
     url = urlsplit(link)
     assert (url.scheme, url.netloc) == ("https", "videos.example.com")
-    assert url.path == f"/{storage_settings.bucket}/{spritesheet_key('video_1')}"
+    assert url.path == f"/{storage_settings.bucket}/{video_key('video_1', 'spritesheet')}"
     query = parse_qs(url.query)
     assert query["X-Amz-Expires"] == ["120"]
     assert query["response-content-type"] == ["image/webp"]

@@ -9,11 +9,11 @@ from ray import serve
 from safetensors.torch import load
 from torch import Tensor
 
-from deployments.clip import SPATIAL_COMPRESSION, latent_shape
+from deployments.clip import SPATIAL_COMPRESSION
 from deployments.decoder.mp4_encoder import Mp4Writer, poster
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.errors import PermanentError
-from deployments.keys import latents_key, poster_key, spritesheet_key, video_key
+from deployments.keys import latents_key, video_key
 from deployments.messages import ReplicaInfo, Stage, StageTask, VideoSpec
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, keep_preview
@@ -78,8 +78,8 @@ class VideoDecoder:
         with scratch_folder("mochi-video-") as folder:
             path = folder / "video.mp4"
             stills = await running.in_thread(self._write_video, running, latents, path, fit)
-            await outlast(lambda: store.put(poster_key(job_id), stills.poster, "image/webp"))
-            await outlast(lambda: store.put(spritesheet_key(job_id), stills.spritesheet, "image/webp"))
+            await outlast(lambda: store.put(video_key(job_id, "thumbnail"), stills.poster, "image/webp"))
+            await outlast(lambda: store.put(video_key(job_id, "spritesheet"), stills.spritesheet, "image/webp"))
             await outlast(lambda: store.put_file(video_key(job_id), path, "video/mp4"))
         clock.lap("store")
         if revision and fit:
@@ -142,7 +142,7 @@ def check_latents(latents: Tensor, spec: VideoSpec) -> None:
     Raises:
         PermanentError: `latents_mismatch`.
     """
-    if tuple(latents.shape) != latent_shape(spec):
+    if tuple(latents.shape) != spec.clip.latents:
         raise PermanentError(
-            "latents_mismatch", f"stored latents are {tuple(latents.shape)}; the job needs {latent_shape(spec)}"
+            "latents_mismatch", f"stored latents are {tuple(latents.shape)}; the job needs {spec.clip.latents}"
         )

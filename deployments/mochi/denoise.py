@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deployments.clip import Shape, latent_shape, rows_of
+from deployments.clip import LatentShape, cfg_rows
 from deployments.messages import VideoSpec
 from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
 
@@ -66,7 +66,7 @@ class RowState:
 
     @property
     def rows(self) -> int:
-        return rows_of(self.guidance_scale)
+        return cfg_rows(self.guidance_scale)
 
     @property
     def guided(self) -> bool:
@@ -108,7 +108,7 @@ def initial_noise(spec: VideoSpec) -> Tensor:
     """[12, T, H/8, W/8] fp32 on the CPU, from the seed: the same on every device, and the reference pipeline's
     draw with ``torch.Generator().manual_seed(seed)``."""
     generator = torch.Generator().manual_seed(spec.seed)
-    return torch.randn((1, *latent_shape(spec)), generator=generator, dtype=torch.float32)[0]
+    return torch.randn((1, *spec.clip.latents), generator=generator, dtype=torch.float32)[0]
 
 
 def condition(transformer: "MochiTransformer3DModel", embeds: Tensor, mask: Tensor) -> TextConditioning:
@@ -149,7 +149,7 @@ def start_row(
     )
 
 
-def rope_tables(transformer: "MochiTransformer3DModel", shape: Shape) -> Rope:
+def rope_tables(transformer: "MochiTransformer3DModel", shape: LatentShape) -> Rope:
     """cos and sin for latents of `shape`, each [T x H/16 x W/16, heads, head_dim / 2] fp32.
 
     The formula is diffusers' `MochiRoPE`, always in fp32: learned frequencies times (t, y, x), where y and x are

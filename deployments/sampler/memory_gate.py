@@ -2,7 +2,7 @@
 
 import asyncio
 
-from deployments.clip import tokens_of
+from deployments.clip import latent_tokens
 from deployments.errors import PermanentError
 from deployments.replica.running_task import RunningTask, wait_for
 from deployments.sampler.memory_profile import MemoryProfile, Resident
@@ -38,7 +38,7 @@ class Admission:
         if not self._profile.fits([], sample, self._budget):
             raise PermanentError(
                 "too_large",
-                f"the sample has {tokens_of(sample.shape)} tokens; {self.max_tokens} fit this replica's memory; "
+                f"the sample has {latent_tokens(sample.shape)} tokens; {self.max_tokens} fit this replica's memory; "
                 "ask for fewer frames or a smaller size",
             )
         while not self._profile.fits(list(self._inside.values()), sample, self._budget):

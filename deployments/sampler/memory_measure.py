@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deployments.clip import LATENT_CHANNELS, PATCH, SPATIAL_COMPRESSION, tokens_of
+from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, SPATIAL_COMPRESSION, LatentShape, latent_tokens
 from deployments.mochi.denoise import RowState, condition, denoise_step, rope_tables, sigma_schedule
 from deployments.replica.host import available_bytes, describe_device, total_bytes
-from deployments.sampler.memory_profile import GUIDED_ROWS, MemoryProfile, Shape, fit_line
+from deployments.sampler.memory_profile import MemoryProfile, fit_line
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import default_cache
 
@@ -79,7 +79,7 @@ def memory_budget(device: torch.device) -> int:
     return max(0, free - int(HEADROOM * total))
 
 
-def probe_shapes(model: ModelSettings) -> tuple[Shape, Shape]:
+def probe_shapes(model: ModelSettings) -> tuple[LatentShape, LatentShape]:
     """Two shapes to measure, the second of 4 times the tokens; never the model's largest.
 
     Pictures of the smallest size (at most 256 x 256), as many latent frames as it takes for four times the tokens of
@@ -87,13 +87,13 @@ def probe_shapes(model: ModelSettings) -> tuple[Shape, Shape]:
     full-size model's memory exactly, 512 and 2,048 are 6 % short at 44,520).
     """
     height, width = (min(side.minimum // SPATIAL_COMPRESSION, PROBE_SIDE) for side in (model.height, model.width))
-    frame = tokens_of((LATENT_CHANNELS, 1, height, width))
+    frame = latent_tokens((LATENT_CHANNELS, 1, height, width))
     frames = max(2, -(-TEXTS_PER_PROBE * model.max_sequence_length // frame))
     return (LATENT_CHANNELS, frames, height, width), (LATENT_CHANNELS, PROBE_RATIO * frames, height, width)
 
 
 @torch.no_grad()
-def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[Shape], text_tokens: int) -> MemoryProfile:
+def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[LatentShape], text_tokens: int) -> MemoryProfile:
     """Run a few steps of a guided sample of each shape, with prompts of full length. Nothing else may run beside.
 
     Args:
@@ -105,7 +105,7 @@ def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[Shape], tex
     """
     weight, config = transformer.proj_out.weight, transformer.config
     width = config.num_attention_heads * config.attention_head_dim
-    points = [(tokens_of(shape), _guided_step_bytes(transformer, shape, text_tokens)) for shape in shapes]
+    points = [(latent_tokens(shape), _guided_step_bytes(transformer, shape, text_tokens)) for shape in shapes]
     per_row = [(tokens, -(-used // GUIDED_ROWS)) for tokens, used in points]
     slope, intercept = fit_line(per_row, least_slope=ATTENTION_TENSORS * width * weight.element_size())
     return MemoryProfile(
@@ -117,7 +117,7 @@ def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[Shape], tex
     )
 
 
-def _guided_step_bytes(transformer: "MochiTransformer3DModel", shape: Shape, text_tokens: int) -> int:
+def _guided_step_bytes(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> int:
     """The most that a step took of several, after one that sets up what is kept for good."""
     row = _probe(transformer, shape, text_tokens)
     peak = _cuda_peak if row.latents.is_cuda else _process_peak
@@ -138,7 +138,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _probe(transformer: "MochiTransformer3DModel", shape: Shape, text_tokens: int) -> RowState:
+def _probe(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> RowState:
     device = transformer.proj_out.weight.device
     embeds = torch.zeros(text_tokens, transformer.config.text_embed_dim)
     text = condition(transformer, embeds, torch.ones(text_tokens, dtype=torch.bool))

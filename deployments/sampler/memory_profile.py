@@ -16,18 +16,14 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import ceil
 
-from deployments.clip import tokens_of
-
-GUIDED_ROWS = 2
-
-Shape = tuple[int, int, int, int]
+from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Resident:
     """Rows of one shape that a replica holds. shape: of the latents, (12, T, H/8, W/8)."""
 
-    shape: Shape
+    shape: LatentShape
     rows: int = GUIDED_ROWS
 
 
@@ -54,13 +50,13 @@ class MemoryProfile:
             if value < (name == "step_token_bytes"):
                 raise ValueError(f"{name} is {value}; it must not be negative, and step_token_bytes at least 1")
 
-    def row_bytes(self, shape: Shape) -> int:
+    def row_bytes(self, shape: LatentShape) -> int:
         """What a row of this shape adds to a batch of its shape that is the largest."""
         return self._step_bytes(shape) + self._held_bytes(shape)
 
     def needed(self, residents: Iterable[Resident]) -> int:
         """Bytes that all these need together; residents of one shape share its tables and its batch."""
-        rows: Counter[Shape] = Counter()
+        rows: Counter[LatentShape] = Counter()
         for resident in residents:
             rows[resident.shape] += resident.rows
         held = sum(count * self._held_bytes(shape) + self._table_bytes(shape) for shape, count in rows.items())
@@ -70,11 +66,11 @@ class MemoryProfile:
         """Whether `candidate` may join `residents` within `budget` bytes."""
         return self.needed([*residents, candidate]) <= budget
 
-    def rows(self, shape: Shape, budget: int) -> int:
+    def rows(self, shape: LatentShape, budget: int) -> int:
         """The most rows of one shape that fit with nothing else resident."""
         return max(0, (budget - self._table_bytes(shape)) // self.row_bytes(shape))
 
-    def samples(self, shape: Shape, budget: int) -> int:
+    def samples(self, shape: LatentShape, budget: int) -> int:
         """The most guided samples of one shape that fit: at least 1 if one fits alone."""
         return self.rows(shape, budget) // GUIDED_ROWS
 
@@ -84,14 +80,14 @@ class MemoryProfile:
         left = budget - GUIDED_ROWS * (self.step_row_bytes + self.held_row_bytes)
         return max(0, left // (GUIDED_ROWS * each_row + self.table_token_bytes))
 
-    def _step_bytes(self, shape: Shape) -> int:
-        return tokens_of(shape) * self.step_token_bytes + self.step_row_bytes
+    def _step_bytes(self, shape: LatentShape) -> int:
+        return latent_tokens(shape) * self.step_token_bytes + self.step_row_bytes
 
-    def _held_bytes(self, shape: Shape) -> int:
-        return tokens_of(shape) * self.held_token_bytes + self.held_row_bytes
+    def _held_bytes(self, shape: LatentShape) -> int:
+        return latent_tokens(shape) * self.held_token_bytes + self.held_row_bytes
 
-    def _table_bytes(self, shape: Shape) -> int:
-        return tokens_of(shape) * self.table_token_bytes
+    def _table_bytes(self, shape: LatentShape) -> int:
+        return latent_tokens(shape) * self.table_token_bytes
 
 
 def fit_line(points: Sequence[tuple[int, int]], least_slope: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from ray import serve
 from safetensors.torch import load, save
 from torch import Tensor
 
-from deployments.clip import Shape, latent_shape, rows_of
+from deployments.clip import LatentShape, cfg_rows
 from deployments.errors import StoppedError, TransientError, WorkerError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask, VideoSpec
@@ -54,7 +54,7 @@ class MochiSampler:
         check_scheduler(self._folder)
         self._transformer = load_transformer(self._folder, self._model.dtype, self._device)
         self._revision = model_fingerprint(self._folder, PARTS)
-        self._rope: dict[Shape, Rope] = {}
+        self._rope: dict[LatentShape, Rope] = {}
         self._preview: PreviewMap | None = None
         self._unforeseen = 0
         self._store = to.store
@@ -102,7 +102,7 @@ class MochiSampler:
 
     async def _denoise_admitted(self, running: RunningTask, state: SampleState) -> RowState | None:
         """As `_denoise`, once there is memory for the sample; None if it was told to let go before."""
-        sample = MemoryResident(latent_shape(state.spec), rows_of(state.spec.guidance_scale))
+        sample = MemoryResident(state.spec.clip.latents, cfg_rows(state.spec.guidance_scale))
         try:
             admitted = await self._admission.enter(running, sample)
             if not admitted or running.yielding is not None:
@@ -216,7 +216,7 @@ class MochiSampler:
         return stepped
 
     def _row(self, state: SampleState) -> RowState:
-        shape = latent_shape(state.spec)
+        shape = state.spec.clip.latents
         if shape not in self._rope:
             in_use = {tuple(row.latents.shape) for row in self._loop.rows()}
             self._rope = {kept: rope for kept, rope in self._rope.items() if kept in in_use}
@@ -231,7 +231,7 @@ class MochiSampler:
         zeros = torch.zeros(model.max_sequence_length, config.text_embed_dim)
         mask = torch.arange(model.max_sequence_length) < 1
         embeds = {"prompt_embeds": zeros, "prompt_mask": mask, "negative_embeds": zeros, "negative_mask": mask}
-        rope = rope_tables(self._transformer, latent_shape(spec))
+        rope = rope_tables(self._transformer, spec.clip.latents)
         denoise_step(self._transformer, [start_row(self._transformer, spec, embeds, rope)])
 
 

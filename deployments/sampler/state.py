@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from deployments.clip import latent_shape
 from deployments.errors import PermanentError
 from deployments.keys import checkpoint_key, checkpoint_prefix
 from deployments.messages import VideoSpec
@@ -92,7 +91,7 @@ def unpack(name: str, data: bytes, spec: VideoSpec, revision: str, dtype: str) -
 
 def _state(name: str, header: dict[str, str], tensors: dict[str, Tensor], spec: VideoSpec) -> SampleState:
     step, latents = int(header["step"]), tensors.pop("latents")
-    if tuple(latents.shape) != latent_shape(spec) or not 0 <= step <= spec.num_inference_steps:
+    if tuple(latents.shape) != spec.clip.latents or not 0 <= step <= spec.num_inference_steps:
         raise CheckpointRefusedError(name, f"step {step} and latents {tuple(latents.shape)} do not fit the request")
     if not bool(torch.isfinite(latents).all()):
         raise CheckpointRefusedError(name, "its latents are not finite")

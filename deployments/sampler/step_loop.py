@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from deployments.clip import latent_tokens
 from deployments.errors import StoppedError
 from deployments.mochi.denoise import RowState
 from deployments.replica.running_task import RunningTask
@@ -217,6 +218,4 @@ def shares(nanoseconds: int, rows: Sequence[RowState]) -> list[int]:
 
 def _load(row: RowState, exact: bool) -> Load:
     shape = tuple(row.latents.shape)
-    _, frames, height, width = shape
-    tokens = frames * (height // 2) * (width // 2)
-    return Load(shape, tokens, row.rows, exact)
+    return Load(shape, latent_tokens(shape), row.rows, exact)

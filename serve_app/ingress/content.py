@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from deployments.keys import Variant, object_key
+from deployments.keys import Variant, video_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectInfo, ObjectStore
 from serve_app.access.tenants import Caller
@@ -199,13 +199,13 @@ class VideoStorage:
 
     async def stat_video(self, job_id: str, variant: Variant) -> ObjectInfo | None:
         """Size, ETag and content type; None when there is no such file."""
-        return await self._store.stat(object_key(job_id, variant))
+        return await self._store.stat(video_key(job_id, variant))
 
     def stream_video(
         self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None
     ) -> AsyncIterator[bytes]:
         """Bytes offset to offset + length, to the end without length, in chunks."""
-        return self._store.stream(object_key(job_id, variant), offset, length)
+        return self._store.stream(video_key(job_id, variant), offset, length)
 
     def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None:
         """Where clients get the file from the store itself, without keys, for `storage.signed_link_s`.
@@ -214,7 +214,7 @@ class VideoStorage:
         """
         if not self._public:
             return None
-        return self._store.presigned_get(object_key(job_id, variant), self._link_s, filename, content_type)
+        return self._store.presigned_get(video_key(job_id, variant), self._link_s, filename, content_type)
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deployments.clip import sample_tokens
 from deployments.messages import Stage, VideoSpec
 from serve_app.access.limits import Quotas
 from serve_app.access.tenants import Tenant, day_of
@@ -36,7 +35,7 @@ class Acceptance:
         """
         board, account = self._board, self._board.access.tenants.get(new.tenant)
         samplers = board.replicas.alive(Stage.SAMPLING, time.monotonic())
-        tokens, limit = sample_tokens(new.spec), memory_limit(samplers)
+        tokens, limit = new.spec.clip.tokens, memory_limit(samplers)
         if limit is not None and tokens > limit:
             return TooLargeError(tokens, limit)
         # Nothing is waited for between the checks and `coming`: many at once would pass them together.

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from deployments.clip import sample_tokens
 from deployments.messages import Directive, Stage
 from serve_app.jobs import TIERS, Job, Spent, Tier
 from serve_app.scheduling.fair_share import Charge
@@ -211,7 +210,7 @@ def leases_to_park(sampling: Iterable[Lease], urgent: int, open_slots: int, max_
     sampling = list(sampling)
     opening = open_slots + sum(1 for lease in sampling if _opens_soon(lease))
     candidates = [lease for lease in sampling if not _opens_soon(lease) and _may_be_parked(lease, max_parks)]
-    candidates.sort(key=lambda lease: (-TIERS.index(lease.job.tier), sample_tokens(lease.job.spec), -lease.steps_left))
+    candidates.sort(key=lambda lease: (-TIERS.index(lease.job.tier), lease.job.spec.clip.tokens, -lease.steps_left))
     return candidates[: max(0, urgent - opening)]
 
 

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from serve_app.errors import (
     BodyTooLargeError,
+    Described,
     InvalidRequestError,
     RequestTimeoutError,
     UnsupportedMediaTypeError,
@@ -213,5 +214,7 @@ def _bad_body(message: str) -> InvalidRequestError:
     return InvalidRequestError(message, code="invalid_body")
 
 
-class UploadedFile:
+class UploadedFile(Described):
     """Stands for a file part of a multipart body where the API takes text."""
+
+    described = "a file"

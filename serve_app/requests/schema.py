@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
+from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, is_side, length_below
 from deployments.settings import Dimension, ModelSettings
 from serve_app.jobs import TIERS, Tier
 from serve_app.prompts.cleaning import clean_prompt
@@ -65,8 +66,8 @@ def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt"
         "model": (str, Field(model.name, description=f"'{model.name}', the model that is served")),
         "size": _size_field(model),
         "seconds": _seconds_field(model),
-        "width": _integer(model.width, 16, "in pixels, a multiple of 16"),
-        "height": _integer(model.height, 16, "in pixels, a multiple of 16"),
+        "width": _integer(model.width, PIXELS_PER_TOKEN, "in pixels, a multiple of 16"),
+        "height": _integer(model.height, PIXELS_PER_TOKEN, "in pixels, a multiple of 16"),
         "num_frames": _num_frames_field(model.num_frames),
         "fps": _integer(model.fps, 1, "in frames a second"),
         "num_inference_steps": _integer(model.num_inference_steps, 1, "in denoising steps"),
@@ -104,7 +105,7 @@ def _num_frames_field(bounds: Dimension) -> tuple[Any, Any]:
     checked = Annotated[int, Field(ge=bounds.minimum, le=bounds.maximum), AfterValidator(_whole_latent_frames)]
     description = (
         f"an integer from {bounds.minimum} to {bounds.maximum} of the form 6k + 1 "
-        f"({', '.join(str(n) for n in range(bounds.minimum, bounds.maximum + 1, 6)[:3])}, ...)"
+        f"({', '.join(str(n) for n in range(bounds.minimum, bounds.maximum + 1, TEMPORAL_COMPRESSION)[:3])}, ...)"
     )
     return checked, Field(bounds.default, description=description)
 
@@ -115,7 +116,7 @@ def _size_field(model: ModelSettings) -> tuple[Any, Any]:
         if not match:
             raise ValueError("not WIDTHxHEIGHT")
         for side, bounds, what in zip(match.groups(), (model.width, model.height), SIZE_PARTS, strict=True):
-            if int(side) % 16 or not bounds.minimum <= int(side) <= bounds.maximum:
+            if not is_side(int(side)) or not bounds.minimum <= int(side) <= bounds.maximum:
                 raise ValueError(f"{what} {side}")
         return size
 
@@ -169,8 +170,8 @@ def _not_blank(text: str) -> str:
 
 
 def _whole_latent_frames(num_frames: int) -> int:
-    if num_frames % 6 != 1:
-        raise ValueError(f"the next one below is {num_frames - (num_frames - 1) % 6}")
+    if not is_length(num_frames):
+        raise ValueError(f"the next one below is {length_below(num_frames)}")
     return num_frames
 
 

@@ -5,7 +5,6 @@ Types and bounds of single fields are in `request_schema`; here is what concerns
 
 import hashlib
 import json
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from deployments.clip import nearest_length
 from deployments.messages import VideoSpec
 from deployments.settings import Dimension, ModelSettings
 from serve_app.errors import InvalidRequestError, shown
@@ -179,7 +179,7 @@ def _num_frames(request: VideoRequest, bounds: Dimension) -> int:
         return request.num_frames
     if "num_frames" in request.model_fields_set:
         raise conflict("seconds", "num_frames")
-    num_frames = nearest_num_frames(float(request.seconds), request.fps, bounds.minimum)
+    num_frames = max(bounds.minimum, nearest_length(float(request.seconds) * request.fps))
     if num_frames > bounds.maximum:
         raise InvalidRequestError(
             f"Invalid 'seconds': {float(request.seconds):g} seconds at {request.fps} fps are {num_frames} frames; "
@@ -196,11 +196,6 @@ def _fingerprint(spec: VideoSpec, priority: Tier | None, webhook_url: str | None
     if webhook_url is not None:
         meant["webhook_url"] = webhook_url
     return hashlib.sha256(json.dumps(meant, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
-
-
-def nearest_num_frames(seconds: float, fps: int, minimum: int) -> int:
-    """The 6k + 1 nearest to seconds * fps (of two equally near, the larger), at least `minimum`."""
-    return max(minimum, 6 * math.floor((seconds * fps - 1) / 6 + 0.5) + 1)
 
 
 def conflict(one: str, other: str) -> InvalidRequestError:

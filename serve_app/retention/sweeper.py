@@ -20,13 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from deployments.errors import RegistryUnavailableError, WorkerError
-from deployments.keys import (
-    _VIDEO_KEYS,
-    VIDEO_PREFIX,
-    WORK_PREFIX,
-    JobFile,
-    parse_key,
-)
+from deployments.keys import VIDEO_PREFIX, WORK_PREFIX, JobFile, parse_key, video_keys
 from deployments.storage.object_store import ListedObject, ObjectInfo
 from serve_app.config import RetentionSettings
 from serve_app.database import retention as deleted_videos
@@ -36,7 +30,6 @@ from serve_app.database.intake import forget_old_keys
 from serve_app.database.meta import installation_id
 from serve_app.database.webhooks import forget_old_deliveries
 from serve_app.retention.orphans import is_needed
-from serve_app.retention.sweeper import FileStore
 
 log = logging.getLogger("ray.serve")
 
@@ -49,6 +42,14 @@ MARKER_TEXT = (
     b"A mochi-serve database whose jobs have their files in this bucket. While more than one is named here, files "
     b"that belong to no job are not swept. Delete this object only if that installation is gone for good.\n"
 )
+
+
+class FileStore(Protocol):
+    """What is needed of the object store here; see `deployments.storage.object_store.ObjectStore`."""
+
+    def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]: ...
+
+    async def delete_many(self, keys: Sequence[str]) -> None: ...
 
 
 class Store(FileStore, Protocol):
@@ -295,14 +296,6 @@ def files_before(listed: Sequence[ListedObject], moment: datetime) -> list[JobFi
     return [file for file in map(parse_key, old) if file is not None]
 
 
-class FileStore(Protocol):
-    """What is needed of the object store here; see `deployments.storage.object_store.ObjectStore`."""
-
-    def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]: ...
-
-    async def delete_many(self, keys: Sequence[str]) -> None: ...
-
-
 async def delete_work_files(store: FileStore, job_ids: Sequence[str]) -> int:
     """Delete all that lies under the jobs' own prefixes; returns how many objects that were.
 
@@ -316,7 +309,7 @@ async def delete_work_files(store: FileStore, job_ids: Sequence[str]) -> int:
 async def delete_all_files(store: FileStore, job_ids: Sequence[str]) -> None:
     """Delete videos, their pictures and work files of jobs that have ended."""
     await delete_work_files(store, job_ids)
-    await store.delete_many([key(job_id) for job_id in job_ids for key in _VIDEO_KEYS])
+    await store.delete_many([key for job_id in job_ids for key in video_keys(job_id)])
 
 
 async def _work_keys(store: FileStore, job_id: str) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from math import inf
 
-from deployments.clip import sample_tokens
+from deployments.clip import cfg_rows
 from deployments.messages import Stage, VideoSpec
 
 # What an observation still counts after one more: about the last ten make up the rate.
@@ -85,20 +85,17 @@ class CostModel:
         return rate.value if rate is not None else _NOMINAL[stage]
 
 
-def _rows(spec: VideoSpec) -> int:
-    """Guidance adds a row with the negative prompt; a scale of 1 and below is none."""
-    return 2 if spec.guidance_scale > 1.0 else 1
-
-
 def _units(stage: Stage, spec: VideoSpec, steps: int) -> int:
-    tokens = sample_tokens(spec)
-    return {Stage.ENCODING: 1, Stage.SAMPLING: steps * _rows(spec) * tokens, Stage.DECODING: tokens}[stage]
+    tokens = spec.clip.tokens
+    return {Stage.ENCODING: 1, Stage.SAMPLING: steps * cfg_rows(spec.guidance_scale) * tokens, Stage.DECODING: tokens}[
+        stage
+    ]
 
 
 def _size(stage: Stage, spec: VideoSpec) -> _Size:
     """What the rate depends on: encoding on nothing, decoding on the tokens, sampling on tokens and rows."""
-    tokens = 0 if stage is Stage.ENCODING else sample_tokens(spec)
-    return (stage, tokens, _rows(spec) if stage is Stage.SAMPLING else 1)
+    tokens = 0 if stage is Stage.ENCODING else spec.clip.tokens
+    return (stage, tokens, cfg_rows(spec.guidance_scale) if stage is Stage.SAMPLING else 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Memory is counted in tokens: latent frames x height/16 x width/16.
 
 from collections.abc import Iterable
 
-from deployments.clip import FRAMES_PER_LATENT, PIXELS_PER_TOKEN, ClipShape
+from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, ClipShape
 from deployments.messages import ReplicaInfo, VideoSpec
 from deployments.settings import ModelSettings
 
@@ -53,7 +53,7 @@ def advice(model: ModelSettings, max_tokens: int, spec: VideoSpec) -> str:
 def _longest(model: ModelSettings, max_tokens: int, shape: ClipShape) -> ClipShape | None:
     """The shape with as many of its frames as fit; None if that is fewer than the model makes."""
     frame_tokens = (shape.width // PIXELS_PER_TOKEN) * (shape.height // PIXELS_PER_TOKEN)
-    fitting = FRAMES_PER_LATENT * (max_tokens // frame_tokens - 1) + 1
+    fitting = TEMPORAL_COMPRESSION * (max_tokens // frame_tokens - 1) + 1
     num_frames = min(fitting, shape.num_frames)
     if num_frames < model.num_frames.minimum:
         return None

@@ -10,7 +10,6 @@ from typing import Self
 
 from serve_app.config import WebhookSettings
 from serve_app.jobs import retry_pause
-from serve_app.webhooks.client import Answer
 
 MAX_AT_ONCE = 20
 MAX_PER_TENANT = 12
@@ -74,19 +73,31 @@ MAX_DOUBLINGS = 40
 
 
 def next_try(
-    answer: Answer, attempts: int, created_at: float, now: float, settings: WebhookSettings, jitter: float
+    *,
+    status: int | None,
+    retry_after: str | None,
+    attempts: int,
+    created_at: float,
+    now: float,
+    settings: WebhookSettings,
+    jitter: float,
 ) -> float | None:
     """When to send it again, Unix seconds; None: it is given up. The last try is `give_up_h` after the event.
 
     Args:
-        answer: to the last try. attempts: tries so far, 1 and up. created_at: of the event, Unix seconds.
+        status: of the answer to the last try; None if there was no answer.
+        retry_after: its header of that name.
+        attempts: tries so far, 1 and up.
+        created_at: of the event, Unix seconds.
+        now: Unix seconds.
+        settings: the first pause, and when to give up.
         jitter: 0 to 1, drawn; takes up to half of the pause, so that what failed together does not return together.
     """
     give_up_at = created_at + settings.give_up_h * HOUR_S
-    if answer.status == GONE or now >= give_up_at:
+    if status == GONE or now >= give_up_at:
         return None
     doubled = retry_pause(min(attempts, MAX_DOUBLINGS) + 1, settings.first_pause_s, LONGEST_PAUSE_S)
-    wanted = min(LONGEST_PAUSE_S, retry_after_s(answer.retry_after, now))
+    wanted = min(LONGEST_PAUSE_S, retry_after_s(retry_after, now))
     return min(give_up_at, now + max(wanted, doubled * (1 - jitter / 2)))
 
 

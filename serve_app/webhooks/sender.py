@@ -168,7 +168,15 @@ class WebhookSender:
             await self._database.run(webhook_store.delivered, delivery, now, answer.status)
             return
         attempts = delivery.attempts + 1
-        next_at = next_try(answer, attempts, delivery.created_at, now, self._settings, self._draw())
+        next_at = next_try(
+            status=answer.status,
+            retry_after=answer.retry_after,
+            attempts=attempts,
+            created_at=delivery.created_at,
+            now=now,
+            settings=self._settings,
+            jitter=self._draw(),
+        )
         await self._database.run(webhook_store.failed, delivery, next_at, answer.status, answer.error)
         if next_at is None:
             told = f"{delivery.id} for the job {delivery.job_id} is given up after {attempts} tries"

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deployments.clip import latent_shape
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import denoise_step, rope_tables, start_row
 from deployments.mochi.loading import load_transformer, load_vae
@@ -47,7 +46,7 @@ class Generator:
         Raises:
             PermanentError: `prompt_too_long`.
         """
-        rope = rope_tables(self._transformer, latent_shape(specs[0]))
+        rope = rope_tables(self._transformer, specs[0].clip.latents)
         embeds = [self._encoder.encode(spec.prompt, spec.negative_prompt) for spec in specs]
         rows = [start_row(self._transformer, spec, each, rope) for spec, each in zip(specs, embeds, strict=True)]
         while any(not row.done for row in rows):

@@ -60,9 +60,9 @@ from serve_app.jobs import JobFilter, JobState, Submission, Tier
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.ray_environment import LOOPBACK_ONLY
 from serve_app.local.seaweed import ACTOR_NAME as STORAGE_ACTOR
-from tests.ports import free_block
-from tests.postgres import fresh_database, postgres_server
-from tests.server import ROOT
+from tests.support.ports import free_block
+from tests.support.postgres import fresh_database, postgres_server
+from tests.support.server import ROOT
 
 CALLERS = 64
 FEW = 1000

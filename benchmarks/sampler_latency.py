@@ -41,8 +41,8 @@ from deployments.sampler.step_loop import Step
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed import WeedProcess
-from tests.ports import free_block
-from tests.worker_fakes import SHAPES, MemoryLink, spec, undecorated, worker_settings
+from tests.support.ports import free_block
+from tests.support.worker_fakes import SHAPES, MemoryLink, spec, undecorated, worker_settings
 
 REPLICA = "replica-1"
 SLOW_STEP_S = 0.3

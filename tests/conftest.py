@@ -13,12 +13,12 @@ import ray
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed import WeedProcess
-from tests.fakes import FakeServices
-from tests.memory_http import fed_client, unfed_client
-from tests.ports import free_block
-from tests.server import ENDLESS, Server, running_server
+from tests.support.http.fakes import FakeServices
+from tests.support.http.memory_http import fed_client, unfed_client
+from tests.support.ports import free_block
+from tests.support.server import ENDLESS, Server, running_server
 
-pytest_plugins = ["tests.groups", "tests.postgres"]
+pytest_plugins = ["tests.support.groups", "tests.support.postgres"]
 
 
 def pytest_configure() -> None:

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from tests.clip_reader import Frames, read_frames
+from tests.support.clip_reader import Frames, read_frames
 
 # In levels of 255, on average. In another batch latents differ by 1e-5 of their size. That changes none of the mix's
 # clips, whose seeds are chosen for it; it can: by 0.453 in the red circle of seed 1, where the encoder then decides

@@ -1,0 +1,67 @@
+"""What is checked before a start."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve_app.errors import StartupError
+from serve_app.local.preflight import check_disk, check_ports, data_folder_lock, free_ports
+from tests.support import ROOT
+
+
+def test_free_ports_pass() -> None:
+    check_ports(dict.fromkeys(free_ports(3), "a test"))
+
+
+def test_a_taken_port_is_named_with_its_purpose() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(StartupError, match=rf"^port {port} is taken by process \d+ .*the dashboard$"):
+            check_ports({port: "the dashboard"})
+
+
+def test_the_data_folder_is_made(tmp_path: Path) -> None:
+    check_disk(tmp_path / "a" / "b", 1)
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_full_disk_is_told_in_figures(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"has \d+ MB free, 900000000 MB are needed"):
+        check_disk(tmp_path, 900_000_000)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartupError, match="cannot write in the data folder"):
+        check_disk(tmp_path / "file" / "data", 0)
+
+
+def test_one_data_folder_has_one_server(tmp_path: Path) -> None:
+    with data_folder_lock(tmp_path):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+        with (
+            pytest.raises(StartupError, match=rf"another server \(process {os.getpid()}\)"),
+            data_folder_lock(tmp_path),
+        ):
+            pass
+    assert not (tmp_path / "lock").exists()
+    with data_folder_lock(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_server_does_not_hold(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, os, signal\n"
+        "from serve_app.local.preflight import data_folder_lock\n"
+        "with data_folder_lock(pathlib.Path(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = str(ROOT)
+    subprocess.run([sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": root})
+    assert (tmp_path / "lock").exists()
+    with data_folder_lock(tmp_path):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())

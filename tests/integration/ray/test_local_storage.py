@@ -1,0 +1,54 @@
+"""The actor that runs the local store: its process may be killed."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from deployments.settings import StorageSettings
+from deployments.storage.object_store import ObjectStore
+from serve_app.local.descendants import descendants
+from serve_app.local.preflight import is_free
+from serve_app.local.seaweed import ACTOR_NAME, LocalStorage
+from serve_app.local.seaweed_command import ports
+from tests.support.processes import gone
+
+NAMESPACE = "test-local-storage"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+async def test_a_killed_actor_brings_the_store_back(ray_cluster: None, local_port: int, tmp_path: Path) -> None:
+    actor = (
+        ray.remote(LocalStorage)
+        .options(
+            name=ACTOR_NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=100,
+        )
+        .remote(tmp_path, StorageSettings(local_port=local_port))
+    )
+    store = ObjectStore(await actor.ready.remote())
+    await store.put("kept", b"still here", "video/mp4")
+
+    guardian = (await actor.status.remote()).pid
+    weed = descendants(guardian)
+    os.kill(_parent(guardian), signal.SIGKILL)
+    assert gone([guardian, *weed])
+
+    settings = await actor.ready.remote()
+    assert settings.endpoint == f"127.0.0.1:{local_port}"
+    assert await store.get("kept") == b"still here"
+    await actor.stop.remote()
+    assert all(is_free(port) for port in ports(local_port).values())
+    ray.kill(actor)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -1,0 +1,125 @@
+"""Slots that were reserved by a caller that is gone, or that was frozen and comes too late."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+from ray.serve.exceptions import ReplicaUnavailableError
+
+from deployments.messages import Stage, StageTask
+from deployments.replica.serve_private import Reservations, own_reservations
+from serve_app.errors import NoReplicaError
+from serve_app.registry.replicas import DEPLOYMENTS, MODEL_APPLICATION, StageRouter
+from tests.support.processes import gone
+from tests.support.worker_fakes import task
+
+DEPLOYMENT = DEPLOYMENTS[Stage.ENCODING]
+
+
+def test_a_reservation_is_stale_once_it_was_seen_for_long_enough() -> None:
+    reserved = {"a"}
+    reservations = Reservations(10, lambda: reserved)
+    assert reservations.stale(100) == []
+    reserved.add("b")
+    assert reservations.stale(109) == []
+    assert reservations.stale(110) == ["a"]
+    reserved.remove("a")
+    assert reservations.stale(118) == []
+    reserved.add("a")
+    assert reservations.stale(119) == ["b"]
+
+
+def test_outside_of_a_replica_nothing_is_reserved() -> None:
+    assert own_reservations() == frozenset()
+
+
+@serve.deployment(name=DEPLOYMENT, max_ongoing_requests=2, ray_actor_options={"num_cpus": 0})
+class TwoSlots:
+    async def reserved(self) -> int:
+        return len(own_reservations())
+
+    async def run(self, task: StageTask) -> None:
+        if task.attempt > 1:
+            raise RuntimeError("this one fails")
+
+    async def release(self) -> int:
+        return await Reservations(kept_s=0).release_stale()
+
+
+class Caller:
+    """Reserves a slot and goes no further."""
+
+    async def reserve(self) -> str:
+        handle: Any = serve.get_deployment_handle(DEPLOYMENT, app_name=MODEL_APPLICATION)
+        self._choice = handle.choose_replica()
+        selection = await self._choice.__aenter__()
+        return str(selection.replica_id)
+
+
+@pytest.fixture
+def handle(ray_cluster: None) -> Iterator[Any]:
+    serve.start(http_options={"location": "NoServer"})
+    deployment: Any = TwoSlots
+    yield serve.run(deployment.bind(), name=MODEL_APPLICATION, route_prefix=None)
+    serve.shutdown()
+
+
+async def test_what_a_killed_caller_reserved_is_open_again(handle: Any) -> None:
+    assert await handle.reserved.remote() == 0
+    caller = ray.remote(Caller).options(num_cpus=0).remote()
+    assert ray.get(caller.reserve.remote())
+    pid = ray.get(caller.__ray_call__.remote(lambda _: os.getpid()))
+    ray.kill(caller)
+    assert gone([pid])
+    # Serve by itself would keep it.
+    assert await handle.reserved.remote() == 1
+    assert await handle.release.remote() == 1
+    assert await handle.reserved.remote() == 0
+    assert await handle.release.remote() == 0
+
+
+async def test_a_caller_that_comes_too_late_has_not_begun_its_task(handle: Any) -> None:
+    route = StageRouter()
+    chosen: list[str] = []
+
+    def frozen(replica: str) -> None:
+        """So long that the replica has given its slot back."""
+        chosen.append(replica)
+        with ThreadPoolExecutor(1) as thread:  # this one's loop stands still
+            assert thread.submit(lambda: handle.release.remote().result()).result() == 1
+
+    with pytest.raises(NoReplicaError):
+        await route(task(Stage.ENCODING), frozen)
+    assert await handle.reserved.remote() == 0
+    await route(task(Stage.ENCODING), chosen.append)
+    assert len(chosen) == 2
+    with pytest.raises(RuntimeError, match="this one fails"):
+        await route(replace(task(Stage.ENCODING), attempt=2), chosen.append)
+    assert await handle.reserved.remote() == 0
+
+
+class Leaving:
+    """A handle whose replica is gone from Serve's list once it was chosen."""
+
+    @asynccontextmanager
+    async def choose_replica(self, task: StageTask) -> AsyncIterator[Any]:
+        yield SimpleNamespace(replica_id="r1")
+
+    async def dispatch(self, selection: Any, task: StageTask) -> None:
+        raise ReplicaUnavailableError("Replica r1 is no longer available")
+
+
+async def test_a_replica_that_leaves_before_the_task_comes_has_not_begun_it() -> None:
+    route = StageRouter()
+    chosen: list[str] = []
+    route._handles[Stage.ENCODING] = SimpleNamespace(run=Leaving())
+    with pytest.raises(NoReplicaError):
+        await route(task(Stage.ENCODING), chosen.append)
+    assert chosen == ["r1"]

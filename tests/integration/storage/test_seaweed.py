@@ -1,0 +1,187 @@
+"""The local store: on loopback alone, back after a kill with what it held, and clear about what stops it."""
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from deployments.settings import StorageSettings
+from deployments.storage.object_store import ObjectStore
+from serve_app.errors import StartupError
+from serve_app.local.descendants import children
+from serve_app.local.preflight import is_free
+from serve_app.local.seaweed import WeedProcess
+from serve_app.local.seaweed_command import ports
+from tests.support.processes import gone
+
+needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
+
+
+@asynccontextmanager
+async def _running(port: int, folder: Path) -> AsyncIterator[WeedProcess]:
+    weed = WeedProcess(StorageSettings(local_port=port), folder)
+    try:
+        yield weed
+    finally:
+        await weed.stop()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def _weed_pid(weed: WeedProcess) -> int:
+    guardian = weed.status().pid
+    assert guardian is not None
+    return children(guardian)[0]
+
+
+def _listening(pid: int) -> set[str]:
+    """Local addresses, in hex, on which a process listens."""
+    inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for fields in map(str.split, Path(table).read_text().splitlines()[1:]):
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+@needs_proc
+async def test_only_loopback_listens_and_an_empty_store_is_small(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as weed:
+        await weed.ready()
+        assert _listening(_weed_pid(weed)) == {"0100007F"}
+        assert sum(p.stat().st_blocks * 512 for p in tmp_path.rglob("*") if p.is_file()) < 5_000_000
+
+
+async def test_objects_outlive_a_stop(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as weed:
+        await ObjectStore(await weed.ready()).put("kept", b"still here", "text/plain")
+    assert all(is_free(port) for port in ports(local_port).values())
+    assert list(Path("/tmp").glob(f"seaweedfs-*-{local_port + 1}.sock")) == []
+    async with _running(local_port, tmp_path) as weed:
+        assert await ObjectStore(await weed.ready()).get("kept") == b"still here"
+
+
+@needs_proc
+async def test_a_killed_store_comes_back_with_its_objects(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as weed:
+        store = ObjectStore(await weed.ready())
+        await store.put("kept", bytes(5_000_000), "video/mp4")
+        os.kill(_weed_pid(weed), signal.SIGKILL)
+        await _until(lambda: weed.status().restarts == 1)
+        await weed.ready()
+        assert await store.get("kept") == bytes(5_000_000)
+        await store.put("new", b"taken", "text/plain")
+
+
+@needs_proc
+async def test_a_request_waits_out_a_restart(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as weed:
+        store = ObjectStore(await weed.ready())
+        await store.put("kept", b"x", "text/plain")
+        killed = _weed_pid(weed)
+        os.kill(killed, signal.SIGKILL)
+        assert gone([killed])
+        assert await store.get("kept") == b"x"
+
+
+@needs_proc
+async def test_a_killed_guardian_takes_the_store_with_it_and_both_come_back(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as weed:
+        store = ObjectStore(await weed.ready())
+        await store.put("kept", b"x", "text/plain")
+        guardian, child = weed.status().pid, _weed_pid(weed)
+        assert guardian is not None
+        os.kill(guardian, signal.SIGKILL)
+        await _until(lambda: weed.status().restarts >= 1)
+        await weed.ready()
+        assert gone([child])
+        assert await store.get("kept") == b"x"
+
+
+async def test_a_taken_port_is_named_and_used_once_free(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as weed:
+        with socket.create_server(("127.0.0.1", local_port + 2)):
+            with pytest.raises(StartupError, match=rf"port {local_port + 2} \(master\) is taken by"):
+                await weed.ready(timeout_s=0.5)
+            assert "is taken" in (weed.status().problem or "")
+        await weed.ready()
+
+
+async def test_a_folder_that_cannot_be_made_is_named(local_port: int, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    async with _running(local_port, tmp_path / "file" / "data") as weed:
+        with pytest.raises(StartupError, match="data folder .*file/data"):
+            await weed.ready()
+
+
+async def test_a_stop_while_it_starts(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as weed:
+        weed.start()
+        await _until(lambda: weed.status().pid is not None)
+        guardian = weed.status().pid
+    assert guardian is not None
+    assert gone([guardian])
+    assert all(is_free(port) for port in ports(local_port).values())
+
+
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from deployments.settings import StorageSettings
+from serve_app.local.seaweed import WeedProcess
+
+async def main():
+    weed = WeedProcess(StorageSettings(local_port=int(sys.argv[1])), Path(sys.argv[2]))
+    await weed.ready()
+    print(weed.status().pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_store_whose_owner_was_killed_takes_nothing_from_the_next(local_port: int, tmp_path: Path) -> None:
+    """Its unix sockets, which have the names of the new one's, go with it after its ports are free."""
+    command = (sys.executable, "-c", OWNER, str(local_port), str(tmp_path))
+    owner = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert owner.stdout is not None
+    guardian = int(await owner.stdout.readline())
+    owner.kill()
+    await owner.wait()
+    async with _running(local_port, tmp_path) as weed:
+        await weed.ready()
+        assert await asyncio.to_thread(gone, [guardian])
+        assert {"s3", "master", "volume", "filer"} <= set(_unix_sockets(local_port))
+
+
+def _unix_sockets(local_port: int) -> list[str]:
+    """Parts of the store whose socket is there."""
+    paths = [path for port in ports(local_port).values() for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock")]
+    return [path.name.split("-")[1] for path in paths]
+
+
+async def test_a_start_waits_for_the_end_of_the_store_before(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as first:
+        await first.ready()
+        with (tmp_path / "objects.lock").open("rb") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "objects.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        async with _running(local_port, tmp_path) as second:
+            second.start()
+            await _until(lambda: second.status().problem is not None)
+            assert second.status().problem == "the store that ran here before has not ended yet"
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            await second.ready()

@@ -1,0 +1,524 @@
+"""A world without Ray for the registry: real workers' shells, simulated stages, and faults everywhere, all drawn from
+one seed.
+
+The registry, its database and `StageWorker` are the real ones. The stages sleep instead of computing and note what
+really happened, so that a test can compare it with what the registry tells.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import Connection
+
+from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, TransientError
+from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask
+from deployments.replica import stage_worker
+from deployments.replica.running_task import RunningTask
+from deployments.replica.stage_worker import StageWorker
+from serve_app.config import JobSettings, SchedulingSettings
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
+from serve_app.errors import NoReplicaError, ReplicaDiedError
+from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
+from serve_app.registry import actor as job_registry
+from serve_app.registry import dispatcher, outlook
+from serve_app.registry import reports as job_reports
+from serve_app.registry import state as board
+from serve_app.registry.actor import JobRegistry
+from serve_app.scheduling import retries
+from serve_app.scheduling import waiting_jobs as waiting_room
+from tests.support.registry_world import SPEC
+
+T = TypeVar("T")
+STEPS = 6
+STEP_S = 0.004
+LEASE_S = 1.5
+DOOMED = "doomed"
+SETTINGS = JobSettings(retry_pause_s=0.01, max_retry_pause_s=0.2, max_attempts=1000).model_copy(
+    update={"lease_s": LEASE_S}
+)
+SCHEDULING = SchedulingSettings(weights={"a": 3}, promote_after_s=2)
+# The same machinery at a pace that fits steps of milliseconds.
+PACE: dict[Any, dict[str, float]] = {
+    stage_worker: {
+        "ANNOUNCE_EVERY_S": 0.05,
+        "DRAIN_POLL_S": 0.02,
+        "REPORT_INTERVAL_S": 0.005,
+        "HEARTBEAT_S": 0.2,
+        "RETRY_PAUSE_S": 0.02,
+    },
+    dispatcher: {"TICK_S": 0.1, "RECONCILE_S": 0.3, "TAKEN_OVER_S": LEASE_S},
+    job_registry: {"HOLD_S": 0.2},
+    board: {"FORGET_REPLICA_S": 1.0},
+    retries: {"OUTAGE_PAUSE_S": 0.02},
+}
+TELLING_TIME = (dispatcher, job_registry, job_reports, outlook, waiting_room)
+
+
+@dataclass(frozen=True)
+class Weather:
+    """What goes wrong. Numbers below 1 are chances: of each step, call of the registry or operation of the database."""
+
+    jobs: int = 24
+    clusters: int = 1
+    cancels: float = 0.15
+    doomed: float = 0.0
+    transient: float = 0.0
+    out_of_memory: float = 0.0
+    unheard: float = 0.0
+    repeated: float = 0.0
+    refused: float = 0.0
+    uncommitted: float = 0.0
+    untold_commits: float = 0.0
+    faults: tuple[str, ...] = ()
+    fault_every_s: float = 0.15
+
+
+@dataclass
+class Clock:
+    """Stands for the module `time` where the registry asks it: a wall clock that may jump."""
+
+    shift: float = 0.0
+    monotonic: Callable[[], float] = time.monotonic
+
+    def time(self) -> float:
+        return time.time() + self.shift
+
+
+@dataclass
+class Truth:
+    """What really happened to the jobs, noted by the workers; `working` and `together` by lease."""
+
+    steps: Counter[str] = field(default_factory=Counter)
+    saved: dict[str, int] = field(default_factory=dict)
+    working: defaultdict[tuple[str, Stage], set[str]] = field(default_factory=lambda: defaultdict(set))
+    together: set[str] = field(default_factory=set)
+    disturbed: set[str] = field(default_factory=set)
+    deaths: Counter[str] = field(default_factory=Counter)
+    cancelled: set[str] = field(default_factory=set)
+    waited: int = 0
+
+
+class StormDatabase(Database):
+    """The database of a cluster, which is away at times, and at times does not tell that it has committed."""
+
+    storm: "Storm"
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        storm = self.storm
+        if storm.database_away or storm.chance(storm.weather.uncommitted):
+            raise RegistryUnavailableError("the storm took the database")
+        result = await super().run(function, *args)
+        if storm.chance(storm.weather.untold_commits):
+            raise RegistryUnavailableError("the storm took the connection in the commit")
+        return result
+
+
+class Replica:
+    """One replica of a stage: the real shell of a worker around work that only sleeps."""
+
+    def __init__(self, cluster: "Cluster", stage: Stage, name: str) -> None:
+        self.cluster, self.stage, self.name = cluster, stage, name
+        self.slots = 2 if stage is Stage.SAMPLING else 1
+        self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.cut = self.leaving = False
+        self.calls: dict[asyncio.Task[None], StageTask] = {}
+        info = ReplicaInfo(name, stage, self.slots, "cpu", "mochi-1")
+        self.worker = StageWorker(info, self, draining=lambda: self.leaving)
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """The worker's way to the registry."""
+        if self.cut or self.died.done():
+            raise RegistryUnavailableError("this replica is cut off")
+        return await self.cluster.call(method, *args)
+
+    async def run(self, task: StageTask) -> None:
+        """As Serve carries a call: it ends with the task, or with the replica. Who waits may go away."""
+        if not self.died.done():
+            call = asyncio.create_task(self.worker.run(task, self._work))
+            self.calls[call] = task
+            call.add_done_callback(self.calls.pop)
+            await asyncio.wait({call, self.died}, return_when=asyncio.FIRST_COMPLETED)
+        if self.died.done():
+            raise ReplicaDiedError(self.name)
+
+    def die(self) -> None:
+        """As kill -9: nothing is told, and nothing more is done."""
+        if self.died.done():
+            return
+        self.died.set_result(None)
+        truth = self.cluster.storm.truth
+        for task in self.calls.values():
+            truth.disturbed.add(task.job_id)
+            truth.deaths[task.job_id] += 1
+            truth.working[task.job_id, task.stage].discard(task.lease)
+        self.worker.close()
+
+    async def _work(self, running: RunningTask) -> Event | None:
+        task, truth = running.task, self.cluster.storm.truth
+        at_work = truth.working[task.job_id, task.stage]
+        at_work.add(task.lease)
+        if len(at_work) > 1:
+            truth.together.add(task.job_id)
+        try:
+            if task.stage is Stage.SAMPLING:
+                return await self._sample(running)
+            for frame in range(2):
+                await self._pass_time(running)
+                if task.stage is Stage.DECODING:
+                    running.progress(frame + 1, 2)
+            return None
+        finally:
+            at_work.discard(task.lease)
+
+    async def _sample(self, running: RunningTask) -> Event | None:
+        task, storm = running.task, self.cluster.storm
+        kept = storm.truth.saved.get(task.job_id, 0) if task.checkpoint_step or task.attempt > 1 else 0
+        begun = 0 if storm.chance(storm.weather.refused) else kept
+        if begun < task.checkpoint_step:
+            storm.truth.disturbed.add(task.job_id)
+        running.progress(begun, STEPS)
+        for step in range(begun + 1, STEPS + 1):
+            if running.yielding is not None:
+                storm.truth.saved[task.job_id] = step - 1
+                return Parked(step - 1, running.yielding, running.device_s)
+            await self._pass_time(running)
+            storm.truth.steps[task.job_id] += 1
+            running.progress(step, STEPS)
+            if storm.chance(0.3):
+                storm.truth.saved[task.job_id] = step
+                await self.worker.report_now(running, Checkpointed(step))
+        return None
+
+    async def _pass_time(self, running: RunningTask) -> None:
+        """One step's time, after which it may have gone wrong."""
+        storm, job_id = self.cluster.storm, running.task.job_id
+        running.check()
+        await asyncio.sleep(STEP_S * storm.draw.uniform(0.5, 1.5))
+        running.used(int(STEP_S * 1e9))
+        if self.died.done():
+            raise StoppedError(f"{self.name} is dead")
+        if running.task.spec.prompt == DOOMED and running.task.stage is Stage.SAMPLING:
+            raise PermanentError(DOOMED, "as was asked")
+        if storm.chance(storm.weather.transient):
+            storm.truth.disturbed.add(job_id)
+            raise TransientError("bad_luck", "as was drawn")
+        if storm.chance(storm.weather.out_of_memory):
+            storm.truth.disturbed.add(job_id)
+            storm.truth.deaths[job_id] += 1
+            raise MemoryError("as was drawn")
+
+
+@dataclass
+class Life:
+    """One life of a registry; calls in flight end with it."""
+
+    registry: JobRegistry
+    ended: asyncio.Future[None]
+
+
+class Cluster:
+    """A registry that may be killed and started again, its replicas, and the ways between them."""
+
+    def __init__(self, storm: "Storm", owner: str) -> None:
+        self.storm, self.owner = storm, owner
+        self.life: Life | None = None
+        self.replicas: list[Replica] = []
+        self._made = 0
+        self._late: set[asyncio.Task[None]] = set()
+
+    @property
+    def registry(self) -> JobRegistry:
+        assert self.life is not None
+        return self.life.registry
+
+    def start(self) -> None:
+        registry = JobRegistry(self.storm.url, SETTINGS, SCHEDULING, self.owner, self._send)
+        self.life = Life(registry, asyncio.get_running_loop().create_future())
+
+    async def kill(self) -> None:
+        """Nothing in memory is left, and no call is answered; the replicas go on with what they have."""
+        life, self.life = self.life, None
+        if life is not None:
+            life.ended.set_result(None)
+            await life.registry.close()
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """As RegistryLink does it: an answer, or RegistryUnavailableError, after which nobody knows."""
+        storm, life = self.storm, self.life
+        if life is None or storm.chance(storm.weather.unheard):
+            raise RegistryUnavailableError("the storm took the call")
+        asked = asyncio.ensure_future(getattr(life.registry, method)(*args))
+        await asyncio.wait({asked, life.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            asked.cancel()
+            raise RegistryUnavailableError("the registry was killed")
+        if method.startswith("report") and storm.chance(storm.weather.repeated):
+            late = asyncio.create_task(self._repeat(method, *args))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+        result = asked.result()
+        if storm.chance(storm.weather.unheard):
+            raise RegistryUnavailableError("the storm took the answer")
+        return result
+
+    async def _repeat(self, method: str, *args: Any) -> None:
+        """The same once more, late and out of order."""
+        await asyncio.sleep(self.storm.draw.uniform(0, 5 * STEP_S))
+        if (life := self.life) is not None:
+            again = asyncio.ensure_future(getattr(life.registry, method)(*args))
+            await asyncio.wait({again, life.ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not again.done():
+                again.cancel()
+            elif not isinstance(again.exception(), RegistryUnavailableError | None):
+                again.result()
+
+    async def _send(self, task: StageTask, chosen: Callable[[str], None]) -> None:
+        """As the router does it: a replica with room, waited for; it may be a dead one that nobody missed yet."""
+        for attempt in range(30):
+            alive = [r for r in self.replicas if r.stage is task.stage and not r.leaving and len(r.calls) < r.slots]
+            if alive:
+                replica = min(alive, key=lambda r: len(r.calls))
+                chosen(replica.name)
+                return await replica.run(task)
+            self.storm.truth.waited += attempt == 0
+            await asyncio.sleep(0.01)
+        raise NoReplicaError(task.stage)
+
+    def add_replica(self, stage: Stage) -> None:
+        self._made += 1
+        self.replicas.append(Replica(self, stage, f"{self.owner}-{stage}-{self._made}"))
+
+    async def keep_replicas(self) -> None:
+        """As Serve does it: replace what died, what is sick and what has left."""
+        for stage in (*Stage, Stage.SAMPLING):
+            self.add_replica(stage)
+        while True:
+            await asyncio.sleep(0.03)
+            for replica in list(self.replicas):
+                if _is_sick(replica) or (replica.leaving and not replica.calls):
+                    replica.die()
+                if replica.died.done():
+                    self.replicas.remove(replica)
+                    self.add_replica(replica.stage)
+
+
+def _is_sick(replica: Replica) -> bool:
+    try:
+        replica.worker.check_health()
+    except RuntimeError:
+        return True
+    return False
+
+
+class Storm:
+    """The whole: clusters on one database, clients, and what happens to them."""
+
+    def __init__(self, url: str, weather: Weather, seed: int) -> None:
+        self.url, self.weather = url, weather
+        self.draw = random.Random(seed)
+        self.truth, self.clock = Truth(), Clock()
+        self.database_away = False
+        self.clusters = [Cluster(self, f"cluster-{n}") for n in range(weather.clusters)]
+        self.surprises: list[str] = []
+
+    def chance(self, probability: float) -> bool:
+        return probability > 0 and self.draw.random() < probability
+
+    def prepare(self, patch: pytest.MonkeyPatch) -> None:
+        for module, values in PACE.items():
+            for name, value in values.items():
+                patch.setattr(module, name, value)
+        for module in TELLING_TIME:
+            patch.setattr(module, "time", self.clock)
+        if not self.weather.faults:  # nothing is to be mended: the mirror is right by itself
+            patch.setattr(dispatcher, "RECONCILE_S", 1000.0)
+        patch.setattr(job_registry, "Database", type("OfThisStorm", (StormDatabase,), {"storm": self}))
+
+    async def blow(self, patience_s: float) -> dict[str, Job]:
+        """From the first submission to the last end; the jobs as they ended. Raises TimeoutError if one is stuck."""
+        watch = _Watch(self.surprises)
+        logging.getLogger("ray.serve").addHandler(watch)
+        beside: list[asyncio.Task[None]] = []
+        try:
+            for cluster in self.clusters:
+                cluster.start()
+                beside.append(asyncio.create_task(cluster.keep_replicas()))
+            troubles = asyncio.create_task(self._troubles())
+            beside.append(troubles)
+            clients = [asyncio.create_task(self._client(n)) for n in range(self.weather.jobs)]
+            async with asyncio.timeout(patience_s):
+                ended = await _all(clients)
+            troubles.cancel()
+            await asyncio.gather(troubles, return_exceptions=True)
+            await self._clear_sky()
+            async with asyncio.timeout(patience_s):
+                await self._calls_end()
+            return {job.id: job for job in ended}
+        finally:
+            logging.getLogger("ray.serve").removeHandler(watch)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            for replica in [replica for cluster in self.clusters for replica in cluster.replicas]:
+                replica.die()
+
+    async def close(self) -> None:
+        for cluster in self.clusters:
+            await cluster.kill()
+
+    async def _clear_sky(self) -> None:
+        self.database_away, self.weather = False, replace(self.weather, uncommitted=0, untold_commits=0, unheard=0)
+        for cluster in self.clusters:
+            if cluster.life is None:
+                cluster.start()
+            for replica in cluster.replicas:
+                replica.cut = False
+
+    async def _calls_end(self) -> None:
+        """Each registry has seen that nothing waits and nothing runs."""
+        for cluster in self.clusters:
+            while any((await cluster.registry.demand()).values()) or any(r.calls for r in cluster.replicas):
+                await asyncio.sleep(0.02)
+
+    async def ask(self, method: str, *args: Any) -> Any:
+        """As an ingress whose client is patient: any cluster, again until there is an answer."""
+        while True:
+            try:
+                return await self.draw.choice(self.clusters).call(method, *args)
+            except RegistryUnavailableError:
+                await asyncio.sleep(0.02)
+
+    async def _client(self, n: int) -> Job:
+        await asyncio.sleep(self.draw.uniform(0, 0.5))
+        prompt = DOOMED if self.chance(self.weather.doomed) else "a red circle"
+        spec = replace(SPEC, prompt=prompt, num_inference_steps=STEPS)
+        asked = Submission(f"job-{n:03}", "mochi-1", spec, self.draw.choice("abc"), self.draw.choice(list(Tier)))
+        if self.chance(0.3):
+            asked = replace(asked, idempotency_key=f"key-{n}", fingerprint=prompt)
+        job_id = (await self.ask("submit", asked)).job.id
+        if self.chance(0.2):
+            asked = replace(asked, job_id=f"again-{n:03}") if asked.idempotency_key else asked
+            again = await self.ask("submit", asked)
+            assert (again.job.id, again.repeated) == (job_id, True)
+        if self.chance(self.weather.cancels):
+            await asyncio.sleep(self.draw.uniform(0, 0.4))
+            self.truth.cancelled.add(job_id)
+            await self.ask("cancel", job_id)
+        return await self._follow(job_id)
+
+    async def _follow(self, job_id: str) -> Job:
+        while True:
+            job: Job | None = await self.ask("get", job_id)
+            assert job is not None, f"{job_id} was accepted and is gone"
+            if job.final:
+                return job
+            glance = self.draw.choice(("list", "health", "preview", "history", "demand", "park"))
+            if glance == "list":
+                await self.ask("list_jobs", 10, None, "asc", JobFilter(states=(JobState.QUEUED, JobState.SAMPLING)))
+            elif glance in ("health", "demand"):
+                await self.ask(glance)
+            elif glance != "park" or self.chance(0.1):
+                await self.ask(glance, job_id)
+            await asyncio.sleep(0.03)
+
+    async def _troubles(self) -> None:
+        faults: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "kill": self._kill,
+            "absence": self._absence,
+            "outage": self._outage,
+            "jump": self._jump,
+            "death": self._death,
+            "silence": self._silence,
+            "leave": self._leave,
+        }
+        while self.weather.faults:
+            await asyncio.sleep(self.draw.uniform(0.5, 1.5) * self.weather.fault_every_s)
+            await faults[self.draw.choice(self.weather.faults)]()
+
+    async def _kill(self, for_s: float = 0.05) -> None:
+        cluster = self.draw.choice(self.clusters)
+        await cluster.kill()
+        await asyncio.sleep(for_s)
+        cluster.start()
+
+    async def _absence(self) -> None:
+        """So long that another registry takes its jobs over, or its replicas die meanwhile."""
+        await self._kill(1.5 * LEASE_S)
+
+    async def _outage(self) -> None:
+        self.database_away = True
+        await asyncio.sleep(self.draw.uniform(0.02, 0.3))
+        self.database_away = False
+
+    async def _jump(self) -> None:
+        self.clock.shift = self.draw.choice((-3600.0, 0.0, 3600.0))
+
+    async def _death(self) -> None:
+        self._replica().die()
+
+    async def _silence(self) -> None:
+        """A replica that works on and is heard by nobody, longer than a lease."""
+        replica = self._replica()
+        replica.cut = True
+        self.truth.disturbed |= {task.job_id for task in replica.calls.values()}
+        await asyncio.sleep(self.draw.choice((0.1, 1.2 * LEASE_S)))
+        replica.cut = False
+
+    async def _leave(self) -> None:
+        self._replica().leaving = True
+
+    def _replica(self) -> Replica:
+        return self.draw.choice([replica for cluster in self.clusters for replica in cluster.replicas])
+
+    def left(self) -> Iterator[str]:
+        """What each cluster still knows of, for whoever looks for what is stuck."""
+        yield f"surprises: {self.surprises}"
+        for cluster in self.clusters:
+            if cluster.life is not None:
+                registry = cluster.registry
+                yield f"{cluster.owner}: waiting {list(registry._board.room._jobs)}"
+                yield from map(repr, registry._board.leases.all())
+                yield f"calls {registry._dispatcher._calls}, doubtful {registry._dispatcher._doubtful}"
+            for replica in cluster.replicas:
+                held = [task.job_id for task in replica.calls.values()]
+                yield f"{replica.name}: dead {replica.died.done()}, leaving {replica.leaving}, holds {held}"
+
+    def sql(self, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        """What the database itself says."""
+        return self.clusters[0].registry._database.run(function, *args)
+
+
+class _Watch(logging.Handler):
+    """Notes every exception that somebody logged and went on, but the one that the storm makes."""
+
+    def __init__(self, surprises: list[str]) -> None:
+        super().__init__()
+        self._surprises = surprises
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, RegistryUnavailableError | MemoryError):
+            self._surprises.append(f"{record.getMessage()}: {error!r}")
+
+
+async def _all(tasks: list[asyncio.Task[Job]]) -> list[Job]:
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def everything(connection: Connection) -> tuple[dict[str, list[Any]], list[Any], list[Any]]:
+    """The history of each job, and what waits and is leased."""
+    page = job_store.list_jobs(connection, 1000, None, "asc", JobFilter())
+    histories = {job.id: job_store.history(connection, job.id) for job in page.jobs}
+    return histories, job_store.queued_ids(connection), job_store.leased_jobs(connection)

@@ -1,0 +1,239 @@
+"""In-memory implementations of what a model worker is connected to."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.errors import PermanentError, RegistryUnavailableError, StorageUnavailableError
+from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
+from deployments.mochi.denoise import RowState
+from deployments.replica.connections import Connections
+from deployments.replica.running_task import RunningTask
+from deployments.sampler.step_loop import Resident, Step
+from deployments.settings import WorkerSettings
+from deployments.storage.model_store import ModelBucket
+from serve_app.config import load_settings
+from serve_app.registry.replicas import Mailbox
+from tests.support import ROOT
+
+SHAPES = ROOT / "models" / "shapes"
+
+
+class MemoryLink:
+    """A registry that notes what it hears. unreachable: this many report calls fail first."""
+
+    def __init__(
+        self,
+        unreachable: int = 0,
+        stop_at: Callable[[Event], bool] = lambda event: False,
+        yield_at: Callable[[Event], bool] = lambda event: False,
+    ) -> None:
+        self.events: list[Event] = []
+        self.leases: list[tuple[str, str]] = []
+        self.announced: list[ReplicaInfo] = []
+        self.mailbox = Mailbox()
+        self.batches = 0
+        self.unreachable = unreachable
+        self._stop_at = stop_at
+        self._yield_at = yield_at
+
+    async def call(self, method: str, *args: Any) -> Any:
+        if method == "announce":
+            return await self._announce(*args)
+        if self.unreachable:
+            self.unreachable -= 1
+            raise RegistryUnavailableError("the registry restarts")
+        if method == "report_all":
+            self.batches += 1
+            return [self._take(report) for report in args[0]]
+        assert method == "report"
+        return self._take(args[0])
+
+    async def _announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
+        self.announced.append(info)
+        return await self.mailbox.collect(info.replica, 0.05 if wait else 0)
+
+    def _take(self, report: Report) -> Directive:
+        self.leases.append((report.job_id, report.lease))
+        self.events.append(report.event)
+        if self._stop_at(report.event):
+            return Directive.STOP
+        return Directive.YIELD if self._yield_at(report.event) else Directive.CONTINUE
+
+    @property
+    def ends(self) -> list[Event]:
+        """Events without progress."""
+        return [event for event in self.events if not isinstance(event, Progress)]
+
+    def of(self, job_id: str) -> list[Event]:
+        """Events of one job without progress."""
+        pairs = zip(self.leases, self.events, strict=True)
+        return [event for (job, _), event in pairs if job == job_id and not isinstance(event, Progress)]
+
+
+class MemoryStore:
+    """An object store in a dict, with the order of writes and of all changes. down: keys that it fails to write."""
+
+    def __init__(self, down: Callable[[str], bool] = lambda key: False) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.types: dict[str, str] = {}
+        self.written: list[str] = []
+        self.changes: list[tuple[str, str]] = []
+        self.down = down
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        if self.down(key):
+            raise StorageUnavailableError(f"no answer for {key}")
+        self.changes.append(("put", key))
+        self.objects[key] = data
+        self.types[key] = content_type
+        self.written.append(key)
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        await self.put(key, path.read_bytes(), content_type)
+
+    async def get(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise PermanentError("object_missing", f"no object {key}")
+        return self.objects[key]
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        return sorted(key for key in self.objects if key.startswith(prefix))
+
+    async def delete(self, key: str) -> None:
+        self.changes.append(("delete", key))
+        self.objects.pop(key, None)
+
+    def download_prefix(self, prefix: str, folder: Path) -> None:
+        found = {key: data for key, data in self.objects.items() if key.startswith(f"{prefix}/")}
+        if not found:
+            raise PermanentError("object_missing", f"nothing under {prefix}")
+        for key, data in found.items():
+            path = folder / key.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+def connections(link: MemoryLink, store: MemoryStore) -> Connections:
+    def open_bucket(name: str) -> ModelBucket:
+        return store
+
+    return Connections("replica-1", link, store, open_bucket)
+
+
+def worker_settings(stage: Stage, source: Path = SHAPES) -> WorkerSettings:
+    settings = load_settings(str(ROOT / "configs" / "shapes.yaml"), environ={})
+    sections = {
+        Stage.ENCODING: settings.encoder,
+        Stage.SAMPLING: settings.sampler,
+        Stage.DECODING: settings.decoder,
+    }
+    whole = settings.worker(sections[stage], "registry")
+    return whole.model_copy(update={"model": whole.model.model_copy(update={"source": str(source)})})
+
+
+def spec(prompt: str = "a red circle moving right", **changes: Any) -> VideoSpec:
+    values: dict[str, Any] = {
+        "negative_prompt": "",
+        "width": 64,
+        "height": 64,
+        "num_frames": 13,
+        "fps": 24,
+        "num_inference_steps": 6,
+        "guidance_scale": 3.0,
+        "seed": 1,
+    }
+    return VideoSpec(prompt=prompt, **(values | changes))
+
+
+def undecorated(deployment: Any) -> Any:
+    """The class behind `@serve.deployment`."""
+    return deployment.func_or_class
+
+
+def task(stage: Stage, video: VideoSpec | None = None) -> StageTask:
+    return StageTask("video_1", "lease_1", stage, 1, video or spec())
+
+
+class Clock:
+    """Nanoseconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, nanoseconds: int) -> None:
+        self.now += nanoseconds
+
+
+def running_task(
+    job_id: str = "video_1", video: VideoSpec | None = None, now_ns: Callable[[], int] = time.perf_counter_ns
+) -> RunningTask:
+    """A task as its work sees it, without a replica around."""
+    given = StageTask(job_id, f"lease of {job_id}", Stage.SAMPLING, 1, video or spec())
+    return RunningTask(given, ThreadPoolExecutor(1), asyncio.Event(), now_ns)
+
+
+@contextmanager
+def captured(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Ray's logger hands nothing on, so the capture is hung on it."""
+    logger = logging.getLogger("ray.serve")
+    logger.addHandler(caplog.handler)
+    try:
+        yield caplog
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+class GatedStep:
+    """A denoising step that waits before each pass until it is let through: what happens between two steps, and in
+    the middle of one, is then up to the test and the same each time."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._permits = threading.Semaphore(0)
+        self._open_for_good = False
+        self._waiting: list[RowState] | None = None
+
+    def __call__(self, rows: Sequence[RowState]) -> list[RowState]:
+        if not self._open_for_good:
+            self._loop.call_soon_threadsafe(self._arrive, list(rows))
+            self._permits.acquire()
+        return self._step(rows)
+
+    def _arrive(self, rows: list[RowState]) -> None:
+        self._waiting = rows
+        self._news.set()
+
+    async def at_gate(self, *inside: Resident) -> list[RowState]:
+        """The rows of the pass that waits, as soon as one does; none once all who are `inside` have left."""
+        for resident in inside:
+            resident.left.add_done_callback(lambda _: self._news.set())
+        while self._waiting is None:
+            if inside and all(resident.left.done() for resident in inside):
+                return []
+            self._news.clear()
+            await self._news.wait()
+        return self._waiting
+
+    def let_through(self) -> None:
+        """Let the pass that waits run."""
+        self._waiting = None
+        self._permits.release()
+
+    def open(self) -> None:
+        """Hold no pass back from now on."""
+        self._open_for_good = True
+        self.let_through()

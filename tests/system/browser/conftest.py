@@ -1,0 +1,42 @@
+"""One browser for the session; every test gets tabs of its own and ends with a look at what they complained about."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, async_playwright
+
+from tests.support.http.memory_app import MemoryApp, running_app
+from tests.system.browser.tabs import Tabs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt install chromium), so the page is not tried in a browser")
+    # Chromium's sandbox does not start for root.
+    args = ["--no-sandbox"] if os.geteuid() == 0 else []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def tabs(browser: Browser) -> AsyncIterator[Tabs]:
+    """Opens tabs. In the end none may have written an error to its console, or asked another host for anything."""
+    opened = Tabs(browser)
+    yield opened
+    await opened.close()
+    assert opened.complaints == []
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def memory_app() -> AsyncIterator[MemoryApp]:
+    """The HTTP side alone over memory, with no model behind it."""
+    async with running_app() as app:
+        yield app

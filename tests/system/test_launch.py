@@ -1,0 +1,317 @@
+"""Reading what is to be run, and a whole start and stop with a tiny application."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve_app.config import load_settings
+from serve_app.errors import ConfigError, StartupError
+from serve_app.local import plan as launch
+from serve_app.local.descendants import descendants
+from serve_app.local.preflight import holder, is_free
+from serve_app.local.ray_environment import ensure_token, haproxy_available
+from serve_app.local.server import check_gpus, error_line
+from tests.support import ROOT
+from tests.support.ports import free_ports
+from tests.support.processes import PATIENCE_S, gone
+
+Write = Callable[[str, str], Path]
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+
+TINY_APP = """
+from ray import serve
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Tiny:
+    async def __call__(self, request):
+        return "hello"
+
+app = Tiny.bind()
+
+def broken(args):
+    raise ValueError("no model here")
+"""
+CONFIG = """
+proxy_location: HeadOnly
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+  - {{name: tiny, route_prefix: /, import_path: "{app}"}}
+"""
+
+
+class Launched:
+    """A `mochi-serve serve` in a folder of its own."""
+
+    def __init__(self, folder: Path, app: str = "tiny_app:app", data: Path | None = None, **environment: str) -> None:
+        (folder / "tiny_app.py").write_text(TINY_APP)
+        self.data = data or folder / "data"
+        self.ports = free_ports(4)
+        (folder / "serve_config.yaml").write_text(CONFIG.format(port=self.ports[0], app=app))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serve_app.cli.main", "serve", "--data", str(self.data)],
+            cwd=folder,
+            env={**_plain_environment(), **self._environment(), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        _, dashboard, metrics, statistics = map(str, self.ports)
+        return {
+            "PYTHONPATH": str(ROOT),
+            "MOCHI_SERVE_CONFIG": str(ROOT / "configs" / "shapes.yaml"),
+            "MOCHI_SERVE_DASHBOARD_PORT": dashboard,
+            "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
+            "RAY_SERVE_HAPROXY_STATS_PORT": statistics,
+            # The tiny application stores nothing: no ports of a local store are needed.
+            "MOCHI_SERVE__STORAGE__ENDPOINT": "127.0.0.1:9",
+            "MOCHI_SERVE__STORAGE__ACCESS_KEY": "none",
+            "MOCHI_SERVE__STORAGE__SECRET_KEY": "none",
+        }
+
+    def until(self, text: str) -> str:
+        """Read what it says up to a line with the text."""
+        said = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            said += line
+            if text in line:
+                return said
+        raise AssertionError(f"it ended without saying {text!r}:\n{said}")
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and the rest of what it says."""
+        said, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, said
+
+    def all_processes(self) -> list[int]:
+        return [self.process.pid, *descendants(self.process.pid)]
+
+
+def _plain_environment() -> dict[str, str]:
+    """Without what tests in this process have set for Ray and for us."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MOCHI_SERVE"))}
+
+
+def _title(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+
+
+def _taken(ports: list[int], patience_s: float = 0) -> dict[int, str]:
+    """The ports that are not free, or do not become so within patience_s seconds, each with who listens there."""
+    deadline = time.monotonic() + patience_s
+    while (taken := {port: holder(port) for port in ports if not is_free(port)}) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return taken
+
+
+@contextmanager
+def _launched(
+    folder: Path, app: str = "tiny_app:app", data: Path | None = None, **environment: str
+) -> Iterator[Launched]:
+    server = Launched(folder, app, data, **environment)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.terminate()
+            server.end()
+
+
+def test_it_starts_answers_and_leaves_nothing(tmp_path: Path) -> None:
+    with _launched(tmp_path) as server:
+        said = server.until("Stop")
+        url = f"http://127.0.0.1:{server.ports[0]}/"
+        assert "is ready" in said and url in said
+        assert httpx.get(url, timeout=30).text == "hello"
+        assert httpx.get(f"http://127.0.0.1:{server.ports[1]}/api/version").status_code == 401
+        token = (server.data / "ray-token").read_text()
+        allowed = {"Authorization": f"Bearer {token}"}
+        assert httpx.get(f"http://127.0.0.1:{server.ports[1]}/api/version", headers=allowed).status_code == 200
+        processes = server.all_processes()
+        _assert_second_is_refused(tmp_path / "second", server)
+        server.process.send_signal(signal.SIGINT)
+        code, said = server.end()
+        assert code == 0, said
+        assert gone(processes)
+        assert _taken(server.ports) == {}
+        assert sorted(p.name for p in server.data.iterdir()) == ["ray-token"]
+
+
+def _assert_second_is_refused(folder: Path, first: Launched) -> None:
+    folder.mkdir()
+    with _launched(folder, data=first.data) as second:
+        code, said = second.end()
+    assert code == 1
+    assert re.search(rf"another server \(process {first.process.pid}\)", said)
+
+
+@pytest.mark.slow
+def test_an_application_that_cannot_be_built_is_told_in_one_line(tmp_path: Path) -> None:
+    with _launched(tmp_path, "tiny_app:broken") as server:
+        server.until("Deploying new app")
+        processes = server.all_processes()
+        code, said = server.end()
+        assert code == 1
+        last = said.strip().splitlines()[-1]
+        assert last == "mochi-serve: the application 'tiny' could not be started: ValueError: no model here"
+        assert gone(processes)
+
+
+@pytest.mark.slow
+def test_an_http_front_that_does_not_start_is_told_in_one_line(tmp_path: Path) -> None:
+    with _launched(tmp_path, RAY_SERVE_HAPROXY_BINARY_PATH="/bin/false") as server:
+        processes = server.all_processes()
+        code, said = server.end()
+        assert code == 1
+        last = said.strip().splitlines()[-1]
+        assert last.startswith("mochi-serve: Ray Serve or its HTTP front did not start ("), said
+        assert gone(processes)
+
+
+def test_killed_it_takes_everything_with_it(tmp_path: Path) -> None:
+    with _launched(tmp_path) as server:
+        server.until("Stop")
+        # Ray's two agents look for their node for another minute; they keep no data and no port of ours.
+        processes = [pid for pid in server.all_processes() if not _title(pid).endswith("Agent")]
+        server.process.kill()
+        assert gone(processes)
+        # An HAProxy that was being put in place of the one in the list dies with its manager, a moment later.
+        assert _taken(server.ports, PATIENCE_S) == {}
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with _launched(tmp_path) as server:
+        server.until("Deploying new app")
+        processes = server.all_processes()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGINT)
+        code, _ = server.end()
+        assert code in (0, 130)
+        assert gone(processes)
+        assert _taken(server.ports) == {}
+        assert not (server.data / "lock").exists()
+
+
+def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        _launched(tmp_path, MOCHI_SERVE_DASHBOARD_PORT=str(taken.getsockname()[1])) as server,
+    ):
+        code, said = server.end()
+        assert code == 1
+        assert said.count("\n") == 1
+        assert f"port {taken.getsockname()[1]} is taken by process {os.getpid()}" in said
+        assert "--dashboard-port" in said
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with _launched(tmp_path, MOCHI_SERVE__MIN_FREE_DISK_MB="900000000") as server:
+        code, said = server.end()
+        assert (code, said.count("\n")) == (1, 1)
+        assert "900000000 MB are needed" in said
+
+
+def test_a_bad_key_in_the_profile_is_one_line(tmp_path: Path) -> None:
+    with _launched(tmp_path, MOCHI_SERVE__JOBS__LEASE="3") as server:
+        code, said = server.end()
+        assert (code, said.count("\n")) == (2, 1)
+        assert "jobs.lease: unknown key; allowed are lease_s" in said
+
+
+def test_a_bad_key_in_the_serve_config_is_one_line(tmp_path: Path) -> None:
+    with _launched(tmp_path, "tiny_app") as server:
+        code, said = server.end()
+        assert (code, said.count("\n")) == (2, 1)
+        assert "applications.0.import_path" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("applications: [", "is not YAML"),
+        ("", "must be a mapping with the key applications"),
+        ("applications: []", "must be a mapping with the key applications"),
+        ("applications: [1]", "each of applications must be a mapping"),
+        ("applications: [{args: {config: nowhere.yaml}}]", "cannot read the profile 'nowhere.yaml'"),
+    ],
+)
+def test_a_wrong_serve_config_is_named(write: Write, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        launch.read_plan(write("serve_config.yaml", text), 8265)
+
+
+def test_a_missing_serve_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml.* --config"):
+        launch.read_plan(tmp_path / "none.yaml", 8265)
+
+
+def test_the_included_config_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = launch.read_plan(Path("serve_config.yaml"), 8265)
+    launch.check_serve_schema(plan)
+    assert plan.address == "http://127.0.0.1:8000"
+    needed = launch.needed_ports(plan, {})
+    assert {8265, *range(8333, 8341)} <= set(needed)
+    assert not haproxy_available() or {9101, 8404} <= set(needed)
+
+
+def test_profiles_with_two_data_folders_are_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = (ROOT / "configs" / "shapes.yaml").read_text()
+    a = write("a.yaml", f"{profile}\ndata_dir: a\n")
+    b = write("b.yaml", f"{profile}\ndata_dir: b\n")
+    both = write("serve_config.yaml", f"applications: [{{args: {{config: {a}}}}}, {{args: {{config: {b}}}}}]")
+    monkeypatch.delenv("MOCHI_SERVE_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match="different data folders"):
+        launch.read_plan(both, 8265)
+
+
+def test_the_token_is_made_once_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "ray-token"
+    ensure_token(path)
+    token = path.read_text()
+    ensure_token(path)
+    assert path.read_text() == token and len(token) == 64
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("", "no reason was given"),
+        ("deploying", "deploying"),
+        ("Traceback:\n  File x\nValueError: bad\n", "ValueError: bad"),
+        ("a.b.StartupError: port 1\n\nSee the logs", "a.b.StartupError: port 1"),
+    ],
+)
+def test_the_line_that_says_most(message: str, line: str) -> None:
+    assert error_line(message) == line
+
+
+def test_a_profile_that_needs_more_gpus_than_there_are_is_told_so() -> None:
+    settings = load_settings(str(ROOT / "configs" / "mochi-1-preview.yaml"), {})
+    check_gpus(settings, 3)
+    with pytest.raises(StartupError, match=r"needs 3 GPUs \(encoder 1, sampler 1, decoder 1\) and this machine has 2"):
+        check_gpus(settings, 2)
+    check_gpus(load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), {}), 1)
+    check_gpus(load_settings(str(ROOT / "configs" / "shapes.yaml"), {}), 0)
+
+
+def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:
+    shapes = str(ROOT / "configs" / "shapes.yaml")
+    with pytest.raises(ConfigError, match="model.source: there is no folder '/nope'"):
+        launch.check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": "/nope"}))
+    for source in ("genmo/mochi-1-preview", "s3://bucket/models/x", str(ROOT / "models" / "shapes")):
+        launch.check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": source}))

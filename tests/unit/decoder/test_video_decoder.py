@@ -1,0 +1,254 @@
+"""The decoder's replica: latents in, mp4 and pictures out."""
+
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+from deployments.decoder import video_decoder
+from deployments.decoder.mp4_encoder import Mp4Writer
+from deployments.decoder.spritesheet import Spritesheet
+from deployments.decoder.video_decoder import VideoDecoder, check_latents
+from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.keys import checkpoint_key, latents_key, video_key
+from deployments.messages import Event, Failed, Finished, Progress, Stage, Started, VideoSpec
+from deployments.mochi.loading import load_vae
+from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
+from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from tests.support.worker_fakes import (
+    SHAPES,
+    MemoryLink,
+    MemoryStore,
+    connections,
+    spec,
+    task,
+    undecorated,
+    worker_settings,
+)
+
+MAP = preview_key("abc")
+PICTURES = [video_key("video_1", "thumbnail"), video_key("video_1", "spritesheet")]
+
+
+def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:
+    store = MemoryStore()
+    put_latents(store, shape)
+    return store
+
+
+def put_latents(store: MemoryStore, shape: tuple[int, ...] = (12, 3, 8, 8)) -> torch.Tensor:
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    store.objects[latents_key("video_1")] = save({"latents": latents}, metadata={"revision": "abc"})
+    return latents
+
+
+def replica(link: MemoryLink, store: MemoryStore, source: Path = SHAPES) -> Any:
+    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING, source), connections=connections(link, store))
+
+
+@pytest.fixture
+def unmapped(tmp_path: Path) -> Path:
+    """The included model without its preview map."""
+    return Path(shutil.copytree(SHAPES, tmp_path / "model", ignore=shutil.ignore_patterns(FILE)))
+
+
+async def test_pictures_then_video_then_finished(tmp_path: Path) -> None:
+    link, store = MemoryLink(), sampled()
+    await replica(link, store).run(task(Stage.DECODING))
+    assert store.written == [*PICTURES, video_key("video_1")]
+    assert store.types == {**dict.fromkeys(PICTURES, "image/webp"), video_key("video_1"): "video/mp4"}
+    assert Image.open(BytesIO(store.objects[video_key("video_1", "thumbnail")])).size == (64, 64)
+    assert Image.open(BytesIO(store.objects[video_key("video_1", "spritesheet")])).size == (4 * 64, 3 * 64)
+    (tmp_path / "v.mp4").write_bytes(store.objects[video_key("video_1")])
+    assert imageio_ffmpeg.count_frames_and_secs(tmp_path / "v.mp4")[0] == 13
+    started, finished = link.ends
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished) and set(finished.seconds) == {"load", "decode", "mp4", "store"}
+    assert all(event.total == 13 for event in link.events if isinstance(event, Progress))
+    assert 0 < finished.device_s <= finished.seconds["decode"] + finished.seconds["mp4"] + 1e-3
+
+
+async def test_a_task_done_twice_gives_the_same_bytes() -> None:
+    store = sampled()
+    decoder = replica(MemoryLink(), store)
+    await decoder.run(task(Stage.DECODING))
+    first = dict(store.objects)
+    await decoder.run(task(Stage.DECODING))
+    assert store.objects == first
+
+
+async def test_a_stop_kills_ffmpeg_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    killed: list[Mp4Writer] = []
+
+    class Noted(Mp4Writer):
+        def kill(self) -> None:
+            super().kill()
+            killed.append(self)
+
+    def at_progress(event: Event) -> bool:
+        return isinstance(event, Progress)
+
+    monkeypatch.setattr(video_decoder, "Mp4Writer", Noted)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    link, store = MemoryLink(stop_at=at_progress), sampled((12, 100, 8, 8))
+    await replica(link, store).run(task(Stage.DECODING, spec(num_frames=595)))
+    assert store.written == []
+    assert [type(event) for event in link.ends] == [Started]
+    (writer,) = killed
+    assert writer._process.poll() is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+class Watched(MemoryStore):
+    """Calls `on_put` with the key of each write before it is done."""
+
+    def __init__(self, on_put: Callable[[str], None]) -> None:
+        super().__init__()
+        self._on_put = on_put
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        self._on_put(key)
+        await super().put(key, data, content_type)
+
+
+async def test_a_stop_while_the_poster_is_written_keeps_the_video_out() -> None:
+    def stop(key: str) -> None:
+        for running in decoder._worker._running.values():
+            running.stop()
+
+    link, store = MemoryLink(), Watched(stop)
+    put_latents(store)
+    decoder = replica(link, store)
+    await decoder.run(task(Stage.DECODING))
+    assert store.written == [video_key("video_1", "thumbnail")]
+    assert [type(event) for event in link.ends] == [Started]
+
+
+async def test_the_work_files_are_left_to_the_registry() -> None:
+    """A job whose video is there does not fail because of what is only swept up."""
+    store = sampled()
+    store.objects[checkpoint_key("video_1", 5)] = b"state"
+    await replica(MemoryLink(), store).run(task(Stage.DECODING))
+    assert [change for change, _ in store.changes] == ["put", "put", "put"]
+
+
+async def test_latents_of_another_size_fail_for_good() -> None:
+    link, store = MemoryLink(), sampled((12, 2, 8, 8))
+    await replica(link, store).run(task(Stage.DECODING))
+    failed = link.ends[-1]
+    assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("latents_mismatch", False)
+    assert store.written == []
+
+
+def test_the_mismatch_names_both_shapes() -> None:
+    video: VideoSpec = spec()
+    check_latents(torch.zeros(12, 3, 8, 8), video)
+    with pytest.raises(PermanentError, match=r"\(12, 3, 8, 4\); the job needs \(12, 3, 8, 8\)"):
+        check_latents(torch.zeros(12, 3, 8, 4), video)
+
+
+@torch.no_grad()
+def sheet_by_hand(latents: torch.Tensor) -> bytes:
+    vae, sheet = load_vae(SHAPES, "float32", torch.device("cpu")), Spritesheet(13, 64, 64)
+    for piece in StreamingDecoder(vae).decode(denormalise(vae, latents)):
+        sheet.add(to_uint8(piece))
+    return sheet.webp()
+
+
+async def test_the_spritesheet_is_of_the_frames_of_the_video() -> None:
+    store = MemoryStore()
+    latents = put_latents(store)
+    await replica(MemoryLink(), store).run(task(Stage.DECODING))
+    assert store.objects[video_key("video_1", "spritesheet")] == sheet_by_hand(latents)
+
+
+async def test_a_store_that_is_away_for_a_moment_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = dict.fromkeys([*PICTURES, video_key("video_1")], 1)
+
+    def down(key: str) -> bool:
+        refusals[key] = refusals.get(key, 0) - 1
+        return refusals[key] >= 0
+
+    monkeypatch.setattr("deployments.replica.running_task.STORE_PAUSE_S", 0.0)
+    link, store = MemoryLink(), sampled()
+    store.down = down
+    await replica(link, store).run(task(Stage.DECODING))
+    assert store.written == [*PICTURES, video_key("video_1")]
+    assert [type(event) for event in link.ends] == [Started, Finished]
+
+
+@torch.no_grad()
+def fitted_by_hand(latents: torch.Tensor) -> torch.Tensor:
+    vae, fit = load_vae(SHAPES, "float32", torch.device("cpu")), PreviewFit()
+    for index, piece in enumerate(StreamingDecoder(vae).decode(denormalise(vae, latents))):
+        fit.add(latents[:, index], to_uint8(piece))
+    return fit.solve().weights
+
+
+async def test_the_first_video_of_a_model_leaves_its_preview_map(unmapped: Path) -> None:
+    link, store = MemoryLink(), MemoryStore()
+    latents = put_latents(store)
+    decoder = replica(link, store, unmapped)
+    await decoder.run(task(Stage.DECODING))
+    assert store.written == [*PICTURES, video_key("video_1"), MAP]
+    torch.testing.assert_close(from_json(store.objects[MAP]).weights, fitted_by_hand(latents), atol=1e-4, rtol=1e-3)
+    await decoder.run(task(Stage.DECODING))
+    await replica(link, store, unmapped).run(task(Stage.DECODING))
+    assert store.written.count(MAP) == 1
+
+
+async def test_a_failed_video_leaves_no_map(unmapped: Path) -> None:
+    store = sampled((12, 2, 8, 8))
+    decoder = replica(MemoryLink(), store, unmapped)
+    await decoder.run(task(Stage.DECODING))
+    assert store.written == []
+
+
+async def test_latents_that_do_not_tell_their_model_leave_no_map(unmapped: Path) -> None:
+    store = MemoryStore()
+    store.objects[latents_key("video_1")] = save({"latents": torch.zeros(12, 3, 8, 8)})
+    await replica(MemoryLink(), store, unmapped).run(task(Stage.DECODING))
+    assert store.written == [*PICTURES, video_key("video_1")]
+
+
+async def test_a_map_that_cannot_be_kept_fails_no_job_and_is_tried_again(unmapped: Path) -> None:
+    class Refusing(MemoryStore):
+        refused = 0
+
+        async def put(self, key: str, data: bytes, content_type: str) -> None:
+            if key == MAP and not self.refused:
+                self.refused += 1
+                raise StorageUnavailableError("away")
+            await super().put(key, data, content_type)
+
+    link, store = MemoryLink(), Refusing()
+    put_latents(store)
+    decoder = replica(link, store, unmapped)
+    await decoder.run(task(Stage.DECODING))
+    assert store.refused == 1 and MAP not in store.objects
+    assert [type(event) for event in link.ends] == [Started, Finished]
+    await decoder.run(task(Stage.DECODING))
+    assert MAP in store.objects
+
+
+async def test_the_job_has_ended_before_the_map_is_kept(unmapped: Path) -> None:
+    ended: list[bool] = []
+    link = MemoryLink()
+
+    class Noting(MemoryStore):
+        async def put(self, key: str, data: bytes, content_type: str) -> None:
+            if key == MAP:
+                ended.append(isinstance(link.ends[-1], Finished))
+            await super().put(key, data, content_type)
+
+    store = Noting()
+    put_latents(store)
+    await replica(link, store, unmapped).run(task(Stage.DECODING))
+    assert ended == [True]

@@ -1,0 +1,111 @@
+"""GET with `wait`: answered when the video is final, or when the time is over."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from serve_app.jobs import JobState
+from tests.support.http.fakes import FakeServices
+
+PATHS = pytest.mark.parametrize("path", ["/v1/videos/{}", "/status/{}"])
+
+
+async def make(client: httpx.AsyncClient) -> str:
+    return str((await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"])
+
+
+async def waiting(services: FakeServices, video_id: str) -> None:
+    """Until somebody waits for the video."""
+    async with asyncio.timeout(30):
+        while video_id not in services.feed._watchers:
+            await asyncio.sleep(0.001)
+
+
+@PATHS
+@pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED])
+async def test_the_end_answers_at_once(
+    client: httpx.AsyncClient, services: FakeServices, path: str, state: JobState
+) -> None:
+    video_id = await make(client)
+    polling = asyncio.create_task(client.get(path.format(video_id), params={"wait": "60"}))
+    await waiting(services, video_id)
+    if state is JobState.COMPLETED:
+        services.registry.complete(video_id)
+    else:
+        services.registry.move(video_id, state, completed_at=1.0)
+    answer = await polling
+    assert answer.json()["state"] == state
+    assert "openai-poll-after-ms" not in answer.headers
+    assert dict(services.feed._watchers) == {}
+
+
+async def test_a_final_video_is_not_waited_for(client: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = await make(client)
+    services.registry.complete(video_id)
+    assert (await client.get(f"/v1/videos/{video_id}?wait=60")).json()["status"] == "completed"
+
+
+async def test_a_move_on_the_way_is_no_end(client: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = await make(client)
+    polling = asyncio.create_task(client.get(f"/v1/videos/{video_id}?wait=60"))
+    await waiting(services, video_id)
+    services.registry.move(video_id, JobState.ENCODING)
+    await services.registry.feed.told()
+    assert not polling.done()
+    await services.registry.cancel(video_id)
+    assert (await polling).json()["state"] == "cancelled"
+
+
+@PATHS
+async def test_when_the_time_is_over_it_tells_how_it_is(client: httpx.AsyncClient, path: str) -> None:
+    video_id = await make(client)
+    began = time.monotonic()
+    answer = await client.get(path.format(video_id), params={"wait": "0.2"})
+    assert time.monotonic() - began >= 0.2
+    assert (answer.status_code, answer.json()["state"]) == (200, "queued")
+    assert answer.headers["openai-poll-after-ms"] == "250"
+
+
+async def test_a_deletion_ends_the_wait(client: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = await make(client)
+    polling = asyncio.create_task(client.get(f"/v1/videos/{video_id}?wait=60"))
+    await waiting(services, video_id)
+    await client.delete(f"/v1/videos/{video_id}")
+    answer = await polling
+    # It was cancelled first, and then it was gone.
+    assert answer.status_code == 404 or answer.json()["state"] == "cancelled"
+
+
+async def test_without_a_feed_it_looks_for_itself(unfed: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = await make(unfed)
+    polling = asyncio.create_task(unfed.get(f"/v1/videos/{video_id}?wait=60"))
+    await waiting(services, video_id)
+    services.registry.complete(video_id)
+    assert (await polling).json()["status"] == "completed"
+
+
+async def test_who_leaves_is_waited_for_no_more(client: httpx.AsyncClient, services: FakeServices) -> None:
+    video_id = await make(client)
+    polling = asyncio.create_task(client.get(f"/v1/videos/{video_id}?wait=60"))
+    await waiting(services, video_id)
+    polling.cancel()
+    await asyncio.gather(polling, return_exceptions=True)
+    assert dict(services.feed._watchers) == {}
+    assert services.registry.jobs[video_id].state is JobState.QUEUED
+
+
+@PATHS
+@pytest.mark.parametrize("wait", ["-1", "60.5", "61", "nan", "inf", "1e9", "soon", ""])
+async def test_how_long_may_be_waited(client: httpx.AsyncClient, path: str, wait: str) -> None:
+    answer = await client.get(path.format(await make(client)), params={"wait": wait})
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == ("wait", "invalid_value")
+
+
+async def test_nothing_is_not_waited_for(client: httpx.AsyncClient, services: FakeServices) -> None:
+    for video_id in ("video_" + "0" * 32, "nothing"):
+        answer = await client.get(f"/v1/videos/{video_id}?wait=60")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
+    assert dict(services.feed._watchers) == {}

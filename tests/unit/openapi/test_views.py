@@ -1,0 +1,250 @@
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.messages import Stage, VideoSpec
+from serve_app.config import RetentionSettings
+from serve_app.jobs import FINAL, Health, Job, JobError, JobPage, JobState, Move, Origin, Place, Relation, Tier
+from serve_app.openapi.schemas import Status
+from serve_app.openapi.views import (
+    states_of,
+    to_health,
+    to_history,
+    to_model_list,
+    to_page,
+    to_progress,
+    to_state,
+    to_video,
+)
+from tests.support.http.fakes import shapes_settings
+
+RETENTION = RetentionSettings()
+SPEC = VideoSpec("a red circle", "blur", 64, 48, 25, 24, 20, 3.0, 7)
+JOB = Job("video_" + "0" * 32, "mochi-1", SPEC, JobState.QUEUED, Stage.ENCODING, 1, 1_700_000_000.9)
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (JobState.QUEUED, "queued"),
+        (JobState.ENCODING, "in_progress"),
+        (JobState.SAMPLING, "in_progress"),
+        (JobState.DECODING, "in_progress"),
+        (JobState.COMPLETED, "completed"),
+        (JobState.FAILED, "failed"),
+        (JobState.CANCELLED, "failed"),
+    ],
+)
+def test_openais_view_of_each_state(state: JobState, status: Status) -> None:
+    video = to_video(dataclasses.replace(JOB, state=state), RETENTION)
+    assert (video.status, video.state) == (status, state)
+
+
+@pytest.mark.parametrize(
+    ("status", "states"),
+    [
+        ("queued", {JobState.QUEUED}),
+        ("in_progress", {JobState.ENCODING, JobState.SAMPLING, JobState.DECODING}),
+        ("completed", {JobState.COMPLETED}),
+        ("failed", {JobState.FAILED, JobState.CANCELLED}),
+    ],
+)
+def test_the_states_of_openais_status(status: Status, states: set[JobState]) -> None:
+    assert set(states_of(status)) == states
+
+
+def test_every_field_of_a_new_video() -> None:
+    assert to_video(JOB, RETENTION).model_dump(mode="json") == {
+        "id": JOB.id,
+        "object": "video",
+        "model": "mochi-1",
+        "status": "queued",
+        "progress": 0,
+        "created_at": 1_700_000_000,
+        "completed_at": None,
+        "expires_at": None,
+        "prompt": "a red circle",
+        "seconds": "1.042",
+        "size": "64x48",
+        "error": None,
+        "remixed_from_video_id": None,
+        "enhanced_from_video_id": None,
+        "negative_prompt": "blur",
+        "num_frames": 25,
+        "fps": 24,
+        "num_inference_steps": 20,
+        "guidance_scale": 3.0,
+        "seed": 7,
+        "exact": False,
+        "state": "queued",
+        "step": 0,
+        "checkpoint_step": 0,
+        "steps_run": 0,
+        "priority": "standard",
+        "tenant": "default",
+        "queue_position": None,
+        "estimated_start_at": None,
+        "estimated_completion_at": None,
+        "gpu_seconds": 0.0,
+        "parks": 0,
+        "attempt": 1,
+        "preview_step": None,
+        "webhook_url": None,
+        "timings": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("relation", "remixed", "enhanced"), [(Relation.REMIX, "video_1", None), (Relation.ENHANCE, None, "video_1")]
+)
+def test_what_a_video_was_made_from(relation: Relation, remixed: str | None, enhanced: str | None) -> None:
+    video = to_video(dataclasses.replace(JOB, origin=Origin("video_1", relation)), RETENTION)
+    assert (video.remixed_from_video_id, video.enhanced_from_video_id) == (remixed, enhanced)
+
+
+def test_who_is_told_of_the_end() -> None:
+    video = to_video(dataclasses.replace(JOB, webhook_url="https://example.com/hook"), RETENTION)
+    assert video.webhook_url == "https://example.com/hook"
+
+
+def test_only_a_live_video_has_a_preview() -> None:
+    for state in JobState:
+        video = to_video(dataclasses.replace(JOB, state=state, preview_step=8), RETENTION)
+        assert video.preview_step == (None if state in FINAL else 8)
+
+
+def test_an_event_for_each_move() -> None:
+    move = Move(1_700_000_000.25, JobState.ENCODING, Stage.ENCODING, 2, "claimed")
+    assert to_state(JOB.id, 3, move).model_dump(mode="json") == {
+        "type": "state",
+        "video_id": JOB.id,
+        "number": 3,
+        "at": 1_700_000_000.25,
+        "state": "encoding",
+        "stage": "encoding",
+        "attempt": 2,
+        "note": "claimed",
+    }
+
+
+def test_progress_tells_step_and_place() -> None:
+    place = Place(position=2, starts_at=1_700_000_012.9, finishes_at=1_700_000_100.2)
+    job = dataclasses.replace(JOB, step=5, progress=0.24, place=place)
+    assert to_progress(job).model_dump(mode="json") == {
+        "type": "progress",
+        "video_id": JOB.id,
+        "state": "queued",
+        "progress": 24,
+        "step": 5,
+        "num_inference_steps": 20,
+        "queue_position": 2,
+        "estimated_start_at": 1_700_000_012,
+        "estimated_completion_at": 1_700_000_100,
+    }
+
+
+def test_a_model_tells_bounds_and_defaults() -> None:
+    model = shapes_settings().model
+    (served,) = to_model_list(model).model_dump(mode="json")["data"]
+    assert served["id"] == "mochi-1"
+    assert served["limits"]["width"] == {"default": 96, "minimum": 32, "maximum": 128}
+    assert served["limits"]["max_prompt_tokens"] == 64
+    assert served["defaults"] == {
+        "width": 96,
+        "height": 96,
+        "num_frames": 37,
+        "fps": 24,
+        "num_inference_steps": 8,
+        "enhanced_steps": model.enhanced_steps,
+        "guidance_scale": 3.0,
+    }
+
+
+def test_lost_steps_are_seen() -> None:
+    spec = dataclasses.replace(SPEC, exact=True)
+    job = dataclasses.replace(JOB, spec=spec, state=JobState.SAMPLING, step=12, checkpoint_step=10, steps_run=15)
+    video = to_video(job, RETENTION)
+    assert (video.exact, video.step, video.checkpoint_step, video.steps_run) == (True, 12, 10, 15)
+
+
+def test_whose_it_is_where_it_stands_and_what_it_cost() -> None:
+    place = Place(position=3, starts_at=1_700_000_012.9, finishes_at=1_700_000_100.2)
+    job = dataclasses.replace(JOB, tenant="acme", tier=Tier.BATCH, place=place, device_s=12.345678, parks=2)
+    video = to_video(job, RETENTION)
+    assert (video.priority, video.tenant, video.queue_position) == ("batch", "acme", 3)
+    assert (video.estimated_start_at, video.estimated_completion_at) == (1_700_000_012, 1_700_000_100)
+    assert (video.gpu_seconds, video.parks) == (12.346, 2)
+
+
+def test_the_next_in_the_queue_has_the_position_0() -> None:
+    video = to_video(dataclasses.replace(JOB, place=Place(0, None, None)), RETENTION)
+    assert (video.queue_position, video.estimated_start_at) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "expires_at"),
+    [(JobState.COMPLETED, 2_000_129_600), (JobState.FAILED, 2_000_043_200), (JobState.CANCELLED, 2_000_043_200)],
+)
+def test_a_final_video_expires_after_the_days_of_its_kind(state: JobState, expires_at: int) -> None:
+    job = dataclasses.replace(JOB, state=state, completed_at=2_000_000_000.0)
+    assert to_video(job, RetentionSettings(completed_days=1.5, failed_days=0.5)).expires_at == expires_at
+    assert to_video(job, RetentionSettings(completed_days=None, failed_days=None)).expires_at is None
+
+
+def test_a_live_video_does_not_expire() -> None:
+    assert to_video(dataclasses.replace(JOB, state=JobState.SAMPLING), RETENTION).expires_at is None
+
+
+def test_a_history_keeps_its_order() -> None:
+    moves = [
+        Move(1_700_000_000.25, JobState.QUEUED, Stage.ENCODING, 1, "accepted"),
+        Move(1_700_000_001.5, JobState.ENCODING, Stage.ENCODING, 1, ""),
+    ]
+    assert to_history(moves).model_dump(mode="json") == {
+        "object": "list",
+        "data": [
+            {"at": 1_700_000_000.25, "state": "queued", "stage": "encoding", "attempt": 1, "note": "accepted"},
+            {"at": 1_700_000_001.5, "state": "encoding", "stage": "encoding", "attempt": 1, "note": ""},
+        ],
+    }
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.sampled_from(JobState))
+def test_only_a_completed_video_is_at_100(progress: float, state: JobState) -> None:
+    shown = to_video(dataclasses.replace(JOB, state=state, progress=progress), RETENTION).progress
+    assert (shown == 100) == (state is JobState.COMPLETED)
+    assert 0 <= shown <= 100
+
+
+def test_a_failed_video_says_why() -> None:
+    failed = dataclasses.replace(JOB, state=JobState.FAILED, error=JobError("out_of_memory", "no room"))
+    error = to_video(failed, RETENTION).error
+    assert error is not None
+    assert (error.code, error.message) == ("out_of_memory", "no room")
+
+
+def test_a_cancelled_video_has_the_code_cancelled() -> None:
+    error = to_video(dataclasses.replace(JOB, state=JobState.CANCELLED), RETENTION).error
+    assert error is not None
+    assert error.code == "cancelled"
+
+
+def test_an_empty_page_has_no_ids() -> None:
+    assert to_page(JobPage((), has_more=False), RETENTION).model_dump() == {
+        "object": "list",
+        "data": [],
+        "first_id": None,
+        "last_id": None,
+        "has_more": False,
+    }
+
+
+def test_health_names_all_that_is_missing() -> None:
+    report = to_health(Health({}, {}, "the database is read-only"), "the object store does not answer")
+    assert report.status == "unavailable"
+    assert report.error is not None
+    for part in ("encoding", "sampling", "decoding", "the object store does not answer", "the database is read-only"):
+        assert part in report.error.message

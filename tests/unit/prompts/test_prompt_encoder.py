@@ -1,0 +1,153 @@
+"""Embeddings against the pipeline's, and the encoder's replica."""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import MochiPipeline
+from safetensors.torch import load
+
+from deployments.errors import PermanentError
+from deployments.keys import prompt_embeds_key
+from deployments.messages import Failed, Finished, Stage, Started
+from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
+from tests.support.worker_fakes import (
+    SHAPES,
+    MemoryLink,
+    MemoryStore,
+    connections,
+    spec,
+    task,
+    undecorated,
+    worker_settings,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return MochiPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
+
+
+@pytest.fixture
+def zeroing_model(tmp_path: Path) -> Path:
+    """The included model with `force_zeros_for_empty_prompt`, as the full-size model has it."""
+    shutil.copytree(SHAPES, tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": True}))
+    return tmp_path / "model"
+
+
+@torch.no_grad()
+def assert_equal_to_pipeline(pipe: Any, encoder: TextEncoder, prompt: str, negative: str) -> None:
+    ours = encoder.encode(prompt, negative)
+    for name, text in (("prompt", prompt), ("negative", negative)):
+        embeds, mask = pipe._get_t5_prompt_embeds(text, max_sequence_length=64)
+        assert torch.equal(ours[f"{name}_mask"], mask[0])
+        torch.testing.assert_close(ours[f"{name}_embeds"], embeds[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative"), [("a red circle moving right", ""), ("a blue square", "red circle"), ("", "")]
+)
+def test_embeddings_are_the_pipelines(pipeline: Any, prompt: str, negative: str) -> None:
+    assert_equal_to_pipeline(pipeline, TextEncoder(SHAPES, "float32", CPU, 64), prompt, negative)
+
+
+def test_each_empty_prompt_is_zeroed_by_itself(zeroing_model: Path) -> None:
+    pipe = MochiPipeline.from_pretrained(zeroing_model, torch_dtype=torch.float32)
+    assert pipe.config.force_zeros_for_empty_prompt
+    encoder = TextEncoder(zeroing_model, "float32", CPU, 64)
+    assert_equal_to_pipeline(pipe, encoder, "a red circle", "")
+    assert_equal_to_pipeline(pipe, encoder, "a red circle", "blue")
+    zeroed = encoder.encode("a red circle", "")
+    assert int(zeroed["prompt_mask"].sum()) > 0
+    assert int(zeroed["negative_mask"].sum()) == 0
+    assert bool(torch.isfinite(zeroed["negative_embeds"]).all())
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_a_long_prompt_is_refused_with_its_length(name: str) -> None:
+    encoder = TextEncoder(SHAPES, "float32", CPU, 64)
+    fits = " ".join(["red"] * 63)
+    encoder.encode(fits, fits)
+    texts = {"prompt": "red", "negative_prompt": "red"} | {name: f"{fits} red"}
+    with pytest.raises(PermanentError, match=f"^{name} is 65 tokens; this model reads at most 64; shorten it") as e:
+        encoder.encode(**texts)
+    assert e.value.code == "prompt_too_long"
+
+
+def test_threads_share_the_tokenizer() -> None:
+    encoder = TextEncoder(SHAPES, "float32", CPU, 64)
+    prompts = ["a red circle", "a blue square moving up", "green", "a yellow triangle moving left"] * 25
+    alone = {prompt: encoder.encode(prompt, "") for prompt in prompts[:4]}
+    with ThreadPoolExecutor(4) as pool:
+        for prompt, got in zip(prompts, pool.map(lambda p: encoder.encode(p, ""), prompts), strict=True):
+            assert torch.equal(got["prompt_mask"], alone[prompt]["prompt_mask"])
+            torch.testing.assert_close(got["prompt_embeds"], alone[prompt]["prompt_embeds"])
+
+
+@pytest.fixture
+def replica() -> Callable[..., Any]:
+    def make(link: MemoryLink, store: MemoryStore) -> Any:
+        settings = worker_settings(Stage.ENCODING)
+        return undecorated(PromptEncoder)(settings, [], connections=connections(link, store))
+
+    return make
+
+
+async def test_a_task_writes_its_object_then_finishes(replica: Callable[..., Any]) -> None:
+    link, store = MemoryLink(), MemoryStore()
+    encoder = replica(link, store)
+    await encoder.run(task(Stage.ENCODING, spec("a red circle", negative_prompt="blue")))
+    await encoder.check_health()
+    assert store.written == [prompt_embeds_key("video_1")]
+    tensors = load(store.objects[prompt_embeds_key("video_1")])
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "prompt_embeds": (64, 96),
+        "prompt_mask": (64,),
+        "negative_embeds": (64, 96),
+        "negative_mask": (64,),
+    }
+    started, finished = link.ends
+    assert isinstance(started, Started) and started.replica == "replica-1" and started.device.startswith("cpu")
+    assert isinstance(finished, Finished) and set(finished.seconds) == {"encode", "store"}
+    assert 0 < finished.device_s <= finished.seconds["encode"] + 1e-4
+
+
+async def test_a_long_prompt_fails_for_good(replica: Callable[..., Any]) -> None:
+    link, store = MemoryLink(), MemoryStore()
+    await replica(link, store).run(task(Stage.ENCODING, spec("red " * 64)))
+    failed = link.ends[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.transient) == ("prompt_too_long", False)
+    assert store.objects == {}
+
+
+async def test_a_task_done_twice_writes_the_same(replica: Callable[..., Any]) -> None:
+    link, store = MemoryLink(), MemoryStore()
+    encoder = replica(link, store)
+    await encoder.run(task(Stage.ENCODING))
+    first = dict(store.objects)
+    await encoder.run(task(Stage.ENCODING))
+    assert store.objects == first
+
+
+async def test_one_stopped_while_it_encodes_writes_nothing(replica: Callable[..., Any]) -> None:
+    link, store = MemoryLink(), MemoryStore()
+    encoder = replica(link, store)
+
+    def stop(*_: object) -> None:
+        for running in encoder._worker._running.values():
+            running.stop()
+
+    encoder._text._encoder.register_forward_hook(stop)
+    await encoder.run(task(Stage.ENCODING))
+    assert store.changes == []
+    assert [type(event) for event in link.ends] == [Started]

@@ -1,0 +1,351 @@
+"""The order in which jobs go to replicas, who makes room for whom, and what a deadly job may do."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deployments.messages import Directive, Failed, Finished, Progress, Stage, Started
+from serve_app.config import JobSettings, SchedulingSettings
+from serve_app.errors import IdempotencyKeyReusedError, QueueFullError, ReplicaDiedError
+from serve_app.jobs import JobState, Submission, Tier
+from tests.support.registry_world import SETTINGS, SPEC, Call, World
+
+ENCODER = (Stage.ENCODING,)
+SAMPLER = (Stage.SAMPLING,)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}")
+    world.start()
+    yield world
+    await world.stop()
+
+
+async def sampled(world: World) -> Call:
+    call = await world.workers.next()
+    assert call.task.stage is Stage.SAMPLING
+    await world.report(call, Started("sampling-replica", "cpu"))
+    return call
+
+
+async def order_of_sampling(world: World, count: int) -> list[str]:
+    """Run `count` jobs one after the other on one slot."""
+    order = []
+    await world.replicas(stages=SAMPLER)
+    for _ in range(count):
+        call = await sampled(world)
+        order.append(call.task.job_id)
+        await world.finish(call)
+        await world.replicas(stages=SAMPLER)
+    return order
+
+
+async def test_tiers_go_before_each_other_and_a_tenant_is_served_in_order(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    for job_id, tier in (("b1", Tier.BATCH), ("s1", Tier.STANDARD), ("i1", Tier.INTERACTIVE), ("i2", Tier.INTERACTIVE)):
+        await world.encoded(job_id, tier=tier)
+    assert await order_of_sampling(world, 4) == ["i1", "i2", "s1", "b1"]
+
+
+async def test_a_tenant_with_many_jobs_does_not_keep_another_waiting(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    for n in range(6):
+        await world.encoded(f"many{n}", tenant="many")
+    await world.encoded("few", tenant="few")
+    assert "few" in (await order_of_sampling(world, 7))[:2]
+
+
+async def test_shares_follow_the_weights_by_cost(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", scheduling=SchedulingSettings(weights={"a": 3}))
+    world.start()
+    await world.replicas(stages=ENCODER)
+    for n in range(12):
+        await world.encoded(f"a{n:02}", tenant="a")
+        await world.encoded(f"b{n:02}", tenant="b")
+    first = [job_id for job_id in await order_of_sampling(world, 12) if job_id[0] == "a"]
+    assert len(first) in (8, 9, 10)
+    assert first == [f"a{n:02}" for n in range(len(first))]
+    await world.stop()
+
+
+async def test_an_interactive_job_parks_a_batch_job_which_goes_on_where_it_was(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("long", tier=Tier.BATCH)
+    await world.replicas(stages=SAMPLER)
+    long = await sampled(world)
+    await world.report(long, Progress(5, 20))
+    await world.encoded("urgent", tier=Tier.INTERACTIVE)
+    async with asyncio.timeout(10):
+        while await world.report(long, Progress(6, 20)) is not Directive.YIELD:
+            await asyncio.sleep(0.01)
+    await world.park(long, 7)
+    urgent = await sampled(world)
+    assert urgent.task.job_id == "urgent"
+    await world.finish(urgent)
+    again = await world.workers.next()
+    while again.task.stage is not Stage.SAMPLING:
+        again = await world.workers.next()
+    assert (again.task.job_id, again.task.checkpoint_step, again.task.attempt) == ("long", 7, 1)
+    job = await world.job("long")
+    assert (job.parks, job.steps_run) == (1, 7)
+
+
+async def yields(world: World, call: Call, step: int = 5) -> bool:
+    """Whether the registry, after it had its time to think, asks this sample to let go."""
+    await world.report(call, Progress(step, 20))
+    for _ in range(20):
+        await world.registry.health()
+    return await world.report(call, Progress(step, 20)) is Directive.YIELD
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "running", "waiting"),
+    [
+        (SchedulingSettings(preemption=False), Tier.BATCH, Tier.INTERACTIVE),
+        (SchedulingSettings(max_parks=0), Tier.BATCH, Tier.INTERACTIVE),
+        (SchedulingSettings(), Tier.INTERACTIVE, Tier.INTERACTIVE),
+        (SchedulingSettings(), Tier.BATCH, Tier.STANDARD),
+    ],
+)
+async def test_nobody_is_parked(tmp_path: Path, scheduling: SchedulingSettings, running: Tier, waiting: Tier) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", scheduling=scheduling)
+    world.start()
+    await world.replicas(stages=ENCODER)
+    await world.encoded("first", tier=running)
+    await world.replicas(stages=SAMPLER)
+    call = await sampled(world)
+    await world.encoded("second", tier=waiting)
+    assert not await yields(world, call)
+    await world.stop()
+
+
+async def test_as_many_are_parked_as_are_needed_and_the_cheapest(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("standard", tier=Tier.STANDARD)
+    await world.encoded("large", tier=Tier.BATCH, num_frames=61)
+    await world.encoded("small", tier=Tier.BATCH)
+    await world.replicas(slots=3, stages=SAMPLER)
+    calls = {call.task.job_id: call for call in [await sampled(world) for _ in range(3)]}
+    await world.encoded("urgent", tier=Tier.INTERACTIVE)
+    assert [await yields(world, calls[name]) for name in ("standard", "large", "small")] == [False, False, True]
+
+
+async def test_a_job_at_its_last_step_is_not_parked(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("nearly", tier=Tier.BATCH)
+    await world.replicas(stages=SAMPLER)
+    call = await sampled(world)
+    await world.report(call, Progress(19, 20))
+    await world.encoded("urgent", tier=Tier.INTERACTIVE)
+    assert not await yields(world, call, step=19)
+
+
+async def dies(world: World, call: Call) -> Call:
+    """Its replica's process ends; gives the next call."""
+    call.ended.set_exception(ReplicaDiedError("sampling-replica"))
+    return await world.next_after_loss()
+
+
+async def test_a_job_that_kills_its_replica_twice_is_failed_not_fed_to_a_third(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("deadly")
+    await world.replicas(stages=SAMPLER)
+    first = await sampled(world)
+    await world.report(first, Progress(3, 20))
+    second = await dies(world, first)
+    assert second.task.attempt == 2
+    await world.report(second, Started("sampling-replica", "cpu"))
+    await world.report(second, Progress(3, 20))
+    second.ended.set_exception(ReplicaDiedError("sampling-replica"))
+    job = await world.reaches("deadly", JobState.FAILED)
+    assert job.error is not None and job.error.code == "replica_died"
+    assert "2 replicas died at the same place" in job.error.message
+
+
+async def test_a_job_whose_replicas_die_at_other_places_goes_on(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("unlucky")
+    await world.replicas(stages=SAMPLER)
+    first = await sampled(world)
+    await world.report(first, Progress(3, 20))
+    second = await dies(world, first)
+    await world.report(second, Started("sampling-replica", "cpu"))
+    await world.report(second, Progress(4, 20))
+    third = await dies(world, second)
+    assert (third.task.job_id, third.task.attempt) == ("unlucky", 3)
+
+
+async def test_two_suspects_do_not_share_a_replica(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    for job_id in "abc":
+        await world.encoded(job_id)
+    await world.replicas(slots=2, stages=SAMPLER)
+    first, second = await sampled(world), await sampled(world)
+    for call in (first, second):
+        await world.report(call, Progress(3, 20))
+        call.ended.set_exception(ReplicaDiedError("sampling-replica"))
+    one, other = await world.next_after_loss(slots=2), await world.next_after_loss(slots=2)
+    suspects = {"a", "b"} & {one.task.job_id, other.task.job_id}
+    assert "c" in {one.task.job_id, other.task.job_id} and len(suspects) == 1
+    suspect = one if one.task.job_id in suspects else other
+    await world.report(suspect, Started("sampling-replica", "cpu"))
+    await world.report(suspect, Progress(4, 20))
+    clear = other if suspect is one else one
+    await world.finish(clear)
+    freed = await world.next_after_loss(slots=2)
+    while freed.task.stage is not Stage.SAMPLING:
+        freed = await world.next_after_loss(slots=2)
+    assert {suspect.task.job_id, freed.task.job_id} == {"a", "b"}
+
+
+async def test_out_of_memory_is_tried_once_more_and_then_told(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("large")
+    await world.replicas(stages=SAMPLER)
+    for _ in range(2):
+        call = await world.next_after_loss()
+        await world.report(call, Failed("out_of_memory", "the device ran out of memory", transient=True))
+        call.ended.set_result(None)
+    job = await world.reaches("large", JobState.FAILED)
+    assert job.error is not None and "smaller size" in job.error.message
+
+
+async def test_a_registry_that_stood_still_takes_no_lease_away(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=1.1, retry_pause_s=0.01))
+    world.start()
+    await world.replicas(stages=ENCODER)
+    await world.submit("a")
+    call = await world.workers.next()
+    await asyncio.sleep(0.2)
+    time.sleep(3)  # nothing on its loop runs, as in a process that was stopped
+    await asyncio.sleep(0.2)
+    assert await world.report(call, Started("r", "cpu")) is Directive.CONTINUE
+    assert (await world.job("a")).attempt == 1
+    await world.stop()
+
+
+async def test_a_full_queue_refuses_before_anything_is_written(tmp_path: Path) -> None:
+    settings = JobSettings(max_queued=4, max_queued_per_tenant=3)
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", settings)
+    world.start()
+    results = await asyncio.gather(*(world.submit(f"a{n}", tenant="a") for n in range(6)), return_exceptions=True)
+    assert sum(isinstance(result, QueueFullError) for result in results) == 3
+    await world.submit("b0", tenant="b")
+    with pytest.raises(QueueFullError) as caught:
+        await world.submit("b1", tenant="b")
+    assert (caught.value.code, caught.value.headers["Retry-After"]) == ("queue_full", "10")
+    assert len((await world.registry.list_jobs(10)).jobs) == 4
+    assert (await world.submit("b0", tenant="b")).id == "b0"
+    await world.registry.cancel("b0")
+    assert (await world.submit("b1", tenant="b")).state is JobState.QUEUED
+    await world.stop()
+
+
+async def test_an_idempotency_key_is_one_job_even_when_the_queue_is_full(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(max_queued=1))
+    world.start()
+    asked = Submission("a", "mochi-1", SPEC, idempotency_key="k", fingerprint="f")
+    first = await world.registry.submit(asked)
+    again = await world.registry.submit(replace(asked, job_id="b"))
+    assert (first.repeated, again.repeated, again.job.id) == (False, True, "a")
+    with pytest.raises(IdempotencyKeyReusedError):
+        await world.registry.submit(replace(asked, job_id="c", fingerprint="other"))
+    await world.stop()
+
+
+async def test_a_waiting_job_knows_its_place_and_its_times(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("a")
+    await world.encoded("b")
+    await world.replicas(stages=SAMPLER)
+    call = await sampled(world)
+    await world.report(call, Progress(10, 20, device_s=5.0))
+    job = await world.job("b")
+    assert job.place is not None and job.place.position == 0
+    await world.report(call, Finished(device_s=10.0))
+    call.ended.set_result(None)
+    other = await sampled(world)
+    await world.encoded("c")
+    waiting = await world.job("c")
+    assert waiting.place is not None and waiting.place.starts_at is not None and waiting.place.finishes_at is not None
+    assert 9 < waiting.place.finishes_at - waiting.place.starts_at < 12
+    running = await world.job(other.task.job_id)
+    assert running.place is not None and running.place.position is None
+    assert (await world.job("a")).device_s == pytest.approx(10.2)
+
+
+async def test_two_registries_on_one_database_never_run_a_job_twice(database_url: str) -> None:
+    if database_url.startswith("sqlite"):
+        pytest.skip("one registry only on SQLite")
+    settings = SETTINGS.model_copy(update={"lease_s": 2.0})
+    old, new = World(database_url, settings, owner="old"), World(database_url, settings, owner="new")
+    old.start()
+    new.start()
+    for n in range(20):
+        await (old if n % 2 else new).submit(f"{n:02}")
+    for world in (old, new):
+        await world.replicas(slots=20, stages=ENCODER)
+    seen: dict[str, Call] = {}
+    async with asyncio.timeout(20):
+        while len(seen) < 20:
+            for world in (old, new):
+                await world.replicas(slots=20, stages=ENCODER)
+                while not world.workers.sent.empty():
+                    call = await world.workers.next()
+                    assert seen.setdefault(call.task.job_id, call) is call
+                    assert await world.report(call, Started("r", "cpu")) is Directive.CONTINUE
+            await asyncio.sleep(0.05)
+    await new.stop()
+    await old.stop()
+
+
+async def test_a_new_cluster_takes_over_what_the_old_one_lets_lapse(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database_url.startswith("sqlite"):
+        pytest.skip("one registry only on SQLite")
+    monkeypatch.setattr(
+        "serve_app.registry.feed_upkeep.COMING_S", 0.0
+    )  # its first writes would take longer than a lease
+    settings = SETTINGS.model_copy(update={"lease_s": 1.5})
+    old, new = World(database_url, settings, owner="old"), World(database_url, settings, owner="new")
+    old.start()
+    await old.replicas(stages=ENCODER)
+    await old.submit("a")
+    await old.submit("b")
+    held = await old.workers.next()
+    new.start()
+    await old.stop()
+    waiting = await new.next_after_loss(slots=2)
+    assert (waiting.task.job_id, waiting.task.attempt) == ("b", 1)
+    async with asyncio.timeout(20):
+        while new.workers.sent.empty():
+            assert await new.report(waiting, Started("r", "cpu")) is Directive.CONTINUE
+            await asyncio.sleep(0.05)
+    again = await new.workers.next()
+    assert (again.task.job_id, again.task.attempt) == ("a", 2)
+    assert again.task.lease != held.task.lease
+    await new.stop()
+
+
+async def test_a_job_cancelled_through_another_registry_stops_here(database_url: str) -> None:
+    if database_url.startswith("sqlite"):
+        pytest.skip("one registry only on SQLite")
+    one, other = World(database_url, owner="one"), World(database_url, owner="other")
+    one.start()
+    other.start()
+    await one.replicas(stages=ENCODER)
+    await one.submit("a")
+    call = await one.workers.next()
+    assert await one.report(call, Started("r", "cpu")) is Directive.CONTINUE
+    await other.registry.cancel("a")
+    async with asyncio.timeout(10):
+        while await one.report(call, Started("r", "cpu")) is not Directive.STOP:
+            await asyncio.sleep(0.05)
+    await one.stop()
+    await other.stop()

@@ -1,0 +1,92 @@
+from dataclasses import replace
+
+from deployments.messages import ReplicaInfo, Stage
+from serve_app.jobs import Job, JobState, Spent
+from serve_app.registry.leases import ForeignLeases, LeaseTable
+from serve_app.registry.replicas import ReplicaTable
+from tests.support.registry_world import SPEC
+
+JOB = Job("job", "mochi-1", SPEC, JobState.SAMPLING, Stage.SAMPLING, 1, 0.0, lease="token", step=4)
+
+
+def info(replica: str, stage: Stage = Stage.SAMPLING, slots: int = 1) -> ReplicaInfo:
+    return ReplicaInfo(replica, stage, slots, "cpu", "mochi-1")
+
+
+def test_a_lease_lives_by_its_renewals() -> None:
+    table = LeaseTable(lease_s=30)
+    lease = table.grant(JOB, 100)
+    assert table.lapsed(129.9) == []
+    table.renew(lease, 129.9)
+    assert table.lapsed(130) == []
+    assert table.lapsed(159.9) == [lease]
+
+
+def test_only_the_newest_token_holds_a_job() -> None:
+    table = LeaseTable(lease_s=30)
+    old = table.grant(replace(JOB, lease="old"), 0)
+    new = table.grant(replace(JOB, lease="new"), 1)
+    assert table.held("job", "old") is None
+    assert table.held("job", "new") is new
+    table.drop(old)
+    assert table.held("job", "new") is new
+    table.drop(new)
+    assert table.of_job("job") is None
+
+
+def test_sql_is_told_a_few_times_a_lease() -> None:
+    table = LeaseTable(lease_s=40)
+    lease = table.grant(JOB, 0)
+    assert not table.needs_saving(lease, 9.9)
+    assert table.needs_saving(lease, 10)
+
+
+def test_slots_are_those_of_replicas_that_still_announce_themselves() -> None:
+    table = ReplicaTable(forget_s=10)
+    assert table.announce(info("a", slots=2), 0)
+    assert table.announce(info("b"), 5)
+    assert not table.announce(info("b"), 9)
+    assert table.announce(info("b", slots=0), 9)
+    assert table.announce(info("b"), 9)
+    assert table.slots(Stage.SAMPLING, 9) == 3
+    assert table.slots(Stage.DECODING, 9) == 0
+    assert table.slots(Stage.SAMPLING, 10) == 1
+    table.prune(10)
+    assert table.announce(info("a"), 11)
+    table.forget("a")
+    assert [r.replica for r in table.alive(Stage.SAMPLING, 11)] == ["b"]
+
+
+def test_what_was_spent_is_counted_once() -> None:
+    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease.step = 7
+    lease.used(1.5)
+    spent = lease.count()
+    assert spent == Spent(3, 1.5)
+    assert lease.count() == Spent(0, 0.0)
+    lease.uncount(spent)
+    lease.step = 8
+    lease.used(2.0)
+    assert lease.count() == Spent(4, 2.0)
+
+
+def test_a_resumed_lease_counts_the_device_from_its_first_report() -> None:
+    lease = LeaseTable(lease_s=30).resume(JOB, 0, patience_s=10)
+    assert lease.deadline == 10
+    lease.used(5.0)
+    assert lease.count().device_s == 0
+    lease.used(7.0)
+    assert lease.count().device_s == 2.0
+
+
+def test_a_foreign_lease_lapses_when_it_is_not_renewed_whatever_the_clocks_say() -> None:
+    watch = ForeignLeases(lease_s=30)
+    far_past = replace(JOB, lease_expires_at=1.0)
+    assert watch.lapsed([far_past], 100) == []
+    assert watch.lapsed([far_past], 129) == []
+    renewed = replace(JOB, lease_expires_at=2.0)
+    assert watch.lapsed([renewed], 129.5) == []
+    assert watch.lapsed([renewed], 159) == []
+    assert watch.lapsed([renewed], 159.5) == [renewed]
+    assert watch.lapsed([], 160) == []
+    assert watch.lapsed([renewed], 161) == []

@@ -1,0 +1,184 @@
+"""Single moments at which the registry once lost a job, a count or a slot; the storms meet them only by chance."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+
+from deployments.errors import RegistryUnavailableError
+from deployments.messages import (
+    Checkpointed,
+    Directive,
+    Finished,
+    Parked,
+    Progress,
+    ReplicaInfo,
+    Report,
+    Stage,
+    Started,
+)
+from serve_app.config import SchedulingSettings
+from serve_app.database import jobs as job_store
+from serve_app.database.connection import Database
+from serve_app.jobs import Tier
+from serve_app.registry import actor as job_registry
+from serve_app.registry import dispatcher
+from tests.support.registry_world import SETTINGS, Call, World
+
+T = TypeVar("T")
+ENCODER = (Stage.ENCODING,)
+SAMPLER = (Stage.SAMPLING,)
+
+
+class Flaky(Database):
+    """untold: operations that lose the connection in their next commit. away: those that find no database."""
+
+    untold: ClassVar[set[Any]] = set()
+    away: ClassVar[set[Any]] = set()
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        if function in self.away:
+            await asyncio.sleep(0.05)
+            raise RegistryUnavailableError("away")
+        result = await super().run(function, *args)
+        if function in self.untold:
+            self.untold.remove(function)
+            raise RegistryUnavailableError("lost in the commit")
+        return result
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(job_registry, "Database", Flaky)
+    monkeypatch.setattr(Flaky, "untold", set())
+    monkeypatch.setattr(Flaky, "away", set())
+    monkeypatch.setattr(dispatcher, "RECONCILE_S", 0.1)
+    settings = SETTINGS.model_copy(update={"lease_s": 20.0})
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", settings, SchedulingSettings(promote_after_s=1))
+    world.start()
+    yield world
+    await world.stop()
+
+
+async def sampled(world: World, **submit: Any) -> Call:
+    await world.replicas(stages=ENCODER)
+    await world.encoded(**submit)
+    await world.replicas(stages=SAMPLER)
+    call = await world.workers.next()
+    await world.report(call, Started("sampling-replica", "cpu"))
+    return call
+
+
+async def test_a_claim_that_was_written_and_not_told_is_undone(world: World) -> None:
+    Flaky.untold.add(job_store.claim)
+    await world.submit("a")
+    call = await world.next_after_loss()
+    assert (call.task.job_id, call.task.attempt) == ("a", 1)
+
+
+async def test_a_lease_whose_end_was_not_told_ends_with_the_next_claim(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.submit("a")
+    encoding = await world.workers.next()
+    Flaky.untold.add(job_store.finish_stage)
+    with pytest.raises(RegistryUnavailableError):
+        await world.report(encoding, Finished())
+    await world.replicas(stages=SAMPLER)
+    sampling = await world.workers.next()
+    assert (sampling.task.job_id, sampling.task.stage) == ("a", Stage.SAMPLING)
+    assert await world.report(encoding, Finished()) is Directive.STOP
+    queue = world.registry._board.room._queues[Stage.ENCODING]
+    assert not [flow for share in queue._shares.values() for flow in share.flows.values() if flow.unsettled]
+
+
+async def test_no_report_of_a_batch_is_lost_to_the_database_of_another(world: World) -> None:
+    await world.replicas(slots=2, stages=ENCODER)
+    await world.encoded("a")
+    await world.encoded("b")
+    await world.replicas(slots=2, stages=SAMPLER)
+    calls = [await world.workers.next() for _ in range(2)]
+    leases = [world.registry._board.leases.of_job(call.task.job_id) for call in calls]
+    Flaky.away.add(job_store.renew)
+    for lease in leases:
+        assert lease is not None
+        lease.saved_at = 0.0
+    with pytest.raises(RegistryUnavailableError):
+        await world.registry.report_all([Report(c.task.job_id, c.task.lease, Progress(3, 20)) for c in calls])
+    assert [lease and lease.step for lease in leases] == [3, 3]
+
+
+async def test_what_is_told_late_counts_no_step_twice(world: World) -> None:
+    call = await sampled(world, job_id="a")
+    lease = world.registry._board.leases.of_job("a")
+    assert lease is not None
+    for done in (8, 12, 4, 16):
+        lease.saved_at = 0.0
+        await world.report(call, Progress(done, 20))
+    await world.report(call, Parked(18, "asked"))
+    assert (await world.job("a")).steps_run == 18
+
+
+async def test_seconds_that_could_not_be_saved_are_saved_later(world: World) -> None:
+    call = await sampled(world, job_id="a")
+    lease = world.registry._board.leases.of_job("a")
+    assert lease is not None
+    lease.saved_at = 0.0
+    Flaky.away.add(job_store.renew)
+    failing = asyncio.create_task(world.report(call, Progress(2, 20, device_s=2.0)))
+    await asyncio.sleep(0)  # it has begun to save
+    await world.report(call, Progress(3, 20, device_s=3.0))
+    with pytest.raises(RegistryUnavailableError):
+        await failing
+    Flaky.away.clear()
+    await world.report(call, Parked(4, "asked", device_s=4.0))
+    assert (await world.job("a")).device_s == pytest.approx(4.2)
+
+
+async def test_a_replica_that_leaves_takes_no_slot_from_another(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.submit("a")
+    await world.workers.next()
+    await world.submit("b")
+    for name, slots in (("encoding-replica", 0), ("another", 1)):
+        await world.registry.announce(ReplicaInfo(name, Stage.ENCODING, slots, "cpu", "mochi-1"), wait=False)
+    assert (await world.workers.next()).task.job_id == "b"
+
+
+async def asked_to_yield(world: World, call: Call) -> bool:
+    """Whether it is, after the registry had its time to think."""
+    for _ in range(20):
+        await world.registry.health()
+    return await world.report(call, Progress(5, 20)) is Directive.YIELD
+
+
+async def test_nobody_is_parked_for_an_urgent_job_whose_turn_it_is_not(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", scheduling=SchedulingSettings(promote_after_s=0.001))
+    world.start()
+    call = await sampled(world, job_id="running", tenant="many", tier=Tier.BATCH)
+    await world.encoded("overdue", tenant="many", tier=Tier.BATCH)
+    await world.encoded("urgent", tenant="few", tier=Tier.INTERACTIVE, num_frames=61)
+    assert not await asked_to_yield(world, call)
+    await world.stop()
+
+
+async def test_an_old_job_does_not_take_back_the_slot_it_made_room_with(world: World) -> None:
+    call = await sampled(world, job_id="old", tenant="many", tier=Tier.BATCH)
+    await asyncio.sleep(2.1)  # it would go with the interactive ones by now
+    await world.replicas(stages=(Stage.ENCODING, Stage.SAMPLING))
+    await world.encoded("urgent", tenant="few", tier=Tier.INTERACTIVE)
+    assert await asked_to_yield(world, call)
+    await world.park(call, 15)
+    assert (await world.workers.next()).task.job_id == "urgent"
+
+
+async def test_steps_of_a_checkpoint_are_counted_though_no_progress_was_told(world: World) -> None:
+    call = await sampled(world, job_id="a")
+    await world.report(call, Checkpointed(7))
+    call.ended.set_exception(RuntimeError("killed"))
+    again = await world.next_after_loss()
+    assert again.task.checkpoint_step == 7
+    await world.report(again, Progress(8, 20, begun_at=7))
+    await world.finish(again)
+    assert (await world.job("a")).steps_run == 20

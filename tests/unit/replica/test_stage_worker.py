@@ -1,0 +1,669 @@
+"""Reports, stops, failures, slots and health of a replica, with a registry in memory."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.errors import PermanentError, StoppedError, StorageUnavailableError, TransientError
+from deployments.messages import (
+    Directive,
+    Event,
+    Failed,
+    Finished,
+    Parked,
+    Progress,
+    ReplicaInfo,
+    Report,
+    Stage,
+    Started,
+)
+from deployments.replica import running_task as running_task_module
+from deployments.replica import stage_worker
+from deployments.replica.running_task import RunningTask, Stopwatch, TaskStore, outlast
+from deployments.replica.stage_worker import StageWorker, failure_of
+from tests.support.worker_fakes import Clock, MemoryLink, MemoryStore, captured, running_task, task
+
+STARTED = Started("replica-1", "cpu")
+
+
+@asynccontextmanager
+async def replica(
+    link: MemoryLink, slots: int = 1, draining: Callable[[], bool] = lambda: False
+) -> AsyncIterator[StageWorker]:
+    info = ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m")
+    worker = StageWorker(info, link, draining)
+    try:
+        yield worker
+    finally:
+        worker.close()
+        await asyncio.sleep(0)
+
+
+def steps(count: int) -> Callable[[RunningTask], Awaitable[None]]:
+    """Work that takes `count` steps in the thread."""
+
+    def loop(running: RunningTask) -> None:
+        for done in range(1, count + 1):
+            running.progress(done, count)
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(loop, running)
+        running.clock.lap("denoise")
+
+    return work
+
+
+def endless(entered: threading.Event, left: threading.Event) -> Callable[[RunningTask], Awaitable[None]]:
+    """Work that only a stop ends, and that takes its time to leave."""
+
+    def loop(running: RunningTask) -> None:
+        entered.set()
+        try:
+            while True:
+                running.progress(1, 2)
+                threading.Event().wait(0.01)
+        finally:
+            threading.Event().wait(0.05)
+            left.set()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(loop, running)
+
+    return work
+
+
+def parking(entered: threading.Event) -> Callable[[RunningTask], Awaitable[Event | None]]:
+    """Work that goes on until it is asked to yield."""
+
+    def loop(running: RunningTask) -> Event | None:
+        entered.set()
+        while running.yielding is None:
+            running.progress(1, 2)
+            threading.Event().wait(0.01)
+        return Parked(1, running.yielding)
+
+    async def work(running: RunningTask) -> Event | None:
+        return await running.in_thread(loop, running)
+
+    return work
+
+
+def failing(error: Exception) -> Callable[[RunningTask], Awaitable[None]]:
+    def fail() -> None:
+        raise error
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(fail)
+
+    return work
+
+
+async def test_reports_started_then_finished_with_seconds() -> None:
+    link = MemoryLink()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), steps(3))
+    assert link.ends[0] == STARTED
+    (finished,) = link.ends[1:]
+    assert isinstance(finished, Finished)
+    assert set(finished.seconds) == {"denoise"}
+    assert set(link.leases) == {("video_1", "lease_1")}
+
+
+async def test_progress_is_coalesced_and_the_latest_wins() -> None:
+    link = MemoryLink()
+    held = threading.Event()
+
+    def loop(running: RunningTask) -> None:
+        for done in range(1, 1001):
+            running.progress(done, 1000)
+        held.wait()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(loop, running)
+
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
+        while not any(isinstance(event, Progress) and event.done == 1000 for event in link.events):
+            await asyncio.sleep(0.01)
+        held.set()
+        await call
+    assert sum(isinstance(event, Progress) for event in link.events) <= 5
+
+
+async def test_a_stop_answer_ends_the_thread_at_its_next_step() -> None:
+    link = MemoryLink(stop_at=lambda event: isinstance(event, Progress))
+    entered, left = threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), endless(entered, left))
+    assert left.is_set()
+    assert link.ends == [STARTED]
+
+
+async def test_a_lapsed_lease_at_the_start_does_no_work() -> None:
+    link = MemoryLink(stop_at=lambda event: isinstance(event, Started))
+    entered, left = threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), endless(entered, left))
+    assert not entered.is_set()
+
+
+async def test_a_cancelled_call_holds_its_slot_until_the_thread_has_left() -> None:
+    link = MemoryLink()
+    entered, left = threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        first = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        first.cancel()
+        await asyncio.sleep(0)
+        first.cancel()
+        left_before_second: list[bool] = []
+
+        async def second(running: RunningTask) -> None:
+            left_before_second.append(left.is_set())
+
+        await worker.run(task(Stage.SAMPLING), second)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert left_before_second == [True]
+    assert [type(event) for event in link.ends] == [Started, Started, Finished]
+
+
+async def test_a_call_cancelled_while_it_waits_for_the_slot_never_starts() -> None:
+    link = MemoryLink()
+    entered, left = threading.Event(), threading.Event()
+    never = threading.Event()
+    async with replica(link) as worker:
+        first = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        second = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(never, threading.Event())))
+        await asyncio.sleep(0)
+        second.cancel()
+        first.cancel()
+        assert all(isinstance(r, BaseException) for r in await asyncio.gather(first, second, return_exceptions=True))
+    assert not never.is_set()
+    assert link.ends == [STARTED]
+
+
+async def test_slots_run_at_once() -> None:
+    both = threading.Barrier(2)
+
+    async def meet(running: RunningTask) -> None:
+        await running.in_thread(both.wait)
+
+    async with replica(MemoryLink(), slots=2) as worker:
+        await asyncio.gather(*(worker.run(task(Stage.ENCODING), meet) for _ in range(2)))
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [
+        (PermanentError("prompt_too_long", "shorten it"), Failed("prompt_too_long", "shorten it", False)),
+        (TransientError("mp4_failed", "disk full"), Failed("mp4_failed", "disk full", True)),
+        (StorageUnavailableError("no answer"), Failed("storage_unavailable", "no answer", True)),
+        (KeyError("latents"), Failed("internal_error", "KeyError: 'latents'", True)),
+        (MemoryError("4 GB"), Failed("out_of_memory", "the device ran out of memory: 4 GB", True)),
+    ],
+)
+def test_what_errors_mean(error: Exception, failed: Failed) -> None:
+    assert failure_of(error) == failed
+
+
+async def test_a_failure_is_reported_and_the_next_task_runs() -> None:
+    link = MemoryLink()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), failing(PermanentError("bad", "why")))
+        await worker.run(task(Stage.SAMPLING), steps(1))
+        worker.check_health()
+    assert link.ends[1] == Failed("bad", "why", transient=False)
+    assert isinstance(link.ends[3], Finished)
+
+
+async def test_unforeseen_errors_are_logged_with_traceback_and_job(caplog: pytest.LogCaptureFixture) -> None:
+    with captured(caplog):
+        async with replica(MemoryLink()) as worker:
+            await worker.run(task(Stage.SAMPLING), failing(ZeroDivisionError("x / 0")))
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.getMessage().startswith("[video_1] sampling failed, internal_error")
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
+
+
+async def test_out_of_memory_takes_the_replica_out_of_service() -> None:
+    link = MemoryLink()
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), failing(torch.OutOfMemoryError("tried 3 GiB")))
+        with pytest.raises(RuntimeError, match="must be replaced: .* ran out of memory"):
+            worker.check_health()
+        assert link.announced[-1].slots == 0
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    ends = [event for event in link.ends if isinstance(event, Failed)]
+    assert [(e.code, e.transient) for e in ends] == [("out_of_memory", True), ("replica_unhealthy", True)]
+
+
+async def test_the_registry_knows_of_no_slots_before_it_hears_of_the_failure() -> None:
+    slots_when_failed: list[int] = []
+
+    def note(event: Event) -> bool:
+        if isinstance(event, Failed):
+            slots_when_failed.append(link.announced[-1].slots)
+        return False
+
+    link = MemoryLink(stop_at=note)
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), failing(torch.OutOfMemoryError("tried 3 GiB")))
+    assert slots_when_failed == [0]
+
+
+async def test_the_end_is_reported_again_until_the_registry_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
+    link = MemoryLink(unreachable=4)
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), steps(2))
+    assert isinstance(link.events[-1], Finished)
+
+
+async def test_the_end_is_kept_while_the_registry_is_away_and_given_up_with_the_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
+    link = MemoryLink(unreachable=1_000_000)
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), steps(2)))
+        while link.unreachable > 1_000_000 - 50:
+            await asyncio.sleep(0.001)
+        assert not call.done()
+        worker.check_health()
+        worker.close()
+        await call
+    assert link.events == []
+
+
+async def test_a_long_step_keeps_its_lease_by_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
+    held = threading.Event()
+    link = MemoryLink()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(held.wait)
+
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.ENCODING), work))
+        while link.events.count(STARTED) < 4:
+            await asyncio.sleep(0.005)
+        held.set()
+        await call
+
+
+async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
+    held, entered = threading.Event(), threading.Event()
+    link = MemoryLink()
+
+    def hang() -> None:
+        entered.set()
+        held.wait()
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(hang)
+
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
+        await asyncio.to_thread(entered.wait)
+        worker.check_health()
+        monkeypatch.setattr(stage_worker, "STALL_S", 0.0)
+        with pytest.raises(RuntimeError, match="no step for"):
+            worker.check_health()
+        await asyncio.sleep(0.05)
+        heard = len(link.events)
+        await asyncio.sleep(0.05)
+        assert len(link.events) == heard
+        held.set()
+        await call
+
+
+async def test_announces_itself_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "ANNOUNCE_EVERY_S", 0.01)
+    link = MemoryLink()
+    async with replica(link, slots=3):
+        while len(link.announced) < 3:
+            await asyncio.sleep(0.005)
+    assert link.announced[0] == ReplicaInfo("replica-1", Stage.SAMPLING, 3, "cpu", "m")
+    await asyncio.sleep(0.03)
+    heard = len(link.announced)
+    await asyncio.sleep(0.03)
+    assert len(link.announced) == heard
+
+
+async def test_a_yield_comes_with_the_announcement(monkeypatch: pytest.MonkeyPatch) -> None:
+    link, entered = MemoryLink(), threading.Event()
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
+        await asyncio.to_thread(entered.wait)
+        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+        await call
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    assert link.ends[1] == Parked(1, "the registry asked for it")
+    assert isinstance(link.ends[-1], Finished)
+
+
+async def test_a_stop_comes_with_the_announcement() -> None:
+    link, entered, left = MemoryLink(), threading.Event(), threading.Event()
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        link.mailbox.post("replica-1", "lease_1", Directive.STOP)
+        await call
+    assert left.is_set()
+    assert link.ends == [STARTED]
+
+
+async def test_a_draining_replica_hands_back_all_it_has_and_takes_no_more() -> None:
+    link, told = MemoryLink(), threading.Event()
+    entered = [threading.Event(), threading.Event()]
+    async with replica(link, slots=2, draining=told.is_set) as worker:
+        tasks = [replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"lease_{n}") for n in range(2)]
+        calls = [
+            asyncio.create_task(worker.run(one, parking(event))) for one, event in zip(tasks, entered, strict=True)
+        ]
+        for event in entered:
+            await asyncio.to_thread(event.wait)
+        told.set()
+        await asyncio.gather(*calls)
+        assert link.announced[-1].slots == 0
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    parked = [event for event in link.ends if isinstance(event, Parked)]
+    assert parked == [Parked(1, "the replica was told to leave")] * 2
+    assert isinstance(link.ends[-1], Failed) and link.ends[-1].transient
+
+
+async def test_all_tasks_of_a_replica_are_reported_in_one_call() -> None:
+    link = MemoryLink()
+    held = threading.Event()
+
+    async def work(running: RunningTask) -> None:
+        def loop() -> None:
+            running.progress(1, 2)
+            held.wait()
+
+        await running.in_thread(loop)
+
+    async with replica(link, slots=3) as worker:
+        tasks = [replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"lease_{n}") for n in range(3)]
+        calls = [asyncio.create_task(worker.run(one, work)) for one in tasks]
+        while sum(isinstance(event, Progress) for event in link.events) < 3:
+            await asyncio.sleep(0.01)
+        held.set()
+        await asyncio.gather(*calls)
+    assert link.batches <= 3
+    assert {job for job, _ in link.leases} == {"video_0", "video_1", "video_2"}
+
+
+async def test_close_stops_what_runs() -> None:
+    entered, left = threading.Event(), threading.Event()
+    async with replica(MemoryLink()) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        worker.close()
+        await call
+    assert left.is_set()
+
+
+async def test_model_threads_compute_no_gradients() -> None:
+    seen: list[bool] = []
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(lambda: seen.append(torch.is_grad_enabled()))
+
+    async with replica(MemoryLink()) as worker:
+        await worker.run(task(Stage.SAMPLING), work)
+        worker.warm_up(lambda: seen.append(torch.is_grad_enabled()))
+    assert seen == [False, False]
+
+
+def test_the_stopwatch_adds_laps_of_one_name() -> None:
+    watch = Stopwatch()
+    watch.lap("decode")
+    first = watch.seconds["decode"]
+    watch.lap("mp4")
+    threading.Event().wait(0.002)
+    watch.lap("decode")
+    assert watch.seconds["decode"] >= first + 0.001
+    assert set(watch.seconds) == {"decode", "mp4"}
+
+
+class HeldLink(MemoryLink):
+    """A registry that hears events of one kind at once and answers when it is let."""
+
+    def __init__(self, kind: type[Event]) -> None:
+        super().__init__()
+        self.heard, self.may_answer = asyncio.Event(), asyncio.Event()
+        self._kind = kind
+
+    async def call(self, method: str, *args: Any) -> Any:
+        answer = await super().call(method, *args)
+        if method == "report" and isinstance(args[0], Report) and isinstance(args[0].event, self._kind):
+            self.heard.set()
+            await self.may_answer.wait()
+        return answer
+
+
+async def announced(link: MemoryLink) -> None:
+    """Until what was posted has been collected and heeded."""
+    calls = len(link.announced)
+    while len(link.announced) < calls + 2:
+        await asyncio.sleep(0.005)
+
+
+async def asked_to_yield(running: RunningTask) -> Event | None:
+    """Work that lets go at once if it was asked to."""
+    return None if running.yielding is None else Parked(4, running.yielding, running.device_s)
+
+
+async def test_a_yield_that_comes_while_the_start_is_being_told_is_heeded() -> None:
+    link = HeldLink(Started)
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), asked_to_yield))
+        await link.heard.wait()
+        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+        await announced(link)
+        link.may_answer.set()
+        await call
+    assert link.ends == [STARTED, Parked(4, "the registry asked for it")]
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ([Directive.YIELD], [STARTED, Parked(4, "the registry asked for it")]),
+        ([Directive.YIELD, Directive.YIELD], [STARTED, Parked(4, "the registry asked for it")]),
+        ([Directive.STOP], []),
+        ([Directive.YIELD, Directive.STOP], []),
+    ],
+)
+async def test_who_waits_for_a_slot_hears_too(told: list[Directive], wanted: list[Event]) -> None:
+    link, entered = MemoryLink(), threading.Event()
+    async with replica(link) as worker:
+        first = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
+        await asyncio.to_thread(entered.wait)
+        waiting = replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2")
+        second = asyncio.create_task(worker.run(waiting, asked_to_yield))
+        await asyncio.sleep(0)
+        for directive in told:
+            link.mailbox.post("replica-1", "lease_2", directive)
+            await announced(link)
+        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+        await asyncio.gather(first, second)
+    assert link.of("video_2") == wanted
+
+
+async def test_close_stops_who_waits_for_a_slot() -> None:
+    link, entered = MemoryLink(), threading.Event()
+    async with replica(link) as worker:
+        left = threading.Event()
+        calls = [asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))]
+        await asyncio.to_thread(entered.wait)
+        waiting = replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2")
+        calls.append(asyncio.create_task(worker.run(waiting, steps(1))))
+        await asyncio.sleep(0)
+        worker.close()
+        await asyncio.gather(*calls)
+    assert link.of("video_2") == []
+
+
+@pytest.mark.parametrize("directive", [Directive.YIELD, Directive.STOP])
+async def test_a_directive_that_comes_while_the_end_is_being_told_changes_nothing(directive: Directive) -> None:
+    link = HeldLink(Finished)
+    async with replica(link) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), steps(2)))
+        await link.heard.wait()
+        link.mailbox.post("replica-1", "lease_1", directive)
+        await announced(link)
+        link.may_answer.set()
+        await call
+        await worker.run(replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2"), steps(1))
+    assert [type(event) for event in link.of("video_1")] == [Started, Finished]
+    assert [type(event) for event in link.of("video_2")] == [Started, Finished]
+
+
+async def test_a_draining_replica_ends_only_when_its_last_end_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_worker, "DRAIN_POLL_S", 0.005)
+    ended, told, entered = asyncio.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(stage_worker, "end_if_terminated", ended.set)
+    link = HeldLink(Parked)
+    async with replica(link, draining=told.is_set) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
+        await asyncio.to_thread(entered.wait)
+        told.set()
+        await link.heard.wait()
+        await asyncio.sleep(0.05)
+        assert not ended.is_set()
+        link.may_answer.set()
+        await call
+        await ended.wait()
+
+
+async def test_the_device_time_is_that_of_the_thread() -> None:
+    clock = Clock()
+    running = running_task(now_ns=clock)
+
+    def work() -> None:
+        for done in range(3):
+            clock.advance(1_500_000_000)
+            running.progress(done, 3)
+            assert running.latest is not None
+            told.append(running.latest.device_s)
+
+    told: list[float] = []
+    await running.in_thread(work)
+    clock.advance(10_000_000_000)
+    assert running.device_s == 4.5
+    await running.in_thread(work)
+    assert told == [1.5, 3.0, 4.5, 6.0, 7.5, 9.0]
+
+
+async def test_the_time_of_work_that_fails_counts() -> None:
+    clock = Clock()
+    running = running_task(now_ns=clock)
+
+    def work() -> None:
+        clock.advance(2_000_000_000)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await running.in_thread(work)
+    assert running.device_s == 2
+
+
+async def test_what_is_reported_has_the_newest_device_time_and_is_reported_once() -> None:
+    clock = Clock()
+    running = running_task(now_ns=clock)
+    assert running.to_report() is None
+    running.progress(1, 2)
+    running.used(3_000_000_000)
+    assert running.fresh
+    assert running.to_report() == Progress(1, 2, 1, None, 3.0)
+    assert not running.fresh
+
+
+async def test_many_threads_may_add_device_time() -> None:
+    running = running_task()
+
+    def add() -> None:
+        for _ in range(10_000):
+            running.used(1)
+
+    await asyncio.gather(*(asyncio.to_thread(add) for _ in range(4)))
+    assert running.device_s == 40_000 / 1e9
+
+
+async def test_the_end_tells_the_device_time() -> None:
+    link = MemoryLink()
+
+    async def work(running: RunningTask) -> None:
+        running.used(7_000_000_000)
+
+    async with replica(link) as worker:
+        await worker.run(task(Stage.SAMPLING), work)
+    assert link.ends[-1] == Finished({}, 7.0)
+
+
+async def test_who_waits_and_asks_whether_to_go_on_is_not_stuck() -> None:
+    running = running_task()
+    running.moved_at = time.monotonic() - 2 * stage_worker.STALL_S
+    running.check()
+    assert time.monotonic() - running.moved_at < stage_worker.STALL_S
+
+
+async def test_a_stopped_task_changes_nothing_in_the_store(tmp_path: Path) -> None:
+    store, running = MemoryStore(), running_task()
+    seen = TaskStore(store, running)
+    await seen.put("a", b"1", "text/plain")
+    running.stop()
+    (tmp_path / "b").write_bytes(b"2")
+    with pytest.raises(StoppedError):
+        await seen.put("b", b"2", "text/plain")
+    with pytest.raises(StoppedError):
+        await seen.put_file("b", tmp_path / "b", "text/plain")
+    with pytest.raises(StoppedError):
+        await seen.delete("a")
+    assert store.changes == [("put", "a")]
+    assert await seen.get("a") == b"1" and await seen.list_keys("") == ["a"]
+
+
+async def test_a_write_outlasts_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task_module, "STORE_PAUSE_S", 0.001)
+    away = iter((True, True, False))
+    store = MemoryStore(down=lambda key: next(away))
+    await outlast(lambda: store.put("a", b"1", "text/plain"))
+    assert store.objects == {"a": b"1"}
+
+
+async def test_a_store_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task_module, "STORE_AWAY_S", 0.0)
+    store = MemoryStore(down=lambda key: True)
+    with pytest.raises(StorageUnavailableError):
+        await outlast(lambda: store.put("a", b"1", "text/plain"))
+
+
+async def test_a_stop_ends_the_waiting_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task_module, "STORE_PAUSE_S", 0.001)
+    running, tried = running_task(), list[str]()
+
+    def down(key: str) -> bool:
+        tried.append(key)
+        if len(tried) == 3:
+            running.stop()
+        return True
+
+    store = TaskStore(MemoryStore(down), running)
+    with pytest.raises(StoppedError):
+        await outlast(lambda: store.put("a", b"1", "text/plain"))
+    assert tried == ["a"] * 3

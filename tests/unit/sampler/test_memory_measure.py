@@ -1,0 +1,217 @@
+"""Measuring the included model's memory on the CPU, and keeping the result."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
+from deployments.messages import Stage
+from deployments.mochi.loading import load_transformer
+from deployments.replica.host import total_bytes
+from deployments.sampler import memory_measure
+from deployments.sampler.memory_measure import measure, memory_budget, memory_profile, probe_shapes
+from deployments.sampler.memory_profile import MemoryProfile, Resident
+from deployments.settings import ModelSettings
+from deployments.storage.model_store import CACHE_VARIABLE
+from serve_app.config import load_settings
+from tests.support import ROOT
+from tests.support.worker_fakes import SHAPES, worker_settings
+
+CPU = torch.device("cpu")
+MODEL = worker_settings(Stage.SAMPLING).model
+SMALL: LatentShape = (12, 11, 8, 8)
+MIDDLE: LatentShape = (12, 5, 16, 16)
+LARGE: LatentShape = (12, 11, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
+    return load_transformer(SHAPES, "float32", CPU)
+
+
+@pytest.fixture(scope="module")
+def measured(transformer: Any) -> MemoryProfile:
+    return measure(transformer, (SMALL, LARGE), MODEL.max_sequence_length)
+
+
+@torch.no_grad()
+def step_bytes(transformer: Any, shape: LatentShape) -> int:
+    return memory_measure._guided_step_bytes(transformer, shape, MODEL.max_sequence_length)
+
+
+def test_a_shape_between_costs_what_is_foretold(transformer: Any, measured: MemoryProfile) -> None:
+    wanted = step_bytes(transformer, MIDDLE)
+    foretold = GUIDED_ROWS * (latent_tokens(MIDDLE) * measured.step_token_bytes + measured.step_row_bytes)
+    assert wanted / 2 < foretold < 2 * wanted
+
+
+def test_a_larger_shape_costs_more(transformer: Any) -> None:
+    small, middle, large = (step_bytes(transformer, shape) for shape in (SMALL, MIDDLE, LARGE))
+    assert 0 < small < middle < large
+
+
+def test_a_token_costs_what_torch_asks_for_or_more(measured: MemoryProfile) -> None:
+    """8,208 bytes by torch's own count of its allocations; malloc and other libraries add to it."""
+    assert 8208 * 0.9 < measured.step_token_bytes < 8208 * 3
+
+
+def test_the_threads_are_as_before(transformer: Any) -> None:
+    threads = torch.get_num_threads()
+    step_bytes(transformer, SMALL)
+    assert torch.get_num_threads() == threads
+
+
+def test_what_is_held_is_counted_exactly(transformer: Any, measured: MemoryProfile) -> None:
+    row = memory_measure._probe(transformer, SMALL, MODEL.max_sequence_length)
+    tokens = latent_tokens(SMALL)
+    assert measured.held_token_bytes * tokens == 2 * row.latents.nbytes
+    assert measured.table_token_bytes * tokens == sum(table.nbytes for table in row.rope)
+    assert measured.held_row_bytes == row.prompt.caption.nbytes
+
+
+def test_the_models_largest_video_fits_this_machine(measured: MemoryProfile) -> None:
+    budget = memory_budget(CPU)
+    assert 0 < budget < total_bytes()
+    assert measured.fits([], Resident((12, 11, 16, 16)), budget)
+
+
+def model(**changes: Any) -> ModelSettings:
+    return MODEL.model_copy(update=changes)
+
+
+def test_probes_are_small_and_four_times_apart() -> None:
+    assert probe_shapes(MODEL) == ((12, 64, 4, 4), (12, 256, 4, 4))
+
+
+def test_probes_of_the_full_size_are_far_below_its_largest() -> None:
+    full = load_settings(str(ROOT / "configs" / "mochi-1-preview.yaml"), environ={}).model
+    small, large = probe_shapes(full)
+    assert (latent_tokens(small), latent_tokens(large)) == (1024, 4096)
+
+
+def test_a_model_of_one_large_size_is_probed_small() -> None:
+    width, height = ({"default": n, "minimum": n, "maximum": n} for n in (848, 480))
+    pinned = ModelSettings.model_validate(
+        MODEL.model_dump() | {"width": width, "height": height, "max_pixels": 10**9, "max_sequence_length": 256}
+    )
+    assert [latent_tokens(shape) for shape in probe_shapes(pinned)] == [1024, 4096]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LatentShape, ...]]:
+    """What was measured, in place of measuring."""
+    calls: list[tuple[LatentShape, ...]] = []
+
+    def noted(transformer: Any, shapes: tuple[LatentShape, ...], text_tokens: int) -> MemoryProfile:
+        calls.append(shapes)
+        return MemoryProfile(len(calls), 0, 0, 0, 0)
+
+    monkeypatch.setattr(memory_measure, "measure", noted)
+    return calls
+
+
+def test_a_profile_is_measured_once(transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
+    first = memory_profile(transformer, MODEL, "abc", tmp_path)
+    assert memory_profile(transformer, MODEL, "abc", tmp_path) == first
+    assert calls == [probe_shapes(MODEL)]
+    (kept,) = (tmp_path / "memory").iterdir()
+    assert json.loads(kept.read_text())["key"]["device"].startswith("cpu (")
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"max_sequence_length": 15}])
+def test_another_setting_is_measured_anew(
+    change: dict[str, Any], transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch)
+    memory_profile(transformer, MODEL, "abc", tmp_path)
+    memory_profile(transformer, model(**change), "abc", tmp_path)
+    assert len(calls) == 2
+
+
+def test_another_model_or_number_of_threads_is_measured_anew(
+    transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch)
+    memory_profile(transformer, MODEL, "abc", tmp_path)
+    memory_profile(transformer, MODEL, "abd", tmp_path)
+    monkeypatch.setattr(memory_measure, "describe_device", lambda device: "cpu (77 threads)")
+    memory_profile(transformer, MODEL, "abc", tmp_path)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"key": 1}', '{"key": KEY, "profile": {"step_token_bytes": 0}}', "\0"]
+)
+def test_a_damaged_profile_is_measured_anew_and_mended(
+    text: str, transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = counted(monkeypatch)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    memory_profile(transformer, MODEL, "abc", tmp_path)
+    (kept,) = (tmp_path / "memory").iterdir()
+    kept.write_text(text.replace("KEY", json.dumps(json.loads(kept.read_text())["key"])))
+    assert memory_profile(transformer, MODEL, "abc", tmp_path).step_token_bytes == 2
+    assert "damaged and measured anew" in caplog.text
+    assert memory_profile(transformer, MODEL, "abc", tmp_path).step_token_bytes == 2
+    assert len(calls) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted(monkeypatch)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert memory_profile(transformer, MODEL, "abc", blocked).step_token_bytes == 1
+
+
+def test_the_models_cache_is_the_default(transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted(monkeypatch)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    memory_profile(transformer, MODEL, "abc")
+    assert len(list((tmp_path / "memory").iterdir())) == 1
+
+
+def test_the_whole_way_with_a_real_measurement(transformer: Any, tmp_path: Path) -> None:
+    profile = memory_profile(transformer, MODEL, "abc", tmp_path)
+    assert memory_profile(transformer, MODEL, "abc", tmp_path) == profile
+    assert profile.step_token_bytes >= memory_measure.ATTENTION_TENSORS * 128 * 4
+
+
+def test_where_the_mark_cannot_be_reset_only_new_heights_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems without /proc: the floor of `fit_line` then stands in for a measurement."""
+
+    def refuse(self: Path, *args: Any) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    high = torch.ones(20_000_000)
+    del high
+    assert memory_measure._process_peak(lambda: torch.ones(1000)) <= 4_000_000
+    assert memory_measure._high_water() > 50_000_000
+
+
+def test_a_step_is_seen_even_in_memory_that_malloc_kept() -> None:
+    def work() -> None:
+        for _ in range(3):
+            blocks = [torch.ones(250_000) for _ in range(16)]
+            del blocks
+
+    work()
+    assert memory_measure._process_peak(work) > 12_000_000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_allocator_tells_exactly() -> None:
+    gpu = torch.device("cuda:0")
+    transformer = load_transformer(SHAPES, "bfloat16", gpu)
+    profile = measure(transformer, (SMALL, LARGE), MODEL.max_sequence_length)
+    assert profile == measure(transformer, (SMALL, LARGE), MODEL.max_sequence_length)
+    foretold = GUIDED_ROWS * (latent_tokens(MIDDLE) * profile.step_token_bytes + profile.step_row_bytes)
+    assert 0.9 * step_bytes(transformer, MIDDLE) < foretold < 1.5 * step_bytes(transformer, MIDDLE)
+    assert 0 < memory_budget(gpu) < torch.cuda.mem_get_info(gpu)[1]

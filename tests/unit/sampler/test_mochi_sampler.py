@@ -1,0 +1,739 @@
+"""The sampler's replica against the stock pipeline."""
+
+import asyncio
+import json
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from diffusers import MochiPipeline
+from safetensors.torch import load, save
+
+from deployments.errors import TransientError
+from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
+from deployments.messages import (
+    Checkpointed,
+    Directive,
+    Event,
+    Failed,
+    Finished,
+    Parked,
+    Progress,
+    Stage,
+    StageTask,
+    Started,
+    VideoSpec,
+)
+from deployments.mochi.denoise import RowState
+from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
+from deployments.replica import running_task
+from deployments.sampler import mochi_sampler
+from deployments.sampler.memory_gate import Admission
+from deployments.sampler.memory_profile import MemoryProfile
+from deployments.sampler.memory_profile import Resident as MemoryResident
+from deployments.sampler.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
+from deployments.sampler.step_loop import Step
+from tests.support.worker_fakes import (
+    SHAPES,
+    Clock,
+    MemoryLink,
+    MemoryStore,
+    captured,
+    connections,
+    spec,
+    task,
+    undecorated,
+    worker_settings,
+)
+
+
+async def encoded(video: VideoSpec) -> MemoryStore:
+    """A store with the embeddings in it, written by a real encoder."""
+    store = MemoryStore()
+    encoder = undecorated(PromptEncoder)(worker_settings(Stage.ENCODING), connections=connections(MemoryLink(), store))
+    await encoder.run(task(Stage.ENCODING, video))
+    return store
+
+
+@cache
+def text_encoder() -> TextEncoder:
+    return TextEncoder(SHAPES, "float32", torch.device("cpu"), 64)
+
+
+def embedded(*tasks: StageTask, down: Callable[[str], bool] = lambda key: False) -> MemoryStore:
+    """A store with the embeddings of each task in it. down: keys that it fails to write."""
+    store = MemoryStore(down)
+    for each in tasks:
+        tensors = text_encoder().encode(each.spec.prompt, each.spec.negative_prompt)
+        store.objects[prompt_embeds_key(each.job_id)] = save(tensors)
+    return store
+
+
+def job(number: int, video: VideoSpec) -> StageTask:
+    return replace(task(Stage.SAMPLING, video), job_id=f"video_{number}", lease=f"lease_{number}")
+
+
+Replica = Callable[..., Any]
+
+
+@pytest.fixture
+def replica() -> Iterator[Replica]:
+    """Makes a sampler, with these changes to the sampling settings; told to end with the test, as Serve does."""
+    made: list[Any] = []
+
+    def make(link: MemoryLink, store: MemoryStore, **sampling: float) -> Any:
+        settings = worker_settings(Stage.SAMPLING)
+        changed = settings.sampling.model_copy(update=sampling)
+        settings = settings.model_copy(update={"sampling": changed, "slots": 4, "torch_threads": 1})
+        made.append(undecorated(MochiSampler)(settings, connections=connections(link, store)))
+        return made[-1]
+
+    yield make
+    for sampler in made:
+        sampler.__del__()
+
+
+class Passes:
+    """Counts the passes of a sampler's transformer and their rows, for latents of 3 frames without guidance.
+
+    out_of_memory_at: the number of the pass that fails. may_go_on: cleared, it holds the next pass; held: it does.
+    """
+
+    def __init__(self, sampler: Any, out_of_memory_at: int | None = None) -> None:
+        self.count = 0
+        self.rows = 0
+        self.may_go_on, self.held = threading.Event(), threading.Event()
+        self.may_go_on.set()
+        self._out_of_memory_at = out_of_memory_at
+        sampler._transformer.patch_embed.register_forward_pre_hook(self._note)
+
+    def _note(self, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self.count += 1
+        if self.count == self._out_of_memory_at:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        self.rows += inputs[0].shape[0] // 3
+        if not self.may_go_on.is_set():
+            self.held.set()
+            self.may_go_on.wait()
+
+
+def at_step(step: int) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, Progress) and event.done >= step
+
+
+def final(store: MemoryStore, job_id: str = "video_1") -> torch.Tensor:
+    return load(store.objects[latents_key(job_id)])["latents"]
+
+
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got - wanted).norm() / wanted.norm())
+
+
+async def undisturbed(replica: Replica, video: VideoSpec) -> torch.Tensor:
+    store = embedded(job(1, video))
+    await replica(MemoryLink(), store).run(job(1, video))
+    return final(store)
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+@pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+async def test_latents_equal_the_pipelines(replica: Replica, guidance_scale: float) -> None:
+    video = spec(guidance_scale=guidance_scale, num_frames=25, negative_prompt="blue")
+    link, store = MemoryLink(), await encoded(video)
+    await replica(link, store).run(task(Stage.SAMPLING, video))
+    latents = load(store.objects[latents_key("video_1")])["latents"]
+
+    pipe = MochiPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    wanted = pipe(
+        video.prompt,
+        "blue",
+        height=64,
+        width=64,
+        num_frames=25,
+        num_inference_steps=video.num_inference_steps,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(video.seed),
+        output_type="latent",
+        max_sequence_length=64,
+    ).frames[0]
+    assert latents.dtype == torch.float32 and latents.shape == (12, 5, 8, 8)
+    assert relative_error(latents, wanted) <= 1e-4
+
+
+async def test_reports_and_stores_in_order(replica: Replica) -> None:
+    link, store = MemoryLink(), await encoded(spec())
+    await replica(link, store).run(task(Stage.SAMPLING))
+    assert store.written == [prompt_embeds_key("video_1"), latents_key("video_1")]
+    started, finished = link.ends
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished) and set(finished.seconds) == {"load", "denoise", "store"}
+    assert all(event.total == 6 for event in link.events if isinstance(event, Progress))
+
+
+async def test_the_header_tells_what_the_latents_are(replica: Replica) -> None:
+    link, store = MemoryLink(), await encoded(spec())
+    await replica(link, store).run(task(Stage.SAMPLING))
+    data = store.objects[latents_key("video_1")]
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])["__metadata__"]
+    assert header["format"] == LATENTS_FORMAT and header["model"] == "mochi-1"
+    assert VideoSpec(**json.loads(header["spec"])) == spec() == VideoSpec(**asdict(spec()))
+
+
+async def test_the_same_seed_gives_the_same_bytes_and_another_does_not(replica: Replica) -> None:
+    store = await encoded(spec())
+    sampler = replica(MemoryLink(), store)
+    outputs = []
+    for seed in (7, 7, 8):
+        await sampler.run(task(Stage.SAMPLING, spec(seed=seed)))
+        outputs.append(load(store.objects[latents_key("video_1")])["latents"])
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+async def test_a_stop_leaves_no_latents_and_the_replica_goes_on(replica: Replica) -> None:
+    def at_progress(event: Event) -> bool:
+        return isinstance(event, Progress)
+
+    link, store = MemoryLink(stop_at=at_progress), await encoded(spec())
+    sampler = replica(link, store)
+    await sampler.run(task(Stage.SAMPLING, spec(num_inference_steps=200, num_frames=61)))
+    assert latents_key("video_1") not in store.objects
+    assert [type(event) for event in link.ends] == [Started]
+    assert max(event.done for event in link.events if isinstance(event, Progress)) < 200
+    await sampler.check_health()
+
+
+async def test_missing_embeddings_fail_with_their_code(replica: Replica) -> None:
+    link = MemoryLink()
+    await replica(link, MemoryStore()).run(task(Stage.SAMPLING))
+    failed = link.ends[-1]
+    assert isinstance(failed, Failed) and failed.code == "object_missing"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_that_are_no_numbers_are_refused(bad: float) -> None:
+    good = torch.zeros(12, 2, 4, 4)
+    assert check_finite(good) is good
+    good[3, 1, 2, 2] = bad
+    with pytest.raises(TransientError) as caught:
+        check_finite(good)
+    assert caught.value.code == "non_finite_latents"
+
+
+LONG = spec(num_inference_steps=40, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been(replica: Replica, exact: bool) -> None:
+    first_task = job(1, replace(LONG, exact=exact))
+    store, first_link = embedded(first_task), MemoryLink(yield_at=at_step(3))
+    first_passes = Passes(first := replica(first_link, store, min_step_s=0.05))
+    await first.run(first_task)
+    started, parked = first_link.ends
+    assert isinstance(started, Started) and isinstance(parked, Parked)
+    assert 3 <= parked.step < 40 and parked.reason == "the registry asked for it"
+    assert store.written == [checkpoint_key("video_1", parked.step)]
+    assert latents_key("video_1") not in store.objects
+
+    second_link = MemoryLink()
+    second_passes = Passes(second := replica(second_link, store))
+    await second.run(replace(first_task, lease="lease_2", checkpoint_step=parked.step))
+    assert isinstance(second_link.ends[-1], Finished)
+    assert all(event.begun_at == parked.step for event in second_link.events if isinstance(event, Progress))
+    assert (first_passes.rows, second_passes.rows) == (parked.step, 40 - parked.step)
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_sample_that_is_parked_again_and_again_ends_the_same(replica: Replica) -> None:
+    given, done = job(1, LONG), 0
+    store, rows = embedded(given), 0
+    while latents_key("video_1") not in store.objects:
+        link = MemoryLink(yield_at=at_step(done + 1))
+        passes = Passes(sampler := replica(link, store, min_step_s=0.05))
+        await sampler.run(replace(given, lease=f"lease_{done}", checkpoint_step=done))
+        rows += passes.rows
+        if isinstance(parked := link.ends[-1], Parked):
+            assert parked.step > done
+            done = parked.step
+    assert rows == 40
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_checkpoint_is_in_the_store_before_it_is_reported(replica: Replica) -> None:
+    given = job(1, LONG)
+    store, whole = embedded(given), list[bool]()
+
+    def look(event: Event) -> bool:
+        if isinstance(event, Checkpointed):
+            whole.append(checkpoint_key("video_1", event.step) in store.objects)
+        return False
+
+    link = MemoryLink(stop_at=look)
+    await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    steps = [event.step for event in link.ends if isinstance(event, Checkpointed)]
+    assert len(steps) >= 2 and steps == sorted(set(steps)) and all(whole)
+    assert store.written == [*(checkpoint_key("video_1", step) for step in steps), latents_key("video_1")]
+    assert isinstance(link.ends[-1], Finished)
+
+
+async def test_after_a_crash_the_newest_checkpoint_is_gone_on_from(replica: Replica) -> None:
+    """The first replica is told to stop, and so reports nothing and saves nothing more: as if it were gone."""
+
+    def saved_once(event: Event) -> bool:
+        return isinstance(event, Progress) and any(isinstance(heard, Checkpointed) for heard in link.events)
+
+    given, link = job(1, LONG), MemoryLink(stop_at=saved_once)
+    store = embedded(given)
+    await replica(link, store, checkpoint_s=0.1, min_step_s=0.05).run(given)
+    kept = max(event.step for event in link.ends if isinstance(event, Checkpointed))
+    assert latents_key("video_1") not in store.objects
+
+    passes = Passes(second := replica(MemoryLink(), store))
+    await second.run(replace(given, lease="lease_2", checkpoint_step=kept))
+    assert passes.rows == 40 - kept
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_damaged_checkpoints_cost_steps_and_not_the_job(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink(yield_at=at_step(3))
+    store = embedded(given)
+    await replica(link, store, min_step_s=0.05).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked)
+    key = checkpoint_key("video_1", parked.step)
+    store.objects[key] = store.objects[key][:-1]
+
+    passes = Passes(second := replica(MemoryLink(), store))
+    await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
+    assert passes.rows == 40
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica: Replica) -> None:
+    given, refused = job(1, LONG), list[str]()
+
+    def down(key: str) -> bool:
+        if key == latents_key("video_1"):
+            return False
+        refused.append(key)
+        return True
+
+    link, store = MemoryLink(), embedded(given, down=down)
+    await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    assert len(refused) >= 2
+    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert store.written == [latents_key("video_1")]
+
+
+async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task, "STORE_AWAY_S", 0.0)
+    given = job(1, LONG)
+    link, store = MemoryLink(yield_at=at_step(3)), embedded(given, down=lambda key: True)
+    await replica(link, store, min_step_s=0.05).run(given)
+    failed = link.ends[-1]
+    assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("storage_unavailable", True)
+
+
+SEVERAL = [
+    spec("a red circle moving right", guidance_scale=3.0, seed=1),
+    spec("a blue square", negative_prompt="red", guidance_scale=5.0, num_inference_steps=9, seed=2),
+    spec("a green triangle moving up", guidance_scale=1.0, num_inference_steps=4, seed=3),
+    spec("a red circle", width=32, height=48, num_inference_steps=7, seed=4),
+]
+
+
+async def test_several_jobs_at_once_give_what_each_gives_alone(replica: Replica) -> None:
+    tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
+    link, store = MemoryLink(), embedded(*tasks)
+    sampler = replica(link, store, min_step_s=0.02)
+    await asyncio.gather(*(sampler.run(each) for each in tasks))
+    for each in tasks:
+        assert [type(event) for event in link.of(each.job_id)] == [Started, Finished]
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+
+
+async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(replica: Replica) -> None:
+    tasks = [job(number, replace(LONG, seed=number)) for number in range(4)]
+    link, store = MemoryLink(), embedded(*tasks)
+    sampler = replica(link, store, min_step_s=0.02)
+    calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
+    while sum(isinstance(event, Progress) and event.done > 0 for event in link.events) < 4:
+        await asyncio.sleep(0.01)
+    link.mailbox.post("replica-1", "lease_1", Directive.STOP)
+    link.mailbox.post("replica-1", "lease_2", Directive.YIELD)
+    await asyncio.gather(*calls)
+    assert [type(event) for event in link.of("video_1")] == [Started]
+    assert [type(event) for event in link.of("video_2")] == [Started, Parked]
+    for number in (0, 3):
+        assert [type(event) for event in link.of(f"video_{number}")] == [Started, Finished]
+        assert relative_error(final(store, f"video_{number}"), await undisturbed(replica, tasks[number].spec)) <= 1e-4
+
+
+async def go_on(replica: Replica, store: MemoryStore, tasks: list[StageTask], link: MemoryLink) -> int:
+    """Do what is left of the tasks on a fresh replica, from where the first one let go; the rows that took."""
+    passes = Passes(sampler := replica(MemoryLink(), store))
+    for each in tasks:
+        kept = max(event.step for event in link.of(each.job_id) if isinstance(event, Checkpointed | Parked))
+        await sampler.run(replace(each, lease=f"{each.lease} again", checkpoint_step=kept))
+    return passes.rows
+
+
+async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step(replica: Replica) -> None:
+    tasks = [job(0, LONG), job(1, replace(LONG, seed=2)), job(2, replace(LONG, width=32, height=32))]
+    slots_when_failed = list[int]()
+
+    def look(event: Event) -> bool:
+        if isinstance(event, Failed):
+            slots_when_failed.append(link.announced[-1].slots)
+        return False
+
+    link, store = MemoryLink(stop_at=look), embedded(*tasks)
+    passes = Passes(sampler := replica(link, store, min_step_s=0.02), out_of_memory_at=12)
+    await asyncio.gather(*(sampler.run(each) for each in tasks))
+
+    ends = [link.of(each.job_id) for each in tasks]
+    failed = [events for events in ends if isinstance(events[-1], Failed)]
+    assert failed and slots_when_failed == [0] * len(failed)
+    for started, *checkpointed, last in ends:
+        assert isinstance(started, Started)
+        if isinstance(last, Failed):
+            assert (last.code, last.transient) == ("out_of_memory", True)
+            assert [type(event) for event in checkpointed] == [Checkpointed]
+        else:
+            assert isinstance(last, Parked) and "ran out of memory" in last.reason and checkpointed == []
+    with pytest.raises(RuntimeError, match="must be replaced: .* ran out of memory"):
+        await sampler.check_health()
+    await sampler.run(job(3, LONG))
+    (refused,) = [event for event in link.of("video_3") if isinstance(event, Failed)]
+    assert refused.transient and refused.code == "replica_unhealthy"
+
+    assert passes.rows + await go_on(replica, store, tasks, link) == 3 * 40
+    for each in tasks:
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+
+
+async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> None:
+    tasks = [job(number, replace(LONG, seed=number, width=32 + 32 * (number % 2))) for number in range(4)]
+    link, store = MemoryLink(), embedded(*tasks)
+    passes = Passes(sampler := replica(link, store, min_step_s=0.02))
+    calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
+    while sum(isinstance(event, Progress) and event.done > 0 for event in link.events) < 4:
+        await asyncio.sleep(0.01)
+    passes.may_go_on.clear()
+    await asyncio.to_thread(passes.held.wait)
+    begun = passes.count
+    await sampler._worker.leave("the replica was told to leave")
+    passes.may_go_on.set()
+    await asyncio.gather(*calls)
+    assert passes.count == begun, "each leaves at the end of the step that was under way"
+    for each in tasks:
+        _, parked = link.of(each.job_id)
+        assert isinstance(parked, Parked) and parked.reason == "the replica was told to leave"
+        assert checkpoint_key(each.job_id, parked.step) in store.objects
+    assert link.announced[-1].slots == 0
+
+    assert passes.rows + await go_on(replica, store, tasks, link) == 4 * 40
+    for each in tasks:
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+
+
+async def test_a_step_takes_at_least_its_time(replica: Replica) -> None:
+    given, link = job(1, spec(num_inference_steps=3)), MemoryLink()
+    await replica(link, embedded(given), min_step_s=0.1).run(given)
+    finished = link.ends[-1]
+    assert isinstance(finished, Finished) and finished.seconds["denoise"] >= 0.3
+
+
+async def test_previews_come_with_the_progress(replica: Replica) -> None:
+    link, store = MemoryLink(), await encoded(spec(num_inference_steps=200))
+    sampler = replica(link, store)
+    await sampler.run(task(Stage.SAMPLING, spec(num_inference_steps=200, num_frames=61)))
+    pictures = [event.preview for event in link.events if isinstance(event, Progress) and event.preview]
+    assert pictures and all(picture[:4] == b"RIFF" for picture in pictures)
+    assert len(set(pictures)) > 1
+
+
+class SlowStore(MemoryStore):
+    """Holds the first read or write of a key with this text in it until it is let go on.
+
+    held: it is held now. touched: keys that were read or listed.
+    """
+
+    def __init__(self, of: MemoryStore, text: str) -> None:
+        super().__init__()
+        self.objects, self.touched = of.objects, list[str]()
+        self.held, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self._text = text
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        await self._hold(key)
+        await super().put(key, data, content_type)
+
+    async def get(self, key: str) -> bytes:
+        self.touched.append(key)
+        await self._hold(key)
+        return await super().get(key)
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        self.touched.append(prefix)
+        return await super().list_keys(prefix)
+
+    async def _hold(self, key: str) -> None:
+        if self._text in key and not self.held.is_set():
+            self.held.set()
+            await self.may_go_on.wait()
+
+
+def tell(sampler: Any, *directives: Directive, lease: str = "lease_1") -> None:
+    """As the registry would."""
+    for directive in directives:
+        running = sampler._worker._held[lease]
+        running.stop() if directive is Directive.STOP else running.yield_("make room")
+
+
+async def test_a_yield_that_answers_the_start_costs_no_loading(replica: Replica) -> None:
+    given = replace(job(1, LONG), checkpoint_step=7)
+    link, store = MemoryLink(yield_at=lambda event: isinstance(event, Started)), SlowStore(embedded(given), "never")
+    await replica(link, store).run(given)
+    assert link.ends[1:] == [Parked(7, "the registry asked for it")]
+    assert [key for key in store.touched if key.startswith("jobs/")] == [] and store.changes == []
+
+
+async def test_a_yield_while_the_state_is_loaded_runs_no_step(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = SlowStore(embedded(given), "prompt_embeds")
+    passes = Passes(sampler := replica(link, store))
+    call = asyncio.create_task(sampler.run(given))
+    await store.held.wait()
+    tell(sampler, Directive.YIELD)
+    store.may_go_on.set()
+    await call
+    assert link.ends[1:] == [Parked(0, "make room")]
+    assert passes.count == 0 and store.changes == []
+    assert sampler._rope == {}, "nothing was prepared on the device"
+
+
+async def test_a_yield_while_a_checkpoint_is_loaded_lets_go_of_that_checkpoint(replica: Replica) -> None:
+    given, first = job(1, LONG), MemoryLink(yield_at=at_step(3))
+    kept = embedded(given)
+    await replica(first, kept, min_step_s=0.05).run(given)
+    parked = first.ends[-1]
+    assert isinstance(parked, Parked)
+
+    link, store = MemoryLink(), SlowStore(kept, "sample-")
+    passes = Passes(sampler := replica(link, store))
+    call = asyncio.create_task(sampler.run(replace(given, checkpoint_step=parked.step)))
+    await store.held.wait()
+    tell(sampler, Directive.YIELD, Directive.YIELD)
+    store.may_go_on.set()
+    await call
+    assert link.ends[1:] == [Parked(parked.step, "make room")]
+    assert passes.count == 0 and store.changes == []
+
+
+async def test_a_yield_while_there_is_no_memory_gives_the_slot_back(replica: Replica) -> None:
+    tasks, link = [job(1, LONG), job(2, LONG)], MemoryLink()
+    sampler = replica(link, embedded(*tasks))
+    passes = Passes(sampler)
+    profile, sample = MemoryProfile(100, 0, 10, 0, 0), MemoryResident(LONG.clip.latents, 1)
+    sampler._admission = Admission(profile, profile.needed([replace(sample, rows=2)]))
+    sampler._admission._inside["of another"] = replace(sample, rows=2)
+    calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
+    while len(sampler._worker._running) < 2:
+        await asyncio.sleep(0.01)
+    tell(sampler, Directive.YIELD)
+    tell(sampler, Directive.YIELD, Directive.STOP, lease="lease_2")
+    await asyncio.gather(*calls)
+    assert link.of("video_1")[1:] == [Parked(0, "make room")]
+    assert [type(event) for event in link.of("video_2")] == [Started]
+    assert passes.count == 0
+
+
+async def test_a_yield_in_the_last_step_is_too_late(replica: Replica) -> None:
+    given, link = job(1, spec(num_inference_steps=2, guidance_scale=1.0)), MemoryLink()
+    store = embedded(given)
+    passes = Passes(sampler := replica(link, store, min_step_s=0.05))
+    call = asyncio.create_task(sampler.run(given))
+    while passes.count < 1:
+        await asyncio.sleep(0.001)
+    passes.may_go_on.clear()
+    await asyncio.to_thread(passes.held.wait)
+    assert passes.count == 2
+    tell(sampler, Directive.YIELD, Directive.YIELD)
+    passes.may_go_on.set()
+    await call
+    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert store.written == [latents_key("video_1")]
+
+
+async def test_a_yield_waits_for_no_checkpoint_that_is_on_its_way(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = SlowStore(embedded(given), "sample-")
+    sampler = replica(link, store, checkpoint_s=0.05, min_step_s=0.02)
+    call = asyncio.create_task(sampler.run(given))
+    await store.held.wait()
+    tell(sampler, Directive.YIELD)
+    await call
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
+
+
+async def test_nor_does_the_end_of_the_sampling(replica: Replica) -> None:
+    given, link = job(1, replace(LONG, num_inference_steps=8)), MemoryLink()
+    store = SlowStore(embedded(given), "sample-")
+    await replica(link, store, checkpoint_s=0.02, min_step_s=0.05).run(given)
+    assert store.held.is_set() and store.written == [latents_key("video_1")]
+    assert [type(event) for event in link.ends] == [Started, Finished]
+
+
+async def test_a_parked_sample_leaves_older_checkpoints_alone(replica: Replica) -> None:
+    """From the moment that it is told the job may be another replica's, whose checkpoints nobody else may touch."""
+    given, changes_when_parked = job(1, LONG), list[int]()
+    store = SlowStore(embedded(given), "never")
+
+    def look(event: Event) -> bool:
+        if isinstance(event, Parked):
+            changes_when_parked.append(len(store.changes))
+        return False
+
+    link = MemoryLink(stop_at=look, yield_at=at_step(20))
+    await replica(link, store, checkpoint_s=0.1, min_step_s=0.02).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and sum(isinstance(event, Checkpointed) for event in link.ends) >= 2
+    assert store.changes[-1] == ("put", checkpoint_key("video_1", parked.step))
+    assert changes_when_parked == [len(store.changes)]
+    await replica(MemoryLink(), store, checkpoint_s=0.02, min_step_s=0.02).run(
+        replace(given, checkpoint_step=parked.step)
+    )
+    kept = [key for key in store.objects if "sample-" in key]
+    assert len(kept) == 2, "the job's next checkpoint tidies up"
+
+
+@pytest.mark.parametrize("told", [(Directive.STOP,), (Directive.YIELD, Directive.STOP)])
+async def test_a_stop_while_the_state_is_written_begins_no_other_write(
+    replica: Replica, told: tuple[Directive, ...]
+) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = SlowStore(embedded(given), "sample-")
+    sampler = replica(link, store, checkpoint_s=1000, min_step_s=0.02)
+    call = asyncio.create_task(sampler.run(given))
+    while not sampler._loop.rows():
+        await asyncio.sleep(0.01)
+    tell(sampler, Directive.YIELD)
+    await store.held.wait()
+    tell(sampler, *told)
+    store.may_go_on.set()
+    await call
+    assert len(store.written) == 1, "the one that was on its way"
+
+
+async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    store = embedded(given)
+    sampler = replica(link, store)
+
+    def stop(latents: torch.Tensor) -> torch.Tensor:
+        tell(sampler, Directive.STOP)
+        return latents
+
+    monkeypatch.setattr(mochi_sampler, "check_finite", stop)
+    await sampler.run(given)
+    assert store.changes == []
+    assert [type(event) for event in link.ends] == [Started]
+
+
+async def test_a_store_that_comes_back_costs_no_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_task, "STORE_PAUSE_S", 0.001)
+    refused = list[str]()
+
+    def down(key: str) -> bool:
+        refused.append(key)
+        return len(refused) < 4
+
+    given = job(1, LONG)
+    link, store = MemoryLink(yield_at=at_step(3)), embedded(given, down=down)
+    await replica(link, store, min_step_s=0.05).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
+    assert len(set(refused)) == 1
+
+
+async def test_an_unforeseen_error_beside_the_sampling_is_logged_and_the_next_checkpoint_is_tried(
+    replica: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
+    given, tried = job(1, LONG), list[str]()
+
+    def down(key: str) -> bool:
+        tried.append(key)
+        if len(tried) <= 2:
+            raise ZeroDivisionError("x / 0")
+        return False
+
+    link, store = MemoryLink(), embedded(given, down=down)
+    with captured(caplog):
+        await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    errors = [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
+    assert [record.getMessage() for record in errors] == [
+        f"[video_1] no checkpoint this time; unforeseen error {number} beside this sampler" for number in (1, 2)
+    ]
+    assert [type(event) for event in link.ends][1:3] == [Checkpointed] * 2
+    assert isinstance(link.ends[-1], Finished)
+    assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_picture_that_fails_costs_neither_the_sample_nor_its_checkpoints(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise ZeroDivisionError("no colours")
+
+    monkeypatch.setattr(mochi_sampler, "picture", fail)
+    given, link = job(1, LONG), MemoryLink()
+    with captured(caplog):
+        await replica(link, embedded(given), checkpoint_s=0.1, min_step_s=0.02).run(given)
+    failed = [record for record in caplog.records if "no preview this time" in record.getMessage()]
+    assert 1 <= len(failed) <= 40 // 5, "it is tried again at the next preview's turn only"
+    assert any(isinstance(event, Checkpointed) for event in link.ends) and isinstance(link.ends[-1], Finished)
+
+
+async def test_the_first_step_waits_for_no_preview_map(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink()
+    sampler = replica(link, SlowStore(embedded(given), "preview"))
+    sampler._folder = sampler._folder / "without a map"
+    await sampler.run(given)
+    assert [type(event) for event in link.ends] == [Started, Finished]
+
+
+async def test_the_device_time_of_a_batch_is_told_by_its_samples(replica: Replica) -> None:
+    tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
+    link, clock, took = MemoryLink(), Clock(), list[int]()
+    sampler = replica(link, embedded(*tasks))
+    step: Step = sampler._loop._step
+
+    def timed(rows: Sequence[RowState]) -> list[RowState]:
+        took.append(1_000_000_000 + len(took))
+        clock.advance(took[-1])
+        return step(rows)
+
+    sampler._loop._step, sampler._loop._now_ns = timed, clock
+    await asyncio.gather(*(sampler.run(each) for each in tasks))
+    told = [event.device_s for event in link.events if isinstance(event, Finished)]
+    assert sum(round(seconds * 1e9) for seconds in told) == sum(took)
+    for each in tasks:
+        pairs = zip(link.leases, link.events, strict=True)
+        own = [event.device_s for (of, _), event in pairs if of == each.job_id and isinstance(event, Progress)]
+        assert own == sorted(own)
+
+
+async def test_a_parked_sample_tells_its_device_time(replica: Replica) -> None:
+    given, link = job(1, LONG), MemoryLink(yield_at=at_step(3))
+    await replica(link, embedded(given), min_step_s=0.05).run(given)
+    parked = link.ends[-1]
+    assert isinstance(parked, Parked) and parked.device_s >= parked.step * 0.05

@@ -1,0 +1,198 @@
+"""The whole engine against the stock pipeline: whatever happens to a sample on its way, its latents are the same."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import cache
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+import torch
+from diffusers import MochiPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deployments.messages import VideoSpec
+from deployments.sampler.state import pack
+from tests.support.step_scenarios import Plan, Sample, Scenario, advance, first_state, play, read
+from tests.support.worker_fakes import SHAPES, spec
+
+# diffusers asks for fp32 autocast on the CPU, which torch refuses with a warning
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+
+MAX_ERROR = 1e-4
+PROMPTS = ("", "a red circle", "a blue square moving up", "a red circle and a green triangle moving left")
+SIZES = ((32, 32, 7), (48, 32, 13))
+GUIDANCE = (1.0, 1.5, 3.0, 6.0)
+ALONE = 1  # tokens: no two samples fit into a pass
+
+
+def request(number: int) -> VideoSpec:
+    """The requests differ in everything, and are so few that the pipeline runs each but once."""
+    width, height, num_frames = SIZES[number % 2]
+    return spec(
+        PROMPTS[number % 4],
+        negative_prompt=PROMPTS[number // 3 % 4],
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        num_inference_steps=2 + number * 5 % 11,
+        guidance_scale=GUIDANCE[number // 2 % 4],
+        seed=number,
+    )
+
+
+REQUESTS = [request(number) for number in range(44)]
+
+# Samples that never meet show nothing: most are not exact, come to one engine soon, and have one size.
+POOLS = (REQUESTS[0::2], REQUESTS[1::2], REQUESTS)
+
+engines = st.sampled_from((0, 0, 0, 1))
+steps = st.integers(1, 11)
+
+
+def plans(pool: list[VideoSpec]) -> st.SearchStrategy[Plan]:
+    exact = st.sampled_from((False, False, False, False, True))
+    return st.builds(
+        Plan,
+        video=st.builds(lambda video, exact: replace(video, exact=exact), st.sampled_from(pool), exact),
+        comes=st.integers(0, 4),
+        engine=engines,
+        checkpoint_every=st.integers(0, 3),
+        moves=st.lists(st.tuples(steps, engines), max_size=3).map(lambda moves: tuple(sorted(moves))),
+        in_a_step=st.booleans(),
+        cancelled_at=st.none() | st.none() | steps,
+    )
+
+
+scenarios = st.builds(
+    Scenario,
+    plans=st.sampled_from(POOLS).flatmap(lambda pool: st.lists(plans(pool), min_size=2, max_size=5).map(tuple)),
+    max_tokens=st.sampled_from((400, 400, 54, ALONE)),
+    crashes=st.lists(st.tuples(st.integers(1, 15), engines), max_size=2).map(tuple),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are not worth a second thread, and their number may change the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def pipeline() -> Any:
+    pipe = MochiPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@cache
+def reference(video: VideoSpec) -> Tensor:
+    """What diffusers makes of the request alone in fp32."""
+    out = pipeline()(
+        video.prompt,
+        video.negative_prompt,
+        height=video.height,
+        width=video.width,
+        num_frames=video.num_frames,
+        num_inference_steps=video.num_inference_steps,
+        guidance_scale=video.guidance_scale,
+        generator=torch.Generator().manual_seed(video.seed),
+        output_type="latent",
+        max_sequence_length=16,
+    )
+    latents: Tensor = out.frames[0]
+    return latents
+
+
+@cache
+def undisturbed(video: VideoSpec) -> Tensor:
+    """What the engine makes of the request alone, with nothing happening."""
+    (sample,) = play(Scenario((Plan(video),), ALONE))
+    return final(sample)
+
+
+def final(sample: Sample) -> Tensor:
+    assert sample.latents is not None
+    return sample.latents
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def check(scenario: Scenario) -> None:
+    """Each that was not cancelled ends as if alone, and no step was run twice but those a crash threw away."""
+    for sample in play(scenario):
+        if not sample.cancelled:
+            check_final(sample.plan.video, final(sample))
+            assert sample.run == sample.plan.video.num_inference_steps + sample.lost
+        assert sample.lost == 0 or scenario.crashes
+
+
+def check_final(video: VideoSpec, latents: Tensor) -> None:
+    assert latents.dtype == torch.float32
+    assert relative_error(latents, reference(replace(video, exact=False))) <= MAX_ERROR
+    if video.exact:
+        assert torch.equal(latents, undisturbed(video))
+
+
+# What is slow here is other tests beside this one, which is no sign of a bad strategy.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@settings(unhurried, max_examples=100)
+@given(scenarios)
+def test_whatever_happens_the_latents_are_the_pipelines(scenario: Scenario) -> None:
+    check(scenario)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@settings(unhurried, max_examples=2000)
+@given(scenarios)
+def test_whatever_happens_two_thousand_times(scenario: Scenario) -> None:
+    check(scenario)
+
+
+def test_a_sample_begun_in_one_process_is_ended_in_another() -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other_process:
+        for number in (4, 9):
+            video = replace(REQUESTS[number], exact=True)
+            begun = advance(pack(first_state(video)), video, until=video.num_inference_steps // 2)
+            data = other_process.submit(advance, begun, video, video.num_inference_steps).result()
+            check_final(video, read(data, video).latents)
+
+
+def test_every_kind_of_event_at_once() -> None:
+    """Hypothesis finds these too, now and then; here each is sure to happen."""
+    slow, guided, unguided, other = (REQUESTS[number] for number in (2, 4, 18, 9))
+    scenario = Scenario(
+        plans=(
+            Plan(slow, checkpoint_every=2, moves=((3, 1), (5, 0))),
+            Plan(guided, comes=1, in_a_step=True, moves=((2, 1),)),
+            Plan(unguided, comes=2, checkpoint_every=1),
+            Plan(other, comes=2, cancelled_at=2),
+            Plan(replace(guided, exact=True), comes=3, checkpoint_every=2, moves=((4, 1),)),
+        ),
+        max_tokens=200,
+        crashes=((4, 0), (6, 0), (9, 1)),
+    )
+    check(scenario)
+    ended = play(scenario)
+    assert [sample.cancelled for sample in ended] == [False, False, False, True, False]
+    assert sum(sample.lost for sample in ended) > 0
+    assert sum(sample.moved for sample in ended) >= 3
+
+
+def test_the_same_scenario_gives_the_same_bits() -> None:
+    """One that fails can be played again."""
+    plans = tuple(Plan(video, comes=n // 2, moves=((2, n % 2),)) for n, video in enumerate(REQUESTS[10:15]))
+    first, second = (play(Scenario(plans, 48)) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(final(one), final(other))

@@ -1,0 +1,479 @@
+"""The denoising thread with rows of a few bytes and a step that only counts; see `GatedStep` for who comes when."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.errors import StoppedError
+from deployments.mochi.denoise import RowState, TextConditioning
+from deployments.replica.running_task import RunningTask
+from deployments.sampler.step_loop import AfterStep, Resident, Step, StepLoop, shares
+from tests.support.worker_fakes import Clock, GatedStep, running_task
+
+TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)
+ROPE = (torch.zeros(1), torch.zeros(1))
+TOKENS_OF_ROW = 4
+
+
+def row(name: int, steps: int = 3, frames: int = 1) -> RowState:
+    """Its latents begin as its name; a guidance of 1 makes one row of a pass of it."""
+    latents = torch.full((12, frames, 4, 4), float(name))
+    return RowState(latents, 0, torch.linspace(0, 1, steps + 1), 1.0, TEXT, TEXT, ROPE)
+
+
+def count(rows: Sequence[RowState]) -> list[RowState]:
+    return [replace(each, latents=each.latents.clone(), step=each.step + 1) for each in rows]
+
+
+def seen(rows: Sequence[RowState]) -> list[tuple[int, int]]:
+    """(name, step) of each."""
+    return [(int(each.latents.flatten()[0]), each.step) for each in rows]
+
+
+def enter(
+    loop: StepLoop,
+    first: RowState,
+    running: RunningTask | None = None,
+    after_step: AfterStep = lambda row: None,
+    exact: bool = False,
+) -> Resident:
+    return loop.enter(running or running_task(), lambda: first, after_step, exact)
+
+
+@asynccontextmanager
+async def gated(
+    step: Step = count, max_tokens: int = 100, now_ns: Callable[[], int] = time.perf_counter_ns
+) -> AsyncIterator[tuple[StepLoop, GatedStep]]:
+    """A loop whose passes wait to be let through; at the end its thread is gone."""
+    gate, before = GatedStep(step), denoising_threads()
+    loop = StepLoop(gate, max_tokens, now_ns=now_ns)
+    (thread,) = denoising_threads() - before
+    try:
+        yield loop, gate
+    finally:
+        loop.close()
+        gate.open()
+        await asyncio.to_thread(thread.join)
+
+
+def denoising_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "denoise"}
+
+
+async def passes(gate: GatedStep, *inside: Resident) -> list[list[tuple[int, int]]]:
+    """Let one pass after the other through until all have left; what they were."""
+    made = []
+    while rows := await gate.at_gate(*inside):
+        made.append(seen(rows))
+        gate.let_through()
+    return made
+
+
+async def test_samples_join_and_leave_between_steps() -> None:
+    async with gated() as (loop, gate):
+        first = enter(loop, row(1, steps=4))
+        assert seen(await gate.at_gate()) == [(1, 0)]
+        second = enter(loop, row(2, steps=2))
+        gate.let_through()
+        assert await passes(gate, first, second) == [[(1, 1), (2, 0)], [(1, 2), (2, 1)], [(1, 3)]]
+        assert (await first.left).step == 4
+        assert (await second.left).step == 2
+
+
+async def test_one_may_leave_while_the_others_go_on() -> None:
+    async with gated() as (loop, gate):
+        first = enter(loop, row(1, steps=2))
+        await gate.at_gate()
+        second = enter(loop, row(2, steps=3))
+        gate.let_through()
+        await gate.at_gate()
+        gate.let_through()
+        await gate.at_gate()
+        assert (await first.left).done and not second.left.done()
+        gate.let_through()
+        assert len(await passes(gate, second)) == 1
+
+
+async def test_after_step_hears_of_each_row_and_the_newest_is_at_hand() -> None:
+    heard: list[int] = []
+    async with gated() as (loop, gate):
+        resident = enter(loop, row(1, steps=3), after_step=lambda new: heard.append(new.step))
+        await gate.at_gate()
+        assert resident.row is not None and resident.row.step == 0 and heard == [0]
+        await passes(gate, resident)
+    assert heard == [0, 1, 2, 3]
+    assert resident.row.step == 3
+
+
+async def test_rows_are_those_inside() -> None:
+    inside: list[list[tuple[int, int]]] = []
+
+    def prepare() -> RowState:
+        inside.append(seen(loop.rows()))
+        return row(2)
+
+    async with gated() as (loop, gate):
+        first = enter(loop, row(1))
+        await gate.at_gate()
+        second = loop.enter(running_task(), prepare, lambda new: None, exact=False)
+        gate.let_through()
+        await passes(gate, first, second)
+    assert inside == [[(1, 1)]]
+
+
+async def test_shapes_take_turns() -> None:
+    async with gated() as (loop, gate):
+        all_of_them = [enter(loop, row(1, frames=1))]
+        await gate.at_gate()
+        all_of_them += [enter(loop, row(name, frames=frames)) for name, frames in ((2, 2), (3, 1), (4, 3))]
+        made = await passes(gate, *all_of_them)
+    names = [[name for name, _ in those] for those in made]
+    assert names == [[1], [1, 3], [2], [4], [1, 3], [2], [4], [3], [2], [4]]
+
+
+async def test_a_pass_has_no_more_than_its_tokens() -> None:
+    async with gated(max_tokens=2 * TOKENS_OF_ROW) as (loop, gate):
+        first = enter(loop, row(0))
+        await gate.at_gate()
+        others = [enter(loop, row(name)) for name in range(1, 5)]
+        made = await passes(gate, first, *others)
+    assert max(len(names) for names in made) == 2
+    assert sum(len(names) for names in made) == 5 * 3
+
+
+async def test_guidance_counts_twice() -> None:
+    async with gated(max_tokens=3 * TOKENS_OF_ROW) as (loop, gate):
+        first = enter(loop, replace(row(0), guidance_scale=2.0))
+        await gate.at_gate()
+        second = enter(loop, replace(row(1), guidance_scale=2.0))
+        made = await passes(gate, first, second)
+    assert [len(names) for names in made] == [1] * 6
+
+
+async def test_an_exact_sample_runs_alone() -> None:
+    async with gated() as (loop, gate):
+        first = enter(loop, row(1))
+        await gate.at_gate()
+        others = [enter(loop, row(2), exact=True), enter(loop, row(3)), enter(loop, row(4), exact=True)]
+        made = await passes(gate, first, *others)
+    names = [[name for name, _ in those] for those in made]
+    assert all(those in ([2], [4]) for those in names if {2, 4} & set(those))
+    assert sorted(sum(names, [])) == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert [3, 1] in names or [1, 3] in names
+
+
+@pytest.mark.parametrize("how", ["stop", "yield"])
+async def test_who_is_not_in_the_pass_leaves_at_the_next_boundary_and_not_only_at_its_turn(how: str) -> None:
+    async with gated() as (loop, gate):
+        enter(loop, row(1, frames=1))
+        await gate.at_gate()
+        enter(loop, row(2, frames=2))
+        victim = enter(loop, row(3, frames=3), running := running_task())
+        for _ in range(3):
+            await gate.at_gate()
+            gate.let_through()
+        assert seen(await gate.at_gate()) == [(3, 0)]
+        gate.let_through()
+        assert seen(await gate.at_gate()) == [(1, 2)]
+        running.stop() if how == "stop" else running.yield_("make room")
+        gate.let_through()
+        assert seen(await gate.at_gate()) == [(2, 1)]
+        assert victim.left.done()
+        if how == "stop":
+            with pytest.raises(StoppedError):
+                await victim.left
+        else:
+            assert seen([await victim.left]) == [(3, 1)]
+
+
+async def test_a_yield_in_the_middle_of_a_step_keeps_that_step() -> None:
+    async with gated() as (loop, gate):
+        resident = enter(loop, row(1), victim := running_task())
+        await gate.at_gate()
+        victim.yield_("make room")
+        gate.let_through()
+        assert (await resident.left).step == 1
+
+
+async def test_a_yield_in_the_last_step_is_too_late() -> None:
+    async with gated() as (loop, gate):
+        resident = enter(loop, row(1, steps=1), victim := running_task())
+        await gate.at_gate()
+        victim.yield_("make room")
+        gate.let_through()
+        assert (await resident.left).done
+
+
+async def test_a_yield_is_heeded_once_and_a_stop_after_it_wins() -> None:
+    async with gated() as (loop, gate):
+        twice = enter(loop, row(1), told_twice := running_task())
+        await gate.at_gate()
+        stopped = enter(loop, row(2), told_both := running_task())
+        gate.let_through()
+        await gate.at_gate()
+        for _ in range(2):
+            told_twice.yield_("make room")
+        told_both.yield_("make room")
+        told_both.stop()
+        gate.let_through()
+        assert seen([await twice.left]) == [(1, 2)]
+        with pytest.raises(StoppedError):
+            await stopped.left
+
+
+async def test_a_yield_before_the_first_step_runs_none() -> None:
+    async with gated() as (loop, gate):
+        first, late = enter(loop, row(1)), running_task()
+        await gate.at_gate()
+        late.yield_("make room")
+        second = enter(loop, row(2), late)
+        gate.let_through()
+        assert seen(await gate.at_gate()) == [(1, 1)]
+        assert seen([await second.left]) == [(2, 0)]
+        assert not first.left.done()
+
+
+async def test_who_was_stopped_outside_is_not_prepared() -> None:
+    prepared: list[bool] = []
+
+    def prepare() -> RowState:
+        prepared.append(True)
+        return row(1)
+
+    async with gated() as (loop, _):
+        running = running_task()
+        running.stop()
+        with pytest.raises(StoppedError):
+            await loop.enter(running, prepare, lambda new: None, exact=False).left
+    assert prepared == []
+
+
+def failing(error: Exception) -> Callable[..., RowState]:
+    def fail(*_: object) -> RowState:
+        raise error
+
+    return fail
+
+
+async def test_a_failing_prepare_fails_that_sample_only() -> None:
+    async with gated() as (loop, gate):
+        first = enter(loop, row(1))
+        await gate.at_gate()
+        broken = loop.enter(running_task(), failing(KeyError("prompt_mask")), lambda new: None, exact=False)
+        third = enter(loop, row(3))
+        gate.let_through()
+        assert seen(await gate.at_gate()) == [(1, 1), (3, 0)]
+        with pytest.raises(KeyError, match="prompt_mask"):
+            await broken.left
+        await passes(gate, first, third)
+        assert (await first.left).done and (await third.left).done
+
+
+async def test_a_failing_step_fails_its_pass_only() -> None:
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        if any(name == 2 and at == 1 for name, at in seen(rows)):
+            raise torch.OutOfMemoryError("tried 3 GiB")
+        return count(rows)
+
+    async with gated(step) as (loop, gate):
+        first = enter(loop, row(1, frames=2))
+        await gate.at_gate()
+        beside = [enter(loop, row(2)), enter(loop, row(3))]
+        await passes(gate, first, *beside)
+        assert (await first.left).done
+        for resident in beside:
+            with pytest.raises(torch.OutOfMemoryError):
+                await resident.left
+            assert resident.row is not None and resident.row.step == 1, "the last finished step can be saved"
+        late = enter(loop, row(4))
+        await passes(gate, late)
+        assert (await late.left).done
+
+
+async def test_a_failing_after_step_fails_that_sample_only() -> None:
+    def after_step(new: RowState) -> None:
+        if new.step == 2:
+            raise ZeroDivisionError
+
+    async with gated() as (loop, gate):
+        first = enter(loop, row(1))
+        await gate.at_gate()
+        broken = enter(loop, row(2), after_step=after_step)
+        made = await passes(gate, first, broken)
+        assert (await first.left).done
+        with pytest.raises(ZeroDivisionError):
+            await broken.left
+    assert [name for names in made for name, _ in names].count(2) == 2
+
+
+async def test_a_sample_that_comes_done_leaves_without_a_step() -> None:
+    async with gated() as (loop, gate):
+        resident = enter(loop, replace(row(1), step=3))
+        assert await passes(gate, resident) == []
+        assert (await resident.left).done
+
+
+async def test_closing_fails_who_is_inside_or_comes_later() -> None:
+    async with gated() as (loop, gate):
+        inside = enter(loop, row(1))
+        await gate.at_gate()
+        coming = enter(loop, row(2))
+        loop.close()
+        with pytest.raises(StoppedError, match="closed"):
+            enter(loop, row(3))
+        gate.let_through()
+        for resident in (inside, coming):
+            with pytest.raises(StoppedError, match="closed"):
+                await resident.left
+
+
+async def test_closing_an_idle_loop_ends_its_thread() -> None:
+    before = denoising_threads()
+    async with gated():
+        assert len(denoising_threads() - before) == 1
+    assert denoising_threads() <= before
+
+
+async def test_the_thread_warms_up_first_and_computes_no_gradients() -> None:
+    grads: list[tuple[str, bool]] = []
+
+    def note() -> None:
+        grads.append((threading.current_thread().name, torch.is_grad_enabled()))
+
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        note()
+        return count(rows)
+
+    loop = StepLoop(step, 100, warm_up=note)
+    await enter(loop, row(1, steps=1)).left
+    loop.close()
+    assert grads == [("denoise", False)] * 2
+
+
+def test_what_the_warm_up_raises_is_raised_where_the_loop_is_made() -> None:
+    before = denoising_threads()
+    with pytest.raises(torch.OutOfMemoryError, match="3 GiB"):
+        StepLoop(count, 100, warm_up=failing(torch.OutOfMemoryError("tried 3 GiB")))
+    for thread in denoising_threads() - before:
+        thread.join()
+
+
+@pytest.fixture
+def without_collection() -> Iterator[None]:
+    """Memory of a device must not wait for Python to look for cycles, which may be never."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("how", ["done", "stopped", "stopped by after_step", "yielded"])
+@pytest.mark.usefixtures("without_collection")
+async def test_who_left_keeps_no_memory(how: str) -> None:
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    running = running_task()
+
+    def prepare() -> RowState:
+        return row(1, steps=3)
+
+    def after_step(new: RowState) -> None:
+        tensors.append(weakref.ref(new.latents))
+        if how == "stopped by after_step" and new.step == 2:
+            raise StoppedError("cancelled")
+
+    async with gated() as (loop, gate):
+        resident = loop.enter(running, prepare, after_step, exact=False)
+        await gate.at_gate()
+        if how == "stopped":
+            running.stop()
+        elif how == "yielded":
+            running.yield_("make room")
+        await passes(gate, resident)
+        assert (resident.left.exception() is None) == (not how.startswith("stopped"))
+        del resident
+        await until(lambda: all(ref() is None for ref in tensors))
+        assert len(tensors) >= 2
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Who left has told so a moment before the thread is done with it."""
+    for _ in range(500):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("still not so")
+
+
+def guided(name: int, steps: int = 3, frames: int = 1) -> RowState:
+    return replace(row(name, steps, frames), guidance_scale=2.0)
+
+
+@given(st.integers(0, 10**13), st.lists(st.sampled_from((1.0, 2.0)), min_size=1, max_size=12))
+def test_the_shares_of_a_pass_are_its_time_exactly(nanoseconds: int, scales: list[float]) -> None:
+    rows = [replace(row(1), guidance_scale=scale) for scale in scales]
+    paid = shares(nanoseconds, rows)
+    assert sum(paid) == nanoseconds
+    for share, each in zip(paid, rows, strict=True):
+        assert abs(share - nanoseconds * each.rows / sum(r.rows for r in rows)) <= 1 + nanoseconds * 1e-15
+
+
+async def test_each_sample_pays_its_part_of_the_passes_it_was_in() -> None:
+    """Alone, then beside a guided one that counts twice, then the guided one alone."""
+    clock, took = Clock(), iter((1_000_000_000, 900_000_000, 600_000_001))
+
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        clock.advance(next(took))
+        return count(rows)
+
+    one, two = running_task(), running_task()
+    async with gated(step, now_ns=clock) as (loop, gate):
+        first = enter(loop, row(1, steps=2), one)
+        await gate.at_gate()
+        second = enter(loop, guided(2, steps=2), two)
+        gate.let_through()
+        made = await passes(gate, first, second)
+    assert [[name for name, _ in names] for names in made] == [[1, 2], [2]]
+    assert one.device_s + two.device_s == 2.500000001
+    assert two.device_s == 1.200000001
+
+
+async def test_the_progress_of_a_step_has_its_time_in_it() -> None:
+    clock, running = Clock(), running_task()
+
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        clock.advance(250_000_000)
+        return count(rows)
+
+    told: list[float] = []
+
+    def after_step(new: RowState) -> None:
+        running.progress(new.step, new.num_steps)
+        assert running.latest is not None
+        told.append(running.latest.device_s)
+
+    async with gated(step, now_ns=clock) as (loop, gate):
+        await passes(gate, enter(loop, row(1), running, after_step))
+    assert told == [0, 0.25, 0.5, 0.75]
+
+
+async def test_a_pass_that_fails_is_paid_for_too() -> None:
+    clock, running = Clock(), running_task()
+
+    def step(rows: Sequence[RowState]) -> list[RowState]:
+        clock.advance(3_000_000_000)
+        raise torch.OutOfMemoryError("tried 3 GiB")
+
+    async with gated(step, now_ns=clock) as (loop, gate):
+        await passes(gate, resident := enter(loop, row(1), running))
+        assert isinstance(resident.left.exception(), torch.OutOfMemoryError)
+    assert running.device_s == 3

@@ -1,0 +1,62 @@
+from dataclasses import replace
+
+import pytest
+
+from deployments.messages import Failed, Stage
+from serve_app.config import JobSettings
+from serve_app.jobs import Job, JobError, JobState
+from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure
+from tests.support.registry_world import SPEC
+
+SETTINGS = JobSettings(max_attempts=3, retry_pause_s=1, max_retry_pause_s=3)
+JOB = Job("a", "mochi-1", SPEC, JobState.SAMPLING, Stage.SAMPLING, 1, 0.0)
+DIED = Failed(REPLICA_DIED, "gone", transient=True)
+
+
+def after(job: Job, event: Failed, progress: float = 0.5, jitter: float = 0.0) -> Retry | JobError:
+    return after_failure(job, event, progress, SETTINGS, jitter)
+
+
+def test_the_pause_doubles_up_to_its_maximum_and_jitter_takes_up_to_half() -> None:
+    event = Failed("internal_error", "x", transient=True)
+    assert after(JOB, event) == Retry(2, 1.0, 0, None)
+    assert after(replace(JOB, attempt=2), event) == Retry(3, 2.0, 0, None)
+    assert after(replace(JOB, attempt=2), event, jitter=1.0) == Retry(3, 1.0, 0, None)
+
+
+def test_the_last_attempt_and_a_permanent_error_end_the_job() -> None:
+    transient = Failed("internal_error", "x", transient=True)
+    last = after(replace(JOB, attempt=3), transient)
+    assert last == JobError("internal_error", "x (attempt 3 of 3, the last one)")
+    assert after(JOB, replace(transient, transient=False)) == JobError("internal_error", "x")
+
+
+def test_an_outage_counts_no_attempt_however_often() -> None:
+    for code in ("storage_unavailable", "replica_unhealthy"):
+        assert after(replace(JOB, attempt=3), Failed(code, "x", transient=True)) == Retry(3, 2.0, 0, None)
+
+
+def test_a_death_makes_a_suspect_until_its_place_is_passed() -> None:
+    assert after(JOB, DIED) == Retry(2, 1.0, 1, 0.5)
+    suspect = replace(JOB, deaths=1, died_at=0.5)
+    assert replace(suspect, progress=0.5).suspect and not replace(suspect, progress=0.51).suspect
+    assert after(suspect, DIED, progress=0.6) == Retry(2, 1.0, 1, 0.6)
+
+
+@pytest.mark.parametrize("progress", [0.5, 0.3])
+def test_a_second_death_at_or_before_the_same_place_ends_the_job(progress: float) -> None:
+    error = after(replace(JOB, deaths=1, died_at=0.5), DIED, progress)
+    assert isinstance(error, JobError) and error.code == REPLICA_DIED
+    assert "2 replicas died at the same place" in error.message
+
+
+def test_memory_that_runs_out_twice_at_one_place_ends_the_job() -> None:
+    event = Failed("out_of_memory", "no memory left", transient=True)
+    assert after(JOB, event) == Retry(2, 1.0, 1, 0.5)
+    error = after(replace(JOB, deaths=1, died_at=0.5), event)
+    assert isinstance(error, JobError) and error.code == "out_of_memory" and "ran out of memory" in error.message
+
+
+def test_another_failure_leaves_a_suspect_one() -> None:
+    suspect = replace(JOB, deaths=1, died_at=0.5)
+    assert after(suspect, Failed("replica_lost", "x", transient=True)) == Retry(2, 1.0, 1, 0.5)

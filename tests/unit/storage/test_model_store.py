@@ -1,0 +1,283 @@
+"""Where a model may come from, and what is said when it does not."""
+
+import json
+import shutil
+import threading
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file, save, save_file
+
+from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.messages import Stage
+from deployments.settings import ModelSettings
+from deployments.storage.model_store import (
+    CACHE_VARIABLE,
+    default_cache,
+    looks_like_path,
+    model_fingerprint,
+    model_folder,
+    read_index,
+    safetensors_header,
+)
+from tests.support.worker_fakes import SHAPES, MemoryStore, worker_settings
+
+PARTS = ("transformer",)
+
+
+def model(source: str | Path, revision: str | None = None) -> ModelSettings:
+    return worker_settings(Stage.SAMPLING).model.model_copy(update={"source": str(source), "revision": revision})
+
+
+def no_bucket(name: str) -> MemoryStore:
+    raise AssertionError(f"bucket {name} was opened")
+
+
+def uploaded(prefix: str) -> MemoryStore:
+    store = MemoryStore()
+    for path in SHAPES.rglob("*"):
+        if path.is_file():
+            store.objects[f"{prefix}/{path.relative_to(SHAPES)}"] = path.read_bytes()
+    return store
+
+
+def test_a_folder_is_used_as_it_is() -> None:
+    assert model_folder(model(SHAPES), PARTS, no_bucket) == SHAPES
+
+
+def test_a_relative_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SHAPES.parent)
+    assert model_folder(model("shapes"), PARTS, no_bucket) == Path("shapes")
+
+
+@pytest.mark.parametrize("source", ["./nothing", "/no/such/folder", "nothing", "models/shapez", "a/b/c"])
+def test_an_unknown_folder_names_the_allowed_forms(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SHAPES.parent.parent)
+    with pytest.raises(PermanentError, match=r"no such folder .*a folder .*s3://bucket/prefix .*a hub id") as caught:
+        model_folder(model(source), PARTS, no_bucket)
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("source", ["genmo/mochi 1!", "s3://bucket", "s3:///prefix"])
+def test_a_source_of_no_form_is_refused(source: str, tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="s3://bucket/prefix") as caught:
+        model_folder(model(source), PARTS, no_bucket, tmp_path)
+    assert caught.value.code == "model_source_invalid"
+
+
+def test_hub_ids_do_not_look_like_paths() -> None:
+    assert not looks_like_path("genmo/mochi-1-preview")
+    assert looks_like_path(str(SHAPES))
+
+
+def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
+    shutil.copytree(SHAPES, tmp_path / "m")
+    shutil.rmtree(tmp_path / "m" / "vae")
+    with pytest.raises(PermanentError, match="lacks vae") as caught:
+        model_folder(model(tmp_path / "m"), ("vae",), no_bucket)
+    assert caught.value.code == "model_incomplete"
+
+
+async def test_s3_brings_only_the_parts_and_only_once(tmp_path: Path) -> None:
+    """Inside a running loop, as a replica's constructor is."""
+    store = uploaded("models/shapes")
+    opened: list[str] = []
+
+    def open_bucket(name: str) -> MemoryStore:
+        opened.append(name)
+        return store
+
+    folder = model_folder(model("s3://videos/models/shapes"), PARTS, open_bucket, tmp_path)
+    assert opened == ["videos"]
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (folder / weights).read_bytes() == (SHAPES / weights).read_bytes()
+    assert read_index(folder) == read_index(SHAPES)
+    assert not (folder / "vae").exists()
+    store.objects.clear()
+    assert model_folder(model("s3://videos/models/shapes"), PARTS, open_bucket, tmp_path) == folder
+
+
+def test_a_broken_download_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    whole = uploaded("m")
+
+    class Broken(MemoryStore):
+        def download_prefix(self, prefix: str, folder: Path) -> None:
+            (folder / "config.json").write_text("{}")
+            if prefix == "m/transformer":
+                raise StorageUnavailableError("cut off")
+
+    with pytest.raises(StorageUnavailableError):
+        model_folder(model("s3://b/m"), PARTS, lambda name: Broken(), tmp_path)
+    assert not list(tmp_path.rglob("transformer"))
+    folder = model_folder(model("s3://b/m"), PARTS, lambda name: whole, tmp_path)
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_two_replicas_of_one_node_download_once(tmp_path: Path) -> None:
+    store = uploaded("m")
+    fetched: list[str] = []
+
+    class Counting(MemoryStore):
+        def download_prefix(self, prefix: str, folder: Path) -> None:
+            fetched.append(prefix)
+            super().download_prefix(prefix, folder)
+
+    counting = Counting()
+    counting.objects = store.objects
+    threads = [
+        threading.Thread(target=model_folder, args=(model("s3://b/m"), PARTS, lambda name: counting, tmp_path))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(fetched) == ["m/scheduler", "m/transformer"]
+
+
+def test_nothing_in_the_bucket(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError) as caught:
+        model_folder(model("s3://b/m"), PARTS, lambda name: MemoryStore(), tmp_path)
+    assert caught.value.code == "object_missing"
+
+
+def test_the_hub_is_asked_for_the_parts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(source: str, **options: Any) -> str:
+        asked.update(options, source=source)
+        return str(SHAPES)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert model_folder(model("genmo/mochi-1-preview", "main"), PARTS, no_bucket) == SHAPES
+    assert asked == {
+        "source": "genmo/mochi-1-preview",
+        "revision": "main",
+        "allow_patterns": ["model_index.json", "scheduler/*", "transformer/*"],
+    }
+
+
+def test_an_unknown_hub_id_names_the_allowed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, **options: Any) -> str:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(PermanentError, match="no such model on the hub; write a folder") as caught:
+        model_folder(model("genmo/mochi-2"), PARTS, no_bucket)
+    assert caught.value.code == "model_not_found"
+
+
+def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, **options: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(PermanentError, match=r"could not be fetched .*no route to host.*HF_TOKEN"):
+        model_folder(model("genmo/mochi-1-preview"), PARTS, no_bucket)
+
+
+def test_the_cache_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    assert default_cache() == tmp_path / "mochi-serve" / "models"
+    monkeypatch.setenv(CACHE_VARIABLE, "/models")
+    assert default_cache() == Path("/models")
+
+
+@pytest.mark.parametrize("text", ["[]", "{"])
+def test_a_broken_index_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(PermanentError, match=r"model_index\.json"):
+        read_index(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"a": 1}))
+    assert read_index(tmp_path) == {"a": 1}
+
+
+def a_part(folder: Path, **tensors: torch.Tensor) -> Path:
+    """A model of one part, `transformer`."""
+    part = folder / "transformer"
+    part.mkdir(parents=True)
+    (part / "config.json").write_text('{"num_layers": 4}')
+    save_file({"a": torch.arange(9000.0), "b": torch.ones(3)} | tensors, part / "model.safetensors")
+    return folder
+
+
+def test_a_fingerprint_is_the_same_wherever_the_files_lie(tmp_path: Path) -> None:
+    shutil.copytree(SHAPES / "transformer", tmp_path / "transformer")
+    name = model_fingerprint(SHAPES, PARTS)
+    assert model_fingerprint(tmp_path, PARTS) == model_fingerprint(SHAPES, PARTS) == name
+    assert len(name) == 16 and int(name, 16) >= 0
+    (tmp_path / "transformer" / "README.md").write_text("told of, not part of it")
+    assert model_fingerprint(tmp_path, PARTS) == name
+
+
+def test_a_fingerprint_is_of_its_parts_in_any_order() -> None:
+    both = model_fingerprint(SHAPES, ("transformer", "vae"))
+    assert both == model_fingerprint(SHAPES, ("vae", "transformer", "vae"))
+    assert len({both, model_fingerprint(SHAPES, ("vae",)), model_fingerprint(SHAPES, PARTS)}) == 3
+
+
+def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
+    first = model_fingerprint(a_part(tmp_path / "0"), PARTS)
+    others = [
+        a_part(tmp_path / "values", a=torch.arange(9000.0) + 1),
+        a_part(tmp_path / "last", b=torch.tensor([1.0, 1.0, 1.0000001])),
+        a_part(tmp_path / "names", c=torch.ones(3)),
+        a_part(tmp_path / "layout", a=torch.arange(9000.0).view(90, 100)),
+        a_part(tmp_path / "dtype", b=torch.ones(3, dtype=torch.bfloat16)),
+        a_part(tmp_path / "config"),
+    ]
+    (others[-1] / "transformer" / "config.json").write_text('{"num_layers": 5}')
+    names = [model_fingerprint(folder, PARTS) for folder in others]
+    assert len({first, *names}) == 7
+    assert model_fingerprint(a_part(tmp_path / "again"), PARTS) == first
+
+
+def test_a_change_in_any_one_tensor_of_the_included_model_is_seen(tmp_path: Path) -> None:
+    names = {model_fingerprint(SHAPES, PARTS)}
+    file = "transformer/diffusion_pytorch_model.safetensors"
+    weights = load_file(SHAPES / file)
+    for number, tensor in enumerate(list(weights.values())[:12]):
+        (tmp_path / str(number) / "transformer").mkdir(parents=True)
+        shutil.copy(SHAPES / "transformer" / "config.json", tmp_path / str(number) / "transformer")
+        tensor.mul_(1.02)
+        save_file(weights, tmp_path / str(number) / file)
+        names.add(model_fingerprint(tmp_path / str(number), PARTS))
+    assert len(names) == 13
+
+
+def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
+    """64 GB, all of it a hole: reading it whole would take longer than the test may."""
+    folder = a_part(tmp_path)
+    header = {"w": {"dtype": "U8", "shape": [64 << 30], "data_offsets": [0, 64 << 30]}}
+    text = json.dumps(header).encode()
+    with (folder / "transformer" / "large.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + (64 << 30))
+    assert len(model_fingerprint(folder, PARTS)) == 16
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x02\0\0\0\0\0\0\0[]", b"\xff" * 20, b"\x03\0\0\0\0\0\0\0{ab"])
+def test_damaged_weights_have_no_fingerprint(damaged: bytes, tmp_path: Path) -> None:
+    folder = a_part(tmp_path)
+    (folder / "transformer" / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(PermanentError, match=r"model\.safetensors cannot be read") as caught:
+        model_fingerprint(folder, PARTS)
+    assert caught.value.code == "model_incomplete"
+
+
+def test_a_part_that_is_not_there_has_no_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="vae has neither"):
+        model_fingerprint(tmp_path, ("vae",))
+
+
+def test_the_header_of_a_safetensors_object() -> None:
+    file = BytesIO(save({"a": torch.zeros(2)}, metadata={"revision": "abc"}))
+    header = safetensors_header(file)
+    assert header["__metadata__"] == {"revision": "abc"}
+    assert file.read() == bytes(8)

@@ -1,0 +1,273 @@
+"""Settings: what is read, what overrides it, and what an error says and does not say."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.settings import Settings
+from serve_app.config import AppSettings, load_settings
+from serve_app.errors import ConfigError
+from tests.support import ROOT
+
+PROFILES = sorted((ROOT / "configs").glob("*.yaml"))
+SECRET = "hunter2-tr0ub4dor"
+
+
+def tree() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((ROOT / "configs/shapes.yaml").read_text())
+    return parsed
+
+
+def write(folder: Path, content: object) -> str:
+    path = folder / "profile.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+def load(folder: Path, environ: Mapping[str, str] | None = None, **sections: object) -> AppSettings:
+    """The included profile with whole sections replaced, and an environment laid over it."""
+    return load_settings(write(folder, tree() | sections), environ or {})
+
+
+def refusal(folder: Path, sections: Mapping[str, object], environ: Mapping[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(folder, tree() | dict(sections)), environ or {})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_every_profile_loads(profile: Path) -> None:
+    settings = load_settings(str(profile), {})
+    assert settings.model.name == "mochi-1"
+    m = settings.model
+    assert m.width.default * m.height.default * m.num_frames.default <= m.max_pixels
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert settings.data_dir == Path("data")
+    assert settings.database_url == f"sqlite:///{Path('data').resolve()}/jobs.db"
+    assert settings.storage.endpoint is None
+    assert settings.jobs.max_attempts == 5
+
+
+def test_a_worker_sees_its_part_only(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    worker = settings.worker(settings.sampler, "registry")
+    assert (worker.slots, worker.torch_threads) == (settings.sampler.slots, settings.sampler.torch_threads)
+    assert (worker.registry, worker.namespace) == ("registry", "mochi-serve")
+    assert "database" not in type(worker).model_fields
+
+
+def test_the_environment_names_the_profile(tmp_path: Path) -> None:
+    other = write(tmp_path, tree() | {"namespace": "other"})
+    assert load_settings("configs/none.yaml", {"MOCHI_SERVE_CONFIG": other}).namespace == "other"
+
+
+def test_the_settings_are_frozen(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path).namespace = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"storge": {}}, ["storge: unknown key; allowed are", "storage", "decoder"]),
+        ({"storage": {"end_point": "a:1"}}, ["storage.end_point: unknown key; allowed are endpoint, "]),
+        ({"jobs": {"max_attempts": "many"}}, ["jobs.max_attempts: ", "valid integer", "'many'"]),
+        ({"jobs": {"max_attempts": 0}}, ["jobs.max_attempts: ", "greater than or equal to 1", "(got 0)"]),
+        ({"jobs": {"lease_s": 1}}, ["jobs.lease_s: ", "greater than 1", "(got 1)"]),
+        ({"ingress": {"max_body_bytes": 10}}, ["ingress.max_body_bytes: ", "1000", "(got 10)"]),
+        ({"ingress": {"min_replicas": 3}}, ["ingress: max_replicas must be at least min_replicas"]),
+        ({"sampler": {"num_gpus": 0, "min_replicas": 2}}, ["sampler: max_replicas must be at least"]),
+        ({"sampler": {}}, ["sampler.num_gpus: is missing"]),
+        ({"sampler": 4}, ["sampler: ", "(got 4)"]),
+        ({"storage": {"local_port": 80}}, ["storage.local_port: ", "1024", "(got 80)"]),
+        ({"storage": {"endpoint": "http://a:1"}}, ["storage: endpoint is host:port without a scheme"]),
+        ({"storage": {"endpoint": "a:1"}}, ["storage: endpoint needs access_key and secret_key"]),
+        ({"database": {"url": "mysql://h/d"}}, ["database: url has the driver 'mysql'; allowed are sqlite"]),
+        ({"database": {"url": "postgres"}}, ["database: url is not a database URL; write postgresql+psycopg"]),
+        ({"namespace": ""}, ["namespace: ", "at least 1 character"]),
+        ({"model": tree()["model"] | {"dtype": "int8"}}, ["model.dtype: ", "float32", "bfloat16", "'int8'"]),
+        (
+            {"model": tree()["model"] | {"width": {"default": 60, "minimum": 32, "maximum": 64}}},
+            ["model: width: default, minimum and maximum are multiples of 16"],
+        ),
+        (
+            {"model": tree()["model"] | {"fps": {"default": 70, "minimum": 1, "maximum": 60}}},
+            ["model.fps: must hold minimum <= default <= maximum"],
+        ),
+        (
+            {"model": tree()["model"] | {"num_frames": {"default": 25, "minimum": 7, "maximum": 60}}},
+            ["model: num_frames: default, minimum and maximum are 6k + 1"],
+        ),
+    ],
+)
+def test_an_error_names_the_key_and_what_is_allowed(
+    tmp_path: Path, sections: dict[str, object], said: list[str]
+) -> None:
+    message = refusal(tmp_path, sections)
+    assert all(part in message for part in said), message
+    assert "profile.yaml" in message
+    assert "\n" not in message
+
+
+def test_all_bad_keys_are_named_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {"jobs": {"max_attempts": 0, "lease_s": 0}, "namespace": ""})
+    assert all(key in message for key in ("jobs.max_attempts", "jobs.lease_s", "namespace"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1, 2]", "must be a mapping of keys"),
+        ("", "must be a mapping of keys"),
+        ("model: {", "is not YAML: line "),
+        ("model: \x07", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_profile(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_settings(write(tmp_path, content), {})
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_settings(str(path), {})
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read the profile .* MOCHI_SERVE_CONFIG"):
+        load_settings(str(tmp_path / name), {})
+
+
+def test_overrides_of_every_type(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        {
+            "MOCHI_SERVE__DATA_DIR": "/var/lib/mochi",
+            "MOCHI_SERVE__STORAGE__SECURE": "false",
+            "MOCHI_SERVE__STORAGE__LOCAL_PORT": "9000",
+            "MOCHI_SERVE__JOBS__LEASE_S": "12.5",
+            "MOCHI_SERVE__MODEL__REVISION": "1234567",
+            "MOCHI_SERVE__MODEL__WIDTH": "{default: 32, minimum: 32, maximum: 64}",
+            "MOCHI_SERVE__MODEL__WIDTH__DEFAULT": "48",
+            "MOCHI_SERVE__ENCODER__TORCH_THREADS": "",
+        },
+    )
+    assert settings.data_dir == Path("/var/lib/mochi")
+    assert settings.storage.secure is False
+    assert settings.storage.local_port == 9000
+    assert settings.jobs.lease_s == 12.5
+    assert settings.model.revision == "1234567"
+    assert (settings.model.width.default, settings.model.width.maximum) == (48, 64)
+    assert settings.encoder.torch_threads is None
+
+
+@pytest.mark.parametrize("secret", ["12345", "0123", "yes", "[a]", "{a", "#a", "@a", "*a", "a: b", "'", " a "])
+def test_a_secret_comes_in_as_it_is(tmp_path: Path, secret: str) -> None:
+    settings = load(
+        tmp_path,
+        {
+            "MOCHI_SERVE__STORAGE__ENDPOINT": "s3.example.com",
+            "MOCHI_SERVE__STORAGE__ACCESS_KEY": secret,
+            "MOCHI_SERVE__STORAGE__SECRET_KEY": secret,
+        },
+    )
+    for key in (settings.storage.access_key, settings.storage.secret_key):
+        assert key is not None and key.get_secret_value() == secret
+
+
+def test_an_override_fills_a_section_that_is_empty_in_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path, {"MOCHI_SERVE__JOBS__MAX_ATTEMPTS": "2"}, jobs=None).jobs.max_attempts == 2
+
+
+def test_other_variables_are_left_alone(tmp_path: Path) -> None:
+    environ = {"MOCHI_SERVE_SERVICE_HOST": "10.0.0.1", "MOCHI": "x"}
+    assert load(tmp_path, environ) == load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("MOCHI_SERVE__STORAGE__PORT", "1", "storage.port: unknown key; allowed are endpoint"),
+        ("MOCHI_SERVE__STORGE__PORT", "1", "storge: unknown key; allowed are"),
+        ("MOCHI_SERVE__", "1", "unknown key; allowed are"),
+        ("MOCHI_SERVE__JOBS__MAX_ATTEMPTS", "many", "jobs.max_attempts: "),
+        ("MOCHI_SERVE__JOBS__MAX_ATTEMPTS", "0", "greater than or equal to 1"),
+        ("MOCHI_SERVE__JOBS__MAX_ATTEMPTS", "", "jobs.max_attempts: "),
+        ("MOCHI_SERVE__NAMESPACE__X", "1", "'namespace' is not a section"),
+        ("MOCHI_SERVE__JOBS", "{", "is not YAML"),
+        ("MOCHI_SERVE__JOBS", "5", "jobs: "),
+    ],
+)
+def test_a_bad_override_is_named(tmp_path: Path, name: str, value: str, said: str) -> None:
+    message = refusal(tmp_path, {"namespace": "here"}, {name: value})
+    assert said in message
+    assert name in message
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"database": {"url": SECRET}},
+        {"database": f"postgresql+psycopg://u:{SECRET}@h/d"},
+        {"database": {"url": f"mysql://u:{SECRET}@h/d"}},
+        {"database": {"url": f"postgresql+psycopg://u:p@x:{SECRET}@h/d"}},
+        {"database": {"url": [SECRET]}},
+        {"storage": SECRET},
+        {"storage": {"secret_key": {"value": SECRET}}},
+        {"storage": {"secret_key": 8_715_423, "endpoint": "a:1"}},
+        {"storage": {"endpoint": "a:1", "secret_key": SECRET}},
+        {"storage": {"endpoint": "http://a:1", "secret_key": SECRET, "access_key": SECRET}},
+    ],
+    ids=str,
+)
+def test_no_error_tells_a_secret(tmp_path: Path, sections: dict[str, object]) -> None:
+    message = refusal(tmp_path, sections)
+    assert SECRET not in message
+    assert "8715423" not in message
+    assert "database" in message or "storage" in message
+
+
+@pytest.mark.parametrize("value", [f"*{SECRET}", f"!{SECRET} x", f'"{SECRET}', f"@{SECRET}", f"a: {SECRET}: b"])
+def test_no_error_of_the_yaml_tells_a_secret(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(tmp_path, f"storage:\n  secret_key: {value}\n"), {})
+    assert SECRET not in str(caught.value)
+    assert "line " in str(caught.value)
+
+
+def test_no_override_tells_a_secret(tmp_path: Path) -> None:
+    for name in ("MOCHI_SERVE__STORAGE", "MOCHI_SERVE__DATABASE", "MOCHI_SERVE__DATABASE__URL"):
+        for value in (SECRET, f"*{SECRET}", f"{{{SECRET}"):
+            assert SECRET not in refusal(tmp_path, {}, {name: value})
+
+
+def leaves(section: type[Settings]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        yield name
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            yield from leaves(inner)
+
+
+def test_operations_tells_of_every_setting() -> None:
+    told = set(re.findall(r"[`.]([a-z_]+)`", (ROOT / "docs/operations.md").read_text()))
+    sections = {"database", "storage", "ingress", "jobs", "scheduling", "retention", "model", "sampling", "access"}
+    sections |= {"webhooks", "safety"}
+    assert set(leaves(AppSettings)) - told - sections == set()
+
+
+def test_settings_do_not_print_their_secrets(tmp_path: Path) -> None:
+    url = f"postgresql+psycopg://u:{SECRET}@h/d"
+    settings = load(tmp_path, database={"url": url})
+    assert SECRET not in repr(settings)
+    assert settings.database_url == url

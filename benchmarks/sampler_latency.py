@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.machine import describe_machine, publish
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Checkpointed, Directive, Event, Finished, Parked, Stage, StageTask, Started, VideoSpec
-from deployments.mochi.denoise import RowState
+from deployments.mochi.denoise import Sample
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.connections import Connections, bucket_opener
 from deployments.sampler.mochi_sampler import MochiSampler
@@ -109,7 +109,7 @@ class StepTimes:
         self._step: Step = sampler._loop._step
         sampler._loop._step = self
 
-    def __call__(self, rows: Sequence[RowState]) -> list[RowState]:
+    def __call__(self, rows: Sequence[Sample]) -> list[Sample]:
         self.begun.append(time.perf_counter())
         stepped = self._step(rows)
         self.ended.append(time.perf_counter())

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import describe_machine, publish
 from deployments.messages import VideoSpec
-from deployments.mochi.denoise import RowState, denoise_step, rope_tables, start_row
+from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
 from deployments.mochi.loading import load_transformer
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "shapes"
@@ -119,8 +119,8 @@ class Contenders:
     def our_clips(self, rows: int, first: int) -> list[Tensor]:
         """Clips first to first + rows - 1 in one batch, from embeddings to latents."""
         rope = rope_tables(self._transformer, self.spec(first).clip.latents)
-        states: list[RowState] = [
-            start_row(self._transformer, self.spec(n), self._embeds[n % len(PROMPTS)], rope)
+        states: list[Sample] = [
+            start_sample(self._transformer, self.spec(n), self._embeds[n % len(PROMPTS)], rope)
             for n in range(first, first + rows)
         ]
         while not states[0].done:

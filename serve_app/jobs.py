@@ -237,7 +237,7 @@ class JobFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class Usage:
     """What a replica has done for a job since it was last counted: denoising steps and seconds of the device."""
 
     steps: int = 0

@@ -39,7 +39,7 @@ class TextConditioning:
 
 
 @dataclass(frozen=True, slots=True)
-class RowState:
+class Sample:
     """One sample between two steps.
 
     latents: [12, T, H/8, W/8] fp32. step: denoising steps done. sigmas: [N + 1] fp32, 0 (noise) to 1 (video),
@@ -129,16 +129,16 @@ def condition(transformer: "MochiTransformer3DModel", embeds: Tensor, mask: Tens
     return TextConditioning(transformer.time_embed.caption_proj(rows)[0], pooled[0], length)
 
 
-def start_row(
+def start_sample(
     transformer: "MochiTransformer3DModel", spec: VideoSpec, embeds: Mapping[str, Tensor], rope: Rope
-) -> RowState:
+) -> Sample:
     """The state of a sample before its first step, on the transformer's device.
 
     Args:
         embeds: `prompt_embeds` and `negative_embeds` [L, D], `prompt_mask` and `negative_mask` [L] bool, on the CPU.
     """
     device = transformer.proj_out.weight.device
-    return RowState(
+    return Sample(
         latents=initial_noise(spec).to(device),
         step=0,
         sigmas=sigma_schedule(spec.num_inference_steps).to(device),
@@ -174,8 +174,8 @@ def _positions(frames: int, height: int, width: int, device: torch.device) -> Te
 
 
 def denoise_step(
-    transformer: "MochiTransformer3DModel", rows: Sequence[RowState], block: RunBlock = run_block
-) -> list[RowState]:
+    transformer: "MochiTransformer3DModel", rows: Sequence[Sample], block: RunBlock = run_block
+) -> list[Sample]:
     """Advance every row by one Euler step: x += (sigma[i+1] - sigma[i]) * v, all in fp32.
 
     One forward pass for all rows, guided ones twice: v = v_negative + guidance_scale * (v_prompt - v_negative).
@@ -204,7 +204,7 @@ def denoise_step(
     ]
 
 
-def _check_batch(rows: Sequence[RowState]) -> None:
+def _check_batch(rows: Sequence[Sample]) -> None:
     if not rows:
         raise ValueError("a batch needs at least one row")
     if len({row.latents.shape for row in rows}) > 1:
@@ -213,7 +213,7 @@ def _check_batch(rows: Sequence[RowState]) -> None:
         raise ValueError("a row of the batch has no steps left")
 
 
-def _advance(row: RowState, velocity: Tensor, negative: Tensor | None) -> RowState:
+def _advance(row: Sample, velocity: Tensor, negative: Tensor | None) -> Sample:
     if negative is not None:
         velocity = negative + row.guidance_scale * (velocity - negative)
     width = row.sigmas[row.step + 1] - row.sigmas[row.step]

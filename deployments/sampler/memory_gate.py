@@ -5,12 +5,12 @@ import asyncio
 from deployments.clip import latent_tokens
 from deployments.errors import PermanentError
 from deployments.replica.running_task import RunningTask, wait_for
-from deployments.sampler.memory_profile import MemoryProfile, Resident
+from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 
 LOOK_EVERY_S = 0.2
 
 
-class Admission:
+class MemoryGate:
     """Lets a sample in when it fits beside those that are there; one that never fits is refused.
 
     Args:
@@ -20,7 +20,7 @@ class Admission:
     def __init__(self, profile: MemoryProfile, budget: int) -> None:
         self._profile = profile
         self._budget = budget
-        self._inside: dict[str, Resident] = {}
+        self._inside: dict[str, SampleFootprint] = {}
         self._left = asyncio.Event()
 
     @property
@@ -28,7 +28,7 @@ class Admission:
         """The largest guided sample that fits alone."""
         return self._profile.max_tokens(self._budget)
 
-    async def enter(self, running: RunningTask, sample: Resident) -> bool:
+    async def enter(self, running: RunningTask, sample: SampleFootprint) -> bool:
         """Wait until the sample fits; False if the task was asked to yield before.
 
         Raises:

@@ -20,7 +20,7 @@ from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class SampleFootprint:
     """Rows of one shape that a replica holds. shape: of the latents, (12, T, H/8, W/8)."""
 
     shape: LatentShape
@@ -54,7 +54,7 @@ class MemoryProfile:
         """What a row of this shape adds to a batch of its shape that is the largest."""
         return self._step_bytes(shape) + self._held_bytes(shape)
 
-    def needed(self, residents: Iterable[Resident]) -> int:
+    def needed(self, residents: Iterable[SampleFootprint]) -> int:
         """Bytes that all these need together; residents of one shape share its tables and its batch."""
         rows: Counter[LatentShape] = Counter()
         for resident in residents:
@@ -62,7 +62,7 @@ class MemoryProfile:
         held = sum(count * self._held_bytes(shape) + self._table_bytes(shape) for shape, count in rows.items())
         return held + max((count * self._step_bytes(shape) for shape, count in rows.items()), default=0)
 
-    def fits(self, residents: Sequence[Resident], candidate: Resident, budget: int) -> bool:
+    def fits(self, residents: Sequence[SampleFootprint], candidate: SampleFootprint, budget: int) -> bool:
         """Whether `candidate` may join `residents` within `budget` bytes."""
         return self.needed([*residents, candidate]) <= budget
 

@@ -16,7 +16,7 @@ from deployments.errors import StoppedError, TransientError, WorkerError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask, VideoSpec
 from deployments.mochi.block import Rope
-from deployments.mochi.denoise import RowState, denoise_step, initial_noise, rope_tables, start_row
+from deployments.mochi.denoise import Sample, denoise_step, initial_noise, rope_tables, start_sample
 from deployments.mochi.loading import DtypeName, check_scheduler, load_transformer
 from deployments.mochi.preview import PreviewMap, find_preview, predicted_clean, preview_image
 from deployments.replica.connections import Connections, connect
@@ -24,11 +24,11 @@ from deployments.replica.host import describe_device, replica_device, set_thread
 from deployments.replica.running_task import RunningTask, TaskStore, logger, outlast
 from deployments.replica.serve_private import watch_sigterm
 from deployments.replica.stage_worker import StageWorker
-from deployments.sampler.memory_gate import Admission
+from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_measure import memory_budget, memory_profile
-from deployments.sampler.memory_profile import Resident as MemoryResident
+from deployments.sampler.memory_profile import SampleFootprint
 from deployments.sampler.state import Checkpoints, SampleState, pack
-from deployments.sampler.step_loop import Resident, StepLoop
+from deployments.sampler.step_loop import LoopEntry, StepLoop
 from deployments.settings import WorkerSettings
 from deployments.storage.model_store import model_fingerprint, model_folder
 
@@ -59,7 +59,7 @@ class MochiSampler:
         self._unforeseen = 0
         self._store = to.store
         profile = memory_profile(self._transformer, self._model, self._revision)
-        self._admission = Admission(profile, memory_budget(self._device))
+        self._admission = MemoryGate(profile, memory_budget(self._device))
         self._loop = StepLoop(self._step, settings.sampling.max_batch_tokens, self._warm_up)
         info = ReplicaInfo(
             to.replica,
@@ -100,9 +100,9 @@ class MochiSampler:
         running.clock.lap("store")
         return None if row.done else parked(running, row.step)
 
-    async def _denoise_admitted(self, running: RunningTask, state: SampleState) -> RowState | None:
+    async def _denoise_admitted(self, running: RunningTask, state: SampleState) -> Sample | None:
         """As `_denoise`, once there is memory for the sample; None if it was told to let go before."""
-        sample = MemoryResident(state.spec.clip.latents, cfg_rows(state.spec.guidance_scale))
+        sample = SampleFootprint(state.spec.clip.latents, cfg_rows(state.spec.guidance_scale))
         try:
             admitted = await self._admission.enter(running, sample)
             if not admitted or running.yielding is not None:
@@ -111,7 +111,7 @@ class MochiSampler:
         finally:
             self._admission.leave(running)
 
-    async def _denoise(self, running: RunningTask, state: SampleState) -> RowState:
+    async def _denoise(self, running: RunningTask, state: SampleState) -> Sample:
         """The row with which the sample left the denoising thread, done or not."""
         resident = self._loop.enter(
             running,
@@ -139,7 +139,7 @@ class MochiSampler:
         noise = await asyncio.to_thread(initial_noise, task.spec)
         return SampleState(task.spec, self._revision, self._model.dtype, 0, noise, embeds)
 
-    async def _accompany(self, running: RunningTask, resident: Resident, state: SampleState) -> None:
+    async def _accompany(self, running: RunningTask, resident: LoopEntry, state: SampleState) -> None:
         """Beside the denoising thread: a checkpoint and a preview now and then, until it is cancelled."""
         saved_at, shown, every = time.monotonic(), state.step, self._sampling.preview_every
         if every and self._preview is None:
@@ -169,7 +169,7 @@ class MochiSampler:
     async def _find_preview(self) -> None:
         self._preview = await find_preview(self._folder, self._store, self._revision)
 
-    async def _show(self, running: RunningTask, before: RowState, row: RowState) -> None:
+    async def _show(self, running: RunningTask, before: Sample, row: Sample) -> None:
         """Attach a preview to the progress, if the model has a map for it."""
         if self._preview is not None:
             running.show(await asyncio.to_thread(picture, self._preview, before, row))
@@ -177,7 +177,7 @@ class MochiSampler:
     def _checkpoints(self, running: RunningTask) -> Checkpoints:
         return Checkpoints(TaskStore(self._store, running), self._revision, self._model.dtype)
 
-    async def _save(self, running: RunningTask, row: RowState | None, state: SampleState) -> None:
+    async def _save(self, running: RunningTask, row: Sample | None, state: SampleState) -> None:
         """Write a checkpoint of the row if it is ahead of the last one, and tell the registry."""
         if row is None or not _is_news(running, row, state):
             return
@@ -185,7 +185,7 @@ class MochiSampler:
         running.checkpointed = row.step
         await self._worker.report_now(running, Checkpointed(row.step))
 
-    async def _store_state(self, running: RunningTask, row: RowState, state: SampleState) -> None:
+    async def _store_state(self, running: RunningTask, row: Sample, state: SampleState) -> None:
         """Write the state that the sample leaves with, unless it is in storage.
 
         Older ones are left to the job's next checkpoint or its end: the slot does not wait for their deletion, and
@@ -197,7 +197,7 @@ class MochiSampler:
         key, store = checkpoint_key(running.task.job_id, row.step), TaskStore(self._store, running)
         await outlast(lambda: store.put(key, data, OCTETS))
 
-    async def _store_latents(self, running: RunningTask, row: RowState) -> None:
+    async def _store_latents(self, running: RunningTask, row: Sample) -> None:
         task, model, store = running.task, self._model, TaskStore(self._store, running)
 
         def packed() -> bytes:
@@ -206,7 +206,7 @@ class MochiSampler:
         data = await asyncio.to_thread(packed)
         await outlast(lambda: store.put(latents_key(task.job_id), data, OCTETS))
 
-    def _step(self, rows: Sequence[RowState]) -> list[RowState]:
+    def _step(self, rows: Sequence[Sample]) -> list[Sample]:
         """One step of a batch; returns when the device has done it, so that progress is true and a stop is prompt."""
         begun = time.perf_counter()
         stepped = denoise_step(self._transformer, rows)
@@ -215,13 +215,13 @@ class MochiSampler:
         time.sleep(max(0.0, self._sampling.min_step_s - (time.perf_counter() - begun)))
         return stepped
 
-    def _row(self, state: SampleState) -> RowState:
+    def _row(self, state: SampleState) -> Sample:
         shape = state.spec.clip.latents
         if shape not in self._rope:
             in_use = {tuple(row.latents.shape) for row in self._loop.rows()}
             self._rope = {kept: rope for kept, rope in self._rope.items() if kept in in_use}
             self._rope[shape] = rope_tables(self._transformer, shape)
-        row = start_row(self._transformer, state.spec, state.embeds, self._rope[shape])
+        row = start_sample(self._transformer, state.spec, state.embeds, self._rope[shape])
         return replace(row, latents=state.latents.to(self._device), step=state.step)
 
     def _warm_up(self) -> None:
@@ -232,7 +232,7 @@ class MochiSampler:
         mask = torch.arange(model.max_sequence_length) < 1
         embeds = {"prompt_embeds": zeros, "prompt_mask": mask, "negative_embeds": zeros, "negative_mask": mask}
         rope = rope_tables(self._transformer, spec.clip.latents)
-        denoise_step(self._transformer, [start_row(self._transformer, spec, embeds, rope)])
+        denoise_step(self._transformer, [start_sample(self._transformer, spec, embeds, rope)])
 
 
 def parked(running: RunningTask, step: int) -> Parked:
@@ -240,7 +240,7 @@ def parked(running: RunningTask, step: int) -> Parked:
     return Parked(step, running.yielding or "", running.device_s)
 
 
-def _is_news(running: RunningTask, row: RowState, state: SampleState) -> bool:
+def _is_news(running: RunningTask, row: Sample, state: SampleState) -> bool:
     """Whether the row is ahead of what is in storage; `state` is what the sample came with."""
     return row.step > max(state.step, running.checkpointed)
 
@@ -251,7 +251,7 @@ async def _end(beside: asyncio.Task[None]) -> None:
     await asyncio.wait([beside])
 
 
-def picture(preview: PreviewMap, before: RowState, after: RowState) -> bytes:
+def picture(preview: PreviewMap, before: Sample, after: Sample) -> bytes:
     """A WebP of where the sample is heading, its middle latent frame; `before` and `after` are one step apart."""
     middle = slice(after.latents.shape[1] // 2, after.latents.shape[1] // 2 + 1)
     sigmas = after.sigmas.cpu()

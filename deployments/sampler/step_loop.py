@@ -2,7 +2,7 @@
 
     while there are samples: take in who came, let go who leaves, step the next batch
 
-Everything else (storage, reports, checkpoints) runs beside it and only reads `Resident.row`, which never changes in
+Everything else (storage, reports, checkpoints) runs beside it and only reads `LoopEntry.row`, which never changes in
 place: a step makes new rows.
 """
 
@@ -19,16 +19,16 @@ import torch
 
 from deployments.clip import latent_tokens
 from deployments.errors import StoppedError
-from deployments.mochi.denoise import RowState
+from deployments.mochi.denoise import Sample
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_batcher import Load, StepBatcher
 
-Step = Callable[[Sequence[RowState]], list[RowState]]
-AfterStep = Callable[[RowState], None]
+Step = Callable[[Sequence[Sample]], list[Sample]]
+AfterStep = Callable[[Sample], None]
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
+class LoopEntry:
     """A sample in the loop.
 
     prepare: makes its first row, on the loop's thread. after_step: told each new row there; raises StoppedError.
@@ -37,15 +37,15 @@ class Resident:
     """
 
     running: RunningTask
-    prepare: Callable[[], RowState]
+    prepare: Callable[[], Sample]
     after_step: AfterStep
     exact: bool
-    left: asyncio.Future[RowState]
-    row: RowState | None = None
-    before: RowState | None = None
+    left: asyncio.Future[Sample]
+    row: Sample | None = None
+    before: Sample | None = None
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    def resolve(self, row: RowState) -> None:
+    def resolve(self, row: Sample) -> None:
         self._tell(lambda: self.left.set_result(row))
 
     def fail(self, error: BaseException) -> None:
@@ -81,29 +81,29 @@ class StepLoop:
     ) -> None:
         self._step = step
         self._now_ns = now_ns
-        self._batcher: StepBatcher[Resident] = StepBatcher(max_tokens)
-        self._inbox: queue.SimpleQueue[Resident | None] = queue.SimpleQueue()
-        self._residents: list[Resident] = []
+        self._batcher: StepBatcher[LoopEntry] = StepBatcher(max_tokens)
+        self._inbox: queue.SimpleQueue[LoopEntry | None] = queue.SimpleQueue()
+        self._residents: list[LoopEntry] = []
         self._entering = threading.Lock()
         self._closed = False
         warm: Future[object] = Future()
         threading.Thread(target=self._work, args=(warm_up, warm), name="denoise", daemon=True).start()
         warm.result()
 
-    def rows(self) -> list[RowState]:
+    def rows(self) -> list[Sample]:
         """The newest row of each sample inside; only for `prepare`, on the loop's thread."""
         return [resident.row for resident in self._residents if resident.row is not None]
 
     def enter(
-        self, running: RunningTask, prepare: Callable[[], RowState], after_step: AfterStep, exact: bool
-    ) -> Resident:
+        self, running: RunningTask, prepare: Callable[[], Sample], after_step: AfterStep, exact: bool
+    ) -> LoopEntry:
         """Take a sample in at the next boundary between steps. Await its `left`; it may not be cancelled.
 
         Raises:
             StoppedError: the loop was closed.
         """
-        future: asyncio.Future[RowState] = asyncio.get_running_loop().create_future()
-        resident = Resident(running, prepare, after_step, exact, future)
+        future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
+        resident = LoopEntry(running, prepare, after_step, exact, future)
         with self._entering:
             if self._closed:
                 raise StoppedError("the step loop was closed")
@@ -140,7 +140,7 @@ class StepLoop:
             self._admit(resident)
         return True
 
-    def _admit(self, resident: Resident) -> None:
+    def _admit(self, resident: LoopEntry) -> None:
         try:
             resident.running.check()
             row = resident.prepare()
@@ -168,7 +168,7 @@ class StepLoop:
                 self._remove(resident)
                 resident.resolve(resident.row)
 
-    def _advance(self, batch: list[Resident]) -> None:
+    def _advance(self, batch: list[LoopEntry]) -> None:
         if not batch:
             return
         try:
@@ -181,7 +181,7 @@ class StepLoop:
         for resident, row in zip(batch, rows, strict=True):
             self._advanced(resident, row)
 
-    def _run_pass(self, batch: list[Resident]) -> list[RowState]:
+    def _run_pass(self, batch: list[LoopEntry]) -> list[Sample]:
         """The stepped rows. The time is charged to the samples, also when the pass fails: it held the device."""
         rows = [resident.row for resident in batch if resident.row is not None]
         begun = self._now_ns()
@@ -191,7 +191,7 @@ class StepLoop:
             for resident, share in zip(batch, shares(self._now_ns() - begun, rows), strict=True):
                 resident.running.used(share)
 
-    def _advanced(self, resident: Resident, row: RowState) -> None:
+    def _advanced(self, resident: LoopEntry, row: Sample) -> None:
         resident.before, resident.row = resident.row, row
         try:
             resident.after_step(row)
@@ -203,12 +203,12 @@ class StepLoop:
             self._remove(resident)
             resident.resolve(row)
 
-    def _remove(self, resident: Resident) -> None:
+    def _remove(self, resident: LoopEntry) -> None:
         self._residents.remove(resident)
         self._batcher.leave(resident)
 
 
-def shares(nanoseconds: int, rows: Sequence[RowState]) -> list[int]:
+def shares(nanoseconds: int, rows: Sequence[Sample]) -> list[int]:
     """What each sample of a pass pays of its time, by tokens x rows of the pass; the sum is `nanoseconds` exactly."""
     loads = [_load(row, exact=False) for row in rows]
     ends = list(accumulate(load.tokens * load.rows for load in loads))
@@ -216,6 +216,6 @@ def shares(nanoseconds: int, rows: Sequence[RowState]) -> list[int]:
     return [end - begin for begin, end in pairwise([0, *paid])]
 
 
-def _load(row: RowState, exact: bool) -> Load:
+def _load(row: Sample, exact: bool) -> Load:
     shape = tuple(row.latents.shape)
     return Load(shape, latent_tokens(shape), row.rows, exact)

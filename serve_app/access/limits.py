@@ -22,7 +22,7 @@ _SLACK_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class RateLimitResult:
     """How it ended. remaining: tokens left. reset_s: until all are there again. wait_s: until the next is, 0 if now."""
 
     granted: bool
@@ -47,7 +47,7 @@ class RateLimits:
     def __len__(self) -> int:
         return len(self._busy)
 
-    def take(self, name: str, per_minute: int) -> Taken:
+    def take(self, name: str, per_minute: int) -> RateLimitResult:
         """Take a token if there is one. per_minute: from 1 up; it may be another one than the last time."""
         now = self._clock()
         self._sweep(now)
@@ -59,7 +59,7 @@ class RateLimits:
             self._busy[name] = (busy, now)
         remaining = max(0, math.floor((WINDOW_S - busy + _SLACK_S) / cost))
         wait_s = 0.0 if remaining else busy + cost - WINDOW_S
-        return Taken(granted, per_minute, remaining, busy, wait_s)
+        return RateLimitResult(granted, per_minute, remaining, busy, wait_s)
 
     def _busy_s(self, name: str, now: float) -> float:
         busy, at = self._busy.get(name, (0.0, now))
@@ -76,7 +76,7 @@ def whole_seconds(seconds: float) -> int:
     return max(1, math.ceil(seconds - _SLACK_S))
 
 
-def rate_headers(taken: Taken) -> dict[str, str]:
+def rate_headers(taken: RateLimitResult) -> dict[str, str]:
     """The headers by which OpenAI tells a limit of requests."""
     return {
         "x-ratelimit-limit-requests": str(taken.limit),

@@ -21,7 +21,7 @@ from serve_app.access.exposure import keys_needed
 from serve_app.access.tenants import DAY_S, TENANT_ALLOWED, TENANT_PATTERN, Tenant, day_of
 from serve_app.cli.output import key_json, keys_table, tenant_json, tenants_table, usage_json, usage_table
 from serve_app.config import OVERRIDE_PREFIX, PROFILE_VARIABLE, AppSettings, load_settings
-from serve_app.database import access as access_store
+from serve_app.database import access as access_sql
 from serve_app.errors import ConfigError
 from serve_app.jobs import Tier
 
@@ -99,7 +99,7 @@ def create_key(
         raise typer.BadParameter(f"must have at most {LONGEST_LABEL} characters", param_hint="--label")
     settings = _settings(config, data)
     expires_at = None if expires_days is None else now + expires_days * DAY_S
-    key, plain = _run(settings, access_store.create_key, tenant, label, expires_at, now)
+    key, plain = _run(settings, access_sql.create_key, tenant, label, expires_at, now)
     if as_json:
         _print_json({**key_json(key), "key": plain})
     else:
@@ -119,7 +119,7 @@ def list_keys(
     as_json: AsJson = False,
 ) -> None:
     """List the keys, by their first characters."""
-    found = _run(_settings(config, data), access_store.list_keys, tenant)
+    found = _run(_settings(config, data), access_sql.list_keys, tenant)
     if as_json:
         _print_json([key_json(key) for key in found])
     else:
@@ -134,7 +134,7 @@ def revoke_key(
     as_json: AsJson = False,
 ) -> None:
     """End a key for good."""
-    key = _run(_settings(config, data), access_store.revoke_key, key_id, time.time())
+    key = _run(_settings(config, data), access_sql.revoke_key, key_id, time.time())
     if key is None:
         _fail(f"there is no key {key_id!r}; `mochi-serve keys list` tells the ids")
     if as_json:
@@ -146,7 +146,7 @@ def revoke_key(
 @tenants.command("list")
 def list_tenants(config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False) -> None:
     """List the tenants and what each may use."""
-    found = _run(_settings(config, data), access_store.list_tenants)
+    found = _run(_settings(config, data), access_sql.list_tenants)
     if as_json:
         _print_json([tenant_json(tenant) for tenant in found])
     else:
@@ -157,9 +157,9 @@ def list_tenants(config: Config = DEFAULT_CONFIG, data: Data = None, as_json: As
 def show_tenant(name: TenantName, config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False) -> None:
     """Tell all of a tenant: limits, keys, what it used today, and the secret its webhooks are signed with."""
     settings = _settings(config, data)
-    tenant = _known(name, _run(settings, access_store.get_tenant, name))
-    found = _run(settings, access_store.list_keys, name)
-    used = _run(settings, access_store.usage_of, name, day_of(time.time()))
+    tenant = _known(name, _run(settings, access_sql.get_tenant, name))
+    found = _run(settings, access_sql.list_keys, name)
+    used = _run(settings, access_sql.usage_of, name, day_of(time.time()))
     if as_json:
         told = {"webhook_secret": tenant.webhook_secret, "keys": [key_json(key) for key in found]}
         _print_json({**tenant_json(tenant), **told, "used_today": used._asdict()})
@@ -206,8 +206,8 @@ def set_tenant(
     if tier is not None:
         changes["max_tier"] = tier
     if new_webhook_secret:
-        changes["webhook_secret"] = access_store.new_webhook_secret()
-    tenant = _run(_settings(config, data), access_store.set_tenant, name, changes, time.time())
+        changes["webhook_secret"] = access_sql.new_webhook_secret()
+    tenant = _run(_settings(config, data), access_sql.set_tenant, name, changes, time.time())
     if as_json:
         _print_json(tenant_json(tenant))
     else:
@@ -219,7 +219,7 @@ def remove_tenant(
     name: TenantName, config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False
 ) -> None:
     """Remove a tenant and its keys. Its videos stay until they expire, and nobody can see them by a key."""
-    if not _run(_settings(config, data), access_store.delete_tenant, name):
+    if not _run(_settings(config, data), access_sql.delete_tenant, name):
         _known(name, None)
     if as_json:
         _print_json({"name": name, "removed": True})
@@ -237,7 +237,7 @@ def usage(
 ) -> None:
     """Tell what the videos that ended on each day (UTC) cost."""
     first = day_of(time.time()) - days + 1
-    found = _run(_settings(config, data), access_store.usage_since, first, name)
+    found = _run(_settings(config, data), access_sql.usage_since, first, name)
     if as_json:
         _print_json([usage_json(one) for one in found])
         return
@@ -247,7 +247,7 @@ def usage(
 @tenants.command("webhook-secret")
 def webhook_secret(config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False) -> None:
     """Tell the secret of those who are no tenants: what webhooks are signed with where no keys are needed."""
-    secret = _run(_settings(config, data), access_store.installation_webhook_secret)
+    secret = _run(_settings(config, data), access_sql.installation_webhook_secret)
     if as_json:
         _print_json({"webhook_secret": secret})
     else:

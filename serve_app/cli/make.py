@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from serve_app.cli import options
-from serve_app.cli.batch.run import BatchWish, batch_of
+from serve_app.cli.batch.run import BatchOptions, batch_of
 from serve_app.cli.options import Server, request_fields, run
 from serve_app.cli.output import Output, Track
 from serve_app.cli.words import target_path
@@ -80,7 +80,7 @@ def generate(
         exact=exact,
         webhook_url=webhook_url,
     )
-    wish, told = Wish(output, force, no_wait, cancel_on_interrupt), Output(as_json)
+    wish, told = MakeOptions(output, force, no_wait, cancel_on_interrupt), Output(as_json)
     run(
         Server(url, api_key, patience),
         told,
@@ -101,7 +101,7 @@ def remix(
     patience: options.PatienceS = PATIENCE_S,
 ) -> None:
     """Make a video with the seed and the settings of another one, of a new prompt."""
-    wish, told = Wish(output, force, no_wait, cancel_on_interrupt), Output(as_json)
+    wish, told = MakeOptions(output, force, no_wait, cancel_on_interrupt), Output(as_json)
     run(
         Server(url, api_key, patience),
         told,
@@ -122,7 +122,7 @@ def enhance(
     patience: options.PatienceS = PATIENCE_S,
 ) -> None:
     """Make a video once more, of the same prompt and seed, with more steps."""
-    wish, told = Wish(output, force, no_wait, cancel_on_interrupt), Output(as_json)
+    wish, told = MakeOptions(output, force, no_wait, cancel_on_interrupt), Output(as_json)
     run(
         Server(url, api_key, patience),
         told,
@@ -184,7 +184,7 @@ def batch(
         webhook_url=webhook_url,
     )
     told = Output(as_json)
-    wish = BatchWish(prompts, output, fields, concurrency, force)
+    wish = BatchOptions(prompts, output, fields, concurrency, force)
     run(Server(url, api_key, patience), told, lambda client: batch_of(client, told, wish))
 
 
@@ -193,7 +193,7 @@ Ask = Callable[[str], Awaitable[Video]]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class MakeOptions:
     """What becomes of a video that was asked for. target: None for a name of its own."""
 
     target: Path | None
@@ -218,7 +218,7 @@ def check_free(target: Path, force: bool) -> None:
         raise UsageError(f"there is no folder {str(target.parent)!r}; make it first")
 
 
-async def make(client: Client, output: Output, wish: Wish, ask: Ask) -> int:
+async def make(client: Client, output: Output, wish: MakeOptions, ask: Ask) -> int:
     """Ask for a video, wait for it and fetch it; returns the exit code."""
     wish.check()
     video = await _asked(output, ask)
@@ -243,7 +243,7 @@ async def _asked(output: Output, ask: Ask) -> Video:
         raise
 
 
-async def _made(client: Client, output: Output, wish: Wish, video: Video) -> int:
+async def _made(client: Client, output: Output, wish: MakeOptions, video: Video) -> int:
     with output.display(lambda: client.now) as display:
         track = display.track(video["id"])
         track.show(video)
@@ -256,7 +256,7 @@ async def _made(client: Client, output: Output, wish: Wish, video: Video) -> int
     return FAILED if path is None else OK
 
 
-async def _fetched(client: Client, wish: Wish, video: Video, track: Track) -> Path:
+async def _fetched(client: Client, wish: MakeOptions, video: Video, track: Track) -> Path:
     path = target_path(wish.target, video["prompt"], video["id"], SUFFIX["video"])
     try:
         check_free(path, wish.force)
@@ -266,7 +266,7 @@ async def _fetched(client: Client, wish: Wish, video: Video, track: Track) -> Pa
     return path
 
 
-async def _interrupted(client: Client, output: Output, wish: Wish, video: Video) -> int:
+async def _interrupted(client: Client, output: Output, wish: MakeOptions, video: Video) -> int:
     """Ctrl-C: the video goes on by itself, unless it is to be cancelled."""
     task = asyncio.current_task()
     if task is not None:

@@ -27,7 +27,7 @@ from serve_app.jobs import (
     JobError,
     JobState,
     Move,
-    Spent,
+    Usage,
     acceptance,
     check_move,
     overall_progress,
@@ -56,7 +56,7 @@ __all__ = [
     "retry",
 ]
 
-NOTHING = Spent()
+NOTHING = Usage()
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
 
 
@@ -87,7 +87,7 @@ def renew(
     expires_at: float,
     step: int,
     progress: float,
-    spent: Spent,
+    spent: Usage,
 ) -> bool:
     """Extend the lease, keep the progress and count what was spent; False if the lease is no longer this one."""
     query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
@@ -122,7 +122,7 @@ def finish_stage(
         return None
     sampled = job.stage is Stage.SAMPLING
     steps = max(0, job.spec.num_inference_steps - counted_step) if sampled else 0
-    spent = _spent(job, Spent(steps, device_s))
+    spent = _spent(job, Usage(steps, device_s))
     spent["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
     following = NEXT_STAGE[job.stage]
     if following is None:
@@ -146,7 +146,7 @@ def give_back(connection: Connection, job_id: str, lease: str, now: float, note:
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now)
 
 
-def park(connection: Connection, job_id: str, lease: str, now: float, step: int, spent: Spent, note: str) -> Job | None:
+def park(connection: Connection, job_id: str, lease: str, now: float, step: int, spent: Usage, note: str) -> Job | None:
     """Back to the queue with all `step` steps kept; costs no attempt. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
@@ -164,7 +164,7 @@ def retry(
     available_at: float,
     note: str,
     attempt: int,
-    spent: Spent,
+    spent: Usage,
     deaths: int,
     died_at: float | None,
 ) -> Job | None:
@@ -186,7 +186,7 @@ def retry(
 
 
 def cancel(
-    connection: Connection, job_id: str, now: float, lease: str | None = None, spent: Spent = NOTHING
+    connection: Connection, job_id: str, now: float, lease: str | None = None, spent: Usage = NOTHING
 ) -> Job | None:
     """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
 
@@ -208,7 +208,7 @@ def delete(
     tenant: str | None,
     now: float,
     lease: str | None = None,
-    spent: Spent = NOTHING,
+    spent: Usage = NOTHING,
 ) -> Job | DeletedVideo | None:
     """Forget a job, ended before if need be; None if there is none, or not of this tenant (None: of any).
 
@@ -229,7 +229,7 @@ def delete(
     return ended
 
 
-def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError, spent: Spent) -> Job | None:
+def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError, spent: Usage) -> Job | None:
     """End the job as failed. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
@@ -242,7 +242,7 @@ def _at_step(job: Job, step: int) -> dict[str, Any]:
     return {"step": step, "progress": overall_progress(job.stage, step, job.spec.num_inference_steps)}
 
 
-def _spent(job: Job, spent: Spent) -> dict[str, Any]:
+def _spent(job: Job, spent: Usage) -> dict[str, Any]:
     return {"steps_run": job.steps_run + spent.steps, "device_s": job.device_s + spent.device_s}
 
 

@@ -4,7 +4,7 @@ Videos that their clients deleted: the job goes at once, its files soon after, a
 
 The tombstone tells a repeated request that the video was there, and the sweeper whose files to delete. They are
 deleted twice: a worker that lost its job may write for a while longer, so `files_gone_at`, when they were last
-deleted, is final only from LATE_WRITES_S after the job's end on. Functions of a connection, as in `job_store`.
+deleted, is final only from LATE_WRITES_S after the job's end on. Functions of a connection, as in `jobs_sql`.
 """
 
 from collections.abc import Sequence
@@ -121,12 +121,12 @@ def tombstone(connection: Connection, job_id: str) -> DeletedVideo | None:
     return None if row is None else DeletedVideo(*row)
 
 
-def with_files(connection: Connection, limit: int) -> list[str]:
+def deleted_with_files(connection: Connection, limit: int) -> list[str]:
     """Ids of deleted videos whose files were not deleted yet, longest deleted first."""
     return _ids(connection, (DELETED_WITH_FILES,), limit)
 
 
-def with_late_files(connection: Connection, now: float, limit: int) -> list[str]:
+def deleted_with_late_files(connection: Connection, now: float, limit: int) -> list[str]:
     """Ids of deleted videos that may have files again, written after they were deleted, longest deleted first."""
     return _ids(connection, (deleted_videos.c.deleted_at <= now - LATE_WRITES_S, ~_CLEAN), limit)
 
@@ -136,12 +136,12 @@ def _ids(connection: Connection, conditions: tuple[ColumnElement[bool], ...], li
     return list(connection.scalars(query.order_by(deleted_videos.c.deleted_at, deleted_videos.c.id).limit(limit)))
 
 
-def files_gone(connection: Connection, ids: Sequence[str], now: float) -> None:
+def deleted_files_gone(connection: Connection, ids: Sequence[str], now: float) -> None:
     """The files of these videos are deleted; `now` is when that was begun."""
     for some in batches(ids):
         connection.execute(update(deleted_videos).where(deleted_videos.c.id.in_(some)).values(files_gone_at=now))
 
 
-def forget(connection: Connection, before: float) -> int:
+def forget_tombstones(connection: Connection, before: float) -> int:
     """Remove the tombstones from before that time whose files are gone for good; returns how many."""
     return connection.execute(delete(deleted_videos).where(deleted_videos.c.deleted_at < before, _CLEAN)).rowcount

@@ -1,4 +1,4 @@
-"""What is to be told by webhook, and what became of it: functions of a connection, as in `job_store`.
+"""What is to be told by webhook, and what became of it: functions of a connection, as in `jobs_sql`.
 
 A delivery is written in the transaction that ends its job (a transactional outbox), so none is lost. It is held while
 it is sent: its `next_at` lies a little ahead, and whoever dies with it gives it up by that. So it is sent once or more
@@ -15,7 +15,7 @@ from serve_app.database.job_rows import batches
 from serve_app.database.schema import UNDELIVERED
 from serve_app.database.schema import webhook_deliveries as deliveries
 from serve_app.jobs import Job, JobState
-from serve_app.scheduling.webhook_pacing import Lanes
+from serve_app.scheduling.webhook_pacing import DeliveryLimits
 
 TYPES = {
     JobState.COMPLETED: "video.completed",
@@ -68,7 +68,7 @@ def add_delivery(connection: Connection, job: Job, now: float) -> None:
     connection.execute(insert_into(connection, deliveries).on_conflict_do_nothing(), row)
 
 
-def claim_due(connection: Connection, now: float, hold_s: float, lanes: Lanes) -> list[Delivery]:
+def claim_due(connection: Connection, now: float, hold_s: float, lanes: DeliveryLimits) -> list[Delivery]:
     """Hold, until `now + hold_s`, those that are due and that `lanes` has room for; longest due first.
 
     What another registry claims at this moment is passed over, not waited for. `lanes` stays as it is.
@@ -91,7 +91,7 @@ def _hold(connection: Connection, ids: Sequence[str], until: float) -> None:
     connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(next_at=until))
 
 
-def _open(lanes: Lanes) -> list[ColumnElement[bool]]:
+def _open(lanes: DeliveryLimits) -> list[ColumnElement[bool]]:
     """Only those whose tenant and origin may be sent to now."""
     conditions: list[ColumnElement[bool]] = []
     if lanes.full_tenants:
@@ -102,7 +102,7 @@ def _open(lanes: Lanes) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def next_due_at(connection: Connection, lanes: Lanes) -> float | None:
+def next_due_at(connection: Connection, lanes: DeliveryLimits) -> float | None:
     """When the first is due that `lanes` has room for, Unix seconds; None if there is none."""
     query = select(func.min(deliveries.c.next_at)).where(UNDELIVERED, *_open(lanes))
     found: float | None = connection.execute(query).scalar_one()

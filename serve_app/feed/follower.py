@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.tenants import AccessTable
-from serve_app.feed.mirror import Mirror
+from serve_app.feed.job_cache import JobCache
 from serve_app.feed.publisher import VALID_S, Batch
 from serve_app.jobs import Job, JobFilter, JobPage, Move, Order
 
@@ -27,7 +27,7 @@ class Registry(Protocol):
     async def call(self, method: str, *args: Any) -> Any: ...
 
 
-class JobFeed:
+class FeedFollower:
     """The mirror of the jobs and whether it may be believed: for `VALID_S` seconds from when the last poll was sent.
 
     What is asked while it may not be, or what it does not know, is None: then the registry is to be asked.
@@ -36,7 +36,7 @@ class JobFeed:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._name = uuid4().hex
-        self._mirror = Mirror()
+        self._mirror = JobCache()
         self._valid_until = 0.0
         self._applied = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
@@ -54,7 +54,7 @@ class JobFeed:
                 continue
             except Exception:  # the outermost loop: without it, keys that are revoked would be heard of no more
                 log.exception("the feed of the jobs is interrupted; it begins anew in a second")
-                self._mirror, self._valid_until = Mirror(access=self._mirror.access), 0.0
+                self._mirror, self._valid_until = JobCache(access=self._mirror.access), 0.0
                 await asyncio.sleep(1)
                 continue
             self._valid_until = asked_at + VALID_S

@@ -90,7 +90,7 @@ class _Follower:
 
 
 @dataclass
-class Feed:
+class FeedPublisher:
     """The newest state of every live job and of the jobs that ended last, in the order of the changes.
 
     Args:

@@ -15,7 +15,7 @@ from ray import serve
 from deployments.replica.connections import RegistryLink
 from deployments.replica.serve_private import is_draining
 from serve_app.config import AppSettings
-from serve_app.feed.follower import JobFeed
+from serve_app.feed.follower import FeedFollower
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.error_answers import install_error_handlers
@@ -72,7 +72,7 @@ async def _following(services: Services) -> AsyncIterator[None]:
     await asyncio.gather(*following, return_exceptions=True)
 
 
-async def _leave_in_time(feed: JobFeed) -> None:
+async def _leave_in_time(feed: FeedFollower) -> None:
     """End streams and long polls of a replica that is to leave: their clients come back, to another one.
 
     Not at once, or the HTTP front, which has yet to hear of it, would send them here again.

@@ -21,7 +21,7 @@ from serve_app.errors import (
     VideoFinalError,
     shown,
 )
-from serve_app.feed.follower import JobFeed, Registry
+from serve_app.feed.follower import FeedFollower, Registry
 from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
 from serve_app.prompts.tokens import CountTokens
 from serve_app.requests.videos import CheckedRequest
@@ -65,10 +65,10 @@ class Services:
     storage: Storage
     count_tokens: CountTokens | None = None
     safety: Safety | None = None
-    feed: JobFeed = field(init=False)
+    feed: FeedFollower = field(init=False)
 
     def __post_init__(self) -> None:
-        self.feed = JobFeed(self.registry)
+        self.feed = FeedFollower(self.registry)
 
     @property
     def keys_needed(self) -> bool:

@@ -1,6 +1,6 @@
 """The detached actor that every job goes through: it accepts, tells, cancels, and takes what the workers say.
 
-SQL is the truth (`job_store`); what is in memory (`board`) can be lost at any moment. Killed, the actor starts again
+SQL is the truth (`jobs_sql`); what is in memory (`board`) can be lost at any moment. Killed, the actor starts again
 from SQL: leases that its workers still renew go on, the others lapse and their jobs return to the queue.
 """
 
@@ -15,18 +15,18 @@ from deployments.messages import Directive, ReplicaInfo, Report, Stage
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.config import AccessSettings, JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
-from serve_app.database import access as access_store
-from serve_app.database import jobs as job_store
+from serve_app.database import access as access_sql
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission
-from serve_app.registry.admission import Acceptance
+from serve_app.registry.admission import AdmissionControl
 from serve_app.registry.dispatcher import Dispatcher, Send
-from serve_app.registry.feed_upkeep import FeedUpkeep
-from serve_app.registry.outlook import Outlook
+from serve_app.registry.feed_maintenance import FeedMaintenance
+from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.reports import JobReports
-from serve_app.registry.state import Board, log
+from serve_app.registry.state import RegistryState, log
 from serve_app.retention.sweeper import Sweeper
 from serve_app.webhooks.sender import WebhookSender
 
@@ -68,15 +68,15 @@ class JobRegistry:
     ) -> None:
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
         self._database = Database(database_url)
-        self._board = Board(self._database, jobs, scheduling, owner)
+        self._board = RegistryState(self._database, jobs, scheduling, owner)
         self._feed = self._board.feed
         self._feed.born_again = was_restarted()
         self._reports = JobReports(self._board)
         alone = database_url.startswith("sqlite")
         self._dispatcher = Dispatcher(self._board, self._reports, send, alone)
-        self._upkeep = FeedUpkeep(self._board, alone, access.mode)
-        self._outlook = Outlook(self._board)
-        self._acceptance = Acceptance(self._board, self._outlook)
+        self._upkeep = FeedMaintenance(self._board, alone, access.mode)
+        self._outlook = QueueEstimates(self._board)
+        self._acceptance = AdmissionControl(self._board, self._outlook)
         running = [self._dispatcher.run(), self._upkeep.run()]
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
@@ -117,7 +117,7 @@ class JobRegistry:
             return await self._accepted_before(submission, refusal)
         with self._acceptance.coming(submission):
             written = (submission, time.time(), self._keep_keys_s)
-            accepted = await self._database.run(job_store.insert_job, *written)
+            accepted = await self._database.run(jobs_sql.insert_job, *written)
             if not accepted.repeated:
                 self._board.follow(accepted.job)
         # Before anything else happens: a moment later it may be claimed, and have no place in the queue any more.
@@ -134,21 +134,21 @@ class JobRegistry:
     async def _accepted_before(self, submission: Submission, refusal: Exception) -> Accepted:
         """What was accepted before, when there was room, stays accepted."""
         known = (submission, time.time(), self._keep_keys_s)
-        accepted = await self._database.run(job_store.find_accepted, *known)
+        accepted = await self._database.run(jobs_sql.find_accepted, *known)
         if accepted is None:
             raise refusal
         return replace(accepted, job=self._as_of_now(accepted.job))
 
     async def get(self, job_id: str) -> Job | None:
         """The job with its newest progress and its place, or None."""
-        job = await self._database.run(job_store.get_job, job_id)
+        job = await self._database.run(jobs_sql.get_job, job_id)
         return None if job is None else self._as_of_now(job)
 
     async def list_jobs(
         self, limit: int, after: str | None = None, order: Order = "desc", wanted: JobFilter = EVERY_JOB
     ) -> JobPage:
         """A page by time of creation. Raises UnknownJobError if there is no job `after`."""
-        page = await self._database.run(job_store.list_jobs, limit, after, order, wanted)
+        page = await self._database.run(jobs_sql.list_jobs, limit, after, order, wanted)
         return JobPage(tuple(self._as_of_now(job) for job in page.jobs), page.has_more)
 
     async def health(self) -> Health:
@@ -157,7 +157,7 @@ class JobRegistry:
         replicas = {stage: tuple(self._board.replicas.alive(stage, now)) for stage in Stage}
         try:
             await self._database.run(touch, time.time())
-            live = await self._database.run(job_store.count_live)
+            live = await self._database.run(jobs_sql.count_live)
         except RegistryUnavailableError as error:
             return Health(replicas, {}, str(error))
         queue: dict[JobState, int] = {}
@@ -167,7 +167,7 @@ class JobRegistry:
 
     async def cancel(self, job_id: str) -> Job | None:
         """End the job; whoever works on it stops at its next step. None if it is unknown."""
-        job = await self._end(job_store.cancel, job_id, time.time())
+        job = await self._end(jobs_sql.cancel, job_id, time.time())
         if job is None:
             return None
         self._follow_end(job)
@@ -195,7 +195,7 @@ class JobRegistry:
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
-        deleted = await self._end(job_store.delete, job_id, tenant, time.time())
+        deleted = await self._end(jobs_sql.delete, job_id, tenant, time.time())
         if deleted is None:
             return False
         if isinstance(deleted, Job):
@@ -212,10 +212,10 @@ class JobRegistry:
         Asked before each try, when the end of the job has been told everywhere: who gets the event reads it back.
         """
         await self._told()
-        account = await self._database.run(access_store.get_tenant, tenant)
+        account = await self._database.run(access_sql.get_tenant, tenant)
         if account is not None:
             return account.webhook_secret
-        return await self._database.run(access_store.installation_webhook_secret)
+        return await self._database.run(access_sql.installation_webhook_secret)
 
     async def park(self, job_id: str) -> bool:
         """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
@@ -232,7 +232,7 @@ class JobRegistry:
 
     async def history(self, job_id: str) -> list[Move] | None:
         """The job's moves, None if it is unknown."""
-        return await self._database.run(job_store.history, job_id) or None
+        return await self._database.run(jobs_sql.history, job_id) or None
 
     async def follow(self, follower: str, cursor: Cursor) -> Batch:
         """What has changed since `cursor`; an ingress replica asks again and again."""

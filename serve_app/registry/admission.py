@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from deployments.messages import Stage, VideoSpec
 from serve_app.access.limits import Quotas
 from serve_app.access.tenants import Tenant, day_of
-from serve_app.database import access as access_store
+from serve_app.database import access as access_sql
 from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
 from serve_app.jobs import Job, Submission
-from serve_app.registry.outlook import Outlook
-from serve_app.registry.state import Board
+from serve_app.registry.queue_estimates import QueueEstimates
+from serve_app.registry.state import RegistryState
 from serve_app.scheduling.fitting import memory_limit
 
 Refusal = TooLargeError | QueueFullError | RateLimitError
 
 
-class Acceptance:
+class AdmissionControl:
     """Asked by the registry for each new job."""
 
-    def __init__(self, board: Board, outlook: Outlook) -> None:
+    def __init__(self, board: RegistryState, outlook: QueueEstimates) -> None:
         self._board = board
         self._outlook = outlook
         self._quotas = Quotas(time.monotonic)
@@ -41,7 +41,7 @@ class Acceptance:
         # Nothing is waited for between the checks and `coming`: many at once would pass them together.
         now, used_s = time.time(), 0.0
         if account is not None and account.gpu_seconds_per_day is not None:
-            used_s = (await board.database.run(access_store.usage_of, account.name, day_of(now))).gpu_seconds
+            used_s = (await board.database.run(access_sql.usage_of, account.name, day_of(now))).gpu_seconds
         max_queued = None if account is None else account.max_queued
         full = board.room.refusal(new.tenant, max_queued, self._outlook.retry_after_s)
         return full or self._beyond_quota(account, new.spec, now, used_s)

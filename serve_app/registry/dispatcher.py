@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Stage, StageTask
-from serve_app.database import jobs as job_store
+from serve_app.database import jobs as jobs_sql
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.jobs import Job
 from serve_app.registry.leases import ForeignLeases, Lease, leases_to_park
 from serve_app.registry.reports import JobReports
-from serve_app.registry.state import Board, log
+from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.fair_share import Charge
 
 Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
@@ -32,7 +32,7 @@ class Dispatcher:
         alone: no other registry can be on this database, so leases of others are those of a dead server.
     """
 
-    def __init__(self, board: Board, reports: JobReports, send: Send, alone: bool) -> None:
+    def __init__(self, board: RegistryState, reports: JobReports, send: Send, alone: bool) -> None:
         self._board = board
         self._reports = reports
         self._send = send
@@ -101,9 +101,9 @@ class Dispatcher:
     async def _take_over(self) -> float:
         """After a start: what this cluster leased goes on if its workers say so, what a dead one leased lapses."""
         board, now = self._board, time.monotonic()
-        for job in await board.database.run(job_store.recent_work, 200):
+        for job in await board.database.run(jobs_sql.recent_work, 200):
             board.learn_from(job)
-        for job in await board.database.run(job_store.leased_jobs):
+        for job in await board.database.run(jobs_sql.leased_jobs):
             board.feed.moved(job)
             if job.lease_owner == board.owner:
                 board.leases.resume(job, now, TAKEN_OVER_S)
@@ -138,8 +138,8 @@ class Dispatcher:
 
     async def _compare_waiting(self) -> None:
         board = self._board
-        missing = board.room.reconcile(await board.database.run(job_store.queued_ids))
-        for job in await board.database.run(job_store.get_jobs, missing):
+        missing = board.room.reconcile(await board.database.run(jobs_sql.queued_ids))
+        for job in await board.database.run(jobs_sql.get_jobs, missing):
             board.follow(job, None)
         await self._compare_feed()
 
@@ -147,7 +147,7 @@ class Dispatcher:
         """What neither waits here nor is leased here was moved by a write whose answer was lost, or by another."""
         board = self._board
         unsure = [job.id for job in board.feed.live() if not (board.room.holds(job.id) or board.leases.of_job(job.id))]
-        known = {job.id: job for job in await board.database.run(job_store.get_jobs, unsure)}
+        known = {job.id: job for job in await board.database.run(jobs_sql.get_jobs, unsure)}
         for job in known.values():
             board.feed.moved(job)
         board.feed.deleted(job_id for job_id in unsure if job_id not in known)
@@ -155,7 +155,7 @@ class Dispatcher:
     async def _compare_leases(self) -> None:
         board, now = self._board, time.monotonic()
         before = board.leases.all()
-        leased = await board.database.run(job_store.leased_jobs)
+        leased = await board.database.run(jobs_sql.leased_jobs)
         held = {job.lease for job in leased}
         for lease in before:
             if lease.token not in held and board.leases.held(lease.job_id, lease.token) is lease:
@@ -175,7 +175,7 @@ class Dispatcher:
         claimed: dict[str, Job] | None = None
         try:
             claim = (stage, leases, board.owner, time.time(), board.jobs.lease_s)
-            claimed = {job.id: job for job in await board.database.run(job_store.claim, *claim)}
+            claimed = {job.id: job for job in await board.database.run(jobs_sql.claim, *claim)}
         except RegistryUnavailableError:
             self._doubtful |= leases
             raise
@@ -189,7 +189,7 @@ class Dispatcher:
         """A claim whose end was not told may have been written; nobody would ever work under its leases."""
         for job_id, token in list(self._doubtful.items()):
             written = (job_id, token, time.time(), "the end of its claim was not told")
-            self._board.follow(await self._board.database.run(job_store.give_back, *written))
+            self._board.follow(await self._board.database.run(jobs_sql.give_back, *written))
             del self._doubtful[job_id]
 
     def _suspects_allowed(self, stage: Stage) -> int:
@@ -237,7 +237,7 @@ class Dispatcher:
     async def _give_back(self, lease: Lease, note: str) -> None:
         """The claim never reached a replica."""
         written = (lease.job_id, lease.token, time.time(), note)
-        job = await self._board.database.run(job_store.give_back, *written)
+        job = await self._board.database.run(jobs_sql.give_back, *written)
         self._board.end_lease(lease)
         self._board.follow(job)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from deployments.messages import Directive, Stage
-from serve_app.jobs import TIERS, Job, Spent, Tier
+from serve_app.jobs import TIERS, Job, Tier, Usage
 from serve_app.scheduling.fair_share import Charge
 
 
@@ -48,7 +48,7 @@ class Lease:
     checkpoint_step: int = 0
     preview: bytes | None = None
     preview_step: int | None = None
-    spent: Spent = field(default_factory=Spent)
+    spent: Usage = field(default_factory=Usage)
 
     @classmethod
     def of(cls, job: Job, now: float, lease_s: float, charge: Charge | None = None) -> Self:
@@ -95,24 +95,24 @@ class Lease:
             if self.stage is Stage.SAMPLING:  # what its steps until now took was for more steps than are known
                 self.learned_step, self.learned_device_s = self.step, self.device_s
 
-    def count(self) -> Spent:
+    def count(self) -> Usage:
         """What was spent since the last call; the caller adds it to the job's row."""
         device_s = self.device_s - (self.device_s if self.counted_device_s is None else self.counted_device_s)
-        spent = Spent(max(0, self.step - self.counted_step), max(0.0, device_s))
+        spent = Usage(max(0, self.step - self.counted_step), max(0.0, device_s))
         self.counted_step, self.counted_device_s = self.step, self.device_s
-        self.spent = Spent(self.spent.steps + spent.steps, self.spent.device_s + spent.device_s)
+        self.spent = Usage(self.spent.steps + spent.steps, self.spent.device_s + spent.device_s)
         return spent
 
-    def learn(self) -> Spent:
+    def learn(self) -> Usage:
         """What its replica spent since the last call, for the estimates."""
-        spent = Spent(self.step - self.learned_step, self.device_s - self.learned_device_s)
+        spent = Usage(self.step - self.learned_step, self.device_s - self.learned_device_s)
         self.learned_step, self.learned_device_s = self.step, self.device_s
         return spent
 
-    def uncount(self, spent: Spent) -> None:
+    def uncount(self, spent: Usage) -> None:
         """The row could not be written: count it the next time."""
         self.counted_step -= spent.steps
-        self.spent = Spent(self.spent.steps - spent.steps, self.spent.device_s - spent.device_s)
+        self.spent = Usage(self.spent.steps - spent.steps, self.spent.device_s - spent.device_s)
         if self.counted_device_s is not None:
             self.counted_device_s -= spent.device_s
 

@@ -16,20 +16,20 @@ from deployments.messages import (
     Stage,
     Started,
 )
-from serve_app.database import jobs as job_store
-from serve_app.jobs import Job, JobError, Spent, overall_progress
+from serve_app.database import jobs as jobs_sql
+from serve_app.jobs import Job, JobError, Usage, overall_progress
 from serve_app.registry.leases import Lease
-from serve_app.registry.state import Board, log
+from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure
 
 T = TypeVar("T")
-NOTHING = Spent()
+NOTHING = Usage()
 
 
 class JobReports:
     """Takes reports by lease; each is idempotent, and one under a lapsed lease is answered `stop`."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: RegistryState) -> None:
         self._board = board
 
     async def take(self, report: Report) -> Directive:
@@ -50,7 +50,7 @@ class JobReports:
             case Checkpointed(step):
                 lease.step = max(lease.step, step)
                 lease.checkpoint_step = step
-                self._keep(lease, await self._write(job_store.keep_checkpoint, lease, step))
+                self._keep(lease, await self._write(jobs_sql.keep_checkpoint, lease, step))
             case Parked() as event:
                 await self._parked(lease, event)
             case Finished() as event:
@@ -87,7 +87,7 @@ class JobReports:
     async def _save(self, lease: Lease) -> None:
         expires, spent = time.time() + self._board.jobs.lease_s, lease.count()
         saved = (expires, lease.step, lease.progress, spent)
-        self._keep(lease, await self._write(job_store.renew, lease, *saved, spent=spent))
+        self._keep(lease, await self._write(jobs_sql.renew, lease, *saved, spent=spent))
 
     def _keep(self, lease: Lease, kept: bool) -> None:
         """SQL has the word: another registry may have cancelled the job or taken it over."""
@@ -104,7 +104,7 @@ class JobReports:
         lease.step = event.step
         lease.used(event.device_s)
         note, spent = f"parked at step {event.step}: {event.reason}", lease.count()
-        job = await self._end(lease, job_store.park, time.time(), event.step, spent, note, spent=spent)
+        job = await self._end(lease, jobs_sql.park, time.time(), event.step, spent, note, spent=spent)
         if job is not None:
             log.info(f"[{job.id}] {note}")
 
@@ -115,13 +115,13 @@ class JobReports:
         counted_step, spent = lease.counted_step, lease.count()
         seconds = event.seconds | {"device": round(lease.device_s, 4)}
         ended = (seconds, time.time(), counted_step, spent.device_s)
-        job = await self._end(lease, job_store.finish_stage, *ended, spent=spent)
+        job = await self._end(lease, jobs_sql.finish_stage, *ended, spent=spent)
         if job is not None:
             log.info(f"[{job.id}] {lease.stage} done, now {job.state}")
 
     async def attempt_failed(self, lease: Lease, event: Failed) -> None:
         """Another attempt or the end; either is one transaction."""
-        job = await self._board.database.run(job_store.get_job, lease.job_id)
+        job = await self._board.database.run(jobs_sql.get_job, lease.job_id)
         if job is None or job.lease != lease.token:
             self._board.end_lease(lease)
             return
@@ -131,14 +131,14 @@ class JobReports:
                 await self._try_again(job, lease, event, again)
             case JobError() as error:
                 spent = lease.count()
-                failed = await self._end(lease, job_store.fail, time.time(), error, spent, spent=spent)
+                failed = await self._end(lease, jobs_sql.fail, time.time(), error, spent, spent=spent)
                 if failed is not None:
                     log.error(f"[{job.id}] failed: {error.code}: {error.message}")
 
     async def _try_again(self, job: Job, lease: Lease, event: Failed, again: Retry) -> None:
         now, note, spent = time.time(), f"{event.code}: {event.message}", lease.count()
         how = (now, now + again.pause_s, note, again.attempt, spent, again.deaths, again.died_at)
-        if await self._end(lease, job_store.retry, *how, spent=spent, pause_s=again.pause_s) is not None:
+        if await self._end(lease, jobs_sql.retry, *how, spent=spent, pause_s=again.pause_s) is not None:
             told = f"did not succeed ({note}); again in {again.pause_s:.1f} s as attempt {again.attempt}"
             log.warning(f"[{job.id}] {lease.stage} {told}")
 
@@ -152,7 +152,7 @@ class JobReports:
         lease: Lease,
         write: Callable[..., Job | None],
         *args: object,
-        spent: Spent = NOTHING,
+        spent: Usage = NOTHING,
         pause_s: float = 0.0,
     ) -> Job | None:
         """Write what ends the lease. If the database is away the lease stays, and its worker tells the end again."""
@@ -162,7 +162,7 @@ class JobReports:
         self._board.follow(job, pause_s)
         return job
 
-    async def _write(self, write: Callable[..., T], lease: Lease, *args: object, spent: Spent = NOTHING) -> T:
+    async def _write(self, write: Callable[..., T], lease: Lease, *args: object, spent: Usage = NOTHING) -> T:
         try:
             return await self._board.database.run(write, lease.job_id, lease.token, *args)
         except BaseException:

@@ -9,12 +9,12 @@ from deployments.messages import Directive, Stage
 from serve_app.access.tenants import NOBODY, AccessTable
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database.connection import Database
-from serve_app.feed.publisher import Feed
+from serve_app.feed.publisher import FeedPublisher
 from serve_app.jobs import Job
 from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.scheduling.estimates import CostModel
-from serve_app.scheduling.waiting_jobs import WaitingRoom
+from serve_app.scheduling.waiting_jobs import WaitingJobs
 
 log = logging.getLogger("ray.serve")
 
@@ -22,7 +22,7 @@ FORGET_REPLICA_S = 10.0
 
 
 @dataclass
-class Board:
+class RegistryState:
     """All of it but the database can be lost at any moment.
 
     owner: name of this cluster in the leases, the same after a restart of the actor.
@@ -41,13 +41,13 @@ class Board:
     access: AccessTable = NOBODY
     on_end: Callable[[], None] = lambda: None
     leases: LeaseTable = field(init=False)
-    room: WaitingRoom = field(init=False)
-    feed: Feed = field(init=False)
+    room: WaitingJobs = field(init=False)
+    feed: FeedPublisher = field(init=False)
 
     def __post_init__(self) -> None:
         self.leases = LeaseTable(self.jobs.lease_s)
-        self.room = WaitingRoom(self.jobs, self.weight, self.scheduling.promote_after_s, self.costs)
-        self.feed = Feed(self.as_of_now)
+        self.room = WaitingJobs(self.jobs, self.weight, self.scheduling.promote_after_s, self.costs)
+        self.feed = FeedPublisher(self.as_of_now)
 
     def weight(self, tenant: str) -> float:
         """Its share in GPU-seconds: that of its account, or what the settings say."""

@@ -23,8 +23,7 @@ from deployments.errors import RegistryUnavailableError, WorkerError
 from deployments.keys import VIDEO_PREFIX, WORK_PREFIX, JobFile, parse_key, video_keys
 from deployments.storage.object_store import ListedObject, ObjectInfo
 from serve_app.config import RetentionSettings
-from serve_app.database import retention as deleted_videos
-from serve_app.database import retention as retention_store
+from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.intake import forget_old_keys
 from serve_app.database.meta import installation_id
@@ -179,23 +178,23 @@ class Sweeper:
         return count
 
     async def _ended(self) -> list[str]:
-        return await self._database.run(retention_store.with_work_files, BATCH)
+        return await self._database.run(retention_sql.with_work_files, BATCH)
 
     async def _clear(self, job_ids: list[str]) -> None:
         await delete_work_files(self._store, job_ids)
-        await self._database.run(retention_store.work_files_cleared, job_ids)
+        await self._database.run(retention_sql.work_files_cleared, job_ids)
 
     async def _expired(self) -> list[str]:
         completed = self._before(self._settings.completed_days)
         failed = self._before(self._settings.failed_days)
-        return await self._database.run(retention_store.expired, completed, failed, BATCH)
+        return await self._database.run(retention_sql.expired, completed, failed, BATCH)
 
     def _before(self, days: float | None) -> float | None:
         return None if days is None else self._clock() - days * DAY_S
 
     async def _delete(self, job_ids: list[str]) -> None:
         await delete_all_files(self._store, job_ids)
-        await self._database.run(retention_store.delete_jobs, job_ids)
+        await self._database.run(retention_sql.delete_jobs, job_ids)
         self._on_gone(job_ids)
 
     async def sweep_deleted(self) -> int:
@@ -209,21 +208,21 @@ class Sweeper:
         """
         count = await self._in_batches(self._deleted, self._delete_files)
         await self._in_batches(self._deleted_with_late_files, self._delete_files)
-        await self._database.run(deleted_videos.forget, self._clock() - DAY_S)
+        await self._database.run(retention_sql.forget_tombstones, self._clock() - DAY_S)
         if count:
             log.info(f"retention: deleted the files of {count} deleted videos")
         return count
 
     async def _deleted(self) -> list[str]:
-        return await self._database.run(deleted_videos.with_files, BATCH)
+        return await self._database.run(retention_sql.deleted_with_files, BATCH)
 
     async def _deleted_with_late_files(self) -> list[str]:
-        return await self._database.run(deleted_videos.with_late_files, self._clock(), BATCH)
+        return await self._database.run(retention_sql.deleted_with_late_files, self._clock(), BATCH)
 
     async def _delete_files(self, job_ids: list[str]) -> None:
         begun = self._clock()
         await delete_all_files(self._store, job_ids)
-        await self._database.run(deleted_videos.files_gone, job_ids, begun)
+        await self._database.run(retention_sql.deleted_files_gone, job_ids, begun)
 
     async def sweep_deliveries(self) -> None:
         """Forget webhooks of jobs that ended a month ago. Raises RegistryUnavailableError: the database is away."""
@@ -286,7 +285,7 @@ class Sweeper:
         if not files:
             return []
         job_ids = sorted({file.job_id for file in files})
-        states = await self._database.run(retention_store.states_of, job_ids)
+        states = await self._database.run(retention_sql.states_of, job_ids)
         return [file.key for file in files if not is_needed(file.kind, states.get(file.job_id))]
 
 

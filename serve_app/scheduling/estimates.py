@@ -99,7 +99,7 @@ def _size(stage: Stage, spec: VideoSpec) -> _Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class QueuedWork:
     """A waiting job. wall_s: seconds that it will hold a slot. tail_s: seconds from there to its end (later stages)."""
 
     job_id: str
@@ -115,7 +115,7 @@ class Forecast:
     finishes_in_s: float
 
 
-def forecast(waiting: Sequence[Ahead], running: Sequence[float], slots: int) -> dict[str, Forecast]:
+def forecast(waiting: Sequence[QueuedWork], running: Sequence[float], slots: int) -> dict[str, Forecast]:
     """What to expect for each waiting job, by id.
 
     Args:

@@ -19,7 +19,7 @@ from serve_app.scheduling.fair_share import Charge, Waiting
 from serve_app.scheduling.retries import OUTAGE_PAUSE_S
 
 
-class WaitingRoom:
+class WaitingJobs:
     """All jobs in the state `queued`, each in the queue of its stage."""
 
     def __init__(

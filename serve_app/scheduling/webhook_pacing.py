@@ -23,7 +23,7 @@ def origin_of(url: str) -> str:
     return f"{scheme}://{rest[: min(ends)] if ends else rest}"
 
 
-class Lanes:
+class DeliveryLimits:
     """Counts what is under way, by origin and by tenant."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """The ends of jobs are told to the URLs that their clients named, signed in the Standard Webhooks form.
 
 At least once each: what was not taken with a 2xx is sent again, after pauses that double, until it is given up. The
-deliveries are in SQL (`webhook_store`), so that a registry that dies at any moment leaves none undone.
+deliveries are in SQL (`webhooks_sql`), so that a registry that dies at any moment leaves none undone.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.targets import Resolve, system_resolve
 from serve_app.config import WebhookSettings
-from serve_app.database import webhooks as webhook_store
+from serve_app.database import webhooks as webhooks_sql
 from serve_app.database.connection import Database
 from serve_app.database.webhooks import Delivery
-from serve_app.scheduling.webhook_pacing import Lanes, next_try
+from serve_app.scheduling.webhook_pacing import DeliveryLimits, next_try
 from serve_app.webhooks.client import Answer, WebhookClient
 
 log = logging.getLogger("ray.serve")
@@ -91,7 +91,7 @@ class WebhookSender:
         self._resolve = resolve
         self._clock = clock
         self._draw = draw
-        self._lanes = Lanes()
+        self._lanes = DeliveryLimits()
         self._news = asyncio.Event()
 
     def wake(self) -> None:
@@ -127,12 +127,12 @@ class WebhookSender:
 
     async def _claim(self) -> list[Delivery]:
         hold_s = self._settings.timeout_s + HOLD_MARGIN_S
-        return await self._database.run(webhook_store.claim_due, self._clock(), hold_s, self._lanes.copy())
+        return await self._database.run(webhooks_sql.claim_due, self._clock(), hold_s, self._lanes.copy())
 
     async def _pause_s(self) -> float:
         if self._lanes.free <= 0:
             return LOOK_EVERY_S
-        due_at = await self._database.run(webhook_store.next_due_at, self._lanes.copy())
+        due_at = await self._database.run(webhooks_sql.next_due_at, self._lanes.copy())
         if due_at is None:
             return LOOK_EVERY_S
         return min(LOOK_EVERY_S, max(SHORTEST_PAUSE_S, due_at - self._clock()))
@@ -165,7 +165,7 @@ class WebhookSender:
     async def _note(self, delivery: Delivery, answer: Answer) -> None:
         now = self._clock()
         if answer.error is None:
-            await self._database.run(webhook_store.delivered, delivery, now, answer.status)
+            await self._database.run(webhooks_sql.delivered, delivery, now, answer.status)
             return
         attempts = delivery.attempts + 1
         next_at = next_try(
@@ -177,7 +177,7 @@ class WebhookSender:
             settings=self._settings,
             jitter=self._draw(),
         )
-        await self._database.run(webhook_store.failed, delivery, next_at, answer.status, answer.error)
+        await self._database.run(webhooks_sql.failed, delivery, next_at, answer.status, answer.error)
         if next_at is None:
             told = f"{delivery.id} for the job {delivery.job_id} is given up after {attempts} tries"
             log.warning(f"webhooks: {told}: {answer.error}")

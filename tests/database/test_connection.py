@@ -16,9 +16,9 @@ from sqlalchemy.exc import IntegrityError
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import VideoSpec
-from serve_app.database import jobs as job_store
-from serve_app.database import meta as meta_store
-from serve_app.database import retention as retention_store
+from serve_app.database import jobs as jobs_sql
+from serve_app.database import meta as meta_sql
+from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import Submission
@@ -107,7 +107,7 @@ async def test_an_operation_that_raises_takes_nothing_from_its_neighbours(
 
 async def test_one_that_refuses_before_it_writes_makes_nobody_run_again(database: Database) -> None:
     first, second = Counted(1), Counted(2)
-    results = await together(database, first, lambda c: job_store.list_jobs(c, 5, "nope"), second)
+    results = await together(database, first, lambda c: jobs_sql.list_jobs(c, 5, "nope"), second)
     assert [type(result) for result in results] == [int, UnknownJobError, int]
     assert (first.runs, second.runs) == (1, 1)
     assert await database.run(_values) == [1, 2]
@@ -218,7 +218,7 @@ def _kill(server: Any) -> None:
 
 
 async def _submit(database: Database, job_id: str) -> str:
-    accepted = await database.run(job_store.insert_job, Submission(job_id, "mochi-1", SPEC), 1.0, 1.0)
+    accepted = await database.run(jobs_sql.insert_job, Submission(job_id, "mochi-1", SPEC), 1.0, 1.0)
     return accepted.job.id
 
 
@@ -240,10 +240,10 @@ async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: A
         ends = await asyncio.gather(*callers, return_exceptions=True)
         assert [type(end) for end in ends] == [RegistryUnavailableError] * 8
         with pytest.raises(RegistryUnavailableError, match="does not work"):
-            await database.run(meta_store.touch, 1.0)
+            await database.run(meta_sql.touch, 1.0)
         await asyncio.to_thread(own_postgres.ensure_postgres_running)
         await _submit(database, "afterwards")
-        assert len(await database.run(retention_store.states_of, accepted)) == len(accepted) > 200
+        assert len(await database.run(retention_sql.states_of, accepted)) == len(accepted) > 200
         database.close()
 
 
@@ -274,7 +274,7 @@ def _fill(path: Path) -> None:
 async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() -> None:
     with small_disk() as disk:
         database = Database(f"sqlite:///{disk / 'jobs.db'}")
-        await database.run(job_store.queued_ids)
+        await database.run(jobs_sql.queued_ids)
         ballast = disk / "ballast"
         _fill(ballast)
         accepted: list[str] = []
@@ -282,7 +282,7 @@ async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() 
             for n in range(100_000):  # what the files of the database had room for still goes
                 accepted.append(await _submit(database, f"job{n}"))
         results = await together(
-            database, _values, lambda c: meta_store.touch(c, 1.0), lambda c: len(job_store.queued_ids(c)), _large
+            database, _values, lambda c: meta_sql.touch(c, 1.0), lambda c: len(jobs_sql.queued_ids(c)), _large
         )
         assert (results[0], results[2]) == ([], len(accepted))
         assert isinstance(results[3], RegistryUnavailableError)
@@ -290,7 +290,7 @@ async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() 
         await _submit(database, "afterwards")
         database.close()
         reopened = Database(f"sqlite:///{disk / 'jobs.db'}")
-        stored = await reopened.run(retention_store.states_of, [*accepted, "afterwards"])
+        stored = await reopened.run(retention_sql.states_of, [*accepted, "afterwards"])
         assert len(stored) == len(accepted) + 1
         reopened.close()
 
@@ -315,7 +315,7 @@ async def test_a_database_that_is_full_is_said_so(tmp_path: Path) -> None:
 async def test_a_postgres_that_was_never_there_is_said_so() -> None:
     database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     with pytest.raises(RegistryUnavailableError, match="(?i)connection"):
-        await database.run(job_store.queued_ids)
+        await database.run(jobs_sql.queued_ids)
     database.close()
 
 
@@ -325,7 +325,7 @@ async def test_a_database_that_is_away_at_first_is_used_once_it_is_there(tmp_pat
     path.mkdir()
     database = Database(f"sqlite:///{path}")
     with pytest.raises(RegistryUnavailableError):
-        await database.run(job_store.queued_ids)
+        await database.run(jobs_sql.queued_ids)
     path.rmdir()
-    assert await database.run(job_store.queued_ids) == []
+    assert await database.run(jobs_sql.queued_ids) == []
     database.close()

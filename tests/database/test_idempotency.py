@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection, delete, func, select
 
 from deployments.messages import VideoSpec
-from serve_app.database import jobs as job_store
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.database.intake import forget_old_keys
 from serve_app.database.schema import idempotency_keys, jobs
@@ -26,7 +26,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def accept(database: Database, submission: Submission, now: float) -> Accepted:
-    return await database.run(job_store.insert_job, submission, now, DAY_S)
+    return await database.run(jobs_sql.insert_job, submission, now, DAY_S)
 
 
 def _rows(connection: Connection) -> tuple[int, int]:
@@ -38,7 +38,7 @@ async def test_the_same_key_and_request_give_the_same_job(database: Database) ->
     first = await accept(database, FIRST, 10.0)
     again = await accept(database, replace(FIRST, job_id="b"), 20.0)
     assert (first.repeated, again) == (False, replace(first, repeated=True))
-    found = await database.run(job_store.find_accepted, replace(FIRST, job_id="c"), 30.0, DAY_S)
+    found = await database.run(jobs_sql.find_accepted, replace(FIRST, job_id="c"), 30.0, DAY_S)
     assert found == again
     assert await database.run(_rows) == (1, 1)
 
@@ -46,7 +46,7 @@ async def test_the_same_key_and_request_give_the_same_job(database: Database) ->
 async def test_the_same_key_with_another_request_is_refused_and_nothing_is_written(database: Database) -> None:
     await accept(database, FIRST, 10.0)
     other = replace(FIRST, job_id="b", fingerprint="f2")
-    for look in (job_store.insert_job, job_store.find_accepted):
+    for look in (jobs_sql.insert_job, jobs_sql.find_accepted):
         with pytest.raises(IdempotencyKeyReusedError, match="order 7"):
             await database.run(look, other, 20.0, DAY_S)
     assert await database.run(_rows) == (1, 1)

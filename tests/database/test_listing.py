@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event, text
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.database import jobs as job_store
-from serve_app.database import retention as retention_store
+from serve_app.database import jobs as jobs_sql
+from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
@@ -65,14 +65,14 @@ async def stored(database: Database) -> list[Job]:
         connection.execute(jobs.insert(), rows)
 
     await database.run(fill)
-    return await database.run(job_store.get_jobs, [one["id"] for one in rows])
+    return await database.run(jobs_sql.get_jobs, [one["id"] for one in rows])
 
 
 async def all_pages(database: Database, limit: int, order: Order, wanted: JobFilter) -> list[JobPage]:
     pages: list[JobPage] = []
     after = None
     while not pages or pages[-1].has_more:
-        pages.append(await database.run(job_store.list_jobs, limit, after, order, wanted))
+        pages.append(await database.run(jobs_sql.list_jobs, limit, after, order, wanted))
         after = pages[-1].jobs[-1].id if pages[-1].jobs else None
     return pages
 
@@ -116,7 +116,7 @@ async def test_a_page_may_begin_behind_any_job(
     at = (stored[cursor].created_at, stored[cursor].id)
     beyond = [(job.created_at, job.id) for job in stored if holds(wanted, job)]
     beyond = sorted(key for key in beyond if (key > at if order == "asc" else key < at))
-    page = await database.run(job_store.list_jobs, 10, stored[cursor].id, order, wanted)
+    page = await database.run(jobs_sql.list_jobs, 10, stored[cursor].id, order, wanted)
     expected = beyond[:10] if order == "asc" else beyond[::-1][:10]
     assert [(job.created_at, job.id) for job in page.jobs] == expected
     assert page.has_more == (len(beyond) > 10)
@@ -124,7 +124,7 @@ async def test_a_page_may_begin_behind_any_job(
 
 async def test_paging_from_an_unknown_job_is_an_error(database: Database) -> None:
     with pytest.raises(UnknownJobError, match="nope"):
-        await database.run(job_store.list_jobs, 5, "nope")
+        await database.run(jobs_sql.list_jobs, 5, "nope")
 
 
 # How the databases find them
@@ -199,12 +199,12 @@ async def test_every_listing_is_a_walk_on_its_index(
         (True, False): "jobs_by_tenant",
         (True, True): "jobs_by_tenant_and_state",
     }[tenant is not None, bool(states)]
-    cursor = (await full.run(job_store.list_jobs, 3000)).jobs[-1].id
+    cursor = (await full.run(jobs_sql.list_jobs, 3000)).jobs[-1].id
     for order in ("asc", "desc"):
         for after in (None, cursor):
             for since, until in ((None, None), (100.0, None), (None, 7000.0), (100.0, 7000.0)):
                 wanted = JobFilter(states, tenant, since, until)
-                found = await full.run(plans, job_store.list_jobs, 20, after, order, wanted)
+                found = await full.run(plans, jobs_sql.list_jobs, 20, after, order, wanted)
                 for plan in found if after is None else found[1:]:
                     assert_on_index(plan, index)
                     bounded = after is not None or since is not None or until is not None
@@ -214,11 +214,11 @@ async def test_every_listing_is_a_walk_on_its_index(
 @pytest.mark.parametrize(
     ("function", "args", "index"),
     [
-        (job_store.queued_ids, (), "jobs_waiting"),
-        (job_store.leased_jobs, (), "jobs_leased"),
-        (job_store.recent_work, (20,), "jobs_ended"),
-        (retention_store.expired, (50.0, 60.0, 20), "jobs_ended"),
-        (retention_store.with_work_files, (20,), "jobs_with_work_files"),
+        (jobs_sql.queued_ids, (), "jobs_waiting"),
+        (jobs_sql.leased_jobs, (), "jobs_leased"),
+        (jobs_sql.recent_work, (20,), "jobs_ended"),
+        (retention_sql.expired, (50.0, 60.0, 20), "jobs_ended"),
+        (retention_sql.with_work_files, (20,), "jobs_with_work_files"),
     ],
 )
 async def test_the_registry_finds_what_it_needs_on_partial_indexes(

@@ -12,8 +12,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, text
 
 from deployments.messages import VideoSpec
-from serve_app.database import jobs as job_store
-from serve_app.database import retention as retention_store
+from serve_app.database import jobs as jobs_sql
+from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.engine import migrate
 from serve_app.database.schema import metadata
@@ -41,7 +41,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 def migrate_to(engine: Engine, revision: str, direction: str = "upgrade") -> None:
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(job_store.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(jobs_sql.__file__).parent / "migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         getattr(alembic.command, direction)(config, revision)
@@ -104,17 +104,17 @@ async def test_stored_jobs_are_kept_on_the_way_up(engine: Engine, database_url: 
     migrate_to(engine, "0002")
     store_old_jobs(engine)
     database = Database(database_url)
-    waiting = await database.run(job_store.get_job, "w")
+    waiting = await database.run(jobs_sql.get_job, "w")
     assert waiting is not None
     assert (waiting.spec, waiting.tenant, waiting.tier) == (VideoSpec(**SPEC), "default", Tier.STANDARD)  # type: ignore[arg-type]
     assert (waiting.device_s, waiting.parks, waiting.deaths, waiting.died_at) == (0.0, 0, 0, None)
-    moves = await database.run(job_store.history, "c")
+    moves = await database.run(jobs_sql.history, "c")
     assert [(move.at, move.state, move.note) for move in moves] == [
         (1.0, JobState.QUEUED, "accepted"),
         (5.0, JobState.CANCELLED, "cancelled"),
     ]
-    assert [job.id for job in (await database.run(job_store.list_jobs, 5)).jobs] == ["c", "w"]
-    assert await database.run(retention_store.with_work_files, 5) == ["c"]
+    assert [job.id for job in (await database.run(jobs_sql.list_jobs, 5)).jobs] == ["c", "w"]
+    assert await database.run(retention_sql.with_work_files, 5) == ["c"]
     database.close()
 
 
@@ -124,13 +124,13 @@ async def test_stored_jobs_are_kept_on_the_way_down_and_up_again(engine: Engine,
     store_old_jobs(engine)
     database = Database(database_url)
     new = Submission("new", "m", VideoSpec(**SPEC), "acme", idempotency_key="k", fingerprint="f")  # type: ignore[arg-type]
-    await database.run(job_store.insert_job, new, 7.0, 1.0)
-    await database.run(job_store.cancel, "new", 8.0)
+    await database.run(jobs_sql.insert_job, new, 7.0, 1.0)
+    await database.run(jobs_sql.cancel, "new", 8.0)
     database.close()
     migrate_to(engine, "0002", "downgrade")
     assert indexes(engine) == before
     assert history(engine, "c") == [(1.0, "accepted"), (5.0, "cancelled")]
     assert history(engine, "new") == [(7.0, "accepted"), (8.0, "cancelled")]
     database = Database(database_url)
-    assert len(await database.run(job_store.history, "new")) == 2
+    assert len(await database.run(jobs_sql.history, "new")) == 2
     database.close()

@@ -4,12 +4,12 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.database import jobs as job_store
-from serve_app.database import meta as meta_store
-from serve_app.database import retention as retention_store
+from serve_app.database import jobs as jobs_sql
+from serve_app.database import meta as meta_sql
+from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.schema import idempotency_keys, job_moves
-from serve_app.jobs import JobError, JobState, Spent, Submission
+from serve_app.jobs import JobError, JobState, Submission, Usage
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 
@@ -23,24 +23,24 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 async def job_that_ended(database: Database, job_id: str, state: JobState, at: float) -> None:
     submission = Submission(job_id, "mochi-1", SPEC, idempotency_key=f"key of {job_id}", fingerprint="f")
-    await database.run(job_store.insert_job, submission, 0.0, 1e9)
+    await database.run(jobs_sql.insert_job, submission, 0.0, 1e9)
     if state is JobState.CANCELLED:
-        await database.run(job_store.cancel, job_id, at)
+        await database.run(jobs_sql.cancel, job_id, at)
         return
     for stage in Stage:
-        await database.run(job_store.claim, stage, {job_id: "t"}, "here", 1.0, 30.0)
+        await database.run(jobs_sql.claim, stage, {job_id: "t"}, "here", 1.0, 30.0)
         if state is JobState.FAILED:
-            await database.run(job_store.fail, job_id, "t", at, JobError("x", "y"), Spent())
+            await database.run(jobs_sql.fail, job_id, "t", at, JobError("x", "y"), Usage())
         else:
-            await database.run(job_store.finish_stage, job_id, "t", {}, at, 0, 1.0)
+            await database.run(jobs_sql.finish_stage, job_id, "t", {}, at, 0, 1.0)
 
 
 @pytest.fixture
 async def ended(database: Database) -> Database:
     """c1, c3 completed, f2 failed, x4 cancelled, each at that time; `w` waits, `r` runs."""
     for job_id in ("w", "r"):
-        await database.run(job_store.insert_job, Submission(job_id, "mochi-1", SPEC), 0.0, 1e9)
-    await database.run(job_store.claim, Stage.ENCODING, {"r": "t"}, "here", 1.0, 30.0)
+        await database.run(jobs_sql.insert_job, Submission(job_id, "mochi-1", SPEC), 0.0, 1e9)
+    await database.run(jobs_sql.claim, Stage.ENCODING, {"r": "t"}, "here", 1.0, 30.0)
     await job_that_ended(database, "c3", JobState.COMPLETED, 3.0)
     await job_that_ended(database, "f2", JobState.FAILED, 2.0)
     await job_that_ended(database, "x4", JobState.CANCELLED, 4.0)
@@ -54,17 +54,17 @@ def _leftovers(connection: Connection) -> tuple[int, int]:
 
 
 async def test_every_ended_job_has_work_files_until_they_are_cleared(ended: Database) -> None:
-    assert await ended.run(retention_store.with_work_files, 10) == ["c1", "f2", "c3", "x4"]
-    assert await ended.run(retention_store.with_work_files, 2) == ["c1", "f2"]
-    await ended.run(retention_store.work_files_cleared, ["c1", "c3", "r"])
-    assert await ended.run(retention_store.with_work_files, 10) == ["f2", "x4"]
-    await ended.run(job_store.cancel, "r", 9.0)  # it ran when the others were cleared
-    assert await ended.run(retention_store.with_work_files, 10) == ["f2", "x4", "r"]
+    assert await ended.run(retention_sql.with_work_files, 10) == ["c1", "f2", "c3", "x4"]
+    assert await ended.run(retention_sql.with_work_files, 2) == ["c1", "f2"]
+    await ended.run(retention_sql.work_files_cleared, ["c1", "c3", "r"])
+    assert await ended.run(retention_sql.with_work_files, 10) == ["f2", "x4"]
+    await ended.run(jobs_sql.cancel, "r", 9.0)  # it ran when the others were cleared
+    assert await ended.run(retention_sql.with_work_files, 10) == ["f2", "x4", "r"]
 
 
 async def test_jobs_expire_by_how_they_ended(ended: Database) -> None:
     async def expired(completed: float | None, failed: float | None, limit: int = 10) -> list[str]:
-        return await ended.run(retention_store.expired, completed, failed, limit)
+        return await ended.run(retention_sql.expired, completed, failed, limit)
 
     assert await expired(3.0, None) == ["c1"]
     assert await expired(None, 4.5) == ["f2", "x4"]
@@ -74,12 +74,12 @@ async def test_jobs_expire_by_how_they_ended(ended: Database) -> None:
 
 
 async def test_a_deleted_job_leaves_nothing_behind_and_a_live_one_stays(ended: Database) -> None:
-    await ended.run(retention_store.delete_jobs, ["c1", "f2", "c3", "x4", "w", "r", "unknown"])
-    left = await ended.run(retention_store.states_of, ["c1", "f2", "c3", "x4", "w", "r"])
+    await ended.run(retention_sql.delete_jobs, ["c1", "f2", "c3", "x4", "w", "r", "unknown"])
+    left = await ended.run(retention_sql.states_of, ["c1", "f2", "c3", "x4", "w", "r"])
     assert left == {"w": JobState.QUEUED, "r": JobState.ENCODING}
     assert await ended.run(_leftovers) == (1, 0)
     again = Submission("new", "mochi-1", SPEC, idempotency_key="key of c1", fingerprint="another")
-    assert not (await ended.run(job_store.insert_job, again, 0.0, 1e9)).repeated
+    assert not (await ended.run(jobs_sql.insert_job, again, 0.0, 1e9)).repeated
 
 
 async def test_long_lists_are_taken_whole(database: Database) -> None:
@@ -87,25 +87,25 @@ async def test_long_lists_are_taken_whole(database: Database) -> None:
 
     def fill(connection: Connection) -> None:
         for job_id in ids:
-            job_store.insert_job(connection, Submission(job_id, "mochi-1", SPEC), 0.0, 1.0)
-            job_store.cancel(connection, job_id, 1.0)
+            jobs_sql.insert_job(connection, Submission(job_id, "mochi-1", SPEC), 0.0, 1.0)
+            jobs_sql.cancel(connection, job_id, 1.0)
 
     await database.run(fill)
-    assert len(await database.run(retention_store.states_of, ids)) == 1100
-    await database.run(retention_store.work_files_cleared, ids)
-    assert await database.run(retention_store.with_work_files, 2000) == []
-    await database.run(retention_store.delete_jobs, ids)
-    assert await database.run(retention_store.states_of, ids) == {}
+    assert len(await database.run(retention_sql.states_of, ids)) == 1100
+    await database.run(retention_sql.work_files_cleared, ids)
+    assert await database.run(retention_sql.with_work_files, 2000) == []
+    await database.run(retention_sql.delete_jobs, ids)
+    assert await database.run(retention_sql.states_of, ids) == {}
 
 
 async def test_an_installation_keeps_its_name(database_url: str, database: Database) -> None:
-    name = await database.run(meta_store.installation_id)
+    name = await database.run(meta_sql.installation_id)
     other = Database(database_url)
-    assert await other.run(meta_store.installation_id) == name
+    assert await other.run(meta_sql.installation_id) == name
     assert len(name) == 32
     other.close()
 
 
 async def test_a_touch_can_be_repeated(database: Database) -> None:
     for now in (1.0, 2.0):
-        await database.run(meta_store.touch, now)
+        await database.run(meta_sql.touch, now)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from deployments.errors import StoppedError
 from deployments.messages import VideoSpec
-from deployments.mochi.denoise import RowState, denoise_step, initial_noise, rope_tables, start_row
+from deployments.mochi.denoise import Sample, denoise_step, initial_noise, rope_tables, start_sample
 from deployments.mochi.loading import DtypeName, load_transformer
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.state import SampleState, pack, unpack
-from deployments.sampler.step_loop import Resident, StepLoop
+from deployments.sampler.step_loop import LoopEntry, StepLoop
 from tests.support.worker_fakes import SHAPES, GatedStep, running_task
 
 MAX_TICKS = 1000
@@ -79,12 +79,12 @@ def read(data: bytes, video: VideoSpec) -> SampleState:
     return unpack("sample", data, video, REVISION, DTYPE)
 
 
-def to_row(state: SampleState) -> RowState:
-    row = start_row(transformer(), state.spec, state.embeds, rope_tables(transformer(), state.spec.clip.latents))
+def to_row(state: SampleState) -> Sample:
+    row = start_sample(transformer(), state.spec, state.embeds, rope_tables(transformer(), state.spec.clip.latents))
     return replace(row, latents=state.latents, step=state.step)
 
 
-def step(rows: Sequence[RowState]) -> list[RowState]:
+def step(rows: Sequence[Sample]) -> list[Sample]:
     return denoise_step(transformer(), rows)
 
 
@@ -100,7 +100,7 @@ def advance(data: bytes, video: VideoSpec, until: int) -> bytes:
 
 
 @dataclass(eq=False)
-class Sample:
+class PlayedSample:
     """A request on its way.
 
     data: its last state in storage, after `saved` steps. step: the last that was run. run, lost: how many steps were
@@ -117,7 +117,7 @@ class Sample:
     moved: int = 0
     cancelled: bool = False
     latents: Tensor | None = field(default=None, repr=False)
-    resident: Resident | None = field(default=None, repr=False)
+    resident: LoopEntry | None = field(default=None, repr=False)
     running: RunningTask = field(default_factory=running_task, repr=False)
 
     @property
@@ -133,7 +133,7 @@ class Sample:
         self.step, self.running = state.step, running_task(video=self.plan.video)
         self.resident = loop.enter(self.running, lambda: to_row(state), self._after_step, self.plan.video.exact)
 
-    def _after_step(self, row: RowState) -> None:
+    def _after_step(self, row: Sample) -> None:
         self.run += row.step - self.step
         self.step = row.step
         if not self.plan.in_a_step:
@@ -158,7 +158,7 @@ class Sample:
         if row is not None and every and row.step >= self.saved + every:
             self._save(row)
 
-    def _save(self, row: RowState) -> None:
+    def _save(self, row: Sample) -> None:
         self.data = pack(replace(read(self.data, self.plan.video), step=row.step, latents=row.latents))
         self.saved = row.step
 
@@ -175,7 +175,7 @@ class Sample:
             self._let_go(row)
         self.resident = None
 
-    def _let_go(self, row: RowState) -> None:
+    def _let_go(self, row: Sample) -> None:
         if row.done:
             self.latents = row.latents
             return
@@ -190,9 +190,9 @@ class Engine:
     def __init__(self, max_tokens: int) -> None:
         self._gate = GatedStep(step)
         self._loop = StepLoop(self._gate, max_tokens)
-        self._inside: list[Resident] = []
+        self._inside: list[LoopEntry] = []
 
-    async def enter(self, sample: Sample) -> None:
+    async def enter(self, sample: PlayedSample) -> None:
         """Samples that come to an idle engine do not race for its first pass: the one that is first has it alone."""
         was_idle = not self._alive()
         sample.enter(self._loop)
@@ -213,19 +213,19 @@ class Engine:
         if alive := self._alive():
             await asyncio.wait([resident.left for resident in alive])
 
-    def _alive(self) -> list[Resident]:
+    def _alive(self) -> list[LoopEntry]:
         return [resident for resident in self._inside if not resident.left.done()]
 
 
-def play(scenario: Scenario) -> list[Sample]:
+def play(scenario: Scenario) -> list[PlayedSample]:
     """The samples as they ended."""
-    samples: list[Sample] = []
+    samples: list[PlayedSample] = []
     asyncio.run(_play(scenario, samples))
     return samples
 
 
-async def _play(scenario: Scenario, samples: list[Sample]) -> None:
-    samples += [Sample(plan, pack(first_state(plan.video)), plan.engine) for plan in scenario.plans]
+async def _play(scenario: Scenario, samples: list[PlayedSample]) -> None:
+    samples += [PlayedSample(plan, pack(first_state(plan.video)), plan.engine) for plan in scenario.plans]
     engines = [Engine(scenario.max_tokens) for _ in range(2)]
     try:
         for tick in range(MAX_TICKS):
@@ -241,7 +241,7 @@ async def _play(scenario: Scenario, samples: list[Sample]) -> None:
     raise AssertionError(f"not over after {MAX_TICKS} ticks: {samples}")
 
 
-async def _tick(tick: int, engines: list[Engine], samples: list[Sample]) -> None:
+async def _tick(tick: int, engines: list[Engine], samples: list[PlayedSample]) -> None:
     for sample in samples:
         sample.collect()
         if not sample.over and sample.resident is None and sample.plan.comes <= tick:

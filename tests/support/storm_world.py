@@ -23,12 +23,12 @@ from deployments.replica import stage_worker
 from deployments.replica.running_task import RunningTask
 from deployments.replica.stage_worker import StageWorker
 from serve_app.config import JobSettings, SchedulingSettings
-from serve_app.database import jobs as job_store
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
 from serve_app.registry import actor as job_registry
-from serve_app.registry import dispatcher, outlook
+from serve_app.registry import dispatcher, queue_estimates
 from serve_app.registry import reports as job_reports
 from serve_app.registry import state as board
 from serve_app.registry.actor import JobRegistry
@@ -59,7 +59,7 @@ PACE: dict[Any, dict[str, float]] = {
     board: {"FORGET_REPLICA_S": 1.0},
     retries: {"OUTAGE_PAUSE_S": 0.02},
 }
-TELLING_TIME = (dispatcher, job_registry, job_reports, outlook, waiting_room)
+TELLING_TIME = (dispatcher, job_registry, job_reports, queue_estimates, waiting_room)
 
 
 @dataclass(frozen=True)
@@ -519,6 +519,6 @@ async def _all(tasks: list[asyncio.Task[Job]]) -> list[Job]:
 
 def everything(connection: Connection) -> tuple[dict[str, list[Any]], list[Any], list[Any]]:
     """The history of each job, and what waits and is leased."""
-    page = job_store.list_jobs(connection, 1000, None, "asc", JobFilter())
-    histories = {job.id: job_store.history(connection, job.id) for job in page.jobs}
-    return histories, job_store.queued_ids(connection), job_store.leased_jobs(connection)
+    page = jobs_sql.list_jobs(connection, 1000, None, "asc", JobFilter())
+    histories = {job.id: jobs_sql.history(connection, job.id) for job in page.jobs}
+    return histories, jobs_sql.queued_ids(connection), jobs_sql.leased_jobs(connection)

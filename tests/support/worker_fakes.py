@@ -14,10 +14,10 @@ import pytest
 
 from deployments.errors import PermanentError, RegistryUnavailableError, StorageUnavailableError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
-from deployments.mochi.denoise import RowState
+from deployments.mochi.denoise import Sample
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask
-from deployments.sampler.step_loop import Resident, Step
+from deployments.sampler.step_loop import LoopEntry, Step
 from deployments.settings import WorkerSettings
 from deployments.storage.model_store import ModelBucket
 from serve_app.config import load_settings
@@ -205,19 +205,19 @@ class GatedStep:
         self._news = asyncio.Event()
         self._permits = threading.Semaphore(0)
         self._open_for_good = False
-        self._waiting: list[RowState] | None = None
+        self._waiting: list[Sample] | None = None
 
-    def __call__(self, rows: Sequence[RowState]) -> list[RowState]:
+    def __call__(self, rows: Sequence[Sample]) -> list[Sample]:
         if not self._open_for_good:
             self._loop.call_soon_threadsafe(self._arrive, list(rows))
             self._permits.acquire()
         return self._step(rows)
 
-    def _arrive(self, rows: list[RowState]) -> None:
+    def _arrive(self, rows: list[Sample]) -> None:
         self._waiting = rows
         self._news.set()
 
-    async def at_gate(self, *inside: Resident) -> list[RowState]:
+    async def at_gate(self, *inside: LoopEntry) -> list[Sample]:
         """The rows of the pass that waits, as soon as one does; none once all who are `inside` have left."""
         for resident in inside:
             resident.left.add_done_callback(lambda _: self._news.set())

@@ -21,9 +21,9 @@ from benchmarks.gpu_parts.ceilings import product_shapes
 from benchmarks.machine import describe_machine, installed_version, publish
 from deployments.clip import latent_shape
 from deployments.mochi.block import run_block
-from deployments.mochi.denoise import RowState, predict_velocity, rope_tables
+from deployments.mochi.denoise import Sample, predict_velocity, rope_tables
 from deployments.mochi.streaming_decode import StreamingDecoder
-from serve_app.database import jobs as job_store
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import JobFilter, JobState
 
@@ -54,7 +54,7 @@ def prompts() -> tuple[fs.Prompt, fs.Prompt]:
     return fs.random_prompt(32, 5, TOKENS, seed=1), fs.random_prompt(32, 1, TOKENS, seed=2)
 
 
-def first_row(transformer: Any) -> RowState:
+def first_row(transformer: Any) -> Sample:
     with torch.no_grad():
         return fs.our_row(transformer, SPEC, *prompts())
 
@@ -135,13 +135,13 @@ def test_stock_step_is_the_pipelines(transformer: Any) -> None:
     wanted = fs.run_pipeline(pipeline, SPEC, *prompts())
     row = first_row(transformer)
     for n in range(row.num_steps):
-        stepped: Any = fs.stock_step(transformer, RowState(**_fields(row) | {"step": n}), *prompts())()
-        row = RowState(**_fields(row) | {"latents": stepped[0]})
+        stepped: Any = fs.stock_step(transformer, Sample(**_fields(row) | {"step": n}), *prompts())()
+        row = Sample(**_fields(row) | {"latents": stepped[0]})
     assert relative_error(row.latents, wanted) <= 1e-6
 
 
-def _fields(row: RowState) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in RowState.__slots__}
+def _fields(row: Sample) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in Sample.__slots__}
 
 
 def test_bf16_stays_finite() -> None:
@@ -322,10 +322,10 @@ def test_a_filled_database_holds_ended_jobs_with_their_moves(database_url: str) 
         counted = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
         states: dict[str, int] = dict(counted.tuples().all())
         moves = connection.execute(select(func.count()).select_from(job_moves)).scalar_one()
-        page = job_store.list_jobs(connection, 100, None, "desc", JobFilter(states=(JobState.FAILED,)))
+        page = jobs_sql.list_jobs(connection, 100, None, "desc", JobFilter(states=(JobState.FAILED,)))
         ids = connection.execute(select(func.count(func.distinct(jobs.c.id)))).scalar_one()
         last = page.jobs[-1]
-        history = job_store.history(connection, last.id)
+        history = jobs_sql.history(connection, last.id)
     engine.dispose()
     assert sum(states.values()) == ids == 2 * registry.FEW and set(states) == set(registry.SHARES)
     assert moves == sum(count * len(registry.HISTORIES[JobState(state)]) for state, count in states.items())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deployments.messages import VideoSpec
-from deployments.mochi.denoise import denoise_step, rope_tables, start_row
+from deployments.mochi.denoise import denoise_step, rope_tables, start_sample
 from deployments.mochi.loading import load_transformer, load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.prompts.prompt_encoder import TextEncoder
@@ -48,7 +48,7 @@ class Generator:
         """
         rope = rope_tables(self._transformer, specs[0].clip.latents)
         embeds = [self._encoder.encode(spec.prompt, spec.negative_prompt) for spec in specs]
-        rows = [start_row(self._transformer, spec, each, rope) for spec, each in zip(specs, embeds, strict=True)]
+        rows = [start_sample(self._transformer, spec, each, rope) for spec, each in zip(specs, embeds, strict=True)]
         while any(not row.done for row in rows):
             stepped = iter(denoise_step(self._transformer, [row for row in rows if not row.done]))
             rows = [row if row.done else next(stepped) for row in rows]

@@ -35,7 +35,7 @@ _SHOWN_CONFLICTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class BatchWish:
+class BatchOptions:
     """A batch as it was asked for. fields: of the requests whose lines do not have them."""
 
     prompts: Path
@@ -151,7 +151,7 @@ class Batch:
         self._display.ended(text, failed=error is not None)
 
 
-async def batch_of(client: Client, output: Output, wish: BatchWish) -> int:
+async def batch_of(client: Client, output: Output, wish: BatchOptions) -> int:
     """Run a batch, or what is left of it; returns the exit code."""
     lines = read_lines(_text(wish.prompts), wish.fields)
     with batch_folder(wish.folder) as folder, ExitStack() as stack:
@@ -192,7 +192,7 @@ def _text(prompts: Path) -> str:
         raise LocalFileError(f"cannot read {str(prompts)!r}: {error.strerror or error}") from None
 
 
-def _check_conflicts(left: Plan, wish: BatchWish) -> None:
+def _check_conflicts(left: Plan, wish: BatchOptions) -> None:
     if left.conflicts and not wish.force:
         more = " and others" if len(left.conflicts) > _SHOWN_CONFLICTS else ""
         shown = ", ".join(left.conflicts[:_SHOWN_CONFLICTS]) + more

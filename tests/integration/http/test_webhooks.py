@@ -20,7 +20,7 @@ from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage, VideoSpec
 from serve_app.access.targets import AddressInfo, check_target
 from serve_app.config import WebhookSettings
-from serve_app.database import webhooks as webhook_store
+from serve_app.database import webhooks as webhooks_sql
 from serve_app.database.connection import Database
 from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
@@ -67,11 +67,11 @@ async def add(
     database: Database, job_id: str, url: str, state: JobState = JobState.COMPLETED, tenant: str = "acme"
 ) -> None:
     job = Job(f"video_{job_id}", "mochi-1", SPEC, state, Stage.DECODING, 1, 0.0, tenant=tenant, webhook_url=url)
-    await database.run(webhook_store.add_delivery, job, time.time())
+    await database.run(webhooks_sql.add_delivery, job, time.time())
 
 
 async def of(database: Database, job_id: str) -> Delivery:
-    (found,) = await database.run(webhook_store.deliveries_of, f"video_{job_id}")
+    (found,) = await database.run(webhooks_sql.deliveries_of, f"video_{job_id}")
     return found
 
 
@@ -285,7 +285,7 @@ class LosesResults(Database):
         self.asked = asyncio.Event()
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        if function is webhook_store.delivered:
+        if function is webhooks_sql.delivered:
             self.asked.set()
             await asyncio.Event().wait()
         return await super().run(function, *args)
@@ -427,5 +427,5 @@ async def test_a_database_that_is_away_is_asked_again(database_url: str, databas
             sender.wake()
             assert (await receiver.next()).headers["webhook-id"] == "evt_1"
             await done(database, "1")
-        assert webhook_store.delivered in away.seen
+        assert webhooks_sql.delivered in away.seen
     away.close()

@@ -12,12 +12,11 @@ import pytest
 
 from deployments.errors import RegistryUnavailableError
 from serve_app.config import SchedulingSettings
-from serve_app.database import access as access_store
-from serve_app.database import jobs as job_store
+from serve_app.database import access as access_sql
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
-from serve_app.feed.follower import JobFeed
+from serve_app.feed.follower import FeedFollower
 from serve_app.jobs import Job, JobFilter, JobPage, Submission
-from serve_app.registry import feed_upkeep
 from serve_app.registry.actor import JobRegistry
 from tests.support.postgres import fresh_database
 from tests.support.registry_world import SETTINGS, SPEC, Workers
@@ -65,8 +64,8 @@ class Cluster:
 
 
 @asynccontextmanager
-async def following(cluster: Cluster, count: int) -> AsyncIterator[list[JobFeed]]:
-    feeds = [JobFeed(cluster) for _ in range(count)]
+async def following(cluster: Cluster, count: int) -> AsyncIterator[list[FeedFollower]]:
+    feeds = [FeedFollower(cluster) for _ in range(count)]
     tasks = [asyncio.create_task(feed.run()) for feed in feeds]
     for feed in feeds:
         await until(lambda feed=feed: feed.valid)  # type: ignore[misc]
@@ -94,13 +93,13 @@ def submission(number: int) -> Submission:
     return Submission(f"video_{number:032x}", "m", SPEC)
 
 
-async def seen(feed: JobFeed, cluster: Cluster, job_id: str) -> Job | None:
+async def seen(feed: FeedFollower, cluster: Cluster, job_id: str) -> Job | None:
     """As `Services.job` finds it."""
     job: Job | None = feed.get(job_id) or await retried(cluster, "get", job_id)
     return job
 
 
-async def page(feed: JobFeed, cluster: Cluster) -> JobPage:
+async def page(feed: FeedFollower, cluster: Cluster) -> JobPage:
     known = feed.page(100, None, "desc", EVERYTHING)
     asked: JobPage = known or await retried(cluster, "list_jobs", 100, None, "desc", EVERYTHING)
     return asked
@@ -163,14 +162,14 @@ async def test_many_writers_and_kills(cluster: Cluster) -> None:
     draw = random.Random(5)
     truth: dict[str, str | None] = {}
 
-    async def check(feeds: list[JobFeed], job_id: str, state: str | None) -> None:
+    async def check(feeds: list[FeedFollower], job_id: str, state: str | None) -> None:
         for feed in draw.sample(feeds, 2):
             job = await seen(feed, cluster, job_id)
             assert (None if job is None else str(job.state)) == state
             listed = {job.id for job in (await page(feed, cluster)).jobs}
             assert (job_id in listed) == (state is not None)
 
-    async def write(feeds: list[JobFeed], number: int) -> None:
+    async def write(feeds: list[FeedFollower], number: int) -> None:
         job_id = (await retried(cluster, "submit", submission(number))).job.id
         truth[job_id] = "queued"
         await check(feeds, job_id, "queued")
@@ -203,7 +202,7 @@ async def retried(cluster: Cluster, method: str, *args: Any) -> Any:
 
 def with_a_lost_answer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The next write of this kind is done, and the connection is lost before it is told."""
-    write, run, lost = getattr(job_store, name), Database.run, False
+    write, run, lost = getattr(jobs_sql, name), Database.run, False
 
     async def run_and_lose(self: Database, function: Any, *args: Any) -> Any:
         nonlocal lost
@@ -249,7 +248,7 @@ async def test_who_is_told_of_an_end_by_webhook_reads_it_back(cluster: Cluster) 
     """The secret is asked for before each try, and waits until all replicas know of the end."""
     async with following(cluster, 2) as feeds:
         job_id = (await cluster.call("submit", submission(1))).job.id
-        job = await cluster.registry._database.run(job_store.cancel, job_id, 5.0)
+        job = await cluster.registry._database.run(jobs_sql.cancel, job_id, 5.0)
         assert job is not None
         cluster.registry._board.follow(job)
         await cluster.registry._webhook_secret("default")
@@ -261,7 +260,7 @@ async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pyt
     async with following(cluster, 1) as (feed,):
         job_id = (await cluster.call("submit", submission(1))).job.id
         with monkeypatch.context() as broken:
-            broken.setattr("serve_app.feed.mirror.Mirror.apply", lambda *_: 1 / 0)
+            broken.setattr("serve_app.feed.job_cache.JobCache.apply", lambda *_: 1 / 0)
             await until(lambda: not feed.valid)
             assert feed.get(job_id) is None
             assert await feed.access()
@@ -270,7 +269,7 @@ async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pyt
 
 async def test_without_a_word_of_the_registry_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.feed.follower.FIRST_WORD_S", 0.05)
-    feed = JobFeed(Cluster("sqlite://"))
+    feed = FeedFollower(Cluster("sqlite://"))
     with pytest.raises(RegistryUnavailableError, match="try again"):
         await feed.access()
 
@@ -279,7 +278,7 @@ async def test_without_a_word_of_the_registry_nobody_waits_for_ever(monkeypatch:
 async def two_clusters(postgres_uri: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Cluster]]:
     """The second one is not started yet. All times of theirs are a quarter of what they are."""
     for name, seconds in (("EVERY_S", 0.25), ("WHOLE_S", 0.75), ("SILENT_S", 3.75), ("COMING_S", 1.25)):
-        monkeypatch.setattr(feed_upkeep, name, seconds)
+        monkeypatch.setattr(feed_maintenance, name, seconds)
     for module in ("feed", "job_feed"):
         monkeypatch.setattr(f"serve_app.{module}.VALID_S", 0.5)
     monkeypatch.setattr("serve_app.feed.publisher.HOLD_S", 0.25)
@@ -331,7 +330,7 @@ async def test_new_keys_reach_the_replicas(cluster: Cluster) -> None:
     async with following(cluster, 1) as (feed,):
         before = (await feed.access()).version
         database = cluster.registry._database
-        key, _ = await database.run(access_store.create_key, "acme", "laptop", None, 1.0)
+        key, _ = await database.run(access_sql.create_key, "acme", "laptop", None, 1.0)
         await until(lambda: feed._mirror.access is not None and feed._mirror.access.version > before)
         assert key.hash in (await feed.access()).keys
 

@@ -21,10 +21,9 @@ from deployments.mochi.preview import preview_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import PAGE, ListedObject, ObjectInfo, ObjectStore
 from serve_app.config import RetentionSettings
-from serve_app.database import jobs as job_store
-from serve_app.database import meta as meta_store
-from serve_app.database import retention as deleted_videos
-from serve_app.database import retention as retention_store
+from serve_app.database import jobs as jobs_sql
+from serve_app.database import meta as meta_sql
+from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.retention import LATE_WRITES_S, delete_job
 from serve_app.database.schema import jobs
@@ -271,7 +270,7 @@ async def test_idempotency_keys_are_forgotten_when_they_are_too_old(
 ) -> None:
     for name, age_s in (("old", KEEP_KEYS_S + 1), ("young", KEEP_KEYS_S - 1)):
         submission = Submission(_id(), "m", SPEC, idempotency_key=name)
-        await database.run(job_store.insert_job, submission, NOW - age_s, KEEP_KEYS_S)
+        await database.run(jobs_sql.insert_job, submission, NOW - age_s, KEEP_KEYS_S)
     sweeper = _sweeper(database, store)
     assert await sweeper.sweep_expired() == Swept(0, 0, keys=1)
     assert await sweeper.sweep_expired() == Swept(0, 0, 0)
@@ -293,7 +292,7 @@ async def test_what_was_done_is_counted_in_the_log(
 # Crashes and outages
 
 
-@pytest.mark.parametrize("away", [retention_store.delete_jobs, retention_store.work_files_cleared])
+@pytest.mark.parametrize("away", [retention_sql.delete_jobs, retention_sql.work_files_cleared])
 async def test_a_crash_between_files_and_rows_leaves_the_rows_for_the_next_sweep(
     database: CrashingDatabase, store: AgingStore, away: Callable[..., Any]
 ) -> None:
@@ -360,13 +359,13 @@ async def test_the_loop_outlives_outages_of_both_and_defects(
     await _put(store, _files(expired) | _files(orphan))
     sweeper = _sweeper(database, store, sweep_every_s=0.01, orphans_every_s=0.01)
     await _announced(sweeper, store, 2)
-    database.away, store.deletes_left = frozenset({retention_store.with_work_files}), 0
+    database.away, store.deletes_left = frozenset({retention_sql.with_work_files}), 0
     with _logged(caplog):
         running = asyncio.create_task(sweeper.run())
         try:
             await _until(lambda: "job database" in caplog.text and "object store is away" in caplog.text)
             assert {record.exc_info for record in caplog.records} == {None}
-            database.away, database.broken = frozenset(), frozenset({retention_store.states_of})
+            database.away, database.broken = frozenset(), frozenset({retention_sql.states_of})
             await _until(lambda: "ArithmeticError: a defect" in caplog.text)
             database.broken = frozenset()
             store.deletes_left = 10**9
@@ -437,7 +436,7 @@ async def test_all_files_of_a_deleted_video_go(database: CrashingDatabase, store
     assert await sweeper.sweep_deleted() == 1
     assert await _left(store) == _files(kept)
     assert await sweeper.sweep_deleted() == 0
-    assert await database.run(deleted_videos.tombstone, gone) is not None
+    assert await database.run(retention_sql.tombstone, gone) is not None
 
 
 async def test_more_deleted_videos_than_one_batch(database: CrashingDatabase, store: AgingStore) -> None:
@@ -467,7 +466,7 @@ async def test_a_crash_before_the_files_are_marked_gone_loses_no_track(
 ) -> None:
     [gone] = await _deleted(database)
     await _put(store, _files(gone))
-    database.away = frozenset({deleted_videos.files_gone})
+    database.away = frozenset({retention_sql.deleted_files_gone})
     with pytest.raises(RegistryUnavailableError):
         await _sweeper(database, store).sweep_deleted()
     await _put(store, _files(gone))
@@ -507,10 +506,10 @@ async def test_a_tombstone_is_forgotten_after_a_day_with_its_files_gone(
     await sweeper.sweep_deleted()
     clock.now += DAY
     await sweeper.sweep_deleted()
-    assert await database.run(deleted_videos.tombstone, gone) is not None
+    assert await database.run(retention_sql.tombstone, gone) is not None
     clock.now += 1
     await sweeper.sweep_deleted()
-    assert await database.run(deleted_videos.tombstone, gone) is None
+    assert await database.run(retention_sql.tombstone, gone) is None
 
 
 async def test_a_tombstone_outlives_a_day_of_a_store_that_is_away(
@@ -524,11 +523,11 @@ async def test_a_tombstone_outlives_a_day_of_a_store_that_is_away(
     sweeper = _deleting_sweeper(database, store, clock)
     with pytest.raises(StorageUnavailableError):
         await sweeper.sweep_deleted()
-    assert await database.run(deleted_videos.tombstone, gone) is not None
+    assert await database.run(retention_sql.tombstone, gone) is not None
     store.deletes_left = 10
     assert await sweeper.sweep_deleted() == 1
     assert await _left(store) == set()
-    assert await database.run(deleted_videos.tombstone, gone) is None
+    assert await database.run(retention_sql.tombstone, gone) is None
 
 
 async def test_a_woken_sweeper_deletes_at_once(database: CrashingDatabase, store: AgingStore) -> None:
@@ -557,7 +556,7 @@ async def test_nobody_wakes_a_sweeper_whose_store_is_away(
             await _until(lambda: "object store is away" in caplog.text)
             for _ in range(20):
                 sweeper.wake()
-                await database.run(deleted_videos.tombstone, gone)
+                await database.run(retention_sql.tombstone, gone)
     assert caplog.text.count("object store is away") == 1
 
 
@@ -570,7 +569,7 @@ async def test_two_registries_delete_the_files_of_the_same_videos(
     await asyncio.gather(*(_sweeper(each, store).sweep_deleted() for each in (database, second)))
     second.close()
     assert await _left(store) == set()
-    assert await database.run(deleted_videos.with_files, 10) == []
+    assert await database.run(retention_sql.deleted_with_files, 10) == []
 
 
 # Orphans
@@ -690,7 +689,7 @@ async def test_two_installations_in_one_bucket_lose_nothing_to_each_other(
         assert await first.sweep_orphans() == 0
         assert await second.sweep_orphans() == 0
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
-    other_id = await other_database.run(meta_store.installation_id)
+    other_id = await other_database.run(meta_sql.installation_id)
     assert f"{MARKER_PREFIX}{other_id}" in caplog.messages[0]
     assert "bucket of its own" in caplog.messages[0]
     assert await _left(store) == _video(mine) | _files(theirs)
@@ -716,7 +715,7 @@ async def test_the_marker_of_one_that_is_gone_can_be_deleted(
     await _sweeper(other_database, store).sweep_orphans()
     await _announced(sweeper, store, 2)
     assert await sweeper.sweep_orphans() == 0
-    await store.delete(MARKER_PREFIX + await other_database.run(meta_store.installation_id))
+    await store.delete(MARKER_PREFIX + await other_database.run(meta_sql.installation_id))
     assert await sweeper.sweep_orphans() == len(_video(theirs))
 
 
@@ -728,7 +727,7 @@ async def test_a_bucket_is_swept_only_orphan_days_after_the_marker_was_written(
     await _put(store, _files(orphan))
     store.later = dict.fromkeys(_files(orphan), timedelta(days=-100))
     sweeper = _sweeper(database, store, orphan_days=3)
-    own = MARKER_PREFIX + await database.run(meta_store.installation_id)
+    own = MARKER_PREFIX + await database.run(meta_sql.installation_id)
     assert await sweeper.sweep_orphans() == 0
     store.ahead = timedelta(days=2.9)
     assert await sweeper.sweep_orphans() == 0

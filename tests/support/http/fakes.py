@@ -16,7 +16,7 @@ from deployments.storage.object_store import ObjectInfo
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
-from serve_app.feed.publisher import Batch, Cursor, Feed
+from serve_app.feed.publisher import Batch, Cursor, FeedPublisher
 from serve_app.ingress.services import Services
 from serve_app.jobs import (
     Accepted,
@@ -55,7 +55,7 @@ class MemoryRegistry:
         self.previews: dict[str, bytes] = {}
         self.moves: dict[str, list[Move]] = {}
         self.deleted: dict[str, str] = {}
-        self.feed = Feed(access=AccessTable(0, {}, {}))
+        self.feed = FeedPublisher(access=AccessTable(0, {}, {}))
         self.keys: dict[tuple[str, str], Submission] = {}
         self.refusals: list[MochiServeError] = []
         self.calls: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from serve_app.access.tenants import AccessTable, ApiKey, Tenant, key_hash, key_hint, new_key
 from serve_app.config import AccessSettings
-from serve_app.feed.publisher import Feed
+from serve_app.feed.publisher import FeedPublisher
 from serve_app.ingress.app import create_app
 from serve_app.jobs import Job, Tier
 from tests.support.http.fakes import FakeServices, shapes_settings
@@ -38,7 +38,7 @@ async def running_app(keys: bool = False) -> AsyncIterator[MemoryApp]:
     settings = shapes_settings().model_copy(update={"access": AccessSettings(mode="keys" if keys else "auto")})
     services, key = FakeServices(settings), new_key()
     services.registry.announce_all()
-    services.registry.feed = Feed(access=_access(key))
+    services.registry.feed = FeedPublisher(access=_access(key))
     (port,) = free_ports(1)
     # Streams of events end when their readers leave; here they need not.
     config = uvicorn.Config(create_app(services), "127.0.0.1", port, log_level="critical", timeout_graceful_shutdown=0)

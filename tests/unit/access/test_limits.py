@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from serve_app.access.limits import RateLimits, Taken, duration, rate_headers, whole_seconds
+from serve_app.access.limits import RateLimitResult, RateLimits, duration, rate_headers, whole_seconds
 
 PAUSES = st.lists(st.floats(0, 120), max_size=200)
 
@@ -166,7 +166,7 @@ def test_retry_after_is_whole_and_not_too_early(seconds: float) -> None:
 
 
 def test_the_headers() -> None:
-    assert rate_headers(Taken(True, 60, 12, 48.0, 0.0)) == {
+    assert rate_headers(RateLimitResult(True, 60, 12, 48.0, 0.0)) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "12",
         "x-ratelimit-reset-requests": "48s",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serve_app.cli.batch.folder import RESULTS, STATE, batch_folder
 from serve_app.cli.batch.plan import Known, Todo, idempotency_key, plan, read_lines
-from serve_app.cli.batch.run import BatchWish, batch_of
+from serve_app.cli.batch.run import BatchOptions, batch_of
 from serve_app.cli.output import Output
 from serve_app.cli.words import is_file_name
 from serve_app.client.errors import KeyRefusedError, UnreachableError, UsageError
@@ -36,25 +36,25 @@ def api() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def wish(tmp_path: Path) -> BatchWish:
+def wish(tmp_path: Path) -> BatchOptions:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    return BatchWish(tmp_path / "prompts.txt", tmp_path / "out", BATCH, 3, force=False)
+    return BatchOptions(tmp_path / "prompts.txt", tmp_path / "out", BATCH, 3, force=False)
 
 
-async def run(api: StandIn, wish: BatchWish, patience_s: float = 20, as_json: bool = False) -> int:
+async def run(api: StandIn, wish: BatchOptions, patience_s: float = 20, as_json: bool = False) -> int:
     async with Client(api.url, api.api_key, patience_s) as client:
         return await batch_of(client, Output(as_json), wish)
 
 
-def results(wish: BatchWish) -> list[dict[str, Any]]:
+def results(wish: BatchOptions) -> list[dict[str, Any]]:
     return [json.loads(row) for row in (wish.folder / RESULTS).read_text().splitlines()]
 
 
-def visible(wish: BatchWish) -> set[str]:
+def visible(wish: BatchOptions) -> set[str]:
     return {path.name for path in wish.folder.iterdir() if not path.name.startswith(".")}
 
 
-def check_all_made_once(api: StandIn, wish: BatchWish) -> None:
+def check_all_made_once(api: StandIn, wish: BatchOptions) -> None:
     assert sorted(video["prompt"] for video in api.videos.values()) == PROMPTS
     told = results(wish)
     assert [row["status"] for row in told] == ["completed"] * len(PROMPTS)
@@ -63,14 +63,14 @@ def check_all_made_once(api: StandIn, wish: BatchWish) -> None:
     assert all((wish.folder / row["file"]).read_bytes() == FILE for row in told)
 
 
-async def test_every_line_becomes_a_file(api: StandIn, wish: BatchWish) -> None:
+async def test_every_line_becomes_a_file(api: StandIn, wish: BatchOptions) -> None:
     assert await run(api, wish) == 0
     check_all_made_once(api, wish)
     assert {video["priority"] for video in api.videos.values()} == {"batch"}
     assert api.most_at_once <= wish.concurrency
 
 
-async def test_a_second_run_does_nothing(api: StandIn, wish: BatchWish) -> None:
+async def test_a_second_run_does_nothing(api: StandIn, wish: BatchOptions) -> None:
     await run(api, wish)
     before = api.seen.copy()
     assert await run(api, wish) == 0
@@ -79,7 +79,7 @@ async def test_a_second_run_does_nothing(api: StandIn, wish: BatchWish) -> None:
 
 
 @pytest.mark.parametrize("cut_after", [0, 0.02, 0.05, 0.08, 0.12, 0.2])
-async def test_a_run_that_is_cut_off_is_taken_up(api: StandIn, wish: BatchWish, cut_after: float) -> None:
+async def test_a_run_that_is_cut_off_is_taken_up(api: StandIn, wish: BatchOptions, cut_after: float) -> None:
     api.lost_answers = 1
     task = asyncio.create_task(run(api, wish))
     await asyncio.sleep(cut_after)
@@ -113,7 +113,7 @@ def test_a_state_file_cut_anywhere_makes_no_second_video(data: st.DataObject) ->
         assert (folder / STATE).read_bytes().count(b"\n") == 1 + len(second.known)
 
 
-async def test_what_failed_is_tried_again_with_the_next_run(api: StandIn, wish: BatchWish) -> None:
+async def test_what_failed_is_tried_again_with_the_next_run(api: StandIn, wish: BatchOptions) -> None:
     api.failing = {PROMPTS[1]}
     assert await run(api, wish) == 3
     (failed,) = [row for row in results(wish) if row["status"] == "failed"]
@@ -124,7 +124,7 @@ async def test_what_failed_is_tried_again_with_the_next_run(api: StandIn, wish: 
     assert sorted(row["prompt"] for row in results(wish)) == PROMPTS
 
 
-async def test_a_refused_line_fails_alone(api: StandIn, wish: BatchWish) -> None:
+async def test_a_refused_line_fails_alone(api: StandIn, wish: BatchOptions) -> None:
     api.refusals = [(400, "content_policy", {})]
     assert await run(api, wish) == 3
     (failed,) = [row for row in results(wish) if row["status"] == "failed"]
@@ -133,13 +133,13 @@ async def test_a_refused_line_fails_alone(api: StandIn, wish: BatchWish) -> None
     check_all_made_once(api, wish)
 
 
-async def test_a_full_queue_is_waited_for(api: StandIn, wish: BatchWish) -> None:
+async def test_a_full_queue_is_waited_for(api: StandIn, wish: BatchOptions) -> None:
     api.refusals = [(429, "tenant_queue_full", NO_WAIT)] * 5 + [(429, "insufficient_quota", {"Retry-After": "1"})]
     assert await run(api, wish, patience_s=0.5) == 0
     check_all_made_once(api, wish)
 
 
-async def test_a_refused_key_ends_the_batch(api: StandIn, wish: BatchWish) -> None:
+async def test_a_refused_key_ends_the_batch(api: StandIn, wish: BatchOptions) -> None:
     api.refusals = [(401, "invalid_api_key", {})]
     with pytest.raises(KeyRefusedError):
         await run(api, wish)
@@ -147,7 +147,7 @@ async def test_a_refused_key_ends_the_batch(api: StandIn, wish: BatchWish) -> No
     check_all_made_once(api, wish)
 
 
-async def test_a_server_that_is_away_for_long_ends_the_run(api: StandIn, wish: BatchWish) -> None:
+async def test_a_server_that_is_away_for_long_ends_the_run(api: StandIn, wish: BatchOptions) -> None:
     api.breaks = [0] * 1000
     with pytest.raises(UnreachableError):
         await run(api, wish, patience_s=0.3)
@@ -156,7 +156,7 @@ async def test_a_server_that_is_away_for_long_ends_the_run(api: StandIn, wish: B
     check_all_made_once(api, wish)
 
 
-async def test_a_video_that_the_server_has_lost_is_made_again(api: StandIn, wish: BatchWish) -> None:
+async def test_a_video_that_the_server_has_lost_is_made_again(api: StandIn, wish: BatchOptions) -> None:
     await run(api, wish)
     lost = results(wish)[2]
     del api.videos[lost["video_id"]]
@@ -166,7 +166,7 @@ async def test_a_video_that_the_server_has_lost_is_made_again(api: StandIn, wish
     assert sorted(video["prompt"] for video in api.videos.values()) == PROMPTS
 
 
-async def test_a_proxy_without_routes_makes_no_second_video(api: StandIn, wish: BatchWish) -> None:
+async def test_a_proxy_without_routes_makes_no_second_video(api: StandIn, wish: BatchOptions) -> None:
     api.hold = True
     task = asyncio.create_task(run(api, wish))
     while api.at_once < wish.concurrency:
@@ -179,7 +179,7 @@ async def test_a_proxy_without_routes_makes_no_second_video(api: StandIn, wish: 
     check_all_made_once(api, wish)
 
 
-async def test_a_video_deleted_while_it_is_made_is_made_again_by_the_next_run(api: StandIn, wish: BatchWish) -> None:
+async def test_a_video_deleted_while_it_is_made_is_made_again_by_the_next_run(api: StandIn, wish: BatchOptions) -> None:
     api.hold = True
     task = asyncio.create_task(run(api, wish))
     while api.at_once < wish.concurrency:
@@ -191,14 +191,16 @@ async def test_a_video_deleted_while_it_is_made_is_made_again_by_the_next_run(ap
     check_all_made_once(api, wish)
 
 
-async def test_a_file_that_was_deleted_is_fetched_again(api: StandIn, wish: BatchWish) -> None:
+async def test_a_file_that_was_deleted_is_fetched_again(api: StandIn, wish: BatchOptions) -> None:
     await run(api, wish)
     (wish.folder / results(wish)[0]["file"]).unlink()
     assert await run(api, wish) == 0
     check_all_made_once(api, wish)
 
 
-async def test_a_file_that_was_renamed_but_not_written_down_is_not_fetched_again(api: StandIn, wish: BatchWish) -> None:
+async def test_a_file_that_was_renamed_but_not_written_down_is_not_fetched_again(
+    api: StandIn, wish: BatchOptions
+) -> None:
     await run(api, wish)
     (wish.folder / RESULTS).unlink()
     before = api.seen["bytes"]
@@ -207,32 +209,32 @@ async def test_a_file_that_was_renamed_but_not_written_down_is_not_fetched_again
     check_all_made_once(api, wish)
 
 
-async def test_files_of_others_are_not_overwritten(api: StandIn, wish: BatchWish) -> None:
+async def test_files_of_others_are_not_overwritten(api: StandIn, wish: BatchOptions) -> None:
     (line, *_) = read_lines("\n".join(PROMPTS), BATCH)
     wish.folder.mkdir()
     (wish.folder / line.file).write_text("mine")
     with pytest.raises(UsageError, match="--force"):
         await run(api, wish)
     assert (wish.folder / line.file).read_text() == "mine" and not api.videos
-    forced = BatchWish(wish.prompts, wish.folder, wish.fields, 3, force=True)
+    forced = BatchOptions(wish.prompts, wish.folder, wish.fields, 3, force=True)
     assert await run(api, forced) == 0
     check_all_made_once(api, wish)
 
 
-async def test_one_batch_at_a_time_works_in_a_folder(api: StandIn, wish: BatchWish) -> None:
+async def test_one_batch_at_a_time_works_in_a_folder(api: StandIn, wish: BatchOptions) -> None:
     with batch_folder(wish.folder), pytest.raises(UsageError, match="another batch"):
         await run(api, wish)
 
 
 async def test_the_same_prompts_in_another_folder_are_other_videos(
-    api: StandIn, wish: BatchWish, tmp_path: Path
+    api: StandIn, wish: BatchOptions, tmp_path: Path
 ) -> None:
     await run(api, wish)
-    await run(api, BatchWish(wish.prompts, tmp_path / "other", wish.fields, 3, force=False))
+    await run(api, BatchOptions(wish.prompts, tmp_path / "other", wish.fields, 3, force=False))
     assert len(api.videos) == 2 * len(PROMPTS)
 
 
-async def test_json_lines_are_the_results(api: StandIn, wish: BatchWish, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_json_lines_are_the_results(api: StandIn, wish: BatchOptions, capsys: pytest.CaptureFixture[str]) -> None:
     await run(api, wish, as_json=True)
     assert [json.loads(row) for row in capsys.readouterr().out.splitlines()] == results(wish)
 
@@ -321,7 +323,7 @@ def test_many_mistakes_are_counted() -> None:
         read_lines("\n".join(["{"] * 8), {})
 
 
-async def test_a_file_that_is_no_text_is_wrong_usage(api: StandIn, wish: BatchWish) -> None:
+async def test_a_file_that_is_no_text_is_wrong_usage(api: StandIn, wish: BatchOptions) -> None:
     wish.prompts.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8 at byte 0"):
         await run(api, wish)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from serve_app.access.tenants import key_hash
 from serve_app.cli.keys import keys, tenants
-from serve_app.database import access as access_store
+from serve_app.database import access as access_sql
 from serve_app.database.connection import Database
 from tests.support import ROOT
 
@@ -152,9 +152,9 @@ def beside(data: Path, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def test_all_of_a_tenant_is_shown(data: Path) -> None:
-    tenant = beside(data, access_store.create_tenant, "acme", 1.0)
+    tenant = beside(data, access_sql.create_tenant, "acme", 1.0)
     key = told("keys", "create", "--tenant", "acme")
-    beside(data, access_store.record_usage, "acme", time.time(), 1.5)
+    beside(data, access_sql.record_usage, "acme", time.time(), 1.5)
     shown = told("tenants", "show", "acme")
     assert shown["webhook_secret"] == tenant.webhook_secret
     assert [one["id"] for one in shown["keys"]] == [key["id"]]
@@ -167,7 +167,7 @@ def test_all_of_a_tenant_is_shown(data: Path) -> None:
 def test_usage_by_day(data: Path) -> None:
     now = time.time()
     for tenant, ended_at, seconds in (("acme", now, 1.5), ("acme", now - 40 * DAY_S, 4.0), ("other", now, 2.0)):
-        beside(data, access_store.record_usage, tenant, ended_at, seconds)
+        beside(data, access_sql.record_usage, tenant, ended_at, seconds)
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
     mine = {"tenant": "acme", "day": today, "gpu_seconds": 1.5, "videos": 1}
     assert told("tenants", "usage", "acme") == [mine]
@@ -183,7 +183,7 @@ def test_the_secret_of_webhooks_can_be_told_and_replaced(data: Path) -> None:
     assert after.startswith("whsec_") and after != before
     own = run("tenants", "webhook-secret").stdout.strip()
     assert own == told("tenants", "webhook-secret")["webhook_secret"]
-    assert own == beside(data, access_store.installation_webhook_secret)
+    assert own == beside(data, access_sql.installation_webhook_secret)
 
 
 def test_a_removed_tenant_is_gone_with_its_keys() -> None:
@@ -200,14 +200,14 @@ def test_what_is_not_there_is_one_line_and_code_1(words: tuple[str, str]) -> Non
 
 def test_it_works_beside_a_server_that_writes(data: Path) -> None:
     """A change waits for the transaction that is open, and the server sees it afterwards."""
-    version = beside(data, access_store.access_version)
+    version = beside(data, access_sql.access_version)
     with closing(sqlite3.connect(data / "jobs.db", isolation_level=None, check_same_thread=False)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         end = threading.Timer(0.5, connection.rollback)
         end.start()
         run("keys", "create", "--tenant", "acme")
         end.join()
-    assert beside(data, access_store.access_version) > version
+    assert beside(data, access_sql.access_version) > version
 
 
 def test_a_database_that_does_not_work_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.access.tenants import AccessTable
-from serve_app.feed.mirror import Mirror
-from serve_app.feed.publisher import FIRST, Batch, Cursor, Feed, Key
+from serve_app.feed.job_cache import JobCache
+from serve_app.feed.publisher import FIRST, Batch, Cursor, FeedPublisher, Key
 from serve_app.jobs import (
     FINAL,
     MOVES,
@@ -49,7 +49,7 @@ class Truth:
     jobs: dict[str, Job] = field(default_factory=dict)
     histories: dict[str, list[Move]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
-    feed: Feed = field(init=False)
+    feed: FeedPublisher = field(init=False)
     made: int = 0
     deleted: set[str] = field(default_factory=set)
     followed: set[str] = field(default_factory=set)
@@ -57,8 +57,8 @@ class Truth:
     def __post_init__(self) -> None:
         self.feed = self.new_feed()
 
-    def new_feed(self) -> Feed:
-        return Feed(now_of=self.now_of, kept_ended=self.kept_ended, access=AccessTable(1, {}, {}))
+    def new_feed(self) -> FeedPublisher:
+        return FeedPublisher(now_of=self.now_of, kept_ended=self.kept_ended, access=AccessTable(1, {}, {}))
 
     def now_of(self, job: Job) -> Job:
         return replace(job, step=self.steps.get(job.id, 0))
@@ -142,7 +142,7 @@ def matches(job: Job, wanted: JobFilter) -> bool:
     return (not wanted.states or job.state in wanted.states) and wanted.tenant in (None, job.tenant)
 
 
-def check(mirror: Mirror, truth: Truth) -> None:
+def check(mirror: JobCache, truth: Truth) -> None:
     for job in truth.jobs.values():
         known = mirror.get(job.id)
         if not job.final or (job.created_at, job.id) >= mirror.horizon:
@@ -157,7 +157,7 @@ def check(mirror: Mirror, truth: Truth) -> None:
         assert (mirror.get(job_id), mirror.moves(job_id)) == (None, None)
 
 
-def check_pages(mirror: Mirror, truth: Truth) -> None:
+def check_pages(mirror: JobCache, truth: Truth) -> None:
     for order in ("desc", "asc"):
         for wanted in (JobFilter(), JobFilter(tenant="acme"), JobFilter((JobState.COMPLETED, JobState.FAILED))):
             for after in [None, *truth.jobs]:
@@ -183,7 +183,7 @@ ACTIONS = st.one_of(
 @given(actions=st.lists(ACTIONS, max_size=60))
 def test_mirrors_agree_with_the_truth(actions: list[tuple[object, ...]]) -> None:
     async def play() -> None:
-        truth, mirrors = Truth(), [Mirror() for _ in range(3)]
+        truth, mirrors = Truth(), [JobCache() for _ in range(3)]
         for name, *given_args in actions:
             if name == "poll":
                 mirror = mirrors[given_args[0]]  # type: ignore[call-overload]
@@ -202,7 +202,7 @@ def test_mirrors_agree_with_the_truth(actions: list[tuple[object, ...]]) -> None
 
 
 async def test_only_pages_within_the_horizon_are_answered() -> None:
-    feed, mirror = Feed(kept_ended=3), Mirror()
+    feed, mirror = FeedPublisher(kept_ended=3), JobCache()
     ended = [moved(replace(new_job(number), created_at=float(number)), JobState.CANCELLED) for number in range(10)]
     for job in ended:
         feed.moved(job)
@@ -220,7 +220,7 @@ async def test_only_pages_within_the_horizon_are_answered() -> None:
 
 
 async def test_the_job_at_the_horizon_is_known() -> None:
-    feed, mirror = Feed(), Mirror()
+    feed, mirror = FeedPublisher(), JobCache()
     first, second = (replace(new_job(number), created_at=float(number)) for number in (1, 2))
     feed.begin_anew([first, second], (first.created_at, first.id))
     mirror.apply(feed.batch(mirror.cursor))
@@ -229,7 +229,7 @@ async def test_the_job_at_the_horizon_is_known() -> None:
 
 
 async def test_deletions_are_told_also_of_what_was_forgotten() -> None:
-    feed, mirror = Feed(kept_ended=2), Mirror()
+    feed, mirror = FeedPublisher(kept_ended=2), JobCache()
     ended = [moved(new_job(number), JobState.CANCELLED) for number in range(4)]
     for job in ended:
         feed.moved(job)
@@ -246,7 +246,7 @@ async def test_deletions_are_told_also_of_what_was_forgotten() -> None:
 
 
 async def test_places_are_those_of_the_state() -> None:
-    truth, mirror = Truth(), Mirror()
+    truth, mirror = Truth(), JobCache()
     truth.accept("acme")
     (job,) = truth.jobs.values()
     truth.feed.tell_places({job.id: Place(4, 10.0, 20.0)})
@@ -261,7 +261,7 @@ async def test_places_are_those_of_the_state() -> None:
     assert job.id in mirror.apply(truth.feed.batch(mirror.cursor))
 
 
-async def ask(feed: Feed, name: str, cursor: Cursor) -> Batch:
+async def ask(feed: FeedPublisher, name: str, cursor: Cursor) -> Batch:
     await feed.wait(name, cursor)
     return feed.batch(cursor)
 
@@ -308,7 +308,7 @@ async def test_a_follower_that_is_silent_is_not_waited_for_longer_than_it_answer
 
 async def test_a_feed_born_again_waits_for_the_followers_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.feed.publisher.VALID_S", 0.3)
-    feed = Feed(born_again=True)
+    feed = FeedPublisher(born_again=True)
     loop = asyncio.get_running_loop()
     born = loop.time()
     feed.moved(new_job(1))
@@ -317,7 +317,7 @@ async def test_a_feed_born_again_waits_for_the_followers_of_the_one_before(monke
 
 
 async def test_without_followers_nobody_is_waited_for() -> None:
-    feed = Feed()
+    feed = FeedPublisher()
     feed.moved(new_job(1))
     told = asyncio.create_task(feed.told())
     await asyncio.sleep(0)
@@ -325,7 +325,7 @@ async def test_without_followers_nobody_is_waited_for() -> None:
 
 
 async def test_old_news_changes_nothing() -> None:
-    feed, mirror = Feed(), Mirror()
+    feed, mirror = FeedPublisher(), JobCache()
     job = new_job(1)
     done = moved(job, JobState.CANCELLED)
     feed.moved(done)
@@ -388,7 +388,7 @@ async def test_who_is_behind_does_not_wait() -> None:
 
 
 async def test_progress_of_what_is_unknown_or_over_is_no_news() -> None:
-    truth, mirror = Truth(), Mirror()
+    truth, mirror = Truth(), JobCache()
     truth.accept("acme")
     truth.accept("acme")
     first, second = truth.jobs
@@ -402,7 +402,7 @@ async def test_progress_of_what_is_unknown_or_over_is_no_news() -> None:
 
 
 async def test_what_has_changed_is_told_to_who_watches() -> None:
-    truth, mirror = Truth(), Mirror()
+    truth, mirror = Truth(), JobCache()
     for _ in range(3):
         truth.accept("acme")
     first, second, third = truth.jobs
@@ -417,7 +417,7 @@ async def test_what_has_changed_is_told_to_who_watches() -> None:
 
 
 async def test_access_stays_as_it_was_told_last() -> None:
-    feed, mirror = Feed(), Mirror()
+    feed, mirror = FeedPublisher(), JobCache()
     mirror.apply(feed.batch(mirror.cursor))
     assert mirror.access is None
     for version in (1, 2):
@@ -428,7 +428,7 @@ async def test_access_stays_as_it_was_told_last() -> None:
 
 
 async def test_a_history_with_a_gap_is_not_told() -> None:
-    feed, mirror = Feed(), Mirror()
+    feed, mirror = FeedPublisher(), JobCache()
     job = new_job(1)
     encoding = moved(job, JobState.ENCODING)
     feed.moved(replace(encoding, last_move=None))
@@ -436,7 +436,7 @@ async def test_a_history_with_a_gap_is_not_told() -> None:
     feed.moved(queued)
     mirror.apply(feed.batch(mirror.cursor))
     assert (mirror.get(job.id), mirror.moves(job.id)) == (queued, None)
-    other, ahead = new_job(2), Mirror()
+    other, ahead = new_job(2), JobCache()
     feed.moved(other)
     ahead.apply(feed.batch(ahead.cursor))
     later = moved(moved(other, JobState.ENCODING), JobState.QUEUED)
@@ -449,7 +449,7 @@ async def test_a_history_with_a_gap_is_not_told() -> None:
 
 
 async def test_a_job_that_is_read_again_keeps_its_history() -> None:
-    feed, mirror = Feed(), Mirror()
+    feed, mirror = FeedPublisher(), JobCache()
     job = new_job(1)
     feed.moved(job)
     feed.moved(replace(job, last_move=None))
@@ -458,8 +458,8 @@ async def test_a_job_that_is_read_again_keeps_its_history() -> None:
 
 
 async def test_a_mirror_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.feed.mirror.MAX_JOBS", 4)
-    feed, mirror = Feed(kept_ended=2), Mirror(_most=4)
+    monkeypatch.setattr("serve_app.feed.job_cache.MAX_JOBS", 4)
+    feed, mirror = FeedPublisher(kept_ended=2), JobCache(_most=4)
     for number in range(5):
         feed.moved(moved(new_job(number), JobState.CANCELLED))
         mirror.apply(feed.batch(mirror.cursor))
@@ -473,8 +473,8 @@ async def test_a_mirror_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_more_live_jobs_than_a_mirror_keeps_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.feed.mirror.MAX_JOBS", 4)
-    feed, mirror = Feed(), Mirror(_most=4)
+    monkeypatch.setattr("serve_app.feed.job_cache.MAX_JOBS", 4)
+    feed, mirror = FeedPublisher(), JobCache(_most=4)
     for number in range(10):
         feed.moved(new_job(number))
     mirror.apply(feed.batch(mirror.cursor))
@@ -487,7 +487,7 @@ async def test_more_live_jobs_than_a_mirror_keeps_are_told_once(monkeypatch: pyt
 async def test_of_the_others_followers_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that comes to a database where others are."""
     loop = asyncio.get_running_loop()
-    feed = Feed(quiet_until=loop.time() + 0.3)
+    feed = FeedPublisher(quiet_until=loop.time() + 0.3)
     at = loop.time()
     await feed.told()
     assert loop.time() - at >= 0.29

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import (
-    RowState,
+    Sample,
     condition,
     denoise_step,
     initial_noise,
     rope_tables,
     sigma_schedule,
-    start_row,
+    start_sample,
 )
 from deployments.mochi.loading import load_transformer
 from tests.support.worker_fakes import SHAPES, spec
@@ -51,7 +51,7 @@ def without_grad() -> Iterator[None]:
         yield
 
 
-def row(pipeline: Any, transformer: Any, video: VideoSpec) -> RowState:
+def row(pipeline: Any, transformer: Any, video: VideoSpec) -> Sample:
     embeds, mask, negative, negative_mask = pipeline.encode_prompt(
         video.prompt, video.negative_prompt, max_sequence_length=16
     )
@@ -61,7 +61,7 @@ def row(pipeline: Any, transformer: Any, video: VideoSpec) -> RowState:
         "negative_embeds": negative[0],
         "negative_mask": negative_mask[0],
     }
-    return start_row(transformer, video, tensors, rope_tables(transformer, video.clip.latents))
+    return start_sample(transformer, video, tensors, rope_tables(transformer, video.clip.latents))
 
 
 def reference(pipeline: Any, video: VideoSpec) -> torch.Tensor:

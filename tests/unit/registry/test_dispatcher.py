@@ -310,7 +310,7 @@ async def test_a_new_cluster_takes_over_what_the_old_one_lets_lapse(
     if database_url.startswith("sqlite"):
         pytest.skip("one registry only on SQLite")
     monkeypatch.setattr(
-        "serve_app.registry.feed_upkeep.COMING_S", 0.0
+        "serve_app.registry.feed_maintenance.COMING_S", 0.0
     )  # its first writes would take longer than a lease
     settings = SETTINGS.model_copy(update={"lease_s": 1.5})
     old, new = World(database_url, settings, owner="old"), World(database_url, settings, owner="new")

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from deployments.messages import ReplicaInfo, Stage
-from serve_app.jobs import Job, JobState, Spent
+from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import ForeignLeases, LeaseTable
 from serve_app.registry.replicas import ReplicaTable
 from tests.support.registry_world import SPEC
@@ -62,12 +62,12 @@ def test_what_was_spent_is_counted_once() -> None:
     lease.step = 7
     lease.used(1.5)
     spent = lease.count()
-    assert spent == Spent(3, 1.5)
-    assert lease.count() == Spent(0, 0.0)
+    assert spent == Usage(3, 1.5)
+    assert lease.count() == Usage(0, 0.0)
     lease.uncount(spent)
     lease.step = 8
     lease.used(2.0)
-    assert lease.count() == Spent(4, 2.0)
+    assert lease.count() == Usage(4, 2.0)
 
 
 def test_a_resumed_lease_counts_the_device_from_its_first_report() -> None:

@@ -20,7 +20,7 @@ from deployments.messages import (
     Started,
 )
 from serve_app.config import SchedulingSettings
-from serve_app.database import jobs as job_store
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.jobs import Tier
 from serve_app.registry import actor as job_registry
@@ -72,7 +72,7 @@ async def sampled(world: World, **submit: Any) -> Call:
 
 
 async def test_a_claim_that_was_written_and_not_told_is_undone(world: World) -> None:
-    Flaky.untold.add(job_store.claim)
+    Flaky.untold.add(jobs_sql.claim)
     await world.submit("a")
     call = await world.next_after_loss()
     assert (call.task.job_id, call.task.attempt) == ("a", 1)
@@ -82,7 +82,7 @@ async def test_a_lease_whose_end_was_not_told_ends_with_the_next_claim(world: Wo
     await world.replicas(stages=ENCODER)
     await world.submit("a")
     encoding = await world.workers.next()
-    Flaky.untold.add(job_store.finish_stage)
+    Flaky.untold.add(jobs_sql.finish_stage)
     with pytest.raises(RegistryUnavailableError):
         await world.report(encoding, Finished())
     await world.replicas(stages=SAMPLER)
@@ -100,7 +100,7 @@ async def test_no_report_of_a_batch_is_lost_to_the_database_of_another(world: Wo
     await world.replicas(slots=2, stages=SAMPLER)
     calls = [await world.workers.next() for _ in range(2)]
     leases = [world.registry._board.leases.of_job(call.task.job_id) for call in calls]
-    Flaky.away.add(job_store.renew)
+    Flaky.away.add(jobs_sql.renew)
     for lease in leases:
         assert lease is not None
         lease.saved_at = 0.0
@@ -125,7 +125,7 @@ async def test_seconds_that_could_not_be_saved_are_saved_later(world: World) -> 
     lease = world.registry._board.leases.of_job("a")
     assert lease is not None
     lease.saved_at = 0.0
-    Flaky.away.add(job_store.renew)
+    Flaky.away.add(jobs_sql.renew)
     failing = asyncio.create_task(world.report(call, Progress(2, 20, device_s=2.0)))
     await asyncio.sleep(0)  # it has begun to save
     await world.report(call, Progress(3, 20, device_s=3.0))

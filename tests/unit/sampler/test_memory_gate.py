@@ -5,14 +5,14 @@ import asyncio
 import pytest
 
 from deployments.errors import PermanentError, StoppedError
-from deployments.sampler.memory_gate import Admission
-from deployments.sampler.memory_profile import MemoryProfile, Resident
+from deployments.sampler.memory_gate import MemoryGate
+from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from tests.support.worker_fakes import running_task
 
 PROFILE = MemoryProfile(
     step_token_bytes=100, step_row_bytes=0, held_token_bytes=10, held_row_bytes=0, table_token_bytes=0
 )
-SAMPLE = Resident((12, 5, 8, 8))
+SAMPLE = SampleFootprint((12, 5, 8, 8))
 
 
 def budget(samples: int) -> int:
@@ -20,7 +20,7 @@ def budget(samples: int) -> int:
 
 
 async def test_as_many_as_fit_come_in_and_the_next_waits_for_one_to_leave() -> None:
-    admission = Admission(PROFILE, budget(2))
+    admission = MemoryGate(PROFILE, budget(2))
     tasks = [running_task(f"video_{n}") for n in range(3)]
     assert await admission.enter(tasks[0], SAMPLE)
     assert await admission.enter(tasks[1], SAMPLE)
@@ -32,7 +32,7 @@ async def test_as_many_as_fit_come_in_and_the_next_waits_for_one_to_leave() -> N
 
 
 async def test_who_waits_heeds_stop_and_yield() -> None:
-    admission = Admission(PROFILE, budget(1))
+    admission = MemoryGate(PROFILE, budget(1))
     first, second, third = (running_task(f"video_{n}") for n in range(3))
     assert await admission.enter(first, SAMPLE)
     second.yield_("room for another")
@@ -43,7 +43,7 @@ async def test_who_waits_heeds_stop_and_yield() -> None:
 
 
 async def test_what_never_fits_is_refused_for_good() -> None:
-    admission = Admission(PROFILE, budget(1) - 1)
+    admission = MemoryGate(PROFILE, budget(1) - 1)
     with pytest.raises(PermanentError, match="80 tokens; 79 fit") as caught:
         await admission.enter(running_task(), SAMPLE)
     assert caught.value.code == "too_large"

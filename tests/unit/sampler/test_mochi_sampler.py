@@ -29,13 +29,12 @@ from deployments.messages import (
     Started,
     VideoSpec,
 )
-from deployments.mochi.denoise import RowState
+from deployments.mochi.denoise import Sample
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
 from deployments.replica import running_task
 from deployments.sampler import mochi_sampler
-from deployments.sampler.memory_gate import Admission
-from deployments.sampler.memory_profile import MemoryProfile
-from deployments.sampler.memory_profile import Resident as MemoryResident
+from deployments.sampler.memory_gate import MemoryGate
+from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from deployments.sampler.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
 from deployments.sampler.step_loop import Step
 from tests.support.worker_fakes import (
@@ -542,8 +541,8 @@ async def test_a_yield_while_there_is_no_memory_gives_the_slot_back(replica: Rep
     tasks, link = [job(1, LONG), job(2, LONG)], MemoryLink()
     sampler = replica(link, embedded(*tasks))
     passes = Passes(sampler)
-    profile, sample = MemoryProfile(100, 0, 10, 0, 0), MemoryResident(LONG.clip.latents, 1)
-    sampler._admission = Admission(profile, profile.needed([replace(sample, rows=2)]))
+    profile, sample = MemoryProfile(100, 0, 10, 0, 0), SampleFootprint(LONG.clip.latents, 1)
+    sampler._admission = MemoryGate(profile, profile.needed([replace(sample, rows=2)]))
     sampler._admission._inside["of another"] = replace(sample, rows=2)
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
     while len(sampler._worker._running) < 2:
@@ -717,7 +716,7 @@ async def test_the_device_time_of_a_batch_is_told_by_its_samples(replica: Replic
     sampler = replica(link, embedded(*tasks))
     step: Step = sampler._loop._step
 
-    def timed(rows: Sequence[RowState]) -> list[RowState]:
+    def timed(rows: Sequence[Sample]) -> list[Sample]:
         took.append(1_000_000_000 + len(took))
         clock.advance(took[-1])
         return step(rows)

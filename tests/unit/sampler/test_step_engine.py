@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deployments.messages import VideoSpec
 from deployments.sampler.state import pack
-from tests.support.step_scenarios import Plan, Sample, Scenario, advance, first_state, play, read
+from tests.support.step_scenarios import Plan, PlayedSample, Scenario, advance, first_state, play, read
 from tests.support.worker_fakes import SHAPES, spec
 
 # diffusers asks for fp32 autocast on the CPU, which torch refuses with a warning
@@ -117,7 +117,7 @@ def undisturbed(video: VideoSpec) -> Tensor:
     return final(sample)
 
 
-def final(sample: Sample) -> Tensor:
+def final(sample: PlayedSample) -> Tensor:
     assert sample.latents is not None
     return sample.latents
 

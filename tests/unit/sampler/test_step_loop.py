@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import StoppedError
-from deployments.mochi.denoise import RowState, TextConditioning
+from deployments.mochi.denoise import Sample, TextConditioning
 from deployments.replica.running_task import RunningTask
-from deployments.sampler.step_loop import AfterStep, Resident, Step, StepLoop, shares
+from deployments.sampler.step_loop import AfterStep, LoopEntry, Step, StepLoop, shares
 from tests.support.worker_fakes import Clock, GatedStep, running_task
 
 TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)
@@ -25,28 +25,28 @@ ROPE = (torch.zeros(1), torch.zeros(1))
 TOKENS_OF_ROW = 4
 
 
-def row(name: int, steps: int = 3, frames: int = 1) -> RowState:
+def row(name: int, steps: int = 3, frames: int = 1) -> Sample:
     """Its latents begin as its name; a guidance of 1 makes one row of a pass of it."""
     latents = torch.full((12, frames, 4, 4), float(name))
-    return RowState(latents, 0, torch.linspace(0, 1, steps + 1), 1.0, TEXT, TEXT, ROPE)
+    return Sample(latents, 0, torch.linspace(0, 1, steps + 1), 1.0, TEXT, TEXT, ROPE)
 
 
-def count(rows: Sequence[RowState]) -> list[RowState]:
+def count(rows: Sequence[Sample]) -> list[Sample]:
     return [replace(each, latents=each.latents.clone(), step=each.step + 1) for each in rows]
 
 
-def seen(rows: Sequence[RowState]) -> list[tuple[int, int]]:
+def seen(rows: Sequence[Sample]) -> list[tuple[int, int]]:
     """(name, step) of each."""
     return [(int(each.latents.flatten()[0]), each.step) for each in rows]
 
 
 def enter(
     loop: StepLoop,
-    first: RowState,
+    first: Sample,
     running: RunningTask | None = None,
     after_step: AfterStep = lambda row: None,
     exact: bool = False,
-) -> Resident:
+) -> LoopEntry:
     return loop.enter(running or running_task(), lambda: first, after_step, exact)
 
 
@@ -70,7 +70,7 @@ def denoising_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "denoise"}
 
 
-async def passes(gate: GatedStep, *inside: Resident) -> list[list[tuple[int, int]]]:
+async def passes(gate: GatedStep, *inside: LoopEntry) -> list[list[tuple[int, int]]]:
     """Let one pass after the other through until all have left; what they were."""
     made = []
     while rows := await gate.at_gate(*inside):
@@ -118,7 +118,7 @@ async def test_after_step_hears_of_each_row_and_the_newest_is_at_hand() -> None:
 async def test_rows_are_those_inside() -> None:
     inside: list[list[tuple[int, int]]] = []
 
-    def prepare() -> RowState:
+    def prepare() -> Sample:
         inside.append(seen(loop.rows()))
         return row(2)
 
@@ -246,7 +246,7 @@ async def test_a_yield_before_the_first_step_runs_none() -> None:
 async def test_who_was_stopped_outside_is_not_prepared() -> None:
     prepared: list[bool] = []
 
-    def prepare() -> RowState:
+    def prepare() -> Sample:
         prepared.append(True)
         return row(1)
 
@@ -258,8 +258,8 @@ async def test_who_was_stopped_outside_is_not_prepared() -> None:
     assert prepared == []
 
 
-def failing(error: Exception) -> Callable[..., RowState]:
-    def fail(*_: object) -> RowState:
+def failing(error: Exception) -> Callable[..., Sample]:
+    def fail(*_: object) -> Sample:
         raise error
 
     return fail
@@ -280,7 +280,7 @@ async def test_a_failing_prepare_fails_that_sample_only() -> None:
 
 
 async def test_a_failing_step_fails_its_pass_only() -> None:
-    def step(rows: Sequence[RowState]) -> list[RowState]:
+    def step(rows: Sequence[Sample]) -> list[Sample]:
         if any(name == 2 and at == 1 for name, at in seen(rows)):
             raise torch.OutOfMemoryError("tried 3 GiB")
         return count(rows)
@@ -301,7 +301,7 @@ async def test_a_failing_step_fails_its_pass_only() -> None:
 
 
 async def test_a_failing_after_step_fails_that_sample_only() -> None:
-    def after_step(new: RowState) -> None:
+    def after_step(new: Sample) -> None:
         if new.step == 2:
             raise ZeroDivisionError
 
@@ -350,7 +350,7 @@ async def test_the_thread_warms_up_first_and_computes_no_gradients() -> None:
     def note() -> None:
         grads.append((threading.current_thread().name, torch.is_grad_enabled()))
 
-    def step(rows: Sequence[RowState]) -> list[RowState]:
+    def step(rows: Sequence[Sample]) -> list[Sample]:
         note()
         return count(rows)
 
@@ -383,10 +383,10 @@ async def test_who_left_keeps_no_memory(how: str) -> None:
     tensors: list[weakref.ref[torch.Tensor]] = []
     running = running_task()
 
-    def prepare() -> RowState:
+    def prepare() -> Sample:
         return row(1, steps=3)
 
-    def after_step(new: RowState) -> None:
+    def after_step(new: Sample) -> None:
         tensors.append(weakref.ref(new.latents))
         if how == "stopped by after_step" and new.step == 2:
             raise StoppedError("cancelled")
@@ -414,7 +414,7 @@ async def until(true: Callable[[], bool]) -> None:
     raise AssertionError("still not so")
 
 
-def guided(name: int, steps: int = 3, frames: int = 1) -> RowState:
+def guided(name: int, steps: int = 3, frames: int = 1) -> Sample:
     return replace(row(name, steps, frames), guidance_scale=2.0)
 
 
@@ -431,7 +431,7 @@ async def test_each_sample_pays_its_part_of_the_passes_it_was_in() -> None:
     """Alone, then beside a guided one that counts twice, then the guided one alone."""
     clock, took = Clock(), iter((1_000_000_000, 900_000_000, 600_000_001))
 
-    def step(rows: Sequence[RowState]) -> list[RowState]:
+    def step(rows: Sequence[Sample]) -> list[Sample]:
         clock.advance(next(took))
         return count(rows)
 
@@ -450,13 +450,13 @@ async def test_each_sample_pays_its_part_of_the_passes_it_was_in() -> None:
 async def test_the_progress_of_a_step_has_its_time_in_it() -> None:
     clock, running = Clock(), running_task()
 
-    def step(rows: Sequence[RowState]) -> list[RowState]:
+    def step(rows: Sequence[Sample]) -> list[Sample]:
         clock.advance(250_000_000)
         return count(rows)
 
     told: list[float] = []
 
-    def after_step(new: RowState) -> None:
+    def after_step(new: Sample) -> None:
         running.progress(new.step, new.num_steps)
         assert running.latest is not None
         told.append(running.latest.device_s)
@@ -469,7 +469,7 @@ async def test_the_progress_of_a_step_has_its_time_in_it() -> None:
 async def test_a_pass_that_fails_is_paid_for_too() -> None:
     clock, running = Clock(), running_task()
 
-    def step(rows: Sequence[RowState]) -> list[RowState]:
+    def step(rows: Sequence[Sample]) -> list[Sample]:
         clock.advance(3_000_000_000)
         raise torch.OutOfMemoryError("tried 3 GiB")
 

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.scheduling.estimates import Ahead, Forecast, forecast
+from serve_app.scheduling.estimates import Forecast, QueuedWork, forecast
 
 # Multiples of 1/8 add up exactly, so that times can be compared for equality.
 seconds = st.integers(0, 800).map(lambda n: n / 8)
 queues = st.lists(st.tuples(seconds, seconds), max_size=30).map(
-    lambda times: [Ahead(f"job-{i}", wall, tail) for i, (wall, tail) in enumerate(times)]
+    lambda times: [QueuedWork(f"job-{i}", wall, tail) for i, (wall, tail) in enumerate(times)]
 )
 held = st.lists(seconds, max_size=12)
 
 
-def jobs(*walls: float, tail: float = 0.0) -> list[Ahead]:
-    return [Ahead(name, wall, tail) for name, wall in zip("abcdef", walls, strict=False)]
+def jobs(*walls: float, tail: float = 0.0) -> list[QueuedWork]:
+    return [QueuedWork(name, wall, tail) for name, wall in zip("abcdef", walls, strict=False)]
 
 
 def starts(expected: dict[str, Forecast]) -> list[float]:
@@ -57,7 +57,9 @@ def test_slots_that_close_are_not_filled_again() -> None:
 
 
 @given(queues, held, st.integers(1, 10))
-def test_all_are_forecast_in_the_order_of_the_queue(waiting: list[Ahead], running: list[float], slots: int) -> None:
+def test_all_are_forecast_in_the_order_of_the_queue(
+    waiting: list[QueuedWork], running: list[float], slots: int
+) -> None:
     expected = forecast(waiting, running, slots)
     assert list(expected) == [job.job_id for job in waiting]
     assert starts(expected) == sorted(starts(expected))
@@ -67,7 +69,7 @@ def test_all_are_forecast_in_the_order_of_the_queue(waiting: list[Ahead], runnin
 
 
 @given(queues, held, st.integers(1, 10))
-def test_no_slot_is_booked_twice_or_left_empty(waiting: list[Ahead], running: list[float], slots: int) -> None:
+def test_no_slot_is_booked_twice_or_left_empty(waiting: list[QueuedWork], running: list[float], slots: int) -> None:
     expected = forecast(waiting, running, slots)
     spans = [(0.0, left) for left in running]
     for job in waiting:
@@ -86,14 +88,14 @@ def held_at(spans: list[tuple[float, float]], moment: float) -> int:
 def test_equal_jobs_finish_in_the_order_of_the_queue(
     count: int, wall_s: float, tail_s: float, running: list[float], slots: int
 ) -> None:
-    expected = forecast([Ahead(str(i), wall_s, tail_s) for i in range(count)], running, slots)
+    expected = forecast([QueuedWork(str(i), wall_s, tail_s) for i in range(count)], running, slots)
     ends = [place.finishes_in_s for place in expected.values()]
     assert ends == sorted(ends)
 
 
 @given(queues.filter(bool), held, st.integers(1, 10), seconds)
 def test_what_comes_later_or_takes_longer_behind_changes_nothing_before_it(
-    waiting: list[Ahead], running: list[float], slots: int, more: float
+    waiting: list[QueuedWork], running: list[float], slots: int, more: float
 ) -> None:
     first = forecast(waiting[:-1], running, slots)
     longer = replace(waiting[-1], wall_s=waiting[-1].wall_s + more)
@@ -102,7 +104,7 @@ def test_what_comes_later_or_takes_longer_behind_changes_nothing_before_it(
 
 
 @given(queues, held, st.integers(1, 10))
-def test_one_more_slot_delays_nobody(waiting: list[Ahead], running: list[float], slots: int) -> None:
+def test_one_more_slot_delays_nobody(waiting: list[QueuedWork], running: list[float], slots: int) -> None:
     few, more = forecast(waiting, running, slots), forecast(waiting, running, slots + 1)
     assert all(b <= a for a, b in zip(starts(few), starts(more), strict=True))
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.scheduling.webhook_pacing import MAX_AT_ONCE, MAX_PER_ORIGIN, MAX_PER_TENANT, Lanes, origin_of
+from serve_app.scheduling.webhook_pacing import MAX_AT_ONCE, MAX_PER_ORIGIN, MAX_PER_TENANT, DeliveryLimits, origin_of
 
 targets = st.tuples(st.sampled_from("abc"), st.sampled_from([f"http://{n}.com/x" for n in range(6)]))
 
@@ -24,7 +24,7 @@ def test_the_origin_is_what_stands_before_the_path(url: str, origin: str) -> Non
 
 @given(st.lists(st.one_of(targets, st.integers(0, 30)), max_size=60))
 def test_no_bound_is_ever_passed_and_what_leaves_makes_room(steps: list[tuple[str, str] | int]) -> None:
-    lanes, inside = Lanes(), list[tuple[str, str]]()
+    lanes, inside = DeliveryLimits(), list[tuple[str, str]]()
     for step in steps:
         if isinstance(step, int):
             if inside:
@@ -42,7 +42,7 @@ def test_no_bound_is_ever_passed_and_what_leaves_makes_room(steps: list[tuple[st
 
 
 def test_a_copy_goes_its_own_way() -> None:
-    lanes = Lanes()
+    lanes = DeliveryLimits()
     copy = lanes.copy()
     assert copy.enter("a", "http://a.com")
     assert (lanes.free, copy.free) == (MAX_AT_ONCE, MAX_AT_ONCE - 1)

@@ -125,7 +125,7 @@ async def test_while_the_registry_is_away_there_are_heartbeats(
     first = await events(stream, 2)
     with monkeypatch.context() as away:
         away.setattr(registry, "reachable", False)
-        away.setattr("serve_app.feed.follower.JobFeed.valid", False)
+        away.setattr("serve_app.feed.follower.FeedFollower.valid", False)
         assert [(await next_event(stream)).name for _ in range(4)] == 4 * ["ping"]
     registry.complete(job.id)
     # Progress may be told in between.

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.access.tenants import AccessTable, ApiKey, Tenant, key_hash, key_hint, new_key
 from serve_app.config import AccessSettings
-from serve_app.feed.publisher import Feed
+from serve_app.feed.publisher import FeedPublisher
 from serve_app.ingress.app import create_app
 from serve_app.jobs import JobState, Tier
 from tests.support.http.fakes import FakeServices, shapes_settings
@@ -61,7 +61,9 @@ async def keyed() -> AsyncIterator[httpx.AsyncClient]:
     slow = replace(acme, name="slow", requests_per_minute=2)
     of = {KEY: "acme", SLOW_KEY: "slow"}
     keys = [ApiKey(f"key_{name}", name, key_hash(key), key_hint(key), "", 0.0) for key, name in of.items()]
-    services.registry.feed = Feed(access=AccessTable(1, {"acme": acme, "slow": slow}, {key.hash: key for key in keys}))
+    services.registry.feed = FeedPublisher(
+        access=AccessTable(1, {"acme": acme, "slow": slow}, {key.hash: key for key in keys})
+    )
     async with fed_client(services) as client:
         yield client
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.exposure import AccessMode, no_keys_notice
-from serve_app.database import access as access_store
-from serve_app.database import jobs as job_store
+from serve_app.database import access as access_sql
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.meta import beat, beats
 from serve_app.feed.publisher import FIRST, VALID_S
-from serve_app.registry.state import Board, log
+from serve_app.registry.state import RegistryState, log
 
 RECENT = 1000
 EVERY_S = 1.0
@@ -27,7 +27,7 @@ SETTLED_ROUNDS = 3
 FORGET_S = 86_400.0
 
 
-class FeedUpkeep:
+class FeedMaintenance:
     """Runs in the background of the registry.
 
     Args:
@@ -35,7 +35,7 @@ class FeedUpkeep:
         mode: whether requests need keys.
     """
 
-    def __init__(self, board: Board, alone: bool, mode: AccessMode = "auto") -> None:
+    def __init__(self, board: RegistryState, alone: bool, mode: AccessMode = "auto") -> None:
         self._board = board
         self._mode: AccessMode = mode
         self._alone = alone
@@ -69,18 +69,18 @@ class FeedUpkeep:
         self.begun.set()
 
     async def _read_newest(self) -> None:
-        page = await self._board.database.run(job_store.list_jobs, RECENT)
+        page = await self._board.database.run(jobs_sql.list_jobs, RECENT)
         last = page.jobs[-1] if page.has_more else None
         self._board.feed.begin_anew(page.jobs[::-1], FIRST if last is None else (last.created_at, last.id))
 
     async def _round(self) -> None:
-        if await self._board.database.run(access_store.access_version) != self._board.access.version:
+        if await self._board.database.run(access_sql.access_version) != self._board.access.version:
             await self._read_access()
         if not self._alone:
             await self._look_for_others()
 
     async def _read_access(self) -> None:
-        self._board.access = await self._board.database.run(access_store.load_access)
+        self._board.access = await self._board.database.run(access_sql.load_access)
         self._board.feed.tell_access(self._board.access)
         if (notice := no_keys_notice(self._mode, self._board.access)) is not None:
             log.warning(notice)

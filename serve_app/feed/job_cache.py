@@ -13,7 +13,7 @@ MAX_JOBS = 20_000
 
 
 @dataclass
-class Mirror:
+class JobCache:
     """The jobs that the feed has told of: all live ones, and all that were created since `horizon`."""
 
     cursor: Cursor = Cursor()

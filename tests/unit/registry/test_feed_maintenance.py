@@ -12,16 +12,16 @@ from sqlalchemy import Connection
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.exposure import NO_KEYS
 from serve_app.config import SchedulingSettings
-from serve_app.database import access as access_store
-from serve_app.database import jobs as job_store
-from serve_app.database import meta as meta_store
+from serve_app.database import access as access_sql
+from serve_app.database import jobs as jobs_sql
+from serve_app.database import meta as meta_sql
 from serve_app.database.connection import Database
-from serve_app.feed.mirror import Mirror
+from serve_app.feed.job_cache import JobCache
 from serve_app.feed.publisher import FIRST, VALID_S, Cursor
 from serve_app.jobs import JobFilter, Submission
-from serve_app.registry import feed_upkeep
-from serve_app.registry.feed_upkeep import FeedUpkeep, OtherBeats
-from serve_app.registry.state import Board
+from serve_app.registry import feed_maintenance
+from serve_app.registry.feed_maintenance import FeedMaintenance, OtherBeats
+from serve_app.registry.state import RegistryState
 from tests.support.registry_world import SETTINGS, SPEC
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("fast")
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_upkeep, "EVERY_S", 0.005)
+    monkeypatch.setattr(feed_maintenance, "EVERY_S", 0.005)
 
 
 @pytest.fixture
@@ -44,18 +44,18 @@ async def database(url: str) -> AsyncIterator[Database]:
     made.close()
 
 
-def board_on(database: Database, owner: str = "here") -> Board:
-    return Board(database, SETTINGS, SchedulingSettings(), owner)
+def board_on(database: Database, owner: str = "here") -> RegistryState:
+    return RegistryState(database, SETTINGS, SchedulingSettings(), owner)
 
 
 class Running:
     """An upkeep in the background."""
 
-    def __init__(self, board: Board, **options: Any) -> None:
-        self.upkeep = FeedUpkeep(board, **{"alone": True, **options})
+    def __init__(self, board: RegistryState, **options: Any) -> None:
+        self.upkeep = FeedMaintenance(board, **{"alone": True, **options})
         self._task = asyncio.create_task(self.upkeep.run())
 
-    async def __aenter__(self) -> FeedUpkeep:
+    async def __aenter__(self) -> FeedMaintenance:
         return self.upkeep
 
     async def __aexit__(self, *_: object) -> None:
@@ -72,23 +72,23 @@ async def until(true: Callable[[], bool]) -> None:
 async def accept(database: Database, *numbers: int, at: float = 100.0) -> None:
     for number in numbers:
         new = Submission(f"video_{number:032x}", "m", SPEC)
-        await database.run(job_store.insert_job, new, at + number, 60.0)
+        await database.run(jobs_sql.insert_job, new, at + number, 60.0)
 
 
-def known(board: Board) -> Mirror:
+def known(board: RegistryState) -> JobCache:
     """What a follower that asks now knows."""
-    mirror = Mirror()
+    mirror = JobCache()
     mirror.apply(board.feed.batch(Cursor()))
     return mirror
 
 
-def listed(mirror: Mirror) -> list[int] | None:
+def listed(mirror: JobCache) -> list[int] | None:
     page = mirror.page(100, None, "desc", JobFilter())
     return None if page is None else [int(job.id.removeprefix("video_"), 16) for job in page.jobs]
 
 
 async def test_it_begins_with_the_newest_jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_upkeep, "RECENT", 3)
+    monkeypatch.setattr(feed_maintenance, "RECENT", 3)
     await accept(database, 1, 2, 3, 4)
     board = board_on(database)
     async with Running(board) as upkeep:
@@ -116,12 +116,12 @@ async def test_new_keys_are_heard_of(database: Database) -> None:
         await upkeep.begun.wait()
         assert board.feed.access == board.access
         assert not board.access.keys
-        key, _ = await database.run(access_store.create_key, "acme", "laptop", None, 1.0)
+        key, _ = await database.run(access_sql.create_key, "acme", "laptop", None, 1.0)
         await until(lambda: key.hash in board.access.keys)
         assert board.feed.access == board.access
-        await database.run(access_store.revoke_key, key.id, 2.0)
+        await database.run(access_sql.revoke_key, key.id, 2.0)
         await until(lambda: board.access.keys[key.hash].revoked_at == 2.0)
-        await database.run(access_store.delete_tenant, "acme")
+        await database.run(access_sql.delete_tenant, "acme")
         await until(lambda: not board.access.tenants)
 
 
@@ -130,7 +130,7 @@ async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
     async with Running(board) as upkeep:
         await upkeep.begun.wait()
         cursor = board.feed.batch(Cursor()).cursor
-        await database.run(access_store.create_key, "acme", "laptop", None, 1.0)
+        await database.run(access_sql.create_key, "acme", "laptop", None, 1.0)
         await until(lambda: board.access.version > cursor.access)
         await board.feed.wait("follower", cursor)
         told = board.feed.batch(cursor).access
@@ -138,21 +138,21 @@ async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
 
 
 async def test_it_reads_keys_only_when_they_changed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, reads = access_store.load_access, 0
+    read, reads = access_sql.load_access, 0
 
     def counted(connection: Connection) -> Any:
         nonlocal reads
         reads += 1
         return read(connection)
 
-    monkeypatch.setattr(access_store, "load_access", counted)
+    monkeypatch.setattr(access_sql, "load_access", counted)
     board = board_on(database)
     async with Running(board) as upkeep:
         await upkeep.begun.wait()
         for count in (1, 2):
             await asyncio.sleep(0.05)
             assert reads == count
-            await database.run(access_store.create_tenant, f"tenant-{count}", 1.0)
+            await database.run(access_sql.create_tenant, f"tenant-{count}", 1.0)
             await until(lambda count=count: f"tenant-{count}" in board.access.tenants)  # type: ignore[misc]
 
 
@@ -166,14 +166,14 @@ async def test_a_server_without_keys_that_needs_them_says_so(
 
 
 async def test_a_database_that_is_away_at_the_start(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    list_jobs, away = job_store.list_jobs, True
+    list_jobs, away = jobs_sql.list_jobs, True
 
     def sometimes(*args: Any) -> Any:
         if away:
             raise RegistryUnavailableError("away on purpose")
         return list_jobs(*args)
 
-    monkeypatch.setattr(job_store, "list_jobs", sometimes)
+    monkeypatch.setattr(jobs_sql, "list_jobs", sometimes)
     await accept(database, 1)
     board = board_on(database)
     async with Running(board) as upkeep:
@@ -185,14 +185,14 @@ async def test_a_database_that_is_away_at_the_start(database: Database, monkeypa
 
 
 async def test_it_is_begun_only_with_the_keys(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, away = access_store.load_access, True
+    load, away = access_sql.load_access, True
 
     def sometimes(connection: Connection) -> Any:
         if away:
             raise RegistryUnavailableError("away on purpose")
         return load(connection)
 
-    monkeypatch.setattr(access_store, "load_access", sometimes)
+    monkeypatch.setattr(access_sql, "load_access", sometimes)
     board = board_on(database)
     async with Running(board) as upkeep:
         await asyncio.sleep(0.05)
@@ -206,19 +206,19 @@ async def test_it_is_begun_only_with_the_keys(database: Database, monkeypatch: p
 async def test_whatever_fails_later_is_tried_again(
     database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    version, away = access_store.access_version, False
+    version, away = access_sql.access_version, False
 
     def sometimes(connection: Connection) -> int:
         if away:
             raise error
         return version(connection)
 
-    monkeypatch.setattr(access_store, "access_version", sometimes)
+    monkeypatch.setattr(access_sql, "access_version", sometimes)
     board = board_on(database)
     async with Running(board) as upkeep:
         await upkeep.begun.wait()
         away = True
-        await database.run(access_store.create_tenant, "acme", 1.0)
+        await database.run(access_sql.create_tenant, "acme", 1.0)
         await asyncio.sleep(0.05)
         assert "acme" not in board.access.tenants
         away = False
@@ -231,14 +231,14 @@ async def test_whatever_fails_later_is_tried_again(
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The bounds in seconds, all a twentieth of what they are."""
-    monkeypatch.setattr(feed_upkeep, "WHOLE_S", 0.15)
-    monkeypatch.setattr(feed_upkeep, "SILENT_S", 0.75)
-    monkeypatch.setattr(feed_upkeep, "COMING_S", 0.25)
+    monkeypatch.setattr(feed_maintenance, "WHOLE_S", 0.15)
+    monkeypatch.setattr(feed_maintenance, "SILENT_S", 0.75)
+    monkeypatch.setattr(feed_maintenance, "COMING_S", 0.25)
     yield
 
 
 async def beat(database: Database, owner: str, at: float) -> None:
-    await database.run(meta_store.beat, owner, at)
+    await database.run(meta_sql.beat, owner, at)
 
 
 async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
@@ -248,7 +248,7 @@ async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
         await upkeep.begun.wait()
         await asyncio.sleep(0.05)
         assert board.feed.whole
-    assert await database.run(meta_store.beats, "nobody", 0.0) == (None, {})
+    assert await database.run(meta_sql.beats, "nobody", 0.0) == (None, {})
 
 
 @pytest.mark.usefixtures("times")
@@ -257,7 +257,7 @@ async def test_where_others_may_be_it_is_whole_when_it_has_looked(database: Data
     async with Running(board, alone=False) as upkeep:
         await upkeep.begun.wait()
         assert not board.feed.whole
-        own, others = await database.run(meta_store.beats, "here", 0.0)
+        own, others = await database.run(meta_sql.beats, "here", 0.0)
         assert own is not None and not others
         await until(lambda: board.feed.whole)
 
@@ -284,15 +284,15 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
     """A job that it made and ended, and one of ours that it deleted: neither was told here."""
     await accept(database, 1, 2)
     board = board_on(database)
-    await database.run(job_store.cancel, f"video_{1:032x}", 200.0)
+    await database.run(jobs_sql.cancel, f"video_{1:032x}", 200.0)
     async with Running(board, alone=False):
         await until(lambda: board.feed.whole)
         before = board.feed.batch(Cursor()).cursor
         await beat(database, "there", 1.0e9 * 2)
         await until(lambda: not board.feed.whole)
         await accept(database, 3)
-        await database.run(job_store.cancel, f"video_{3:032x}", 201.0)
-        await database.run(job_store.delete, f"video_{1:032x}", None, 202.0)
+        await database.run(jobs_sql.cancel, f"video_{3:032x}", 201.0)
+        await database.run(jobs_sql.delete, f"video_{1:032x}", None, 202.0)
         await until(lambda: board.feed.whole)
         assert board.feed.batch(before).reset
         mirror = known(board)
@@ -304,14 +304,14 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
 
 @pytest.mark.usefixtures("times")
 async def test_one_that_cannot_look_is_not_whole_for_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    beats, away = meta_store.beats, False
+    beats, away = meta_sql.beats, False
 
     def sometimes(*args: Any) -> Any:
         if away:
             raise RegistryUnavailableError("away on purpose")
         return beats(*args)
 
-    monkeypatch.setattr(feed_upkeep, "beats", sometimes)
+    monkeypatch.setattr(feed_maintenance, "beats", sometimes)
     board = board_on(database)
     async with Running(board, alone=False):
         await until(lambda: board.feed.whole)
@@ -348,14 +348,14 @@ async def test_one_that_is_there_again_at_once_needs_no_notice(database: Databas
 async def test_beats_that_are_old_are_forgotten(database: Database) -> None:
     for owner, at in (("here", 10.0), ("old", 99.9), ("new", 100.0)):
         await beat(database, owner, at)
-    assert await database.run(meta_store.beats, "here", 100.0) == (10.0, {"new": 100.0})
-    assert await database.run(meta_store.beats, "here", 0.0) == (None, {"new": 100.0})
+    assert await database.run(meta_sql.beats, "here", 100.0) == (10.0, {"new": 100.0})
+    assert await database.run(meta_sql.beats, "here", 0.0) == (None, {"new": 100.0})
 
 
 async def test_a_long_name_is_known_as_its_own(database: Database) -> None:
     owner = "session_" + "x" * 80
     await beat(database, owner, 5.0)
-    assert await database.run(meta_store.beats, owner, 0.0) == (5.0, {})
+    assert await database.run(meta_sql.beats, owner, 0.0) == (5.0, {})
 
 
 def test_an_owner_is_alive_while_its_beat_changes() -> None:
@@ -370,6 +370,6 @@ def test_an_owner_is_alive_while_its_beat_changes() -> None:
 
 def test_seconds_are_far_enough_apart() -> None:
     """One that comes is noticed before its writes are told; who is silent comes anew before it is taken for gone."""
-    assert feed_upkeep.WHOLE_S > feed_upkeep.EVERY_S
-    assert feed_upkeep.COMING_S >= feed_upkeep.WHOLE_S + VALID_S
-    assert feed_upkeep.SILENT_S / 2 > feed_upkeep.WHOLE_S
+    assert feed_maintenance.WHOLE_S > feed_maintenance.EVERY_S
+    assert feed_maintenance.COMING_S >= feed_maintenance.WHOLE_S + VALID_S
+    assert feed_maintenance.SILENT_S / 2 > feed_maintenance.WHOLE_S

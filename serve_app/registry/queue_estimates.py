@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.feed.publisher import Feed
+from serve_app.feed.publisher import FeedPublisher
 from serve_app.jobs import Job, JobState, Place
-from serve_app.registry.state import Board
-from serve_app.scheduling.estimates import Ahead, Forecast, forecast
+from serve_app.registry.state import RegistryState
+from serve_app.scheduling.estimates import Forecast, QueuedWork, forecast
 
 MIN_AGE_S = 0.5
 # A forecast of a long queue takes a while: no more than this share of the registry's time goes into it.
@@ -19,10 +19,10 @@ UNKNOWN_RETRY_S = 10
 MAX_RETRY_S = 60
 
 
-class Outlook:
+class QueueEstimates:
     """Places of all jobs, made anew when somebody asks and they are old, or lack the job that is asked for."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: RegistryState) -> None:
         self._board = board
         self._positions: dict[str, int] = {}
         self._coming: dict[str, Forecast] = {}
@@ -40,7 +40,7 @@ class Outlook:
             return None
         return self._place(job.id).of(job)
 
-    def tell(self, feed: Feed) -> None:
+    def tell(self, feed: FeedPublisher) -> None:
         """Bring the places that the followers know up to date, the less often the more of them there are."""
         self._make_if_older(max(MIN_AGE_S, len(self._positions) * TELL_S))
         if self._told_at != self._made_at:
@@ -87,8 +87,8 @@ class Outlook:
             (lease.job, estimates.sampling_s(lease.job, lease.steps_left)) for lease in leases.of_stage(Stage.SAMPLING)
         ]
         decoding = [(lease.job, estimates.decoding_s(lease.job)) for lease in leases.of_stage(Stage.DECODING)]
-        ahead = [Ahead(job.id, estimates.sampling_s(job), estimates.decoding_s(job)) for job in to_sample]
-        to_decode = [Ahead(job.id, estimates.decoding_s(job), 0.0) for job in waiting[Stage.DECODING]]
+        ahead = [QueuedWork(job.id, estimates.sampling_s(job), estimates.decoding_s(job)) for job in to_sample]
+        to_decode = [QueuedWork(job.id, estimates.decoding_s(job), 0.0) for job in waiting[Stage.DECODING]]
         coming = forecast(ahead, [left for _, left in sampling], self._board.replicas.slots(Stage.SAMPLING, now))
         coming |= forecast(to_decode, [left for _, left in decoding], self._board.replicas.slots(Stage.DECODING, now))
         coming |= {job.id: Forecast(0.0, left + estimates.decoding_s(job)) for job, left in sampling}
@@ -98,7 +98,7 @@ class Outlook:
 class _Estimates:
     """Wall times of one forecast; jobs of one shape have one estimate."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: RegistryState) -> None:
         self._costs = board.costs
         self._known: dict[tuple[object, ...], float] = {}
         replicas = len(board.replicas.alive(Stage.SAMPLING, time.monotonic()))

@@ -61,7 +61,7 @@ def get_tenant(connection: Connection, name: str) -> Tenant | None:
     return None if row is None else _to_tenant(row)
 
 
-def create_tenant(connection: Connection, name: str, now: float) -> Tenant:
+def create_tenant(connection: Connection, name: str, *, now: float) -> Tenant:
     """The tenant of this name, with the defaults (tier standard, no limits of its own) if it was not there."""
     tenant = Tenant(name, Tier.STANDARD, new_webhook_secret(), now)
     query = insert_into(connection, tenants).on_conflict_do_nothing().returning(tenants.c.name)
@@ -73,7 +73,7 @@ def create_tenant(connection: Connection, name: str, now: float) -> Tenant:
     return known
 
 
-def change_tenant(connection: Connection, name: str, changes: Mapping[str, Any]) -> Tenant | None:
+def change_tenant(connection: Connection, name: str, *, changes: Mapping[str, Any]) -> Tenant | None:
     """Set fields of Tenant; None if there is no such tenant. changes: by field."""
     if not changes:
         return get_tenant(connection, name)
@@ -85,10 +85,10 @@ def change_tenant(connection: Connection, name: str, changes: Mapping[str, Any])
     return _to_tenant(row)
 
 
-def set_tenant(connection: Connection, name: str, changes: Mapping[str, Any], now: float) -> Tenant:
+def set_tenant(connection: Connection, name: str, *, changes: Mapping[str, Any], now: float) -> Tenant:
     """As `change_tenant`; one that is not there is made first."""
-    made = create_tenant(connection, name, now)
-    return change_tenant(connection, name, changes) or made
+    made = create_tenant(connection, name, now=now)
+    return change_tenant(connection, name, changes=changes) or made
 
 
 def delete_tenant(connection: Connection, name: str) -> bool:
@@ -109,7 +109,7 @@ def list_keys(connection: Connection, tenant: str | None = None) -> list[ApiKey]
 
 
 def create_key(
-    connection: Connection, tenant: str, label: str, expires_at: float | None, now: float
+    connection: Connection, tenant: str, *, label: str, expires_at: float | None, now: float
 ) -> tuple[ApiKey, str]:
     """Make a key, and its tenant if it is a new one.
 
@@ -119,7 +119,7 @@ def create_key(
     Returns:
         What is kept of the key, and the key itself, which is told here and never again.
     """
-    create_tenant(connection, tenant, now)
+    create_tenant(connection, tenant, now=now)
     plain = new_key()
     key = ApiKey(f"key_{uuid4().hex[:16]}", tenant, key_hash(plain), key_hint(plain), label, now, expires_at)
     connection.execute(insert(api_keys).values(**asdict(key)))
@@ -127,7 +127,7 @@ def create_key(
     return key, plain
 
 
-def revoke_key(connection: Connection, key_id: str, now: float) -> ApiKey | None:
+def revoke_key(connection: Connection, key_id: str, *, now: float) -> ApiKey | None:
     """End a key for good; one that was revoked before stays as it is. None if no key has this id."""
     mine = api_keys.c.id == key_id
     valid = update(api_keys).where(mine, api_keys.c.revoked_at.is_(None))
@@ -150,7 +150,7 @@ def new_webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
-def record_usage(connection: Connection, tenant: str, ended_at: float, gpu_seconds: float) -> None:
+def record_usage(connection: Connection, tenant: str, *, ended_at: float, gpu_seconds: float) -> None:
     """Count one video that ended then (Unix seconds); called in the transaction that ends it."""
     row = {"tenant": tenant, "day": day_of(ended_at), "gpu_seconds": gpu_seconds, "videos": 1}
     query = insert_into(connection, usage)
@@ -161,14 +161,14 @@ def record_usage(connection: Connection, tenant: str, ended_at: float, gpu_secon
     connection.execute(query.on_conflict_do_update(index_elements=[usage.c.tenant, usage.c.day], set_=added), row)
 
 
-def usage_of(connection: Connection, tenant: str, day: int) -> Used:
+def usage_of(connection: Connection, tenant: str, *, day: int) -> Used:
     """What the tenant's videos that ended on the day cost, and how many they are."""
     query = select(usage.c.gpu_seconds, usage.c.videos).where(usage.c.tenant == tenant, usage.c.day == day)
     row = connection.execute(query).one_or_none()
     return Used(0.0, 0) if row is None else Used(row.gpu_seconds, row.videos)
 
 
-def usage_since(connection: Connection, day: int, tenant: str | None = None) -> list[DayUsage]:
+def usage_since(connection: Connection, *, day: int, tenant: str | None = None) -> list[DayUsage]:
     """The days from `day` on, oldest first; of one tenant, or of all."""
     query = select(usage).where(usage.c.day >= day).order_by(usage.c.day, usage.c.tenant)
     if tenant is not None:

@@ -16,7 +16,7 @@ from serve_app.errors import IdempotencyKeyReusedError
 from serve_app.jobs import Accepted, Job, JobState, Submission, acceptance
 
 
-def insert_job(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Accepted:
+def insert_job(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Accepted:
     """Write a new queued job; an id or an idempotency key that is known already gives the job as it is.
 
     Args:
@@ -25,7 +25,7 @@ def insert_job(connection: Connection, submission: Submission, now: float, keep_
     Raises:
         IdempotencyKeyReusedError: the key stands for another request; nothing was written.
     """
-    known = reserve(connection, submission, now, keep_keys_s)
+    known = reserve(connection, submission, now=now, keep_keys_s=keep_keys_s)
     if known is not None:
         return Accepted(known, repeated=True)
     job = _new_job(submission, now)
@@ -37,9 +37,9 @@ def insert_job(connection: Connection, submission: Submission, now: float, keep_
     return Accepted(known, repeated=True)
 
 
-def find_accepted(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Accepted | None:
+def find_accepted(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Accepted | None:
     """The job that `insert_job` would find there already; None if it would write a new one. Raises as it does."""
-    known = holder(connection, submission, now, keep_keys_s) or get_job(connection, submission.job_id)
+    known = holder(connection, submission, now=now, keep_keys_s=keep_keys_s) or get_job(connection, submission.job_id)
     return None if known is None else Accepted(known, repeated=True)
 
 
@@ -65,7 +65,7 @@ _HOLDER = JOB.add_columns(keys.c.fingerprint).join_from(keys, jobs, jobs.c.id ==
 _JOBLESS = ~select(jobs.c.id).where(jobs.c.id == keys.c.job_id).exists()
 
 
-def holder(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Job | None:
+def holder(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Job | None:
     """The job that the submission's key stands for, None if it is free.
 
     Raises:
@@ -87,10 +87,10 @@ def holder(connection: Connection, submission: Submission, now: float, keep_keys
     return job_of(values)
 
 
-def reserve(connection: Connection, submission: Submission, now: float, keep_keys_s: float) -> Job | None:
+def reserve(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Job | None:
     """Give the key to the submission's job; what has it already is returned instead. Raises as `holder` does."""
     while submission.idempotency_key is not None:
-        known = holder(connection, submission, now, keep_keys_s)
+        known = holder(connection, submission, now=now, keep_keys_s=keep_keys_s)
         if known is not None:
             return known
         # Another registry may have written the key since: then nothing is written here, and the next look finds it.
@@ -115,6 +115,6 @@ def _write(connection: Connection, submission: Submission, now: float, keep_keys
     return connection.execute(query, row).first() is not None
 
 
-def forget_old_keys(connection: Connection, before: float) -> int:
+def forget_old_keys(connection: Connection, *, before: float) -> int:
     """Forget the keys from before that time, Unix seconds; returns how many."""
     return connection.execute(delete(keys).where(keys.c.created_at < before)).rowcount

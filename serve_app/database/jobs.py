@@ -15,9 +15,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from deployments.messages import Stage
 from serve_app.database.access import record_usage
-from serve_app.database.intake import find_accepted, insert_job
-from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, get_job, get_jobs
-from serve_app.database.listing import list_jobs
+from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, get_job
 from serve_app.database.retention import DeletedVideo, delete_job, tombstone
 from serve_app.database.schema import ENDED, LEASED, WAITING, job_moves, jobs
 from serve_app.database.webhooks import add_delivery
@@ -33,35 +31,12 @@ from serve_app.jobs import (
     overall_progress,
 )
 
-__all__ = [
-    "cancel",
-    "claim",
-    "count_live",
-    "delete",
-    "fail",
-    "find_accepted",
-    "finish_stage",
-    "get_job",
-    "get_jobs",
-    "give_back",
-    "history",
-    "insert_job",
-    "keep_checkpoint",
-    "leased_jobs",
-    "list_jobs",
-    "park",
-    "queued_ids",
-    "recent_work",
-    "renew",
-    "retry",
-]
-
 NOTHING = Usage()
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
 
 
 def claim(
-    connection: Connection, stage: Stage, leases: Mapping[str, str], owner: str, now: float, lease_s: float
+    connection: Connection, *, stage: Stage, leases: Mapping[str, str], owner: str, now: float, lease_s: float
 ) -> list[Job]:
     """Give those of the jobs `leases` (lease by id) that still wait for `stage` to `owner`.
 
@@ -84,6 +59,7 @@ def renew(
     connection: Connection,
     job_id: str,
     lease: str,
+    *,
     expires_at: float,
     step: int,
     progress: float,
@@ -96,7 +72,7 @@ def renew(
     return bool(connection.execute(query.values(**values)).rowcount)
 
 
-def keep_checkpoint(connection: Connection, job_id: str, lease: str, step: int) -> bool:
+def keep_checkpoint(connection: Connection, job_id: str, lease: str, *, step: int) -> bool:
     """A new attempt may begin at `step`; False if the lease is no longer this one."""
     query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
     return bool(connection.execute(query.values(checkpoint_step=step)).rowcount)
@@ -106,6 +82,7 @@ def finish_stage(
     connection: Connection,
     job_id: str,
     lease: str,
+    *,
     seconds: Mapping[str, float],
     now: float,
     counted_step: int,
@@ -138,7 +115,7 @@ def finish_stage(
     return _move(connection, job, JobState.QUEUED, now, f"{job.stage} done", **NO_LEASE, **onward, **spent)
 
 
-def give_back(connection: Connection, job_id: str, lease: str, now: float, note: str) -> Job | None:
+def give_back(connection: Connection, job_id: str, lease: str, *, now: float, note: str) -> Job | None:
     """Undo a claim that never reached a replica; costs no attempt. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
@@ -146,7 +123,9 @@ def give_back(connection: Connection, job_id: str, lease: str, now: float, note:
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now)
 
 
-def park(connection: Connection, job_id: str, lease: str, now: float, step: int, spent: Usage, note: str) -> Job | None:
+def park(
+    connection: Connection, job_id: str, lease: str, *, now: float, step: int, spent: Usage, note: str
+) -> Job | None:
     """Back to the queue with all `step` steps kept; costs no attempt. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
@@ -160,6 +139,7 @@ def retry(
     connection: Connection,
     job_id: str,
     lease: str,
+    *,
     now: float,
     available_at: float,
     note: str,
@@ -186,7 +166,7 @@ def retry(
 
 
 def cancel(
-    connection: Connection, job_id: str, now: float, lease: str | None = None, spent: Usage = NOTHING
+    connection: Connection, job_id: str, *, now: float, lease: str | None = None, spent: Usage = NOTHING
 ) -> Job | None:
     """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
 
@@ -205,6 +185,7 @@ def cancel(
 def delete(
     connection: Connection,
     job_id: str,
+    *,
     tenant: str | None,
     now: float,
     lease: str | None = None,
@@ -224,12 +205,12 @@ def delete(
         return None
     if job is None:
         return found
-    ended = cancel(connection, job_id, now, lease, spent)
-    delete_job(connection, job_id, now)
+    ended = cancel(connection, job_id, now=now, lease=lease, spent=spent)
+    delete_job(connection, job_id, now=now)
     return ended
 
 
-def fail(connection: Connection, job_id: str, lease: str, now: float, error: JobError, spent: Usage) -> Job | None:
+def fail(connection: Connection, job_id: str, lease: str, *, now: float, error: JobError, spent: Usage) -> Job | None:
     """End the job as failed. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
@@ -265,8 +246,8 @@ def _move(connection: Connection, job: Job, state: JobState, now: float, note: s
     move = Move(now, moved.state, moved.stage, moved.attempt, note)
     connection.execute(insert(job_moves).values(job_id=job.id, **asdict(move)))
     if moved.final:
-        add_delivery(connection, moved, now)
-        record_usage(connection, moved.tenant, now, moved.device_s)
+        add_delivery(connection, moved, now=now)
+        record_usage(connection, moved.tenant, ended_at=now, gpu_seconds=moved.device_s)
     return replace(moved, last_move=move)
 
 
@@ -302,7 +283,7 @@ def history(connection: Connection, job_id: str) -> list[Move]:
     return [acceptance(job.created_at), *moves]
 
 
-def recent_work(connection: Connection, limit: int) -> list[Job]:
+def recent_work(connection: Connection, *, limit: int) -> list[Job]:
     """The jobs completed last, newest first: what work costs can be learned from them."""
     done = JOB.where(jobs.c.state == JobState.COMPLETED, ENDED)
     newest = (jobs.c.completed_at.desc(), jobs.c.id.desc())

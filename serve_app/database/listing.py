@@ -22,6 +22,7 @@ _Position = tuple[float, str]
 
 def list_jobs(
     connection: Connection,
+    *,
     limit: int,
     after: str | None = None,
     order: Order = "desc",

@@ -16,7 +16,7 @@ def installation_id(connection: Connection) -> str:
     return found
 
 
-def touch(connection: Connection, now: float) -> None:
+def touch(connection: Connection, *, now: float) -> None:
     """One small durable write: it raises if the database cannot be written."""
     row = {"name": "touched_at", "value": repr(now)}
     query = insert_into(connection, meta).on_conflict_do_update(
@@ -28,7 +28,7 @@ def touch(connection: Connection, now: float) -> None:
 _BEAT = "registry:"
 
 
-def beat(connection: Connection, owner: str, now: float) -> None:
+def beat(connection: Connection, owner: str, *, now: float) -> None:
     """The registry of `owner` works on this database at `now`, Unix seconds."""
     row = {"name": _beat_name(owner), "value": repr(now)}
     query = insert_into(connection, meta).on_conflict_do_update(
@@ -37,7 +37,7 @@ def beat(connection: Connection, owner: str, now: float) -> None:
     connection.execute(query, row)
 
 
-def beats(connection: Connection, owner: str, since: float) -> tuple[float | None, dict[str, float]]:
+def beats(connection: Connection, owner: str, *, since: float) -> tuple[float | None, dict[str, float]]:
     """When the registry of `owner` said so last, and each other one by its owner, all by their own clocks.
 
     What is older than `since` is forgotten.

@@ -26,7 +26,7 @@ from serve_app.database.webhooks import forget_deliveries_of
 from serve_app.jobs import Job, JobState
 
 
-def with_work_files(connection: Connection, limit: int) -> list[str]:
+def with_work_files(connection: Connection, *, limit: int) -> list[str]:
     """Ids of jobs that have ended and whose files under jobs/<id>/ may still be there, longest ended first."""
     query = select(jobs.c.id).where(ENDED_WITH_FILES).order_by(jobs.c.completed_at, jobs.c.id)
     return list(connection.scalars(query.limit(limit)))
@@ -39,7 +39,7 @@ def work_files_cleared(connection: Connection, ids: Sequence[str]) -> None:
 
 
 def expired(
-    connection: Connection, completed_before: float | None, failed_before: float | None, limit: int
+    connection: Connection, *, completed_before: float | None, failed_before: float | None, limit: int
 ) -> list[str]:
     """Ids of the jobs that ended before then (Unix seconds), longest ended first; None keeps them for ever.
 
@@ -95,7 +95,7 @@ class DeletedVideo:
     deleted_at: float
 
 
-def delete_job(connection: Connection, job_id: str, now: float) -> Job | None:
+def delete_job(connection: Connection, job_id: str, *, now: float) -> Job | None:
     """Forget a job that has ended, with its history and its idempotency key; what is still to be told of it is told.
 
     In its place it leaves a tombstone, in the same transaction; the sweeper deletes the files.
@@ -121,12 +121,12 @@ def tombstone(connection: Connection, job_id: str) -> DeletedVideo | None:
     return None if row is None else DeletedVideo(*row)
 
 
-def deleted_with_files(connection: Connection, limit: int) -> list[str]:
+def deleted_with_files(connection: Connection, *, limit: int) -> list[str]:
     """Ids of deleted videos whose files were not deleted yet, longest deleted first."""
     return _ids(connection, (DELETED_WITH_FILES,), limit)
 
 
-def deleted_with_late_files(connection: Connection, now: float, limit: int) -> list[str]:
+def deleted_with_late_files(connection: Connection, *, now: float, limit: int) -> list[str]:
     """Ids of deleted videos that may have files again, written after they were deleted, longest deleted first."""
     return _ids(connection, (deleted_videos.c.deleted_at <= now - LATE_WRITES_S, ~_CLEAN), limit)
 
@@ -136,12 +136,12 @@ def _ids(connection: Connection, conditions: tuple[ColumnElement[bool], ...], li
     return list(connection.scalars(query.order_by(deleted_videos.c.deleted_at, deleted_videos.c.id).limit(limit)))
 
 
-def deleted_files_gone(connection: Connection, ids: Sequence[str], now: float) -> None:
+def deleted_files_gone(connection: Connection, ids: Sequence[str], *, now: float) -> None:
     """The files of these videos are deleted; `now` is when that was begun."""
     for some in batches(ids):
         connection.execute(update(deleted_videos).where(deleted_videos.c.id.in_(some)).values(files_gone_at=now))
 
 
-def forget_tombstones(connection: Connection, before: float) -> int:
+def forget_tombstones(connection: Connection, *, before: float) -> int:
     """Remove the tombstones from before that time whose files are gone for good; returns how many."""
     return connection.execute(delete(deleted_videos).where(deleted_videos.c.deleted_at < before, _CLEAN)).rowcount

@@ -49,7 +49,7 @@ class Delivery:
 _DELIVERY = select(*(deliveries.c[name] for name in Delivery.__dataclass_fields__))
 
 
-def add_delivery(connection: Connection, job: Job, now: float) -> None:
+def add_delivery(connection: Connection, job: Job, *, now: float) -> None:
     """Tell the job's end to its URL, from `now` on; nothing without one, or while the job is not final.
 
     Its id is made from the job's: written twice, it is one.
@@ -68,7 +68,7 @@ def add_delivery(connection: Connection, job: Job, now: float) -> None:
     connection.execute(insert_into(connection, deliveries).on_conflict_do_nothing(), row)
 
 
-def claim_due(connection: Connection, now: float, hold_s: float, lanes: DeliveryLimits) -> list[Delivery]:
+def claim_due(connection: Connection, *, now: float, hold_s: float, lanes: DeliveryLimits) -> list[Delivery]:
     """Hold, until `now + hold_s`, those that are due and that `lanes` has room for; longest due first.
 
     What another registry claims at this moment is passed over, not waited for. `lanes` stays as it is.
@@ -102,14 +102,14 @@ def _open(lanes: DeliveryLimits) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def next_due_at(connection: Connection, lanes: DeliveryLimits) -> float | None:
+def next_due_at(connection: Connection, *, lanes: DeliveryLimits) -> float | None:
     """When the first is due that `lanes` has room for, Unix seconds; None if there is none."""
     query = select(func.min(deliveries.c.next_at)).where(UNDELIVERED, *_open(lanes))
     found: float | None = connection.execute(query).scalar_one()
     return found
 
 
-def delivered(connection: Connection, delivery: Delivery, now: float, status: int) -> None:
+def delivered(connection: Connection, delivery: Delivery, *, now: float, status: int) -> None:
     """It was taken, whoever holds it by now."""
     untold = update(deliveries).where(deliveries.c.id == delivery.id, deliveries.c.delivered_at.is_(None))
     done = {"delivered_at": now, "next_at": None, "status": status, "error": None}
@@ -117,7 +117,7 @@ def delivered(connection: Connection, delivery: Delivery, now: float, status: in
 
 
 def failed(
-    connection: Connection, delivery: Delivery, next_at: float | None, status: int | None, error: str
+    connection: Connection, delivery: Delivery, *, next_at: float | None, status: int | None, error: str
 ) -> Delivery | None:
     """A try did not succeed: again at `next_at`, or never if that is None.
 
@@ -146,7 +146,7 @@ def forget_deliveries_of(connection: Connection, job_ids: Sequence[str]) -> None
         connection.execute(delete(deliveries).where(deliveries.c.job_id.in_(some)))
 
 
-def forget_old_deliveries(connection: Connection, before: float, limit: int) -> int:
+def forget_old_deliveries(connection: Connection, *, before: float, limit: int) -> int:
     """Forget up to `limit` that were taken or given up and whose jobs ended before that time; returns how many."""
     done = select(deliveries.c.id).where(deliveries.c.next_at.is_(None), deliveries.c.created_at < before)
     return connection.execute(delete(deliveries).where(deliveries.c.id.in_(done.limit(limit)))).rowcount

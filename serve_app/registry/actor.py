@@ -18,6 +18,9 @@ from serve_app.config import AccessSettings, JobSettings, RetentionSettings, Sch
 from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
+from serve_app.database.intake import find_accepted, insert_job
+from serve_app.database.job_rows import get_job
+from serve_app.database.listing import list_jobs
 from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission
@@ -117,7 +120,7 @@ class JobRegistry:
             return await self._accepted_before(submission, refusal)
         with self._acceptance.coming(submission):
             written = (submission, time.time(), self._keep_keys_s)
-            accepted = await self._database.run(jobs_sql.insert_job, *written)
+            accepted = await self._database.run(insert_job, *written)
             if not accepted.repeated:
                 self._board.follow(accepted.job)
         # Before anything else happens: a moment later it may be claimed, and have no place in the queue any more.
@@ -134,21 +137,21 @@ class JobRegistry:
     async def _accepted_before(self, submission: Submission, refusal: Exception) -> Accepted:
         """What was accepted before, when there was room, stays accepted."""
         known = (submission, time.time(), self._keep_keys_s)
-        accepted = await self._database.run(jobs_sql.find_accepted, *known)
+        accepted = await self._database.run(find_accepted, *known)
         if accepted is None:
             raise refusal
         return replace(accepted, job=self._as_of_now(accepted.job))
 
     async def get(self, job_id: str) -> Job | None:
         """The job with its newest progress and its place, or None."""
-        job = await self._database.run(jobs_sql.get_job, job_id)
+        job = await self._database.run(get_job, job_id)
         return None if job is None else self._as_of_now(job)
 
     async def list_jobs(
         self, limit: int, after: str | None = None, order: Order = "desc", wanted: JobFilter = EVERY_JOB
     ) -> JobPage:
         """A page by time of creation. Raises UnknownJobError if there is no job `after`."""
-        page = await self._database.run(jobs_sql.list_jobs, limit, after, order, wanted)
+        page = await self._database.run(list_jobs, limit=limit, after=after, order=order, wanted=wanted)
         return JobPage(tuple(self._as_of_now(job) for job in page.jobs), page.has_more)
 
     async def health(self) -> Health:
@@ -156,7 +159,7 @@ class JobRegistry:
         now = time.monotonic()
         replicas = {stage: tuple(self._board.replicas.alive(stage, now)) for stage in Stage}
         try:
-            await self._database.run(touch, time.time())
+            await self._database.run(touch, now=time.time())
             live = await self._database.run(jobs_sql.count_live)
         except RegistryUnavailableError as error:
             return Health(replicas, {}, str(error))
@@ -167,7 +170,7 @@ class JobRegistry:
 
     async def cancel(self, job_id: str) -> Job | None:
         """End the job; whoever works on it stops at its next step. None if it is unknown."""
-        job = await self._end(jobs_sql.cancel, job_id, time.time())
+        job = await self._end(jobs_sql.cancel, job_id, now=time.time())
         if job is None:
             return None
         self._follow_end(job)
@@ -195,7 +198,7 @@ class JobRegistry:
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
-        deleted = await self._end(jobs_sql.delete, job_id, tenant, time.time())
+        deleted = await self._end(jobs_sql.delete, job_id, tenant=tenant, now=time.time())
         if deleted is None:
             return False
         if isinstance(deleted, Job):

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Stage, StageTask
 from serve_app.database import jobs as jobs_sql
+from serve_app.database.job_rows import get_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.jobs import Job
 from serve_app.registry.leases import ForeignLeases, Lease, leases_to_park
@@ -101,7 +102,7 @@ class Dispatcher:
     async def _take_over(self) -> float:
         """After a start: what this cluster leased goes on if its workers say so, what a dead one leased lapses."""
         board, now = self._board, time.monotonic()
-        for job in await board.database.run(jobs_sql.recent_work, 200):
+        for job in await board.database.run(jobs_sql.recent_work, limit=200):
             board.learn_from(job)
         for job in await board.database.run(jobs_sql.leased_jobs):
             board.feed.moved(job)
@@ -139,7 +140,7 @@ class Dispatcher:
     async def _compare_waiting(self) -> None:
         board = self._board
         missing = board.room.reconcile(await board.database.run(jobs_sql.queued_ids))
-        for job in await board.database.run(jobs_sql.get_jobs, missing):
+        for job in await board.database.run(get_jobs, missing):
             board.follow(job, None)
         await self._compare_feed()
 
@@ -147,7 +148,7 @@ class Dispatcher:
         """What neither waits here nor is leased here was moved by a write whose answer was lost, or by another."""
         board = self._board
         unsure = [job.id for job in board.feed.live() if not (board.room.holds(job.id) or board.leases.of_job(job.id))]
-        known = {job.id: job for job in await board.database.run(jobs_sql.get_jobs, unsure)}
+        known = {job.id: job for job in await board.database.run(get_jobs, unsure)}
         for job in known.values():
             board.feed.moved(job)
         board.feed.deleted(job_id for job_id in unsure if job_id not in known)

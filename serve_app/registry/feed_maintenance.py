@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.exposure import AccessMode, no_keys_notice
 from serve_app.database import access as access_sql
-from serve_app.database import jobs as jobs_sql
+from serve_app.database.listing import list_jobs
 from serve_app.database.meta import beat, beats
 from serve_app.feed.publisher import FIRST, VALID_S
 from serve_app.registry.state import RegistryState, log
@@ -69,7 +69,7 @@ class FeedMaintenance:
         self.begun.set()
 
     async def _read_newest(self) -> None:
-        page = await self._board.database.run(jobs_sql.list_jobs, RECENT)
+        page = await self._board.database.run(list_jobs, limit=RECENT)
         last = page.jobs[-1] if page.has_more else None
         self._board.feed.begin_anew(page.jobs[::-1], FIRST if last is None else (last.created_at, last.id))
 
@@ -101,8 +101,8 @@ class FeedMaintenance:
     async def _beat(self) -> dict[str, float]:
         """Tell the others that this registry is there; returns their own beats by owner."""
         board, now = self._board, time.monotonic()
-        own, others = await board.database.run(beats, board.owner, time.time() - FORGET_S)
-        await board.database.run(beat, board.owner, time.time())
+        own, others = await board.database.run(beats, board.owner, since=time.time() - FORGET_S)
+        await board.database.run(beat, board.owner, now=time.time())
         # The second is of a life before.
         silent_s = min(now - self._beat_at, math.inf if own is None else abs(time.time() - own))
         self._beat_at = time.monotonic()

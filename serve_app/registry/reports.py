@@ -17,6 +17,7 @@ from deployments.messages import (
     Started,
 )
 from serve_app.database import jobs as jobs_sql
+from serve_app.database.job_rows import get_job
 from serve_app.jobs import Job, JobError, Usage, overall_progress
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState, log
@@ -121,7 +122,7 @@ class JobReports:
 
     async def attempt_failed(self, lease: Lease, event: Failed) -> None:
         """Another attempt or the end; either is one transaction."""
-        job = await self._board.database.run(jobs_sql.get_job, lease.job_id)
+        job = await self._board.database.run(get_job, lease.job_id)
         if job is None or job.lease != lease.token:
             self._board.end_lease(lease)
             return

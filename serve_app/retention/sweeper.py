@@ -155,7 +155,7 @@ class Sweeper:
         cleared = await self._in_batches(self._ended, self._clear)
         expired = await self._in_batches(self._expired, self._delete)
         before = self._clock() - self._keep_keys_s
-        keys = await self._database.run(forget_old_keys, before)
+        keys = await self._database.run(forget_old_keys, before=before)
         swept = Swept(cleared, expired, keys)
         if swept != Swept(0, 0, 0):
             log.info(
@@ -178,7 +178,7 @@ class Sweeper:
         return count
 
     async def _ended(self) -> list[str]:
-        return await self._database.run(retention_sql.with_work_files, BATCH)
+        return await self._database.run(retention_sql.with_work_files, limit=BATCH)
 
     async def _clear(self, job_ids: list[str]) -> None:
         await delete_work_files(self._store, job_ids)
@@ -187,7 +187,9 @@ class Sweeper:
     async def _expired(self) -> list[str]:
         completed = self._before(self._settings.completed_days)
         failed = self._before(self._settings.failed_days)
-        return await self._database.run(retention_sql.expired, completed, failed, BATCH)
+        return await self._database.run(
+            retention_sql.expired, completed_before=completed, failed_before=failed, limit=BATCH
+        )
 
     def _before(self, days: float | None) -> float | None:
         return None if days is None else self._clock() - days * DAY_S
@@ -208,26 +210,26 @@ class Sweeper:
         """
         count = await self._in_batches(self._deleted, self._delete_files)
         await self._in_batches(self._deleted_with_late_files, self._delete_files)
-        await self._database.run(retention_sql.forget_tombstones, self._clock() - DAY_S)
+        await self._database.run(retention_sql.forget_tombstones, before=self._clock() - DAY_S)
         if count:
             log.info(f"retention: deleted the files of {count} deleted videos")
         return count
 
     async def _deleted(self) -> list[str]:
-        return await self._database.run(retention_sql.deleted_with_files, BATCH)
+        return await self._database.run(retention_sql.deleted_with_files, limit=BATCH)
 
     async def _deleted_with_late_files(self) -> list[str]:
-        return await self._database.run(retention_sql.deleted_with_late_files, self._clock(), BATCH)
+        return await self._database.run(retention_sql.deleted_with_late_files, now=self._clock(), limit=BATCH)
 
     async def _delete_files(self, job_ids: list[str]) -> None:
         begun = self._clock()
         await delete_all_files(self._store, job_ids)
-        await self._database.run(retention_sql.deleted_files_gone, job_ids, begun)
+        await self._database.run(retention_sql.deleted_files_gone, job_ids, now=begun)
 
     async def sweep_deliveries(self) -> None:
         """Forget webhooks of jobs that ended a month ago. Raises RegistryUnavailableError: the database is away."""
         before = self._clock() - KEEP_DELIVERIES_S
-        while await self._database.run(forget_old_deliveries, before, BATCH) == BATCH:
+        while await self._database.run(forget_old_deliveries, before=before, limit=BATCH) == BATCH:
             pass
 
     async def sweep_orphans(self) -> int:

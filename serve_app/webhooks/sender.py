@@ -127,12 +127,14 @@ class WebhookSender:
 
     async def _claim(self) -> list[Delivery]:
         hold_s = self._settings.timeout_s + HOLD_MARGIN_S
-        return await self._database.run(webhooks_sql.claim_due, self._clock(), hold_s, self._lanes.copy())
+        return await self._database.run(
+            webhooks_sql.claim_due, now=self._clock(), hold_s=hold_s, lanes=self._lanes.copy()
+        )
 
     async def _pause_s(self) -> float:
         if self._lanes.free <= 0:
             return LOOK_EVERY_S
-        due_at = await self._database.run(webhooks_sql.next_due_at, self._lanes.copy())
+        due_at = await self._database.run(webhooks_sql.next_due_at, lanes=self._lanes.copy())
         if due_at is None:
             return LOOK_EVERY_S
         return min(LOOK_EVERY_S, max(SHORTEST_PAUSE_S, due_at - self._clock()))
@@ -165,7 +167,7 @@ class WebhookSender:
     async def _note(self, delivery: Delivery, answer: Answer) -> None:
         now = self._clock()
         if answer.error is None:
-            await self._database.run(webhooks_sql.delivered, delivery, now, answer.status)
+            await self._database.run(webhooks_sql.delivered, delivery, now=now, status=answer.status)
             return
         attempts = delivery.attempts + 1
         next_at = next_try(
@@ -177,7 +179,9 @@ class WebhookSender:
             settings=self._settings,
             jitter=self._draw(),
         )
-        await self._database.run(webhooks_sql.failed, delivery, next_at, answer.status, answer.error)
+        await self._database.run(
+            webhooks_sql.failed, delivery, next_at=next_at, status=answer.status, error=answer.error
+        )
         if next_at is None:
             told = f"{delivery.id} for the job {delivery.job_id} is given up after {attempts} tries"
             log.warning(f"webhooks: {told}: {answer.error}")

@@ -20,6 +20,8 @@ from serve_app.database import jobs as jobs_sql
 from serve_app.database import meta as meta_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
+from serve_app.database.intake import insert_job
+from serve_app.database.listing import list_jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import Submission
 from tests.support.postgres import fresh_database
@@ -107,7 +109,7 @@ async def test_an_operation_that_raises_takes_nothing_from_its_neighbours(
 
 async def test_one_that_refuses_before_it_writes_makes_nobody_run_again(database: Database) -> None:
     first, second = Counted(1), Counted(2)
-    results = await together(database, first, lambda c: jobs_sql.list_jobs(c, 5, "nope"), second)
+    results = await together(database, first, lambda c: list_jobs(c, 5, "nope"), second)
     assert [type(result) for result in results] == [int, UnknownJobError, int]
     assert (first.runs, second.runs) == (1, 1)
     assert await database.run(_values) == [1, 2]
@@ -218,7 +220,7 @@ def _kill(server: Any) -> None:
 
 
 async def _submit(database: Database, job_id: str) -> str:
-    accepted = await database.run(jobs_sql.insert_job, Submission(job_id, "mochi-1", SPEC), 1.0, 1.0)
+    accepted = await database.run(insert_job, Submission(job_id, "mochi-1", SPEC), now=1.0, keep_keys_s=1.0)
     return accepted.job.id
 
 
@@ -240,7 +242,7 @@ async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: A
         ends = await asyncio.gather(*callers, return_exceptions=True)
         assert [type(end) for end in ends] == [RegistryUnavailableError] * 8
         with pytest.raises(RegistryUnavailableError, match="does not work"):
-            await database.run(meta_sql.touch, 1.0)
+            await database.run(meta_sql.touch, now=1.0)
         await asyncio.to_thread(own_postgres.ensure_postgres_running)
         await _submit(database, "afterwards")
         assert len(await database.run(retention_sql.states_of, accepted)) == len(accepted) > 200
@@ -282,7 +284,7 @@ async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() 
             for n in range(100_000):  # what the files of the database had room for still goes
                 accepted.append(await _submit(database, f"job{n}"))
         results = await together(
-            database, _values, lambda c: meta_sql.touch(c, 1.0), lambda c: len(jobs_sql.queued_ids(c)), _large
+            database, _values, lambda c: meta_sql.touch(c, now=1.0), lambda c: len(jobs_sql.queued_ids(c)), _large
         )
         assert (results[0], results[2]) == ([], len(accepted))
         assert isinstance(results[3], RegistryUnavailableError)

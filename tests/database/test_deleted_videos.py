@@ -9,6 +9,8 @@ from deployments.messages import Stage, VideoSpec
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
+from serve_app.database.intake import insert_job
+from serve_app.database.job_rows import get_job
 from serve_app.database.retention import LATE_WRITES_S, DeletedVideo, delete_job
 from serve_app.database.schema import idempotency_keys, job_moves, jobs, webhook_deliveries
 from serve_app.jobs import FINAL, Job, JobError, JobState, Submission, Usage
@@ -31,7 +33,7 @@ def _delivery(delivery_id: str, job_id: str, next_at: float | None) -> dict[str,
 
 async def _accept(database: Database, job_id: str) -> None:
     submission = Submission(job_id, "mochi-1", SPEC, "acme", idempotency_key=f"key of {job_id}", fingerprint="f")
-    await database.run(jobs_sql.insert_job, submission, 0.0, 1e9)
+    await database.run(insert_job, submission, now=0.0, keep_keys_s=1e9)
 
     def told(connection: Connection) -> None:
         pending = [_delivery(f"pending {job_id}", job_id, 9.0), _delivery(f"taken {job_id}", job_id, None)]
@@ -42,21 +44,21 @@ async def _accept(database: Database, job_id: str) -> None:
 
 async def _end(database: Database, job_id: str, state: JobState) -> None:
     if state is JobState.CANCELLED:
-        await database.run(jobs_sql.cancel, job_id, 5.0)
+        await database.run(jobs_sql.cancel, job_id, now=5.0)
         return
     for stage in Stage:
-        await database.run(jobs_sql.claim, stage, {job_id: "t"}, "here", 1.0, 30.0)
+        await database.run(jobs_sql.claim, stage=stage, leases={job_id: "t"}, owner="here", now=1.0, lease_s=30.0)
         if state is JobState.FAILED:
-            await database.run(jobs_sql.fail, job_id, "t", 5.0, JobError("x", "y"), Usage())
+            await database.run(jobs_sql.fail, job_id, "t", now=5.0, error=JobError("x", "y"), spent=Usage())
             return
-        await database.run(jobs_sql.finish_stage, job_id, "t", {}, 5.0, 0, 1.0)
+        await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=5.0, counted_step=0, device_s=1.0)
 
 
 async def _deleted(database: Database, *job_ids: str, at: float = 10.0) -> None:
     for job_id in job_ids:
         await _accept(database, job_id)
-        await database.run(jobs_sql.cancel, job_id, at)
-        assert await database.run(delete_job, job_id, at) is not None
+        await database.run(jobs_sql.cancel, job_id, now=at)
+        assert await database.run(delete_job, job_id, now=at) is not None
 
 
 def _left(connection: Connection) -> list[int]:
@@ -68,12 +70,12 @@ def _left(connection: Connection) -> list[int]:
 async def test_a_deleted_job_leaves_a_tombstone_and_what_was_told_of_it(database: Database, state: JobState) -> None:
     await _accept(database, "a")
     await _end(database, "a", state)
-    before = await database.run(jobs_sql.get_job, "a")
-    assert await database.run(delete_job, "a", 10.0) == before
-    assert await database.run(jobs_sql.get_job, "a") is None
+    before = await database.run(get_job, "a")
+    assert await database.run(delete_job, "a", now=10.0) == before
+    assert await database.run(get_job, "a") is None
     assert await database.run(_left) == [0, 0, 0, 2]  # its webhooks are still sent
     assert await database.run(retention_sql.tombstone, "a") == DeletedVideo("a", "acme", 10.0)
-    assert await database.run(retention_sql.deleted_with_files, 10) == ["a"]
+    assert await database.run(retention_sql.deleted_with_files, limit=10) == ["a"]
 
 
 async def test_other_jobs_keep_all(database: Database) -> None:
@@ -82,7 +84,7 @@ async def test_other_jobs_keep_all(database: Database) -> None:
     before = await database.run(_left)
     await _accept(database, "a")
     await _end(database, "a", JobState.FAILED)
-    await database.run(delete_job, "a", 10.0)
+    await database.run(delete_job, "a", now=10.0)
     assert await database.run(_left) == [*before[:3], before[3] + 2]
     assert await database.run(retention_sql.tombstone, "b") is None
 
@@ -90,83 +92,85 @@ async def test_other_jobs_keep_all(database: Database) -> None:
 async def test_its_idempotency_key_is_free_again(database: Database) -> None:
     await _deleted(database, "a")
     again = Submission("new", "mochi-1", SPEC, "acme", idempotency_key="key of a", fingerprint="another")
-    assert not (await database.run(jobs_sql.insert_job, again, 11.0, 1e9)).repeated
+    assert not (await database.run(insert_job, again, now=11.0, keep_keys_s=1e9)).repeated
 
 
 @pytest.mark.parametrize("running", [False, True])
 async def test_a_live_job_stays_as_it_is(database: Database, running: bool) -> None:
     await _accept(database, "a")
     if running:
-        await database.run(jobs_sql.claim, Stage.ENCODING, {"a": "t"}, "here", 1.0, 30.0)
-    before, rows = await database.run(jobs_sql.get_job, "a"), await database.run(_left)
-    assert await database.run(delete_job, "a", 10.0) == before
+        await database.run(jobs_sql.claim, stage=Stage.ENCODING, leases={"a": "t"}, owner="here", now=1.0, lease_s=30.0)
+    before, rows = await database.run(get_job, "a"), await database.run(_left)
+    assert await database.run(delete_job, "a", now=10.0) == before
     assert await database.run(_left) == rows
     assert await database.run(retention_sql.tombstone, "a") is None
 
 
 async def test_cancelled_and_deleted_in_one_transaction(database: Database) -> None:
     await _accept(database, "a")
-    await database.run(jobs_sql.claim, Stage.ENCODING, {"a": "t"}, "here", 1.0, 30.0)
+    await database.run(jobs_sql.claim, stage=Stage.ENCODING, leases={"a": "t"}, owner="here", now=1.0, lease_s=30.0)
 
     def cancel_and_delete(connection: Connection, and_then: BaseException | None) -> Job | None:
-        jobs_sql.cancel(connection, "a", 10.0)
-        job = delete_job(connection, "a", 10.0)
+        jobs_sql.cancel(connection, "a", now=10.0)
+        job = delete_job(connection, "a", now=10.0)
         if and_then is not None:
             raise and_then
         return job
 
     with pytest.raises(ArithmeticError):
         await database.run(cancel_and_delete, ArithmeticError())
-    kept = await database.run(jobs_sql.get_job, "a")
+    kept = await database.run(get_job, "a")
     assert kept is not None and kept.state is JobState.ENCODING
     assert await database.run(retention_sql.tombstone, "a") is None
     job = await database.run(cancel_and_delete, None)
     assert job is not None and job.state is JobState.CANCELLED
     assert await database.run(_left) == [0, 0, 0, 2]  # its webhooks are still sent
-    assert not await database.run(jobs_sql.renew, "a", "t", 99.0, 1, 0.1, Usage())
-    assert await database.run(jobs_sql.finish_stage, "a", "t", {}, 11.0, 0, 1.0) is None
+    assert not await database.run(jobs_sql.renew, "a", "t", expires_at=99.0, step=1, progress=0.1, spent=Usage())
+    assert (
+        await database.run(jobs_sql.finish_stage, "a", "t", seconds={}, now=11.0, counted_step=0, device_s=1.0) is None
+    )
 
 
 async def test_what_is_not_there_is_none(database: Database) -> None:
-    assert await database.run(delete_job, "a", 10.0) is None
+    assert await database.run(delete_job, "a", now=10.0) is None
     assert await database.run(retention_sql.tombstone, "a") is None
     await _deleted(database, "b")
-    assert await database.run(delete_job, "b", 20.0) is None
+    assert await database.run(delete_job, "b", now=20.0) is None
     assert await database.run(retention_sql.tombstone, "b") == DeletedVideo("b", "acme", 10.0)
 
 
 async def test_files_are_deleted_at_once_and_again_when_no_worker_writes_any_more(database: Database) -> None:
     await _deleted(database, "late", at=12.0)
     await _deleted(database, "early", at=11.0)
-    assert await database.run(retention_sql.deleted_with_files, 10) == ["early", "late"]
-    assert await database.run(retention_sql.deleted_with_files, 1) == ["early"]
-    await database.run(retention_sql.deleted_files_gone, ["early", "late"], 13.0)
-    assert await database.run(retention_sql.deleted_with_files, 10) == []
+    assert await database.run(retention_sql.deleted_with_files, limit=10) == ["early", "late"]
+    assert await database.run(retention_sql.deleted_with_files, limit=1) == ["early"]
+    await database.run(retention_sql.deleted_files_gone, ["early", "late"], now=13.0)
+    assert await database.run(retention_sql.deleted_with_files, limit=10) == []
 
     async def with_late_files(now: float, limit: int = 10) -> list[str]:
-        return await database.run(retention_sql.deleted_with_late_files, now, limit)
+        return await database.run(retention_sql.deleted_with_late_files, now=now, limit=limit)
 
     assert await with_late_files(11.0 + LATE_WRITES_S - 1) == []
     assert await with_late_files(11.0 + LATE_WRITES_S) == ["early"]
     assert await with_late_files(1e6) == ["early", "late"]
     assert await with_late_files(1e6, 1) == ["early"]
-    await database.run(retention_sql.deleted_files_gone, ["early"], 11.0 + LATE_WRITES_S)
+    await database.run(retention_sql.deleted_files_gone, ["early"], now=11.0 + LATE_WRITES_S)
     assert await with_late_files(1e6) == ["late"]
 
 
 async def test_files_that_were_deleted_late_enough_need_no_second_time(database: Database) -> None:
     await _deleted(database, "a")
-    await database.run(retention_sql.deleted_files_gone, ["a"], 10.0 + LATE_WRITES_S)
-    assert await database.run(retention_sql.deleted_with_late_files, 1e6, 10) == []
+    await database.run(retention_sql.deleted_files_gone, ["a"], now=10.0 + LATE_WRITES_S)
+    assert await database.run(retention_sql.deleted_with_late_files, now=1e6, limit=10) == []
 
 
 async def test_a_tombstone_is_forgotten_when_its_files_are_gone_for_good(database: Database) -> None:
     await _deleted(database, "with files", "with late files", "clean")
     await _deleted(database, "young", at=30.0)
-    await database.run(retention_sql.deleted_files_gone, ["with late files"], 11.0)
-    await database.run(retention_sql.deleted_files_gone, ["clean", "young"], 11.0 + 2 * LATE_WRITES_S)
-    assert await database.run(retention_sql.forget_tombstones, 10.0) == 0
-    assert await database.run(retention_sql.forget_tombstones, 30.0) == 1
+    await database.run(retention_sql.deleted_files_gone, ["with late files"], now=11.0)
+    await database.run(retention_sql.deleted_files_gone, ["clean", "young"], now=11.0 + 2 * LATE_WRITES_S)
+    assert await database.run(retention_sql.forget_tombstones, before=10.0) == 0
+    assert await database.run(retention_sql.forget_tombstones, before=30.0) == 1
     for job_id in ("with files", "with late files", "young"):
         assert await database.run(retention_sql.tombstone, job_id) is not None
     assert await database.run(retention_sql.tombstone, "clean") is None
@@ -177,11 +181,11 @@ async def test_long_lists_are_taken_whole(database: Database) -> None:
 
     def fill(connection: Connection) -> None:
         for job_id in ids:
-            jobs_sql.insert_job(connection, Submission(job_id, "mochi-1", SPEC), 0.0, 1.0)
-            jobs_sql.cancel(connection, job_id, 1.0)
-            delete_job(connection, job_id, 1.0)
+            insert_job(connection, Submission(job_id, "mochi-1", SPEC), now=0.0, keep_keys_s=1.0)
+            jobs_sql.cancel(connection, job_id, now=1.0)
+            delete_job(connection, job_id, now=1.0)
 
     await database.run(fill)
-    assert await database.run(retention_sql.deleted_with_files, 2000) == ids
-    await database.run(retention_sql.deleted_files_gone, ids, 1.0 + LATE_WRITES_S)
-    assert await database.run(retention_sql.forget_tombstones, 2.0) == 1100
+    assert await database.run(retention_sql.deleted_with_files, limit=2000) == ids
+    await database.run(retention_sql.deleted_files_gone, ids, now=1.0 + LATE_WRITES_S)
+    assert await database.run(retention_sql.forget_tombstones, before=2.0) == 1100

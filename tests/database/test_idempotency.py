@@ -6,9 +6,8 @@ import pytest
 from sqlalchemy import Connection, delete, func, select
 
 from deployments.messages import VideoSpec
-from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import forget_old_keys
+from serve_app.database.intake import find_accepted, forget_old_keys, insert_job
 from serve_app.database.schema import idempotency_keys, jobs
 from serve_app.errors import IdempotencyKeyReusedError
 from serve_app.jobs import Accepted, Submission
@@ -26,7 +25,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def accept(database: Database, submission: Submission, now: float) -> Accepted:
-    return await database.run(jobs_sql.insert_job, submission, now, DAY_S)
+    return await database.run(insert_job, submission, now=now, keep_keys_s=DAY_S)
 
 
 def _rows(connection: Connection) -> tuple[int, int]:
@@ -38,7 +37,7 @@ async def test_the_same_key_and_request_give_the_same_job(database: Database) ->
     first = await accept(database, FIRST, 10.0)
     again = await accept(database, replace(FIRST, job_id="b"), 20.0)
     assert (first.repeated, again) == (False, replace(first, repeated=True))
-    found = await database.run(jobs_sql.find_accepted, replace(FIRST, job_id="c"), 30.0, DAY_S)
+    found = await database.run(find_accepted, replace(FIRST, job_id="c"), now=30.0, keep_keys_s=DAY_S)
     assert found == again
     assert await database.run(_rows) == (1, 1)
 
@@ -46,7 +45,7 @@ async def test_the_same_key_and_request_give_the_same_job(database: Database) ->
 async def test_the_same_key_with_another_request_is_refused_and_nothing_is_written(database: Database) -> None:
     await accept(database, FIRST, 10.0)
     other = replace(FIRST, job_id="b", fingerprint="f2")
-    for look in (jobs_sql.insert_job, jobs_sql.find_accepted):
+    for look in (insert_job, find_accepted):
         with pytest.raises(IdempotencyKeyReusedError, match="order 7"):
             await database.run(look, other, 20.0, DAY_S)
     assert await database.run(_rows) == (1, 1)
@@ -76,7 +75,7 @@ async def test_a_key_whose_job_is_gone_is_free(database: Database) -> None:
 async def test_old_keys_are_forgotten(database: Database) -> None:
     for n in range(5):
         await accept(database, replace(FIRST, job_id=f"job{n}", idempotency_key=f"key{n}"), float(n))
-    assert await database.run(forget_old_keys, 3.0) == 3
+    assert await database.run(forget_old_keys, before=3.0) == 3
     assert await database.run(_rows) == (5, 2)
     assert not (await accept(database, replace(FIRST, job_id="new", idempotency_key="key0"), 9.0)).repeated
 

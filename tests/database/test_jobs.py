@@ -10,6 +10,8 @@ from sqlalchemy import Connection, Engine, event, text
 from deployments.messages import Stage, VideoSpec
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
+from serve_app.database.intake import find_accepted, insert_job
+from serve_app.database.job_rows import get_job, get_jobs
 from serve_app.jobs import (
     Accepted,
     Job,
@@ -42,15 +44,15 @@ async def insert(database: Database, *ids: str) -> None:
 
 
 async def accept(database: Database, submission: Submission, now: float) -> Accepted:
-    return await database.run(jobs_sql.insert_job, submission, now, DAY_S)
+    return await database.run(insert_job, submission, now=now, keep_keys_s=DAY_S)
 
 
 async def claim(database: Database, stage: Stage, now: float = 100.0, owner: str = "here", **leases: str) -> list[Job]:
-    return await database.run(jobs_sql.claim, stage, leases, owner, now, LEASE_S)
+    return await database.run(jobs_sql.claim, stage=stage, leases=leases, owner=owner, now=now, lease_s=LEASE_S)
 
 
 async def get(database: Database, job_id: str) -> Job:
-    job = await database.run(jobs_sql.get_job, job_id)
+    job = await database.run(get_job, job_id)
     assert job is not None
     return job
 
@@ -59,7 +61,7 @@ async def sampling(database: Database) -> Job:
     """Job `a`, held by a sampler under the lease `s`."""
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="e")
-    await database.run(jobs_sql.finish_stage, "a", "e", {}, 101.0, 0, 0.25)
+    await database.run(jobs_sql.finish_stage, "a", "e", seconds={}, now=101.0, counted_step=0, device_s=0.25)
     (job,) = await claim(database, Stage.SAMPLING, now=102.0, a="s")
     return job
 
@@ -72,7 +74,7 @@ async def test_a_job_comes_back_as_it_was_accepted(database: Database) -> None:
     assert job == await get(database, "video_1")
     assert (job.spec, job.state, job.stage, job.attempt) == (spec, JobState.QUEUED, Stage.ENCODING, 1)
     assert (job.tenant, job.tier, job.created_at, job.available_at) == ("acme", Tier.BATCH, 12.5, 12.5)
-    assert await database.run(jobs_sql.get_job, "video_2") is None
+    assert await database.run(get_job, "video_2") is None
 
 
 async def test_the_same_id_again_is_the_same_job(database: Database) -> None:
@@ -85,10 +87,10 @@ async def test_the_same_id_again_is_the_same_job(database: Database) -> None:
 
 async def test_what_is_found_accepted_is_what_would_be_inserted(database: Database) -> None:
     submission = Submission("a", "mochi-1", SPEC)
-    assert await database.run(jobs_sql.find_accepted, submission, 0.0, DAY_S) is None
-    assert await database.run(jobs_sql.get_job, "a") is None
+    assert await database.run(find_accepted, submission, now=0.0, keep_keys_s=DAY_S) is None
+    assert await database.run(get_job, "a") is None
     accepted = await accept(database, submission, 0.0)
-    assert await database.run(jobs_sql.find_accepted, submission, 1.0, DAY_S) == replace(accepted, repeated=True)
+    assert await database.run(find_accepted, submission, now=1.0, keep_keys_s=DAY_S) == replace(accepted, repeated=True)
 
 
 async def test_a_job_runs_through_its_stages_and_completes_once(database: Database) -> None:
@@ -97,10 +99,15 @@ async def test_a_job_runs_through_its_stages_and_completes_once(database: Databa
         (job,) = await claim(database, stage, now=100.0 + n, a=f"t{n}")
         assert (job.state, job.lease, job.lease_expires_at) == (JobState(stage), f"t{n}", 130.0 + n)
         assert job == await get(database, "a")
-        ended = await database.run(jobs_sql.finish_stage, "a", f"t{n}", {"work": 1.0}, 100.5 + n, 12, 0.5)
+        ended = await database.run(
+            jobs_sql.finish_stage, "a", f"t{n}", seconds={"work": 1.0}, now=100.5 + n, counted_step=12, device_s=0.5
+        )
         assert ended is not None and ended.lease is None
         assert ended == await get(database, "a")
-        assert await database.run(jobs_sql.finish_stage, "a", f"t{n}", {}, 300.0, 0, 9.0) is None
+        assert (
+            await database.run(jobs_sql.finish_stage, "a", f"t{n}", seconds={}, now=300.0, counted_step=0, device_s=9.0)
+            is None
+        )
     done = await get(database, "a")
     assert (done.state, done.progress, done.started_at, done.completed_at) == (JobState.COMPLETED, 1.0, 100.0, 102.5)
     assert (done.step, done.steps_run, done.device_s) == (SPEC.num_inference_steps, 8, 1.5)
@@ -109,7 +116,7 @@ async def test_a_job_runs_through_its_stages_and_completes_once(database: Databa
 
 async def test_the_history_begins_with_the_acceptance_and_ends_with_the_end(database: Database) -> None:
     await sampling(database)
-    await database.run(jobs_sql.cancel, "a", 103.0)
+    await database.run(jobs_sql.cancel, "a", now=103.0)
     assert await database.run(jobs_sql.history, "a") == [
         Move(0.0, JobState.QUEUED, Stage.ENCODING, 1, "accepted"),
         Move(100.0, JobState.ENCODING, Stage.ENCODING, 1, "claimed"),
@@ -125,9 +132,12 @@ async def test_only_what_waits_for_that_stage_is_claimed(database: Database) -> 
     assert await claim(database, Stage.SAMPLING, a="t1") == []
     assert [job.id for job in await claim(database, Stage.ENCODING, a="t1", b="t2", gone="t3")] == ["a", "b"]
     assert [job.id for job in await claim(database, Stage.ENCODING, a="t4", c="t5")] == ["c"]
-    await database.run(jobs_sql.cancel, "b", 101.0)
+    await database.run(jobs_sql.cancel, "b", now=101.0)
     assert await claim(database, Stage.ENCODING, b="t6") == []
-    assert await database.run(jobs_sql.claim, Stage.ENCODING, {}, "here", 0.0, LEASE_S) == []
+    assert (
+        await database.run(jobs_sql.claim, stage=Stage.ENCODING, leases={}, owner="here", now=0.0, lease_s=LEASE_S)
+        == []
+    )
 
 
 async def test_two_registries_never_claim_the_same_job_and_never_deadlock(
@@ -157,7 +167,11 @@ async def _claim_by_two(database: Database, other: Database, seed: int) -> None:
     for n in range(30):
         for name, registry in (("x", database), ("y", other)):
             leases = dict.fromkeys(draw.sample(ids, 6), f"{name}{n}")
-            calls.append(registry.run(jobs_sql.claim, Stage.ENCODING, leases, name, 100.0, LEASE_S))
+            calls.append(
+                registry.run(
+                    jobs_sql.claim, stage=Stage.ENCODING, leases=leases, owner=name, now=100.0, lease_s=LEASE_S
+                )
+            )
     claimed = [job for jobs in await asyncio.gather(*calls) for job in jobs]
     assert len({job.id for job in claimed}) == len(claimed)
     assert all([await get(database, job.id) == job for job in claimed])
@@ -167,8 +181,8 @@ async def _claim_by_two(database: Database, other: Database, seed: int) -> None:
 
 async def test_a_retry_waits_its_pause_and_begins_at_the_checkpoint(database: Database) -> None:
     await sampling(database)
-    assert await database.run(jobs_sql.keep_checkpoint, "a", "s", 8)
-    assert await database.run(jobs_sql.renew, "a", "s", 140.0, 11, 0.5, Usage(11, 2.0))
+    assert await database.run(jobs_sql.keep_checkpoint, "a", "s", step=8)
+    assert await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=11, progress=0.5, spent=Usage(11, 2.0))
     told = (103.0, 105.0, "replica lost", 2, Usage(1, 0.5), 1, 0.5)
     job = await database.run(jobs_sql.retry, "a", "s", *told)
     assert job is not None and job == await get(database, "a")
@@ -182,7 +196,9 @@ async def test_a_retry_waits_its_pause_and_begins_at_the_checkpoint(database: Da
 
 async def test_parking_keeps_every_step_and_is_counted(database: Database) -> None:
     await sampling(database)
-    job = await database.run(jobs_sql.park, "a", "s", 103.0, 7, Usage(7, 1.5), "an interactive job waits")
+    job = await database.run(
+        jobs_sql.park, "a", "s", now=103.0, step=7, spent=Usage(7, 1.5), note="an interactive job waits"
+    )
     assert job is not None and job == await get(database, "a")
     assert (job.state, job.attempt, job.parks, job.lease_owner) == (JobState.QUEUED, 1, 1, None)
     assert (job.step, job.checkpoint_step, job.steps_run, job.device_s) == (7, 7, 7, 1.75)
@@ -192,7 +208,7 @@ async def test_parking_keeps_every_step_and_is_counted(database: Database) -> No
 async def test_giving_back_costs_no_attempt(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="t1")
-    job = await database.run(jobs_sql.give_back, "a", "t1", 101.0, "no replica")
+    job = await database.run(jobs_sql.give_back, "a", "t1", now=101.0, note="no replica")
     assert job is not None and (job.state, job.attempt) == (JobState.QUEUED, 1)
     assert job == await get(database, "a")
 
@@ -200,25 +216,53 @@ async def test_giving_back_costs_no_attempt(database: Database) -> None:
 async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="old")
-    await database.run(jobs_sql.retry, "a", "old", 101.0, 101.0, "lost", 2, NOTHING, 0, None)
+    await database.run(
+        jobs_sql.retry,
+        "a",
+        "old",
+        now=101.0,
+        available_at=101.0,
+        note="lost",
+        attempt=2,
+        spent=NOTHING,
+        deaths=0,
+        died_at=None,
+    )
     await claim(database, Stage.ENCODING, now=102.0, a="new")
     before = await get(database, "a")
     spent = Usage(5, 5.0)
-    assert not await database.run(jobs_sql.renew, "a", "old", 999.0, 5, 0.5, spent)
-    assert not await database.run(jobs_sql.keep_checkpoint, "a", "old", 5)
-    assert await database.run(jobs_sql.finish_stage, "a", "old", {}, 103.0, 0, 1.0) is None
-    assert await database.run(jobs_sql.retry, "a", "old", 103.0, 103.0, "", 2, spent, 1, 0.1) is None
-    assert await database.run(jobs_sql.park, "a", "old", 103.0, 5, spent, "") is None
-    assert await database.run(jobs_sql.give_back, "a", "old", 103.0, "") is None
-    assert await database.run(jobs_sql.fail, "a", "old", 103.0, JobError("x", "y"), Usage()) is None
+    assert not await database.run(jobs_sql.renew, "a", "old", expires_at=999.0, step=5, progress=0.5, spent=spent)
+    assert not await database.run(jobs_sql.keep_checkpoint, "a", "old", step=5)
+    assert (
+        await database.run(jobs_sql.finish_stage, "a", "old", seconds={}, now=103.0, counted_step=0, device_s=1.0)
+        is None
+    )
+    assert (
+        await database.run(
+            jobs_sql.retry,
+            "a",
+            "old",
+            now=103.0,
+            available_at=103.0,
+            note="",
+            attempt=2,
+            spent=spent,
+            deaths=1,
+            died_at=0.1,
+        )
+        is None
+    )
+    assert await database.run(jobs_sql.park, "a", "old", now=103.0, step=5, spent=spent, note="") is None
+    assert await database.run(jobs_sql.give_back, "a", "old", now=103.0, note="") is None
+    assert await database.run(jobs_sql.fail, "a", "old", now=103.0, error=JobError("x", "y"), spent=Usage()) is None
     assert await get(database, "a") == before
 
 
 async def test_renewing_keeps_progress_and_counts_what_was_spent(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="t")
-    assert await database.run(jobs_sql.renew, "a", "t", 500.0, 7, 0.4, Usage(7, 1.0))
-    assert await database.run(jobs_sql.renew, "a", "t", 501.0, 9, 0.5, Usage(2, 0.5))
+    assert await database.run(jobs_sql.renew, "a", "t", expires_at=500.0, step=7, progress=0.4, spent=Usage(7, 1.0))
+    assert await database.run(jobs_sql.renew, "a", "t", expires_at=501.0, step=9, progress=0.5, spent=Usage(2, 0.5))
     job = await get(database, "a")
     assert (job.lease_expires_at, job.step, job.progress) == (501.0, 9, 0.5)
     assert (job.steps_run, job.device_s) == (9, 1.5)
@@ -231,14 +275,14 @@ async def test_two_registries_lose_nothing_of_what_either_counts(postgres_uri: s
         counted = threading.Event()
 
         def renew_and_wait_for_the_other(connection: Connection) -> None:
-            assert jobs_sql.renew(connection, "a", "s", 200.0, 5, 0.1, Usage(5, 0.5))
+            assert jobs_sql.renew(connection, "a", "s", expires_at=200.0, step=5, progress=0.1, spent=Usage(5, 0.5))
             counted.set()
             while not connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one():
                 pass
 
         renewed = asyncio.create_task(one.run(renew_and_wait_for_the_other))
         assert await asyncio.to_thread(counted.wait, 60)
-        parked = await other.run(jobs_sql.park, "a", "s", 103.0, 7, Usage(2, 0.25), "")
+        parked = await other.run(jobs_sql.park, "a", "s", now=103.0, step=7, spent=Usage(2, 0.25), note="")
         await renewed
         assert parked is not None and parked == await get(one, "a")
         assert (parked.steps_run, parked.device_s) == (7, 1.0)
@@ -250,7 +294,7 @@ async def test_a_failed_job_tells_why(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="t")
     error = JobError("prompt_too_long", "too long")
-    job = await database.run(jobs_sql.fail, "a", "t", 101.0, error, Usage(3, 0.5))
+    job = await database.run(jobs_sql.fail, "a", "t", now=101.0, error=error, spent=Usage(3, 0.5))
     assert job is not None and job == await get(database, "a")
     assert (job.state, job.error, job.completed_at, job.lease) == (JobState.FAILED, error, 101.0, None)
     assert (job.steps_run, job.device_s) == (3, 0.5)
@@ -259,12 +303,12 @@ async def test_a_failed_job_tells_why(database: Database) -> None:
 
 async def test_a_cancelled_job_is_nobodys_and_stays_so(database: Database) -> None:
     await sampling(database)
-    cancelled = await database.run(jobs_sql.cancel, "a", 103.0)
+    cancelled = await database.run(jobs_sql.cancel, "a", now=103.0)
     assert cancelled is not None and cancelled == await get(database, "a")
     assert (cancelled.state, cancelled.lease, cancelled.completed_at) == (JobState.CANCELLED, None, 103.0)
-    assert await database.run(jobs_sql.cancel, "a", 104.0) == cancelled
-    assert not await database.run(jobs_sql.renew, "a", "s", 140.0, 1, 0.1, NOTHING)
-    assert await database.run(jobs_sql.cancel, "b", 104.0) is None
+    assert await database.run(jobs_sql.cancel, "a", now=104.0) == cancelled
+    assert not await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=1, progress=0.1, spent=NOTHING)
+    assert await database.run(jobs_sql.cancel, "b", now=104.0) is None
 
 
 async def test_leases_are_told_apart_by_owner(database: Database) -> None:
@@ -279,7 +323,7 @@ async def test_waiting_and_running_jobs_are_counted(database: Database) -> None:
     await sampling(database)
     await insert(database, "b", "c", "d")
     await claim(database, Stage.ENCODING, b="t")
-    await database.run(jobs_sql.cancel, "d", 1.0)
+    await database.run(jobs_sql.cancel, "d", now=1.0)
     assert await database.run(jobs_sql.queued_ids) == [("c", Stage.ENCODING)]
     assert await database.run(jobs_sql.count_live) == {
         (JobState.QUEUED, Stage.ENCODING): 1,
@@ -292,8 +336,15 @@ async def test_many_jobs_are_found_at_once_in_the_order_asked_for(database: Data
     ids = [f"job{n}" for n in range(1200)]
     await asyncio.gather(*(accept(database, Submission(job_id, "mochi-1", SPEC), 1.0) for job_id in ids))
     asked = [*reversed(ids), "unknown"]
-    assert [job.id for job in await database.run(jobs_sql.get_jobs, asked)] == ids[::-1]
-    assert len(await database.run(jobs_sql.claim, Stage.ENCODING, dict.fromkeys(ids, "t"), "x", 2.0, 1.0)) == 1200
+    assert [job.id for job in await database.run(get_jobs, asked)] == ids[::-1]
+    assert (
+        len(
+            await database.run(
+                jobs_sql.claim, stage=Stage.ENCODING, leases=dict.fromkeys(ids, "t"), owner="x", now=2.0, lease_s=1.0
+            )
+        )
+        == 1200
+    )
 
 
 async def test_recent_work_is_what_was_completed_last(database: Database) -> None:
@@ -301,7 +352,11 @@ async def test_recent_work_is_what_was_completed_last(database: Database) -> Non
     await insert(database, *ids)
     for n, job_id in enumerate(ids[:3]):
         for stage in Stage:
-            await database.run(jobs_sql.claim, stage, {job_id: "t"}, "here", 100.0, LEASE_S)
-            await database.run(jobs_sql.finish_stage, job_id, "t", {}, 200.0 - n, 0, 1.0)
-    await database.run(jobs_sql.cancel, "d", 500.0)
-    assert [job.id for job in await database.run(jobs_sql.recent_work, 2)] == ["a", "b"]
+            await database.run(
+                jobs_sql.claim, stage=stage, leases={job_id: "t"}, owner="here", now=100.0, lease_s=LEASE_S
+            )
+            await database.run(
+                jobs_sql.finish_stage, job_id, "t", seconds={}, now=200.0 - n, counted_step=0, device_s=1.0
+            )
+    await database.run(jobs_sql.cancel, "d", now=500.0)
+    assert [job.id for job in await database.run(jobs_sql.recent_work, limit=2)] == ["a", "b"]

@@ -16,6 +16,8 @@ from deployments.messages import Stage, VideoSpec
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
+from serve_app.database.job_rows import get_jobs
+from serve_app.database.listing import list_jobs
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState, Order
@@ -65,14 +67,14 @@ async def stored(database: Database) -> list[Job]:
         connection.execute(jobs.insert(), rows)
 
     await database.run(fill)
-    return await database.run(jobs_sql.get_jobs, [one["id"] for one in rows])
+    return await database.run(get_jobs, [one["id"] for one in rows])
 
 
 async def all_pages(database: Database, limit: int, order: Order, wanted: JobFilter) -> list[JobPage]:
     pages: list[JobPage] = []
     after = None
     while not pages or pages[-1].has_more:
-        pages.append(await database.run(jobs_sql.list_jobs, limit, after, order, wanted))
+        pages.append(await database.run(list_jobs, limit=limit, after=after, order=order, wanted=wanted))
         after = pages[-1].jobs[-1].id if pages[-1].jobs else None
     return pages
 
@@ -116,7 +118,7 @@ async def test_a_page_may_begin_behind_any_job(
     at = (stored[cursor].created_at, stored[cursor].id)
     beyond = [(job.created_at, job.id) for job in stored if holds(wanted, job)]
     beyond = sorted(key for key in beyond if (key > at if order == "asc" else key < at))
-    page = await database.run(jobs_sql.list_jobs, 10, stored[cursor].id, order, wanted)
+    page = await database.run(list_jobs, limit=10, after=stored[cursor].id, order=order, wanted=wanted)
     expected = beyond[:10] if order == "asc" else beyond[::-1][:10]
     assert [(job.created_at, job.id) for job in page.jobs] == expected
     assert page.has_more == (len(beyond) > 10)
@@ -124,7 +126,7 @@ async def test_a_page_may_begin_behind_any_job(
 
 async def test_paging_from_an_unknown_job_is_an_error(database: Database) -> None:
     with pytest.raises(UnknownJobError, match="nope"):
-        await database.run(jobs_sql.list_jobs, 5, "nope")
+        await database.run(list_jobs, limit=5, after="nope")
 
 
 # How the databases find them
@@ -199,12 +201,12 @@ async def test_every_listing_is_a_walk_on_its_index(
         (True, False): "jobs_by_tenant",
         (True, True): "jobs_by_tenant_and_state",
     }[tenant is not None, bool(states)]
-    cursor = (await full.run(jobs_sql.list_jobs, 3000)).jobs[-1].id
+    cursor = (await full.run(list_jobs, limit=3000)).jobs[-1].id
     for order in ("asc", "desc"):
         for after in (None, cursor):
             for since, until in ((None, None), (100.0, None), (None, 7000.0), (100.0, 7000.0)):
                 wanted = JobFilter(states, tenant, since, until)
-                found = await full.run(plans, jobs_sql.list_jobs, 20, after, order, wanted)
+                found = await full.run(plans, list_jobs, 20, after, order, wanted)
                 for plan in found if after is None else found[1:]:
                     assert_on_index(plan, index)
                     bounded = after is not None or since is not None or until is not None

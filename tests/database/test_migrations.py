@@ -16,6 +16,9 @@ from serve_app.database import jobs as jobs_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.engine import migrate
+from serve_app.database.intake import insert_job
+from serve_app.database.job_rows import get_job
+from serve_app.database.listing import list_jobs
 from serve_app.database.schema import metadata
 from serve_app.jobs import JobState, Submission, Tier
 
@@ -104,7 +107,7 @@ async def test_stored_jobs_are_kept_on_the_way_up(engine: Engine, database_url: 
     migrate_to(engine, "0002")
     store_old_jobs(engine)
     database = Database(database_url)
-    waiting = await database.run(jobs_sql.get_job, "w")
+    waiting = await database.run(get_job, "w")
     assert waiting is not None
     assert (waiting.spec, waiting.tenant, waiting.tier) == (VideoSpec(**SPEC), "default", Tier.STANDARD)  # type: ignore[arg-type]
     assert (waiting.device_s, waiting.parks, waiting.deaths, waiting.died_at) == (0.0, 0, 0, None)
@@ -113,8 +116,8 @@ async def test_stored_jobs_are_kept_on_the_way_up(engine: Engine, database_url: 
         (1.0, JobState.QUEUED, "accepted"),
         (5.0, JobState.CANCELLED, "cancelled"),
     ]
-    assert [job.id for job in (await database.run(jobs_sql.list_jobs, 5)).jobs] == ["c", "w"]
-    assert await database.run(retention_sql.with_work_files, 5) == ["c"]
+    assert [job.id for job in (await database.run(list_jobs, limit=5)).jobs] == ["c", "w"]
+    assert await database.run(retention_sql.with_work_files, limit=5) == ["c"]
     database.close()
 
 
@@ -124,8 +127,8 @@ async def test_stored_jobs_are_kept_on_the_way_down_and_up_again(engine: Engine,
     store_old_jobs(engine)
     database = Database(database_url)
     new = Submission("new", "m", VideoSpec(**SPEC), "acme", idempotency_key="k", fingerprint="f")  # type: ignore[arg-type]
-    await database.run(jobs_sql.insert_job, new, 7.0, 1.0)
-    await database.run(jobs_sql.cancel, "new", 8.0)
+    await database.run(insert_job, new, now=7.0, keep_keys_s=1.0)
+    await database.run(jobs_sql.cancel, "new", now=8.0)
     database.close()
     migrate_to(engine, "0002", "downgrade")
     assert indexes(engine) == before

@@ -30,7 +30,7 @@ def job(job_id: str, url: str | None = URL, tenant: str = "t", state: JobState =
 
 async def add(database: Database, *jobs: Job, at: float = 10.0) -> None:
     for ended in jobs:
-        await database.run(webhooks_sql.add_delivery, ended, at)
+        await database.run(webhooks_sql.add_delivery, ended, now=at)
 
 
 async def of(database: Database, job_id: str) -> Delivery:
@@ -39,7 +39,7 @@ async def of(database: Database, job_id: str) -> Delivery:
 
 
 async def claim(database: Database, now: float = 10.0, lanes: DeliveryLimits | None = None) -> list[Delivery]:
-    return await database.run(webhooks_sql.claim_due, now, HOLD_S, lanes or DeliveryLimits())
+    return await database.run(webhooks_sql.claim_due, now=now, hold_s=HOLD_S, lanes=lanes or DeliveryLimits())
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[str]:
@@ -69,7 +69,7 @@ async def test_nothing_is_told_without_a_url_or_before_the_end(database: Databas
 
 async def test_a_delivery_goes_with_the_transaction_that_ends_its_job(database: Database) -> None:
     def end_and_break(connection: Connection) -> None:
-        webhooks_sql.add_delivery(connection, job("a"), 10.0)
+        webhooks_sql.add_delivery(connection, job("a"), now=10.0)
         raise ValueError("broken")
 
     with pytest.raises(ValueError):
@@ -92,24 +92,24 @@ async def test_what_is_due_is_held_until_its_hold_is_over(database: Database) ->
 async def test_what_was_taken_is_not_sent_again(database: Database) -> None:
     await add(database, job("a"))
     (claimed,) = await claim(database)
-    await database.run(webhooks_sql.delivered, claimed, 11.0, 204)
+    await database.run(webhooks_sql.delivered, claimed, now=11.0, status=204)
     done = replace(claimed, attempts=1, next_at=None, delivered_at=11.0, status=204)
     assert await of(database, "a") == done
     assert await claim(database, now=1e12) == []
-    await database.run(webhooks_sql.delivered, claimed, 12.0, 200)
-    assert await database.run(webhooks_sql.failed, claimed, 50.0, 500, "late") is None
+    await database.run(webhooks_sql.delivered, claimed, now=12.0, status=200)
+    assert await database.run(webhooks_sql.failed, claimed, next_at=50.0, status=500, error="late") is None
     assert await of(database, "a") == done
 
 
 async def test_what_was_not_taken_comes_back_when_it_is_due(database: Database) -> None:
     await add(database, job("a"))
     (claimed,) = await claim(database)
-    failed = await database.run(webhooks_sql.failed, claimed, 50.0, 500, "the answer was 500")
+    failed = await database.run(webhooks_sql.failed, claimed, next_at=50.0, status=500, error="the answer was 500")
     assert failed == await of(database, "a")
     assert failed == replace(claimed, attempts=1, next_at=50.0, status=500, error="the answer was 500")
     assert await claim(database, now=49.0) == []
     (again,) = await claim(database, now=50.0)
-    given_up = await database.run(webhooks_sql.failed, again, None, None, "no answer")
+    given_up = await database.run(webhooks_sql.failed, again, next_at=None, status=None, error="no answer")
     assert given_up == await of(database, "a")
     assert given_up == replace(failed, attempts=2, next_at=None, status=None, error="no answer")
     assert await claim(database, now=1e12) == []
@@ -119,10 +119,10 @@ async def test_who_lost_its_hold_cannot_say_that_it_failed_but_that_it_was_taken
     await add(database, job("a"))
     (first,) = await claim(database)
     (second,) = await claim(database, now=100.0)
-    assert await database.run(webhooks_sql.failed, first, None, 410, "gone") is None
+    assert await database.run(webhooks_sql.failed, first, next_at=None, status=410, error="gone") is None
     assert await of(database, "a") == second
-    await database.run(webhooks_sql.delivered, first, 101.0, 200)
-    assert await database.run(webhooks_sql.failed, second, 200.0, 500, "x") is None
+    await database.run(webhooks_sql.delivered, first, now=101.0, status=200)
+    assert await database.run(webhooks_sql.failed, second, next_at=200.0, status=500, error="x") is None
     assert (await of(database, "a")).next_at is None
 
 
@@ -130,8 +130,8 @@ async def test_of_a_forgotten_delivery_nothing_is_written(database: Database) ->
     await add(database, job("a"), job("b"))
     a, b = await claim(database)
     await database.run(webhooks_sql.forget_deliveries_of, ["video_a", "video_b"])
-    await database.run(webhooks_sql.delivered, a, 11.0, 200)
-    assert await database.run(webhooks_sql.failed, b, 50.0, 500, "x") is None
+    await database.run(webhooks_sql.delivered, a, now=11.0, status=200)
+    assert await database.run(webhooks_sql.failed, b, next_at=50.0, status=500, error="x") is None
     assert await database.run(webhooks_sql.deliveries_of, "video_a") == []
 
 
@@ -150,8 +150,8 @@ async def test_a_full_origin_or_tenant_holds_up_no_others(database: Database) ->
     for delivery in first:
         assert lanes.enter(delivery.tenant, delivery.url)
     assert await claim(database, lanes=lanes) == []
-    assert await database.run(webhooks_sql.next_due_at, lanes) == 40.0
-    assert await database.run(webhooks_sql.next_due_at, DeliveryLimits()) == 1.0
+    assert await database.run(webhooks_sql.next_due_at, lanes=lanes) == 40.0
+    assert await database.run(webhooks_sql.next_due_at, lanes=DeliveryLimits()) == 1.0
     lanes.leave("t", "http://slow.com/x")
     assert ids(await claim(database, lanes=lanes)) == ["evt_slow04"]
 
@@ -163,7 +163,7 @@ async def test_a_full_origin_is_known_in_every_url(database: Database, url: str)
         pass
     await add(database, job("a", url))
     assert await claim(database, lanes=lanes) == []
-    assert await database.run(webhooks_sql.next_due_at, lanes) is None
+    assert await database.run(webhooks_sql.next_due_at, lanes=lanes) is None
     assert ids(await claim(database)) == ["evt_a"]
 
 
@@ -171,7 +171,7 @@ async def test_two_registries_never_claim_the_same(database_url: str, database: 
     other = Database(database_url)
     await add(database, *(job(f"{n:03}", f"http://{n}.com/", f"t{n % 7}") for n in range(100)))
     calls = [
-        registry.run(webhooks_sql.claim_due, 10.0, HOLD_S, DeliveryLimits())
+        registry.run(webhooks_sql.claim_due, now=10.0, hold_s=HOLD_S, lanes=DeliveryLimits())
         for _ in range(4)
         for registry in (database, other)
     ]
@@ -181,13 +181,13 @@ async def test_two_registries_never_claim_the_same(database_url: str, database: 
 
 
 async def test_when_the_next_is_due(database: Database) -> None:
-    assert await database.run(webhooks_sql.next_due_at, DeliveryLimits()) is None
+    assert await database.run(webhooks_sql.next_due_at, lanes=DeliveryLimits()) is None
     await add(database, job("a"), at=20.0)
     await add(database, job("b"), at=15.0)
-    assert await database.run(webhooks_sql.next_due_at, DeliveryLimits()) == 15.0
+    assert await database.run(webhooks_sql.next_due_at, lanes=DeliveryLimits()) == 15.0
     (claimed,) = await claim(database, now=15.0)
-    await database.run(webhooks_sql.delivered, claimed, 16.0, 200)
-    assert await database.run(webhooks_sql.next_due_at, DeliveryLimits()) == 20.0
+    await database.run(webhooks_sql.delivered, claimed, now=16.0, status=200)
+    assert await database.run(webhooks_sql.next_due_at, lanes=DeliveryLimits()) == 20.0
 
 
 async def test_only_old_ones_that_are_done_are_forgotten(database: Database) -> None:
@@ -195,9 +195,9 @@ async def test_only_old_ones_that_are_done_are_forgotten(database: Database) -> 
     await add(database, job("young"), at=5.0)
     for delivery in await claim(database):
         if delivery.id != "evt_waits":
-            await database.run(webhooks_sql.failed, delivery, None, 410, "gone")
-    assert await database.run(webhooks_sql.forget_old_deliveries, 5.0, 1) == 1
-    assert await database.run(webhooks_sql.forget_old_deliveries, 5.0, 10) == 1
-    assert await database.run(webhooks_sql.forget_old_deliveries, 5.0, 10) == 0
+            await database.run(webhooks_sql.failed, delivery, next_at=None, status=410, error="gone")
+    assert await database.run(webhooks_sql.forget_old_deliveries, before=5.0, limit=1) == 1
+    assert await database.run(webhooks_sql.forget_old_deliveries, before=5.0, limit=10) == 1
+    assert await database.run(webhooks_sql.forget_old_deliveries, before=5.0, limit=10) == 0
     assert (await of(database, "waits")).next_at is not None
     assert (await of(database, "young")).status == 410

@@ -25,6 +25,7 @@ from deployments.replica.stage_worker import StageWorker
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
+from serve_app.database.listing import list_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
 from serve_app.registry import actor as job_registry
@@ -519,6 +520,6 @@ async def _all(tasks: list[asyncio.Task[Job]]) -> list[Job]:
 
 def everything(connection: Connection) -> tuple[dict[str, list[Any]], list[Any], list[Any]]:
     """The history of each job, and what waits and is leased."""
-    page = jobs_sql.list_jobs(connection, 1000, None, "asc", JobFilter())
+    page = list_jobs(connection, limit=1000, after=None, order="asc", wanted=JobFilter())
     histories = {job.id: jobs_sql.history(connection, job.id) for job in page.jobs}
     return histories, jobs_sql.queued_ids(connection), jobs_sql.leased_jobs(connection)

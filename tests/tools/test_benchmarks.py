@@ -24,6 +24,7 @@ from deployments.mochi.block import run_block
 from deployments.mochi.denoise import Sample, predict_velocity, rope_tables
 from deployments.mochi.streaming_decode import StreamingDecoder
 from serve_app.database import jobs as jobs_sql
+from serve_app.database.listing import list_jobs
 from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import JobFilter, JobState
 
@@ -322,7 +323,7 @@ def test_a_filled_database_holds_ended_jobs_with_their_moves(database_url: str) 
         counted = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
         states: dict[str, int] = dict(counted.tuples().all())
         moves = connection.execute(select(func.count()).select_from(job_moves)).scalar_one()
-        page = jobs_sql.list_jobs(connection, 100, None, "desc", JobFilter(states=(JobState.FAILED,)))
+        page = list_jobs(connection, limit=100, after=None, order="desc", wanted=JobFilter(states=(JobState.FAILED,)))
         ids = connection.execute(select(func.count(func.distinct(jobs.c.id)))).scalar_one()
         last = page.jobs[-1]
         history = jobs_sql.history(connection, last.id)

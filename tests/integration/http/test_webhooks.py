@@ -67,7 +67,7 @@ async def add(
     database: Database, job_id: str, url: str, state: JobState = JobState.COMPLETED, tenant: str = "acme"
 ) -> None:
     job = Job(f"video_{job_id}", "mochi-1", SPEC, state, Stage.DECODING, 1, 0.0, tenant=tenant, webhook_url=url)
-    await database.run(webhooks_sql.add_delivery, job, time.time())
+    await database.run(webhooks_sql.add_delivery, job, now=time.time())
 
 
 async def of(database: Database, job_id: str) -> Delivery:

@@ -248,7 +248,7 @@ async def test_who_is_told_of_an_end_by_webhook_reads_it_back(cluster: Cluster) 
     """The secret is asked for before each try, and waits until all replicas know of the end."""
     async with following(cluster, 2) as feeds:
         job_id = (await cluster.call("submit", submission(1))).job.id
-        job = await cluster.registry._database.run(jobs_sql.cancel, job_id, 5.0)
+        job = await cluster.registry._database.run(jobs_sql.cancel, job_id, now=5.0)
         assert job is not None
         cluster.registry._board.follow(job)
         await cluster.registry._webhook_secret("default")
@@ -330,7 +330,7 @@ async def test_new_keys_reach_the_replicas(cluster: Cluster) -> None:
     async with following(cluster, 1) as (feed,):
         before = (await feed.access()).version
         database = cluster.registry._database
-        key, _ = await database.run(access_sql.create_key, "acme", "laptop", None, 1.0)
+        key, _ = await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
         await until(lambda: feed._mirror.access is not None and feed._mirror.access.version > before)
         assert key.hash in (await feed.access()).keys
 

@@ -21,10 +21,10 @@ from deployments.mochi.preview import preview_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import PAGE, ListedObject, ObjectInfo, ObjectStore
 from serve_app.config import RetentionSettings
-from serve_app.database import jobs as jobs_sql
 from serve_app.database import meta as meta_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
+from serve_app.database.intake import insert_job
 from serve_app.database.retention import LATE_WRITES_S, delete_job
 from serve_app.database.schema import jobs
 from serve_app.jobs import FINAL, JobState, Submission
@@ -270,7 +270,7 @@ async def test_idempotency_keys_are_forgotten_when_they_are_too_old(
 ) -> None:
     for name, age_s in (("old", KEEP_KEYS_S + 1), ("young", KEEP_KEYS_S - 1)):
         submission = Submission(_id(), "m", SPEC, idempotency_key=name)
-        await database.run(jobs_sql.insert_job, submission, NOW - age_s, KEEP_KEYS_S)
+        await database.run(insert_job, submission, now=NOW - age_s, keep_keys_s=KEEP_KEYS_S)
     sweeper = _sweeper(database, store)
     assert await sweeper.sweep_expired() == Swept(0, 0, keys=1)
     assert await sweeper.sweep_expired() == Swept(0, 0, 0)
@@ -409,7 +409,7 @@ class Clock:
 async def _deleted(database: Database, count: int = 1) -> list[str]:
     job_ids = await _add(database, JobState.COMPLETED, count=count)
     for job_id in job_ids:
-        assert await database.run(delete_job, job_id, NOW) is not None
+        assert await database.run(delete_job, job_id, now=NOW) is not None
     return job_ids
 
 
@@ -539,7 +539,7 @@ async def test_a_woken_sweeper_deletes_at_once(database: CrashingDatabase, store
         for _ in range(2):
             [job_id] = await _add(database, JobState.COMPLETED)
             await _put(store, _video(job_id))
-            await database.run(delete_job, job_id, NOW)
+            await database.run(delete_job, job_id, now=NOW)
             sweeper.wake()
             await _gone(store)
 
@@ -569,7 +569,7 @@ async def test_two_registries_delete_the_files_of_the_same_videos(
     await asyncio.gather(*(_sweeper(each, store).sweep_deleted() for each in (database, second)))
     second.close()
     assert await _left(store) == set()
-    assert await database.run(retention_sql.deleted_with_files, 10) == []
+    assert await database.run(retention_sql.deleted_with_files, limit=10) == []
 
 
 # Orphans

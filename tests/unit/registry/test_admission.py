@@ -36,7 +36,7 @@ def submission(number: int, tenant: str = ACME, key: str | None = None, **spec: 
 
 async def limit(world: World, tenant: str = ACME, **limits: Any) -> None:
     """Set the tenant's limits; returns when the registry knows them."""
-    made = await world.registry._database.run(access_sql.set_tenant, tenant, limits, 1.0)
+    made = await world.registry._database.run(access_sql.set_tenant, tenant, changes=limits, now=1.0)
     async with asyncio.timeout(20):
         while world.registry._board.access.tenants.get(tenant) != made:
             await asyncio.sleep(0.01)
@@ -58,7 +58,7 @@ def cost_s(world: World) -> float:
 
 async def use(world: World, gpu_seconds: float, ago_days: int = 0, tenant: str = ACME) -> None:
     at = time.time() - ago_days * 86_400
-    await world.registry._database.run(access_sql.record_usage, tenant, at, gpu_seconds)
+    await world.registry._database.run(access_sql.record_usage, tenant, ended_at=at, gpu_seconds=gpu_seconds)
 
 
 async def test_of_many_at_once_no_more_wait_than_may(world: World) -> None:
@@ -129,7 +129,7 @@ async def test_what_was_used_until_a_cancel_is_counted(world: World, end: str) -
         await world.report(call, Progress(done, SPEC.num_inference_steps, device_s=device_s))
     before = (await world.job("video_1")).device_s
     await (world.registry.cancel("video_1") if end == "cancel" else world.registry.delete("video_1", ACME))
-    used = await world.registry._database.run(access_sql.usage_of, ACME, day_of(time.time()))
+    used = await world.registry._database.run(access_sql.usage_of, ACME, day=day_of(time.time()))
     assert used.videos == 1
     assert used.gpu_seconds == pytest.approx(0.2 + 4.5)
     assert before == pytest.approx(0.2)

@@ -16,6 +16,8 @@ from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import meta as meta_sql
 from serve_app.database.connection import Database
+from serve_app.database.intake import insert_job
+from serve_app.database.listing import list_jobs
 from serve_app.feed.job_cache import JobCache
 from serve_app.feed.publisher import FIRST, VALID_S, Cursor
 from serve_app.jobs import JobFilter, Submission
@@ -72,7 +74,7 @@ async def until(true: Callable[[], bool]) -> None:
 async def accept(database: Database, *numbers: int, at: float = 100.0) -> None:
     for number in numbers:
         new = Submission(f"video_{number:032x}", "m", SPEC)
-        await database.run(jobs_sql.insert_job, new, at + number, 60.0)
+        await database.run(insert_job, new, now=at + number, keep_keys_s=60.0)
 
 
 def known(board: RegistryState) -> JobCache:
@@ -116,10 +118,10 @@ async def test_new_keys_are_heard_of(database: Database) -> None:
         await upkeep.begun.wait()
         assert board.feed.access == board.access
         assert not board.access.keys
-        key, _ = await database.run(access_sql.create_key, "acme", "laptop", None, 1.0)
+        key, _ = await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
         await until(lambda: key.hash in board.access.keys)
         assert board.feed.access == board.access
-        await database.run(access_sql.revoke_key, key.id, 2.0)
+        await database.run(access_sql.revoke_key, key.id, now=2.0)
         await until(lambda: board.access.keys[key.hash].revoked_at == 2.0)
         await database.run(access_sql.delete_tenant, "acme")
         await until(lambda: not board.access.tenants)
@@ -130,7 +132,7 @@ async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
     async with Running(board) as upkeep:
         await upkeep.begun.wait()
         cursor = board.feed.batch(Cursor()).cursor
-        await database.run(access_sql.create_key, "acme", "laptop", None, 1.0)
+        await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
         await until(lambda: board.access.version > cursor.access)
         await board.feed.wait("follower", cursor)
         told = board.feed.batch(cursor).access
@@ -152,7 +154,7 @@ async def test_it_reads_keys_only_when_they_changed(database: Database, monkeypa
         for count in (1, 2):
             await asyncio.sleep(0.05)
             assert reads == count
-            await database.run(access_sql.create_tenant, f"tenant-{count}", 1.0)
+            await database.run(access_sql.create_tenant, f"tenant-{count}", now=1.0)
             await until(lambda count=count: f"tenant-{count}" in board.access.tenants)  # type: ignore[misc]
 
 
@@ -166,7 +168,7 @@ async def test_a_server_without_keys_that_needs_them_says_so(
 
 
 async def test_a_database_that_is_away_at_the_start(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    list_jobs, away = jobs_sql.list_jobs, True
+    list_jobs, away = list_jobs, True
 
     def sometimes(*args: Any) -> Any:
         if away:
@@ -218,7 +220,7 @@ async def test_whatever_fails_later_is_tried_again(
     async with Running(board) as upkeep:
         await upkeep.begun.wait()
         away = True
-        await database.run(access_sql.create_tenant, "acme", 1.0)
+        await database.run(access_sql.create_tenant, "acme", now=1.0)
         await asyncio.sleep(0.05)
         assert "acme" not in board.access.tenants
         away = False
@@ -238,7 +240,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def beat(database: Database, owner: str, at: float) -> None:
-    await database.run(meta_sql.beat, owner, at)
+    await database.run(meta_sql.beat, owner, now=at)
 
 
 async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
@@ -248,7 +250,7 @@ async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
         await upkeep.begun.wait()
         await asyncio.sleep(0.05)
         assert board.feed.whole
-    assert await database.run(meta_sql.beats, "nobody", 0.0) == (None, {})
+    assert await database.run(meta_sql.beats, "nobody", since=0.0) == (None, {})
 
 
 @pytest.mark.usefixtures("times")
@@ -257,7 +259,7 @@ async def test_where_others_may_be_it_is_whole_when_it_has_looked(database: Data
     async with Running(board, alone=False) as upkeep:
         await upkeep.begun.wait()
         assert not board.feed.whole
-        own, others = await database.run(meta_sql.beats, "here", 0.0)
+        own, others = await database.run(meta_sql.beats, "here", since=0.0)
         assert own is not None and not others
         await until(lambda: board.feed.whole)
 
@@ -284,15 +286,15 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
     """A job that it made and ended, and one of ours that it deleted: neither was told here."""
     await accept(database, 1, 2)
     board = board_on(database)
-    await database.run(jobs_sql.cancel, f"video_{1:032x}", 200.0)
+    await database.run(jobs_sql.cancel, f"video_{1:032x}", now=200.0)
     async with Running(board, alone=False):
         await until(lambda: board.feed.whole)
         before = board.feed.batch(Cursor()).cursor
         await beat(database, "there", 1.0e9 * 2)
         await until(lambda: not board.feed.whole)
         await accept(database, 3)
-        await database.run(jobs_sql.cancel, f"video_{3:032x}", 201.0)
-        await database.run(jobs_sql.delete, f"video_{1:032x}", None, 202.0)
+        await database.run(jobs_sql.cancel, f"video_{3:032x}", now=201.0)
+        await database.run(jobs_sql.delete, f"video_{1:032x}", tenant=None, now=202.0)
         await until(lambda: board.feed.whole)
         assert board.feed.batch(before).reset
         mirror = known(board)
@@ -348,14 +350,14 @@ async def test_one_that_is_there_again_at_once_needs_no_notice(database: Databas
 async def test_beats_that_are_old_are_forgotten(database: Database) -> None:
     for owner, at in (("here", 10.0), ("old", 99.9), ("new", 100.0)):
         await beat(database, owner, at)
-    assert await database.run(meta_sql.beats, "here", 100.0) == (10.0, {"new": 100.0})
-    assert await database.run(meta_sql.beats, "here", 0.0) == (None, {"new": 100.0})
+    assert await database.run(meta_sql.beats, "here", since=100.0) == (10.0, {"new": 100.0})
+    assert await database.run(meta_sql.beats, "here", since=0.0) == (None, {"new": 100.0})
 
 
 async def test_a_long_name_is_known_as_its_own(database: Database) -> None:
     owner = "session_" + "x" * 80
     await beat(database, owner, 5.0)
-    assert await database.run(meta_sql.beats, owner, 0.0) == (5.0, {})
+    assert await database.run(meta_sql.beats, owner, since=0.0) == (5.0, {})
 
 
 def test_an_owner_is_alive_while_its_beat_changes() -> None:

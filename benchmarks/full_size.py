@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deployments.clip import latent_shape
+from deployments.clip import LatentShape
 from deployments.messages import VideoSpec
 from deployments.mochi.block import RunBlock, run_block
-from deployments.mochi.denoise import RowState, Shape, denoise_step, rope_tables, sigma_schedule, start_row
+from deployments.mochi.denoise import Sample, denoise_step, rope_tables, sigma_schedule, start_sample
 from deployments.mochi.loading import use_host_lengths
 
 GUIDANCE = 4.5
@@ -109,7 +109,7 @@ def random_prompt(dim: int, length: int, tokens: int = TEXT_TOKENS, seed: int = 
     return Prompt(embeds * mask[:, None], mask)
 
 
-def our_row(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> RowState:
+def our_row(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Sample:
     """A row before its first step, as the sampler starts it."""
     embeds = {
         "prompt_embeds": prompt.embeds,
@@ -117,10 +117,10 @@ def our_row(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt)
         "negative_embeds": negative.embeds,
         "negative_mask": negative.mask,
     }
-    return start_row(transformer, spec, embeds, rope_tables(transformer, latent_shape(spec)))
+    return start_sample(transformer, spec, embeds, rope_tables(transformer, spec.clip.latents))
 
 
-def our_step(transformer: Any, rows: list[RowState], block: RunBlock = run_block) -> Step:
+def our_step(transformer: Any, rows: list[Sample], block: RunBlock = run_block) -> Step:
     """A step of `rows` that can be repeated: the rows stay what they were."""
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ def our_step(transformer: Any, rows: list[RowState], block: RunBlock = run_block
     return step
 
 
-def stock_step(transformer: Any, row: RowState, prompt: Prompt, negative: Prompt) -> Step:
+def stock_step(transformer: Any, row: Sample, prompt: Prompt, negative: Prompt) -> Step:
     """The same step as `MochiPipeline` does it: latents and timestep in the model's dtype, text padded, all text
     layers run again. Works with whatever attention processors the transformer has that take a mask."""
     device, dtype = transformer.device, transformer.dtype
@@ -202,7 +202,7 @@ def run_pipeline(pipeline: Any, spec: VideoSpec, prompt: Prompt, negative: Promp
 def step_constants(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Step:
     """What the stock pipeline computes at every step and ours once for a request: rotary tables and text layers."""
     device, dtype = transformer.device, transformer.dtype
-    shape: Shape = latent_shape(spec)
+    shape: LatentShape = spec.clip.latents
     embeds = torch.stack([negative.embeds, prompt.embeds]).to(device, dtype)
     mask = torch.stack([negative.mask, prompt.mask]).to(device)
     timestep = sigma_schedule(spec.num_inference_steps)[:1].to(device).expand(2).to(dtype)

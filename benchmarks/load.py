@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.dispatch import bench_server, run_all, wait_for_samplers, wait_until, whole_number, yes
 from benchmarks.machine import describe_machine, publish
 from benchmarks.read_rate import read_rate
-from tests.support.server import ROOT, Server
+from tests.support import ROOT
+from tests.support.server import Server
 
 USERS_FILE = Path(__file__).with_name("load_users.py")
 NOOP = {"name": "noop", "route_prefix": "/noop", "import_path": "benchmarks.noop_app:noop"}

@@ -46,12 +46,14 @@ from sqlalchemy import (
     text,
 )
 
+from serve_app.registry_api import RegistryApi, RegistryClient
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.dispatch import whole_number, yes
 from benchmarks.machine import describe_machine, publish
 from deployments.messages import Stage, VideoSpec
-from deployments.replica.connections import RegistryLink
+from deployments.replica.registry_link import RegistryLink
 from serve_app.app import REGISTRY, ensure_registry, with_storage
 from serve_app.config import AppSettings, DatabaseSettings, load_settings
 from serve_app.database.engine import migrate
@@ -60,9 +62,9 @@ from serve_app.jobs import JobFilter, JobState, Submission, Tier
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.ray_environment import LOOPBACK_ONLY
 from serve_app.local.seaweed import ACTOR_NAME as STORAGE_ACTOR
+from tests.support import ROOT
 from tests.support.ports import free_block
 from tests.support.postgres import fresh_database, postgres_server
-from tests.support.server import ROOT
 
 CALLERS = 64
 FEW = 1000
@@ -347,7 +349,7 @@ class Callers:
     """A process with callers that submit one job after another through the link that the ingress uses."""
 
     def __init__(self, namespace: str, count: int) -> None:
-        self._link = RegistryLink(REGISTRY, namespace)
+        self._registry = RegistryClient(RegistryLink(REGISTRY, namespace))
         self._count = count
         self._seconds: list[float] = []
 
@@ -363,7 +365,7 @@ class Callers:
         while answered < end:
             asked = answered
             submission = Submission(f"video_{uuid.uuid4().hex}", "mochi-1", SPEC, tenant, tier)
-            await self._link.call("submit", submission)
+            await self._registry.submit(submission)
             answered = time.perf_counter()
             if begin <= answered < end:
                 self._seconds.append(answered - asked)
@@ -425,7 +427,7 @@ def _delete_queued(stored: Stored, at_least: int) -> None:
 
 async def list_pages(namespace: str, middle: tuple[str, float]) -> dict[str, list[float]]:
     """Seconds of each of PAGES calls for every kind of page."""
-    link = RegistryLink(REGISTRY, namespace)
+    registry = RegistryClient(RegistryLink(REGISTRY, namespace))
     job_id, created_at = middle
     asked: dict[str, tuple[str | None, JobFilter]] = {
         "first page": (None, JobFilter()),
@@ -436,14 +438,14 @@ async def list_pages(namespace: str, middle: tuple[str, float]) -> dict[str, lis
         "failed, of a tenant": (None, JobFilter(states=(FAILED,), tenant="tenant-3")),
         "before a time": (None, JobFilter(created_before=created_at)),
     }
-    return {name: await _time_pages(link, *query) for name, query in asked.items()}
+    return {name: await _time_pages(registry, *query) for name, query in asked.items()}
 
 
-async def _time_pages(link: RegistryLink, after: str | None, wanted: JobFilter) -> list[float]:
+async def _time_pages(registry: RegistryApi, after: str | None, wanted: JobFilter) -> list[float]:
     seconds = []
     for _ in range(PAGES):
         begun = time.perf_counter()
-        page = await link.call("list_jobs", PAGE, after, "desc", wanted)
+        page = await registry.list_jobs(PAGE, after, "desc", wanted)
         seconds.append(time.perf_counter() - begun)
         if len(page.jobs) != PAGE:
             raise SystemExit(f"a page held {len(page.jobs)} jobs of {PAGE}: {wanted}")

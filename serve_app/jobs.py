@@ -238,10 +238,16 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a replica has done for a job since it was last counted: denoising steps and seconds of the device."""
+    """Work of replicas for a job. Two readings of one replica are subtracted, parts of a job are added."""
 
-    steps: int = 0
-    device_s: float = 0.0
+    steps: int = 0  # denoising steps
+    device_s: float = 0.0  # seconds of a device
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.steps + other.steps, self.device_s + other.device_s)
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(self.steps - other.steps, self.device_s - other.device_s)
 
 
 @dataclass(frozen=True, slots=True)

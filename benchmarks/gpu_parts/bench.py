@@ -10,10 +10,10 @@ import torch
 from benchmarks import full_size as fs
 from benchmarks.flops import forward_flops, stock_step_flops, video_tokens
 from benchmarks.gpu_parts.measuring import rounded, tflops
-from deployments.clip import latent_shape
+from deployments.clip import LatentShape
 from deployments.messages import VideoSpec
 from deployments.mochi.block import RunBlock, run_block
-from deployments.mochi.denoise import RowState, Shape
+from deployments.mochi.denoise import Sample
 
 DTYPE = torch.bfloat16
 STEPS = 64
@@ -68,7 +68,7 @@ class Sizes:
     copy_bytes: int = 2 * 1024**3
     load_s: float = 6
     file_tensors: tuple[int, int] = (16, 2**26)
-    probes: tuple[Shape, Shape] = ((12, 4, 32, 32), (12, 16, 32, 32))
+    probes: tuple[LatentShape, LatentShape] = ((12, 4, 32, 32), (12, 16, 32, 32))
     convolutions: tuple[tuple[int, int, int, int], ...] = (
         (768, 3, 62, 108),
         (512, 5, 122, 214),
@@ -124,15 +124,15 @@ class Clip:
     spec: VideoSpec
     prompt: fs.Prompt
     negative: fs.Prompt
-    row: RowState
+    row: Sample
     lengths: list[int]
 
     def our_operations(self) -> int:
-        shape = latent_shape(self.spec)
+        shape = self.spec.clip.latents
         return forward_flops(self.transformer.config, shape, self.lengths, max(self.lengths)).total
 
     def stock_operations(self) -> int:
-        shape, padded = latent_shape(self.spec), len(self.prompt.mask)
+        shape, padded = self.spec.clip.latents, len(self.prompt.mask)
         return stock_step_flops(self.transformer.config, shape, self.lengths, padded).total
 
 
@@ -175,7 +175,7 @@ class Bench:
 
     def tokens(self, frames: int) -> int:
         """Video tokens of one row."""
-        return video_tokens({"patch_size": 2}, latent_shape(self.spec(frames)))
+        return video_tokens({"patch_size": 2}, self.spec(frames).clip.latents)
 
     def clip(self, transformer: Any, frames: int, length: int | None = None) -> Clip:
         """Before its first step. length: of the prompt, text tokens."""

@@ -12,7 +12,6 @@ from benchmarks import full_size as fs
 from benchmarks.flops import counted_flops
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import by_kind, milliseconds, relative_error, rounded, tflops, timed
-from deployments.clip import latent_shape
 from deployments.mochi.streaming_decode import StreamingDecoder
 
 KERNEL = 3
@@ -87,7 +86,7 @@ def _vae(bench: Bench) -> Any:
 
 
 def _latents(bench: Bench, frames: int) -> Tensor:
-    return torch.randn(latent_shape(bench.spec(frames)), device=bench.device, dtype=DTYPE)
+    return torch.randn(bench.spec(frames).clip.latents, device=bench.device, dtype=DTYPE)
 
 
 def _drain(decoder: StreamingDecoder, latents: Tensor) -> None:

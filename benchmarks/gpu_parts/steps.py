@@ -21,9 +21,8 @@ from benchmarks.gpu_parts.measuring import (
     seconds,
     timed,
 )
-from deployments.clip import latent_shape
 from deployments.mochi.block import RunBlock, run_block
-from deployments.sampler.memory_profile import Resident
+from deployments.sampler.memory_profile import SampleFootprint
 
 VIDEO_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))")
 
@@ -169,12 +168,12 @@ def _foretold(bench: Bench) -> Values:
     """As a sampler does when it starts; `deployments.sampler.memory_measure` needs pydantic."""
     from deployments.sampler.memory_measure import measure, memory_budget
 
-    transformer, shape = bench.transformer(), latent_shape(bench.spec(bench.sizes.long_frames))
+    transformer, shape = bench.transformer(), bench.spec(bench.sizes.long_frames).clip.latents
     start = time.perf_counter()
     profile = measure(transformer, bench.sizes.probes, bench.sizes.text_tokens)
     measuring_ms = (time.perf_counter() - start) * 1e3
     return {
-        "needed_gb": gigabytes(profile.needed([Resident(shape)])),
+        "needed_gb": gigabytes(profile.needed([SampleFootprint(shape)])),
         "budget_gb": gigabytes(memory_budget(bench.device)),
         "measuring_s": seconds(measuring_ms),
     }

@@ -53,7 +53,7 @@ class VideoDecoder:
         self._mapped: set[str] = set()
         self._fitted: tuple[str, PreviewFit] | None = None
         info = ReplicaInfo(to.replica, Stage.DECODING, 1, describe_device(self._device), model.name)
-        self._worker = StageWorker(info, to.link)
+        self._worker = StageWorker(info, to.registry)
         shape = (12, 2, model.height.minimum // SPATIAL_COMPRESSION, model.width.minimum // SPATIAL_COMPRESSION)
         self._worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(shape)))))
 

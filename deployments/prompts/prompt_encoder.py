@@ -108,7 +108,7 @@ class PromptEncoder:
         self._text = TextEncoder(folder, model.dtype, device, model.max_sequence_length)
         self._store = to.store
         info = ReplicaInfo(to.replica, Stage.ENCODING, settings.slots, describe_device(device), model.name)
-        self._worker = StageWorker(info, to.link)
+        self._worker = StageWorker(info, to.registry)
         self._worker.warm_up(lambda: self._text.encode("", ""))
 
     async def run(self, task: StageTask) -> None:

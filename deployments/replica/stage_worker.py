@@ -9,14 +9,14 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from ray.exceptions import RayError
 
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
 from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
-from deployments.replica.connections import Link
+from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask, current_job, logger, wait_for, without_grad
 from deployments.replica.serve_private import Reservations, end_if_terminated, is_draining
 
@@ -27,6 +27,8 @@ REPORT_INTERVAL_S = 0.2
 HEARTBEAT_S = 5.0
 STALL_S = 900.0
 RETRY_PAUSE_S = 1.0
+
+T = TypeVar("T")
 
 Work = Callable[[RunningTask], Awaitable[Event | None]]
 
@@ -44,11 +46,11 @@ class StageWorker:
     def __init__(
         self,
         info: ReplicaInfo,
-        link: Link,
+        registry: WorkerRegistry,
         draining: Callable[[], bool] = is_draining,
     ) -> None:
         self._info = info
-        self._link = link
+        self._registry = registry
         self._draining = draining
         self._executor = ThreadPoolExecutor(info.slots, thread_name_prefix=info.stage.value)
         self._slots = asyncio.Semaphore(info.slots)
@@ -110,10 +112,10 @@ class StageWorker:
 
     async def report_now(self, running: RunningTask, event: Event) -> bool:
         """Report once and heed the answer; whether the registry heard."""
-        heard, answer = await self._tell("report", Report(running.task.job_id, running.task.lease, event))
-        if heard:
+        answer = await self._answer(self._registry.report(Report(running.task.job_id, running.task.lease, event)))
+        if answer is not None:
             _heed(running, answer)
-        return heard
+        return answer is not None
 
     async def _run_in_slot(self, running: RunningTask, work: Work) -> None:
         current_job.set(running.task.job_id)
@@ -171,8 +173,8 @@ class StageWorker:
     async def _report_all(self, due: list[RunningTask]) -> None:
         started = Started(self._info.replica, self._info.device)
         reports = [Report(r.task.job_id, r.task.lease, r.to_report() or started) for r in due]
-        heard, answers = await self._tell("report_all", reports)
-        for running, answer in zip(due, answers if heard else (), strict=False):
+        answers = await self._answer(self._registry.report_all(reports))
+        for running, answer in zip(due, answers or (), strict=False):
             _heed(running, answer)
 
     async def _report_end(self, running: RunningTask, event: Event) -> None:
@@ -189,11 +191,11 @@ class StageWorker:
     async def _announce(self, wait: bool) -> bool:
         """Tell the registry of this replica; one that leaves has no slots. Whether the registry heard."""
         info = replace(self._info, slots=0) if self._sick or self._leaving else self._info
-        heard, directives = await self._tell("announce", info, wait)
+        directives = await self._answer(self._registry.announce(info, wait))
         for lease, directive in (directives or {}).items():
             if running := self._held.get(lease):
                 _heed(running, directive)
-        return heard
+        return directives is not None
 
     async def _watch_draining(self) -> None:
         """Serve tells user code of a shutdown only when all its calls have ended; so look."""
@@ -216,15 +218,15 @@ class StageWorker:
             except RayError:
                 logger.exception("%s: reserved slots were not given back, the next round follows", stage)
 
-    async def _tell(self, method: str, *args: object) -> tuple[bool, Any]:
-        """Whether the registry heard, and its answer. The work never fails because the registry does."""
+    async def _answer(self, call: Awaitable[T]) -> T | None:
+        """The registry's answer, None if there was none. The work never fails because the registry does."""
         try:
-            return True, await self._link.call(method, *args)
+            return await call
         except RegistryUnavailableError as error:
-            logger.warning("%s lost, the next one follows: %s", method, error)
+            logger.warning("the registry was not reached, the next call follows: %s", error)
         except Exception:
-            logger.exception("%s failed, the next one follows", method)
-        return False, None
+            logger.exception("a call of the registry failed, the next one follows")
+        return None
 
 
 def _heed(running: RunningTask, directive: Directive) -> None:

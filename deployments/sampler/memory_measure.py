@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, SPATIAL_COMPRESSION, LatentShape, latent_tokens
-from deployments.mochi.denoise import RowState, condition, denoise_step, rope_tables, sigma_schedule
+from deployments.mochi.denoise import Sample, condition, denoise_step, rope_tables, sigma_schedule
 from deployments.replica.host import available_bytes, describe_device, total_bytes
 from deployments.sampler.memory_profile import MemoryProfile, fit_line
 from deployments.settings import ModelSettings
@@ -138,11 +138,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _probe(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> RowState:
+def _probe(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> Sample:
     device = transformer.proj_out.weight.device
     embeds = torch.zeros(text_tokens, transformer.config.text_embed_dim)
     text = condition(transformer, embeds, torch.ones(text_tokens, dtype=torch.bool))
-    return RowState(
+    return Sample(
         latents=torch.zeros(shape, device=device),
         step=0,
         sigmas=sigma_schedule(2).to(device),

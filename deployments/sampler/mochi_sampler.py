@@ -69,7 +69,7 @@ class MochiSampler:
             self._model.name,
             self._admission.max_tokens,
         )
-        self._worker = StageWorker(info, to.link)
+        self._worker = StageWorker(info, to.registry)
 
     async def run(self, task: StageTask) -> None:
         """Do one task; everything is told to the registry by reports."""

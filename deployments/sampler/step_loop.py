@@ -217,5 +217,6 @@ def shares(nanoseconds: int, rows: Sequence[Sample]) -> list[int]:
 
 
 def _load(row: Sample, exact: bool) -> Load:
-    shape = tuple(row.latents.shape)
+    channels, frames, height, width = row.latents.shape
+    shape = (channels, frames, height, width)
     return Load(shape, latent_tokens(shape), row.rows, exact)

@@ -11,7 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -19,8 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from deployments.errors import RegistryUnavailableError
 from serve_app.database.engine import is_conflict, is_full, is_outage, migrate, open_engine, wrote
 
-__all__ = ["Database", "migrate"]
-
+P = ParamSpec("P")
 T = TypeVar("T")
 MAX_GROUP = 256
 MAX_RERUNS = 20
@@ -28,8 +27,7 @@ MAX_RERUNS = 20
 
 @dataclass(slots=True)
 class _Operation:
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
+    function: Callable[[Connection], Any]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
     result: Any = None
@@ -37,7 +35,7 @@ class _Operation:
 
     def run(self, connection: Connection) -> None:
         self.result = self.error = None
-        self.result = self.function(connection, *self.args)
+        self.result = self.function(connection)
 
     def settle(self) -> None:
         if self.future.done():
@@ -65,8 +63,8 @@ class Database:
         self._thread = threading.Thread(target=self._work, name="database", daemon=True)
         self._thread.start()
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(connection, *args)` in a transaction; returns when it is committed.
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function(connection, ...)` in a transaction; returns when it is committed.
 
         Raises:
             RegistryUnavailableError: the database is away, locked or full. Nothing was written, unless the
@@ -75,7 +73,7 @@ class Database:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._queue.put(_Operation(function, args, future, loop))
+        self._queue.put(_Operation(lambda connection: function(connection, *args, **kwargs), future, loop))
         try:
             result: T = await future
         except DBAPIError as error:

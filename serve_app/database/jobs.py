@@ -63,11 +63,11 @@ def renew(
     expires_at: float,
     step: int,
     progress: float,
-    spent: Usage,
+    used: Usage,
 ) -> bool:
-    """Extend the lease, keep the progress and count what was spent; False if the lease is no longer this one."""
+    """Extend the lease, keep the progress and add what was used; False if the lease is no longer this one."""
     query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
-    counted = {"steps_run": jobs.c.steps_run + spent.steps, "device_s": jobs.c.device_s + spent.device_s}
+    counted = {"steps_run": jobs.c.steps_run + used.steps, "device_s": jobs.c.device_s + used.device_s}
     values = {"lease_expires_at": expires_at, "step": step, "progress": progress, **counted}
     return bool(connection.execute(query.values(**values)).rowcount)
 
@@ -85,34 +85,31 @@ def finish_stage(
     *,
     seconds: Mapping[str, float],
     now: float,
-    counted_step: int,
-    device_s: float,
+    used: Usage,
 ) -> Job | None:
     """The stage's output is in storage: on to the next stage, or completed. None if the lease is not this one.
 
     Args:
-        seconds: wall time by part of the stage. counted_step: up to here the steps of the sampler are in the row; one
-            that is done has run all of them. device_s: seconds of the device that are not in the row yet.
+        seconds: wall time by part of the stage.
+        now: Unix seconds.
+        used: what is not in the row yet.
     """
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    sampled = job.stage is Stage.SAMPLING
-    steps = max(0, job.spec.num_inference_steps - counted_step) if sampled else 0
-    spent = _spent(job, Usage(steps, device_s))
-    spent["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
+    ended = _usage_columns(job, used)
+    ended["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
     following = NEXT_STAGE[job.stage]
     if following is None:
-        done = {"completed_at": now, "progress": 1.0}
-        return _move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **done, **spent)
-    step = job.spec.num_inference_steps if sampled else job.step
-    onward = {
+        ended |= {"completed_at": now, "progress": 1.0}
+        return _move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **ended)
+    ended |= {
         "stage": following,
         "available_at": now,
-        "step": step,
+        "step": job.spec.num_inference_steps if job.stage is Stage.SAMPLING else job.step,
         "progress": overall_progress(following, 0, 1),
     }
-    return _move(connection, job, JobState.QUEUED, now, f"{job.stage} done", **NO_LEASE, **onward, **spent)
+    return _move(connection, job, JobState.QUEUED, now, f"{job.stage} done", **NO_LEASE, **ended)
 
 
 def give_back(connection: Connection, job_id: str, lease: str, *, now: float, note: str) -> Job | None:
@@ -124,15 +121,15 @@ def give_back(connection: Connection, job_id: str, lease: str, *, now: float, no
 
 
 def park(
-    connection: Connection, job_id: str, lease: str, *, now: float, step: int, spent: Usage, note: str
+    connection: Connection, job_id: str, lease: str, *, now: float, step: int, used: Usage, note: str
 ) -> Job | None:
     """Back to the queue with all `step` steps kept; costs no attempt. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
-    kept = {"checkpoint_step": step, "parks": job.parks + 1, "available_at": now}
-    spent_in_all = _spent(job, spent)
-    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **kept, **_at_step(job, step), **spent_in_all)
+    kept: dict[str, Any] = {"checkpoint_step": step, "parks": job.parks + 1, "available_at": now}
+    kept |= _at_step(job, step) | _usage_columns(job, used)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **kept)
 
 
 def retry(
@@ -144,7 +141,7 @@ def retry(
     available_at: float,
     note: str,
     attempt: int,
-    spent: Usage,
+    used: Usage,
     deaths: int,
     died_at: float | None,
 ) -> Job | None:
@@ -162,23 +159,24 @@ def retry(
     again = {"attempt": attempt, "available_at": available_at, "deaths": deaths, "died_at": died_at}
     if job.stage is Stage.SAMPLING:
         again |= _at_step(job, job.checkpoint_step)
-    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again, **_spent(job, spent))
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again, **_usage_columns(job, used))
 
 
 def cancel(
-    connection: Connection, job_id: str, *, now: float, lease: str | None = None, spent: Usage = NOTHING
+    connection: Connection, job_id: str, *, now: float, lease: str | None = None, used: Usage = NOTHING
 ) -> Job | None:
     """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
 
     Args:
-        spent: what the row does not count yet, if `lease` is the one that holds the job.
+        lease: of the replica that used it; counted only if it holds the job.
+        used: what is not in the row yet.
     """
     job = _locked(connection, job_id)
     if job is None or job.final:
         return job
     end: dict[str, Any] = {"error": JobError("cancelled", "the job was cancelled"), "completed_at": now}
     if lease is not None and job.lease == lease:
-        end |= _spent(job, spent)
+        end |= _usage_columns(job, used)
     return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **end)
 
 
@@ -189,12 +187,12 @@ def delete(
     tenant: str | None,
     now: float,
     lease: str | None = None,
-    spent: Usage = NOTHING,
+    used: Usage = NOTHING,
 ) -> Job | DeletedVideo | None:
     """Forget a job, ended before if need be; None if there is none, or not of this tenant (None: of any).
 
     Args:
-        lease, spent: as of `cancel`.
+        lease, used: as of `cancel`.
 
     Returns:
         The job as it ended, or its tombstone if it was deleted before.
@@ -205,26 +203,26 @@ def delete(
         return None
     if job is None:
         return found
-    ended = cancel(connection, job_id, now=now, lease=lease, spent=spent)
+    ended = cancel(connection, job_id, now=now, lease=lease, used=used)
     delete_job(connection, job_id, now=now)
     return ended
 
 
-def fail(connection: Connection, job_id: str, lease: str, *, now: float, error: JobError, spent: Usage) -> Job | None:
+def fail(connection: Connection, job_id: str, lease: str, *, now: float, error: JobError, used: Usage) -> Job | None:
     """End the job as failed. None if the lease is not this one."""
     job = _held(connection, job_id, lease)
     if job is None:
         return None
     end = {"error": error, "completed_at": now}
-    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, **end, **_spent(job, spent))
+    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, **end, **_usage_columns(job, used))
 
 
 def _at_step(job: Job, step: int) -> dict[str, Any]:
     return {"step": step, "progress": overall_progress(job.stage, step, job.spec.num_inference_steps)}
 
 
-def _spent(job: Job, spent: Usage) -> dict[str, Any]:
-    return {"steps_run": job.steps_run + spent.steps, "device_s": job.device_s + spent.device_s}
+def _usage_columns(job: Job, used: Usage) -> dict[str, Any]:
+    return {"steps_run": job.steps_run + used.steps, "device_s": job.device_s + used.device_s}
 
 
 def _locked(connection: Connection, job_id: str) -> Job | None:

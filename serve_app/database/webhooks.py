@@ -109,7 +109,7 @@ def next_due_at(connection: Connection, *, lanes: DeliveryLimits) -> float | Non
     return found
 
 
-def delivered(connection: Connection, delivery: Delivery, *, now: float, status: int) -> None:
+def delivered(connection: Connection, delivery: Delivery, *, now: float, status: int | None) -> None:
     """It was taken, whoever holds it by now."""
     untold = update(deliveries).where(deliveries.c.id == delivery.id, deliveries.c.delivered_at.is_(None))
     done = {"delivered_at": now, "next_at": None, "status": status, "error": None}

@@ -6,13 +6,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.tenants import AccessTable
 from serve_app.feed.job_cache import JobCache
-from serve_app.feed.publisher import VALID_S, Batch
+from serve_app.feed.publisher import VALID_S, Batch, Cursor
 from serve_app.jobs import Job, JobFilter, JobPage, Move, Order
 
 log = logging.getLogger("ray.serve")
@@ -21,10 +21,10 @@ log = logging.getLogger("ray.serve")
 FIRST_WORD_S = 15.0
 
 
-class Registry(Protocol):
-    """The way to the job registry; `deployments.replica.connections.RegistryLink` in a running app."""
+class Follows(Protocol):
+    """Whom the jobs are followed at; `serve_app.registry_api.RegistryApi`."""
 
-    async def call(self, method: str, *args: Any) -> Any: ...
+    async def follow(self, follower: str, cursor: Cursor) -> Batch: ...
 
 
 class FeedFollower:
@@ -33,10 +33,10 @@ class FeedFollower:
     What is asked while it may not be, or what it does not know, is None: then the registry is to be asked.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Follows) -> None:
         self._registry = registry
         self._name = uuid4().hex
-        self._mirror = JobCache()
+        self._jobs = JobCache()
         self._valid_until = 0.0
         self._applied = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
@@ -47,14 +47,14 @@ class FeedFollower:
         while True:
             asked_at = time.monotonic()
             try:
-                batch: Batch = await self._registry.call("follow", self._name, self._mirror.cursor)
-                changed = self._mirror.apply(batch)
+                batch = await self._registry.follow(self._name, self._jobs.cursor)
+                changed = self._jobs.apply(batch)
             except RegistryUnavailableError as error:
                 log.warning(f"the feed of the jobs is interrupted; reads ask the registry: {error}")
                 continue
             except Exception:  # the outermost loop: without it, keys that are revoked would be heard of no more
                 log.exception("the feed of the jobs is interrupted; it begins anew in a second")
-                self._mirror, self._valid_until = JobCache(access=self._mirror.access), 0.0
+                self._jobs, self._valid_until = JobCache(access=self._jobs.access), 0.0
                 await asyncio.sleep(1)
                 continue
             self._valid_until = asked_at + VALID_S
@@ -73,16 +73,16 @@ class FeedFollower:
 
     @property
     def valid(self) -> bool:
-        return self._mirror.whole and time.monotonic() < self._valid_until
+        return self._jobs.whole and time.monotonic() < self._valid_until
 
     def get(self, job_id: str) -> Job | None:
-        return self._mirror.get(job_id) if self.valid else None
+        return self._jobs.get(job_id) if self.valid else None
 
     def moves(self, job_id: str) -> tuple[Move, ...] | None:
-        return self._mirror.moves(job_id) if self.valid else None
+        return self._jobs.moves(job_id) if self.valid else None
 
     def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage | None:
-        return self._mirror.page(limit, after, order, wanted) if self.valid else None
+        return self._jobs.page(limit, after, order, wanted) if self.valid else None
 
     async def access(self) -> AccessTable:
         """Tenants and keys as last heard of; waits for the first word of the registry.
@@ -90,15 +90,15 @@ class FeedFollower:
         Raises:
             RegistryUnavailableError: it has not said one, and does not for a while.
         """
-        if self._mirror.access is None:
+        if self._jobs.access is None:
             await self._first_word()
-        assert self._mirror.access is not None
-        return self._mirror.access
+        assert self._jobs.access is not None
+        return self._jobs.access
 
     async def _first_word(self) -> None:
         try:
             async with asyncio.timeout(FIRST_WORD_S):
-                while self._mirror.access is None:
+                while self._jobs.access is None:
                     self._applied.clear()
                     await self._applied.wait()
         except TimeoutError:

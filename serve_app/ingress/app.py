@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from deployments.replica.connections import RegistryLink
+from deployments.replica.registry_link import RegistryLink
 from deployments.replica.serve_private import is_draining
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
@@ -27,6 +27,7 @@ from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import install_document
 from serve_app.prompts.safety import PromptSafety, asking
 from serve_app.prompts.tokens import load_token_counter
+from serve_app.registry_api import RegistryClient
 
 LOOK_EVERY_S = 0.2
 # How long a replica that was told to leave is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
@@ -99,7 +100,7 @@ class Ingress:
         self._loopback_only = loopback_only
         self._services = Services(
             settings=settings,
-            registry=RegistryLink(registry, settings.namespace),
+            registry=RegistryClient(RegistryLink(registry, settings.namespace)),
             storage=VideoStorage(settings.storage),
             count_tokens=load_token_counter(settings.model.source),
             safety=PromptSafety(settings.safety, None if classifier is None else asking(classifier)),

@@ -21,8 +21,55 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.access.limits import RateLimits, rate_headers, whole_seconds
 from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, AccessTable, Caller, Tenant, find_key
 from serve_app.errors import RateLimitError, UnauthenticatedError, shown
-from serve_app.ingress.authentication import IdempotencyHeader, OrganizationHeader
 from serve_app.jobs import DEFAULT_TENANT
+
+TENANT_HEADER = "OpenAI-Organization"
+KEY_HEADER = "Idempotency-Key"
+REPLAYED_HEADER = "Idempotent-Replayed"
+
+_KEY = "[ -~]{1,255}"
+
+
+def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise PydanticCustomError("text", "It must be {allowed}", {"allowed": allowed})
+        return text
+
+    return check
+
+
+TenantName = Annotated[
+    str,
+    AfterValidator(_matching(TENANT_PATTERN, TENANT_ALLOWED)),
+    WithJsonSchema({"type": "string", "pattern": f"^{TENANT_PATTERN}$"}),
+]
+IdempotencyKey = Annotated[
+    str,
+    AfterValidator(_matching(_KEY, "1 to 255 printable ASCII characters")),
+    WithJsonSchema({"type": "string", "pattern": f"^{_KEY}$"}),
+]
+
+
+OrganizationHeader = Annotated[
+    TenantName | None,
+    Header(
+        alias=TENANT_HEADER,
+        description="the tenant; where keys are needed, it can be no other than the key's, and is best left out",
+    ),
+]
+IdempotencyHeader = Annotated[
+    IdempotencyKey | None,
+    Header(alias=KEY_HEADER, description="the client's name for this request: repeated, it makes no second video"),
+]
+
+REPLAYED_DOCS: dict[str, Any] = {
+    REPLAYED_HEADER: {
+        "description": f"true if the video is the one that an earlier request with the same {KEY_HEADER} made",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}
+
 
 # In the scope, which all that handles a request share; the answer may be any Response, or that of an error.
 _TOLD = "mochi_serve.rate_limit_headers"
@@ -149,51 +196,3 @@ def _count_request(request: Request, tenant: Tenant) -> None:
         wait_s = whole_seconds(taken.wait_s)
         message = f"This tenant may send {taken.limit} requests a minute; try again in {wait_s} s."
         raise RateLimitError(message, "rate_limit_exceeded", wait_s)
-
-
-TENANT_HEADER = "OpenAI-Organization"
-KEY_HEADER = "Idempotency-Key"
-REPLAYED_HEADER = "Idempotent-Replayed"
-
-_KEY = "[ -~]{1,255}"
-
-
-def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise PydanticCustomError("text", "It must be {allowed}", {"allowed": allowed})
-        return text
-
-    return check
-
-
-TenantName = Annotated[
-    str,
-    AfterValidator(_matching(TENANT_PATTERN, TENANT_ALLOWED)),
-    WithJsonSchema({"type": "string", "pattern": f"^{TENANT_PATTERN}$"}),
-]
-IdempotencyKey = Annotated[
-    str,
-    AfterValidator(_matching(_KEY, "1 to 255 printable ASCII characters")),
-    WithJsonSchema({"type": "string", "pattern": f"^{_KEY}$"}),
-]
-
-
-OrganizationHeader = Annotated[
-    TenantName | None,
-    Header(
-        alias=TENANT_HEADER,
-        description="the tenant; where keys are needed, it can be no other than the key's, and is best left out",
-    ),
-]
-IdempotencyHeader = Annotated[
-    IdempotencyKey | None,
-    Header(alias=KEY_HEADER, description="the client's name for this request: repeated, it makes no second video"),
-]
-
-REPLAYED_DOCS: dict[str, Any] = {
-    REPLAYED_HEADER: {
-        "description": f"true if the video is the one that an earlier request with the same {KEY_HEADER} made",
-        "schema": {"type": "string", "enum": ["true"]},
-    }
-}

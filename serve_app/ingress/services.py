@@ -21,9 +21,10 @@ from serve_app.errors import (
     VideoFinalError,
     shown,
 )
-from serve_app.feed.follower import FeedFollower, Registry
+from serve_app.feed.follower import FeedFollower
 from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
 from serve_app.prompts.tokens import CountTokens
+from serve_app.registry_api import RegistryApi
 from serve_app.requests.videos import CheckedRequest
 from serve_app.scheduling.fitting import advice
 
@@ -61,7 +62,7 @@ class Services:
     """
 
     settings: AppSettings
-    registry: Registry
+    registry: RegistryApi
     storage: Storage
     count_tokens: CountTokens | None = None
     safety: Safety | None = None
@@ -108,7 +109,7 @@ class Services:
             asked.webhook_url,
         )
         try:
-            accepted: Accepted = await self.registry.call("submit", submission)
+            accepted = await self.registry.submit(submission)
         except TooLargeError as error:
             instead = advice(self.settings.model, error.max_tokens, asked.spec)
             raise TooLargeError(error.tokens, error.max_tokens, instead) from None
@@ -125,7 +126,7 @@ class Services:
         """Raises NotFoundError for an unknown id, for what is no id at all, and for another tenant's video."""
         job = self.feed.get(job_id)
         if job is None and _JOB_ID.fullmatch(job_id):
-            job = await self.registry.call("get", job_id)
+            job = await self.registry.get(job_id)
         if job is None or not caller.may_see(job):
             raise _not_found(job_id)
         return job
@@ -135,7 +136,7 @@ class Services:
         job = await self.job(job_id, caller)
         if job.final:
             return job
-        asked: Job | None = await self.registry.call("get", job_id)
+        asked = await self.registry.get(job_id)
         if asked is None:
             raise _not_found(job_id)
         return asked
@@ -167,7 +168,7 @@ class Services:
         known = self.feed.moves(job_id)
         if known is not None:
             return list(known)
-        moves: list[Move] | None = await self.registry.call("history", job_id)
+        moves = await self.registry.history(job_id)
         if moves is None:
             raise _not_found(job_id)
         return moves
@@ -180,7 +181,7 @@ class Services:
             VideoFinalError: it is completed, or failed.
         """
         await self.job(job_id, caller)
-        job: Job | None = await self.registry.call("cancel", job_id)
+        job = await self.registry.cancel(job_id)
         if job is None:
             raise _not_found(job_id)
         if job.state is not JobState.CANCELLED:
@@ -196,15 +197,14 @@ class Services:
             NotFoundError: there is no such job.
         """
         tenant = None if caller.account is None else caller.tenant
-        if not (_JOB_ID.fullmatch(job_id) and await self.registry.call("delete", job_id, tenant)):
+        if not (_JOB_ID.fullmatch(job_id) and await self.registry.delete(job_id, tenant)):
             raise _not_found(job_id)
 
     async def preview(self, job: Job) -> bytes | None:
         """The newest picture (WebP) of a video that is being sampled, if there is one."""
         if job.final:
             return None
-        picture: bytes | None = await self.registry.call("preview", job.id)
-        return picture
+        return await self.registry.preview(job.id)
 
     async def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter, caller: Caller) -> JobPage:
         """A page of the wanted jobs by time of creation, of the caller's tenant alone where keys are needed.
@@ -220,10 +220,9 @@ class Services:
         if page is not None:
             return page
         try:
-            asked: JobPage = await self.registry.call("list_jobs", limit, after, order, wanted)
+            return await self.registry.list_jobs(limit, after, order, wanted)
         except UnknownJobError:
             raise _no_cursor(after or "") from None
-        return asked
 
     async def _check_cursor(self, after: str, caller: Caller) -> None:
         try:
@@ -232,8 +231,7 @@ class Services:
             raise _no_cursor(after) from None
 
     async def health(self) -> Health:
-        health: Health = await self.registry.call("health")
-        return health
+        return await self.registry.health()
 
 
 def _not_found(job_id: str) -> NotFoundError:

@@ -14,10 +14,14 @@ from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from deployments.settings import ModelSettings
 from serve_app.config import AppSettings
 from serve_app.jobs import Health, Job, JobPage, JobState, Move, Place
-from serve_app.openapi.document import VIDEO_ID
 from serve_app.openapi.media import event_schemas
 from serve_app.openapi.schemas import DeletedVideo
 from serve_app.openapi.views import to_health, to_history, to_model_list, to_page, to_video
+
+VIDEO_ID = "video_018f6e2a7c1d0daf29c941694ac1871b"
+PROMPT = "a red circle moving right"
+_AT = 1_760_000_000.0
+
 
 Document = dict[str, Any]
 
@@ -145,11 +149,6 @@ def _put_right(parameter: Document) -> None:
     more = _PARAMETERS.get(parameter["name"], {})
     schema |= {key: value for key, value in more.items() if key == "pattern"}
     parameter |= {key: value for key, value in more.items() if key != "pattern"}
-
-
-VIDEO_ID = "video_018f6e2a7c1d0daf29c941694ac1871b"
-PROMPT = "a red circle moving right"
-_AT = 1_760_000_000.0
 
 
 def answer_examples(settings: AppSettings) -> dict[str, Any]:

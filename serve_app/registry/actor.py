@@ -1,14 +1,14 @@
 """The detached actor that every job goes through: it accepts, tells, cancels, and takes what the workers say.
 
-SQL is the truth (`jobs_sql`); what is in memory (`board`) can be lost at any moment. Killed, the actor starts again
+SQL is the truth (`jobs_sql`); what is in memory (`state`) can be lost at any moment. Killed, the actor starts again
 from SQL: leases that its workers still renew go on, the others lapse and their jobs return to the queue.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
@@ -23,13 +23,14 @@ from serve_app.database.job_rows import get_job
 from serve_app.database.listing import list_jobs
 from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
-from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, Usage
 from serve_app.registry.admission import AdmissionControl
 from serve_app.registry.dispatcher import Dispatcher, Send
 from serve_app.registry.feed_maintenance import FeedMaintenance
 from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.reports import JobReports
 from serve_app.registry.state import RegistryState, log
+from serve_app.registry_api import RegistryApi
 from serve_app.retention.sweeper import Sweeper
 from serve_app.webhooks.sender import WebhookSender
 
@@ -39,10 +40,8 @@ EVERY_JOB = JobFilter()
 
 OPEN = AccessSettings()
 
-T = TypeVar("T")
 
-
-class JobRegistry:
+class JobRegistry(RegistryApi):
     """What the ingress asks and the workers report.
 
     Args:
@@ -71,16 +70,16 @@ class JobRegistry:
     ) -> None:
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
         self._database = Database(database_url)
-        self._board = RegistryState(self._database, jobs, scheduling, owner)
-        self._feed = self._board.feed
+        self._state = RegistryState(self._database, jobs, scheduling, owner)
+        self._feed = self._state.feed
         self._feed.born_again = was_restarted()
-        self._reports = JobReports(self._board)
+        self._reports = JobReports(self._state)
         alone = database_url.startswith("sqlite")
-        self._dispatcher = Dispatcher(self._board, self._reports, send, alone)
-        self._upkeep = FeedMaintenance(self._board, alone, access.mode)
-        self._outlook = QueueEstimates(self._board)
-        self._acceptance = AdmissionControl(self._board, self._outlook)
-        running = [self._dispatcher.run(), self._upkeep.run()]
+        self._dispatcher = Dispatcher(self._state, self._reports, send, alone)
+        self._feed_maintenance = FeedMaintenance(self._state, alone, access.mode)
+        self._estimates = QueueEstimates(self._state)
+        self._admission = AdmissionControl(self._state, self._estimates)
+        running = [self._dispatcher.run(), self._feed_maintenance.run()]
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
             store, gone = ObjectStore(storage), self._feed.deleted
@@ -88,7 +87,7 @@ class JobRegistry:
             running.append(self._sweeper.run())
         if webhooks is not None:
             sender = WebhookSender(self._database, webhooks, self._webhook_secret)
-            self._board.on_end = sender.wake
+            self._state.on_end = sender.wake
             running.append(sender.run())
         self._running = [asyncio.get_running_loop().create_task(part) for part in running]
 
@@ -114,15 +113,14 @@ class JobRegistry:
             With any of them nothing was written.
         """
         await self._dispatcher.leases_known.wait()  # the waiting jobs are counted by then
-        await self._upkeep.begun.wait()  # the tenants and their limits are known
-        refusal = await self._acceptance.refusal(submission)
+        await self._feed_maintenance.begun.wait()  # the tenants and their limits are known
+        refusal = await self._admission.refusal(submission)
         if refusal is not None:
             return await self._accepted_before(submission, refusal)
-        with self._acceptance.coming(submission):
-            written = (submission, time.time(), self._keep_keys_s)
-            accepted = await self._database.run(insert_job, *written)
+        with self._admission.coming(submission):
+            accepted = await self._database.run(insert_job, submission, now=time.time(), keep_keys_s=self._keep_keys_s)
             if not accepted.repeated:
-                self._board.follow(accepted.job)
+                self._state.follow(accepted.job)
         # Before anything else happens: a moment later it may be claimed, and have no place in the queue any more.
         job = self._as_of_now(accepted.job)
         self._feed.moved(job)
@@ -131,13 +129,12 @@ class JobRegistry:
 
     async def _told(self) -> None:
         """Whoever asks from now on, wherever, hears of what was written until now."""
-        await self._upkeep.begun.wait()
+        await self._feed_maintenance.begun.wait()
         await self._feed.told()
 
     async def _accepted_before(self, submission: Submission, refusal: Exception) -> Accepted:
         """What was accepted before, when there was room, stays accepted."""
-        known = (submission, time.time(), self._keep_keys_s)
-        accepted = await self._database.run(find_accepted, *known)
+        accepted = await self._database.run(find_accepted, submission, now=time.time(), keep_keys_s=self._keep_keys_s)
         if accepted is None:
             raise refusal
         return replace(accepted, job=self._as_of_now(accepted.job))
@@ -157,7 +154,7 @@ class JobRegistry:
     async def health(self) -> Health:
         """Replicas that are there, jobs that wait or run, and whether the database takes a write."""
         now = time.monotonic()
-        replicas = {stage: tuple(self._board.replicas.alive(stage, now)) for stage in Stage}
+        replicas = {stage: tuple(self._state.replicas.alive(stage, now)) for stage in Stage}
         try:
             await self._database.run(touch, now=time.time())
             live = await self._database.run(jobs_sql.count_live)
@@ -170,35 +167,37 @@ class JobRegistry:
 
     async def cancel(self, job_id: str) -> Job | None:
         """End the job; whoever works on it stops at its next step. None if it is unknown."""
-        job = await self._end(jobs_sql.cancel, job_id, now=time.time())
+        with self._unsaved(job_id) as (lease, used):
+            job = await self._database.run(jobs_sql.cancel, job_id, now=time.time(), lease=lease, used=used)
         if job is None:
             return None
         self._follow_end(job)
         await self._told()
         return job
 
-    async def _end(self, write: Callable[..., T], job_id: str, *args: object) -> T:
-        """Write a client's end of a job, and with it what its replica has used since its row was saved."""
-        lease = self._board.leases.of_job(job_id)
+    @contextmanager
+    def _unsaved(self, job_id: str) -> Iterator[tuple[str | None, Usage]]:
+        """For a write that ends a job whoever holds it: its lease, and what its replica used and its row lacks."""
+        lease = self._state.leases.of_job(job_id)
         if lease is None:
-            return await self._database.run(write, job_id, *args)
-        spent = lease.count()
-        try:
-            return await self._database.run(write, job_id, *args, lease.token, spent)
-        except BaseException:
-            lease.uncount(spent)
-            raise
+            yield None, Usage()
+            return
+        with lease.saving() as used:
+            yield lease.token, used
 
     def _follow_end(self, job: Job) -> None:
-        self._board.follow(job)
-        lease = self._board.leases.of_job(job.id)
+        self._state.follow(job)
+        lease = self._state.leases.of_job(job.id)
         if lease is not None and job.state is JobState.CANCELLED:
-            self._board.end_lease(lease)
-            self._board.tell(lease, Directive.STOP)
+            self._state.end_lease(lease)
+            self._state.tell(lease, Directive.STOP)
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
-        deleted = await self._end(jobs_sql.delete, job_id, tenant=tenant, now=time.time())
+        with self._unsaved(job_id) as (lease, used):
+            deleted = await self._database.run(
+                jobs_sql.delete, job_id, tenant=tenant, now=time.time(), lease=lease, used=used
+            )
         if deleted is None:
             return False
         if isinstance(deleted, Job):
@@ -222,15 +221,15 @@ class JobRegistry:
 
     async def park(self, job_id: str) -> bool:
         """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
-        lease = self._board.leases.of_job(job_id)
+        lease = self._state.leases.of_job(job_id)
         if lease is None or lease.stage is not Stage.SAMPLING:
             return False
-        self._board.tell(lease, Directive.YIELD)
+        self._state.tell(lease, Directive.YIELD)
         return True
 
     async def preview(self, job_id: str) -> bytes | None:
         """The newest picture of a video that is being sampled, WebP."""
-        lease = self._board.leases.of_job(job_id)
+        lease = self._state.leases.of_job(job_id)
         return None if lease is None else lease.preview
 
     async def history(self, job_id: str) -> list[Move] | None:
@@ -240,23 +239,19 @@ class JobRegistry:
     async def follow(self, follower: str, cursor: Cursor) -> Batch:
         """What has changed since `cursor`; an ingress replica asks again and again."""
         await self._dispatcher.leases_known.wait()
-        await self._upkeep.begun.wait()
+        await self._feed_maintenance.begun.wait()
         await self._feed.wait(follower, cursor)
-        self._outlook.tell(self._feed)
+        self._estimates.tell(self._feed)
         return self._feed.batch(cursor)
 
     async def demand(self) -> dict[Stage, int]:
         """How many jobs run or wait in each stage, for the autoscaling policy."""
         await self._dispatcher.leases_known.wait()
-        waiting = self._board.room.count()
-        return {stage: waiting[stage] + len(self._board.leases.of_stage(stage)) for stage in Stage}
+        waiting = self._state.waiting.count()
+        return {stage: waiting[stage] + len(self._state.leases.of_stage(stage)) for stage in Stage}
 
     def _as_of_now(self, job: Job) -> Job:
-        lease = self._board.leases.of_job(job.id)
-        job = replace(job, place=self._outlook.place(job))
-        if lease is None or lease.token != job.lease:
-            return job
-        return replace(job, step=lease.step, progress=lease.progress, preview_step=lease.preview_step)
+        return replace(self._state.as_of_now(job), place=self._estimates.place(job))
 
     # What the workers say
 
@@ -269,10 +264,10 @@ class JobRegistry:
         Returns:
             Directives for its leases, by lease.
         """
-        if self._board.replicas.announce(info, time.monotonic()):
+        if self._state.replicas.announce(info, time.monotonic()):
             log.info(f"{info.stage}: replica {info.replica} on {info.device} has {info.slots} slots")
-            self._board.wake.set()
-        return await self._board.mailbox.collect(info.replica, HOLD_S if wait else 0)
+            self._state.wake.set()
+        return await self._state.mailbox.collect(info.replica, HOLD_S if wait else 0)
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
         """Take what a replica tells of its tasks; the answers in the same order.

@@ -21,9 +21,9 @@ Refusal = TooLargeError | QueueFullError | RateLimitError
 class AdmissionControl:
     """Asked by the registry for each new job."""
 
-    def __init__(self, board: RegistryState, outlook: QueueEstimates) -> None:
-        self._board = board
-        self._outlook = outlook
+    def __init__(self, state: RegistryState, estimates: QueueEstimates) -> None:
+        self._state = state
+        self._estimates = estimates
         self._quotas = Quotas(time.monotonic)
         self._coming_s: defaultdict[str, float] = defaultdict(float)
 
@@ -33,17 +33,17 @@ class AdmissionControl:
         Raises:
             RegistryUnavailableError: what the tenant has used cannot be read now.
         """
-        board, account = self._board, self._board.access.tenants.get(new.tenant)
-        samplers = board.replicas.alive(Stage.SAMPLING, time.monotonic())
+        state, account = self._state, self._state.access.tenants.get(new.tenant)
+        samplers = state.replicas.alive(Stage.SAMPLING, time.monotonic())
         tokens, limit = new.spec.clip.tokens, memory_limit(samplers)
         if limit is not None and tokens > limit:
             return TooLargeError(tokens, limit)
         # Nothing is waited for between the checks and `coming`: many at once would pass them together.
         now, used_s = time.time(), 0.0
         if account is not None and account.gpu_seconds_per_day is not None:
-            used_s = (await board.database.run(access_sql.usage_of, account.name, day=day_of(now))).gpu_seconds
+            used_s = (await state.database.run(access_sql.usage_of, account.name, day=day_of(now))).gpu_seconds
         max_queued = None if account is None else account.max_queued
-        full = board.room.refusal(new.tenant, max_queued, self._outlook.retry_after_s)
+        full = state.waiting.refusal(new.tenant, max_queued, self._estimates.retry_after_s)
         return full or self._beyond_quota(account, new.spec, now, used_s)
 
     @contextmanager
@@ -52,7 +52,7 @@ class AdmissionControl:
         cost_s = self._cost_s(new.spec)
         self._coming_s[new.tenant] += cost_s
         try:
-            with self._board.room.coming(new.tenant):
+            with self._state.waiting.coming(new.tenant):
                 yield
         finally:
             self._coming_s[new.tenant] -= cost_s
@@ -73,13 +73,13 @@ class AdmissionControl:
 
     def _booked_s(self, tenant: str) -> float:
         """GPU-seconds of the tenant's live jobs: spent so far, and as estimated until they end."""
-        live = (self._board.as_of_now(job) for job in self._board.feed.live() if job.tenant == tenant)
+        live = (self._state.as_of_now(job) for job in self._state.feed.live() if job.tenant == tenant)
         return sum(job.device_s + self._left_s(job) for job in live)
 
     def _left_s(self, job: Job) -> float:
         steps = job.spec.num_inference_steps - job.step
         stages = list(Stage)[list(Stage).index(job.stage) :]
-        return sum(self._board.costs.estimate(stage, job.spec, steps) for stage in stages)
+        return sum(self._state.costs.estimate(stage, job.spec, steps) for stage in stages)
 
     def _cost_s(self, spec: VideoSpec) -> float:
-        return sum(self._board.costs.estimate(stage, spec, spec.num_inference_steps) for stage in Stage)
+        return sum(self._state.costs.estimate(stage, spec, spec.num_inference_steps) for stage in Stage)

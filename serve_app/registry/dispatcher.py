@@ -33,12 +33,12 @@ class Dispatcher:
         alone: no other registry can be on this database, so leases of others are those of a dead server.
     """
 
-    def __init__(self, board: RegistryState, reports: JobReports, send: Send, alone: bool) -> None:
-        self._board = board
+    def __init__(self, state: RegistryState, reports: JobReports, send: Send, alone: bool) -> None:
+        self._state = state
         self._reports = reports
         self._send = send
         self._alone = alone
-        self._foreign = ForeignLeases(board.jobs.lease_s)
+        self._foreign = ForeignLeases(state.settings.lease_s)
         self._calls: dict[str, Lease] = {}
         self._doubtful: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -51,7 +51,7 @@ class Dispatcher:
         await self._until_done(self._take_over)
         self.leases_known.set()
         while True:
-            self._board.wake.clear()
+            self._state.wake.clear()
             pause = await self._until_done(self._round)
             await self._wait(pause)
 
@@ -61,13 +61,13 @@ class Dispatcher:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(pause):
-                await self._board.wake.wait()
+                await self._state.wake.wait()
         except TimeoutError:
             pass
         late = time.monotonic() - begun - pause
         if late > FROZEN_S:
             log.warning(f"the registry stood still for {late:.0f} s; leases are kept that much longer")
-            self._board.leases.extend(late)
+            self._state.leases.extend(late)
 
     async def close(self) -> None:
         """Let go of the calls in flight; their replicas go on."""
@@ -80,9 +80,9 @@ class Dispatcher:
 
         What a replica holds beyond its slots, because it leaves or is gone, takes none from the others.
         """
-        free = {info.replica: info.slots for info in self._board.replicas.alive(stage, time.monotonic())}
+        free = {info.replica: info.slots for info in self._state.replicas.alive(stage, time.monotonic())}
         unplaced = 0
-        orphans = [lease for lease in self._board.leases.of_stage(stage) if lease.token not in self._calls]
+        orphans = [lease for lease in self._state.leases.of_stage(stage) if lease.token not in self._calls]
         for lease in orphans + [lease for lease in self._calls.values() if lease.stage is stage]:
             if lease.replica is None:
                 unplaced += 1
@@ -101,13 +101,13 @@ class Dispatcher:
 
     async def _take_over(self) -> float:
         """After a start: what this cluster leased goes on if its workers say so, what a dead one leased lapses."""
-        board, now = self._board, time.monotonic()
-        for job in await board.database.run(jobs_sql.recent_work, limit=200):
-            board.learn_from(job)
-        for job in await board.database.run(jobs_sql.leased_jobs):
-            board.feed.moved(job)
-            if job.lease_owner == board.owner:
-                board.leases.resume(job, now, TAKEN_OVER_S)
+        state, now = self._state, time.monotonic()
+        for job in await state.database.run(jobs_sql.recent_work, limit=200):
+            state.learn_from(job)
+        for job in await state.database.run(jobs_sql.leased_jobs):
+            state.feed.moved(job)
+            if job.lease_owner == state.owner:
+                state.leases.resume(job, now, TAKEN_OVER_S)
             elif self._alone:
                 await self._reports.lost(Lease.of(job, now, 0.0), "the server was stopped")
         await self._compare_waiting()
@@ -115,17 +115,17 @@ class Dispatcher:
 
     async def _round(self) -> float:
         """Returns how long to wait for a wake-up, seconds."""
-        board, now = self._board, time.monotonic()
-        board.replicas.prune(now)
-        board.mailbox.keep_only(board.replicas.names())
+        state, now = self._state, time.monotonic()
+        state.replicas.prune(now)
+        state.mailbox.keep_only(state.replicas.names())
         await self._undo_doubtful()
-        for lease in board.leases.lapsed(now):
-            await self._reports.lost(lease, f"no report for {board.jobs.lease_s:g} s")
+        for lease in state.leases.lapsed(now):
+            await self._reports.lost(lease, f"no report for {state.settings.lease_s:g} s")
         await self._compare(now)
         for stage in Stage:
             await self._fill(stage)
         self._preempt()
-        soon = board.room.next_in_s()
+        soon = state.waiting.next_in_s()
         return TICK_S if soon is None else min(TICK_S, soon)
 
     async def _compare(self, now: float) -> None:
@@ -138,50 +138,59 @@ class Dispatcher:
         await self._compare_waiting()
 
     async def _compare_waiting(self) -> None:
-        board = self._board
-        missing = board.room.reconcile(await board.database.run(jobs_sql.queued_ids))
-        for job in await board.database.run(get_jobs, missing):
-            board.follow(job, None)
+        state = self._state
+        missing = state.waiting.reconcile(await state.database.run(jobs_sql.queued_ids))
+        for job in await state.database.run(get_jobs, missing):
+            state.follow(job, None)
         await self._compare_feed()
 
     async def _compare_feed(self) -> None:
         """What neither waits here nor is leased here was moved by a write whose answer was lost, or by another."""
-        board = self._board
-        unsure = [job.id for job in board.feed.live() if not (board.room.holds(job.id) or board.leases.of_job(job.id))]
-        known = {job.id: job for job in await board.database.run(get_jobs, unsure)}
+        state = self._state
+        unsure = [
+            job.id for job in state.feed.live() if not (state.waiting.holds(job.id) or state.leases.of_job(job.id))
+        ]
+        known = {job.id: job for job in await state.database.run(get_jobs, unsure)}
         for job in known.values():
-            board.feed.moved(job)
-        board.feed.deleted(job_id for job_id in unsure if job_id not in known)
+            state.feed.moved(job)
+        state.feed.deleted(job_id for job_id in unsure if job_id not in known)
 
     async def _compare_leases(self) -> None:
-        board, now = self._board, time.monotonic()
-        before = board.leases.all()
-        leased = await board.database.run(jobs_sql.leased_jobs)
+        state, now = self._state, time.monotonic()
+        before = state.leases.all()
+        leased = await state.database.run(jobs_sql.leased_jobs)
         held = {job.lease for job in leased}
         for lease in before:
-            if lease.token not in held and board.leases.held(lease.job_id, lease.token) is lease:
+            if lease.token not in held and state.leases.held(lease.job_id, lease.token) is lease:
                 self._reports.lease_gone(lease)
         # Also one of our own that is not known here: its claim was on its way when the registry before was killed.
-        foreign = [job for job in leased if job.lease and board.leases.held(job.id, job.lease) is None]
+        foreign = [job for job in leased if job.lease and state.leases.held(job.id, job.lease) is None]
         for job in self._foreign.lapsed(foreign, now):
-            why = f"no report to {job.lease_owner} for {board.jobs.lease_s:g} s"
+            why = f"no report to {job.lease_owner} for {state.settings.lease_s:g} s"
             await self._reports.lost(Lease.of(job, now, 0.0), why)
 
     async def _fill(self, stage: Stage) -> None:
-        board = self._board
-        taken = board.room.take(stage, self.open_slots(stage), self._suspects_allowed(stage))
+        state = self._state
+        taken = state.waiting.take(stage, self.open_slots(stage), self._suspects_allowed(stage))
         if not taken:
             return
         leases = {job.id: uuid.uuid4().hex for job, _ in taken}
         claimed: dict[str, Job] | None = None
         try:
-            claim = (stage, leases, board.owner, time.time(), board.jobs.lease_s)
-            claimed = {job.id: job for job in await board.database.run(jobs_sql.claim, *claim)}
+            found = await state.database.run(
+                jobs_sql.claim,
+                stage=stage,
+                leases=leases,
+                owner=state.owner,
+                now=time.time(),
+                lease_s=state.settings.lease_s,
+            )
+            claimed = {job.id: job for job in found}
         except RegistryUnavailableError:
             self._doubtful |= leases
             raise
         finally:
-            board.room.claimed(taken, None if claimed is None else set(claimed))
+            state.waiting.claimed(taken, None if claimed is None else set(claimed))
         for job, charge in taken:
             if job.id in claimed:
                 self._begin(claimed[job.id], charge)
@@ -189,20 +198,22 @@ class Dispatcher:
     async def _undo_doubtful(self) -> None:
         """A claim whose end was not told may have been written; nobody would ever work under its leases."""
         for job_id, token in list(self._doubtful.items()):
-            written = (job_id, token, time.time(), "the end of its claim was not told")
-            self._board.follow(await self._board.database.run(jobs_sql.give_back, *written))
+            job = await self._state.database.run(
+                jobs_sql.give_back, job_id, token, now=time.time(), note="the end of its claim was not told"
+            )
+            self._state.follow(job)
             del self._doubtful[job_id]
 
     def _suspects_allowed(self, stage: Stage) -> int:
         """So many more jobs that a replica died with may run: no two on one replica, or both would be blamed."""
-        replicas = sum(1 for info in self._board.replicas.alive(stage, time.monotonic()) if info.slots)
-        return replicas - sum(1 for lease in self._board.leases.of_stage(stage) if lease.suspect)
+        replicas = sum(1 for info in self._state.replicas.alive(stage, time.monotonic()) if info.slots)
+        return replicas - sum(1 for lease in self._state.leases.of_stage(stage) if lease.suspect)
 
     def _begin(self, job: Job, charge: Charge) -> None:
-        if (ended := self._board.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
+        if (ended := self._state.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
             self._reports.lease_gone(ended)
-        lease = self._board.leases.grant(job, time.monotonic(), charge)
-        self._board.feed.moved(job)
+        lease = self._state.leases.grant(job, time.monotonic(), charge)
+        self._state.feed.moved(job)
         self._calls[lease.token] = lease
         task = asyncio.create_task(self._dispatch(lease))
         self._tasks.add(task)
@@ -228,35 +239,34 @@ class Dispatcher:
         except Exception as error:  # whatever ended the call, the lease tells whether the work was done
             why, died = f"the replica was lost ({type(error).__name__})", isinstance(error, ReplicaDiedError)
             if lease.replica is not None:
-                self._board.replicas.forget(lease.replica)
+                self._state.replicas.forget(lease.replica)
         finally:
             del self._calls[lease.token]
-            self._board.wake.set()
-        if self._board.leases.held(job.id, lease.token) is lease:
+            self._state.wake.set()
+        if self._state.leases.held(job.id, lease.token) is lease:
             await self._reports.lost(lease, why, died)
 
     async def _give_back(self, lease: Lease, note: str) -> None:
         """The claim never reached a replica."""
-        written = (lease.job_id, lease.token, time.time(), note)
-        job = await self._board.database.run(jobs_sql.give_back, *written)
-        self._board.end_lease(lease)
-        self._board.follow(job)
+        job = await self._state.database.run(jobs_sql.give_back, lease.job_id, lease.token, now=time.time(), note=note)
+        self._state.end_lease(lease)
+        self._state.follow(job)
 
     def _preempt(self) -> None:
-        board, stage = self._board, Stage.SAMPLING
-        urgent = board.room.urgent(stage) if board.scheduling.preemption else 0
+        state, stage = self._state, Stage.SAMPLING
+        urgent = state.waiting.urgent(stage) if state.scheduling.preemption else 0
         if not self._to_park(urgent) or time.monotonic() - self._outranked_at < TICK_S:
             return
-        first = board.room.urgent_first(stage, self._suspects_allowed(stage))
+        first = state.waiting.urgent_first(stage, self._suspects_allowed(stage))
         if first < urgent:
             self._outranked_at = time.monotonic()  # to tell the order of a long queue takes a while
         for lease in self._to_park(first):
             log.info(f"[{lease.job_id}] yields its slot to an interactive job")
-            board.tell(lease, Directive.YIELD)
+            state.tell(lease, Directive.YIELD)
 
     def _to_park(self, urgent: int) -> list[Lease]:
         if not urgent:
             return []
-        board, stage = self._board, Stage.SAMPLING
-        sampling, max_parks = board.leases.of_stage(stage), board.scheduling.max_parks
+        state, stage = self._state, Stage.SAMPLING
+        sampling, max_parks = state.leases.of_stage(stage), state.scheduling.max_parks
         return leases_to_park(sampling, urgent, self.open_slots(stage), max_parks)

@@ -35,8 +35,8 @@ class FeedMaintenance:
         mode: whether requests need keys.
     """
 
-    def __init__(self, board: RegistryState, alone: bool, mode: AccessMode = "auto") -> None:
-        self._board = board
+    def __init__(self, state: RegistryState, alone: bool, mode: AccessMode = "auto") -> None:
+        self._state = state
         self._mode: AccessMode = mode
         self._alone = alone
         self._others = OtherBeats(SILENT_S)
@@ -48,7 +48,7 @@ class FeedMaintenance:
     async def run(self) -> None:
         """For ever; a database that is away now is there again later."""
         if not self._alone:
-            self._board.feed.whole_until = -math.inf
+            self._state.feed.whole_until = -math.inf
         while True:
             try:
                 if not self.begun.is_set():
@@ -69,24 +69,24 @@ class FeedMaintenance:
         self.begun.set()
 
     async def _read_newest(self) -> None:
-        page = await self._board.database.run(list_jobs, limit=RECENT)
+        page = await self._state.database.run(list_jobs, limit=RECENT)
         last = page.jobs[-1] if page.has_more else None
-        self._board.feed.begin_anew(page.jobs[::-1], FIRST if last is None else (last.created_at, last.id))
+        self._state.feed.begin_anew(page.jobs[::-1], FIRST if last is None else (last.created_at, last.id))
 
     async def _round(self) -> None:
-        if await self._board.database.run(access_sql.access_version) != self._board.access.version:
+        if await self._state.database.run(access_sql.access_version) != self._state.access.version:
             await self._read_access()
         if not self._alone:
             await self._look_for_others()
 
     async def _read_access(self) -> None:
-        self._board.access = await self._board.database.run(access_sql.load_access)
-        self._board.feed.tell_access(self._board.access)
-        if (notice := no_keys_notice(self._mode, self._board.access)) is not None:
+        self._state.access = await self._state.database.run(access_sql.load_access)
+        self._state.feed.tell_access(self._state.access)
+        if (notice := no_keys_notice(self._mode, self._state.access)) is not None:
             log.warning(notice)
 
     async def _look_for_others(self) -> None:
-        feed, looked_at = self._board.feed, time.monotonic()
+        feed, looked_at = self._state.feed, time.monotonic()
         others = self._others.alive(await self._beat(), looked_at)
         self._rounds += 1
         is_whole = not others and self._rounds > SETTLED_ROUNDS
@@ -100,14 +100,14 @@ class FeedMaintenance:
 
     async def _beat(self) -> dict[str, float]:
         """Tell the others that this registry is there; returns their own beats by owner."""
-        board, now = self._board, time.monotonic()
-        own, others = await board.database.run(beats, board.owner, since=time.time() - FORGET_S)
-        await board.database.run(beat, board.owner, now=time.time())
+        state, now = self._state, time.monotonic()
+        own, others = await state.database.run(beats, state.owner, since=time.time() - FORGET_S)
+        await state.database.run(beat, state.owner, now=time.time())
         # The second is of a life before.
         silent_s = min(now - self._beat_at, math.inf if own is None else abs(time.time() - own))
         self._beat_at = time.monotonic()
         if silent_s > SILENT_S / 2:  # the others may take it for gone
-            self._rounds, board.feed.quiet_until = 0, self._beat_at + COMING_S
+            self._rounds, state.feed.quiet_until = 0, self._beat_at + COMING_S
         return others
 
 

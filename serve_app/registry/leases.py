@@ -1,13 +1,11 @@
-"""Who works on what, in memory: leases with monotonic deadlines, the slots that replicas announced, and
-what they are to be told.
+"""Who works on what, in memory: leases with monotonic deadlines, and which of them make room for urgent jobs. Pure.
 
 SQL holds the truth about a lease; this is the registry's own view of it, so that a report costs no query and a jump of
 the wall clock lapses nothing.
-
-Which running jobs make room for interactive ones. Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -20,63 +18,67 @@ from serve_app.scheduling.fair_share import Charge
 class Lease:
     """One replica's hold on one stage of one job.
 
-    job: as it was claimed. spent: what was counted into its row since. deadline, saved_at: seconds on the monotonic
-    clock. charge: what its tenant was booked, None if a registry before this one did so. step: denoising steps done.
-    device_s: seconds of the device that the replica told. learned_step, learned_device_s: up to here they are in the
-    estimates; counted_step, counted_device_s: in the job's row. progress: of the whole job, 0 to 1. begun, stepped: its
-    replica has said so. directive: what reports are answered. checkpoint_step: the newest that is in storage. preview:
-    the newest picture of the half-made video, WebP, after preview_step steps.
+    What the replica has used is one reading, `reported`, with marks of where it was taken over: `saved` into the
+    job's row, `learned` into the estimates. A mark is never behind what it marks, so nothing is counted twice.
     """
 
-    job: Job
+    job: Job  # as it was claimed
     token: str
     stage: Stage
-    deadline: float
-    saved_at: float
-    charge: Charge | None = None
+    deadline: float  # seconds on the monotonic clock
+    saved_at: float  # seconds on the monotonic clock
+    charge: Charge | None = None  # what its tenant was booked; None if a registry before this one did so
     replica: str | None = None
-    step: int = 0
-    counted_step: int = 0
-    device_s: float = 0.0
-    learned_step: int = 0
-    learned_device_s: float = 0.0
-    counted_device_s: float | None = 0.0
-    progress: float = 0.0
-    begun: bool = False
-    stepped: bool = False
-    directive: Directive = Directive.CONTINUE
-    checkpoint_step: int = 0
-    preview: bytes | None = None
+    reported: Usage = Usage()  # steps: the denoising step it is at
+    saved: Usage = Usage()
+    learned: Usage = Usage()
+    saved_before: Usage = Usage()  # `saved` as the claim found it
+    progress: float = 0.0  # of the whole job, 0 to 1
+    begun: bool = False  # its replica has said so
+    stepped: bool = False  # its replica has told a step
+    resumed: bool = False  # a registry before this one granted it, and its replica has not told its usage since
+    directive: Directive = Directive.CONTINUE  # what reports are answered
+    checkpoint_step: int = 0  # the newest checkpoint in storage
+    preview: bytes | None = None  # the newest picture of the half-made video, WebP
     preview_step: int | None = None
-    spent: Usage = field(default_factory=Usage)
 
     @classmethod
     def of(cls, job: Job, now: float, lease_s: float, charge: Charge | None = None) -> Self:
         """The lease that the job's row tells of."""
         assert job.lease is not None
         lease = cls(job, job.lease, job.stage, now + lease_s, now, charge, progress=job.progress)
-        lease.learned_step = lease.counted_step = job.step
+        lease.saved = lease.learned = lease.saved_before = Usage(job.step)
         # A checkpoint is told when it is there, progress is saved later.
-        lease.step = max(job.step, job.checkpoint_step)
+        lease.reported = Usage(max(job.step, job.checkpoint_step))
         lease.checkpoint_step = job.checkpoint_step
         return lease
 
     @property
     def job_now(self) -> Job:
-        """The job with what its replica has told since the claim."""
+        """The job with what its replica has told since the claim.
+
+        It is the row as claimed and what was saved since, so it holds only because every write under a lease is one
+        of `saving`, or moves the job on.
+        """
+        saved = self.saved - self.saved_before
         return replace(
             self.job,
             step=self.step,
             progress=self.progress,
             checkpoint_step=self.checkpoint_step,
-            steps_run=self.job.steps_run + self.spent.steps,
-            device_s=self.job.device_s + self.spent.device_s,
+            steps_run=self.job.steps_run + saved.steps,
+            device_s=self.job.device_s + saved.device_s,
             preview_step=self.preview_step,
         )
 
     @property
     def job_id(self) -> str:
         return self.job.id
+
+    @property
+    def step(self) -> int:
+        """The denoising step that its replica is at."""
+        return self.reported.steps
 
     @property
     def suspect(self) -> bool:
@@ -87,34 +89,49 @@ class Lease:
     def steps_left(self) -> int:
         return max(0, self.job.spec.num_inference_steps - self.step)
 
-    def used(self, device_s: float) -> None:
-        """Note what the replica told. After a restart of the registry it is not known what was counted before."""
-        self.device_s = max(self.device_s, device_s)
-        if self.counted_device_s is None:
-            self.counted_device_s = self.device_s
-            if self.stage is Stage.SAMPLING:  # what its steps until now took was for more steps than are known
-                self.learned_step, self.learned_device_s = self.step, self.device_s
+    def begin_at(self, step: int) -> None:
+        """Its replica begins there, which is earlier than was thought if it refused the newest checkpoint."""
+        self.stepped = True
+        self.reported = replace(self.reported, steps=step)
+        self.learned = replace(self.learned, steps=step)
+        self.saved = replace(self.saved, steps=min(self.saved.steps, step))
+        self.saved_before = replace(self.saved_before, steps=min(self.saved_before.steps, step))
 
-    def count(self) -> Usage:
-        """What was spent since the last call; the caller adds it to the job's row."""
-        device_s = self.device_s - (self.device_s if self.counted_device_s is None else self.counted_device_s)
-        spent = Usage(max(0, self.step - self.counted_step), max(0.0, device_s))
-        self.counted_step, self.counted_device_s = self.step, self.device_s
-        self.spent = Usage(self.spent.steps + spent.steps, self.spent.device_s + spent.device_s)
-        return spent
+    def report(self, step: int, device_s: float) -> None:
+        """Note what the replica told: the step it is at, and the seconds of its device so far.
+
+        A report may come late, after a newer one.
+        """
+        self.reported = Usage(max(self.step, step), max(self.reported.device_s, device_s))
+        if self.resumed:
+            # What was saved before the restart of the registry is not known: the device's time is counted from here.
+            self.resumed = False
+            self.saved = replace(self.saved, device_s=self.reported.device_s)
+            self.saved_before = replace(self.saved_before, device_s=self.reported.device_s)
+            if self.stage is Stage.SAMPLING:  # that time was for more steps than are known
+                self.learned = self.reported
+
+    def keep_checkpoint(self, step: int) -> None:
+        """Its state after `step` steps is in storage."""
+        self.checkpoint_step = step
+        self.reported = replace(self.reported, steps=max(self.step, step))
+
+    @contextmanager
+    def saving(self) -> Iterator[Usage]:
+        """Give what was used since it was last saved, for the row; a write that fails leaves it to the next one."""
+        used = self.reported - self.saved
+        self.saved += used
+        try:
+            yield used
+        except BaseException:
+            self.saved -= used
+            raise
 
     def learn(self) -> Usage:
-        """What its replica spent since the last call, for the estimates."""
-        spent = Usage(self.step - self.learned_step, self.device_s - self.learned_device_s)
-        self.learned_step, self.learned_device_s = self.step, self.device_s
-        return spent
-
-    def uncount(self, spent: Usage) -> None:
-        """The row could not be written: count it the next time."""
-        self.counted_step -= spent.steps
-        self.spent = Usage(self.spent.steps - spent.steps, self.spent.device_s - spent.device_s)
-        if self.counted_device_s is not None:
-            self.counted_device_s -= spent.device_s
+        """What its replica used since the last call, for the estimates."""
+        used = self.reported - self.learned
+        self.learned = self.reported
+        return used
 
 
 @dataclass(slots=True)
@@ -132,8 +149,7 @@ class LeaseTable:
     def resume(self, job: Job, now: float, patience_s: float) -> Lease:
         """A lease that a registry before this one granted; its worker says so within patience_s, or it lapses."""
         lease = self.grant(job, now)
-        lease.begun = lease.stepped = True
-        lease.counted_device_s = None
+        lease.begun = lease.stepped = lease.resumed = True
         lease.deadline = now + min(patience_s, self.lease_s)
         return lease
 

@@ -22,8 +22,8 @@ MAX_RETRY_S = 60
 class QueueEstimates:
     """Places of all jobs, made anew when somebody asks and they are old, or lack the job that is asked for."""
 
-    def __init__(self, board: RegistryState) -> None:
-        self._board = board
+    def __init__(self, state: RegistryState) -> None:
+        self._state = state
         self._positions: dict[str, int] = {}
         self._coming: dict[str, Forecast] = {}
         self._made_at = -math.inf
@@ -55,9 +55,9 @@ class QueueEstimates:
 
     def retry_after_s(self) -> int:
         """When there is room for another job: as long as a job holds its slot, over the slots."""
-        leases, estimates = self._board.leases.of_stage(Stage.SAMPLING), _Estimates(self._board)
-        slots = self._board.replicas.slots(Stage.SAMPLING, time.monotonic())
-        if not slots or not leases or not self._board.costs.measured(Stage.SAMPLING):
+        leases, estimates = self._state.leases.of_stage(Stage.SAMPLING), _Estimates(self._state)
+        slots = self._state.replicas.slots(Stage.SAMPLING, time.monotonic())
+        if not slots or not leases or not self._state.costs.measured(Stage.SAMPLING):
             return UNKNOWN_RETRY_S
         mean_s = sum(estimates.sampling_s(lease.job, lease.job.spec.num_inference_steps) for lease in leases)
         return max(1, min(MAX_RETRY_S, math.ceil(mean_s / len(leases) / slots)))
@@ -72,15 +72,15 @@ class QueueEstimates:
 
     def _make(self) -> None:
         begun = time.monotonic()
-        waiting = {stage: self._board.room.order(stage) for stage in Stage}
+        waiting = {stage: self._state.waiting.order(stage) for stage in Stage}
         self._positions = {job.id: n for jobs in waiting.values() for n, job in enumerate(jobs)}
-        self._coming = self._forecast(waiting) if self._board.costs.measured(Stage.SAMPLING) else {}
+        self._coming = self._forecast(waiting) if self._state.costs.measured(Stage.SAMPLING) else {}
         self._made_at = time.monotonic()
         self._took = self._made_at - begun
 
     def _forecast(self, waiting: Mapping[Stage, Sequence[Job]]) -> dict[str, Forecast]:
         """Those that must be encoded come after those that wait for a sampler: encoding is short."""
-        leases, now, estimates = self._board.leases, time.monotonic(), _Estimates(self._board)
+        leases, now, estimates = self._state.leases, time.monotonic(), _Estimates(self._state)
         encoding = [lease.job for lease in leases.of_stage(Stage.ENCODING)]
         to_sample = [*waiting[Stage.SAMPLING], *encoding, *waiting[Stage.ENCODING]]
         sampling = [
@@ -89,8 +89,8 @@ class QueueEstimates:
         decoding = [(lease.job, estimates.decoding_s(lease.job)) for lease in leases.of_stage(Stage.DECODING)]
         ahead = [QueuedWork(job.id, estimates.sampling_s(job), estimates.decoding_s(job)) for job in to_sample]
         to_decode = [QueuedWork(job.id, estimates.decoding_s(job), 0.0) for job in waiting[Stage.DECODING]]
-        coming = forecast(ahead, [left for _, left in sampling], self._board.replicas.slots(Stage.SAMPLING, now))
-        coming |= forecast(to_decode, [left for _, left in decoding], self._board.replicas.slots(Stage.DECODING, now))
+        coming = forecast(ahead, [left for _, left in sampling], self._state.replicas.slots(Stage.SAMPLING, now))
+        coming |= forecast(to_decode, [left for _, left in decoding], self._state.replicas.slots(Stage.DECODING, now))
         coming |= {job.id: Forecast(0.0, left + estimates.decoding_s(job)) for job, left in sampling}
         return coming | {job.id: Forecast(0.0, left) for job, left in decoding}
 
@@ -98,12 +98,12 @@ class QueueEstimates:
 class _Estimates:
     """Wall times of one forecast; jobs of one shape have one estimate."""
 
-    def __init__(self, board: RegistryState) -> None:
-        self._costs = board.costs
+    def __init__(self, state: RegistryState) -> None:
+        self._costs = state.costs
         self._known: dict[tuple[object, ...], float] = {}
-        replicas = len(board.replicas.alive(Stage.SAMPLING, time.monotonic()))
+        replicas = len(state.replicas.alive(Stage.SAMPLING, time.monotonic()))
         # Samples that share a replica: each of them gets its part of the device's time.
-        self._crowd = max(1.0, len(board.leases.of_stage(Stage.SAMPLING)) / max(1, replicas))
+        self._crowd = max(1.0, len(state.leases.of_stage(Stage.SAMPLING)) / max(1, replicas))
 
     def sampling_s(self, job: Job, steps_left: int | None = None) -> float:
         steps = job.spec.num_inference_steps - job.step if steps_left is None else steps_left

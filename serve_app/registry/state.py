@@ -1,4 +1,4 @@
-"""What the parts of the registry share: the database and its mirror in memory."""
+"""What the parts of the registry share: the database, and what they know of it in memory."""
 
 import asyncio
 import logging
@@ -23,30 +23,25 @@ FORGET_REPLICA_S = 10.0
 
 @dataclass
 class RegistryState:
-    """All of it but the database can be lost at any moment.
-
-    owner: name of this cluster in the leases, the same after a restart of the actor.
-    access: tenants and keys as last read. on_end: called when
-    a job has ended that somebody wants to be told of. wake: set when there may be something to hand out.
-    """
+    """The database, and what is known in memory; all of that can be lost at any moment."""
 
     database: Database
-    jobs: JobSettings
+    settings: JobSettings
     scheduling: SchedulingSettings
-    owner: str
+    owner: str  # name of this cluster in the leases, the same after a restart of the actor
     costs: CostModel = field(default_factory=CostModel)
     replicas: ReplicaTable = field(default_factory=lambda: ReplicaTable(FORGET_REPLICA_S))
     mailbox: Mailbox = field(default_factory=Mailbox)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    access: AccessTable = NOBODY
-    on_end: Callable[[], None] = lambda: None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # set when there may be something to hand out
+    access: AccessTable = NOBODY  # tenants and keys as last read
+    on_end: Callable[[], None] = lambda: None  # called when a job has ended that somebody wants to be told of
     leases: LeaseTable = field(init=False)
-    room: WaitingJobs = field(init=False)
+    waiting: WaitingJobs = field(init=False)
     feed: FeedPublisher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.leases = LeaseTable(self.jobs.lease_s)
-        self.room = WaitingJobs(self.jobs, self.weight, self.scheduling.promote_after_s, self.costs)
+        self.leases = LeaseTable(self.settings.lease_s)
+        self.waiting = WaitingJobs(self.settings, self.weight, self.scheduling.promote_after_s, self.costs)
         self.feed = FeedPublisher(self.as_of_now)
 
     def weight(self, tenant: str) -> float:
@@ -67,11 +62,17 @@ class RegistryState:
             pause_s: until it may be claimed again; None for a job that was read and not just written.
         """
         if job is not None:
-            self.room.follow(job, pause_s)
+            self.waiting.follow(job, pause_s)
             self.feed.moved(job)
             self.wake.set()
             if job.final and job.webhook_url is not None:
                 self.on_end()
+
+    def follow_end(self, lease: Lease, job: Job | None, pause_s: float = 0.0) -> None:
+        """Take note of what the end of a lease made of its job; see `follow`."""
+        self.learn(lease)
+        self.end_lease(lease)
+        self.follow(job, pause_s)
 
     def end_lease(self, lease: Lease) -> None:
         """The lease is over: what its tenant was booked becomes what was used."""
@@ -79,7 +80,7 @@ class RegistryState:
             return
         self.leases.drop(lease)
         if lease.charge is not None:
-            self.room.settle(lease.stage, lease.charge, lease.device_s)
+            self.waiting.settle(lease.stage, lease.charge, lease.reported.device_s)
         self.wake.set()
 
     def tell(self, lease: Lease, directive: Directive) -> None:
@@ -89,9 +90,9 @@ class RegistryState:
             self.mailbox.post(lease.replica, lease.token, directive)
 
     def learn(self, lease: Lease) -> None:
-        """Take what its replica spent since the last time into the estimates; encoding and decoding only as a whole."""
-        spent = lease.learn()
-        self.costs.observe(lease.stage, lease.job.spec, spent.steps, spent.device_s)
+        """Take what its replica used since the last time into the estimates; encoding and decoding only as a whole."""
+        used = lease.learn()
+        self.costs.observe(lease.stage, lease.job.spec, used.steps, used.device_s)
 
     def learn_from(self, job: Job) -> None:
         """Take what a completed job cost, if one replica a stage did it from beginning to end."""

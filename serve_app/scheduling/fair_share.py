@@ -10,8 +10,8 @@ GPU-seconds divided by a weight:
 - A job that has waited one more span in the highest tier is overdue: from then on its claim a = CLAIM_GROWTH x seconds
   is taken off its F when it is compared (and V = F - a). Its tenant borrows a and pays it back with its next jobs.
 
-What follows, and tests/unit/scheduling/test_fair_queue.py holds. W: GPU-seconds served to a tenant in a tier, w: weight,
-c: its costliest job. W / w grows as s does, so differences of s are differences of shares.
+What follows, and tests/unit/scheduling/test_fair_queue.py holds. W: GPU-seconds served to a tenant in a tier, w: its
+weight, c: its costliest job. W / w grows as s does, so differences of s are differences of shares.
 
 - Shares. A tenant that is passed over has F >= V, one that is served gets s <= V, hence V - c/w <= s <= V. Of two
   tenants that both have backlog and began level (together in an idle tier) the one behind is behind by at most

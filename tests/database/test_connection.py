@@ -109,7 +109,7 @@ async def test_an_operation_that_raises_takes_nothing_from_its_neighbours(
 
 async def test_one_that_refuses_before_it_writes_makes_nobody_run_again(database: Database) -> None:
     first, second = Counted(1), Counted(2)
-    results = await together(database, first, lambda c: list_jobs(c, 5, "nope"), second)
+    results = await together(database, first, lambda c: list_jobs(c, limit=5, after="nope"), second)
     assert [type(result) for result in results] == [int, UnknownJobError, int]
     assert (first.runs, second.runs) == (1, 1)
     assert await database.run(_values) == [1, 2]

@@ -49,9 +49,9 @@ async def _end(database: Database, job_id: str, state: JobState) -> None:
     for stage in Stage:
         await database.run(jobs_sql.claim, stage=stage, leases={job_id: "t"}, owner="here", now=1.0, lease_s=30.0)
         if state is JobState.FAILED:
-            await database.run(jobs_sql.fail, job_id, "t", now=5.0, error=JobError("x", "y"), spent=Usage())
+            await database.run(jobs_sql.fail, job_id, "t", now=5.0, error=JobError("x", "y"), used=Usage())
             return
-        await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=5.0, counted_step=0, device_s=1.0)
+        await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=5.0, used=Usage(device_s=1.0))
 
 
 async def _deleted(database: Database, *job_ids: str, at: float = 10.0) -> None:
@@ -125,10 +125,8 @@ async def test_cancelled_and_deleted_in_one_transaction(database: Database) -> N
     job = await database.run(cancel_and_delete, None)
     assert job is not None and job.state is JobState.CANCELLED
     assert await database.run(_left) == [0, 0, 0, 2]  # its webhooks are still sent
-    assert not await database.run(jobs_sql.renew, "a", "t", expires_at=99.0, step=1, progress=0.1, spent=Usage())
-    assert (
-        await database.run(jobs_sql.finish_stage, "a", "t", seconds={}, now=11.0, counted_step=0, device_s=1.0) is None
-    )
+    assert not await database.run(jobs_sql.renew, "a", "t", expires_at=99.0, step=1, progress=0.1, used=Usage())
+    assert await database.run(jobs_sql.finish_stage, "a", "t", seconds={}, now=11.0, used=Usage(device_s=1.0)) is None
 
 
 async def test_what_is_not_there_is_none(database: Database) -> None:

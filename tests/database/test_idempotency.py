@@ -47,7 +47,7 @@ async def test_the_same_key_with_another_request_is_refused_and_nothing_is_writt
     other = replace(FIRST, job_id="b", fingerprint="f2")
     for look in (insert_job, find_accepted):
         with pytest.raises(IdempotencyKeyReusedError, match="order 7"):
-            await database.run(look, other, 20.0, DAY_S)
+            await database.run(look, other, now=20.0, keep_keys_s=DAY_S)
     assert await database.run(_rows) == (1, 1)
 
 

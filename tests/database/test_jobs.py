@@ -61,7 +61,7 @@ async def sampling(database: Database) -> Job:
     """Job `a`, held by a sampler under the lease `s`."""
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="e")
-    await database.run(jobs_sql.finish_stage, "a", "e", seconds={}, now=101.0, counted_step=0, device_s=0.25)
+    await database.run(jobs_sql.finish_stage, "a", "e", seconds={}, now=101.0, used=Usage(device_s=0.25))
     (job,) = await claim(database, Stage.SAMPLING, now=102.0, a="s")
     return job
 
@@ -100,12 +100,12 @@ async def test_a_job_runs_through_its_stages_and_completes_once(database: Databa
         assert (job.state, job.lease, job.lease_expires_at) == (JobState(stage), f"t{n}", 130.0 + n)
         assert job == await get(database, "a")
         ended = await database.run(
-            jobs_sql.finish_stage, "a", f"t{n}", seconds={"work": 1.0}, now=100.5 + n, counted_step=12, device_s=0.5
+            jobs_sql.finish_stage, "a", f"t{n}", seconds={"work": 1.0}, now=100.5 + n, used=Usage(device_s=0.5)
         )
         assert ended is not None and ended.lease is None
         assert ended == await get(database, "a")
         assert (
-            await database.run(jobs_sql.finish_stage, "a", f"t{n}", seconds={}, now=300.0, counted_step=0, device_s=9.0)
+            await database.run(jobs_sql.finish_stage, "a", f"t{n}", seconds={}, now=300.0, used=Usage(device_s=9.0))
             is None
         )
     done = await get(database, "a")
@@ -182,9 +182,19 @@ async def _claim_by_two(database: Database, other: Database, seed: int) -> None:
 async def test_a_retry_waits_its_pause_and_begins_at_the_checkpoint(database: Database) -> None:
     await sampling(database)
     assert await database.run(jobs_sql.keep_checkpoint, "a", "s", step=8)
-    assert await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=11, progress=0.5, spent=Usage(11, 2.0))
-    told = (103.0, 105.0, "replica lost", 2, Usage(1, 0.5), 1, 0.5)
-    job = await database.run(jobs_sql.retry, "a", "s", *told)
+    assert await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=11, progress=0.5, used=Usage(11, 2.0))
+    job = await database.run(
+        jobs_sql.retry,
+        "a",
+        "s",
+        now=103.0,
+        available_at=105.0,
+        note="replica lost",
+        attempt=2,
+        used=Usage(1, 0.5),
+        deaths=1,
+        died_at=0.5,
+    )
     assert job is not None and job == await get(database, "a")
     assert (job.state, job.stage, job.attempt, job.lease) == (JobState.QUEUED, Stage.SAMPLING, 2, None)
     assert (job.step, job.steps_run, job.device_s) == (8, 12, 2.75)
@@ -197,7 +207,7 @@ async def test_a_retry_waits_its_pause_and_begins_at_the_checkpoint(database: Da
 async def test_parking_keeps_every_step_and_is_counted(database: Database) -> None:
     await sampling(database)
     job = await database.run(
-        jobs_sql.park, "a", "s", now=103.0, step=7, spent=Usage(7, 1.5), note="an interactive job waits"
+        jobs_sql.park, "a", "s", now=103.0, step=7, used=Usage(7, 1.5), note="an interactive job waits"
     )
     assert job is not None and job == await get(database, "a")
     assert (job.state, job.attempt, job.parks, job.lease_owner) == (JobState.QUEUED, 1, 1, None)
@@ -224,18 +234,17 @@ async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
         available_at=101.0,
         note="lost",
         attempt=2,
-        spent=NOTHING,
+        used=NOTHING,
         deaths=0,
         died_at=None,
     )
     await claim(database, Stage.ENCODING, now=102.0, a="new")
     before = await get(database, "a")
     spent = Usage(5, 5.0)
-    assert not await database.run(jobs_sql.renew, "a", "old", expires_at=999.0, step=5, progress=0.5, spent=spent)
+    assert not await database.run(jobs_sql.renew, "a", "old", expires_at=999.0, step=5, progress=0.5, used=spent)
     assert not await database.run(jobs_sql.keep_checkpoint, "a", "old", step=5)
     assert (
-        await database.run(jobs_sql.finish_stage, "a", "old", seconds={}, now=103.0, counted_step=0, device_s=1.0)
-        is None
+        await database.run(jobs_sql.finish_stage, "a", "old", seconds={}, now=103.0, used=Usage(device_s=1.0)) is None
     )
     assert (
         await database.run(
@@ -246,23 +255,23 @@ async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
             available_at=103.0,
             note="",
             attempt=2,
-            spent=spent,
+            used=spent,
             deaths=1,
             died_at=0.1,
         )
         is None
     )
-    assert await database.run(jobs_sql.park, "a", "old", now=103.0, step=5, spent=spent, note="") is None
+    assert await database.run(jobs_sql.park, "a", "old", now=103.0, step=5, used=spent, note="") is None
     assert await database.run(jobs_sql.give_back, "a", "old", now=103.0, note="") is None
-    assert await database.run(jobs_sql.fail, "a", "old", now=103.0, error=JobError("x", "y"), spent=Usage()) is None
+    assert await database.run(jobs_sql.fail, "a", "old", now=103.0, error=JobError("x", "y"), used=Usage()) is None
     assert await get(database, "a") == before
 
 
 async def test_renewing_keeps_progress_and_counts_what_was_spent(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="t")
-    assert await database.run(jobs_sql.renew, "a", "t", expires_at=500.0, step=7, progress=0.4, spent=Usage(7, 1.0))
-    assert await database.run(jobs_sql.renew, "a", "t", expires_at=501.0, step=9, progress=0.5, spent=Usage(2, 0.5))
+    assert await database.run(jobs_sql.renew, "a", "t", expires_at=500.0, step=7, progress=0.4, used=Usage(7, 1.0))
+    assert await database.run(jobs_sql.renew, "a", "t", expires_at=501.0, step=9, progress=0.5, used=Usage(2, 0.5))
     job = await get(database, "a")
     assert (job.lease_expires_at, job.step, job.progress) == (501.0, 9, 0.5)
     assert (job.steps_run, job.device_s) == (9, 1.5)
@@ -275,14 +284,14 @@ async def test_two_registries_lose_nothing_of_what_either_counts(postgres_uri: s
         counted = threading.Event()
 
         def renew_and_wait_for_the_other(connection: Connection) -> None:
-            assert jobs_sql.renew(connection, "a", "s", expires_at=200.0, step=5, progress=0.1, spent=Usage(5, 0.5))
+            assert jobs_sql.renew(connection, "a", "s", expires_at=200.0, step=5, progress=0.1, used=Usage(5, 0.5))
             counted.set()
             while not connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one():
                 pass
 
         renewed = asyncio.create_task(one.run(renew_and_wait_for_the_other))
         assert await asyncio.to_thread(counted.wait, 60)
-        parked = await other.run(jobs_sql.park, "a", "s", now=103.0, step=7, spent=Usage(2, 0.25), note="")
+        parked = await other.run(jobs_sql.park, "a", "s", now=103.0, step=7, used=Usage(2, 0.25), note="")
         await renewed
         assert parked is not None and parked == await get(one, "a")
         assert (parked.steps_run, parked.device_s) == (7, 1.0)
@@ -294,7 +303,7 @@ async def test_a_failed_job_tells_why(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="t")
     error = JobError("prompt_too_long", "too long")
-    job = await database.run(jobs_sql.fail, "a", "t", now=101.0, error=error, spent=Usage(3, 0.5))
+    job = await database.run(jobs_sql.fail, "a", "t", now=101.0, error=error, used=Usage(3, 0.5))
     assert job is not None and job == await get(database, "a")
     assert (job.state, job.error, job.completed_at, job.lease) == (JobState.FAILED, error, 101.0, None)
     assert (job.steps_run, job.device_s) == (3, 0.5)
@@ -307,7 +316,7 @@ async def test_a_cancelled_job_is_nobodys_and_stays_so(database: Database) -> No
     assert cancelled is not None and cancelled == await get(database, "a")
     assert (cancelled.state, cancelled.lease, cancelled.completed_at) == (JobState.CANCELLED, None, 103.0)
     assert await database.run(jobs_sql.cancel, "a", now=104.0) == cancelled
-    assert not await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=1, progress=0.1, spent=NOTHING)
+    assert not await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=1, progress=0.1, used=NOTHING)
     assert await database.run(jobs_sql.cancel, "b", now=104.0) is None
 
 
@@ -355,8 +364,6 @@ async def test_recent_work_is_what_was_completed_last(database: Database) -> Non
             await database.run(
                 jobs_sql.claim, stage=stage, leases={job_id: "t"}, owner="here", now=100.0, lease_s=LEASE_S
             )
-            await database.run(
-                jobs_sql.finish_stage, job_id, "t", seconds={}, now=200.0 - n, counted_step=0, device_s=1.0
-            )
+            await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=200.0 - n, used=Usage(device_s=1.0))
     await database.run(jobs_sql.cancel, "d", now=500.0)
     assert [job.id for job in await database.run(jobs_sql.recent_work, limit=2)] == ["a", "b"]

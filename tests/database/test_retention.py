@@ -31,9 +31,9 @@ async def job_that_ended(database: Database, job_id: str, state: JobState, at: f
     for stage in Stage:
         await database.run(jobs_sql.claim, stage=stage, leases={job_id: "t"}, owner="here", now=1.0, lease_s=30.0)
         if state is JobState.FAILED:
-            await database.run(jobs_sql.fail, job_id, "t", now=at, error=JobError("x", "y"), spent=Usage())
+            await database.run(jobs_sql.fail, job_id, "t", now=at, error=JobError("x", "y"), used=Usage())
         else:
-            await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=at, counted_step=0, device_s=1.0)
+            await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=at, used=Usage(device_s=1.0))
 
 
 @pytest.fixture

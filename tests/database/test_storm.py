@@ -89,8 +89,8 @@ def check_calm(jobs: dict[str, Job], storm: Storm) -> None:
 
 def check_nothing_is_left(registry: Any) -> None:
     """The mirror is as empty as SQL, all charges are settled, all counters are back at nothing."""
-    board, room = registry._board, registry._board.room
-    assert board.leases.all() == [] and registry._dispatcher._calls == {}
+    state, room = registry._state, registry._state.waiting
+    assert state.leases.all() == [] and registry._dispatcher._calls == {}
     assert (len(room), room._coming, room._being_claimed) == (0, {}, set())
     for queue in room._queues.values():
         assert (len(queue), queue._tenants) == (0, {})

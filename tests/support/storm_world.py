@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Concatenate
 
 import pytest
 from sqlalchemy import Connection
@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, TransientError
 from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask
 from deployments.replica import stage_worker
+from deployments.replica.registry_link import Method, P, T, WorkerRegistryClient
 from deployments.replica.running_task import RunningTask
 from deployments.replica.stage_worker import StageWorker
 from serve_app.config import JobSettings, SchedulingSettings
@@ -31,13 +32,13 @@ from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
 from serve_app.registry import actor as job_registry
 from serve_app.registry import dispatcher, queue_estimates
 from serve_app.registry import reports as job_reports
-from serve_app.registry import state as board
+from serve_app.registry import state as state
 from serve_app.registry.actor import JobRegistry
+from serve_app.registry_api import RegistryApi
 from serve_app.scheduling import retries
 from serve_app.scheduling import waiting_jobs as waiting_room
 from tests.support.registry_world import SPEC
 
-T = TypeVar("T")
 STEPS = 6
 STEP_S = 0.004
 LEASE_S = 1.5
@@ -57,7 +58,7 @@ PACE: dict[Any, dict[str, float]] = {
     },
     dispatcher: {"TICK_S": 0.1, "RECONCILE_S": 0.3, "TAKEN_OVER_S": LEASE_S},
     job_registry: {"HOLD_S": 0.2},
-    board: {"FORGET_REPLICA_S": 1.0},
+    state: {"FORGET_REPLICA_S": 1.0},
     retries: {"OUTAGE_PAUSE_S": 0.02},
 }
 TELLING_TIME = (dispatcher, job_registry, job_reports, queue_estimates, waiting_room)
@@ -112,11 +113,11 @@ class StormDatabase(Database):
 
     storm: "Storm"
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         storm = self.storm
         if storm.database_away or storm.chance(storm.weather.uncommitted):
             raise RegistryUnavailableError("the storm took the database")
-        result = await super().run(function, *args)
+        result = await super().run(function, *args, **kwargs)
         if storm.chance(storm.weather.untold_commits):
             raise RegistryUnavailableError("the storm took the connection in the commit")
         return result
@@ -132,13 +133,13 @@ class Replica:
         self.cut = self.leaving = False
         self.calls: dict[asyncio.Task[None], StageTask] = {}
         info = ReplicaInfo(name, stage, self.slots, "cpu", "mochi-1")
-        self.worker = StageWorker(info, self, draining=lambda: self.leaving)
+        self.worker = StageWorker(info, WorkerRegistryClient(self), draining=lambda: self.leaving)
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The worker's way to the registry."""
         if self.cut or self.died.done():
             raise RegistryUnavailableError("this replica is cut off")
-        return await self.cluster.call(method, *args)
+        return await self.cluster.call(method, *args, **kwargs)
 
     async def run(self, task: StageTask) -> None:
         """As Serve carries a call: it ends with the task, or with the replica. Who waits may go away."""
@@ -251,30 +252,30 @@ class Cluster:
             life.ended.set_result(None)
             await life.registry.close()
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As RegistryLink does it: an answer, or RegistryUnavailableError, after which nobody knows."""
         storm, life = self.storm, self.life
         if life is None or storm.chance(storm.weather.unheard):
             raise RegistryUnavailableError("the storm took the call")
-        asked = asyncio.ensure_future(getattr(life.registry, method)(*args))
+        asked = asyncio.ensure_future(getattr(life.registry, method.__name__)(*args, **kwargs))
         await asyncio.wait({asked, life.ended}, return_when=asyncio.FIRST_COMPLETED)
         if not asked.done():
             asked.cancel()
             raise RegistryUnavailableError("the registry was killed")
-        if method.startswith("report") and storm.chance(storm.weather.repeated):
-            late = asyncio.create_task(self._repeat(method, *args))
+        if method.__name__.startswith("report") and storm.chance(storm.weather.repeated):
+            late = asyncio.create_task(self._repeat(method, *args, **kwargs))
             self._late.add(late)
             late.add_done_callback(self._late.discard)
-        result = asked.result()
+        result: T = asked.result()
         if storm.chance(storm.weather.unheard):
             raise RegistryUnavailableError("the storm took the answer")
         return result
 
-    async def _repeat(self, method: str, *args: Any) -> None:
+    async def _repeat(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> None:
         """The same once more, late and out of order."""
         await asyncio.sleep(self.storm.draw.uniform(0, 5 * STEP_S))
         if (life := self.life) is not None:
-            again = asyncio.ensure_future(getattr(life.registry, method)(*args))
+            again = asyncio.ensure_future(getattr(life.registry, method.__name__)(*args, **kwargs))
             await asyncio.wait({again, life.ended}, return_when=asyncio.FIRST_COMPLETED)
             if not again.done():
                 again.cancel()
@@ -389,11 +390,11 @@ class Storm:
             while any((await cluster.registry.demand()).values()) or any(r.calls for r in cluster.replicas):
                 await asyncio.sleep(0.02)
 
-    async def ask(self, method: str, *args: Any) -> Any:
+    async def ask(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As an ingress whose client is patient: any cluster, again until there is an answer."""
         while True:
             try:
-                return await self.draw.choice(self.clusters).call(method, *args)
+                return await self.draw.choice(self.clusters).call(method, *args, **kwargs)
             except RegistryUnavailableError:
                 await asyncio.sleep(0.02)
 
@@ -404,30 +405,34 @@ class Storm:
         asked = Submission(f"job-{n:03}", "mochi-1", spec, self.draw.choice("abc"), self.draw.choice(list(Tier)))
         if self.chance(0.3):
             asked = replace(asked, idempotency_key=f"key-{n}", fingerprint=prompt)
-        job_id = (await self.ask("submit", asked)).job.id
+        job_id = (await self.ask(RegistryApi.submit, asked)).job.id
         if self.chance(0.2):
             asked = replace(asked, job_id=f"again-{n:03}") if asked.idempotency_key else asked
-            again = await self.ask("submit", asked)
+            again = await self.ask(RegistryApi.submit, asked)
             assert (again.job.id, again.repeated) == (job_id, True)
         if self.chance(self.weather.cancels):
             await asyncio.sleep(self.draw.uniform(0, 0.4))
             self.truth.cancelled.add(job_id)
-            await self.ask("cancel", job_id)
+            await self.ask(RegistryApi.cancel, job_id)
         return await self._follow(job_id)
 
     async def _follow(self, job_id: str) -> Job:
         while True:
-            job: Job | None = await self.ask("get", job_id)
+            job: Job | None = await self.ask(RegistryApi.get, job_id)
             assert job is not None, f"{job_id} was accepted and is gone"
             if job.final:
                 return job
             glance = self.draw.choice(("list", "health", "preview", "history", "demand", "park"))
             if glance == "list":
-                await self.ask("list_jobs", 10, None, "asc", JobFilter(states=(JobState.QUEUED, JobState.SAMPLING)))
+                await self.ask(
+                    RegistryApi.list_jobs, 10, None, "asc", JobFilter(states=(JobState.QUEUED, JobState.SAMPLING))
+                )
             elif glance in ("health", "demand"):
-                await self.ask(glance)
-            elif glance != "park" or self.chance(0.1):
-                await self.ask(glance, job_id)
+                await self.ask(RegistryApi.health if glance == "health" else RegistryApi.demand)
+            elif glance in ("preview", "history"):
+                await self.ask(RegistryApi.preview if glance == "preview" else RegistryApi.history, job_id)
+            elif self.chance(0.1):
+                await self.ask(RegistryApi.park, job_id)
             await asyncio.sleep(0.03)
 
     async def _troubles(self) -> None:
@@ -485,8 +490,8 @@ class Storm:
         for cluster in self.clusters:
             if cluster.life is not None:
                 registry = cluster.registry
-                yield f"{cluster.owner}: waiting {list(registry._board.room._jobs)}"
-                yield from map(repr, registry._board.leases.all())
+                yield f"{cluster.owner}: waiting {list(registry._state.waiting._jobs)}"
+                yield from map(repr, registry._state.leases.all())
                 yield f"calls {registry._dispatcher._calls}, doubtful {registry._dispatcher._doubtful}"
             for replica in cluster.replicas:
                 held = [task.job_id for task in replica.calls.values()]

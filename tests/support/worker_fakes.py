@@ -16,6 +16,7 @@ from deployments.errors import PermanentError, RegistryUnavailableError, Storage
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
 from deployments.mochi.denoise import Sample
 from deployments.replica.connections import Connections
+from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_loop import LoopEntry, Step
 from deployments.settings import WorkerSettings
@@ -27,7 +28,7 @@ from tests.support import ROOT
 SHAPES = ROOT / "models" / "shapes"
 
 
-class MemoryLink:
+class MemoryLink(WorkerRegistry):
     """A registry that notes what it hears. unreachable: this many report calls fail first."""
 
     def __init__(
@@ -45,21 +46,23 @@ class MemoryLink:
         self._stop_at = stop_at
         self._yield_at = yield_at
 
-    async def call(self, method: str, *args: Any) -> Any:
-        if method == "announce":
-            return await self._announce(*args)
+    async def announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
+        self.announced.append(info)
+        return await self.mailbox.collect(info.replica, 0.05 if wait else 0)
+
+    async def report(self, report: Report) -> Directive:
+        self._reach()
+        return self._take(report)
+
+    async def report_all(self, reports: list[Report]) -> list[Directive]:
+        self._reach()
+        self.batches += 1
+        return [self._take(report) for report in reports]
+
+    def _reach(self) -> None:
         if self.unreachable:
             self.unreachable -= 1
             raise RegistryUnavailableError("the registry restarts")
-        if method == "report_all":
-            self.batches += 1
-            return [self._take(report) for report in args[0]]
-        assert method == "report"
-        return self._take(args[0])
-
-    async def _announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
-        self.announced.append(info)
-        return await self.mailbox.collect(info.replica, 0.05 if wait else 0)
 
     def _take(self, report: Report) -> Directive:
         self.leases.append((report.job_id, report.lease))

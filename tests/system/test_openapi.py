@@ -243,8 +243,8 @@ async def test_answers_are_as_the_document_says(
     client: httpx.AsyncClient, services: FakeServices, document: Document
 ) -> None:
     made = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()
-    services.registry.announce_all(max_tokens=80)
-    services.registry.previews[made["id"]] = b"webp so far"
+    services.memory.announce_all(max_tokens=80)
+    services.memory.previews[made["id"]] = b"webp so far"
     with_preview = (await client.get(f"/v1/videos/{made['id']}?include=preview")).json()
     answers = {
         "Video": (await client.post(f"/v1/videos/{made['id']}/cancel")).json(),

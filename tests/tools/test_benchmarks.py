@@ -19,7 +19,6 @@ from benchmarks import dispatch, flops, registry, sampler_latency, step_batching
 from benchmarks import full_size as fs
 from benchmarks.gpu_parts.ceilings import product_shapes
 from benchmarks.machine import describe_machine, installed_version, publish
-from deployments.clip import latent_shape
 from deployments.mochi.block import run_block
 from deployments.mochi.denoise import Sample, predict_velocity, rope_tables
 from deployments.mochi.streaming_decode import StreamingDecoder
@@ -71,14 +70,14 @@ def test_stock_step_formula_equals_the_counter(layers: int) -> None:
     step = fs.stock_step(transformer, first_row(transformer), *prompts())
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
-    formula = flops.stock_step_flops(transformer.config, latent_shape(SPEC), [1, 5], TOKENS)
+    formula = flops.stock_step_flops(transformer.config, SPEC.clip.latents, [1, 5], TOKENS)
     assert counter.get_total_flops() == formula.total
 
 
 @pytest.mark.parametrize("lengths", [[5, 1], [3], [8, 8, 2]])
 def test_our_forward_formula_equals_the_counter(lengths: list[int]) -> None:
     transformer = fs.meta_transformer(**fs.TINY)
-    shape, longest = latent_shape(SPEC), max(lengths)
+    shape, longest = SPEC.clip.latents, max(lengths)
     prompt = first_row(fs.random_transformer(CPU, torch.float32, **fs.TINY)).prompt
     text = type(prompt)(prompt.caption.to(META), prompt.pooled.to(META), 0)
     texts = [type(prompt)(text.caption, text.pooled, length) for length in lengths]
@@ -94,7 +93,7 @@ def test_our_forward_formula_equals_the_counter(lengths: list[int]) -> None:
 )
 def test_operations_of_mochi_1(frames: int, tokens: int, linear: float, attention: float) -> None:
     """PFLOP of a guided step at 848x480, as worked out by hand from the architecture."""
-    shape = latent_shape(fs.clip_spec(848, 480, frames, 64))
+    shape = fs.clip_spec(848, 480, frames, 64).clip.latents
     assert flops.video_tokens(MOCHI_1, shape) == tokens
     step = flops.forward_flops(MOCHI_1, shape, [100, 100], 100)
     assert step.linear / 1e15 == pytest.approx(linear, rel=0.01)
@@ -108,7 +107,7 @@ def test_the_default_architecture_is_mochi_1() -> None:
 
 
 def test_decoder_operations_are_counted_without_memory() -> None:
-    latents = torch.empty(1, *latent_shape(fs.clip_spec(848, 480, 85, 64)), device=META)
+    latents = torch.empty(1, *fs.clip_spec(848, 480, 85, 64).clip.latents, device=META)
     assert flops.counted_flops(fs.meta_vae().decoder, latents) / 1e15 == pytest.approx(0.58, rel=0.01)
 
 
@@ -166,7 +165,7 @@ def test_constants_of_a_request_are_what_the_formula_says(transformer: Any) -> N
     constants = fs.step_constants(transformer, SPEC, *prompts())
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         constants()
-    config, shape = transformer.config, latent_shape(SPEC)
+    config, shape = transformer.config, SPEC.clip.latents
     with_constants = flops.stock_step_flops(config, shape, [1, 5], TOKENS).total
     without = flops.forward_flops(config, shape, [1, 5], TOKENS).total
     time_embedding = 2 * 2 * (fs.TINY["time_embed_dim"] * 32 + 32 * 32)

@@ -91,7 +91,7 @@ async def working_app() -> AsyncIterator[MemoryApp]:
 
 async def _make_all(app: MemoryApp) -> None:
     while True:
-        for job in list(app.services.registry.jobs.values()):
+        for job in list(app.services.memory.jobs.values()):
             if job.state is JobState.QUEUED:
                 app.services.storage.files[job.id, "video"] = MP4
                 app.completed(job.id)

@@ -15,8 +15,9 @@ from serve_app.ingress.app import create_app
 from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.services import Services
 from serve_app.jobs import JobError, JobState
-from tests.integration.http.test_openai_videos import serving
+from serve_app.registry_api import RegistryClient
 from tests.support.http.fakes import FakeServices, MemoryRegistry, shapes_settings
+from tests.support.http.memory_http import serving
 
 DATA = bytes(range(256)) * 20
 
@@ -41,7 +42,7 @@ async def queued(client: httpx.AsyncClient) -> str:
 @pytest.fixture
 async def path(client: httpx.AsyncClient, services: FakeServices) -> str:
     video_id = await queued(client)
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     services.storage.files[video_id, "video"] = DATA
     services.storage.files[video_id, "thumbnail"] = b"poster"
     services.storage.files[video_id, "spritesheet"] = b"sprites"
@@ -102,7 +103,7 @@ async def test_no_other_variant(client: httpx.AsyncClient, path: str) -> None:
 
 async def test_the_preview_of_a_video_that_is_sampled(client: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = await queued(client)
-    services.registry.previews[video_id] = b"webp so far"
+    services.memory.previews[video_id] = b"webp so far"
     for path in (f"/v1/videos/{video_id}/content", f"/download/{video_id}"):
         answer = await client.get(path, params={"variant": "preview"}, headers={"Range": "bytes=0-3"})
         assert (answer.status_code, answer.content) == (200, b"webp so far")
@@ -118,9 +119,9 @@ async def test_a_video_told_with_its_preview(client: httpx.AsyncClient, services
     assert "preview" not in plain
     asked = f"{path}/{video_id}?include=preview"
     assert (await client.get(asked)).json() == plain
-    services.registry.previews[video_id] = b"webp so far"
+    services.memory.previews[video_id] = b"webp so far"
     assert (await client.get(asked)).json() == {**plain, "preview": b64encode(b"webp so far").decode()}
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     completed = (await client.get(asked)).json()
     assert completed["status"] == "completed" and "preview" not in completed
     refused = await client.get(f"{path}/{video_id}?include=thumbnail")
@@ -206,7 +207,7 @@ async def test_not_ready(client: httpx.AsyncClient) -> None:
 
 async def test_failed(client: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = await queued(client)
-    services.registry.move(video_id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
+    services.memory.move(video_id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
     answer = await client.get(f"/v1/videos/{video_id}/content")
     assert answer.status_code == 409
     error = answer.json()["error"]
@@ -279,7 +280,7 @@ async def public(storage_settings: StorageSettings) -> AsyncIterator[Public]:
     settings, registry = shapes_settings().model_copy(update={"storage": storage}), MemoryRegistry()
     store = ObjectStore(storage)
     async with (
-        serving(Services(settings, registry, VideoStorage(storage))) as url,
+        serving(Services(settings, RegistryClient(registry), VideoStorage(storage)), registry) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         video_id = await queued(client)

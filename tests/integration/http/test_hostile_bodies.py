@@ -17,8 +17,8 @@ import pytest
 from serve_app.config import AppSettings
 from serve_app.ingress.app import create_app
 from serve_app.requests.body import MAX_DISCARDED_BYTES
-from tests.integration.http.test_openai_videos import serving
 from tests.support.http.fakes import FakeServices, shapes_settings
+from tests.support.http.memory_http import serving
 
 MAKING = ("/v1/videos", "/generate")
 FORM = "multipart/form-data; boundary=x"
@@ -123,14 +123,14 @@ async def post(client: httpx.AsyncClient, path: str, body: Any, kind: str, **hea
 @pytest.mark.parametrize("body", JSON_BODIES.values(), ids=JSON_BODIES.keys())
 async def test_json(client: httpx.AsyncClient, services: FakeServices, path: str, body: bytes) -> None:
     assert_enveloped(await post(client, path, body, "application/json"), 400)
-    assert not services.registry.jobs
+    assert not services.memory.jobs
 
 
 @pytest.mark.parametrize("path", MAKING)
 @pytest.mark.parametrize("body", FORM_BODIES.values(), ids=FORM_BODIES.keys())
 async def test_forms(client: httpx.AsyncClient, services: FakeServices, path: str, body: bytes) -> None:
     assert_enveloped(await post(client, path, body, FORM), 400)
-    assert not services.registry.jobs
+    assert not services.memory.jobs
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ async def test_url_encoded(client: httpx.AsyncClient, body: bytes) -> None:
 )
 async def test_content_types(client: httpx.AsyncClient, services: FakeServices, kind: str) -> None:
     assert_enveloped(await post(client, "/v1/videos", b'{"seed": -1}', kind), 400, 415)
-    assert not services.registry.jobs
+    assert not services.memory.jobs
 
 
 @pytest.mark.parametrize("path", MAKING)
@@ -233,7 +233,7 @@ async def test_no_route_takes_another_id(
             else:
                 assert_enveloped(answer, 400, 404, 405)
             assert answer.headers["content-type"] == "application/json"
-    assert not services.registry.jobs
+    assert not services.memory.jobs
 
 
 async def test_digits_of_other_alphabets_are_no_numbers_to_page_by(client: httpx.AsyncClient) -> None:
@@ -314,7 +314,7 @@ RAW = {
 
 @pytest.fixture
 async def url(services: FakeServices) -> AsyncIterator[str]:
-    async with serving(services) as url:
+    async with serving(services, services.memory) as url:
         yield url
 
 
@@ -323,7 +323,7 @@ async def test_requests_that_are_no_http(url: str, services: FakeServices) -> No
         answer = await exchange(url, request)
         assert answer == b"" or 400 <= status(answer) < 500, (name, answer[:200])
         await assert_working(url)
-    assert not services.registry.jobs
+    assert not services.memory.jobs
 
 
 def impatient() -> AppSettings:
@@ -334,17 +334,18 @@ def impatient() -> AppSettings:
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
 async def test_a_body_that_never_ends_is_answered_and_cut_off(framing: str) -> None:
     services = FakeServices(impatient())
-    async with serving(services) as url:
+    async with serving(services, services.memory) as url:
         answer = await exchange(url, head(framing), b"1\r\n{\r\n" if "chunked" in framing else b"{", until_closed=True)
         assert status(answer) == 408
         assert b"connection: close" in answer.lower()
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
         await assert_working(url)
-    assert not services.registry.jobs
+    assert not services.memory.jobs
 
 
 async def test_a_hundred_slow_bodies_keep_nobody_else_out() -> None:
-    async with serving(FakeServices(impatient())) as url:
+    services = FakeServices(impatient())
+    async with serving(services, services.memory) as url:
         slow = asyncio.gather(*(exchange(url, head("Content-Length: 9"), b"{", until_closed=True) for _ in range(100)))
         await assert_working(url)
         assert {status(answer) for answer in await slow} == {408}

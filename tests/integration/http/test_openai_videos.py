@@ -2,47 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import httpx
 import openai
 import pytest
-import uvicorn
 from openai.types import Video
 from standardwebhooks import Webhook
 
 from serve_app.errors import QueueFullError
-from serve_app.ingress.app import create_app
-from serve_app.ingress.services import Services
 from serve_app.jobs import JobError, JobState, Tier
-from tests.support.http.fakes import FakeServices, MemoryRegistry
+from tests.support.http.fakes import FakeServices
 from tests.support.http.keyed_services import keyed_services
-from tests.support.http.memory_http import told_first
+from tests.support.http.memory_http import serving
 
 UNKNOWN = "video_" + "0" * 32
 
 
-@asynccontextmanager
-async def serving(services: Services) -> AsyncIterator[str]:
-    """The app under uvicorn on a free port; gives its URL."""
-    assert isinstance(services.registry, MemoryRegistry)
-    app = told_first(services.registry, create_app(services))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        assert not task.done(), "the server ended before it was ready"
-        await asyncio.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
-
-
 @pytest.fixture
 async def url(services: FakeServices) -> AsyncIterator[str]:
-    async with serving(services) as url:
+    async with serving(services, services.memory) as url:
         yield url
 
 
@@ -69,7 +48,7 @@ async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI
         extra_body=own,
     )
     assert (video.object, video.status, video.progress, video.size) == ("video", "queued", 0, "96x64")
-    job = services.registry.jobs[video.id]
+    job = services.memory.jobs[video.id]
     assert (job.tier, job.tenant) == (Tier.INTERACTIVE, "default")
     spec = job.spec
     assert (spec.width, spec.height, spec.num_frames, spec.fps) == (96, 64, 25, 12)
@@ -79,9 +58,9 @@ async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI
 
 async def test_create_and_poll(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     polling = asyncio.create_task(client.videos.create_and_poll(prompt="a red circle"))
-    while not services.registry.jobs:
+    while not services.memory.jobs:
         await asyncio.sleep(0.01)
-    services.registry.complete(next(iter(services.registry.jobs)))
+    services.memory.complete(next(iter(services.memory.jobs)))
     video = await polling
     assert (video.status, video.progress, video.seconds) == ("completed", 100, "1.542")
     assert video.completed_at is not None
@@ -89,7 +68,7 @@ async def test_create_and_poll(client: openai.AsyncOpenAI, services: FakeService
 
 async def test_retrieve(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     made = await client.videos.create(prompt="a red circle")
-    services.registry.move(made.id, JobState.ENCODING, progress=0.015)
+    services.memory.move(made.id, JobState.ENCODING, progress=0.015)
     answer = await client.videos.with_raw_response.retrieve(made.id)
     assert answer.headers["openai-poll-after-ms"] == "250"
     assert (answer.parse().status, answer.parse().progress) == ("in_progress", 1)
@@ -97,7 +76,7 @@ async def test_retrieve(client: openai.AsyncOpenAI, services: FakeServices) -> N
 
 async def test_a_failed_video(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     made = await client.videos.create(prompt="a red circle")
-    services.registry.move(made.id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
+    services.memory.move(made.id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
     error = (await client.videos.retrieve(made.id)).error
     assert error is not None
     assert (error.code, error.message) == ("out_of_memory", "no room")
@@ -113,7 +92,7 @@ async def test_list_follows_its_pages(client: openai.AsyncOpenAI) -> None:
 
 async def test_download_content(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     services.storage.files[video_id, "video"] = b"mp4" * 10_000
     services.storage.files[video_id, "thumbnail"] = b"webp"
     assert (await client.videos.download_content(video_id)).content == b"mp4" * 10_000
@@ -122,14 +101,14 @@ async def test_download_content(client: openai.AsyncOpenAI, services: FakeServic
 
 async def test_download_a_preview(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
-    services.registry.previews[video_id] = b"webp so far"
+    services.memory.previews[video_id] = b"webp so far"
     preview = await client.videos.download_content(video_id, variant="preview")  # type: ignore[arg-type]
     assert preview.content == b"webp so far"
 
 
 async def test_cancel(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     made = await client.videos.create(prompt="a red circle")
-    services.registry.move(made.id, JobState.ENCODING)
+    services.memory.move(made.id, JobState.ENCODING)
     cancelled = await client.post(f"/videos/{made.id}/cancel", cast_to=Video)
     assert (cancelled.id, cancelled.status) == (made.id, "failed")
     assert cancelled.error is not None
@@ -139,15 +118,15 @@ async def test_cancel(client: openai.AsyncOpenAI, services: FakeServices) -> Non
 
 async def test_cancel_too_late_is_not_repeated(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     with pytest.raises(openai.ConflictError) as caught:
         await client.with_options(max_retries=2).post(f"/videos/{video_id}/cancel", cast_to=Video)
     assert (caught.value.param, caught.value.code) == ("video_id", "video_final")
-    assert services.registry.calls["cancel"] == 1
+    assert services.memory.calls["cancel"] == 1
 
 
 async def test_a_video_that_no_sampler_holds(client: openai.AsyncOpenAI, services: FakeServices) -> None:
-    services.registry.announce_all(max_tokens=80)
+    services.memory.announce_all(max_tokens=80)
     more = {"num_frames": 25}
     fits = await client.videos.create(prompt="a red circle", size="64x64", extra_body=more)  # type: ignore[arg-type]
     assert fits.status == "queued"
@@ -156,7 +135,7 @@ async def test_a_video_that_no_sampler_holds(client: openai.AsyncOpenAI, service
     assert (caught.value.param, caught.value.code) == ("size", "too_large")
     assert "120 tokens" in caught.value.message
     assert "96x64 with 13 frames or 80x48 with 25 frames" in caught.value.message
-    assert len(services.registry.jobs) == 1
+    assert len(services.memory.jobs) == 1
 
 
 async def test_a_bad_request(client: openai.AsyncOpenAI, services: FakeServices) -> None:
@@ -164,7 +143,7 @@ async def test_a_bad_request(client: openai.AsyncOpenAI, services: FakeServices)
         await client.videos.create(prompt="a red circle", size="1280x720")
     assert (caught.value.param, caught.value.code) == ("size", "invalid_value")
     assert 'got "1280x720"' in caught.value.message
-    assert services.registry.jobs == {}
+    assert services.memory.jobs == {}
 
 
 async def test_a_reference_image(client: openai.AsyncOpenAI) -> None:
@@ -204,24 +183,24 @@ async def test_a_video_that_is_not_ready(client: openai.AsyncOpenAI) -> None:
 async def test_the_organization_is_the_tenant(url: str, services: FakeServices) -> None:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", organization="acme") as client:
         video = await client.videos.create(prompt="a red circle")
-        assert services.registry.jobs[video.id].tenant == "acme"
+        assert services.memory.jobs[video.id].tenant == "acme"
         assert (await client.videos.retrieve(video.id)).model_dump()["tenant"] == "acme"
 
 
 async def test_a_full_queue_is_asked_again(client: openai.AsyncOpenAI, services: FakeServices) -> None:
-    services.registry.refusals = [QueueFullError(10, None, 1)]
+    services.memory.refusals = [QueueFullError(10, None, 1)]
     video = await client.with_options(max_retries=1).videos.create(prompt="a red circle")
-    assert services.registry.calls["submit"] == 2
-    assert list(services.registry.jobs) == [video.id]
+    assert services.memory.calls["submit"] == 2
+    assert list(services.memory.jobs) == [video.id]
 
 
 async def test_a_queue_that_stays_full(client: openai.AsyncOpenAI, services: FakeServices) -> None:
-    services.registry.refusals = [QueueFullError(10, None, 1), QueueFullError(5, "default", 1)]
+    services.memory.refusals = [QueueFullError(10, None, 1), QueueFullError(5, "default", 1)]
     with pytest.raises(openai.RateLimitError) as caught:
         await client.with_options(max_retries=1).videos.create(prompt="a red circle")
     assert (caught.value.code, caught.value.type) == ("tenant_queue_full", "rate_limit_error")
     assert caught.value.response.headers["retry-after"] == "1"
-    assert (services.registry.calls["submit"], services.registry.jobs) == (2, {})
+    assert (services.memory.calls["submit"], services.memory.jobs) == (2, {})
 
 
 async def test_an_idempotency_key_by_extra_headers(client: openai.AsyncOpenAI, services: FakeServices) -> None:
@@ -235,19 +214,19 @@ async def test_an_idempotency_key_by_extra_headers(client: openai.AsyncOpenAI, s
     with pytest.raises(openai.ConflictError) as caught:
         await client.with_options(max_retries=2).videos.create(prompt="a blue circle", extra_headers=headers)
     assert (caught.value.param, caught.value.code) == ("Idempotency-Key", "idempotency_key_reused")
-    assert (services.registry.calls["submit"], len(services.registry.jobs)) == (3, 1)
+    assert (services.memory.calls["submit"], len(services.memory.jobs)) == (3, 1)
 
 
 async def test_a_lost_answer_is_safe_to_repeat_with_a_key(client: openai.AsyncOpenAI, services: FakeServices) -> None:
-    services.registry.lost_answers = 1
+    services.memory.lost_answers = 1
     repeating = client.with_options(max_retries=1)
     video = await repeating.videos.create(prompt="a red circle", extra_headers={"Idempotency-Key": "order-18"})
-    assert services.registry.calls["submit"] == 2
-    assert list(services.registry.jobs) == [video.id]
+    assert services.memory.calls["submit"] == 2
+    assert list(services.memory.jobs) == [video.id]
 
 
 async def test_a_registry_that_is_away(client: openai.AsyncOpenAI, services: FakeServices) -> None:
-    services.registry.reachable = False
+    services.memory.reachable = False
     with pytest.raises(openai.InternalServerError) as caught:
         await client.videos.create(prompt="a red circle")
     assert (caught.value.status_code, caught.value.code) == (503, "registry_unavailable")
@@ -274,7 +253,7 @@ async def test_delete(client: openai.AsyncOpenAI, services: FakeServices) -> Non
         await client.videos.retrieve(video_id)
     with pytest.raises(openai.NotFoundError):
         await client.videos.delete(UNKNOWN)
-    assert services.registry.jobs == {}
+    assert services.memory.jobs == {}
 
 
 async def test_remix(client: openai.AsyncOpenAI) -> None:
@@ -295,14 +274,14 @@ async def test_enhance(client: openai.AsyncOpenAI) -> None:
 async def test_poll(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
     polling = asyncio.create_task(client.videos.poll(video_id, poll_interval_ms=10))
-    services.registry.move(video_id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
+    services.memory.move(video_id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
     video = await polling
     assert (video.status, video.error and video.error.code) == ("failed", "out_of_memory")
 
 
 async def test_the_spritesheet_and_a_download_as_a_stream(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     services.storage.files[video_id, "video"] = b"mp4" * 10_000
     services.storage.files[video_id, "spritesheet"] = b"sprites"
     sheet = await client.videos.download_content(video_id, variant="spritesheet")
@@ -337,7 +316,7 @@ async def test_json_is_read_as_multipart_is(url: str, client: openai.AsyncOpenAI
     body = {"prompt": "a red circle", "seconds": "1", "size": "64x64", "seed": 3}
     await client.post("/videos", cast_to=Video, body=body)
     await client.videos.create(prompt="a red circle", seconds="1", size="64x64", extra_body={"seed": 3})  # type: ignore[arg-type]
-    one, other = services.registry.jobs.values()
+    one, other = services.memory.jobs.values()
     assert one.spec == other.spec
 
 
@@ -358,7 +337,7 @@ async def test_the_synchronous_client(url: str, services: FakeServices) -> None:
             return made
 
     made = await asyncio.to_thread(use)
-    services.registry.complete(made[0])
+    services.memory.complete(made[0])
     services.storage.files[made[0], "video"] = b"mp4"
 
     def download() -> bytes:
@@ -371,9 +350,12 @@ async def test_the_synchronous_client(url: str, services: FakeServices) -> None:
 async def test_keys() -> None:
     services, headers = keyed_services("acme", "globex", highest=Tier.STANDARD)
     key = headers["acme"]["Authorization"].removeprefix("Bearer ")
-    async with serving(services) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+    async with (
+        serving(services, services.memory) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+    ):
         video = await client.videos.create(prompt="a red circle")
-        assert services.registry.jobs[video.id].tenant == "acme"
+        assert services.memory.jobs[video.id].tenant == "acme"
         with pytest.raises(openai.PermissionDeniedError) as forbidden:
             await client.videos.create(prompt="a red circle", extra_body={"priority": "interactive"})
         assert (forbidden.value.param, forbidden.value.code) == ("priority", "priority_not_allowed")
@@ -391,7 +373,10 @@ async def test_keys() -> None:
 async def test_a_rate_limit() -> None:
     services, headers = keyed_services("acme", requests_per_minute=2)
     key = headers["acme"]["Authorization"].removeprefix("Bearer ")
-    async with serving(services) as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+    async with (
+        serving(services, services.memory) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+    ):
         answer = await client.videos.with_raw_response.create(prompt="a red circle")
         limits = {name: value for name, value in answer.headers.items() if name.startswith("x-ratelimit")}
         assert limits["x-ratelimit-limit-requests"] == "2"
@@ -406,7 +391,7 @@ async def test_a_rate_limit() -> None:
 
 async def test_a_store_that_is_away(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     services.storage.reachable = False
     with pytest.raises(openai.InternalServerError) as caught:
         await client.videos.download_content(video_id)

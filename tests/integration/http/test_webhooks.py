@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Concatenate
 
 import pytest
 from aiohttp import web
 from openai import InvalidWebhookSignatureError, OpenAI
+from sqlalchemy import Connection
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from deployments.errors import RegistryUnavailableError
@@ -21,7 +22,7 @@ from deployments.messages import Stage, VideoSpec
 from serve_app.access.targets import AddressInfo, check_target
 from serve_app.config import WebhookSettings
 from serve_app.database import webhooks as webhooks_sql
-from serve_app.database.connection import Database
+from serve_app.database.connection import Database, P, T
 from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import HOUR_S, MAX_PER_ORIGIN
@@ -284,11 +285,11 @@ class LosesResults(Database):
         super().__init__(url)
         self.asked = asyncio.Event()
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if function is webhooks_sql.delivered:
             self.asked.set()
             await asyncio.Event().wait()
-        return await super().run(function, *args)
+        return await super().run(function, *args, **kwargs)
 
 
 async def test_what_was_sent_but_not_noted_is_sent_again_under_its_id(database_url: str, database: Database) -> None:
@@ -409,11 +410,11 @@ class AwayOnce(Database):
         super().__init__(url)
         self.seen: set[object] = set()
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if function not in self.seen:
             self.seen.add(function)
             raise RegistryUnavailableError("the job database does not work")
-        return await super().run(function, *args)
+        return await super().run(function, *args, **kwargs)
 
 
 async def test_a_database_that_is_away_is_asked_again(database_url: str, database: Database) -> None:

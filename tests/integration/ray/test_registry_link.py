@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from deployments.errors import PermanentError, RegistryUnavailableError
-from deployments.replica.connections import RegistryLink
+from deployments.replica.registry_link import RegistryLink
 from tests.support.processes import gone
 
 NAMESPACE = "test-registry-link"
@@ -66,8 +66,8 @@ def _begin(name: str) -> Any:
 async def test_a_call_arrives(name: str) -> None:
     actor = _make(name)
     link = RegistryLink(name, NAMESPACE)
-    assert await link.call("add", 2, 3) == 5
-    assert await asyncio.gather(*(link.call("add", i, 1) for i in range(50))) == list(range(1, 51))
+    assert await link.call(Registry.add, 2, 3) == 5
+    assert await asyncio.gather(*(link.call(Registry.add, i, 1) for i in range(50))) == list(range(1, 51))
     ray.kill(actor)
 
 
@@ -75,31 +75,31 @@ async def test_what_the_method_raises_comes_out_as_itself(name: str) -> None:
     actor = _make(name)
     link = RegistryLink(name, NAMESPACE)
     with pytest.raises(PermanentError) as caught:
-        await link.call("fail")
+        await link.call(Registry.fail)
     assert (type(caught.value), caught.value.code) == (PermanentError, "bad_prompt")
     assert str(caught.value) == "the prompt is empty"
     with pytest.raises(KeyError, match="nothing here") as missing:
-        await link.call("missing")
+        await link.call(Registry.missing)
     assert type(missing.value) is KeyError
     ray.kill(actor)
 
 
 async def test_a_restart_is_waited_out(name: str) -> None:
     actor = _make(name)
-    link = RegistryLink(name, NAMESPACE)
-    first = await link.call("pid")
+    link = RegistryLink(name, NAMESPACE, timeout_s=60)
+    first = await link.call(Registry.pid)
     os.kill(first, signal.SIGKILL)
-    assert await link.call("pid", timeout_s=60) != first
+    assert await link.call(Registry.pid) != first
     ray.kill(actor)
 
 
 async def test_an_actor_made_anew_is_found(name: str) -> None:
-    link = RegistryLink(name, NAMESPACE)
+    link = RegistryLink(name, NAMESPACE, timeout_s=60)
     actor = _make(name)
-    first = await link.call("pid")
+    first = await link.call(Registry.pid)
     ray.kill(actor)
     assert gone([first])
-    waiting = asyncio.create_task(link.call("pid", timeout_s=60))
+    waiting = asyncio.create_task(link.call(Registry.pid))
     await asyncio.sleep(0)
     actor = await _make_once_the_name_is_free(name)
     assert await waiting != first
@@ -115,16 +115,16 @@ async def _make_once_the_name_is_free(name: str) -> Any:
 
 
 async def test_an_actor_that_is_not_there(name: str) -> None:
-    link = RegistryLink(name, NAMESPACE)
+    link = RegistryLink(name, NAMESPACE, timeout_s=3)
     with pytest.raises(RegistryUnavailableError, match=rf"'{name}' is not there .*call of add.*try again"):
-        await link.call("add", 1, 2, timeout_s=3)
+        await link.call(Registry.add, 1, 2)
 
 
 async def test_an_actor_that_does_not_answer(name: str) -> None:
     actor = _make(name)
     link = RegistryLink(name, NAMESPACE)
-    await link.call("add", 1, 2)
+    await link.call(Registry.add, 1, 2)
     with pytest.raises(RegistryUnavailableError, match=r"no answer within 0\.2 s"):
-        await link.call("slow", timeout_s=0.2)
-    assert await link.call("add", 1, 2) == 3
+        await RegistryLink(name, NAMESPACE, timeout_s=0.2).call(Registry.slow)
+    assert await link.call(Registry.add, 1, 2) == 3
     ray.kill(actor)

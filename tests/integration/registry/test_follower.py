@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deployments.errors import RegistryUnavailableError
+from deployments.replica.registry_link import Method, P, T
 from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
@@ -18,6 +19,7 @@ from serve_app.database.connection import Database
 from serve_app.feed.follower import FeedFollower
 from serve_app.jobs import Job, JobFilter, JobPage, Submission
 from serve_app.registry.actor import JobRegistry
+from serve_app.registry_api import RegistryApi, RegistryClient
 from tests.support.postgres import fresh_database
 from tests.support.registry_world import SETTINGS, SPEC, Workers
 
@@ -48,12 +50,12 @@ class Cluster:
         await self.registry.close()
         self.start()
 
-    async def call(self, method: str, *args: Any) -> Any:
-        if method == "follow":
+    async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if method is RegistryApi.follow:
             while args[0] in self.stuck:
                 await asyncio.sleep(0.01)
         life = self.lives
-        call: Awaitable[Any] = getattr(self.registry, method)(*args)
+        call: Awaitable[T] = getattr(self.registry, method.__name__)(*args, **kwargs)
         answering = asyncio.ensure_future(call)
         while not answering.done():
             await asyncio.wait([answering], timeout=0.05)
@@ -65,7 +67,7 @@ class Cluster:
 
 @asynccontextmanager
 async def following(cluster: Cluster, count: int) -> AsyncIterator[list[FeedFollower]]:
-    feeds = [FeedFollower(cluster) for _ in range(count)]
+    feeds = [FeedFollower(RegistryClient(cluster)) for _ in range(count)]
     tasks = [asyncio.create_task(feed.run()) for feed in feeds]
     for feed in feeds:
         await until(lambda feed=feed: feed.valid)  # type: ignore[misc]
@@ -95,45 +97,46 @@ def submission(number: int) -> Submission:
 
 async def seen(feed: FeedFollower, cluster: Cluster, job_id: str) -> Job | None:
     """As `Services.job` finds it."""
-    job: Job | None = feed.get(job_id) or await retried(cluster, "get", job_id)
+    job: Job | None = feed.get(job_id) or await retried(cluster, RegistryApi.get, job_id)
     return job
 
 
 async def page(feed: FeedFollower, cluster: Cluster) -> JobPage:
     known = feed.page(100, None, "desc", EVERYTHING)
-    asked: JobPage = known or await retried(cluster, "list_jobs", 100, None, "desc", EVERYTHING)
-    return asked
+    if known is not None:
+        return known
+    return await retried(cluster, RegistryApi.list_jobs, 100, None, "desc", EVERYTHING)
 
 
 async def test_what_was_written_is_read_back_at_each_replica(cluster: Cluster) -> None:
     async with following(cluster, 3) as feeds:
         for number in range(20):
-            job_id = (await cluster.call("submit", submission(number))).job.id
+            job_id = (await cluster.call(RegistryApi.submit, submission(number))).job.id
             for feed in feeds:
                 known = feed.get(job_id)
                 assert known is not None and known.id == job_id  # without a call of the registry
                 assert (await page(feed, cluster)).jobs[0].id == job_id
-            await cluster.call("cancel", job_id)
+            await cluster.call(RegistryApi.cancel, job_id)
             assert [str(job.state) for feed in feeds if (job := feed.get(job_id))] == 3 * ["cancelled"]
             if number % 2:
-                assert await cluster.call("delete", job_id, None)
+                assert await cluster.call(RegistryApi.delete, job_id, None)
                 assert [feed.get(job_id) for feed in feeds] == [None] * 3
-                assert await cluster.call("get", job_id) is None
+                assert await cluster.call(RegistryApi.get, job_id) is None
 
 
 async def test_histories_come_with_the_feed(cluster: Cluster) -> None:
     async with following(cluster, 1) as (feed,):
-        job_id = (await cluster.call("submit", submission(1))).job.id
-        await cluster.call("cancel", job_id)
-        assert list(feed.moves(job_id) or ()) == await cluster.call("history", job_id)
+        job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
+        await cluster.call(RegistryApi.cancel, job_id)
+        assert list(feed.moves(job_id) or ()) == await cluster.call(RegistryApi.history, job_id)
 
 
 async def test_a_stuck_replica_does_not_tell_old_news(cluster: Cluster) -> None:
     async with following(cluster, 2) as (good, bad):
-        job_id = (await cluster.call("submit", submission(1))).job.id
+        job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
         await until(lambda: bad.get(job_id) is not None)
         cluster.stuck.add(bad._name)
-        await cluster.call("cancel", job_id)
+        await cluster.call(RegistryApi.cancel, job_id)
         assert (await seen(good, cluster, job_id)).state == "cancelled"  # type: ignore[union-attr]
         assert (await seen(bad, cluster, job_id)).state == "cancelled"  # type: ignore[union-attr]
         assert bad.get(job_id) is None or bad.get(job_id).state == "cancelled"  # type: ignore[union-attr]
@@ -144,11 +147,11 @@ async def test_a_stuck_replica_does_not_tell_old_news(cluster: Cluster) -> None:
 
 async def test_a_restart_of_the_registry_tells_no_old_news(cluster: Cluster) -> None:
     async with following(cluster, 2) as feeds:
-        ids = [(await cluster.call("submit", submission(number))).job.id for number in range(5)]
+        ids = [(await cluster.call(RegistryApi.submit, submission(number))).job.id for number in range(5)]
         # The replicas believe what they know for a while; the new registry's writes wait for that.
         cluster.stuck |= {feed._name for feed in feeds}
         await cluster.restart()
-        await cluster.call("cancel", ids[0])
+        await cluster.call(RegistryApi.cancel, ids[0])
         for feed in feeds:
             assert (await seen(feed, cluster, ids[0])).state == "cancelled"  # type: ignore[union-attr]
         cluster.stuck.clear()
@@ -170,15 +173,15 @@ async def test_many_writers_and_kills(cluster: Cluster) -> None:
             assert (job_id in listed) == (state is not None)
 
     async def write(feeds: list[FeedFollower], number: int) -> None:
-        job_id = (await retried(cluster, "submit", submission(number))).job.id
+        job_id = (await retried(cluster, RegistryApi.submit, submission(number))).job.id
         truth[job_id] = "queued"
         await check(feeds, job_id, "queued")
         await asyncio.sleep(draw.random() * 0.2)
-        await retried(cluster, "cancel", job_id)
+        await retried(cluster, RegistryApi.cancel, job_id)
         await check(feeds, job_id, "cancelled")
         truth[job_id] = "cancelled"
         if draw.random() < 0.5:
-            assert await retried(cluster, "delete", job_id, None)
+            assert await retried(cluster, RegistryApi.delete, job_id, None)
             truth[job_id] = None
             await check(feeds, job_id, None)
 
@@ -192,10 +195,10 @@ async def test_many_writers_and_kills(cluster: Cluster) -> None:
             await check(feeds, job_id, state)
 
 
-async def retried(cluster: Cluster, method: str, *args: Any) -> Any:
+async def retried(cluster: Cluster, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     while True:
         try:
-            return await cluster.call(method, *args)
+            return await cluster.call(method, *args, **kwargs)
         except RegistryUnavailableError:
             await asyncio.sleep(0.01)
 
@@ -219,12 +222,12 @@ async def test_a_deletion_whose_answer_was_lost_is_told_when_it_is_repeated(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(cluster, 2) as feeds:
-        job_id = (await cluster.call("submit", submission(1))).job.id
-        await cluster.call("cancel", job_id)
+        job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
+        await cluster.call(RegistryApi.cancel, job_id)
         with_a_lost_answer(monkeypatch, "delete")
         with pytest.raises(RegistryUnavailableError):
-            await cluster.call("delete", job_id, None)
-        assert await cluster.call("delete", job_id, None)
+            await cluster.call(RegistryApi.delete, job_id, None)
+        assert await cluster.call(RegistryApi.delete, job_id, None)
         for feed in feeds:
             assert await seen(feed, cluster, job_id) is None
             assert not (await page(feed, cluster)).jobs
@@ -237,8 +240,8 @@ async def test_a_job_whose_acceptance_was_lost_is_told_when_it_is_repeated(
         monkeypatch.setattr("serve_app.registry.dispatcher.RECONCILE_S", 1000.0)
         with_a_lost_answer(monkeypatch, "insert_job")
         with pytest.raises(RegistryUnavailableError):
-            await cluster.call("submit", submission(1))
-        accepted = await cluster.call("submit", submission(1))
+            await cluster.call(RegistryApi.submit, submission(1))
+        accepted = await cluster.call(RegistryApi.submit, submission(1))
         assert accepted.repeated
         for feed in feeds:
             assert [job.id for job in (await page(feed, cluster)).jobs] == [accepted.job.id]
@@ -247,10 +250,10 @@ async def test_a_job_whose_acceptance_was_lost_is_told_when_it_is_repeated(
 async def test_who_is_told_of_an_end_by_webhook_reads_it_back(cluster: Cluster) -> None:
     """The secret is asked for before each try, and waits until all replicas know of the end."""
     async with following(cluster, 2) as feeds:
-        job_id = (await cluster.call("submit", submission(1))).job.id
+        job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
         job = await cluster.registry._database.run(jobs_sql.cancel, job_id, now=5.0)
         assert job is not None
-        cluster.registry._board.follow(job)
+        cluster.registry._state.follow(job)
         await cluster.registry._webhook_secret("default")
         assert [str(known.state) for feed in feeds if (known := feed.get(job_id))] == 2 * ["cancelled"]
 
@@ -258,7 +261,7 @@ async def test_who_is_told_of_an_end_by_webhook_reads_it_back(cluster: Cluster) 
 async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that followed no more would never hear of a key that is revoked."""
     async with following(cluster, 1) as (feed,):
-        job_id = (await cluster.call("submit", submission(1))).job.id
+        job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
         with monkeypatch.context() as broken:
             broken.setattr("serve_app.feed.job_cache.JobCache.apply", lambda *_: 1 / 0)
             await until(lambda: not feed.valid)
@@ -269,7 +272,7 @@ async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pyt
 
 async def test_without_a_word_of_the_registry_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.feed.follower.FIRST_WORD_S", 0.05)
-    feed = FeedFollower(Cluster("sqlite://"))
+    feed = FeedFollower(RegistryClient(Cluster("sqlite://")))
     with pytest.raises(RegistryUnavailableError, match="try again"):
         await feed.access()
 
@@ -278,9 +281,9 @@ async def test_without_a_word_of_the_registry_nobody_waits_for_ever(monkeypatch:
 async def two_clusters(postgres_uri: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Cluster]]:
     """The second one is not started yet. All times of theirs are a quarter of what they are."""
     for name, seconds in (("EVERY_S", 0.25), ("WHOLE_S", 0.75), ("SILENT_S", 3.75), ("COMING_S", 1.25)):
-        monkeypatch.setattr(feed_maintenance, name, seconds)
-    for module in ("feed", "job_feed"):
-        monkeypatch.setattr(f"serve_app.{module}.VALID_S", 0.5)
+        monkeypatch.setattr(f"serve_app.registry.feed_maintenance.{name}", seconds)
+    for module in ("publisher", "follower"):
+        monkeypatch.setattr(f"serve_app.feed.{module}.VALID_S", 0.5)
     monkeypatch.setattr("serve_app.feed.publisher.HOLD_S", 0.25)
     with fresh_database(postgres_uri) as url:
         clusters = [Cluster(url, owner) for owner in ("one", "two")]
@@ -303,19 +306,19 @@ async def test_two_registries_on_one_database_tell_no_old_news(two_clusters: lis
                 listed = {job.id: str(job.state) for job in (await page(feed, one)).jobs}
                 assert listed.get(job_id) == state
 
-        mine = [(await one.call("submit", submission(number))).job.id for number in range(3)]
+        mine = [(await one.call(RegistryApi.submit, submission(number))).job.id for number in range(3)]
         assert all(feed.get(mine[0]) is not None for feed in feeds)
         two.start()
-        await two.call("cancel", mine[0])
+        await two.call(RegistryApi.cancel, mine[0])
         await check(mine[0], "cancelled")
-        await two.call("delete", mine[1], None)
+        await two.call(RegistryApi.delete, mine[1], None)
         await check(mine[1], None)
-        theirs = (await two.call("submit", submission(10))).job.id
+        theirs = (await two.call(RegistryApi.submit, submission(10))).job.id
         await check(theirs, "queued")
         assert not any(feed.valid for feed in feeds)
-        await two.call("cancel", theirs)
-        await one.call("cancel", mine[2])
-        await two.call("delete", mine[2], None)
+        await two.call(RegistryApi.cancel, theirs)
+        await one.call(RegistryApi.cancel, mine[2])
+        await two.call(RegistryApi.delete, mine[2], None)
         await two.registry.close()
         two.lives = 0
         await until(lambda: all(feed.valid for feed in feeds))
@@ -331,18 +334,18 @@ async def test_new_keys_reach_the_replicas(cluster: Cluster) -> None:
         before = (await feed.access()).version
         database = cluster.registry._database
         key, _ = await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
-        await until(lambda: feed._mirror.access is not None and feed._mirror.access.version > before)
+        await until(lambda: feed._jobs.access is not None and feed._jobs.access.version > before)
         assert key.hash in (await feed.access()).keys
 
 
 async def test_a_watcher_hears_of_its_job_alone(cluster: Cluster) -> None:
     async with following(cluster, 1) as (feed,):
-        ids = [(await cluster.call("submit", submission(number))).job.id for number in range(2)]
+        ids = [(await cluster.call(RegistryApi.submit, submission(number))).job.id for number in range(2)]
         with feed.watch(ids[0]) as change:
             change.clear()
-            await cluster.call("cancel", ids[1])
+            await cluster.call(RegistryApi.cancel, ids[1])
             heard_of_other = change.is_set()
-            await cluster.call("cancel", ids[0])
+            await cluster.call(RegistryApi.cancel, ids[0])
             assert change.is_set()
         assert not feed._watchers
         assert not heard_of_other

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate
 from uuid import uuid4
 
 import pytest
@@ -23,7 +23,7 @@ from deployments.storage.object_store import PAGE, ListedObject, ObjectInfo, Obj
 from serve_app.config import RetentionSettings
 from serve_app.database import meta as meta_sql
 from serve_app.database import retention as retention_sql
-from serve_app.database.connection import Database
+from serve_app.database.connection import Database, P, T
 from serve_app.database.intake import insert_job
 from serve_app.database.retention import LATE_WRITES_S, delete_job
 from serve_app.database.schema import jobs
@@ -31,7 +31,6 @@ from serve_app.jobs import FINAL, JobState, Submission
 from serve_app.local.seaweed import WeedProcess
 from serve_app.retention.sweeper import BATCH, MARKER_PREFIX, Store, Sweeper, Swept
 
-T = TypeVar("T")
 DAY = 86_400.0
 NOW = 1_800_000_000.0
 KEEP_KEYS_S = DAY
@@ -78,12 +77,12 @@ class CrashingDatabase(Database):
     away: frozenset[Callable[..., Any]] = frozenset()
     broken: frozenset[Callable[..., Any]] = frozenset()
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if function in self.away:
             raise RegistryUnavailableError("the job database does not work")
         if function in self.broken:
             raise ArithmeticError("a defect")
-        return await super().run(function, *args)
+        return await super().run(function, *args, **kwargs)
 
 
 @pytest_asyncio.fixture

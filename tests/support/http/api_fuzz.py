@@ -62,20 +62,20 @@ class Seeds:
             self.restore()
 
     async def _end(self, video_id: str) -> None:
-        job = self._services.registry.jobs.get(video_id)
+        job = self._services.memory.jobs.get(video_id)
         if job is not None and not job.final:
             await asyncio.sleep(ENDS_AFTER_S)
-            await self._services.registry.cancel(video_id)
+            await self._services.memory.cancel(video_id)
 
     def restore(self) -> None:
-        jobs = self._services.registry.jobs
+        jobs = self._services.memory.jobs
         for name in (*JobState, "no_files"):
             job = jobs.get(self.ids.get(name, ""))
             if job is None or job.state != (JobState.COMPLETED if name == "no_files" else name):
                 self.ids[name] = self._make(name)
 
     def _make(self, name: str) -> str:
-        registry, job_id = self._services.registry, new_job_id()
+        registry, job_id = self._services.memory, new_job_id()
         registry.insert(Submission(job_id, "mochi-1", SPEC, self._tenant))
         if name in ("completed", "no_files"):
             registry.complete(job_id)
@@ -94,7 +94,7 @@ class Seeds:
 @contextmanager
 def fuzzed_app(services: FakeServices, tenant: str = "default") -> Iterator[tuple[str, Callable[[], list[str]]]]:
     """The app over `services` behind a real HTTP server in a thread of its own: its URL, and the ids of the seeds."""
-    services.registry.announce_all(max_tokens=1280)
+    services.memory.announce_all(max_tokens=1280)
     seeds = Seeds(create_app(services), services, tenant)
     server = uvicorn.Server(uvicorn.Config(seeds, "127.0.0.1", 0, log_level="critical", lifespan="on"))
     thread = threading.Thread(target=server.run)

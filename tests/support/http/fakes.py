@@ -12,6 +12,7 @@ from typing import Any
 from deployments.errors import MochiServeError, RegistryUnavailableError, StorageUnavailableError
 from deployments.keys import Variant
 from deployments.messages import ReplicaInfo, Stage
+from deployments.replica.registry_link import Method, P, T
 from deployments.storage.object_store import ObjectInfo
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AppSettings, load_settings
@@ -32,6 +33,7 @@ from serve_app.jobs import (
     check_move,
 )
 from serve_app.prompts.tokens import load_token_counter
+from serve_app.registry_api import RegistryApi, RegistryClient
 from serve_app.scheduling.fitting import memory_limit
 
 MODIFIED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -43,7 +45,7 @@ CONTENT_TYPES: dict[Variant, str] = {
 
 
 class MemoryRegistry:
-    """The job registry's methods over a dict, called by name as through `RegistryLink`. Its clock ticks by calls.
+    """The job registry's methods over a dict, and the link to it: `call`. Its clock ticks by calls.
 
     refusals: raised one by one by the next submits that would make a job. lost_answers: of so many calls the work is
     done, and the answer does not arrive.
@@ -64,13 +66,13 @@ class MemoryRegistry:
         self.database = "ok"
         self._clock = itertools.count(1_700_000_000)
 
-    async def call(self, method: str, *args: Any) -> Any:
-        self.calls[method] += 1
+    async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self.calls[method.__name__] += 1
         if not self.reachable:
             await asyncio.sleep(0.001)  # the real link waits for longer; nothing may spin meanwhile
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
-        answer = await getattr(self, method)(*args)
-        if self.lost_answers and method != "follow":
+        answer: T = await getattr(self, method.__name__)(*args, **kwargs)
+        if self.lost_answers and method is not RegistryApi.follow:
             self.lost_answers -= 1
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
         return answer
@@ -254,10 +256,10 @@ def shapes_settings() -> AppSettings:
 class FakeServices(Services):
     """Services over memory, with the included model's own tokenizer."""
 
-    registry: MemoryRegistry
     storage: MemoryStorage
 
     def __init__(self, settings: AppSettings | None = None) -> None:
         settings = settings or shapes_settings()
         count = load_token_counter(settings.model.source)
-        super().__init__(settings, MemoryRegistry(), MemoryStorage(), count)
+        self.memory = MemoryRegistry()
+        super().__init__(settings, RegistryClient(self.memory), MemoryStorage(), count)

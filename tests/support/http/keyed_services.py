@@ -20,7 +20,7 @@ def keyed_services(
     services = FakeServices(shapes_settings().model_copy(update={"access": AccessSettings(mode="keys")}))
     tenant = Tenant("", highest, "whsec_" + "A" * 32, 0.0, requests_per_minute=requests_per_minute)
     keys = {name: new_key() for name in names}
-    services.registry.feed.access = AccessTable(
+    services.memory.feed.access = AccessTable(
         1,
         {name: replace(tenant, name=name) for name in names},
         {key_hash(key): _known(name, key) for name, key in keys.items()},

@@ -29,7 +29,7 @@ class MemoryApp:
     def completed(self, job_id: str) -> Job:
         """Complete a job, with a poster to be seen."""
         self.services.storage.files[job_id, "thumbnail"] = picture()
-        return self.services.registry.complete(job_id)
+        return self.services.memory.complete(job_id)
 
 
 @asynccontextmanager
@@ -37,8 +37,8 @@ async def running_app(keys: bool = False) -> AsyncIterator[MemoryApp]:
     """keys: whether it refuses requests without one."""
     settings = shapes_settings().model_copy(update={"access": AccessSettings(mode="keys" if keys else "auto")})
     services, key = FakeServices(settings), new_key()
-    services.registry.announce_all()
-    services.registry.feed = FeedPublisher(access=_access(key))
+    services.memory.announce_all()
+    services.memory.feed = FeedPublisher(access=_access(key))
     (port,) = free_ports(1)
     # Streams of events end when their readers leave; here they need not.
     config = uvicorn.Config(create_app(services), "127.0.0.1", port, log_level="critical", timeout_graceful_shutdown=0)

@@ -1,12 +1,15 @@
 """Clients of the app over services in memory, in this process."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.ingress.app import create_app
+from serve_app.ingress.services import Services
 from tests.support.http.fakes import FakeServices, MemoryRegistry
 
 
@@ -27,7 +30,7 @@ async def fed_client(services: FakeServices, raise_app_exceptions: bool = True) 
     app = create_app(services)
     async with app.router.lifespan_context(app):
         await services.feed.access()  # the first word of the registry
-        transport = httpx.ASGITransport(told_first(services.registry, app), raise_app_exceptions)
+        transport = httpx.ASGITransport(told_first(services.memory, app), raise_app_exceptions)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield client
 
@@ -38,3 +41,19 @@ async def unfed_client(services: FakeServices) -> AsyncIterator[httpx.AsyncClien
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
+
+
+@asynccontextmanager
+async def serving(services: Services, memory: MemoryRegistry) -> AsyncIterator[str]:
+    """The app under uvicorn on a free port; gives its URL."""
+    app = told_first(memory, create_app(services))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not task.done(), "the server ended before it was ready"
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task

@@ -64,7 +64,7 @@ async def test_a_refusal_for_now_tells_how_long(
     memory_app: MemoryApp, tabs: Tabs, refusal: Exception, told: str, wait: str
 ) -> None:
     tabs.expected.append("status of 429")
-    memory_app.services.registry.refusals.append(refusal)  # type: ignore[arg-type]
+    memory_app.services.memory.refusals.append(refusal)  # type: ignore[arg-type]
     page = await tabs.open(memory_app.url)
     await prompt_and_send(page)
     problem = page.locator(".composer").get_by_role("alert")
@@ -85,7 +85,7 @@ async def test_a_refusal_stands_at_the_field_it_is_about(
     memory_app: MemoryApp, tabs: Tabs, refusal: Any, field: str
 ) -> None:
     tabs.expected.append("status of 40")
-    memory_app.services.registry.refusals.append(refusal)
+    memory_app.services.memory.refusals.append(refusal)
     page = await tabs.open(memory_app.url)
     await prompt_and_send(page)
     await expect(page.get_by_label(field, exact=True)).to_be_focused()
@@ -121,12 +121,12 @@ async def test_older_videos_come_as_one_scrolls(memory_app: MemoryApp, tabs: Tab
     first = await ask_for(page, PROMPT)
     for n in range(59):
         await page.request.post(f"{memory_app.url}/v1/videos", data={"prompt": PROMPT, "seed": n})
-    for job_id in list(memory_app.services.registry.jobs):
+    for job_id in list(memory_app.services.memory.jobs):
         memory_app.completed(job_id)
     await page.reload()
     cards = page.locator(".card")
     await expect(cards).to_have_count(24)
-    newest = list(memory_app.services.registry.jobs)[::-1]
+    newest = list(memory_app.services.memory.jobs)[::-1]
     shown = await cards.get_by_role("link").evaluate_all("all => all.map((one) => one.hash.slice(1))")
     assert shown == newest[:24]
     while await page.get_by_role("button", name="Show older videos").count():
@@ -146,7 +146,7 @@ async def test_a_repeat_after_a_lost_answer_makes_no_second_video(memory_app: Me
     await page.get_by_role("button", name="Make the video").click()
     await expect(page.locator(".composer").get_by_role("alert")).to_contain_text("lost on its way")
     video_id = await made_by(page, page.get_by_role("button", name="Make the video"))
-    assert list(memory_app.services.registry.jobs) == [video_id]
+    assert list(memory_app.services.memory.jobs) == [video_id]
 
 
 class LoseTheAnswer:
@@ -168,7 +168,7 @@ async def test_a_broken_stream_goes_on_where_it_ended(memory_app: MemoryApp, tab
     cut = CutTheStream()
     await page.route("**/events", cut)
     video_id = await ask_for(page, PROMPT)
-    registry = memory_app.services.registry
+    registry = memory_app.services.memory
     await expect(card(page, video_id)).to_contain_text("Step 3 of 8")
     registry.move(video_id, JobState.ENCODING)
     memory_app.services.storage.files[video_id, "thumbnail"] = picture()
@@ -197,10 +197,10 @@ async def test_without_events_the_page_asks_again_and_again(memory_app: MemoryAp
     page = await tabs.open(memory_app.url)
     await page.route("**/events", lambda route: route.fulfill(status=404, json={"error": {"message": "no events"}}))
     video_id = await ask_for(page, PROMPT)
-    registry = memory_app.services.registry
+    registry = memory_app.services.memory
     registry.move(video_id, JobState.ENCODING)
     await expect(card(page, video_id)).to_contain_text("Reading the prompt")
-    memory_app.services.registry.previews[video_id] = picture()
+    memory_app.services.memory.previews[video_id] = picture()
     registry.move(video_id, JobState.QUEUED)
     registry.move(video_id, JobState.SAMPLING, step=7, progress=0.4, preview_step=5)
     await expect(card(page, video_id)).to_contain_text("Step 7 of 8")
@@ -209,7 +209,7 @@ async def test_without_events_the_page_asks_again_and_again(memory_app: MemoryAp
 
 async def test_a_preview_that_is_gone_by_now_is_no_error(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
-    registry = memory_app.services.registry
+    registry = memory_app.services.memory
     # Two have their events read; of the third, the list tells a preview which the registry has no more.
     ids = [await ask_for(page, PROMPT) for _ in range(3)]
     async with page.expect_response(lambda answer: "include=preview" in answer.url) as asked:
@@ -251,7 +251,7 @@ async def test_the_controls_have_the_bounds_of_the_model(memory_app: MemoryApp, 
     await expect(length).to_have_attribute("max", "25")
     await expect(length).to_have_value("25")
     video_id = await ask_for(page, PROMPT)
-    spec = memory_app.services.registry.jobs[video_id].spec
+    spec = memory_app.services.memory.jobs[video_id].spec
     assert (spec.width, spec.height, spec.num_frames) == (128, 128, 25)
 
 
@@ -264,7 +264,7 @@ async def test_settings_are_sent_as_they_stand(memory_app: MemoryApp, tabs: Tabs
     await page.get_by_label("Not in the picture").fill("a square")
     await page.get_by_label("Priority").select_option("Whenever there is room")
     await page.get_by_label("Bit for bit").check()
-    job = memory_app.services.registry.jobs[await ask_for(page, PROMPT)]
+    job = memory_app.services.memory.jobs[await ask_for(page, PROMPT)]
     spec = job.spec
     assert (spec.num_inference_steps, spec.guidance_scale, spec.fps, spec.seed) == (33, 4.5, 12, 2**53 - 1)
     assert (spec.negative_prompt, str(job.tier), spec.exact) == ("a square", "batch", True)
@@ -285,7 +285,7 @@ async def test_progress_is_spoken_at_its_milestones(memory_app: MemoryApp, tabs:
     spoken = page.locator("#app > [role=status]")
     video_id = await ask_for(page, PROMPT)
     await expect(spoken).to_have_text("The video is on its way.")
-    registry = memory_app.services.registry
+    registry = memory_app.services.memory
     await expect(card(page, video_id).get_by_role("progressbar")).to_be_visible()
     registry.move(video_id, JobState.ENCODING, progress=0.01)
     await expect(spoken).to_have_text(f"“{PROMPT}” has begun")

@@ -7,6 +7,7 @@ import pytest
 
 from serve_app.access.tenants import AccessTable
 from serve_app.jobs import Accepted, JobState, Submission
+from serve_app.registry_api import RegistryClient
 from tests.support import ROOT
 from tests.support.http.fakes import FakeServices, MemoryRegistry
 from tests.support.http.memory_http import fed_client
@@ -27,7 +28,7 @@ class BrokenRegistry(MemoryRegistry):
 
 
 async def test_an_unforeseen_error_is_an_envelope_without_details(services: FakeServices) -> None:
-    services.registry = BrokenRegistry()
+    services.registry = RegistryClient(BrokenRegistry())
     async with fed_client(services, raise_app_exceptions=False) as client:
         answer = await client.post("/v1/videos", json={"prompt": "a red circle"})
     assert answer.status_code == 500
@@ -39,7 +40,7 @@ async def test_an_unforeseen_error_is_an_envelope_without_details(services: Fake
 async def test_a_job_is_durable_before_the_answer(client: httpx.AsyncClient, services: FakeServices, path: str) -> None:
     name = "prompt" if path == "/v1/videos" else "text"
     answer = await client.post(path, json={name: "a red circle", "seed": 3})
-    job = services.registry.jobs[answer.json()["id"]]
+    job = services.memory.jobs[answer.json()["id"]]
     assert (job.spec.prompt, job.spec.seed) == ("a red circle", 3)
 
 
@@ -49,36 +50,36 @@ async def test_json_form_and_multipart_say_the_same(client: httpx.AsyncClient, s
     await client.post("/v1/videos", json=fields)
     await client.post("/v1/videos", data=text)
     await client.post("/v1/videos", files={name: (None, value) for name, value in text.items()})
-    specs = [job.spec for job in services.registry.jobs.values()]
+    specs = [job.spec for job in services.memory.jobs.values()]
     assert len(specs) == 3
     assert len(set(specs)) == 1
 
 
 async def test_reads_come_from_the_feed(client: httpx.AsyncClient, services: FakeServices) -> None:
     ids = [(await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"] for _ in range(3)]
-    services.registry.move(ids[0], JobState.ENCODING)
+    services.memory.move(ids[0], JobState.ENCODING)
     await client.post(f"/v1/videos/{ids[1]}/cancel")
-    before = services.registry.calls - Counter(follow=services.registry.calls["follow"])
+    before = services.memory.calls - Counter(follow=services.memory.calls["follow"])
     states = [(await client.get(f"/v1/videos/{video_id}")).json()["state"] for video_id in ids]
     assert states == ["encoding", "cancelled", "queued"]
     assert [video["id"] for video in (await client.get("/v1/videos")).json()["data"]] == ids[::-1]
     assert len((await client.get(f"/v1/videos/{ids[0]}/history")).json()["data"]) == 2
-    after = services.registry.calls - Counter(follow=services.registry.calls["follow"])
+    after = services.memory.calls - Counter(follow=services.memory.calls["follow"])
     assert after == before
 
 
 async def test_without_a_feed_reads_ask_the_registry(unfed: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
-    services.registry.move(video_id, JobState.ENCODING)
+    services.memory.move(video_id, JobState.ENCODING)
     assert (await unfed.get(f"/v1/videos/{video_id}")).json()["state"] == "encoding"
     assert [video["id"] for video in (await unfed.get("/v1/videos")).json()["data"]] == [video_id]
     assert len((await unfed.get(f"/v1/videos/{video_id}/history")).json()["data"]) == 2
-    assert (services.registry.calls["list_jobs"], services.registry.calls["history"]) == (1, 1)
+    assert (services.memory.calls["list_jobs"], services.memory.calls["history"]) == (1, 1)
 
 
 async def test_without_a_feed_and_a_registry_reads_are_503(unfed: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
-    services.registry.reachable = False
+    services.memory.reachable = False
     for path in (f"/v1/videos/{video_id}", "/v1/videos", f"/v1/videos/{video_id}/history", "/jobs", "/health"):
         answer = await unfed.get(path)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
@@ -88,7 +89,7 @@ async def test_without_a_feed_and_a_registry_reads_are_503(unfed: httpx.AsyncCli
 async def test_the_feed_ends_with_the_app(services: FakeServices) -> None:
     async with fed_client(services):
         assert services.feed.valid
-    calls = services.registry.calls["follow"]
-    services.registry.feed.tell_access(AccessTable(5, {}, {}))
-    await services.registry.feed.told()
-    assert services.registry.calls["follow"] == calls
+    calls = services.memory.calls["follow"]
+    services.memory.feed.tell_access(AccessTable(5, {}, {}))
+    await services.memory.feed.told()
+    assert services.memory.calls["follow"] == calls

@@ -45,7 +45,7 @@ def services() -> FakeServices:
     services = FakeServices()
     spec = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 7)
     job = Job(VIDEO, "mochi-1", spec, JobState.QUEUED, Stage.ENCODING, 1, 1.0, last_move=acceptance(1.0))
-    services.registry.jobs[VIDEO], services.registry.moves[VIDEO] = job, [acceptance(1.0)]
+    services.memory.jobs[VIDEO], services.memory.moves[VIDEO] = job, [acceptance(1.0)]
     return services
 
 
@@ -175,7 +175,7 @@ async def test_wrong_methods(client: httpx.AsyncClient, method: str, path: str, 
 
 async def test_what_is_no_id_never_reaches_the_registry() -> None:
     services = FakeServices()
-    services.registry.reachable = False
+    services.memory.reachable = False
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert (await client.get("/v1/videos/video_%00")).status_code == 404
@@ -211,7 +211,7 @@ async def test_odd_headers_on_a_download(value: str) -> None:
     services = FakeServices()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(services)), base_url="http://test") as client:
         video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
-        services.registry.complete(video_id)
+        services.memory.complete(video_id)
         services.storage.files[video_id, "video"] = b"0123456789"
         for name in ("Range", "If-Range", "If-None-Match"):
             answer = await client.get(f"/download/{video_id}", headers={name: value})

@@ -62,7 +62,7 @@ class World:
     @property
     def of_acme(self) -> object:
         """All that can be changed of acme's videos."""
-        registry = self.services.registry
+        registry = self.services.memory
         moves = {video_id: list(moves) for video_id, moves in registry.moves.items()}
         return (
             dict(registry.jobs),
@@ -80,13 +80,13 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with fed_client(services) if request.param == "feed" else unfed_client(services) as client:
         if request.param == "registry":
             # Keys are heard of by the feed alone: it had one word, and is not believed any more.
-            services.feed._mirror.apply(services.registry.feed.batch(Cursor()))
+            services.feed._jobs.apply(services.memory.feed.batch(Cursor()))
         ids = await acmes_videos(services, client, headers["acme"])
         yield World(services, client, headers["acme"], headers["globex"], ids)
 
 
 async def acmes_videos(services: FakeServices, client: httpx.AsyncClient, acme: dict[str, str]) -> dict[str, str]:
-    registry, ids = services.registry, {}
+    registry, ids = services.memory, {}
     for name in STATES:
         headers = acme | {"Idempotency-Key": f"order {name}"}
         ids[name] = str((await client.post("/v1/videos", json=BODY, headers=headers)).json()["id"])
@@ -240,7 +240,7 @@ async def test_without_a_good_key_it_is_401(world: World, method: str, path: str
 
 @pytest.mark.parametrize(("method", "path"), sorted(PUBLIC))
 async def test_the_rest_needs_no_key_and_tells_of_no_video(world: World, method: str, path: str) -> None:
-    world.services.registry.announce_all()
+    world.services.memory.announce_all()
     answer = await world.client.request(method, path.replace("{path:path}", "app.css"))
     assert answer.status_code in (200, 404, 405)
     assert answer.status_code == 200 or path.startswith("/web/") or (method, path) == ("HEAD", "/openapi.json")

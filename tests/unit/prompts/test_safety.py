@@ -137,7 +137,7 @@ async def test_a_refused_prompt_costs_nothing(write: Write) -> None:
             assert answer.status_code == 400
             error = answer.json()["error"]
             assert (error["code"], error["param"], error["type"]) == ("content_policy", field, "invalid_request_error")
-        assert [*services.registry.jobs] == [first]
+        assert [*services.memory.jobs] == [first]
 
 
 async def test_what_is_not_wanted_may_be_named(write: Write) -> None:

@@ -38,7 +38,7 @@ async def limit(world: World, tenant: str = ACME, **limits: Any) -> None:
     """Set the tenant's limits; returns when the registry knows them."""
     made = await world.registry._database.run(access_sql.set_tenant, tenant, changes=limits, now=1.0)
     async with asyncio.timeout(20):
-        while world.registry._board.access.tenants.get(tenant) != made:
+        while world.registry._state.access.tenants.get(tenant) != made:
             await asyncio.sleep(0.01)
 
 
@@ -53,7 +53,7 @@ async def at_once(world: World, count: int, tenant: str = ACME) -> tuple[list[Ac
 
 def cost_s(world: World) -> float:
     """Estimated GPU-seconds of one job."""
-    return world.registry._acceptance._cost_s(SPEC)
+    return world.registry._admission._cost_s(SPEC)
 
 
 async def use(world: World, gpu_seconds: float, ago_days: int = 0, tenant: str = ACME) -> None:
@@ -144,10 +144,10 @@ async def test_steps_that_are_done_are_booked_as_they_were_spent(world: World) -
     await world.replicas()
     await limit(world, gpu_seconds_per_day=1e9)
     await world.encoded("video_1", tenant=ACME)
-    acceptance = world.registry._acceptance
+    acceptance = world.registry._admission
     left = acceptance._booked_s(ACME)
     await world.workers.next()
-    costs = world.registry._board.costs
+    costs = world.registry._state.costs
     steps = SPEC.num_inference_steps
     whole = costs.estimate(Stage.SAMPLING, SPEC, steps) + costs.estimate(Stage.DECODING, SPEC, steps)
     job = world.registry._feed.live()[0]
@@ -194,8 +194,8 @@ async def test_what_fits_no_sampler_is_refused_before_anything_is_counted(world:
 
 async def test_nothing_of_a_tenant_stays_in_memory_but_its_jobs(world: World) -> None:
     await asyncio.gather(*(world.registry.submit(submission(n, f"tenant-{n}")) for n in range(20)))
-    assert not world.registry._acceptance._coming_s
-    assert not world.registry._board.room._coming
+    assert not world.registry._admission._coming_s
+    assert not world.registry._state.waiting._coming
 
 
 async def test_a_database_that_fails_leaves_nothing_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,13 +245,13 @@ async def test_limits_are_known_before_anything_is_accepted(world: World, monkey
 
 
 async def test_a_tenants_weight_is_that_of_its_account(world: World) -> None:
-    board = world.registry._board
-    assert (board.weight("globex"), board.weight(ACME)) == (3.0, 1.0)
+    state = world.registry._state
+    assert (state.weight("globex"), state.weight(ACME)) == (3.0, 1.0)
     await limit(world, "globex", max_queued=4)
-    assert board.weight("globex") == 3.0
+    assert state.weight("globex") == 3.0
     await limit(world, "globex", weight=0.25)
     await limit(world, ACME, weight=5.0)
-    assert (board.weight("globex"), board.weight(ACME)) == (0.25, 5.0)
+    assert (state.weight("globex"), state.weight(ACME)) == (0.25, 5.0)
 
 
 async def test_the_day_of_usage_is_the_one_of_the_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

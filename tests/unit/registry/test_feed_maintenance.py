@@ -46,15 +46,15 @@ async def database(url: str) -> AsyncIterator[Database]:
     made.close()
 
 
-def board_on(database: Database, owner: str = "here") -> RegistryState:
+def state_on(database: Database, owner: str = "here") -> RegistryState:
     return RegistryState(database, SETTINGS, SchedulingSettings(), owner)
 
 
 class Running:
     """An upkeep in the background."""
 
-    def __init__(self, board: RegistryState, **options: Any) -> None:
-        self.upkeep = FeedMaintenance(board, **{"alone": True, **options})
+    def __init__(self, state: RegistryState, **options: Any) -> None:
+        self.upkeep = FeedMaintenance(state, **{"alone": True, **options})
         self._task = asyncio.create_task(self.upkeep.run())
 
     async def __aenter__(self) -> FeedMaintenance:
@@ -77,10 +77,10 @@ async def accept(database: Database, *numbers: int, at: float = 100.0) -> None:
         await database.run(insert_job, new, now=at + number, keep_keys_s=60.0)
 
 
-def known(board: RegistryState) -> JobCache:
+def known(state: RegistryState) -> JobCache:
     """What a follower that asks now knows."""
     mirror = JobCache()
-    mirror.apply(board.feed.batch(Cursor()))
+    mirror.apply(state.feed.batch(Cursor()))
     return mirror
 
 
@@ -92,50 +92,50 @@ def listed(mirror: JobCache) -> list[int] | None:
 async def test_it_begins_with_the_newest_jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_maintenance, "RECENT", 3)
     await accept(database, 1, 2, 3, 4)
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await upkeep.begun.wait()
-    assert sorted(job.created_at for job in board.feed.live()) == [102.0, 103.0, 104.0]
-    assert board.feed.horizon == (102.0, f"video_{2:032x}")
-    page = known(board).page(3, None, "desc", JobFilter())
+    assert sorted(job.created_at for job in state.feed.live()) == [102.0, 103.0, 104.0]
+    assert state.feed.horizon == (102.0, f"video_{2:032x}")
+    page = known(state).page(3, None, "desc", JobFilter())
     assert page is None  # whether there are more is told by SQL alone
-    page = known(board).page(2, None, "desc", JobFilter())
+    page = known(state).page(2, None, "desc", JobFilter())
     assert page is not None and [job.created_at for job in page.jobs] == [104.0, 103.0]
 
 
 async def test_where_it_knows_all_there_is_no_horizon(database: Database) -> None:
     await accept(database, 1, 2)
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await upkeep.begun.wait()
-    assert board.feed.horizon == FIRST
-    assert listed(known(board)) == [2, 1]
+    assert state.feed.horizon == FIRST
+    assert listed(known(state)) == [2, 1]
 
 
 async def test_new_keys_are_heard_of(database: Database) -> None:
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await upkeep.begun.wait()
-        assert board.feed.access == board.access
-        assert not board.access.keys
+        assert state.feed.access == state.access
+        assert not state.access.keys
         key, _ = await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
-        await until(lambda: key.hash in board.access.keys)
-        assert board.feed.access == board.access
+        await until(lambda: key.hash in state.access.keys)
+        assert state.feed.access == state.access
         await database.run(access_sql.revoke_key, key.id, now=2.0)
-        await until(lambda: board.access.keys[key.hash].revoked_at == 2.0)
+        await until(lambda: state.access.keys[key.hash].revoked_at == 2.0)
         await database.run(access_sql.delete_tenant, "acme")
-        await until(lambda: not board.access.tenants)
+        await until(lambda: not state.access.tenants)
 
 
 async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await upkeep.begun.wait()
-        cursor = board.feed.batch(Cursor()).cursor
+        cursor = state.feed.batch(Cursor()).cursor
         await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
-        await until(lambda: board.access.version > cursor.access)
-        await board.feed.wait("follower", cursor)
-        told = board.feed.batch(cursor).access
+        await until(lambda: state.access.version > cursor.access)
+        await state.feed.wait("follower", cursor)
+        told = state.feed.batch(cursor).access
         assert told is not None and told.version > cursor.access
 
 
@@ -148,42 +148,42 @@ async def test_it_reads_keys_only_when_they_changed(database: Database, monkeypa
         return read(connection)
 
     monkeypatch.setattr(access_sql, "load_access", counted)
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await upkeep.begun.wait()
         for count in (1, 2):
             await asyncio.sleep(0.05)
             assert reads == count
             await database.run(access_sql.create_tenant, f"tenant-{count}", now=1.0)
-            await until(lambda count=count: f"tenant-{count}" in board.access.tenants)  # type: ignore[misc]
+            await until(lambda count=count: f"tenant-{count}" in state.access.tenants)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("mode", "noticed"), [("keys", True), ("auto", False), ("open-to-anyone", False)])
 async def test_a_server_without_keys_that_needs_them_says_so(
     database: Database, caplog: pytest.LogCaptureFixture, mode: str, noticed: bool
 ) -> None:
-    async with Running(board_on(database), mode=mode) as upkeep:
+    async with Running(state_on(database), mode=mode) as upkeep:
         await upkeep.begun.wait()
     assert (NO_KEYS in caplog.text) == noticed
 
 
 async def test_a_database_that_is_away_at_the_start(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    list_jobs, away = list_jobs, True
+    list_now, away = list_jobs, True
 
-    def sometimes(*args: Any) -> Any:
+    def sometimes(*args: Any, **options: Any) -> Any:
         if away:
             raise RegistryUnavailableError("away on purpose")
-        return list_jobs(*args)
+        return list_now(*args, **options)
 
-    monkeypatch.setattr(jobs_sql, "list_jobs", sometimes)
+    monkeypatch.setattr(feed_maintenance, "list_jobs", sometimes)
     await accept(database, 1)
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await asyncio.sleep(0.05)
         assert not upkeep.begun.is_set()
         away = False
         await asyncio.wait_for(upkeep.begun.wait(), 20)
-    assert listed(known(board)) == [1]
+    assert listed(known(state)) == [1]
 
 
 async def test_it_is_begun_only_with_the_keys(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,13 +195,13 @@ async def test_it_is_begun_only_with_the_keys(database: Database, monkeypatch: p
         return load(connection)
 
     monkeypatch.setattr(access_sql, "load_access", sometimes)
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await asyncio.sleep(0.05)
         assert not upkeep.begun.is_set()
         away = False
         await asyncio.wait_for(upkeep.begun.wait(), 20)
-        assert board.feed.access is not None
+        assert state.feed.access is not None
 
 
 @pytest.mark.parametrize("error", [RegistryUnavailableError("away"), ZeroDivisionError("a defect")])
@@ -216,15 +216,15 @@ async def test_whatever_fails_later_is_tried_again(
         return version(connection)
 
     monkeypatch.setattr(access_sql, "access_version", sometimes)
-    board = board_on(database)
-    async with Running(board) as upkeep:
+    state = state_on(database)
+    async with Running(state) as upkeep:
         await upkeep.begun.wait()
         away = True
         await database.run(access_sql.create_tenant, "acme", now=1.0)
         await asyncio.sleep(0.05)
-        assert "acme" not in board.access.tenants
+        assert "acme" not in state.access.tenants
         away = False
-        await until(lambda: "acme" in board.access.tenants)
+        await until(lambda: "acme" in state.access.tenants)
 
 
 # Other registries
@@ -244,60 +244,60 @@ async def beat(database: Database, owner: str, at: float) -> None:
 
 
 async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
-    board = board_on(database)
-    async with Running(board) as upkeep:
-        assert board.feed.whole
+    state = state_on(database)
+    async with Running(state) as upkeep:
+        assert state.feed.whole
         await upkeep.begun.wait()
         await asyncio.sleep(0.05)
-        assert board.feed.whole
+        assert state.feed.whole
     assert await database.run(meta_sql.beats, "nobody", since=0.0) == (None, {})
 
 
 @pytest.mark.usefixtures("times")
 async def test_where_others_may_be_it_is_whole_when_it_has_looked(database: Database) -> None:
-    board = board_on(database)
-    async with Running(board, alone=False) as upkeep:
+    state = state_on(database)
+    async with Running(state, alone=False) as upkeep:
         await upkeep.begun.wait()
-        assert not board.feed.whole
+        assert not state.feed.whole
         own, others = await database.run(meta_sql.beats, "here", since=0.0)
         assert own is not None and not others
-        await until(lambda: board.feed.whole)
+        await until(lambda: state.feed.whole)
 
 
 @pytest.mark.usefixtures("times")
 @pytest.mark.parametrize("clock", [0.0, -3_600.0, 3_600.0])
 async def test_while_another_one_shows_signs_of_life_it_is_not_whole(database: Database, clock: float) -> None:
     """However far apart the clocks of the two machines are."""
-    board = board_on(database)
-    async with Running(board, alone=False):
-        await until(lambda: board.feed.whole)
+    state = state_on(database)
+    async with Running(state, alone=False):
+        await until(lambda: state.feed.whole)
         end = time.monotonic() + 1.5
         await beat(database, "there", time.time() + clock)
-        await until(lambda: not board.feed.whole)
+        await until(lambda: not state.feed.whole)
         while time.monotonic() < end:
             await beat(database, "there", time.time() + clock)
-            assert not board.feed.whole
+            assert not state.feed.whole
             await asyncio.sleep(0.01)
-        await until(lambda: board.feed.whole)
+        await until(lambda: state.feed.whole)
 
 
 @pytest.mark.usefixtures("times")
 async def test_what_another_one_did_is_known_when_it_is_gone(database: Database) -> None:
     """A job that it made and ended, and one of ours that it deleted: neither was told here."""
     await accept(database, 1, 2)
-    board = board_on(database)
+    state = state_on(database)
     await database.run(jobs_sql.cancel, f"video_{1:032x}", now=200.0)
-    async with Running(board, alone=False):
-        await until(lambda: board.feed.whole)
-        before = board.feed.batch(Cursor()).cursor
+    async with Running(state, alone=False):
+        await until(lambda: state.feed.whole)
+        before = state.feed.batch(Cursor()).cursor
         await beat(database, "there", 1.0e9 * 2)
-        await until(lambda: not board.feed.whole)
+        await until(lambda: not state.feed.whole)
         await accept(database, 3)
         await database.run(jobs_sql.cancel, f"video_{3:032x}", now=201.0)
         await database.run(jobs_sql.delete, f"video_{1:032x}", tenant=None, now=202.0)
-        await until(lambda: board.feed.whole)
-        assert board.feed.batch(before).reset
-        mirror = known(board)
+        await until(lambda: state.feed.whole)
+        assert state.feed.batch(before).reset
+        mirror = known(state)
         assert listed(mirror) == [3, 2]
         assert mirror.get(f"video_{1:032x}") is None
         ended = mirror.get(f"video_{3:032x}")
@@ -308,40 +308,40 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
 async def test_one_that_cannot_look_is_not_whole_for_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     beats, away = meta_sql.beats, False
 
-    def sometimes(*args: Any) -> Any:
+    def sometimes(*args: Any, **options: Any) -> Any:
         if away:
             raise RegistryUnavailableError("away on purpose")
-        return beats(*args)
+        return beats(*args, **options)
 
     monkeypatch.setattr(feed_maintenance, "beats", sometimes)
-    board = board_on(database)
-    async with Running(board, alone=False):
-        await until(lambda: board.feed.whole)
+    state = state_on(database)
+    async with Running(state, alone=False):
+        await until(lambda: state.feed.whole)
         away = True
-        await until(lambda: not board.feed.whole)
+        await until(lambda: not state.feed.whole)
         away = False
-        await until(lambda: board.feed.whole)
+        await until(lambda: state.feed.whole)
 
 
 @pytest.mark.usefixtures("times")
 async def test_what_one_that_comes_writes_is_told_when_the_others_have_noticed_it(database: Database) -> None:
     loop = asyncio.get_running_loop()
-    board, begun_at = board_on(database), loop.time()
-    async with Running(board, alone=False) as upkeep:
+    state, begun_at = state_on(database), loop.time()
+    async with Running(state, alone=False) as upkeep:
         await upkeep.begun.wait()
-        await board.feed.told()
+        await state.feed.told()
         assert loop.time() - begun_at >= 0.25
         at = loop.time()
-        await board.feed.told()
-        assert board.feed.quiet_until < at
+        await state.feed.told()
+        assert state.feed.quiet_until < at
 
 
 @pytest.mark.usefixtures("times")
 async def test_one_that_is_there_again_at_once_needs_no_notice(database: Database) -> None:
-    board = board_on(database)
-    async with Running(board, alone=False) as upkeep:
+    state = state_on(database)
+    async with Running(state, alone=False) as upkeep:
         await upkeep.begun.wait()
-    again = board_on(database)
+    again = state_on(database)
     async with Running(again, alone=False) as upkeep:
         await upkeep.begun.wait()
         assert again.feed.quiet_until == float("-inf")

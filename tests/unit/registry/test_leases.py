@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from deployments.messages import ReplicaInfo, Stage
 from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import ForeignLeases, LeaseTable
@@ -57,26 +59,69 @@ def test_slots_are_those_of_replicas_that_still_announce_themselves() -> None:
     assert [r.replica for r in table.alive(Stage.SAMPLING, 11)] == ["b"]
 
 
-def test_what_was_spent_is_counted_once() -> None:
+def test_what_was_used_is_saved_once() -> None:
     lease = LeaseTable(lease_s=30).grant(JOB, 0)
-    lease.step = 7
-    lease.used(1.5)
-    spent = lease.count()
-    assert spent == Usage(3, 1.5)
-    assert lease.count() == Usage(0, 0.0)
-    lease.uncount(spent)
-    lease.step = 8
-    lease.used(2.0)
-    assert lease.count() == Usage(4, 2.0)
+    lease.report(7, 1.5)
+    with lease.saving() as used:
+        assert used == Usage(3, 1.5)
+    with lease.saving() as used:
+        assert used == Usage(0, 0.0)
+
+
+def test_what_could_not_be_saved_is_saved_the_next_time() -> None:
+    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease.report(7, 1.5)
+    with pytest.raises(ConnectionError), lease.saving():
+        raise ConnectionError
+    assert lease.job_now.steps_run == JOB.steps_run
+    lease.report(8, 2.0)
+    with lease.saving() as used:
+        assert used == Usage(4, 2.0)
+    assert (lease.job_now.steps_run, lease.job_now.device_s) == (JOB.steps_run + 4, JOB.device_s + 2.0)
+
+
+def test_two_saves_at_once_save_nothing_twice() -> None:
+    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease.report(7, 1.5)
+    with pytest.raises(ConnectionError), lease.saving() as first:
+        lease.report(9, 2.0)
+        with lease.saving() as second:
+            assert (first, second) == (Usage(3, 1.5), Usage(2, 0.5))
+        raise ConnectionError
+    with lease.saving() as used:
+        assert used == Usage(3, 1.5)
+
+
+def test_a_report_that_comes_late_takes_nothing_back() -> None:
+    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease.report(9, 2.0)
+    lease.report(7, 1.5)
+    assert (lease.step, lease.reported) == (9, Usage(9, 2.0))
+
+
+def test_steps_before_a_refused_checkpoint_are_run_again_and_saved_again() -> None:
+    lease = LeaseTable(lease_s=30).grant(replace(JOB, checkpoint_step=6), 0)
+    assert lease.step == 6
+    lease.begin_at(2)
+    lease.report(5, 1.0)
+    assert (lease.step, lease.learn()) == (5, Usage(3, 1.0))
+    with lease.saving() as used:
+        assert used == Usage(3, 1.0)
+    assert lease.job_now.steps_run == JOB.steps_run + 3
 
 
 def test_a_resumed_lease_counts_the_device_from_its_first_report() -> None:
     lease = LeaseTable(lease_s=30).resume(JOB, 0, patience_s=10)
     assert lease.deadline == 10
-    lease.used(5.0)
-    assert lease.count().device_s == 0
-    lease.used(7.0)
-    assert lease.count().device_s == 2.0
+    with lease.saving() as used:
+        assert used == Usage()
+    lease.report(6, 5.0)
+    with lease.saving() as used:
+        assert used == Usage(2, 0.0)
+    lease.report(7, 7.0)
+    with lease.saving() as used:
+        assert used == Usage(1, 2.0)
+    assert lease.learn() == Usage(1, 2.0)
 
 
 def test_a_foreign_lease_lapses_when_it_is_not_renewed_whatever_the_clocks_say() -> None:

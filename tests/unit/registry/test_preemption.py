@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from deployments.messages import Directive, Stage
-from serve_app.jobs import Job, JobState, Tier
+from serve_app.jobs import Job, JobState, Tier, Usage
 from serve_app.registry.leases import Lease, leases_to_park
 from tests.support.registry_world import SPEC
 
@@ -9,7 +9,7 @@ from tests.support.registry_world import SPEC
 def lease(name: str, tier: Tier = Tier.BATCH, step: int = 5, frames: int = 25, parks: int = 0) -> Lease:
     spec = replace(SPEC, num_frames=frames)
     job = Job(name, "mochi-1", spec, JobState.SAMPLING, Stage.SAMPLING, 1, 0.0, tier=tier, lease=name, parks=parks)
-    return Lease(job, name, Stage.SAMPLING, 0, 0, step=step, begun=True)
+    return Lease(job, name, Stage.SAMPLING, 0, 0, reported=Usage(step), begun=True)
 
 
 def parked(*leases: Lease, urgent: int = 1, open_slots: int = 0) -> list[str]:

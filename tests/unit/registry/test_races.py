@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Concatenate
 
 import pytest
+from sqlalchemy import Connection
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import (
@@ -21,13 +22,12 @@ from deployments.messages import (
 )
 from serve_app.config import SchedulingSettings
 from serve_app.database import jobs as jobs_sql
-from serve_app.database.connection import Database
+from serve_app.database.connection import Database, P, T
 from serve_app.jobs import Tier
 from serve_app.registry import actor as job_registry
 from serve_app.registry import dispatcher
 from tests.support.registry_world import SETTINGS, Call, World
 
-T = TypeVar("T")
 ENCODER = (Stage.ENCODING,)
 SAMPLER = (Stage.SAMPLING,)
 
@@ -38,11 +38,11 @@ class Flaky(Database):
     untold: ClassVar[set[Any]] = set()
     away: ClassVar[set[Any]] = set()
 
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if function in self.away:
             await asyncio.sleep(0.05)
             raise RegistryUnavailableError("away")
-        result = await super().run(function, *args)
+        result = await super().run(function, *args, **kwargs)
         if function in self.untold:
             self.untold.remove(function)
             raise RegistryUnavailableError("lost in the commit")
@@ -89,7 +89,7 @@ async def test_a_lease_whose_end_was_not_told_ends_with_the_next_claim(world: Wo
     sampling = await world.workers.next()
     assert (sampling.task.job_id, sampling.task.stage) == ("a", Stage.SAMPLING)
     assert await world.report(encoding, Finished()) is Directive.STOP
-    queue = world.registry._board.room._queues[Stage.ENCODING]
+    queue = world.registry._state.waiting._queues[Stage.ENCODING]
     assert not [flow for share in queue._shares.values() for flow in share.flows.values() if flow.unsettled]
 
 
@@ -99,7 +99,7 @@ async def test_no_report_of_a_batch_is_lost_to_the_database_of_another(world: Wo
     await world.encoded("b")
     await world.replicas(slots=2, stages=SAMPLER)
     calls = [await world.workers.next() for _ in range(2)]
-    leases = [world.registry._board.leases.of_job(call.task.job_id) for call in calls]
+    leases = [world.registry._state.leases.of_job(call.task.job_id) for call in calls]
     Flaky.away.add(jobs_sql.renew)
     for lease in leases:
         assert lease is not None
@@ -111,7 +111,7 @@ async def test_no_report_of_a_batch_is_lost_to_the_database_of_another(world: Wo
 
 async def test_what_is_told_late_counts_no_step_twice(world: World) -> None:
     call = await sampled(world, job_id="a")
-    lease = world.registry._board.leases.of_job("a")
+    lease = world.registry._state.leases.of_job("a")
     assert lease is not None
     for done in (8, 12, 4, 16):
         lease.saved_at = 0.0
@@ -122,7 +122,7 @@ async def test_what_is_told_late_counts_no_step_twice(world: World) -> None:
 
 async def test_seconds_that_could_not_be_saved_are_saved_later(world: World) -> None:
     call = await sampled(world, job_id="a")
-    lease = world.registry._board.leases.of_job("a")
+    lease = world.registry._state.leases.of_job("a")
     assert lease is not None
     lease.saved_at = 0.0
     Flaky.away.add(jobs_sql.renew)

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -447,9 +446,9 @@ class HeldLink(MemoryLink):
         self.heard, self.may_answer = asyncio.Event(), asyncio.Event()
         self._kind = kind
 
-    async def call(self, method: str, *args: Any) -> Any:
-        answer = await super().call(method, *args)
-        if method == "report" and isinstance(args[0], Report) and isinstance(args[0].event, self._kind):
+    async def report(self, report: Report) -> Directive:
+        answer = await super().report(report)
+        if isinstance(report.event, self._kind):
             self.heard.set()
             await self.may_answer.wait()
         return answer

@@ -36,7 +36,7 @@ async def test_a_remix_is_the_same_with_another_prompt(client: httpx.AsyncClient
     assert (remix["remixed_from_video_id"], remix["enhanced_from_video_id"]) == (first["id"], None)
     own = {"id", "prompt", "created_at", "remixed_from_video_id"}
     assert {k: v for k, v in remix.items() if k not in own} == {k: v for k, v in first.items() if k not in own}
-    assert services.registry.jobs[remix["id"]].origin == Origin(first["id"], Relation.REMIX)
+    assert services.memory.jobs[remix["id"]].origin == Origin(first["id"], Relation.REMIX)
 
 
 async def test_enhance_is_the_same_in_more_steps(client: httpx.AsyncClient, services: FakeServices) -> None:
@@ -46,7 +46,7 @@ async def test_enhance_is_the_same_in_more_steps(client: httpx.AsyncClient, serv
     assert enhanced["num_inference_steps"] == 50
     own = {"id", "num_inference_steps", "created_at", "enhanced_from_video_id"}
     assert {k: v for k, v in enhanced.items() if k not in own} == {k: v for k, v in first.items() if k not in own}
-    assert services.registry.jobs[enhanced["id"]].origin == Origin(first["id"], Relation.ENHANCE)
+    assert services.memory.jobs[enhanced["id"]].origin == Origin(first["id"], Relation.ENHANCE)
 
 
 @pytest.mark.parametrize("body", [None, {}])
@@ -76,7 +76,7 @@ async def test_enhance_takes_only_more_steps(client: httpx.AsyncClient, services
     first = await make(client)
     answer = await derive(client, first["id"], "enhance", num_inference_steps=steps)
     assert refusal(answer) == (400, "num_inference_steps", "invalid_value")
-    assert len(services.registry.jobs) == 1
+    assert len(services.memory.jobs) == 1
 
 
 @pytest.mark.parametrize("state", JobState)
@@ -85,9 +85,9 @@ async def test_a_video_in_any_state_can_be_remixed_and_enhanced(
 ) -> None:
     first = await make(client)
     if state is JobState.COMPLETED:
-        services.registry.complete(first["id"])
+        services.memory.complete(first["id"])
     elif state is not JobState.QUEUED:
-        services.registry.move(first["id"], state)
+        services.memory.move(first["id"], state)
     assert (await derive(client, first["id"], "remix", prompt="a blue circle")).status_code == 200
     assert (await derive(client, first["id"], "enhance")).status_code == 200
 
@@ -125,7 +125,7 @@ async def test_idempotency_tells_them_apart(client: httpx.AsyncClient, services:
     assert again.headers["idempotent-replayed"] == "true"
     refused = await client.post(url.format(other["id"]), json=body, headers=headers)
     assert refusal(refused) == (409, "Idempotency-Key", "idempotency_key_reused")
-    assert len(services.registry.jobs) == 3
+    assert len(services.memory.jobs) == 3
 
 
 async def test_the_origin_may_be_deleted(client: httpx.AsyncClient) -> None:
@@ -144,7 +144,7 @@ async def test_priority_and_webhook_are_the_requests_own(
     made = (await derive(client, first["id"], how, **prompt)).json()
     assert (made["priority"], made["webhook_url"]) == ("standard", None)
     urgent = (await derive(client, first["id"], how, **prompt, priority="interactive")).json()
-    assert services.registry.jobs[urgent["id"]].tier is Tier.INTERACTIVE
+    assert services.memory.jobs[urgent["id"]].tier is Tier.INTERACTIVE
 
 
 @pytest.mark.parametrize("path", ["/v1/videos", "/generate", "/v1/videos/{}/remix", "/v1/videos/{}/enhance"])
@@ -156,13 +156,13 @@ async def test_webhooks_go_nowhere_private(
     prompt = {"text": "a"} if path == "/generate" else {} if "enhance" in path else {"prompt": "a"}
     answer = await client.post(path.format(first["id"]), json=prompt | {"webhook_url": url})
     assert refusal(answer) == (400, "webhook_url", "invalid_value")
-    assert len(services.registry.jobs) == 1
+    assert len(services.memory.jobs) == 1
 
 
 async def test_a_public_webhook_is_kept(client: httpx.AsyncClient, services: FakeServices) -> None:
     url = "https://8.8.8.8/done?user=7"
     video = await make(client, webhook_url=url)
-    assert video["webhook_url"] == url == services.registry.jobs[video["id"]].webhook_url
+    assert video["webhook_url"] == url == services.memory.jobs[video["id"]].webhook_url
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,6 @@ async def test_no_priority_above_the_tenants(most: Tier, asked: str | None, got:
         answer = await client.post("/v1/videos", json=body, headers=headers["acme"])
         if got is None:
             assert refusal(answer) == (403, "priority", "priority_not_allowed")
-            assert services.registry.jobs == {}
+            assert services.memory.jobs == {}
         else:
             assert answer.json()["priority"] == got

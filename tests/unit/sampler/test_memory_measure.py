@@ -14,7 +14,7 @@ from deployments.mochi.loading import load_transformer
 from deployments.replica.host import total_bytes
 from deployments.sampler import memory_measure
 from deployments.sampler.memory_measure import measure, memory_budget, memory_profile, probe_shapes
-from deployments.sampler.memory_profile import MemoryProfile, Resident
+from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import CACHE_VARIABLE
 from serve_app.config import load_settings
@@ -76,7 +76,7 @@ def test_what_is_held_is_counted_exactly(transformer: Any, measured: MemoryProfi
 def test_the_models_largest_video_fits_this_machine(measured: MemoryProfile) -> None:
     budget = memory_budget(CPU)
     assert 0 < budget < total_bytes()
-    assert measured.fits([], Resident((12, 11, 16, 16)), budget)
+    assert measured.fits([], SampleFootprint((12, 11, 16, 16)), budget)
 
 
 def model(**changes: Any) -> ModelSettings:

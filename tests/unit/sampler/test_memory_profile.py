@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
-from deployments.sampler.memory_profile import MemoryProfile, Resident, fit_line
+from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint, fit_line
 
 SMALL: LatentShape = (12, 2, 4, 4)
 LARGE: LatentShape = (12, 8, 8, 8)
@@ -14,7 +14,7 @@ costs = st.integers(0, 1 << 20)
 profiles = st.builds(MemoryProfile, st.integers(1, 1 << 20), costs, costs, costs, costs)
 sides = st.integers(1, 60).map(lambda half: 2 * half)
 shapes = st.tuples(st.just(12), st.integers(1, 28), sides, sides)
-groups = st.builds(Resident, shapes, st.integers(1, 16))
+groups = st.builds(SampleFootprint, shapes, st.integers(1, 16))
 budgets = st.integers(0, 1 << 38)
 
 
@@ -25,34 +25,36 @@ def test_the_formula_by_hand() -> None:
     assert (latent_tokens(SMALL), latent_tokens(LARGE)) == (8, 128)
     assert profile.row_bytes(SMALL) == 807 + 83
     held = 2 * 83 + 8 * 5 + 4 * 1283 + 128 * 5
-    assert profile.needed([Resident(SMALL, 2), Resident(LARGE, 4)]) == held + 4 * 12807
+    assert profile.needed([SampleFootprint(SMALL, 2), SampleFootprint(LARGE, 4)]) == held + 4 * 12807
     assert profile.needed([]) == 0
 
 
 def test_rows_of_one_shape_share_tables_and_batch() -> None:
     profile = MemoryProfile(100, 7, 10, 3, 5)
-    assert profile.needed([Resident(SMALL, 2), Resident(SMALL, 1)]) == profile.needed([Resident(SMALL, 3)])
+    assert profile.needed([SampleFootprint(SMALL, 2), SampleFootprint(SMALL, 1)]) == profile.needed(
+        [SampleFootprint(SMALL, 3)]
+    )
 
 
 @given(profiles, shapes, budgets)
 def test_rows_is_the_most_that_fits(profile: MemoryProfile, shape: LatentShape, budget: int) -> None:
     rows = profile.rows(shape, budget)
-    assert rows == 0 or profile.fits([], Resident(shape, rows), budget)
-    assert not profile.fits([], Resident(shape, rows + 1), budget)
+    assert rows == 0 or profile.fits([], SampleFootprint(shape, rows), budget)
+    assert not profile.fits([], SampleFootprint(shape, rows + 1), budget)
 
 
 @given(profiles, shapes, budgets)
 def test_a_sample_that_fits_alone_has_a_slot_and_no_other(
     profile: MemoryProfile, shape: LatentShape, budget: int
 ) -> None:
-    alone = profile.fits([], Resident(shape), budget)
+    alone = profile.fits([], SampleFootprint(shape), budget)
     assert alone == (profile.samples(shape, budget) >= 1)
     assert alone == (latent_tokens(shape) <= profile.max_tokens(budget))
 
 
 @given(profiles, st.lists(groups, max_size=5), groups, budgets)
 def test_what_fits_leaves_room_for_those_before(
-    profile: MemoryProfile, residents: list[Resident], candidate: Resident, budget: int
+    profile: MemoryProfile, residents: list[SampleFootprint], candidate: SampleFootprint, budget: int
 ) -> None:
     if profile.fits(residents, candidate, budget):
         assert profile.needed(residents) <= budget
@@ -61,7 +63,9 @@ def test_what_fits_leaves_room_for_those_before(
 
 
 @given(profiles, st.lists(groups, max_size=5), groups)
-def test_one_more_never_costs_less(profile: MemoryProfile, residents: list[Resident], added: Resident) -> None:
+def test_one_more_never_costs_less(
+    profile: MemoryProfile, residents: list[SampleFootprint], added: SampleFootprint
+) -> None:
     more = profile.needed([*residents, added])
     assert more > profile.needed(residents)
     assert more <= profile.needed(residents) + profile.needed([added])
@@ -70,7 +74,7 @@ def test_one_more_never_costs_less(profile: MemoryProfile, residents: list[Resid
 @given(profiles, shapes, st.integers(1, 16), st.integers(0, 3))
 def test_larger_never_costs_less(profile: MemoryProfile, shape: LatentShape, rows: int, longer: int) -> None:
     larger = (shape[0], shape[1] + longer, shape[2] + 2 * longer, shape[3])
-    assert profile.needed([Resident(larger, rows)]) >= profile.needed([Resident(shape, rows)])
+    assert profile.needed([SampleFootprint(larger, rows)]) >= profile.needed([SampleFootprint(shape, rows)])
     assert profile.row_bytes(larger) >= profile.row_bytes(shape)
 
 
@@ -83,7 +87,7 @@ def test_more_memory_never_takes_less(profile: MemoryProfile, budget: int, more:
 @given(profiles, shapes, st.integers(-(1 << 30), 0))
 def test_nothing_fits_in_nothing(profile: MemoryProfile, shape: LatentShape, budget: int) -> None:
     assert (profile.rows(shape, budget), profile.max_tokens(budget)) == (0, 0)
-    assert not profile.fits([], Resident(shape), budget)
+    assert not profile.fits([], SampleFootprint(shape), budget)
 
 
 points = st.tuples(st.integers(0, 50_000), st.integers(0, 1 << 36))
@@ -123,4 +127,4 @@ def test_impossible_numbers_are_refused() -> None:
         MemoryProfile(0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="held_row_bytes is -1"):
         MemoryProfile(1, 0, 0, -1, 0)
-    assert Resident(SMALL).rows == GUIDED_ROWS
+    assert SampleFootprint(SMALL).rows == GUIDED_ROWS

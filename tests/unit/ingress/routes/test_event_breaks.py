@@ -27,7 +27,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def registry(services: FakeServices) -> MemoryRegistry:
-    return services.registry
+    return services.memory
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ async def made(client: httpx.AsyncClient) -> str:
 
 
 def stream(services: FakeServices, video_id: str, last_event_id: str | None = None) -> AsyncIterator[bytes]:
-    return VideoEvents.after(services, CALLER, last_event_id).of(services.registry.jobs[video_id])
+    return VideoEvents.after(services, CALLER, last_event_id).of(services.memory.jobs[video_id])
 
 
 async def until(stream: AsyncIterator[bytes], name: str, pings: bool = False) -> list[Event]:
@@ -48,16 +48,16 @@ async def whole(stream: AsyncIterator[bytes]) -> list[Event]:
 
 def end(services: FakeServices, video_id: str, state: JobState) -> Job:
     if state is JobState.COMPLETED:
-        return services.registry.complete(video_id)
-    return services.registry.move(video_id, state, completed_at=1.0)
+        return services.memory.complete(video_id)
+    return services.memory.move(video_id, state, completed_at=1.0)
 
 
 def step(services: FakeServices, video_id: str, number: int) -> None:
     """The sampler has done so many steps."""
-    job = services.registry.jobs[video_id]
-    services.registry.jobs[video_id] = replace(job, step=number, progress=number / 20)
-    services.registry.feed.now_of = lambda job: services.registry.jobs.get(job.id, job)
-    services.registry.feed.progressed(video_id)
+    job = services.memory.jobs[video_id]
+    services.memory.jobs[video_id] = replace(job, step=number, progress=number / 20)
+    services.memory.feed.now_of = lambda job: services.memory.jobs.get(job.id, job)
+    services.memory.feed.progressed(video_id)
 
 
 def states(events: list[Event]) -> list[str]:
@@ -83,7 +83,7 @@ async def test_a_video_that_has_ended(
 
 
 async def test_the_life_of_a_video(services: FakeServices, made: str) -> None:
-    registry = services.registry
+    registry = services.memory
     async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
         assert [event.name for event in await until(told, "progress")] == ["state", "progress"]
         registry.move(made, JobState.ENCODING)
@@ -107,8 +107,8 @@ async def test_the_life_of_a_video(services: FakeServices, made: str) -> None:
 async def test_progress_is_told_only_when_it_is_another(services: FakeServices, made: str) -> None:
     async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
         await until(told, "progress")
-        services.registry.feed.progressed(made)
-        await services.registry.feed.told()
+        services.memory.feed.progressed(made)
+        await services.memory.feed.told()
         step(services, made, 1)
         (progress,) = await until(told, "progress")
         assert progress.data["step"] == 1
@@ -117,8 +117,8 @@ async def test_progress_is_told_only_when_it_is_another(services: FakeServices, 
 async def test_the_place_in_the_queue_is_told(services: FakeServices, made: str) -> None:
     async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
         await until(told, "progress")
-        services.registry.feed.tell_places({made: Place(4, 100.5, 200.5)})
-        await services.registry.feed.told()
+        services.memory.feed.tell_places({made: Place(4, 100.5, 200.5)})
+        await services.memory.feed.told()
         step(services, made, 0)
         (progress,) = await until(told, "progress")
         place = [progress.data[name] for name in ("queue_position", "estimated_start_at", "estimated_completion_at")]
@@ -126,7 +126,7 @@ async def test_the_place_in_the_queue_is_told(services: FakeServices, made: str)
 
 
 async def test_replay_from_every_event(client: httpx.AsyncClient, services: FakeServices, made: str) -> None:
-    services.registry.complete(made)
+    services.memory.complete(made)
     url = f"/v1/videos/{made}/events"
     events = read_events((await client.get(url)).text)
     assert len({event.id for event in events[:-1]}) == len(events) - 1
@@ -141,7 +141,7 @@ async def test_replay_from_every_event(client: httpx.AsyncClient, services: Fake
 async def test_an_id_that_is_none_of_ours_begins_anew(
     client: httpx.AsyncClient, services: FakeServices, made: str, odd: str
 ) -> None:
-    services.registry.complete(made)
+    services.memory.complete(made)
     url = f"/v1/videos/{made}/events"
     headers = {"Last-Event-ID": odd.encode()}
     assert (await client.get(url, headers=headers)).text == (await client.get(url)).text  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ async def test_an_id_that_is_none_of_ours_begins_anew(
 async def test_an_id_from_the_future_tells_only_the_end(
     client: httpx.AsyncClient, services: FakeServices, made: str
 ) -> None:
-    services.registry.complete(made)
+    services.memory.complete(made)
     answer = await client.get(f"/v1/videos/{made}/events", headers={"Last-Event-ID": "999.0"})
     assert [event.name for event in read_events(answer.text)] == ["done"]
 
@@ -159,8 +159,8 @@ async def test_going_on_elsewhere_tells_nothing_twice(services: FakeServices, ma
     """Broken off after each event and taken up again: what was told in all is what one stream tells."""
     last: str | None = None
     seen: list[Event] = []
-    services.registry.complete(made)
-    await services.registry.feed.told()
+    services.memory.complete(made)
+    await services.memory.feed.told()
     while not seen or seen[-1].name != "done":
         async with aclosing(stream(services, made, last)) as told:  # type: ignore[type-var]
             seen.append(await next_event(told))
@@ -169,7 +169,7 @@ async def test_going_on_elsewhere_tells_nothing_twice(services: FakeServices, ma
 
 
 async def test_previews_are_told_once_each(services: FakeServices, made: str) -> None:
-    registry = services.registry
+    registry = services.memory
     registry.move(made, JobState.SAMPLING, step=4, preview_step=4)
     registry.previews[made] = b"first"
     async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
@@ -186,10 +186,10 @@ async def test_previews_are_told_once_each(services: FakeServices, made: str) ->
 
 
 async def test_a_preview_that_is_gone_is_no_event(services: FakeServices, made: str) -> None:
-    services.registry.move(made, JobState.SAMPLING, step=4, preview_step=4)
+    services.memory.move(made, JobState.SAMPLING, step=4, preview_step=4)
     async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
         await until(told, "progress")
-        services.registry.move(made, JobState.CANCELLED)
+        services.memory.move(made, JobState.CANCELLED)
         assert "preview" not in [event.name for event in await whole(told)]
 
 
@@ -214,7 +214,7 @@ async def test_heartbeats_while_nothing_happens(services: FakeServices, made: st
         async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
             await until(told, "progress")
             assert [(await next_event(told)).name for _ in range(3)] == ["ping"] * 3
-            services.registry.move(made, JobState.ENCODING)
+            services.memory.move(made, JobState.ENCODING)
             assert states(await until(told, "progress")) == ["encoding"]
 
 
@@ -223,12 +223,12 @@ async def test_a_registry_that_is_away_interrupts_nothing(unfed: httpx.AsyncClie
     with quick_heartbeats():
         async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
             await until(told, "progress")
-            services.registry.reachable = False
+            services.memory.reachable = False
             assert (await until(told, "ping", pings=True))[-1].name == "ping"
-            services.registry.move(video_id, JobState.ENCODING)
+            services.memory.move(video_id, JobState.ENCODING)
             assert [(await next_event(told)).name for _ in range(3)] == ["ping"] * 3
-            services.registry.reachable = True
-            services.registry.move(video_id, JobState.CANCELLED)
+            services.memory.reachable = True
+            services.memory.move(video_id, JobState.CANCELLED)
             assert states(await whole(told)) == ["encoding", "cancelled"]
 
 
@@ -237,7 +237,7 @@ async def test_without_a_feed_it_looks_for_itself(unfed: httpx.AsyncClient, serv
     with quick_heartbeats():
         async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
             await until(told, "progress")
-            services.registry.complete(video_id)
+            services.memory.complete(video_id)
             events = await whole(told)
     assert states(events)[-1] == "completed"
     assert events[-1].name == "done"
@@ -249,8 +249,8 @@ async def test_a_closed_stream_cancels_nothing_and_leaves_nothing(services: Fake
     assert made in services.feed._watchers
     await told.aclose()  # type: ignore[attr-defined]
     assert dict(services.feed._watchers) == {}
-    assert services.registry.jobs[made].state is JobState.QUEUED
-    assert services.registry.calls["cancel"] == 0
+    assert services.memory.jobs[made].state is JobState.QUEUED
+    assert services.memory.calls["cancel"] == 0
 
 
 async def test_a_client_that_leaves_in_the_middle(services: FakeServices) -> None:
@@ -269,11 +269,11 @@ async def test_a_client_that_leaves_in_the_middle(services: FakeServices) -> Non
 async def test_many_readers_are_told_the_same(services: FakeServices, made: str) -> None:
     readers = [asyncio.create_task(whole(stream(services, made))) for _ in range(20)]
     await asyncio.sleep(0)
-    services.registry.complete(made)
+    services.memory.complete(made)
     told = await asyncio.gather(*readers)
     assert all(states(events) == states(told[0]) for events in told)
     assert all(events[-1] == told[0][-1] for events in told)
-    assert services.registry.calls["history"] == 0
+    assert services.memory.calls["history"] == 0
 
 
 @pytest.mark.parametrize("video_id", [UNKNOWN, "nothing"])

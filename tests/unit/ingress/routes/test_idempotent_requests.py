@@ -23,7 +23,7 @@ async def test_the_same_key_and_body_are_the_same_video(
     client: httpx.AsyncClient, services: FakeServices, path: str, prompt: str, status: int
 ) -> None:
     first = await client.post(path, json={prompt: "a red circle"}, headers=key("k"))
-    services.registry.move(first.json()["id"], JobState.ENCODING)
+    services.memory.move(first.json()["id"], JobState.ENCODING)
     again = await client.post(path, json={prompt: "a red circle"}, headers=key("k"))
     assert (first.status_code, again.status_code) == (status, status)
     assert "idempotent-replayed" not in first.headers
@@ -31,7 +31,7 @@ async def test_the_same_key_and_body_are_the_same_video(
     assert again.headers.get("location") == first.headers.get("location")
     assert (again.json()["id"], again.json()["seed"]) == (first.json()["id"], first.json()["seed"])
     assert again.json()["state"] == "encoding"
-    assert len(services.registry.jobs) == 1
+    assert len(services.memory.jobs) == 1
 
 
 async def test_the_body_may_be_written_in_another_way(client: httpx.AsyncClient, services: FakeServices) -> None:
@@ -42,7 +42,7 @@ async def test_the_body_may_be_written_in_another_way(client: httpx.AsyncClient,
         await client.post("/v1/videos", files={n: (None, v) for n, v in text.items()}, headers=key("k")),
     ]
     assert [answer.status_code for answer in answers] == [200, 200, 200]
-    assert len({answer.json()["id"] for answer in answers}) == len(services.registry.jobs) == 1
+    assert len({answer.json()["id"] for answer in answers}) == len(services.memory.jobs) == 1
 
 
 @pytest.mark.parametrize("change", [{"prompt": "a blue circle"}, {"seed": 1}, {"priority": "batch"}, {"width": 80}])
@@ -56,13 +56,13 @@ async def test_another_body_under_the_key_is_refused(
     assert (error["param"], error["code"]) == ("Idempotency-Key", "idempotency_key_reused")
     assert '"k"' in error["message"]
     assert refused.headers["x-should-retry"] == "false"
-    assert len(services.registry.jobs) == 1
+    assert len(services.memory.jobs) == 1
 
 
 async def test_a_key_belongs_to_its_tenant(client: httpx.AsyncClient, services: FakeServices) -> None:
     made = [await client.post("/v1/videos", json=BODY, headers=key("k", tenant)) for tenant in ("a", "b")]
     assert [answer.json()["tenant"] for answer in made] == ["a", "b"]
-    assert len(services.registry.jobs) == 2
+    assert len(services.memory.jobs) == 2
     assert all("idempotent-replayed" not in answer.headers for answer in made)
 
 
@@ -70,11 +70,11 @@ async def test_without_a_key_every_request_is_a_new_video(client: httpx.AsyncCli
     for _ in range(2):
         answer = await client.post("/v1/videos", json=BODY)
         assert "idempotent-replayed" not in answer.headers
-    assert len(services.registry.jobs) == 2
+    assert len(services.memory.jobs) == 2
 
 
 async def test_a_refused_request_leaves_its_key_free(client: httpx.AsyncClient, services: FakeServices) -> None:
-    services.registry.refusals = [QueueFullError(10, None, 7)]
+    services.memory.refusals = [QueueFullError(10, None, 7)]
     refused = await client.post("/v1/videos", json=BODY, headers=key("k"))
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
     assert refused.json()["error"]["code"] == "queue_full"
@@ -117,13 +117,13 @@ async def test_a_bad_tenant_is_refused_by_name(
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == ("OpenAI-Organization", "invalid_value")
     assert "It must be 1 to 64 of the characters A-Z, a-z, 0-9" in error["message"]
-    assert services.registry.calls["submit"] == 0
+    assert services.memory.calls["submit"] == 0
 
 
 @pytest.mark.parametrize("tenant", ["a", "A" * 64, "acme-1.x_y", "org-123"])
 async def test_a_tenant_is_kept_as_given(client: httpx.AsyncClient, services: FakeServices, tenant: str) -> None:
     answer = await client.post("/v1/videos", json=BODY, headers={"OpenAI-Organization": tenant})
-    assert answer.json()["tenant"] == tenant == services.registry.jobs[answer.json()["id"]].tenant
+    assert answer.json()["tenant"] == tenant == services.memory.jobs[answer.json()["id"]].tenant
 
 
 @pytest.mark.parametrize("text", [b"", b"k" * 256, "schlüssel".encode(), b"a\x01b", b"\x7f"])
@@ -134,10 +134,10 @@ async def test_a_bad_key_is_refused_by_name(client: httpx.AsyncClient, services:
     assert (error["param"], error["code"]) == ("Idempotency-Key", "invalid_value")
     assert "It must be 1 to 255 printable ASCII characters." in error["message"]
     assert len(error["message"]) < 300
-    assert services.registry.calls["submit"] == 0
+    assert services.memory.calls["submit"] == 0
 
 
 @pytest.mark.parametrize("text", ["k", "k" * 255, "a key, with {all} \"sorts\" of 'signs' ~!"])
 async def test_a_key_is_kept_as_given(client: httpx.AsyncClient, services: FakeServices, text: str) -> None:
     assert (await client.post("/v1/videos", json=BODY, headers=key(text))).status_code == 200
-    assert list(services.registry.keys) == [("default", text)]
+    assert list(services.memory.keys) == [("default", text)]

@@ -29,8 +29,8 @@ async def one_of_each_state(client: httpx.AsyncClient, services: FakeServices) -
     """Ids by state."""
     ids = {str(state): await make(client) for state in JobState}
     for state in (JobState.ENCODING, JobState.SAMPLING, JobState.DECODING, JobState.FAILED, JobState.CANCELLED):
-        services.registry.move(ids[state], state)
-    services.registry.complete(ids[JobState.COMPLETED])
+        services.memory.move(ids[state], state)
+    services.memory.complete(ids[JobState.COMPLETED])
     return ids
 
 
@@ -79,7 +79,7 @@ async def test_by_time_from_inclusive_to_exclusive(
     client: httpx.AsyncClient, services: FakeServices, path: str
 ) -> None:
     ids = [await make(client) for _ in range(4)]
-    times = [services.registry.jobs[video_id].created_at for video_id in ids]
+    times = [services.memory.jobs[video_id].created_at for video_id in ids]
     assert await listed(client, path, created_after=times[1], order="asc") == ids[1:]
     assert await listed(client, path, created_before=times[1], order="asc") == ids[:1]
     assert await listed(client, path, created_after=int(times[1]), created_before=int(times[3])) == [ids[2], ids[1]]
@@ -92,11 +92,11 @@ async def test_filters_hold_together_and_over_pages(
     client: httpx.AsyncClient, services: FakeServices, path: str
 ) -> None:
     ids = [await make(client, tenant) for tenant in ("a", "b") * 4]
-    services.registry.move(ids[4], JobState.CANCELLED)
+    services.memory.move(ids[4], JobState.CANCELLED)
     first = (await client.get(path, params={"tenant": "a", "status": "queued", "limit": "2", "order": "asc"})).json()
     assert ([v["id"] for v in first["data"]], first["has_more"]) == ([ids[0], ids[2]], True)
     # What ended a page may have gone on since and match the filter no more; the page after it stands all the same.
-    services.registry.move(first["last_id"], JobState.ENCODING)
+    services.memory.move(first["last_id"], JobState.ENCODING)
     params = {"tenant": "a", "status": "queued", "limit": "2", "order": "asc", "after": first["last_id"]}
     second = (await client.get(path, params=params)).json()
     assert ([v["id"] for v in second["data"]], second["has_more"]) == ([ids[6]], False)
@@ -124,7 +124,7 @@ async def test_a_bad_filter_is_refused_by_name(
     assert (error["param"], error["code"]) == (name, "invalid_value")
     assert f"Invalid '{name}'" in error["message"]
     assert told in error["message"]
-    assert set(services.registry.calls) <= {"follow"}
+    assert set(services.memory.calls) <= {"follow"}
 
 
 @LISTINGS
@@ -135,8 +135,8 @@ async def test_status_and_state_say_the_same_thing(client: httpx.AsyncClient, pa
 
 async def test_a_history_tells_every_move(client: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = await make(client)
-    services.registry.move(video_id, JobState.ENCODING)
-    services.registry.move(video_id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
+    services.memory.move(video_id, JobState.ENCODING)
+    services.memory.move(video_id, JobState.FAILED, error=JobError("out_of_memory", "no room"))
     history = (await client.get(f"/v1/videos/{video_id}/history")).json()
     assert history["object"] == "list"
     moves = history["data"]

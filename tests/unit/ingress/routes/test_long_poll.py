@@ -32,9 +32,9 @@ async def test_the_end_answers_at_once(
     polling = asyncio.create_task(client.get(path.format(video_id), params={"wait": "60"}))
     await waiting(services, video_id)
     if state is JobState.COMPLETED:
-        services.registry.complete(video_id)
+        services.memory.complete(video_id)
     else:
-        services.registry.move(video_id, state, completed_at=1.0)
+        services.memory.move(video_id, state, completed_at=1.0)
     answer = await polling
     assert answer.json()["state"] == state
     assert "openai-poll-after-ms" not in answer.headers
@@ -43,7 +43,7 @@ async def test_the_end_answers_at_once(
 
 async def test_a_final_video_is_not_waited_for(client: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = await make(client)
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     assert (await client.get(f"/v1/videos/{video_id}?wait=60")).json()["status"] == "completed"
 
 
@@ -51,10 +51,10 @@ async def test_a_move_on_the_way_is_no_end(client: httpx.AsyncClient, services: 
     video_id = await make(client)
     polling = asyncio.create_task(client.get(f"/v1/videos/{video_id}?wait=60"))
     await waiting(services, video_id)
-    services.registry.move(video_id, JobState.ENCODING)
-    await services.registry.feed.told()
+    services.memory.move(video_id, JobState.ENCODING)
+    await services.memory.feed.told()
     assert not polling.done()
-    await services.registry.cancel(video_id)
+    await services.memory.cancel(video_id)
     assert (await polling).json()["state"] == "cancelled"
 
 
@@ -82,7 +82,7 @@ async def test_without_a_feed_it_looks_for_itself(unfed: httpx.AsyncClient, serv
     video_id = await make(unfed)
     polling = asyncio.create_task(unfed.get(f"/v1/videos/{video_id}?wait=60"))
     await waiting(services, video_id)
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     assert (await polling).json()["status"] == "completed"
 
 
@@ -93,7 +93,7 @@ async def test_who_leaves_is_waited_for_no_more(client: httpx.AsyncClient, servi
     polling.cancel()
     await asyncio.gather(polling, return_exceptions=True)
     assert dict(services.feed._watchers) == {}
-    assert services.registry.jobs[video_id].state is JobState.QUEUED
+    assert services.memory.jobs[video_id].state is JobState.QUEUED
 
 
 @PATHS

@@ -43,7 +43,7 @@ async def test_the_answer_is_that_of_the_declared_route(
     waiting = await client.get(f"{path}/{video}")
     assert waiting.json()["state"] == "queued" and waiting.headers["openai-poll-after-ms"] == "250"
     assert seen(waiting) == seen(await client.get(f"{path}/{video}", **declared))  # type: ignore[arg-type]
-    services.registry.complete(video)
+    services.memory.complete(video)
     done = await client.get(f"{path}/{video}")
     assert done.json()["state"] == "completed" and "openai-poll-after-ms" not in done.headers
     assert seen(done) == seen(await client.get(f"{path}/{video}", **declared))  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ async def keyed() -> AsyncIterator[httpx.AsyncClient]:
     slow = replace(acme, name="slow", requests_per_minute=2)
     of = {KEY: "acme", SLOW_KEY: "slow"}
     keys = [ApiKey(f"key_{name}", name, key_hash(key), key_hint(key), "", 0.0) for key, name in of.items()]
-    services.registry.feed = FeedPublisher(
+    services.memory.feed = FeedPublisher(
         access=AccessTable(1, {"acme": acme, "slow": slow}, {key.hash: key for key in keys})
     )
     async with fed_client(services) as client:

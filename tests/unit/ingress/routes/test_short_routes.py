@@ -11,13 +11,13 @@ async def test_generate_to_download(client: httpx.AsyncClient, services: FakeSer
     assert accepted.status_code == 202
     video_id = accepted.json()["id"]
     assert accepted.headers["location"] == f"/status/{video_id}"
-    assert services.registry.jobs[video_id].spec.seed == 7
+    assert services.memory.jobs[video_id].spec.seed == 7
 
     waiting = await client.get(accepted.headers["location"])
     assert waiting.json() == accepted.json()
     assert waiting.headers["openai-poll-after-ms"] == "250"
 
-    services.registry.complete(video_id)
+    services.memory.complete(video_id)
     services.storage.files[video_id, "video"] = b"the mp4"
     done = await client.get(f"/status/{video_id}")
     assert (done.json()["status"], done.json()["progress"]) == ("completed", 100)
@@ -34,7 +34,7 @@ async def test_text_is_required(client: httpx.AsyncClient) -> None:
 
 async def test_cancel(client: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
-    services.registry.move(video_id, JobState.ENCODING)
+    services.memory.move(video_id, JobState.ENCODING)
     cancelled = await client.post(f"/cancel/{video_id}")
     assert cancelled.status_code == 200
     assert (cancelled.json()["status"], cancelled.json()["state"]) == ("failed", "cancelled")
@@ -48,16 +48,14 @@ async def test_cancel(client: httpx.AsyncClient, services: FakeServices) -> None
 @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.FAILED])
 async def test_a_final_job_is_not_cancelled(client: httpx.AsyncClient, services: FakeServices, state: JobState) -> None:
     video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
-    job = (
-        services.registry.complete(video_id) if state is JobState.COMPLETED else services.registry.move(video_id, state)
-    )
+    job = services.memory.complete(video_id) if state is JobState.COMPLETED else services.memory.move(video_id, state)
     answer = await client.post(f"/cancel/{video_id}")
     assert answer.status_code == 409
     assert answer.headers["x-should-retry"] == "false"
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == ("video_id", "video_final")
     assert f"is {state};" in error["message"]
-    assert services.registry.jobs[video_id] == job
+    assert services.memory.jobs[video_id] == job
 
 
 @pytest.mark.parametrize("video_id", ["video_" + "0" * 32, "nothing"])
@@ -77,34 +75,34 @@ async def test_health_waits_for_every_stage_and_the_stores(client: httpx.AsyncCl
     assert starting.status_code == 503
     assert "no sampling replica is ready" in starting.json()["error"]["message"]
 
-    services.registry.announce_all()
-    decoder = services.registry.replicas.pop(Stage.DECODING)
+    services.memory.announce_all()
+    decoder = services.memory.replicas.pop(Stage.DECODING)
     assert "no decoding replica" in (await client.get("/health")).json()["error"]["message"]
 
-    services.registry.replicas[Stage.DECODING] = decoder
+    services.memory.replicas[Stage.DECODING] = decoder
     services.storage.reachable = False
     without_store = await client.get("/health")
     assert without_store.status_code == 503
     assert without_store.json()["storage"] == "the object store does not answer"
 
     services.storage.reachable = True
-    services.registry.database = "the disk is full"
+    services.memory.database = "the disk is full"
     without_database = await client.get("/health")
     assert (without_database.status_code, without_database.headers["retry-after"]) == (503, "2")
     assert without_database.json()["database"] == "the disk is full"
     assert "the disk is full" in without_database.json()["error"]["message"]
 
-    services.registry.database = "ok"
+    services.memory.database = "ok"
     ready = await client.get("/health")
     assert ready.status_code == 200
     assert (ready.json()["database"], ready.json()["error"]) == ("ok", None)
 
 
 async def test_health_tells_devices_models_and_queue(client: httpx.AsyncClient, services: FakeServices) -> None:
-    services.registry.announce_all(max_tokens=1280)
+    services.memory.announce_all(max_tokens=1280)
     for state in (JobState.ENCODING, JobState.CANCELLED):
         video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
-        services.registry.move(video_id, state)
+        services.memory.move(video_id, state)
     await client.post("/generate", json={"text": "a red circle"})
     report = (await client.get("/health")).json()
     assert report["models"] == ["mochi-1"]
@@ -115,7 +113,7 @@ async def test_health_tells_devices_models_and_queue(client: httpx.AsyncClient, 
 
 
 async def test_health_without_the_registry(client: httpx.AsyncClient, services: FakeServices) -> None:
-    services.registry.reachable = False
+    services.memory.reachable = False
     answer = await client.get("/health")
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "registry_unavailable"

@@ -16,7 +16,7 @@ async def test_a_clear_refusal(client: httpx.AsyncClient, services: FakeServices
     error = answer.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "unsupported_operation")
     assert error["message"].startswith("This model cannot ")
-    assert services.registry.jobs == {}
+    assert services.memory.jobs == {}
 
 
 @pytest.mark.parametrize("path", [path for method, path in ROUTES if method == "POST"])

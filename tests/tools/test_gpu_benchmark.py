@@ -19,7 +19,7 @@ from benchmarks.gpu_parts.measuring import by_kind, kind_of
 from benchmarks.gpu_parts.results import Results, figures_table, heading, print_tables
 from benchmarks.gpu_parts.steps import VIDEO_LAYERS
 from benchmarks.machine import nvidia_smi
-from tests.worker_fakes import ROOT
+from tests.support import ROOT
 
 CPU = torch.device("cpu")
 # What a dry run may leave out, and why.

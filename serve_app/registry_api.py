@@ -1,0 +1,108 @@
+"""The job registry as the rest of the control side sees it, and the client of it."""
+
+from typing import Protocol
+
+from deployments.messages import Stage
+from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
+from serve_app.feed.publisher import Batch, Cursor
+from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, Move, Order, Submission
+
+
+class RegistryApi(WorkerRegistry, Protocol):
+    """What the ingress asks and the workers report; `serve_app.registry.actor.JobRegistry` does it.
+
+    Each method may be called again when its answer was lost, and may raise RegistryUnavailableError.
+    """
+
+    async def submit(self, submission: Submission) -> Accepted:
+        """Make the job durable, then answer. The same id or idempotency key again gives the same job.
+
+        Raises:
+            TooLargeError: none of the samplers has the memory for it.
+            QueueFullError: as many jobs wait as may.
+            RateLimitError: the tenant asked for too many videos in a minute, or for too many GPU-seconds in a day.
+            IdempotencyKeyReusedError: the key belongs to another request.
+            RegistryUnavailableError: the database is away or full.
+            With any of them nothing was written.
+        """
+        ...
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job with its newest progress and its place; None if it is unknown."""
+        ...
+
+    async def list_jobs(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage:
+        """A page by time of creation. Raises UnknownJobError if there is no job `after`."""
+        ...
+
+    async def history(self, job_id: str) -> list[Move] | None:
+        """The job's moves, oldest first; None if it is unknown."""
+        ...
+
+    async def preview(self, job_id: str) -> bytes | None:
+        """The newest picture (WebP) of a video that is being sampled."""
+        ...
+
+    async def cancel(self, job_id: str) -> Job | None:
+        """End the job; whoever works on it stops at its next step. None if it is unknown."""
+        ...
+
+    async def delete(self, job_id: str, tenant: str | None) -> bool:
+        """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
+        ...
+
+    async def park(self, job_id: str) -> bool:
+        """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
+        ...
+
+    async def follow(self, follower: str, cursor: Cursor) -> Batch:
+        """What has changed since `cursor`; an ingress replica asks again and again."""
+        ...
+
+    async def health(self) -> Health:
+        """Replicas that are there, jobs that wait or run, and whether the database takes a write."""
+        ...
+
+    async def demand(self) -> dict[Stage, int]:
+        """How many jobs run or wait in each stage, for the autoscaling policy."""
+        ...
+
+
+class RegistryClient(WorkerRegistryClient, RegistryApi):
+    """The registry over a link."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+
+    async def submit(self, submission: Submission) -> Accepted:
+        return await self._link.call(RegistryApi.submit, submission)
+
+    async def get(self, job_id: str) -> Job | None:
+        return await self._link.call(RegistryApi.get, job_id)
+
+    async def list_jobs(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage:
+        return await self._link.call(RegistryApi.list_jobs, limit, after, order, wanted)
+
+    async def history(self, job_id: str) -> list[Move] | None:
+        return await self._link.call(RegistryApi.history, job_id)
+
+    async def preview(self, job_id: str) -> bytes | None:
+        return await self._link.call(RegistryApi.preview, job_id)
+
+    async def cancel(self, job_id: str) -> Job | None:
+        return await self._link.call(RegistryApi.cancel, job_id)
+
+    async def delete(self, job_id: str, tenant: str | None) -> bool:
+        return await self._link.call(RegistryApi.delete, job_id, tenant)
+
+    async def park(self, job_id: str) -> bool:
+        return await self._link.call(RegistryApi.park, job_id)
+
+    async def follow(self, follower: str, cursor: Cursor) -> Batch:
+        return await self._link.call(RegistryApi.follow, follower, cursor)
+
+    async def health(self) -> Health:
+        return await self._link.call(RegistryApi.health)
+
+    async def demand(self) -> dict[Stage, int]:
+        return await self._link.call(RegistryApi.demand)

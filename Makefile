@@ -28,9 +28,10 @@ serve: .venv/.serve ## Install and run the server; DATA=folder and CONFIG=config
 test: lint types unit ## All that a change must pass
 
 .PHONY: lint
-lint: .venv/.dev ## Check style and formatting
+lint: .venv/.dev ## Check style, formatting, and which folder imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 
 .PHONY: types
 types: .venv/.dev ## Check the types

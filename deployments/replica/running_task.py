@@ -214,12 +214,3 @@ def without_grad(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Grad mode belongs to a thread: what runs in another must turn it off there."""
     with torch.no_grad():
         return work(*args, **kwargs)
-
-
-async def wait_for(event: asyncio.Event, seconds: float) -> None:
-    """Until the event comes or the time is over. `asyncio.wait_for` may swallow a cancellation in Python 3.11."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

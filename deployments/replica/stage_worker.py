@@ -14,10 +14,11 @@ from typing import TypeVar
 import torch
 from ray.exceptions import RayError
 
+from deployments.background import wait_for
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
 from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
 from deployments.replica.registry_link import WorkerRegistry
-from deployments.replica.running_task import RunningTask, current_job, logger, wait_for, without_grad
+from deployments.replica.running_task import RunningTask, current_job, logger, without_grad
 from deployments.replica.serve_private import Reservations, end_if_terminated, is_draining
 
 ANNOUNCE_EVERY_S = 2.0

@@ -2,9 +2,10 @@
 
 import asyncio
 
+from deployments.background import wait_for
 from deployments.clip import latent_tokens
 from deployments.errors import PermanentError
-from deployments.replica.running_task import RunningTask, wait_for
+from deployments.replica.running_task import RunningTask
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 
 LOOK_EVERY_S = 0.2

@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from sqlalchemy import Connection
 
 from deployments.errors import MochiServeError
 from serve_app.access.exposure import keys_needed
@@ -36,6 +37,7 @@ tenants = typer.Typer(no_args_is_help=True, help="Tenants: what each may use, an
 _out = Console()
 _err = Console(stderr=True, soft_wrap=True)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -99,7 +101,7 @@ def create_key(
         raise typer.BadParameter(f"must have at most {LONGEST_LABEL} characters", param_hint="--label")
     settings = _settings(config, data)
     expires_at = None if expires_days is None else now + expires_days * DAY_S
-    key, plain = _run(settings, access_sql.create_key, tenant, label, expires_at, now)
+    key, plain = _run(settings, access_sql.create_key, tenant, label=label, expires_at=expires_at, now=now)
     if as_json:
         _print_json({**key_json(key), "key": plain})
     else:
@@ -134,7 +136,7 @@ def revoke_key(
     as_json: AsJson = False,
 ) -> None:
     """End a key for good."""
-    key = _run(_settings(config, data), access_sql.revoke_key, key_id, time.time())
+    key = _run(_settings(config, data), access_sql.revoke_key, key_id, now=time.time())
     if key is None:
         _fail(f"there is no key {key_id!r}; `mochi-serve keys list` tells the ids")
     if as_json:
@@ -159,7 +161,7 @@ def show_tenant(name: TenantName, config: Config = DEFAULT_CONFIG, data: Data = 
     settings = _settings(config, data)
     tenant = _known(name, _run(settings, access_sql.get_tenant, name))
     found = _run(settings, access_sql.list_keys, name)
-    used = _run(settings, access_sql.usage_of, name, day_of(time.time()))
+    used = _run(settings, access_sql.usage_of, name, day=day_of(time.time()))
     if as_json:
         told = {"webhook_secret": tenant.webhook_secret, "keys": [key_json(key) for key in found]}
         _print_json({**tenant_json(tenant), **told, "used_today": used._asdict()})
@@ -207,7 +209,7 @@ def set_tenant(
         changes["max_tier"] = tier
     if new_webhook_secret:
         changes["webhook_secret"] = access_sql.new_webhook_secret()
-    tenant = _run(_settings(config, data), access_sql.set_tenant, name, changes, time.time())
+    tenant = _run(_settings(config, data), access_sql.set_tenant, name, changes=changes, now=time.time())
     if as_json:
         _print_json(tenant_json(tenant))
     else:
@@ -237,7 +239,7 @@ def usage(
 ) -> None:
     """Tell what the videos that ended on each day (UTC) cost."""
     first = day_of(time.time()) - days + 1
-    found = _run(_settings(config, data), access_sql.usage_since, first, name)
+    found = _run(_settings(config, data), access_sql.usage_since, day=first, tenant=name)
     if as_json:
         _print_json([usage_json(one) for one in found])
         return
@@ -268,14 +270,16 @@ def _settings(config: Path, data: Path | None) -> AppSettings:
         _fail(str(error), BAD_CONFIG)
 
 
-def _run(settings: AppSettings, function: Callable[..., T], *args: Any) -> T:
-    """`function(connection, *args)` in one transaction on the database of the settings."""
+def _run(
+    settings: AppSettings, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """`function(connection, ...)` in one transaction on the database of the settings."""
     from serve_app.database.connection import Database
 
     async def work() -> T:
         database = Database(settings.database_url)
         try:
-            return await database.run(function, *args)
+            return await database.run(function, *args, **kwargs)
         finally:
             database.close()
 

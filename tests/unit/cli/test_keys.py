@@ -8,10 +8,11 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 import typer
+from sqlalchemy import Connection
 from typer.testing import CliRunner, Result
 
 from serve_app.access.tenants import key_hash
@@ -20,6 +21,8 @@ from serve_app.database import access as access_sql
 from serve_app.database.connection import Database
 from tests.support import ROOT
 
+P = ParamSpec("P")
+T = TypeVar("T")
 DAY_S = 86_400
 DATA = "MOCHI_SERVE__DATA_DIR"
 
@@ -138,13 +141,15 @@ def test_a_key_out_of_bounds_is_refused(data: Path, words: tuple[str, ...]) -> N
     assert not data.exists()
 
 
-def beside(data: Path, function: Callable[..., Any], *args: Any) -> Any:
+def beside(
+    data: Path, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
     """What a server does on the same database."""
 
-    async def work() -> Any:
+    async def work() -> T:
         database = Database(f"sqlite:///{data / 'jobs.db'}")
         try:
-            return await database.run(function, *args)
+            return await database.run(function, *args, **kwargs)
         finally:
             database.close()
 
@@ -152,9 +157,9 @@ def beside(data: Path, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def test_all_of_a_tenant_is_shown(data: Path) -> None:
-    tenant = beside(data, access_sql.create_tenant, "acme", 1.0)
+    tenant = beside(data, access_sql.create_tenant, "acme", now=1.0)
     key = told("keys", "create", "--tenant", "acme")
-    beside(data, access_sql.record_usage, "acme", time.time(), 1.5)
+    beside(data, access_sql.record_usage, "acme", ended_at=time.time(), gpu_seconds=1.5)
     shown = told("tenants", "show", "acme")
     assert shown["webhook_secret"] == tenant.webhook_secret
     assert [one["id"] for one in shown["keys"]] == [key["id"]]
@@ -167,7 +172,7 @@ def test_all_of_a_tenant_is_shown(data: Path) -> None:
 def test_usage_by_day(data: Path) -> None:
     now = time.time()
     for tenant, ended_at, seconds in (("acme", now, 1.5), ("acme", now - 40 * DAY_S, 4.0), ("other", now, 2.0)):
-        beside(data, access_sql.record_usage, tenant, ended_at, seconds)
+        beside(data, access_sql.record_usage, tenant, ended_at=ended_at, gpu_seconds=seconds)
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
     mine = {"tenant": "acme", "day": today, "gpu_seconds": 1.5, "videos": 1}
     assert told("tenants", "usage", "acme") == [mine]

@@ -14,6 +14,12 @@ ifeq ($(origin CONFIG),command line)
 export MOCHI_SERVE_CONFIG := $(CONFIG)
 endif
 
+# A file of tests goes to one process, and so does a folder that shares a server; see tests/support/groups.py.
+TESTS = OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" --no-loadscope-reorder
+test integration system tools coverage: export HYPOTHESIS_PROFILE ?= ci
+unit: export HYPOTHESIS_PROFILE ?= dev
+test-long: export HYPOTHESIS_PROFILE ?= long
+
 .NOTPARALLEL:
 
 .PHONY: help
@@ -25,7 +31,8 @@ serve: .venv/.serve ## Install and run the server; DATA=folder and CONFIG=config
 	@exec $(BIN)/mochi-serve serve
 
 .PHONY: test
-test: lint types unit ## All that a change must pass
+test: lint types ## All that a change must pass
+	@$(TESTS) -n 4
 
 .PHONY: lint
 lint: .venv/.dev ## Check style, formatting, and which folder imports which
@@ -38,8 +45,24 @@ types: .venv/.dev ## Check the types
 	@$(BIN)/mypy
 
 .PHONY: unit
-unit: .venv/.dev ## Run the tests but the slow ones
-	@OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" -n 4 --no-loadscope-reorder
+unit: .venv/.dev ## Run the tests that need no Ray, server or socket: the inner loop
+	@$(TESTS) -n 2 tests/unit
+
+.PHONY: integration
+integration: .venv/.dev ## Run the tests against real databases, stores, sockets and Ray actors
+	@$(TESTS) -n 3 tests/database tests/integration
+
+.PHONY: system
+system: .venv/.dev ## Run the tests against a whole server, the command line and the page in a browser
+	@$(TESTS) -n 3 tests/system
+
+.PHONY: tools
+tools: .venv/.dev ## Run the tests of the benchmarks, the included model's training and the cluster's files
+	@$(TESTS) -n 2 tests/tools
+
+.PHONY: coverage
+coverage: .venv/.dev ## Run what `make test` runs in its own processes, and print the lines that no test reaches
+	@$(TESTS) -n 3 --cov=serve_app --cov=deployments --cov-report=term-missing:skip-covered $(ARGS)
 
 .PHONY: test-long
 test-long: .venv/.dev ## Run the slow tests too

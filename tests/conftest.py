@@ -1,24 +1,21 @@
-"""Fixtures shared by the tests: a real object store, real databases, a real server; each started once."""
+"""What all tests share; light, because each process that runs tests loads it: neither Ray nor torch."""
 
 import gc
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
-import pytest_asyncio
-import ray
+from hypothesis import settings
 
-from deployments.settings import StorageSettings
-from deployments.storage.object_store import ObjectStore
-from serve_app.local.seaweed import WeedProcess
-from tests.support.http.fakes import FakeServices
-from tests.support.http.memory_http import fed_client, unfed_client
-from tests.support.ports import free_block
-from tests.support.server import ENDLESS, Server, running_server
+pytest_plugins = ["tests.support.groups"]
 
-pytest_plugins = ["tests.support.groups", "tests.support.postgres"]
+# A deadline would be a bound on time, which a busy machine breaks.
+settings.register_profile("dev", deadline=None, max_examples=30)
+settings.register_profile("ci", deadline=None, max_examples=100)
+settings.register_profile("long", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 def pytest_configure() -> None:
@@ -32,26 +29,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def storage_settings(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[StorageSettings]:
-    """A SeaweedFS that runs for the whole session, with its bucket made."""
-    weed = WeedProcess(StorageSettings(local_port=free_block()), tmp_path_factory.mktemp("objects"))
-    yield await weed.ready()
-    await weed.stop()
-
-
-@pytest.fixture
-def object_store(storage_settings: StorageSettings) -> ObjectStore:
-    """A client of the session's store."""
-    return ObjectStore(storage_settings)
-
-
-@pytest.fixture
-def local_port() -> int:
-    """The first of eight free ports for a local store of one's own."""
-    return free_block()
-
-
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, str], Path]:
     """A function that writes a text file in the test's folder and returns its path."""
@@ -63,50 +40,3 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return write_file
-
-
-@pytest.fixture
-def services() -> Iterator[FakeServices]:
-    """What the routes work with, in memory. A test leaves no download open."""
-    made = FakeServices()
-    yield made
-    assert made.storage.open_streams == 0
-
-
-@pytest.fixture
-async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app over `services`; it reads from the registry's feed, as in a running server."""
-    async with fed_client(services) as client:
-        yield client
-
-
-@pytest.fixture
-async def unfed(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    """The same where the feed does not run: each read asks the registry."""
-    async with unfed_client(services) as client:
-        yield client
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """Ray without Serve and without a dashboard, for tests of actors."""
-    # Only while Ray starts: servers that other tests start must not have it.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=80_000_000,
-            log_to_driver=False,
-        )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A whole server, started once for the session. It takes more steps than the profile allows."""
-    steps = {"MOCHI_SERVE__MODEL__NUM_INFERENCE_STEPS__MAXIMUM": str(ENDLESS)}
-    with running_server(tmp_path_factory.mktemp("server"), steps) as running:
-        yield running

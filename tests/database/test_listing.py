@@ -98,7 +98,7 @@ filters = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=filters, limit=st.integers(1, 60), order=st.sampled_from(["asc", "desc"]))
 async def test_pages_hold_what_a_plain_filter_finds(
     database: Database, stored: list[Job], wanted: JobFilter, limit: int, order: Order
@@ -110,7 +110,7 @@ async def test_pages_hold_what_a_plain_filter_finds(
     assert all(len(page.jobs) == limit for page in pages[:-1])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=filters, cursor=st.integers(0, 299), order=st.sampled_from(["asc", "desc"]))
 async def test_a_page_may_begin_behind_any_job(
     database: Database, stored: list[Job], wanted: JobFilter, cursor: int, order: Order

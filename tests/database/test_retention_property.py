@@ -137,7 +137,7 @@ def _fill(connection: Connection, known: dict[str, Known]) -> None:
         connection.execute(insert(jobs), row)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(known=known_jobs, bucket=buckets, tells_time=st.booleans())
 def test_exactly_what_no_job_needs_is_deleted(
     database: Database, known: dict[str, Known], bucket: dict[str, float], tells_time: bool

@@ -19,8 +19,10 @@ import yaml
 from tests.support import ROOT
 from tests.support.ports import free_block, free_ports
 
-READY_S = 120
-END_S = 30
+# Generous, so that only what will never come is not waited for: a busy machine takes ten times as long as an idle one.
+READY_S = 600
+END_S = 120
+STATE_S = 600.0
 # Steps of a video that a test sees being made and then cancels, however slow the test is.
 ENDLESS = 5000
 FINAL = ("completed", "failed", "cancelled")
@@ -46,7 +48,7 @@ class Server:
     ports: list[int]
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
+        return httpx.Client(base_url=self.url, timeout=END_S)
 
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -93,7 +95,7 @@ class Server:
             application["args"]["config"] = str(profile)
         token = (self.data / "ray-token").read_text().strip()
         dashboard = f"http://127.0.0.1:{self.ports[1]}/api/serve/applications/"
-        answer = httpx.put(dashboard, json=tree, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        answer = httpx.put(dashboard, json=tree, headers={"Authorization": f"Bearer {token}"}, timeout=END_S)
         assert answer.status_code == 200, answer.text
 
     def job_row(self, video_id: str, *columns: str) -> tuple[Any, ...]:
@@ -117,7 +119,7 @@ class Server:
         video: dict[str, Any] = response.json()
         return video
 
-    def wait_for(self, video_id: str, *states: str, timeout_s: float = 90) -> dict[str, Any]:
+    def wait_for(self, video_id: str, *states: str, timeout_s: float = STATE_S) -> dict[str, Any]:
         """Poll until the job's state is one of `states`; answers such as 503 while a part restarts are waited out."""
         deadline = time.monotonic() + timeout_s
         seen: object = None
@@ -152,7 +154,7 @@ class Server:
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
         """Ctrl-C, then wait for the end; returns the exit code."""
         self.process.send_signal(how)
-        return self.process.wait(60)
+        return self.process.wait(END_S)
 
     def log_tail(self, lines: int = 60) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -93,7 +93,7 @@ class Launched:
 
     def end(self) -> tuple[int, str]:
         """Its exit code and the rest of what it says."""
-        said, _ = self.process.communicate(timeout=120)
+        said, _ = self.process.communicate(timeout=600)
         return self.process.returncode, said
 
     def all_processes(self) -> list[int]:

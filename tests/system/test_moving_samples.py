@@ -42,7 +42,7 @@ def clip(server: Server, video_id: str) -> bytes:
 
 
 def wait_for_step(server: Server, video_id: str, step: int) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while (seen := server.get(video_id)["step"]) < step:
         assert time.monotonic() < deadline, server.log_tail()
         time.sleep(STEP_S / 4)

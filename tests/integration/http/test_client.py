@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.cli.words import (
@@ -273,7 +273,6 @@ def test_what_is_no_id_is_not_sent(video_id: str) -> None:
         video_path(video_id)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300), st.text("0123456789abcdef", min_size=32, max_size=32))
 def test_names_of_files_are_names_of_files(prompt: str, digits: str) -> None:
     name = file_name(prompt, f"video_{digits}", ".mp4")
@@ -281,7 +280,6 @@ def test_names_of_files_are_names_of_files(prompt: str, digits: str) -> None:
     assert len(slug(prompt).encode()) <= SLUG_BYTES
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_a_file_name_stays_in_its_folder(name: str) -> None:
     if is_file_name(name):
@@ -302,7 +300,6 @@ def test_a_file_goes_where_it_was_asked_for(tmp_path: Path) -> None:
     assert target_path(tmp_path / "x.mp4", *arguments) == tmp_path / "x.mp4"
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=60).map(lambda b: f'"{b.hex()}-2"'))
 def test_a_part_tells_what_it_is_a_part_of(tag: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

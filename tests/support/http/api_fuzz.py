@@ -163,7 +163,6 @@ class Fuzz:
         @hypothesis_seed(seed)
         @settings(
             max_examples=count,
-            deadline=None,
             database=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

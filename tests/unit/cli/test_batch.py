@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.cli.batch.folder import RESULTS, STATE, batch_folder
@@ -89,7 +89,6 @@ async def test_a_run_that_is_cut_off_is_taken_up(api: StandIn, wish: BatchOption
     check_all_made_once(api, wish)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_state_file_cut_anywhere_makes_no_second_video(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -239,7 +238,6 @@ async def test_json_lines_are_the_results(api: StandIn, wish: BatchOptions, caps
     assert [json.loads(row) for row in capsys.readouterr().out.splitlines()] == results(wish)
 
 
-@settings(deadline=None)
 @given(rows)
 def test_lines_are_told_apart_and_keep_their_names_when_the_file_changes(file: list[str]) -> None:
     lines = read_lines("\n".join(file), BATCH)
@@ -249,7 +247,6 @@ def test_lines_are_told_apart_and_keep_their_names_when_the_file_changes(file: l
     assert {line.key: line.file for line in lines}.items() <= {line.key: line.file for line in moved}.items()
 
 
-@settings(deadline=None)
 @given(rows, st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
 def test_the_plan_leaves_out_what_is_done_and_nothing_else(
     file: list[str], completed: set[int], written: set[int], known: set[int]

@@ -179,7 +179,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(actions=st.lists(ACTIONS, max_size=60))
 def test_mirrors_agree_with_the_truth(actions: list[tuple[object, ...]]) -> None:
     async def play() -> None:

@@ -49,7 +49,7 @@ def services() -> FakeServices:
     return services
 
 
-many = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check(answer: httpx.Response) -> None:

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
@@ -211,7 +211,6 @@ def test_a_history_keeps_its_order() -> None:
     }
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.sampled_from(JobState))
 def test_only_a_completed_video_is_at_100(progress: float, state: JobState) -> None:
     shown = to_video(dataclasses.replace(JOB, state=state, progress=progress), RETENTION).progress

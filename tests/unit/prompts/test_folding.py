@@ -63,7 +63,7 @@ def test_a_plain_text_has_one_form(text: str) -> None:
     assert forms(text) == [fold(text)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXT | DRESSED)
 def test_forms_are_few_distinct_and_begin_with_the_folded_text(text: str) -> None:
     found = forms(text)

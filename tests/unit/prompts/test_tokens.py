@@ -25,7 +25,7 @@ def transformers_tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(f"{SHAPES}/tokenizer")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=st.one_of(st.text(max_size=80), st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join)))
 def test_counts_as_transformers_does(transformers_tokenizer: Any, text: str) -> None:
     assert count is not None

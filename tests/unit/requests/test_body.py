@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import BodyTooLargeError, InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
@@ -186,7 +186,6 @@ async def test_a_number_of_the_most_digits_is_read() -> None:
     assert await read(b'{"seed": ' + b"9" * 1000 + b"}", "application/json") == {"seed": 10**1000 - 1}
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([BOUNDARY, "application/json", "application/x-www-form-urlencoded"]))
 async def test_any_bytes_are_fields_or_a_refusal(body: bytes, content_type: str) -> None:
     for whole in (body, b"--xyz\r\n" + body, part("prompt", b"x") + body + b"\r\n--xyz--\r\n"):

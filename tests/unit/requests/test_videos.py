@@ -2,7 +2,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.clip import nearest_length
@@ -82,7 +82,6 @@ def test_nearest_number_of_frames(seconds: float, fps: int, minimum: int, frames
     assert max(minimum, nearest_length(seconds * fps)) == frames
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 1000), st.integers(1, 60))
 def test_no_other_number_of_frames_is_nearer(seconds: float, fps: int) -> None:
     frames = nearest_length(seconds * fps)
@@ -347,7 +346,6 @@ def test_the_short_route_calls_the_prompt_text() -> None:
         assert caught.value.param == param
 
 
-@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES, max_size=6), st.booleans())
 def test_any_fields_make_a_spec_within_the_bounds_or_a_refusal(fields: dict[str, object], as_form: bool) -> None:
     fields = {"prompt": "a", **fields}

@@ -143,7 +143,7 @@ def check_final(video: VideoSpec, latents: Tensor) -> None:
 
 
 # What is slow here is other tests beside this one, which is no sign of a bad strategy.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @settings(unhurried, max_examples=100)

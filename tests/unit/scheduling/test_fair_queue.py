@@ -589,4 +589,4 @@ class AgainstSlow(RuleBasedStateMachine):
 
 
 TestAgainstSlow = AgainstSlow.TestCase
-TestAgainstSlow.settings = settings(deadline=None, max_examples=150, stateful_step_count=60)
+TestAgainstSlow.settings = settings(max_examples=150, stateful_step_count=60)

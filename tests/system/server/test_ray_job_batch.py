@@ -11,7 +11,7 @@ from tests.support.server import Server
 
 BIN = Path(sys.executable).parent
 PROMPTS = ("a red circle moving right", "a blue square moving left", "a green circle moving up")
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 
 def submit(server: Server, *command: str) -> subprocess.CompletedProcess[str]:

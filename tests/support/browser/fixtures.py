@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
+from tests.support.browser.tabs import Tabs
 from tests.support.http.memory_app import MemoryApp, running_app
-from tests.system.browser.tabs import Tabs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

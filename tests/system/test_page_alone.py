@@ -11,9 +11,9 @@ from playwright.async_api import Page, Route, expect
 
 from serve_app.errors import ContentPolicyError, PermissionDeniedError, QueueFullError, RateLimitError
 from serve_app.jobs import JobState
+from tests.support.browser.axe_check import violations
+from tests.support.browser.tabs import Tabs, ask_for, card, made_by
 from tests.support.http.memory_app import MemoryApp, picture, running_app
-from tests.system.browser.axe_check import violations
-from tests.system.browser.tabs import Tabs, ask_for, card, made_by
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

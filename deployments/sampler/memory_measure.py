@@ -13,7 +13,6 @@ import json
 import logging
 import resource
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from deployments.atomic_write import write_atomically
 from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, SPATIAL_COMPRESSION, LatentShape, latent_tokens
 from deployments.mochi.denoise import Sample, condition, denoise_step, rope_tables, sigma_schedule
 from deployments.replica.host import available_bytes, describe_device, total_bytes
@@ -236,13 +236,10 @@ def _read(path: Path, key: dict[str, str]) -> MemoryProfile | None:
 
 
 def _write(path: Path, key: dict[str, str], profile: MemoryProfile) -> None:
-    """Whole or not at all; a cache folder that cannot be written only costs the next start its measurement."""
+    """A cache folder that cannot be written only costs the next start its measurement."""
     text = json.dumps({"key": key, "profile": asdict(profile)}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
-            partial = Path(folder) / path.name
-            partial.write_text(text)
-            partial.replace(path)
+        write_atomically(path, text.encode())
     except OSError as error:
         _logger.warning("the memory profile could not be kept in %s: %s", path, error)

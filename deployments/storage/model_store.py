@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from deployments.atomic_write import write_atomically
 from deployments.errors import PermanentError
 from deployments.settings import ModelSettings
 
@@ -185,7 +186,7 @@ def _from_bucket(source: str, parts: tuple[str, ...], open_bucket: OpenBucket, c
             if not (folder / part).is_dir():
                 _fetch_part(bucket, f"{prefix}/{part}", folder / part)
         if not (folder / INDEX).exists():
-            _fetch_index(bucket, f"{prefix}/{INDEX}", folder / INDEX)
+            write_atomically(folder / INDEX, _wait_for(bucket, f"{prefix}/{INDEX}"))
     return folder
 
 
@@ -197,12 +198,6 @@ def _fetch_part(bucket: ModelBucket, prefix: str, target: Path) -> None:
         part.mkdir()
         bucket.download_prefix(prefix, part)
         part.rename(target)
-
-
-def _fetch_index(bucket: ModelBucket, key: str, target: Path) -> None:
-    partial = target.with_suffix(".partial")
-    partial.write_bytes(_wait_for(bucket, key))
-    partial.rename(target)
 
 
 def _wait_for(bucket: ModelBucket, key: str) -> bytes:

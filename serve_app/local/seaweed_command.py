@@ -9,6 +9,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from deployments.atomic_write import write_atomically
 from deployments.settings import StorageSettings
 from serve_app.errors import StartupError
 from serve_app.local.preflight import LOOPBACK, free_pair
@@ -62,7 +63,7 @@ def load_or_make_keys(path: Path) -> tuple[str, str]:
     """
     if not path.exists():
         made = {"access_key": f"mochi-{secrets.token_hex(8)}", "secret_key": secrets.token_urlsafe(32)}
-        _write_private(path, json.dumps(made))
+        write_atomically(path, json.dumps(made).encode(), mode=0o600)
     try:
         keys = json.loads(path.read_text())
         return keys["access_key"], keys["secret_key"]
@@ -70,17 +71,6 @@ def load_or_make_keys(path: Path) -> tuple[str, str]:
         raise StartupError(
             f"{path} does not hold an access_key and a secret_key; delete it to have new keys made"
         ) from None
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def sockets_folder(data_dir: Path) -> Path:

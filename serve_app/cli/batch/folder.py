@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from deployments.atomic_write import write_atomically
 from serve_app.cli.batch.plan import COMPLETED, Known, Line, Todo
 from serve_app.client.errors import LocalFileError, UsageError
 
@@ -42,8 +43,9 @@ class BatchFolder:
         """Make the files ready for the results of these lines."""
         for one in todo:
             self.results.pop(one.line.key, None)
-        _write(self.path / STATE, [{"folder": self.id}, *(_row(key, known) for key, known in self.known.items())])
-        _write(self.path / RESULTS, self.results.values())
+        state = [{"folder": self.id}, *(_row(key, known) for key, known in self.known.items())]
+        write_atomically(self.path / STATE, b"".join(map(_encoded, state)))
+        write_atomically(self.path / RESULTS, b"".join(map(_encoded, self.results.values())))
         self._state = self._open.enter_context((self.path / STATE).open("ab"))
         self._results = self._open.enter_context((self.path / RESULTS).open("ab"))
 
@@ -119,25 +121,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Put the file in place whole: killed in between, the one before is still there."""
-    new = path.with_name(f".{path.name.removeprefix('.')}.new")
-    with new.open("wb") as file:
-        for row in rows:
-            file.write(_encoded(row))
-        _to_disk(file)
-    os.replace(new, path)
-
-
 def _append(file: BinaryIO, row: Mapping[str, Any]) -> None:
     file.write(_encoded(row))
-    _to_disk(file)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _encoded(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row).encode("ascii") + b"\n"
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

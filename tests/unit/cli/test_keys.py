@@ -141,9 +141,7 @@ def test_a_key_out_of_bounds_is_refused(data: Path, words: tuple[str, ...]) -> N
     assert not data.exists()
 
 
-def beside(
-    data: Path, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
-) -> T:
+def beside(data: Path, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What a server does on the same database."""
 
     async def work() -> T:

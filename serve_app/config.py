@@ -27,6 +27,10 @@ from serve_app.errors import ConfigError
 PROFILE_VARIABLE = "MOCHI_SERVE_CONFIG"
 OVERRIDE_PREFIX = "MOCHI_SERVE__"
 DEFAULT_PROFILE = "configs/shapes.yaml"
+HOUR_S = 3_600
+DAY_S = 24 * HOUR_S
+
+AccessMode = Literal["auto", "keys", "open-to-anyone"]
 
 
 class DatabaseSettings(Settings):
@@ -89,7 +93,7 @@ class RetentionSettings(Settings):
 class AccessSettings(Settings):
     """Who may use the API."""
 
-    mode: Literal["auto", "keys", "open-to-anyone"] = Field(
+    mode: AccessMode = Field(
         "auto",
         description="auto: no keys, and only on loopback; keys: every request needs one; open-to-anyone: no keys, and "
         "whoever reaches the port may use it and see everything",

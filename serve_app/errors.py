@@ -1,6 +1,6 @@
-"""The errors of the control side. Each ApiError is an HTTP answer; `http_errors` maps all others to one.
+"""The errors of the control side, and `quote`, which writes a client's value into a message.
 
-`shown` is how a value that a client sent is quoted back in a message: short, printable, never a failure itself.
+Each ApiError is an HTTP answer; `ingress.error_answers` maps all other errors to one.
 """
 
 import json
@@ -52,13 +52,13 @@ class ApiError(MochiServeError):
 
     Args:
         message: what was wrong, what is allowed, what to do.
-        param: the field of the request that it is about.
-        code: stable snake_case word; without it, the one of the class.
+        param: the field of the request that the message is about.
+        code: a stable word in snake_case; None stands for `default_code`.
         headers: further headers of the answer.
     """
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
+    status: ClassVar[int] = 500  # of the HTTP answer
+    type: ClassVar[str] = "server_error"  # OpenAI's word for the kind of error
     default_code: ClassVar[str] = "internal_error"
 
     def __init__(
@@ -98,7 +98,7 @@ class MethodNotAllowedError(InvalidRequestError):
 
 
 class UnauthenticatedError(InvalidRequestError):
-    """No API key, or one that is not known, has expired or was revoked."""
+    """The API key is missing, unknown, expired or revoked."""
 
     status = 401
     default_code = "invalid_api_key"
@@ -108,14 +108,14 @@ class UnauthenticatedError(InvalidRequestError):
 
 
 class PermissionDeniedError(InvalidRequestError):
-    """The key is good, and what is asked for is not among what its tenant may do."""
+    """The API key is valid, but its tenant may not do this."""
 
     status = 403
     default_code = "permission_denied"
 
 
 class ContentPolicyError(InvalidRequestError):
-    """The prompt is one that this server does not make videos of; nothing was written."""
+    """This server makes no video of this prompt; nothing was written."""
 
     default_code = "content_policy"
 
@@ -128,11 +128,12 @@ class RequestTimeoutError(InvalidRequestError):
 
 
 class RateLimitError(ApiError):
-    """The tenant asks more often, or for more, than it may; nothing was written.
+    """The tenant sends more requests, or asks for more, than it may; nothing was written.
 
     Args:
-        code: `rate_limit_exceeded`, or `insufficient_quota` when a day's share is used up.
-        retry_after_s: when the same request may succeed.
+        message: as of ApiError.
+        code: `rate_limit_exceeded`, or `insufficient_quota` when the share of a day is used up.
+        retry_after_s: seconds until the same request may succeed.
     """
 
     status = 429
@@ -151,7 +152,7 @@ class RateLimitError(ApiError):
 
 
 class VideoNotReadyError(InvalidRequestError):
-    """The video is not there to be downloaded: it is still being made, or it failed."""
+    """The video cannot be downloaded: it is still being made, or it failed."""
 
     status = 409
     default_code = "video_not_ready"
@@ -168,19 +169,19 @@ class TooLargeError(InvalidRequestError):
     """No sampler has the memory for this video, now or later.
 
     Args:
-        tokens: of the video, latent frames x height/16 x width/16.
-        max_tokens: of the largest that fits.
-        advice: what to ask for instead; the registry leaves it to the ingress.
+        tokens: tokens of the video: latent frames x height/16 x width/16.
+        max_tokens: tokens of the largest video that fits.
+        advice: what to ask for instead; empty from the registry, the ingress adds it.
     """
 
     default_code = "too_large"
 
     def __init__(self, tokens: int, max_tokens: int, advice: str = "") -> None:
-        told = (
+        reason = (
             f"The video is too large for the samplers' memory: it has {tokens} tokens "
             f"(latent frames x height/16 x width/16), at most {max_tokens} fit."
         )
-        super().__init__(f"{told} {advice}".rstrip(), "size")
+        super().__init__(f"{reason} {advice}".rstrip(), "size")
         self.tokens = tokens
         self.max_tokens = max_tokens
         self.advice = advice
@@ -197,7 +198,7 @@ class IdempotencyKeyReusedError(InvalidRequestError):
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"The Idempotency-Key {shown(key)} was used for a request with another body; "
+            f"The Idempotency-Key {quote(key)} was used for a request with another body; "
             "send the same body again, or a new key.",
             "Idempotency-Key",
             headers={"x-should-retry": "false"},
@@ -212,8 +213,9 @@ class QueueFullError(ApiError):
     """Too many jobs wait; nothing was written.
 
     Args:
-        limit: how many may wait. tenant: whose limit it is, None for that of all together.
-        retry_after_s: when there is room again, by what was measured.
+        limit: how many jobs may wait.
+        tenant: whose limit it is; None for the limit of all tenants together.
+        retry_after_s: seconds until a place in the queue is expected to be free.
     """
 
     status = 429
@@ -221,7 +223,7 @@ class QueueFullError(ApiError):
     default_code = "queue_full"
 
     def __init__(self, limit: int, tenant: str | None, retry_after_s: int) -> None:
-        whose = "" if tenant is None else f" of the tenant {shown(tenant)}"
+        whose = "" if tenant is None else f" of the tenant {quote(tenant)}"
         super().__init__(
             f"The queue is full: {limit} jobs{whose} wait already. Send the request again in {retry_after_s} s.",
             code="queue_full" if tenant is None else "tenant_queue_full",
@@ -257,41 +259,45 @@ class RangeNotWithinFileError(InvalidRequestError):
 
 
 class ServiceUnavailableError(ApiError):
-    """A part of the service is away; the header Retry-After says when to try again, in seconds."""
+    """A part of the service does not answer; the header Retry-After gives the seconds until the next try."""
 
     status = 503
     default_code = "service_unavailable"
 
 
-LONGEST = 60
+# So much of a longer value is quoted.
+MAX_QUOTE_CHARACTERS = 60
 
 
 class Described:
-    """A value that messages tell by `described`, not by the name of its type."""
+    """A value that `quote` names by `described`, not by its type."""
 
     described: ClassVar[str]
 
 
-def shown(value: object) -> str:
-    """A few characters that tell `value`, as JSON; lists and objects only by their kind."""
+def quote(value: object) -> str:
+    """A value from a client as an error message quotes it: as JSON, and short. It never raises.
+
+    Lists, objects and other values are named by their kind alone.
+    """
     match value:
         case list():
             return "a list"
         case dict():
             return "an object"
-        case str() if len(value) > LONGEST:
-            return f"{_quoted(value[:LONGEST])}... ({len(value)} characters)"
+        case str() if len(value) > MAX_QUOTE_CHARACTERS:
+            return f"{_printable(value[:MAX_QUOTE_CHARACTERS])}... ({len(value)} characters)"
         case str():
-            return _quoted(value)
+            return _printable(value)
         case None | bool() | int() | float():
-            return _shortened(json.dumps(value))
+            number = json.dumps(value)
+            if len(number) <= MAX_QUOTE_CHARACTERS:
+                return number
+            return f"{number[:MAX_QUOTE_CHARACTERS]}... ({len(number)} digits)"
     return value.described if isinstance(value, Described) else f"a {type(value).__name__}"
 
 
-def _quoted(text: str) -> str:
-    printable = json.dumps(text, ensure_ascii=False)
-    return printable.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _shortened(number: str) -> str:
-    return number if len(number) <= LONGEST else f"{number[:LONGEST]}... ({len(number)} digits)"
+def _printable(text: str) -> str:
+    """As JSON. A surrogate without its pair, which UTF-8 does not have, is written as an escape."""
+    json_text = json.dumps(text, ensure_ascii=False)
+    return json_text.encode("utf-8", "backslashreplace").decode("utf-8")

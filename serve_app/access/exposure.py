@@ -2,12 +2,10 @@
 
 import ipaddress
 import socket
-from typing import Literal
 
 from serve_app.access.tenants import AccessTable
+from serve_app.config import AccessMode
 from serve_app.errors import ConfigError
-
-AccessMode = Literal["auto", "keys", "open-to-anyone"]
 
 NO_KEYS = (
     "access.mode is keys and there is no key yet: every request is refused with 401. "

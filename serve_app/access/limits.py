@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serve_app.access.tenants import DAY_S, Tenant
+from serve_app.access.tenants import Tenant
+from serve_app.config import DAY_S
 from serve_app.errors import RateLimitError
 
 WINDOW_S = 60.0

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from yarl import URL
 
-from serve_app.errors import InvalidRequestError, shown
+from serve_app.errors import InvalidRequestError, quote
 
 PARAM = "webhook_url"
 MAX_LENGTH = 2000
@@ -106,7 +106,7 @@ async def system_resolve(host: str, port: int) -> Sequence[AddressInfo]:
     try:
         return await loop.run_in_executor(_RESOLVERS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except UnicodeError:  # a label that is empty or longer than DNS has them
-        raise OSError(f"{shown(host)} is no name that can be resolved") from None
+        raise OSError(f"{quote(host)} is no name that can be resolved") from None
 
 
 def _parse(url: str, allow_private: bool) -> URL:
@@ -171,7 +171,7 @@ def _is_private_name(host: str) -> bool:
 
 
 def _private(host: str) -> InvalidRequestError:
-    return _refused(f"{shown(host)} is not a public host; name one that can be reached from the internet")
+    return _refused(f"{quote(host)} is not a public host; name one that can be reached from the internet")
 
 
 def _refused(why: str) -> InvalidRequestError:

@@ -13,12 +13,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from serve_app.config import DAY_S
 from serve_app.errors import PermissionDeniedError, UnauthenticatedError
 from serve_app.jobs import DEFAULT_TENANT, TIERS, Job, Tier
 
 TENANT_PATTERN = "[A-Za-z0-9._-]{1,64}"
 TENANT_ALLOWED = "1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-'"
-DAY_S = 86_400
 
 
 def day_of(at: float) -> int:

@@ -19,9 +19,9 @@ from sqlalchemy import Connection
 
 from deployments.errors import MochiServeError
 from serve_app.access.exposure import keys_needed
-from serve_app.access.tenants import DAY_S, TENANT_ALLOWED, TENANT_PATTERN, Tenant, day_of
+from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, Tenant, day_of
 from serve_app.cli.output import key_json, keys_table, tenant_json, tenants_table, usage_json, usage_table
-from serve_app.config import OVERRIDE_PREFIX, PROFILE_VARIABLE, AppSettings, load_settings
+from serve_app.config import DAY_S, OVERRIDE_PREFIX, PROFILE_VARIABLE, AppSettings, load_settings
 from serve_app.database import access as access_sql
 from serve_app.errors import ConfigError
 from serve_app.jobs import Tier

@@ -75,7 +75,7 @@ def _serve(config: Path, data: Path | None, dashboard_port: int) -> None:
     _out.print("Stopped.")
 
 
-def _welcome(plan: launch.Plan) -> Panel:
+def _welcome(plan: launch.LaunchPlan) -> Panel:
     table = Table.grid(padding=(0, 2))
     for name, value in (
         ("Page", plan.address),

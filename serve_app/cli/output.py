@@ -20,9 +20,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 from rich.table import Column, Table
 from rich.text import Text
 
-from serve_app.access.tenants import DAY_S, ApiKey, Tenant
+from serve_app.access.tenants import ApiKey, Tenant
 from serve_app.cli.words import progress_words
 from serve_app.client.errors import ClientError
+from serve_app.config import DAY_S
 from serve_app.database.access import DayUsage
 
 LIST_COLUMNS = ("id", "state", "progress", "created", "length", "size", "prompt")

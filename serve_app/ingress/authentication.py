@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.limits import RateLimits, rate_headers, whole_seconds
 from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, AccessTable, Caller, Tenant, find_key
-from serve_app.errors import RateLimitError, UnauthenticatedError, shown
+from serve_app.errors import RateLimitError, UnauthenticatedError, quote
 from serve_app.jobs import DEFAULT_TENANT
 
 TENANT_HEADER = "OpenAI-Organization"
@@ -137,7 +137,7 @@ async def authenticate(
         return Caller(organization or DEFAULT_TENANT, idempotency_key)
     if organization is not None and organization != tenant.name:
         raise UnauthenticatedError(
-            f"The header {TENANT_HEADER} names the tenant {shown(organization)}, to which the API key does not belong; "
+            f"The header {TENANT_HEADER} names the tenant {quote(organization)}, to which the API key does not belong; "
             "leave the header out.",
             "mismatched_organization",
         )

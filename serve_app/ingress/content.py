@@ -21,7 +21,7 @@ from deployments.keys import Variant, video_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectInfo, ObjectStore
 from serve_app.access.tenants import Caller
-from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, shown
+from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, quote
 from serve_app.ingress.services import Services
 from serve_app.jobs import Job, JobState
 
@@ -240,7 +240,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
         length = min(_number(last) + 1 if last else size, size) - start
     if length <= 0:
         raise RangeNotWithinFileError(
-            f"The range {shown(header)} holds no byte of the file, which has {size} bytes.",
+            f"The range {quote(header)} holds no byte of the file, which has {size} bytes.",
             "Range",
             headers={"Content-Range": f"bytes */{size}"},
         )

@@ -15,7 +15,7 @@ from serve_app.errors import (
     MethodNotAllowedError,
     NotFoundError,
     ServiceUnavailableError,
-    shown,
+    quote,
 )
 from serve_app.openapi.schemas import ErrorEnvelope
 from serve_app.openapi.views import to_error_body
@@ -73,7 +73,7 @@ def _unavailable(message: str, code: str) -> ServiceUnavailableError:
 
 
 def _from_starlette(request: Request, error: HTTPException) -> ApiError:
-    asked = f"{request.method} {shown(request.url.path)[1:-1]}"
+    asked = f"{request.method} {quote(request.url.path)[1:-1]}"
     if error.status_code == 404:
         return NotFoundError(f"Invalid URL ({asked}); /openapi.json lists the routes.", code="unknown_url")
     if error.status_code == 405:
@@ -94,4 +94,4 @@ def _methods(request: Request) -> set[str]:
 def _from_fastapi(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     name = str(first["loc"][-1])
-    return InvalidRequestError(f"Invalid '{name}': got {shown(first.get('input'))}. {first['msg']}.", name)
+    return InvalidRequestError(f"Invalid '{name}': got {quote(first.get('input'))}. {first['msg']}.", name)

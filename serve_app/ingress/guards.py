@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import AppSettings
-from serve_app.errors import ApiError, ConfigError, InvalidRequestError, PermissionDeniedError, shown
+from serve_app.errors import ApiError, ConfigError, InvalidRequestError, PermissionDeniedError, quote
 from serve_app.ingress.error_answers import to_api_error
 from serve_app.openapi.schemas import ErrorEnvelope
 from serve_app.openapi.views import to_error_body
@@ -168,14 +168,14 @@ class BrowserGuard:
         hosts = headers.getlist("host")
         if self._loopback_only and not all(map(is_loopback_host, hosts)):
             return PermissionDeniedError(
-                f"This server is for this machine only, and {shown(', '.join(hosts))} is none of its names; "
+                f"This server is for this machine only, and {quote(', '.join(hosts))} is none of its names; "
                 "use http://127.0.0.1 or http://localhost with the port.",
                 code="host_not_allowed",
             )
         if scope["method"] in SAFE_METHODS or self._may_act(headers, hosts):
             return None
         return PermissionDeniedError(
-            f"Pages of {shown(headers.get('origin', 'another site'))} may not use this server; its operator can add "
+            f"Pages of {quote(headers.get('origin', 'another site'))} may not use this server; its operator can add "
             "the origin to access.cors_origins.",
             code="origin_not_allowed",
         )

@@ -19,7 +19,7 @@ from serve_app.errors import (
     TooLargeError,
     UnknownJobError,
     VideoFinalError,
-    shown,
+    quote,
 )
 from serve_app.feed.follower import FeedFollower
 from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
@@ -235,10 +235,10 @@ class Services:
 
 
 def _not_found(job_id: str) -> NotFoundError:
-    return NotFoundError(f"There is no video {shown(job_id)}.", "video_id", "video_not_found")
+    return NotFoundError(f"There is no video {quote(job_id)}.", "video_id", "video_not_found")
 
 
 def _no_cursor(after: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"Invalid 'after': there is no video {shown(after)}; give the id of one that was listed.", "after"
+        f"Invalid 'after': there is no video {quote(after)}; give the id of one that was listed.", "after"
     )

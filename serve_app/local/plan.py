@@ -39,7 +39,7 @@ _ALL_ADDRESSES = ("0.0.0.0", "::", "")
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What is to be run. serve: the checked content of serve_config.yaml, with the host that it left out."""
 
     serve: dict[str, Any]
@@ -72,7 +72,7 @@ class Plan:
         return self.data_dir / "ray-token"
 
 
-def read_plan(config: Path, dashboard_port: int) -> Plan:
+def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
     """Read serve_config.yaml and the profile that its applications name.
 
     Raises:
@@ -80,7 +80,7 @@ def read_plan(config: Path, dashboard_port: int) -> Plan:
     """
     serve = _read_serve_config(config)
     profiles = _profiles(config, serve)
-    plan = Plan(serve, profiles[0], dashboard_port)
+    plan = LaunchPlan(serve, profiles[0], dashboard_port)
     for settings in profiles:
         check_model_source(settings)
         check_exposure(plan.host, settings.access.mode)
@@ -137,7 +137,7 @@ def _read_serve_config(path: Path) -> dict[str, Any]:
     return {**tree, "http_options": {"host": LOOPBACK, **options}}
 
 
-def check_serve_schema(plan: Plan) -> Any:
+def check_serve_schema(plan: LaunchPlan) -> Any:
     """The config as Ray Serve's own schema. Raises ConfigError naming the key."""
     from ray.serve.schema import ServeDeploySchema
 
@@ -150,7 +150,7 @@ def check_serve_schema(plan: Plan) -> Any:
 
 
 @contextlib.contextmanager
-def prepared(plan: Plan, environ: MutableMapping[str, str] = os.environ) -> Iterator[Callable[[], None]]:
+def prepared(plan: LaunchPlan, environ: MutableMapping[str, str] = os.environ) -> Iterator[Callable[[], None]]:
     """Check disk, lock and ports, and set the environment; folders and lock are gone at the end.
 
     Gives a function that removes them at once, for a process that will not come to the end.
@@ -171,12 +171,12 @@ def prepared(plan: Plan, environ: MutableMapping[str, str] = os.environ) -> Iter
         yield lambda: _tidy(plan, scratch)
 
 
-def _tidy(plan: Plan, scratch: Path) -> None:
+def _tidy(plan: LaunchPlan, scratch: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     (plan.data_dir / "lock").unlink(missing_ok=True)
 
 
-def needed_ports(plan: Plan, environ: MutableMapping[str, str]) -> dict[int, str]:
+def needed_ports(plan: LaunchPlan, environ: MutableMapping[str, str]) -> dict[int, str]:
     """The ports on loopback that must be free, each with what it is for and how to change it."""
     needed = {plan.dashboard_port: "Ray's dashboard; change it with --dashboard-port"}
     if haproxy_available():

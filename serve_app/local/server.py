@@ -22,7 +22,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from serve_app.config import AppSettings
 from serve_app.errors import StartupError
 from serve_app.local import descendants
-from serve_app.local.plan import Plan
+from serve_app.local.plan import LaunchPlan
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.seaweed import ACTOR_NAME
 
@@ -44,7 +44,7 @@ class _Stopped(Exception):
     """Told to stop while still starting."""
 
 
-def run(plan: Plan, schema: ServeDeploySchema, announce: Callable[[], None], tidy: Callable[[], None]) -> None:
+def run(plan: LaunchPlan, schema: ServeDeploySchema, announce: Callable[[], None], tidy: Callable[[], None]) -> None:
     """Start everything, call `announce` once the app answers, and return when told to stop and all has ended.
 
     The first SIGINT or SIGTERM stops in good order; the second kills at once, after calling `tidy`.
@@ -65,7 +65,7 @@ def run(plan: Plan, schema: ServeDeploySchema, announce: Callable[[], None], tid
             _stop(plan)
 
 
-def _start(plan: Plan, schema: ServeDeploySchema, stopping: threading.Event, listen: Callable[[], None]) -> None:
+def _start(plan: LaunchPlan, schema: ServeDeploySchema, stopping: threading.Event, listen: Callable[[], None]) -> None:
     _start_ray(plan)
     # Ray has put a handler of its own in place.
     listen()
@@ -95,7 +95,7 @@ def _start_serve(schema: ServeDeploySchema) -> Any:
         ) from error
 
 
-def _start_ray(plan: Plan) -> None:
+def _start_ray(plan: LaunchPlan) -> None:
     sys.path.insert(0, os.getcwd())
     with _agent_on_a_free_port():
         ray.init(
@@ -160,7 +160,7 @@ def error_line(message: str) -> str:
     return (errors or lines or ["no reason was given"])[-1]
 
 
-def _wait_for_answer(plan: Plan, stopping: threading.Event) -> None:
+def _wait_for_answer(plan: LaunchPlan, stopping: threading.Event) -> None:
     """Return once the HTTP front passes requests to a replica."""
     host, port = plan.address.removeprefix("http://").rsplit(":", 1)
     while not _healthy(host, int(port)):
@@ -189,7 +189,7 @@ def _watch(stopping: threading.Event) -> None:
             raise StartupError(f"Ray has ended ({', '.join(dead)}); see its logs in {node.get_logs_dir_path()}")
 
 
-def _stop(plan: Plan) -> None:
+def _stop(plan: LaunchPlan) -> None:
     """End Serve, the local store, Ray, and what is left below this process."""
     if ray.is_initialized():
         _stop_serve()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from deployments.messages import ReplicaInfo, Stage
 from deployments.settings import ModelSettings
-from serve_app.config import RetentionSettings
+from serve_app.config import DAY_S, RetentionSettings
 from serve_app.errors import ApiError
 from serve_app.jobs import RUNNING, Health, Job, JobPage, JobState, Move, Place, Relation
 from serve_app.openapi.schemas import (
@@ -27,9 +27,6 @@ from serve_app.openapi.schemas import (
 
 # The weights' date of making is not known to the server; OpenAI's clients need an integer.
 MODEL_CREATED = 0
-
-
-_DAY_S = 86_400
 
 
 _NOWHERE = Place(None, None, None)
@@ -203,7 +200,7 @@ def _unix(seconds: float | None) -> int | None:
 
 def _expires_at(job: Job, retention: RetentionSettings) -> float | None:
     days = retention.completed_days if job.state is JobState.COMPLETED else retention.failed_days
-    return None if job.completed_at is None or days is None else job.completed_at + days * _DAY_S
+    return None if job.completed_at is None or days is None else job.completed_at + days * DAY_S
 
 
 def _error(job: Job) -> VideoError | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
-from serve_app.errors import ConfigError, shown
+from serve_app.errors import ConfigError, quote
 from serve_app.prompts.folding import fold, forms, words
 
 MAX_EXPRESSIONS = 500
@@ -146,9 +146,9 @@ def _phrase(hit: Hit) -> str:
     """Refuses what would match far more than was meant: `c++` is folded to `c`, and would refuse every `c`."""
     phrase = " ".join(words(fold(hit.entry)))
     if len(phrase) < 2:
-        what = f"the single character {shown(phrase)}" if phrase else "nothing"
+        what = f"the single character {quote(phrase)}" if phrase else "nothing"
         raise ConfigError(
-            f"line {hit.line}: of {shown(hit.entry)} {what} is left to look for; write it as a /regular expression/"
+            f"line {hit.line}: of {quote(hit.entry)} {what} is left to look for; write it as a /regular expression/"
         )
     return phrase
 
@@ -164,20 +164,20 @@ def _lengths(phrases: Mapping[str, Hit]) -> dict[str, frozenset[int]]:
 def _compiled(hit: Hit) -> Any:
     if len(hit.entry) < 3 or not hit.entry.endswith("/"):
         raise ConfigError(
-            f"line {hit.line}: {shown(hit.entry)} begins with '/'; a /regular expression/ ends with it too"
+            f"line {hit.line}: {quote(hit.entry)} begins with '/'; a /regular expression/ ends with it too"
         )
     try:
         expression = regex.compile(hit.entry[1:-1], regex.IGNORECASE)
     except regex.error as error:
-        raise ConfigError(f"line {hit.line}: {shown(hit.entry)} is no regular expression: {error}") from None
+        raise ConfigError(f"line {hit.line}: {quote(hit.entry)} is no regular expression: {error}") from None
     try:
         _probe(expression)
     except TimeoutError:
         raise ConfigError(
-            f"line {hit.line}: {shown(hit.entry)} takes too long to search for; avoid repeats within repeats, (a+)+"
+            f"line {hit.line}: {quote(hit.entry)} takes too long to search for; avoid repeats within repeats, (a+)+"
         ) from None
     if expression.search(""):
-        raise ConfigError(f"line {hit.line}: {shown(hit.entry)} matches every prompt, the empty one too; narrow it")
+        raise ConfigError(f"line {hit.line}: {quote(hit.entry)} matches every prompt, the empty one too; narrow it")
     return expression
 
 

@@ -14,7 +14,14 @@ from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.config import AccessSettings, JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
+from serve_app.config import (
+    HOUR_S,
+    AccessSettings,
+    JobSettings,
+    RetentionSettings,
+    SchedulingSettings,
+    WebhookSettings,
+)
 from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
@@ -35,7 +42,6 @@ from serve_app.retention.sweeper import Sweeper
 from serve_app.webhooks.sender import WebhookSender
 
 HOLD_S = 2.0
-HOUR_S = 3600.0
 EVERY_JOB = JobFilter()
 
 OPEN = AccessSettings()

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deployments.errors import RegistryUnavailableError
-from serve_app.access.exposure import AccessMode, no_keys_notice
+from serve_app.access.exposure import no_keys_notice
+from serve_app.config import AccessMode
 from serve_app.database import access as access_sql
 from serve_app.database.listing import list_jobs
 from serve_app.database.meta import beat, beats

@@ -16,7 +16,7 @@ from serve_app.errors import (
     InvalidRequestError,
     RequestTimeoutError,
     UnsupportedMediaTypeError,
-    shown,
+    quote,
 )
 
 JSON = "application/json"
@@ -65,11 +65,11 @@ def _content_type(header: str) -> tuple[str, dict[str, str]]:
     kind = raw_kind.decode("latin-1")
     options = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw_options.items()}
     if kind not in CONTENT_TYPES:
-        given = shown(header) if header else "none"
+        given = quote(header) if header else "none"
         raise UnsupportedMediaTypeError(f"The Content-Type is {given}; it must be {', '.join(CONTENT_TYPES)}.")
     charset = options.get("charset", "utf-8")
     if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaTypeError(f"The charset is {shown(charset)}; it must be utf-8.")
+        raise UnsupportedMediaTypeError(f"The charset is {quote(charset)}; it must be utf-8.")
     return kind, options
 
 
@@ -77,7 +77,7 @@ def _check_encoding(headers: list[str]) -> None:
     given = ", ".join(headers)
     if given.strip().lower() not in ("", "identity"):
         raise UnsupportedMediaTypeError(
-            f"The Content-Encoding is {shown(given)}; send the body as it is, without compression."
+            f"The Content-Encoding is {quote(given)}; send the body as it is, without compression."
         )
 
 
@@ -132,7 +132,7 @@ def _parse_json(body: bytes) -> dict[str, object]:
     except ValueError as error:
         raise _bad_body(f"The body is not valid JSON: {error}.") from None
     if not isinstance(fields, dict):
-        raise _bad_body(f"The body is {shown(fields)}; it must be a JSON object.")
+        raise _bad_body(f"The body is {quote(fields)}; it must be a JSON object.")
     return fields
 
 
@@ -162,7 +162,7 @@ def _parse_multipart(body: bytes, boundary: str | None) -> Form:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise _bad_body(f"The body is not valid {MULTIPART}: {shown(str(error))}.") from None
+        raise _bad_body(f"The body is not valid {MULTIPART}: {quote(str(error))}.") from None
     if not collected.ended:
         raise _bad_body(f"The body is not valid {MULTIPART}: it ends before its closing boundary.")
     return collected.fields
@@ -199,7 +199,7 @@ def _parse_urlencoded(body: bytes) -> Form:
             _text(body), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_PARTS
         )
     except ValueError as error:
-        raise _bad_body(f"The body is not valid {URLENCODED}: {shown(str(error))}.") from None
+        raise _bad_body(f"The body is not valid {URLENCODED}: {quote(str(error))}.") from None
     return Form(pairs)
 
 

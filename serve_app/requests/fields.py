@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from serve_app.errors import InvalidRequestError, shown
+from serve_app.errors import InvalidRequestError, quote
 from serve_app.requests.body import Form
 from serve_app.requests.schema import DECIMAL, allowed_values
 
@@ -47,8 +47,8 @@ def _check_names(schema: type[BaseModel], fields: Mapping[str, object]) -> None:
             )
         if name not in allowed:
             raise InvalidRequestError(
-                f"Unknown parameter: {shown(name)}. Allowed are: {', '.join(allowed)}.",
-                shown(name)[1:-1] if len(name) <= 60 else None,
+                f"Unknown parameter: {quote(name)}. Allowed are: {', '.join(allowed)}.",
+                quote(name)[1:-1] if len(name) <= 60 else None,
                 "unknown_parameter",
             )
 
@@ -59,7 +59,7 @@ def _explained(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequest
     if error["type"] == "missing":
         return InvalidRequestError(f"Missing required parameter: '{name}'. {must}", name, "missing_required_parameter")
     reason = f" ({error['ctx']['error']})" if error["type"] == "value_error" else ""
-    return InvalidRequestError(f"Invalid '{name}': got {shown(error['input'])}{reason}. {must}", name)
+    return InvalidRequestError(f"Invalid '{name}': got {quote(error['input'])}{reason}. {must}", name)
 
 
 def _typed(form: Form) -> dict[str, object]:

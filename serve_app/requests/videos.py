@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from deployments.clip import nearest_length
 from deployments.messages import VideoSpec
 from deployments.settings import Dimension, ModelSettings
-from serve_app.errors import InvalidRequestError, shown
+from serve_app.errors import InvalidRequestError, quote
 from serve_app.jobs import Job, Origin, Relation, Tier
 from serve_app.prompts.tokens import CountTokens, check_tokens
 from serve_app.requests.fields import validated
@@ -84,7 +84,7 @@ class VideoRequests:
     def _check_model(self, name: str) -> None:
         if name != self.model.name:
             raise InvalidRequestError(
-                f"The model {shown(name)} is not served here; use '{self.model.name}' or leave it out.",
+                f"The model {quote(name)} is not served here; use '{self.model.name}' or leave it out.",
                 "model",
                 "model_not_found",
             )

@@ -22,7 +22,7 @@ from typing import Protocol
 from deployments.errors import RegistryUnavailableError, WorkerError
 from deployments.keys import VIDEO_PREFIX, WORK_PREFIX, JobFile, parse_key, video_keys
 from deployments.storage.object_store import ListedObject, ObjectInfo
-from serve_app.config import RetentionSettings
+from serve_app.config import DAY_S, RetentionSettings
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.intake import forget_old_keys
@@ -34,7 +34,6 @@ log = logging.getLogger("ray.serve")
 
 BATCH = 100
 MAX_BATCHES = 100
-DAY_S = 86_400.0
 KEEP_DELIVERIES_S = 30 * DAY_S
 MARKER_PREFIX = "mochi-serve/installations/"
 MARKER_TEXT = (

@@ -8,7 +8,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Self
 
-from serve_app.config import WebhookSettings
+from serve_app.config import HOUR_S, WebhookSettings
 from serve_app.jobs import retry_pause
 
 MAX_AT_ONCE = 20
@@ -66,7 +66,6 @@ class DeliveryLimits:
         return other
 
 
-HOUR_S = 3600.0
 LONGEST_PAUSE_S = HOUR_S
 GONE = 410
 MAX_DOUBLINGS = 40

@@ -20,12 +20,12 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage, VideoSpec
 from serve_app.access.targets import AddressInfo, check_target
-from serve_app.config import WebhookSettings
+from serve_app.config import HOUR_S, WebhookSettings
 from serve_app.database import webhooks as webhooks_sql
 from serve_app.database.connection import Database, P, T
 from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
-from serve_app.scheduling.webhook_pacing import HOUR_S, MAX_PER_ORIGIN
+from serve_app.scheduling.webhook_pacing import MAX_PER_ORIGIN
 from serve_app.webhooks.sender import HOLD_MARGIN_S, WebhookSender, payload, signed_headers
 from tests.support.webhook_receiver import Got, Reply, receiving
 
@@ -307,7 +307,7 @@ async def test_what_was_sent_but_not_noted_is_sent_again_under_its_id(database_u
 
 KILLED = """
 import asyncio, sys
-from serve_app.config import WebhookSettings
+from serve_app.config import HOUR_S, WebhookSettings
 from serve_app.database.connection import Database
 from serve_app.webhooks.sender import WebhookSender
 

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from serve_app.access.exposure import (
-    AccessMode,
     check_exposure,
     current_http_host,
     is_loopback,
@@ -12,6 +11,7 @@ from serve_app.access.exposure import (
     no_keys_notice,
 )
 from serve_app.access.tenants import AccessTable, ApiKey, Tenant
+from serve_app.config import AccessMode
 from serve_app.errors import ConfigError
 from serve_app.jobs import Tier
 from serve_app.local import plan as launch

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import WebhookSettings
-from serve_app.scheduling.webhook_pacing import HOUR_S, LONGEST_PAUSE_S, next_try, retry_after_s
+from serve_app.config import HOUR_S, WebhookSettings
+from serve_app.scheduling.webhook_pacing import LONGEST_PAUSE_S, next_try, retry_after_s
 
 SETTINGS = WebhookSettings(first_pause_s=5, give_up_h=24)
 NOW = 1_800_000_000.0

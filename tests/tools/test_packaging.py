@@ -19,6 +19,10 @@ from tests.support import ROOT
 CUDA_PACKAGES = re.compile(r"nvidia-|cuda-|triton$")
 
 
+# What tests use, and `make chaos`.
+HELPERS = {"tests/support", "tests/chaos"}
+
+
 def text(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
@@ -122,9 +126,18 @@ def test_make_lists_its_targets() -> None:
 
 
 def test_ci_runs_what_contributors_run() -> None:
-    workflow = yaml.safe_load(text(".github/workflows/ci.yml"))
-    job = workflow["jobs"]["test"]
-    assert job["steps"][-1]["run"] == ".ci/run"
-    assert "make test" in text(".ci/run").splitlines()
+    jobs = yaml.safe_load(text(".github/workflows/ci.yml"))["jobs"]
+    check = jobs["check"]["steps"][-1]["run"].split()
+    assert check[:4] == ["make", "lint", "types", "unit"]
+    ran = {"unit", *jobs["parts"]["strategy"]["matrix"]["part"], jobs["tools"]["steps"][-1]["run"].split()[-1]}
+    folders = {path for part in ran for path in _recipe(part).split() if path.startswith("tests/")}
+    assert folders == {str(path.parent.relative_to(ROOT)) for path in ROOT.glob("tests/*/__init__.py")} - HELPERS
+    assert text(".ci/run").splitlines()[-1].endswith(" make test")
     classifiers = [c.rsplit(" ")[-1] for c in project()["classifiers"] if "Python :: 3." in c]
-    assert job["strategy"]["matrix"]["python"] == classifiers
+    assert jobs["check"]["strategy"]["matrix"]["python"] == classifiers
+
+
+def _recipe(target: str) -> str:
+    match = re.search(rf"^{target}: \.venv.*\n\t(.*)$", text("Makefile"), re.MULTILINE)
+    assert match, f"make {target} runs no tests"
+    return match[1]

@@ -42,7 +42,7 @@ from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed import WeedProcess
 from tests.support.ports import free_block
-from tests.support.worker_fakes import SHAPES, MemoryLink, spec, undecorated, worker_settings
+from tests.support.worker_fakes import SHAPES, ReportLog, spec, undecorated, worker_settings
 
 REPLICA = "replica-1"
 SLOW_STEP_S = 0.3
@@ -121,7 +121,7 @@ class Replica:
     """A sampler with one slot, the registry's side of it, and its store with the embeddings of one prompt."""
 
     sampler: Any
-    link: MemoryLink
+    log: ReportLog
     store: ObjectStore
     embeds: bytes
     times: StepTimes = field(init=False)
@@ -135,7 +135,7 @@ class Replica:
         return StageTask(name, f"lease of {name}", Stage.SAMPLING, 1, video)
 
     def post(self, task: StageTask, directive: Directive) -> None:
-        self.link.mailbox.post(REPLICA, task.lease, directive)
+        self.log.mailbox.post(REPLICA, task.lease, directive)
 
     def checkpoint_each(self, seconds: float) -> None:
         """From the next job on."""
@@ -166,19 +166,19 @@ def replica(store: ObjectStore, **sampling: float) -> Iterator[Replica]:
     settings = worker_settings(Stage.SAMPLING)
     changed = settings.sampling.model_copy(update=sampling)
     settings = settings.model_copy(update={"sampling": changed, "slots": 1})
-    link = MemoryLink()
-    to = Connections(REPLICA, link, store, bucket_opener(settings.storage))
+    log = ReportLog()
+    to = Connections(REPLICA, log, store, bucket_opener(settings.storage))
     sampler = undecorated(MochiSampler)(settings, connections=to)
     encoder = TextEncoder(SHAPES, settings.model.dtype, torch.device("cpu"), settings.model.max_sequence_length)
     try:
-        yield Replica(sampler, link, store, save(encoder.encode(CLIP.prompt, CLIP.negative_prompt)))
+        yield Replica(sampler, log, store, save(encoder.encode(CLIP.prompt, CLIP.negative_prompt)))
     finally:
         sampler.__del__()
 
 
 async def slot_free(store: ObjectStore, repeats: int) -> dict[str, Any]:
     """From a directive in the mailbox to the return of the replica's call: then the slot takes the next job."""
-    taken: dict[Directive, list[float]] = {Directive.STOP: [], Directive.YIELD: []}
+    taken: dict[Directive, list[float]] = {Directive.STOP: [], Directive.PARK: []}
     with replica(store, min_step_s=SLOW_STEP_S) as slow:
         for number, moment in enumerate(moments(repeats, seed=0)):
             for directive, seconds in taken.items():
@@ -207,7 +207,7 @@ async def _let_go(slow: Replica, task: StageTask, directive: Directive, after_s:
     slow.post(task, directive)
     await call
     taken = time.perf_counter() - posted
-    _expect(slow.link, task, Started if directive == Directive.STOP else Parked)
+    _expect(slow.log, task, Started if directive == Directive.STOP else Parked)
     return taken
 
 
@@ -217,7 +217,7 @@ async def between_jobs(store: ObjectStore, jobs: int) -> dict[str, Any]:
         tasks = [await usual.job(f"next-{number}", CLIP) for number in range(jobs + 1)]
         for task in tasks:
             await usual.sampler.run(task)
-            _expect(usual.link, task, Finished)
+            _expect(usual.log, task, Finished)
         seconds = gaps(usual.times.begun, usual.times.ended, CLIP.num_inference_steps)
     section = {"jobs": jobs, "steps": CLIP.num_inference_steps}
     return section | against(GAP_BAR_S, seconds, statistics.median(seconds))
@@ -249,7 +249,7 @@ async def checkpoint_cost(store: ObjectStore, pairs: int) -> dict[str, Any]:
                 one.checkpoint_each(intervals[side])
                 task = await one.job(f"{side}-{number}", LONG_CLIP)
                 seconds[side].append(await _seconds_a_step(one, task))
-                saved[side].append(sum(isinstance(event, Checkpointed) for event in one.link.of(task.job_id)))
+                saved[side].append(sum(isinstance(event, Checkpointed) for event in one.log.events_of(task.job_id)))
     if not min(saved["on"]) or max(saved["off"]):
         raise SystemExit(f"checkpoints of the jobs with them: {saved['on']}, of those without: {saved['off']}")
     section = {"pairs": pairs, "steps": LONG_CLIP.num_inference_steps, "checkpoints": sum(saved["on"])}
@@ -260,7 +260,7 @@ async def _seconds_a_step(one: Replica, task: StageTask) -> float:
     """From the beginning of the job's first step to the end of its last, by its steps."""
     first = len(one.times.begun)
     await one.sampler.run(task)
-    _expect(one.link, task, Finished)
+    _expect(one.log, task, Finished)
     return (one.times.ended[-1] - one.times.begun[first]) / task.spec.num_inference_steps
 
 
@@ -291,7 +291,7 @@ def against(bar: float, seconds: Sequence[float], judged: float) -> dict[str, An
 def as_table(sections: dict[str, Any]) -> Table:
     slot, between, checkpoints = (sections[name] for name in ("slot_free", "between_jobs", "checkpoints"))
     table = Table("", "median", "maximum", "bar", "holds", title="the sampler's replica, one slot")
-    for directive in (Directive.STOP, Directive.YIELD):
+    for directive in (Directive.STOP, Directive.PARK):
         name = f"{directive}, step of {slot['step_ms']:.0f} ms"
         table.add_row(name, *_waits(slot[directive]), _bar(slot[directive], "maximum"), _yes(slot[directive]))
     table.add_row("between two jobs", *_waits(between), _bar(between, "median"), _yes(between))
@@ -313,9 +313,9 @@ def _yes(section: dict[str, Any]) -> str:
     return "yes" if section["holds"] else "no"
 
 
-def _expect(link: MemoryLink, task: StageTask, last: type[Event]) -> None:
+def _expect(log: ReportLog, task: StageTask, last: type[Event]) -> None:
     """A job that ended in another way was not what is measured."""
-    end = link.of(task.job_id)[-1]
+    end = log.events_of(task.job_id)[-1]
     if not isinstance(end, last):
         raise SystemExit(f"{task.job_id} was to end with {last.__name__}, not with {end}")
 

@@ -22,7 +22,7 @@ class Directive(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"
-    YIELD = "yield"
+    PARK = "yield"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,13 +69,13 @@ class RunningTask:
     ) -> None:
         self.task = task
         self.latest: Progress | None = None
-        self.fresh = False
-        self.moved_at = time.monotonic()
-        self.reported_at = self.moved_at
+        self.has_new_progress = False
+        self.active_at = time.monotonic()
+        self.reported_at = self.active_at
         self.clock = Stopwatch()
         self.stopped = False
-        self.yielding: str | None = None
-        self.checkpointed = 0
+        self.park_reason: str | None = None
+        self.checkpoint_step = 0
         self.begun_at: int | None = None
         self._used_ns = 0
         self._at_work_since: int | None = None
@@ -86,24 +86,24 @@ class RunningTask:
         self._loop = asyncio.get_running_loop()
 
     def stop(self) -> None:
-        """Make the next `check` raise."""
+        """Make the next `raise_if_stopped` raise."""
         self.stopped = True
 
-    def yield_(self, reason: str) -> None:
+    def ask_to_park(self, reason: str) -> None:
         """Ask the work to let go at its next step, with its state kept; work that is short may end instead."""
-        self.yielding = reason
+        self.park_reason = reason
 
-    def moved(self) -> None:
+    def mark_active(self) -> None:
         """Note that the task is not stuck."""
-        self.moved_at = time.monotonic()
+        self.active_at = time.monotonic()
 
-    def check(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Raises StoppedError once the task is to stop; call it at each step, and while waiting for others."""
-        self.moved()
+        self.mark_active()
         if self.stopped:
             raise StoppedError(f"{self.task.job_id} was stopped")
 
-    def used(self, nanoseconds: int) -> None:
+    def add_device_ns(self, nanoseconds: int) -> None:
         """Add what the task held the device for, or its share of it; whole numbers, so that shares add up exactly."""
         with self._lock:
             self._used_ns += nanoseconds
@@ -119,27 +119,27 @@ class RunningTask:
         return (self._used_ns + at_work) / 1e9
 
     def progress(self, done: int, total: int) -> None:
-        """Tell the progress, then `check`. Cheap: the loop sends only the latest, a few times a second."""
+        """Tell the progress, then `raise_if_stopped`. Cheap: the loop sends only the latest, a few times a second."""
         with self._lock:
             self.begun_at = done if self.begun_at is None else self.begun_at
-            unsent = self.latest.preview if self.fresh and self.latest is not None else None
+            unsent = self.latest.preview if self.has_new_progress and self.latest is not None else None
             self.latest = Progress(done, total, self.begun_at, unsent, self._device_s())
-            self.fresh = True
+            self.has_new_progress = True
         self._loop.call_soon_threadsafe(self._news.set)
-        self.check()
+        self.raise_if_stopped()
 
-    def show(self, preview: bytes) -> None:
+    def attach_preview(self, preview: bytes) -> None:
         """Attach a picture to the latest progress."""
         with self._lock:
             if self.latest is not None:
                 self.latest = replace(self.latest, preview=preview)
-                self.fresh = True
+                self.has_new_progress = True
         self._loop.call_soon_threadsafe(self._news.set)
 
-    def to_report(self) -> Progress | None:
+    def take_progress(self) -> Progress | None:
         """The latest progress with the device's time until now; from here on it is old. None if there is none yet."""
         with self._lock:
-            self.fresh = False
+            self.has_new_progress = False
             self.reported_at = time.monotonic()
             if self.latest is not None:
                 self.latest = replace(self.latest, device_s=self._device_s())
@@ -147,7 +147,7 @@ class RunningTask:
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one of the replica's model threads, one at a time; its time there counts as the device's."""
-        self.check()
+        self.raise_if_stopped()
         context = contextvars.copy_context()
         return await self._loop.run_in_executor(
             self._executor, lambda: context.run(self._on_device, lambda: without_grad(work, *args, **kwargs))
@@ -175,11 +175,11 @@ class TaskStore:
         self._running = running
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
-        self._running.check()
+        self._running.raise_if_stopped()
         await self._store.put(key, data, content_type)
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
-        self._running.check()
+        self._running.raise_if_stopped()
         await self._store.put_file(key, path, content_type)
 
     async def get(self, key: str) -> bytes:
@@ -189,7 +189,7 @@ class TaskStore:
         return await self._store.list_keys(prefix)
 
     async def delete(self, key: str) -> None:
-        self._running.check()
+        self._running.raise_if_stopped()
         await self._store.delete(key)
 
 

@@ -89,7 +89,7 @@ class StageWorker:
         """Take no more tasks and let go of those that can be parked. Returns when the registry was told."""
         self._leaving = reason
         for running in self._held.values():
-            running.yield_(reason)
+            running.ask_to_park(reason)
         await self._announce(wait=False)
 
     async def run(self, task: StageTask, work: Work) -> None:
@@ -121,7 +121,7 @@ class StageWorker:
     async def _run_in_slot(self, running: RunningTask, work: Work) -> None:
         current_job.set(running.task.job_id)
         await self._slots.acquire()
-        running.moved()
+        running.mark_active()
         try:
             await self._run_reporting(running, work)
         finally:
@@ -147,7 +147,7 @@ class StageWorker:
         task = running.task
         logger.info("%s begins, attempt %d", task.stage, task.attempt)
         try:
-            running.check()
+            running.raise_if_stopped()
             end = await work(running)
         except StoppedError:
             logger.info("%s stopped", task.stage)
@@ -173,7 +173,7 @@ class StageWorker:
 
     async def _report_all(self, due: list[RunningTask]) -> None:
         started = Started(self._info.replica, self._info.device)
-        reports = [Report(r.task.job_id, r.task.lease, r.to_report() or started) for r in due]
+        reports = [Report(r.task.job_id, r.task.lease, r.take_progress() or started) for r in due]
         answers = await self._answer(self._registry.report_all(reports))
         for running, answer in zip(due, answers or (), strict=False):
             _heed(running, answer)
@@ -233,13 +233,13 @@ class StageWorker:
 def _heed(running: RunningTask, directive: Directive) -> None:
     if directive == Directive.STOP:
         running.stop()
-    elif directive == Directive.YIELD:
-        running.yield_("the registry asked for it")
+    elif directive == Directive.PARK:
+        running.ask_to_park("the registry asked for it")
 
 
 def _is_due(running: RunningTask) -> bool:
     """A stalled task has no heartbeat: its lease is to lapse."""
-    return running.fresh or (time.monotonic() - running.reported_at >= HEARTBEAT_S and not _stalled(running))
+    return running.has_new_progress or (time.monotonic() - running.reported_at >= HEARTBEAT_S and not _stalled(running))
 
 
 def failure_of(error: Exception) -> Failed:
@@ -258,4 +258,4 @@ def _log_failure(task: StageTask, failed: Failed, error: Exception) -> None:
 
 
 def _stalled(running: RunningTask) -> bool:
-    return time.monotonic() - running.moved_at > STALL_S
+    return time.monotonic() - running.active_at > STALL_S

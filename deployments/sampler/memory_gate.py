@@ -43,8 +43,8 @@ class MemoryGate:
                 "ask for fewer frames or a smaller size",
             )
         while not self._profile.fits(list(self._inside.values()), sample, self._budget):
-            running.check()
-            if running.yielding is not None:
+            running.raise_if_stopped()
+            if running.park_reason is not None:
                 return False
             self._left.clear()
             await wait_for(self._left, LOOK_EVERY_S)

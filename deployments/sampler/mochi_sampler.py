@@ -85,7 +85,7 @@ class MochiSampler:
 
     async def _sample(self, running: RunningTask) -> Event | None:
         """From the newest checkpoint or from noise to the final latents, or to where it was told to let go."""
-        if running.yielding is not None:
+        if running.park_reason is not None:
             return parked(running, running.task.checkpoint_step)
         state = await self._starting_state(running)
         running.clock.lap("load")
@@ -105,7 +105,7 @@ class MochiSampler:
         sample = SampleFootprint(state.spec.clip.latents, cfg_rows(state.spec.guidance_scale))
         try:
             admitted = await self._admission.enter(running, sample)
-            if not admitted or running.yielding is not None:
+            if not admitted or running.park_reason is not None:
                 return None
             return await self._denoise(running, state)
         finally:
@@ -172,7 +172,7 @@ class MochiSampler:
     async def _show(self, running: RunningTask, before: Sample, row: Sample) -> None:
         """Attach a preview to the progress, if the model has a map for it."""
         if self._preview is not None:
-            running.show(await asyncio.to_thread(picture, self._preview, before, row))
+            running.attach_preview(await asyncio.to_thread(picture, self._preview, before, row))
 
     def _checkpoints(self, running: RunningTask) -> Checkpoints:
         return Checkpoints(TaskStore(self._store, running), self._revision, self._model.dtype)
@@ -182,7 +182,7 @@ class MochiSampler:
         if row is None or not _is_news(running, row, state):
             return
         await self._checkpoints(running).save(running.task.job_id, replace(state, step=row.step, latents=row.latents))
-        running.checkpointed = row.step
+        running.checkpoint_step = row.step
         await self._worker.report_now(running, Checkpointed(row.step))
 
     async def _store_state(self, running: RunningTask, row: Sample, state: SampleState) -> None:
@@ -237,12 +237,12 @@ class MochiSampler:
 
 def parked(running: RunningTask, step: int) -> Parked:
     """What is told of a task that lets go with its state in storage after `step` steps."""
-    return Parked(step, running.yielding or "", running.device_s)
+    return Parked(step, running.park_reason or "", running.device_s)
 
 
 def _is_news(running: RunningTask, row: Sample, state: SampleState) -> bool:
     """Whether the row is ahead of what is in storage; `state` is what the sample came with."""
-    return row.step > max(state.step, running.checkpointed)
+    return row.step > max(state.step, running.checkpoint_step)
 
 
 async def _end(beside: asyncio.Task[None]) -> None:

@@ -142,7 +142,7 @@ class StepLoop:
 
     def _admit(self, resident: LoopEntry) -> None:
         try:
-            resident.running.check()
+            resident.running.raise_if_stopped()
             row = resident.prepare()
             resident.after_step(row)
         except Exception as error:
@@ -159,12 +159,12 @@ class StepLoop:
         """Who was told to stop or to yield leaves here, whether it ran in the last batch or not."""
         for resident in list(self._residents):
             try:
-                resident.running.check()
+                resident.running.raise_if_stopped()
             except Exception as error:
                 self._remove(resident)
                 resident.fail(error)
                 continue
-            if resident.running.yielding is not None and resident.row is not None:
+            if resident.running.park_reason is not None and resident.row is not None:
                 self._remove(resident)
                 resident.resolve(resident.row)
 
@@ -189,7 +189,7 @@ class StepLoop:
             return self._step(rows)
         finally:
             for resident, share in zip(batch, shares(self._now_ns() - begun, rows), strict=True):
-                resident.running.used(share)
+                resident.running.add_device_ns(share)
 
     def _advanced(self, resident: LoopEntry, row: Sample) -> None:
         resident.before, resident.row = resident.row, row

@@ -230,7 +230,7 @@ class JobRegistry(RegistryApi):
         lease = self._state.leases.of_job(job_id)
         if lease is None or lease.stage is not Stage.SAMPLING:
             return False
-        self._state.tell(lease, Directive.YIELD)
+        self._state.tell(lease, Directive.PARK)
         return True
 
     async def preview(self, job_id: str) -> bytes | None:

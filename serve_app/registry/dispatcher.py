@@ -262,7 +262,7 @@ class Dispatcher:
             self._outranked_at = time.monotonic()  # to tell the order of a long queue takes a while
         for lease in self._to_park(first):
             log.info(f"[{lease.job_id}] yields its slot to an interactive job")
-            state.tell(lease, Directive.YIELD)
+            state.tell(lease, Directive.PARK)
 
     def _to_park(self, urgent: int) -> list[Lease]:
         if not urgent:

@@ -146,7 +146,7 @@ class PlayedSample:
         if plan.cancelled_at is not None and self.step >= plan.cancelled_at:
             self.running.stop()
         elif self.moved < len(plan.moves) and self.step >= plan.moves[self.moved][0]:
-            self.running.yield_("it moves")
+            self.running.ask_to_park("it moves")
 
     def look(self) -> None:
         """What goes on beside the thread, while it stands before its next pass."""

@@ -188,9 +188,9 @@ class Replica:
             storm.truth.disturbed.add(task.job_id)
         running.progress(begun, STEPS)
         for step in range(begun + 1, STEPS + 1):
-            if running.yielding is not None:
+            if running.park_reason is not None:
                 storm.truth.saved[task.job_id] = step - 1
-                return Parked(step - 1, running.yielding, running.device_s)
+                return Parked(step - 1, running.park_reason, running.device_s)
             await self._pass_time(running)
             storm.truth.steps[task.job_id] += 1
             running.progress(step, STEPS)
@@ -202,9 +202,9 @@ class Replica:
     async def _pass_time(self, running: RunningTask) -> None:
         """One step's time, after which it may have gone wrong."""
         storm, job_id = self.cluster.storm, running.task.job_id
-        running.check()
+        running.raise_if_stopped()
         await asyncio.sleep(STEP_S * storm.draw.uniform(0.5, 1.5))
-        running.used(int(STEP_S * 1e9))
+        running.add_device_ns(int(STEP_S * 1e9))
         if self.died.done():
             raise StoppedError(f"{self.name} is dead")
         if running.task.spec.prompt == DOOMED and running.task.stage is Stage.SAMPLING:

@@ -28,14 +28,14 @@ from tests.support import ROOT
 SHAPES = ROOT / "models" / "shapes"
 
 
-class MemoryLink(WorkerRegistry):
+class ReportLog(WorkerRegistry):
     """A registry that notes what it hears. unreachable: this many report calls fail first."""
 
     def __init__(
         self,
         unreachable: int = 0,
         stop_at: Callable[[Event], bool] = lambda event: False,
-        yield_at: Callable[[Event], bool] = lambda event: False,
+        park_at: Callable[[Event], bool] = lambda event: False,
     ) -> None:
         self.events: list[Event] = []
         self.leases: list[tuple[str, str]] = []
@@ -44,7 +44,7 @@ class MemoryLink(WorkerRegistry):
         self.batches = 0
         self.unreachable = unreachable
         self._stop_at = stop_at
-        self._yield_at = yield_at
+        self._park_at = park_at
 
     async def announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
         self.announced.append(info)
@@ -69,14 +69,14 @@ class MemoryLink(WorkerRegistry):
         self.events.append(report.event)
         if self._stop_at(report.event):
             return Directive.STOP
-        return Directive.YIELD if self._yield_at(report.event) else Directive.CONTINUE
+        return Directive.PARK if self._park_at(report.event) else Directive.CONTINUE
 
     @property
     def ends(self) -> list[Event]:
         """Events without progress."""
         return [event for event in self.events if not isinstance(event, Progress)]
 
-    def of(self, job_id: str) -> list[Event]:
+    def events_of(self, job_id: str) -> list[Event]:
         """Events of one job without progress."""
         pairs = zip(self.leases, self.events, strict=True)
         return [event for (job, _), event in pairs if job == job_id and not isinstance(event, Progress)]
@@ -125,11 +125,11 @@ class MemoryStore:
             path.write_bytes(data)
 
 
-def connections(link: MemoryLink, store: MemoryStore) -> Connections:
+def connections(log: ReportLog, store: MemoryStore) -> Connections:
     def open_bucket(name: str) -> ModelBucket:
         return store
 
-    return Connections("replica-1", link, store, open_bucket)
+    return Connections("replica-1", log, store, open_bucket)
 
 
 def worker_settings(stage: Stage, source: Path = SHAPES) -> WorkerSettings:

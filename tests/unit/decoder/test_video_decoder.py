@@ -24,8 +24,8 @@ from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from tests.support.worker_fakes import (
     SHAPES,
-    MemoryLink,
     MemoryStore,
+    ReportLog,
     connections,
     spec,
     task,
@@ -49,8 +49,8 @@ def put_latents(store: MemoryStore, shape: tuple[int, ...] = (12, 3, 8, 8)) -> t
     return latents
 
 
-def replica(link: MemoryLink, store: MemoryStore, source: Path = SHAPES) -> Any:
-    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING, source), connections=connections(link, store))
+def replica(log: ReportLog, store: MemoryStore, source: Path = SHAPES) -> Any:
+    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING, source), connections=connections(log, store))
 
 
 @pytest.fixture
@@ -60,24 +60,24 @@ def unmapped(tmp_path: Path) -> Path:
 
 
 async def test_pictures_then_video_then_finished(tmp_path: Path) -> None:
-    link, store = MemoryLink(), sampled()
-    await replica(link, store).run(task(Stage.DECODING))
+    log, store = ReportLog(), sampled()
+    await replica(log, store).run(task(Stage.DECODING))
     assert store.written == [*PICTURES, video_key("video_1")]
     assert store.types == {**dict.fromkeys(PICTURES, "image/webp"), video_key("video_1"): "video/mp4"}
     assert Image.open(BytesIO(store.objects[video_key("video_1", "thumbnail")])).size == (64, 64)
     assert Image.open(BytesIO(store.objects[video_key("video_1", "spritesheet")])).size == (4 * 64, 3 * 64)
     (tmp_path / "v.mp4").write_bytes(store.objects[video_key("video_1")])
     assert imageio_ffmpeg.count_frames_and_secs(tmp_path / "v.mp4")[0] == 13
-    started, finished = link.ends
+    started, finished = log.ends
     assert isinstance(started, Started)
     assert isinstance(finished, Finished) and set(finished.seconds) == {"load", "decode", "mp4", "store"}
-    assert all(event.total == 13 for event in link.events if isinstance(event, Progress))
+    assert all(event.total == 13 for event in log.events if isinstance(event, Progress))
     assert 0 < finished.device_s <= finished.seconds["decode"] + finished.seconds["mp4"] + 1e-3
 
 
 async def test_a_task_done_twice_gives_the_same_bytes() -> None:
     store = sampled()
-    decoder = replica(MemoryLink(), store)
+    decoder = replica(ReportLog(), store)
     await decoder.run(task(Stage.DECODING))
     first = dict(store.objects)
     await decoder.run(task(Stage.DECODING))
@@ -97,10 +97,10 @@ async def test_a_stop_kills_ffmpeg_and_leaves_nothing(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(video_decoder, "Mp4Writer", Noted)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    link, store = MemoryLink(stop_at=at_progress), sampled((12, 100, 8, 8))
-    await replica(link, store).run(task(Stage.DECODING, spec(num_frames=595)))
+    log, store = ReportLog(stop_at=at_progress), sampled((12, 100, 8, 8))
+    await replica(log, store).run(task(Stage.DECODING, spec(num_frames=595)))
     assert store.written == []
-    assert [type(event) for event in link.ends] == [Started]
+    assert [type(event) for event in log.ends] == [Started]
     (writer,) = killed
     assert writer._process.poll() is not None
     assert list(tmp_path.iterdir()) == []
@@ -123,26 +123,26 @@ async def test_a_stop_while_the_poster_is_written_keeps_the_video_out() -> None:
         for running in decoder._worker._running.values():
             running.stop()
 
-    link, store = MemoryLink(), Watched(stop)
+    log, store = ReportLog(), Watched(stop)
     put_latents(store)
-    decoder = replica(link, store)
+    decoder = replica(log, store)
     await decoder.run(task(Stage.DECODING))
     assert store.written == [video_key("video_1", "thumbnail")]
-    assert [type(event) for event in link.ends] == [Started]
+    assert [type(event) for event in log.ends] == [Started]
 
 
 async def test_the_work_files_are_left_to_the_registry() -> None:
     """A job whose video is there does not fail because of what is only swept up."""
     store = sampled()
     store.objects[checkpoint_key("video_1", 5)] = b"state"
-    await replica(MemoryLink(), store).run(task(Stage.DECODING))
+    await replica(ReportLog(), store).run(task(Stage.DECODING))
     assert [change for change, _ in store.changes] == ["put", "put", "put"]
 
 
 async def test_latents_of_another_size_fail_for_good() -> None:
-    link, store = MemoryLink(), sampled((12, 2, 8, 8))
-    await replica(link, store).run(task(Stage.DECODING))
-    failed = link.ends[-1]
+    log, store = ReportLog(), sampled((12, 2, 8, 8))
+    await replica(log, store).run(task(Stage.DECODING))
+    failed = log.ends[-1]
     assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("latents_mismatch", False)
     assert store.written == []
 
@@ -165,7 +165,7 @@ def sheet_by_hand(latents: torch.Tensor) -> bytes:
 async def test_the_spritesheet_is_of_the_frames_of_the_video() -> None:
     store = MemoryStore()
     latents = put_latents(store)
-    await replica(MemoryLink(), store).run(task(Stage.DECODING))
+    await replica(ReportLog(), store).run(task(Stage.DECODING))
     assert store.objects[video_key("video_1", "spritesheet")] == sheet_by_hand(latents)
 
 
@@ -177,11 +177,11 @@ async def test_a_store_that_is_away_for_a_moment_costs_no_work(monkeypatch: pyte
         return refusals[key] >= 0
 
     monkeypatch.setattr("deployments.replica.running_task.STORE_PAUSE_S", 0.0)
-    link, store = MemoryLink(), sampled()
+    log, store = ReportLog(), sampled()
     store.down = down
-    await replica(link, store).run(task(Stage.DECODING))
+    await replica(log, store).run(task(Stage.DECODING))
     assert store.written == [*PICTURES, video_key("video_1")]
-    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert [type(event) for event in log.ends] == [Started, Finished]
 
 
 @torch.no_grad()
@@ -193,20 +193,20 @@ def fitted_by_hand(latents: torch.Tensor) -> torch.Tensor:
 
 
 async def test_the_first_video_of_a_model_leaves_its_preview_map(unmapped: Path) -> None:
-    link, store = MemoryLink(), MemoryStore()
+    log, store = ReportLog(), MemoryStore()
     latents = put_latents(store)
-    decoder = replica(link, store, unmapped)
+    decoder = replica(log, store, unmapped)
     await decoder.run(task(Stage.DECODING))
     assert store.written == [*PICTURES, video_key("video_1"), MAP]
     torch.testing.assert_close(from_json(store.objects[MAP]).weights, fitted_by_hand(latents), atol=1e-4, rtol=1e-3)
     await decoder.run(task(Stage.DECODING))
-    await replica(link, store, unmapped).run(task(Stage.DECODING))
+    await replica(log, store, unmapped).run(task(Stage.DECODING))
     assert store.written.count(MAP) == 1
 
 
 async def test_a_failed_video_leaves_no_map(unmapped: Path) -> None:
     store = sampled((12, 2, 8, 8))
-    decoder = replica(MemoryLink(), store, unmapped)
+    decoder = replica(ReportLog(), store, unmapped)
     await decoder.run(task(Stage.DECODING))
     assert store.written == []
 
@@ -214,7 +214,7 @@ async def test_a_failed_video_leaves_no_map(unmapped: Path) -> None:
 async def test_latents_that_do_not_tell_their_model_leave_no_map(unmapped: Path) -> None:
     store = MemoryStore()
     store.objects[latents_key("video_1")] = save({"latents": torch.zeros(12, 3, 8, 8)})
-    await replica(MemoryLink(), store, unmapped).run(task(Stage.DECODING))
+    await replica(ReportLog(), store, unmapped).run(task(Stage.DECODING))
     assert store.written == [*PICTURES, video_key("video_1")]
 
 
@@ -228,27 +228,27 @@ async def test_a_map_that_cannot_be_kept_fails_no_job_and_is_tried_again(unmappe
                 raise StorageUnavailableError("away")
             await super().put(key, data, content_type)
 
-    link, store = MemoryLink(), Refusing()
+    log, store = ReportLog(), Refusing()
     put_latents(store)
-    decoder = replica(link, store, unmapped)
+    decoder = replica(log, store, unmapped)
     await decoder.run(task(Stage.DECODING))
     assert store.refused == 1 and MAP not in store.objects
-    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert [type(event) for event in log.ends] == [Started, Finished]
     await decoder.run(task(Stage.DECODING))
     assert MAP in store.objects
 
 
 async def test_the_job_has_ended_before_the_map_is_kept(unmapped: Path) -> None:
     ended: list[bool] = []
-    link = MemoryLink()
+    log = ReportLog()
 
     class Noting(MemoryStore):
         async def put(self, key: str, data: bytes, content_type: str) -> None:
             if key == MAP:
-                ended.append(isinstance(link.ends[-1], Finished))
+                ended.append(isinstance(log.ends[-1], Finished))
             await super().put(key, data, content_type)
 
     store = Noting()
     put_latents(store)
-    await replica(link, store, unmapped).run(task(Stage.DECODING))
+    await replica(log, store, unmapped).run(task(Stage.DECODING))
     assert ended == [True]

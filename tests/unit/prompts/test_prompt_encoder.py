@@ -18,8 +18,8 @@ from deployments.messages import Failed, Finished, Stage, Started
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
 from tests.support.worker_fakes import (
     SHAPES,
-    MemoryLink,
     MemoryStore,
+    ReportLog,
     connections,
     spec,
     task,
@@ -95,16 +95,16 @@ def test_threads_share_the_tokenizer() -> None:
 
 @pytest.fixture
 def replica() -> Callable[..., Any]:
-    def make(link: MemoryLink, store: MemoryStore) -> Any:
+    def make(log: ReportLog, store: MemoryStore) -> Any:
         settings = worker_settings(Stage.ENCODING)
-        return undecorated(PromptEncoder)(settings, [], connections=connections(link, store))
+        return undecorated(PromptEncoder)(settings, [], connections=connections(log, store))
 
     return make
 
 
 async def test_a_task_writes_its_object_then_finishes(replica: Callable[..., Any]) -> None:
-    link, store = MemoryLink(), MemoryStore()
-    encoder = replica(link, store)
+    log, store = ReportLog(), MemoryStore()
+    encoder = replica(log, store)
     await encoder.run(task(Stage.ENCODING, spec("a red circle", negative_prompt="blue")))
     await encoder.check_health()
     assert store.written == [prompt_embeds_key("video_1")]
@@ -115,24 +115,24 @@ async def test_a_task_writes_its_object_then_finishes(replica: Callable[..., Any
         "negative_embeds": (64, 96),
         "negative_mask": (64,),
     }
-    started, finished = link.ends
+    started, finished = log.ends
     assert isinstance(started, Started) and started.replica == "replica-1" and started.device.startswith("cpu")
     assert isinstance(finished, Finished) and set(finished.seconds) == {"encode", "store"}
     assert 0 < finished.device_s <= finished.seconds["encode"] + 1e-4
 
 
 async def test_a_long_prompt_fails_for_good(replica: Callable[..., Any]) -> None:
-    link, store = MemoryLink(), MemoryStore()
-    await replica(link, store).run(task(Stage.ENCODING, spec("red " * 64)))
-    failed = link.ends[-1]
+    log, store = ReportLog(), MemoryStore()
+    await replica(log, store).run(task(Stage.ENCODING, spec("red " * 64)))
+    failed = log.ends[-1]
     assert isinstance(failed, Failed)
     assert (failed.code, failed.transient) == ("prompt_too_long", False)
     assert store.objects == {}
 
 
 async def test_a_task_done_twice_writes_the_same(replica: Callable[..., Any]) -> None:
-    link, store = MemoryLink(), MemoryStore()
-    encoder = replica(link, store)
+    log, store = ReportLog(), MemoryStore()
+    encoder = replica(log, store)
     await encoder.run(task(Stage.ENCODING))
     first = dict(store.objects)
     await encoder.run(task(Stage.ENCODING))
@@ -140,8 +140,8 @@ async def test_a_task_done_twice_writes_the_same(replica: Callable[..., Any]) ->
 
 
 async def test_one_stopped_while_it_encodes_writes_nothing(replica: Callable[..., Any]) -> None:
-    link, store = MemoryLink(), MemoryStore()
-    encoder = replica(link, store)
+    log, store = ReportLog(), MemoryStore()
+    encoder = replica(log, store)
 
     def stop(*_: object) -> None:
         for running in encoder._worker._running.values():
@@ -150,4 +150,4 @@ async def test_one_stopped_while_it_encodes_writes_nothing(replica: Callable[...
     encoder._text._encoder.register_forward_hook(stop)
     await encoder.run(task(Stage.ENCODING))
     assert store.changes == []
-    assert [type(event) for event in link.ends] == [Started]
+    assert [type(event) for event in log.ends] == [Started]

@@ -304,8 +304,8 @@ async def test_parking_reaches_the_replica_at_once_and_by_its_reports(world: Wor
     await asyncio.sleep(0)
     assert await world.registry.park("a")
     async with asyncio.timeout(1.5):
-        assert await held == {call.task.lease: Directive.YIELD}
-    assert await world.report(call, Progress(3, 20)) is Directive.YIELD
+        assert await held == {call.task.lease: Directive.PARK}
+    assert await world.report(call, Progress(3, 20)) is Directive.PARK
     assert not await world.registry.park("unknown")
 
 

@@ -81,7 +81,7 @@ async def test_an_interactive_job_parks_a_batch_job_which_goes_on_where_it_was(w
     await world.report(long, Progress(5, 20))
     await world.encoded("urgent", tier=Tier.INTERACTIVE)
     async with asyncio.timeout(10):
-        while await world.report(long, Progress(6, 20)) is not Directive.YIELD:
+        while await world.report(long, Progress(6, 20)) is not Directive.PARK:
             await asyncio.sleep(0.01)
     await world.park(long, 7)
     urgent = await sampled(world)
@@ -100,7 +100,7 @@ async def yields(world: World, call: Call, step: int = 5) -> bool:
     await world.report(call, Progress(step, 20))
     for _ in range(20):
         await world.registry.health()
-    return await world.report(call, Progress(step, 20)) is Directive.YIELD
+    return await world.report(call, Progress(step, 20)) is Directive.PARK
 
 
 @pytest.mark.parametrize(

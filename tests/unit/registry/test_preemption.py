@@ -36,7 +36,7 @@ def test_only_what_is_missing_is_parked() -> None:
 
 def test_a_slot_that_opens_within_a_step_counts() -> None:
     yielding = lease("yielding")
-    yielding.directive = Directive.YIELD
+    yielding.directive = Directive.PARK
     assert parked(yielding, lease("other")) == []
     assert parked(lease("ends", step=19), lease("other")) == []
     assert parked(yielding, lease("ends", step=19), lease("other"), urgent=3) == ["other"]

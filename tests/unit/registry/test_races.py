@@ -150,7 +150,7 @@ async def asked_to_yield(world: World, call: Call) -> bool:
     """Whether it is, after the registry had its time to think."""
     for _ in range(20):
         await world.registry.health()
-    return await world.report(call, Progress(5, 20)) is Directive.YIELD
+    return await world.report(call, Progress(5, 20)) is Directive.PARK
 
 
 async def test_nobody_is_parked_for_an_urgent_job_whose_turn_it_is_not(tmp_path: Path) -> None:

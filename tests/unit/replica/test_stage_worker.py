@@ -29,17 +29,17 @@ from deployments.replica import running_task as running_task_module
 from deployments.replica import stage_worker
 from deployments.replica.running_task import RunningTask, Stopwatch, TaskStore, outlast
 from deployments.replica.stage_worker import StageWorker, failure_of
-from tests.support.worker_fakes import Clock, MemoryLink, MemoryStore, captured, running_task, task
+from tests.support.worker_fakes import Clock, MemoryStore, ReportLog, captured, running_task, task
 
 STARTED = Started("replica-1", "cpu")
 
 
 @asynccontextmanager
 async def replica(
-    link: MemoryLink, slots: int = 1, draining: Callable[[], bool] = lambda: False
+    log: ReportLog, slots: int = 1, draining: Callable[[], bool] = lambda: False
 ) -> AsyncIterator[StageWorker]:
     info = ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m")
-    worker = StageWorker(info, link, draining)
+    worker = StageWorker(info, log, draining)
     try:
         yield worker
     finally:
@@ -81,14 +81,14 @@ def endless(entered: threading.Event, left: threading.Event) -> Callable[[Runnin
 
 
 def parking(entered: threading.Event) -> Callable[[RunningTask], Awaitable[Event | None]]:
-    """Work that goes on until it is asked to yield."""
+    """Work that goes on until it is asked to park."""
 
     def loop(running: RunningTask) -> Event | None:
         entered.set()
-        while running.yielding is None:
+        while running.park_reason is None:
             running.progress(1, 2)
             threading.Event().wait(0.01)
-        return Parked(1, running.yielding)
+        return Parked(1, running.park_reason)
 
     async def work(running: RunningTask) -> Event | None:
         return await running.in_thread(loop, running)
@@ -107,18 +107,18 @@ def failing(error: Exception) -> Callable[[RunningTask], Awaitable[None]]:
 
 
 async def test_reports_started_then_finished_with_seconds() -> None:
-    link = MemoryLink()
-    async with replica(link) as worker:
+    log = ReportLog()
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), steps(3))
-    assert link.ends[0] == STARTED
-    (finished,) = link.ends[1:]
+    assert log.ends[0] == STARTED
+    (finished,) = log.ends[1:]
     assert isinstance(finished, Finished)
     assert set(finished.seconds) == {"denoise"}
-    assert set(link.leases) == {("video_1", "lease_1")}
+    assert set(log.leases) == {("video_1", "lease_1")}
 
 
 async def test_progress_is_coalesced_and_the_latest_wins() -> None:
-    link = MemoryLink()
+    log = ReportLog()
     held = threading.Event()
 
     def loop(running: RunningTask) -> None:
@@ -129,36 +129,36 @@ async def test_progress_is_coalesced_and_the_latest_wins() -> None:
     async def work(running: RunningTask) -> None:
         await running.in_thread(loop, running)
 
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
-        while not any(isinstance(event, Progress) and event.done == 1000 for event in link.events):
+        while not any(isinstance(event, Progress) and event.done == 1000 for event in log.events):
             await asyncio.sleep(0.01)
         held.set()
         await call
-    assert sum(isinstance(event, Progress) for event in link.events) <= 5
+    assert sum(isinstance(event, Progress) for event in log.events) <= 5
 
 
 async def test_a_stop_answer_ends_the_thread_at_its_next_step() -> None:
-    link = MemoryLink(stop_at=lambda event: isinstance(event, Progress))
+    log = ReportLog(stop_at=lambda event: isinstance(event, Progress))
     entered, left = threading.Event(), threading.Event()
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), endless(entered, left))
     assert left.is_set()
-    assert link.ends == [STARTED]
+    assert log.ends == [STARTED]
 
 
 async def test_a_lapsed_lease_at_the_start_does_no_work() -> None:
-    link = MemoryLink(stop_at=lambda event: isinstance(event, Started))
+    log = ReportLog(stop_at=lambda event: isinstance(event, Started))
     entered, left = threading.Event(), threading.Event()
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), endless(entered, left))
     assert not entered.is_set()
 
 
 async def test_a_cancelled_call_holds_its_slot_until_the_thread_has_left() -> None:
-    link = MemoryLink()
+    log = ReportLog()
     entered, left = threading.Event(), threading.Event()
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         first = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
         await asyncio.to_thread(entered.wait)
         first.cancel()
@@ -173,14 +173,14 @@ async def test_a_cancelled_call_holds_its_slot_until_the_thread_has_left() -> No
         with pytest.raises(asyncio.CancelledError):
             await first
     assert left_before_second == [True]
-    assert [type(event) for event in link.ends] == [Started, Started, Finished]
+    assert [type(event) for event in log.ends] == [Started, Started, Finished]
 
 
 async def test_a_call_cancelled_while_it_waits_for_the_slot_never_starts() -> None:
-    link = MemoryLink()
+    log = ReportLog()
     entered, left = threading.Event(), threading.Event()
     never = threading.Event()
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         first = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
         await asyncio.to_thread(entered.wait)
         second = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(never, threading.Event())))
@@ -189,7 +189,7 @@ async def test_a_call_cancelled_while_it_waits_for_the_slot_never_starts() -> No
         first.cancel()
         assert all(isinstance(r, BaseException) for r in await asyncio.gather(first, second, return_exceptions=True))
     assert not never.is_set()
-    assert link.ends == [STARTED]
+    assert log.ends == [STARTED]
 
 
 async def test_slots_run_at_once() -> None:
@@ -198,7 +198,7 @@ async def test_slots_run_at_once() -> None:
     async def meet(running: RunningTask) -> None:
         await running.in_thread(both.wait)
 
-    async with replica(MemoryLink(), slots=2) as worker:
+    async with replica(ReportLog(), slots=2) as worker:
         await asyncio.gather(*(worker.run(task(Stage.ENCODING), meet) for _ in range(2)))
 
 
@@ -217,18 +217,18 @@ def test_what_errors_mean(error: Exception, failed: Failed) -> None:
 
 
 async def test_a_failure_is_reported_and_the_next_task_runs() -> None:
-    link = MemoryLink()
-    async with replica(link) as worker:
+    log = ReportLog()
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), failing(PermanentError("bad", "why")))
         await worker.run(task(Stage.SAMPLING), steps(1))
         worker.check_health()
-    assert link.ends[1] == Failed("bad", "why", transient=False)
-    assert isinstance(link.ends[3], Finished)
+    assert log.ends[1] == Failed("bad", "why", transient=False)
+    assert isinstance(log.ends[3], Finished)
 
 
 async def test_unforeseen_errors_are_logged_with_traceback_and_job(caplog: pytest.LogCaptureFixture) -> None:
     with captured(caplog):
-        async with replica(MemoryLink()) as worker:
+        async with replica(ReportLog()) as worker:
             await worker.run(task(Stage.SAMPLING), failing(ZeroDivisionError("x / 0")))
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert record.getMessage().startswith("[video_1] sampling failed, internal_error")
@@ -236,14 +236,14 @@ async def test_unforeseen_errors_are_logged_with_traceback_and_job(caplog: pytes
 
 
 async def test_out_of_memory_takes_the_replica_out_of_service() -> None:
-    link = MemoryLink()
-    async with replica(link) as worker:
+    log = ReportLog()
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), failing(torch.OutOfMemoryError("tried 3 GiB")))
         with pytest.raises(RuntimeError, match="must be replaced: .* ran out of memory"):
             worker.check_health()
-        assert link.announced[-1].slots == 0
+        assert log.announced[-1].slots == 0
         await worker.run(task(Stage.SAMPLING), steps(1))
-    ends = [event for event in link.ends if isinstance(event, Failed)]
+    ends = [event for event in log.ends if isinstance(event, Failed)]
     assert [(e.code, e.transient) for e in ends] == [("out_of_memory", True), ("replica_unhealthy", True)]
 
 
@@ -252,50 +252,50 @@ async def test_the_registry_knows_of_no_slots_before_it_hears_of_the_failure() -
 
     def note(event: Event) -> bool:
         if isinstance(event, Failed):
-            slots_when_failed.append(link.announced[-1].slots)
+            slots_when_failed.append(log.announced[-1].slots)
         return False
 
-    link = MemoryLink(stop_at=note)
-    async with replica(link) as worker:
+    log = ReportLog(stop_at=note)
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), failing(torch.OutOfMemoryError("tried 3 GiB")))
     assert slots_when_failed == [0]
 
 
 async def test_the_end_is_reported_again_until_the_registry_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
-    link = MemoryLink(unreachable=4)
-    async with replica(link) as worker:
+    log = ReportLog(unreachable=4)
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), steps(2))
-    assert isinstance(link.events[-1], Finished)
+    assert isinstance(log.events[-1], Finished)
 
 
 async def test_the_end_is_kept_while_the_registry_is_away_and_given_up_with_the_replica(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
-    link = MemoryLink(unreachable=1_000_000)
-    async with replica(link) as worker:
+    log = ReportLog(unreachable=1_000_000)
+    async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), steps(2)))
-        while link.unreachable > 1_000_000 - 50:
+        while log.unreachable > 1_000_000 - 50:
             await asyncio.sleep(0.001)
         assert not call.done()
         worker.check_health()
         worker.close()
         await call
-    assert link.events == []
+    assert log.events == []
 
 
 async def test_a_long_step_keeps_its_lease_by_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
     held = threading.Event()
-    link = MemoryLink()
+    log = ReportLog()
 
     async def work(running: RunningTask) -> None:
         await running.in_thread(held.wait)
 
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.ENCODING), work))
-        while link.events.count(STARTED) < 4:
+        while log.events.count(STARTED) < 4:
             await asyncio.sleep(0.005)
         held.set()
         await call
@@ -304,7 +304,7 @@ async def test_a_long_step_keeps_its_lease_by_heartbeats(monkeypatch: pytest.Mon
 async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
     held, entered = threading.Event(), threading.Event()
-    link = MemoryLink()
+    log = ReportLog()
 
     def hang() -> None:
         entered.set()
@@ -313,7 +313,7 @@ async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytes
     async def work(running: RunningTask) -> None:
         await running.in_thread(hang)
 
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
         await asyncio.to_thread(entered.wait)
         worker.check_health()
@@ -321,53 +321,53 @@ async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytes
         with pytest.raises(RuntimeError, match="no step for"):
             worker.check_health()
         await asyncio.sleep(0.05)
-        heard = len(link.events)
+        heard = len(log.events)
         await asyncio.sleep(0.05)
-        assert len(link.events) == heard
+        assert len(log.events) == heard
         held.set()
         await call
 
 
 async def test_announces_itself_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_worker, "ANNOUNCE_EVERY_S", 0.01)
-    link = MemoryLink()
-    async with replica(link, slots=3):
-        while len(link.announced) < 3:
+    log = ReportLog()
+    async with replica(log, slots=3):
+        while len(log.announced) < 3:
             await asyncio.sleep(0.005)
-    assert link.announced[0] == ReplicaInfo("replica-1", Stage.SAMPLING, 3, "cpu", "m")
+    assert log.announced[0] == ReplicaInfo("replica-1", Stage.SAMPLING, 3, "cpu", "m")
     await asyncio.sleep(0.03)
-    heard = len(link.announced)
+    heard = len(log.announced)
     await asyncio.sleep(0.03)
-    assert len(link.announced) == heard
+    assert len(log.announced) == heard
 
 
-async def test_a_yield_comes_with_the_announcement(monkeypatch: pytest.MonkeyPatch) -> None:
-    link, entered = MemoryLink(), threading.Event()
-    async with replica(link) as worker:
+async def test_a_request_to_park_comes_with_the_announcement(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, entered = ReportLog(), threading.Event()
+    async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
         await asyncio.to_thread(entered.wait)
-        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+        log.mailbox.post("replica-1", "lease_1", Directive.PARK)
         await call
         await worker.run(task(Stage.SAMPLING), steps(1))
-    assert link.ends[1] == Parked(1, "the registry asked for it")
-    assert isinstance(link.ends[-1], Finished)
+    assert log.ends[1] == Parked(1, "the registry asked for it")
+    assert isinstance(log.ends[-1], Finished)
 
 
 async def test_a_stop_comes_with_the_announcement() -> None:
-    link, entered, left = MemoryLink(), threading.Event(), threading.Event()
-    async with replica(link) as worker:
+    log, entered, left = ReportLog(), threading.Event(), threading.Event()
+    async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
         await asyncio.to_thread(entered.wait)
-        link.mailbox.post("replica-1", "lease_1", Directive.STOP)
+        log.mailbox.post("replica-1", "lease_1", Directive.STOP)
         await call
     assert left.is_set()
-    assert link.ends == [STARTED]
+    assert log.ends == [STARTED]
 
 
 async def test_a_draining_replica_hands_back_all_it_has_and_takes_no_more() -> None:
-    link, told = MemoryLink(), threading.Event()
+    log, told = ReportLog(), threading.Event()
     entered = [threading.Event(), threading.Event()]
-    async with replica(link, slots=2, draining=told.is_set) as worker:
+    async with replica(log, slots=2, draining=told.is_set) as worker:
         tasks = [replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"lease_{n}") for n in range(2)]
         calls = [
             asyncio.create_task(worker.run(one, parking(event))) for one, event in zip(tasks, entered, strict=True)
@@ -376,15 +376,15 @@ async def test_a_draining_replica_hands_back_all_it_has_and_takes_no_more() -> N
             await asyncio.to_thread(event.wait)
         told.set()
         await asyncio.gather(*calls)
-        assert link.announced[-1].slots == 0
+        assert log.announced[-1].slots == 0
         await worker.run(task(Stage.SAMPLING), steps(1))
-    parked = [event for event in link.ends if isinstance(event, Parked)]
+    parked = [event for event in log.ends if isinstance(event, Parked)]
     assert parked == [Parked(1, "the replica was told to leave")] * 2
-    assert isinstance(link.ends[-1], Failed) and link.ends[-1].transient
+    assert isinstance(log.ends[-1], Failed) and log.ends[-1].transient
 
 
 async def test_all_tasks_of_a_replica_are_reported_in_one_call() -> None:
-    link = MemoryLink()
+    log = ReportLog()
     held = threading.Event()
 
     async def work(running: RunningTask) -> None:
@@ -394,20 +394,20 @@ async def test_all_tasks_of_a_replica_are_reported_in_one_call() -> None:
 
         await running.in_thread(loop)
 
-    async with replica(link, slots=3) as worker:
+    async with replica(log, slots=3) as worker:
         tasks = [replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"lease_{n}") for n in range(3)]
         calls = [asyncio.create_task(worker.run(one, work)) for one in tasks]
-        while sum(isinstance(event, Progress) for event in link.events) < 3:
+        while sum(isinstance(event, Progress) for event in log.events) < 3:
             await asyncio.sleep(0.01)
         held.set()
         await asyncio.gather(*calls)
-    assert link.batches <= 3
-    assert {job for job, _ in link.leases} == {"video_0", "video_1", "video_2"}
+    assert log.batches <= 3
+    assert {job for job, _ in log.leases} == {"video_0", "video_1", "video_2"}
 
 
 async def test_close_stops_what_runs() -> None:
     entered, left = threading.Event(), threading.Event()
-    async with replica(MemoryLink()) as worker:
+    async with replica(ReportLog()) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
         await asyncio.to_thread(entered.wait)
         worker.close()
@@ -421,7 +421,7 @@ async def test_model_threads_compute_no_gradients() -> None:
     async def work(running: RunningTask) -> None:
         await running.in_thread(lambda: seen.append(torch.is_grad_enabled()))
 
-    async with replica(MemoryLink()) as worker:
+    async with replica(ReportLog()) as worker:
         await worker.run(task(Stage.SAMPLING), work)
         worker.warm_up(lambda: seen.append(torch.is_grad_enabled()))
     assert seen == [False, False]
@@ -438,7 +438,7 @@ def test_the_stopwatch_adds_laps_of_one_name() -> None:
     assert set(watch.seconds) == {"decode", "mp4"}
 
 
-class HeldLink(MemoryLink):
+class HeldReportLog(ReportLog):
     """A registry that hears events of one kind at once and answers when it is let."""
 
     def __init__(self, kind: type[Event]) -> None:
@@ -454,58 +454,58 @@ class HeldLink(MemoryLink):
         return answer
 
 
-async def announced(link: MemoryLink) -> None:
+async def announced(log: ReportLog) -> None:
     """Until what was posted has been collected and heeded."""
-    calls = len(link.announced)
-    while len(link.announced) < calls + 2:
+    calls = len(log.announced)
+    while len(log.announced) < calls + 2:
         await asyncio.sleep(0.005)
 
 
-async def asked_to_yield(running: RunningTask) -> Event | None:
+async def asked_to_park(running: RunningTask) -> Event | None:
     """Work that lets go at once if it was asked to."""
-    return None if running.yielding is None else Parked(4, running.yielding, running.device_s)
+    return None if running.park_reason is None else Parked(4, running.park_reason, running.device_s)
 
 
-async def test_a_yield_that_comes_while_the_start_is_being_told_is_heeded() -> None:
-    link = HeldLink(Started)
-    async with replica(link) as worker:
-        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), asked_to_yield))
-        await link.heard.wait()
-        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
-        await announced(link)
-        link.may_answer.set()
+async def test_a_request_to_park_that_comes_while_the_start_is_being_told_is_heeded() -> None:
+    log = HeldReportLog(Started)
+    async with replica(log) as worker:
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), asked_to_park))
+        await log.heard.wait()
+        log.mailbox.post("replica-1", "lease_1", Directive.PARK)
+        await announced(log)
+        log.may_answer.set()
         await call
-    assert link.ends == [STARTED, Parked(4, "the registry asked for it")]
+    assert log.ends == [STARTED, Parked(4, "the registry asked for it")]
 
 
 @pytest.mark.parametrize(
     ("told", "wanted"),
     [
-        ([Directive.YIELD], [STARTED, Parked(4, "the registry asked for it")]),
-        ([Directive.YIELD, Directive.YIELD], [STARTED, Parked(4, "the registry asked for it")]),
+        ([Directive.PARK], [STARTED, Parked(4, "the registry asked for it")]),
+        ([Directive.PARK, Directive.PARK], [STARTED, Parked(4, "the registry asked for it")]),
         ([Directive.STOP], []),
-        ([Directive.YIELD, Directive.STOP], []),
+        ([Directive.PARK, Directive.STOP], []),
     ],
 )
 async def test_who_waits_for_a_slot_hears_too(told: list[Directive], wanted: list[Event]) -> None:
-    link, entered = MemoryLink(), threading.Event()
-    async with replica(link) as worker:
+    log, entered = ReportLog(), threading.Event()
+    async with replica(log) as worker:
         first = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
         await asyncio.to_thread(entered.wait)
         waiting = replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2")
-        second = asyncio.create_task(worker.run(waiting, asked_to_yield))
+        second = asyncio.create_task(worker.run(waiting, asked_to_park))
         await asyncio.sleep(0)
         for directive in told:
-            link.mailbox.post("replica-1", "lease_2", directive)
-            await announced(link)
-        link.mailbox.post("replica-1", "lease_1", Directive.YIELD)
+            log.mailbox.post("replica-1", "lease_2", directive)
+            await announced(log)
+        log.mailbox.post("replica-1", "lease_1", Directive.PARK)
         await asyncio.gather(first, second)
-    assert link.of("video_2") == wanted
+    assert log.events_of("video_2") == wanted
 
 
 async def test_close_stops_who_waits_for_a_slot() -> None:
-    link, entered = MemoryLink(), threading.Event()
-    async with replica(link) as worker:
+    log, entered = ReportLog(), threading.Event()
+    async with replica(log) as worker:
         left = threading.Event()
         calls = [asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))]
         await asyncio.to_thread(entered.wait)
@@ -514,37 +514,37 @@ async def test_close_stops_who_waits_for_a_slot() -> None:
         await asyncio.sleep(0)
         worker.close()
         await asyncio.gather(*calls)
-    assert link.of("video_2") == []
+    assert log.events_of("video_2") == []
 
 
-@pytest.mark.parametrize("directive", [Directive.YIELD, Directive.STOP])
+@pytest.mark.parametrize("directive", [Directive.PARK, Directive.STOP])
 async def test_a_directive_that_comes_while_the_end_is_being_told_changes_nothing(directive: Directive) -> None:
-    link = HeldLink(Finished)
-    async with replica(link) as worker:
+    log = HeldReportLog(Finished)
+    async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), steps(2)))
-        await link.heard.wait()
-        link.mailbox.post("replica-1", "lease_1", directive)
-        await announced(link)
-        link.may_answer.set()
+        await log.heard.wait()
+        log.mailbox.post("replica-1", "lease_1", directive)
+        await announced(log)
+        log.may_answer.set()
         await call
         await worker.run(replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2"), steps(1))
-    assert [type(event) for event in link.of("video_1")] == [Started, Finished]
-    assert [type(event) for event in link.of("video_2")] == [Started, Finished]
+    assert [type(event) for event in log.events_of("video_1")] == [Started, Finished]
+    assert [type(event) for event in log.events_of("video_2")] == [Started, Finished]
 
 
 async def test_a_draining_replica_ends_only_when_its_last_end_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_worker, "DRAIN_POLL_S", 0.005)
     ended, told, entered = asyncio.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(stage_worker, "end_if_terminated", ended.set)
-    link = HeldLink(Parked)
-    async with replica(link, draining=told.is_set) as worker:
+    log = HeldReportLog(Parked)
+    async with replica(log, draining=told.is_set) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
         await asyncio.to_thread(entered.wait)
         told.set()
-        await link.heard.wait()
+        await log.heard.wait()
         await asyncio.sleep(0.05)
         assert not ended.is_set()
-        link.may_answer.set()
+        log.may_answer.set()
         await call
         await ended.wait()
 
@@ -584,12 +584,12 @@ async def test_the_time_of_work_that_fails_counts() -> None:
 async def test_what_is_reported_has_the_newest_device_time_and_is_reported_once() -> None:
     clock = Clock()
     running = running_task(now_ns=clock)
-    assert running.to_report() is None
+    assert running.take_progress() is None
     running.progress(1, 2)
-    running.used(3_000_000_000)
-    assert running.fresh
-    assert running.to_report() == Progress(1, 2, 1, None, 3.0)
-    assert not running.fresh
+    running.add_device_ns(3_000_000_000)
+    assert running.has_new_progress
+    assert running.take_progress() == Progress(1, 2, 1, None, 3.0)
+    assert not running.has_new_progress
 
 
 async def test_many_threads_may_add_device_time() -> None:
@@ -597,28 +597,28 @@ async def test_many_threads_may_add_device_time() -> None:
 
     def add() -> None:
         for _ in range(10_000):
-            running.used(1)
+            running.add_device_ns(1)
 
     await asyncio.gather(*(asyncio.to_thread(add) for _ in range(4)))
     assert running.device_s == 40_000 / 1e9
 
 
 async def test_the_end_tells_the_device_time() -> None:
-    link = MemoryLink()
+    log = ReportLog()
 
     async def work(running: RunningTask) -> None:
-        running.used(7_000_000_000)
+        running.add_device_ns(7_000_000_000)
 
-    async with replica(link) as worker:
+    async with replica(log) as worker:
         await worker.run(task(Stage.SAMPLING), work)
-    assert link.ends[-1] == Finished({}, 7.0)
+    assert log.ends[-1] == Finished({}, 7.0)
 
 
 async def test_who_waits_and_asks_whether_to_go_on_is_not_stuck() -> None:
     running = running_task()
-    running.moved_at = time.monotonic() - 2 * stage_worker.STALL_S
-    running.check()
-    assert time.monotonic() - running.moved_at < stage_worker.STALL_S
+    running.active_at = time.monotonic() - 2 * stage_worker.STALL_S
+    running.raise_if_stopped()
+    assert time.monotonic() - running.active_at < stage_worker.STALL_S
 
 
 async def test_a_stopped_task_changes_nothing_in_the_store(tmp_path: Path) -> None:

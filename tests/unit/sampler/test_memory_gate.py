@@ -35,7 +35,7 @@ async def test_who_waits_heeds_stop_and_yield() -> None:
     admission = MemoryGate(PROFILE, budget(1))
     first, second, third = (running_task(f"video_{n}") for n in range(3))
     assert await admission.enter(first, SAMPLE)
-    second.yield_("room for another")
+    second.ask_to_park("room for another")
     assert not await admission.enter(second, SAMPLE)
     third.stop()
     with pytest.raises(StoppedError):

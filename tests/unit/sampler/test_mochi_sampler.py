@@ -40,8 +40,8 @@ from deployments.sampler.step_loop import Step
 from tests.support.worker_fakes import (
     SHAPES,
     Clock,
-    MemoryLink,
     MemoryStore,
+    ReportLog,
     captured,
     connections,
     spec,
@@ -54,7 +54,7 @@ from tests.support.worker_fakes import (
 async def encoded(video: VideoSpec) -> MemoryStore:
     """A store with the embeddings in it, written by a real encoder."""
     store = MemoryStore()
-    encoder = undecorated(PromptEncoder)(worker_settings(Stage.ENCODING), connections=connections(MemoryLink(), store))
+    encoder = undecorated(PromptEncoder)(worker_settings(Stage.ENCODING), connections=connections(ReportLog(), store))
     await encoder.run(task(Stage.ENCODING, video))
     return store
 
@@ -85,11 +85,11 @@ def replica() -> Iterator[Replica]:
     """Makes a sampler, with these changes to the sampling settings; told to end with the test, as Serve does."""
     made: list[Any] = []
 
-    def make(link: MemoryLink, store: MemoryStore, **sampling: float) -> Any:
+    def make(log: ReportLog, store: MemoryStore, **sampling: float) -> Any:
         settings = worker_settings(Stage.SAMPLING)
         changed = settings.sampling.model_copy(update=sampling)
         settings = settings.model_copy(update={"sampling": changed, "slots": 4, "torch_threads": 1})
-        made.append(undecorated(MochiSampler)(settings, connections=connections(link, store)))
+        made.append(undecorated(MochiSampler)(settings, connections=connections(log, store)))
         return made[-1]
 
     yield make
@@ -135,7 +135,7 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 async def undisturbed(replica: Replica, video: VideoSpec) -> torch.Tensor:
     store = embedded(job(1, video))
-    await replica(MemoryLink(), store).run(job(1, video))
+    await replica(ReportLog(), store).run(job(1, video))
     return final(store)
 
 
@@ -143,8 +143,8 @@ async def undisturbed(replica: Replica, video: VideoSpec) -> torch.Tensor:
 @pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
 async def test_latents_equal_the_pipelines(replica: Replica, guidance_scale: float) -> None:
     video = spec(guidance_scale=guidance_scale, num_frames=25, negative_prompt="blue")
-    link, store = MemoryLink(), await encoded(video)
-    await replica(link, store).run(task(Stage.SAMPLING, video))
+    log, store = ReportLog(), await encoded(video)
+    await replica(log, store).run(task(Stage.SAMPLING, video))
     latents = load(store.objects[latents_key("video_1")])["latents"]
 
     pipe = MochiPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
@@ -166,18 +166,18 @@ async def test_latents_equal_the_pipelines(replica: Replica, guidance_scale: flo
 
 
 async def test_reports_and_stores_in_order(replica: Replica) -> None:
-    link, store = MemoryLink(), await encoded(spec())
-    await replica(link, store).run(task(Stage.SAMPLING))
+    log, store = ReportLog(), await encoded(spec())
+    await replica(log, store).run(task(Stage.SAMPLING))
     assert store.written == [prompt_embeds_key("video_1"), latents_key("video_1")]
-    started, finished = link.ends
+    started, finished = log.ends
     assert isinstance(started, Started)
     assert isinstance(finished, Finished) and set(finished.seconds) == {"load", "denoise", "store"}
-    assert all(event.total == 6 for event in link.events if isinstance(event, Progress))
+    assert all(event.total == 6 for event in log.events if isinstance(event, Progress))
 
 
 async def test_the_header_tells_what_the_latents_are(replica: Replica) -> None:
-    link, store = MemoryLink(), await encoded(spec())
-    await replica(link, store).run(task(Stage.SAMPLING))
+    log, store = ReportLog(), await encoded(spec())
+    await replica(log, store).run(task(Stage.SAMPLING))
     data = store.objects[latents_key("video_1")]
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])["__metadata__"]
@@ -187,7 +187,7 @@ async def test_the_header_tells_what_the_latents_are(replica: Replica) -> None:
 
 async def test_the_same_seed_gives_the_same_bytes_and_another_does_not(replica: Replica) -> None:
     store = await encoded(spec())
-    sampler = replica(MemoryLink(), store)
+    sampler = replica(ReportLog(), store)
     outputs = []
     for seed in (7, 7, 8):
         await sampler.run(task(Stage.SAMPLING, spec(seed=seed)))
@@ -200,19 +200,19 @@ async def test_a_stop_leaves_no_latents_and_the_replica_goes_on(replica: Replica
     def at_progress(event: Event) -> bool:
         return isinstance(event, Progress)
 
-    link, store = MemoryLink(stop_at=at_progress), await encoded(spec())
-    sampler = replica(link, store)
+    log, store = ReportLog(stop_at=at_progress), await encoded(spec())
+    sampler = replica(log, store)
     await sampler.run(task(Stage.SAMPLING, spec(num_inference_steps=200, num_frames=61)))
     assert latents_key("video_1") not in store.objects
-    assert [type(event) for event in link.ends] == [Started]
-    assert max(event.done for event in link.events if isinstance(event, Progress)) < 200
+    assert [type(event) for event in log.ends] == [Started]
+    assert max(event.done for event in log.events if isinstance(event, Progress)) < 200
     await sampler.check_health()
 
 
 async def test_missing_embeddings_fail_with_their_code(replica: Replica) -> None:
-    link = MemoryLink()
-    await replica(link, MemoryStore()).run(task(Stage.SAMPLING))
-    failed = link.ends[-1]
+    log = ReportLog()
+    await replica(log, MemoryStore()).run(task(Stage.SAMPLING))
+    failed = log.ends[-1]
     assert isinstance(failed, Failed) and failed.code == "object_missing"
 
 
@@ -232,20 +232,20 @@ LONG = spec(num_inference_steps=40, guidance_scale=1.0)
 @pytest.mark.parametrize("exact", [False, True])
 async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been(replica: Replica, exact: bool) -> None:
     first_task = job(1, replace(LONG, exact=exact))
-    store, first_link = embedded(first_task), MemoryLink(yield_at=at_step(3))
-    first_passes = Passes(first := replica(first_link, store, min_step_s=0.05))
+    store, first_log = embedded(first_task), ReportLog(park_at=at_step(3))
+    first_passes = Passes(first := replica(first_log, store, min_step_s=0.05))
     await first.run(first_task)
-    started, parked = first_link.ends
+    started, parked = first_log.ends
     assert isinstance(started, Started) and isinstance(parked, Parked)
     assert 3 <= parked.step < 40 and parked.reason == "the registry asked for it"
     assert store.written == [checkpoint_key("video_1", parked.step)]
     assert latents_key("video_1") not in store.objects
 
-    second_link = MemoryLink()
-    second_passes = Passes(second := replica(second_link, store))
+    second_log = ReportLog()
+    second_passes = Passes(second := replica(second_log, store))
     await second.run(replace(first_task, lease="lease_2", checkpoint_step=parked.step))
-    assert isinstance(second_link.ends[-1], Finished)
-    assert all(event.begun_at == parked.step for event in second_link.events if isinstance(event, Progress))
+    assert isinstance(second_log.ends[-1], Finished)
+    assert all(event.begun_at == parked.step for event in second_log.events if isinstance(event, Progress))
     assert (first_passes.rows, second_passes.rows) == (parked.step, 40 - parked.step)
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
@@ -254,11 +254,11 @@ async def test_a_sample_that_is_parked_again_and_again_ends_the_same(replica: Re
     given, done = job(1, LONG), 0
     store, rows = embedded(given), 0
     while latents_key("video_1") not in store.objects:
-        link = MemoryLink(yield_at=at_step(done + 1))
-        passes = Passes(sampler := replica(link, store, min_step_s=0.05))
+        log = ReportLog(park_at=at_step(done + 1))
+        passes = Passes(sampler := replica(log, store, min_step_s=0.05))
         await sampler.run(replace(given, lease=f"lease_{done}", checkpoint_step=done))
         rows += passes.rows
-        if isinstance(parked := link.ends[-1], Parked):
+        if isinstance(parked := log.ends[-1], Parked):
             assert parked.step > done
             done = parked.step
     assert rows == 40
@@ -274,42 +274,42 @@ async def test_a_checkpoint_is_in_the_store_before_it_is_reported(replica: Repli
             whole.append(checkpoint_key("video_1", event.step) in store.objects)
         return False
 
-    link = MemoryLink(stop_at=look)
-    await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
-    steps = [event.step for event in link.ends if isinstance(event, Checkpointed)]
+    log = ReportLog(stop_at=look)
+    await replica(log, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    steps = [event.step for event in log.ends if isinstance(event, Checkpointed)]
     assert len(steps) >= 2 and steps == sorted(set(steps)) and all(whole)
     assert store.written == [*(checkpoint_key("video_1", step) for step in steps), latents_key("video_1")]
-    assert isinstance(link.ends[-1], Finished)
+    assert isinstance(log.ends[-1], Finished)
 
 
 async def test_after_a_crash_the_newest_checkpoint_is_gone_on_from(replica: Replica) -> None:
     """The first replica is told to stop, and so reports nothing and saves nothing more: as if it were gone."""
 
     def saved_once(event: Event) -> bool:
-        return isinstance(event, Progress) and any(isinstance(heard, Checkpointed) for heard in link.events)
+        return isinstance(event, Progress) and any(isinstance(heard, Checkpointed) for heard in log.events)
 
-    given, link = job(1, LONG), MemoryLink(stop_at=saved_once)
+    given, log = job(1, LONG), ReportLog(stop_at=saved_once)
     store = embedded(given)
-    await replica(link, store, checkpoint_s=0.1, min_step_s=0.05).run(given)
-    kept = max(event.step for event in link.ends if isinstance(event, Checkpointed))
+    await replica(log, store, checkpoint_s=0.1, min_step_s=0.05).run(given)
+    kept = max(event.step for event in log.ends if isinstance(event, Checkpointed))
     assert latents_key("video_1") not in store.objects
 
-    passes = Passes(second := replica(MemoryLink(), store))
+    passes = Passes(second := replica(ReportLog(), store))
     await second.run(replace(given, lease="lease_2", checkpoint_step=kept))
     assert passes.rows == 40 - kept
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
 async def test_damaged_checkpoints_cost_steps_and_not_the_job(replica: Replica) -> None:
-    given, link = job(1, LONG), MemoryLink(yield_at=at_step(3))
+    given, log = job(1, LONG), ReportLog(park_at=at_step(3))
     store = embedded(given)
-    await replica(link, store, min_step_s=0.05).run(given)
-    parked = link.ends[-1]
+    await replica(log, store, min_step_s=0.05).run(given)
+    parked = log.ends[-1]
     assert isinstance(parked, Parked)
     key = checkpoint_key("video_1", parked.step)
     store.objects[key] = store.objects[key][:-1]
 
-    passes = Passes(second := replica(MemoryLink(), store))
+    passes = Passes(second := replica(ReportLog(), store))
     await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
     assert passes.rows == 40
     assert torch.equal(final(store), await undisturbed(replica, LONG))
@@ -324,19 +324,19 @@ async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica
         refused.append(key)
         return True
 
-    link, store = MemoryLink(), embedded(given, down=down)
-    await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    log, store = ReportLog(), embedded(given, down=down)
+    await replica(log, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
     assert len(refused) >= 2
-    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert [type(event) for event in log.ends] == [Started, Finished]
     assert store.written == [latents_key("video_1")]
 
 
 async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running_task, "STORE_AWAY_S", 0.0)
     given = job(1, LONG)
-    link, store = MemoryLink(yield_at=at_step(3)), embedded(given, down=lambda key: True)
-    await replica(link, store, min_step_s=0.05).run(given)
-    failed = link.ends[-1]
+    log, store = ReportLog(park_at=at_step(3)), embedded(given, down=lambda key: True)
+    await replica(log, store, min_step_s=0.05).run(given)
+    failed = log.ends[-1]
     assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("storage_unavailable", True)
 
 
@@ -350,36 +350,36 @@ SEVERAL = [
 
 async def test_several_jobs_at_once_give_what_each_gives_alone(replica: Replica) -> None:
     tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
-    link, store = MemoryLink(), embedded(*tasks)
-    sampler = replica(link, store, min_step_s=0.02)
+    log, store = ReportLog(), embedded(*tasks)
+    sampler = replica(log, store, min_step_s=0.02)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
     for each in tasks:
-        assert [type(event) for event in link.of(each.job_id)] == [Started, Finished]
+        assert [type(event) for event in log.events_of(each.job_id)] == [Started, Finished]
         assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
 
 
 async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(replica: Replica) -> None:
     tasks = [job(number, replace(LONG, seed=number)) for number in range(4)]
-    link, store = MemoryLink(), embedded(*tasks)
-    sampler = replica(link, store, min_step_s=0.02)
+    log, store = ReportLog(), embedded(*tasks)
+    sampler = replica(log, store, min_step_s=0.02)
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
-    while sum(isinstance(event, Progress) and event.done > 0 for event in link.events) < 4:
+    while sum(isinstance(event, Progress) and event.done > 0 for event in log.events) < 4:
         await asyncio.sleep(0.01)
-    link.mailbox.post("replica-1", "lease_1", Directive.STOP)
-    link.mailbox.post("replica-1", "lease_2", Directive.YIELD)
+    log.mailbox.post("replica-1", "lease_1", Directive.STOP)
+    log.mailbox.post("replica-1", "lease_2", Directive.PARK)
     await asyncio.gather(*calls)
-    assert [type(event) for event in link.of("video_1")] == [Started]
-    assert [type(event) for event in link.of("video_2")] == [Started, Parked]
+    assert [type(event) for event in log.events_of("video_1")] == [Started]
+    assert [type(event) for event in log.events_of("video_2")] == [Started, Parked]
     for number in (0, 3):
-        assert [type(event) for event in link.of(f"video_{number}")] == [Started, Finished]
+        assert [type(event) for event in log.events_of(f"video_{number}")] == [Started, Finished]
         assert relative_error(final(store, f"video_{number}"), await undisturbed(replica, tasks[number].spec)) <= 1e-4
 
 
-async def go_on(replica: Replica, store: MemoryStore, tasks: list[StageTask], link: MemoryLink) -> int:
+async def go_on(replica: Replica, store: MemoryStore, tasks: list[StageTask], log: ReportLog) -> int:
     """Do what is left of the tasks on a fresh replica, from where the first one let go; the rows that took."""
-    passes = Passes(sampler := replica(MemoryLink(), store))
+    passes = Passes(sampler := replica(ReportLog(), store))
     for each in tasks:
-        kept = max(event.step for event in link.of(each.job_id) if isinstance(event, Checkpointed | Parked))
+        kept = max(event.step for event in log.events_of(each.job_id) if isinstance(event, Checkpointed | Parked))
         await sampler.run(replace(each, lease=f"{each.lease} again", checkpoint_step=kept))
     return passes.rows
 
@@ -390,14 +390,14 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
 
     def look(event: Event) -> bool:
         if isinstance(event, Failed):
-            slots_when_failed.append(link.announced[-1].slots)
+            slots_when_failed.append(log.announced[-1].slots)
         return False
 
-    link, store = MemoryLink(stop_at=look), embedded(*tasks)
-    passes = Passes(sampler := replica(link, store, min_step_s=0.02), out_of_memory_at=12)
+    log, store = ReportLog(stop_at=look), embedded(*tasks)
+    passes = Passes(sampler := replica(log, store, min_step_s=0.02), out_of_memory_at=12)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
 
-    ends = [link.of(each.job_id) for each in tasks]
+    ends = [log.events_of(each.job_id) for each in tasks]
     failed = [events for events in ends if isinstance(events[-1], Failed)]
     assert failed and slots_when_failed == [0] * len(failed)
     for started, *checkpointed, last in ends:
@@ -410,20 +410,20 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
     with pytest.raises(RuntimeError, match="must be replaced: .* ran out of memory"):
         await sampler.check_health()
     await sampler.run(job(3, LONG))
-    (refused,) = [event for event in link.of("video_3") if isinstance(event, Failed)]
+    (refused,) = [event for event in log.events_of("video_3") if isinstance(event, Failed)]
     assert refused.transient and refused.code == "replica_unhealthy"
 
-    assert passes.rows + await go_on(replica, store, tasks, link) == 3 * 40
+    assert passes.rows + await go_on(replica, store, tasks, log) == 3 * 40
     for each in tasks:
         assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
 
 
 async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> None:
     tasks = [job(number, replace(LONG, seed=number, width=32 + 32 * (number % 2))) for number in range(4)]
-    link, store = MemoryLink(), embedded(*tasks)
-    passes = Passes(sampler := replica(link, store, min_step_s=0.02))
+    log, store = ReportLog(), embedded(*tasks)
+    passes = Passes(sampler := replica(log, store, min_step_s=0.02))
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
-    while sum(isinstance(event, Progress) and event.done > 0 for event in link.events) < 4:
+    while sum(isinstance(event, Progress) and event.done > 0 for event in log.events) < 4:
         await asyncio.sleep(0.01)
     passes.may_go_on.clear()
     await asyncio.to_thread(passes.held.wait)
@@ -433,28 +433,28 @@ async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> 
     await asyncio.gather(*calls)
     assert passes.count == begun, "each leaves at the end of the step that was under way"
     for each in tasks:
-        _, parked = link.of(each.job_id)
+        _, parked = log.events_of(each.job_id)
         assert isinstance(parked, Parked) and parked.reason == "the replica was told to leave"
         assert checkpoint_key(each.job_id, parked.step) in store.objects
-    assert link.announced[-1].slots == 0
+    assert log.announced[-1].slots == 0
 
-    assert passes.rows + await go_on(replica, store, tasks, link) == 4 * 40
+    assert passes.rows + await go_on(replica, store, tasks, log) == 4 * 40
     for each in tasks:
         assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
 
 
 async def test_a_step_takes_at_least_its_time(replica: Replica) -> None:
-    given, link = job(1, spec(num_inference_steps=3)), MemoryLink()
-    await replica(link, embedded(given), min_step_s=0.1).run(given)
-    finished = link.ends[-1]
+    given, log = job(1, spec(num_inference_steps=3)), ReportLog()
+    await replica(log, embedded(given), min_step_s=0.1).run(given)
+    finished = log.ends[-1]
     assert isinstance(finished, Finished) and finished.seconds["denoise"] >= 0.3
 
 
 async def test_previews_come_with_the_progress(replica: Replica) -> None:
-    link, store = MemoryLink(), await encoded(spec(num_inference_steps=200))
-    sampler = replica(link, store)
+    log, store = ReportLog(), await encoded(spec(num_inference_steps=200))
+    sampler = replica(log, store)
     await sampler.run(task(Stage.SAMPLING, spec(num_inference_steps=200, num_frames=61)))
-    pictures = [event.preview for event in link.events if isinstance(event, Progress) and event.preview]
+    pictures = [event.preview for event in log.events if isinstance(event, Progress) and event.preview]
     assert pictures and all(picture[:4] == b"RIFF" for picture in pictures)
     assert len(set(pictures)) > 1
 
@@ -494,52 +494,52 @@ def tell(sampler: Any, *directives: Directive, lease: str = "lease_1") -> None:
     """As the registry would."""
     for directive in directives:
         running = sampler._worker._held[lease]
-        running.stop() if directive is Directive.STOP else running.yield_("make room")
+        running.stop() if directive is Directive.STOP else running.ask_to_park("make room")
 
 
-async def test_a_yield_that_answers_the_start_costs_no_loading(replica: Replica) -> None:
+async def test_a_request_to_park_that_answers_the_start_costs_no_loading(replica: Replica) -> None:
     given = replace(job(1, LONG), checkpoint_step=7)
-    link, store = MemoryLink(yield_at=lambda event: isinstance(event, Started)), SlowStore(embedded(given), "never")
-    await replica(link, store).run(given)
-    assert link.ends[1:] == [Parked(7, "the registry asked for it")]
+    log, store = ReportLog(park_at=lambda event: isinstance(event, Started)), SlowStore(embedded(given), "never")
+    await replica(log, store).run(given)
+    assert log.ends[1:] == [Parked(7, "the registry asked for it")]
     assert [key for key in store.touched if key.startswith("jobs/")] == [] and store.changes == []
 
 
-async def test_a_yield_while_the_state_is_loaded_runs_no_step(replica: Replica) -> None:
-    given, link = job(1, LONG), MemoryLink()
+async def test_a_request_to_park_while_the_state_is_loaded_runs_no_step(replica: Replica) -> None:
+    given, log = job(1, LONG), ReportLog()
     store = SlowStore(embedded(given), "prompt_embeds")
-    passes = Passes(sampler := replica(link, store))
+    passes = Passes(sampler := replica(log, store))
     call = asyncio.create_task(sampler.run(given))
     await store.held.wait()
-    tell(sampler, Directive.YIELD)
+    tell(sampler, Directive.PARK)
     store.may_go_on.set()
     await call
-    assert link.ends[1:] == [Parked(0, "make room")]
+    assert log.ends[1:] == [Parked(0, "make room")]
     assert passes.count == 0 and store.changes == []
     assert sampler._rope == {}, "nothing was prepared on the device"
 
 
-async def test_a_yield_while_a_checkpoint_is_loaded_lets_go_of_that_checkpoint(replica: Replica) -> None:
-    given, first = job(1, LONG), MemoryLink(yield_at=at_step(3))
+async def test_a_request_to_park_while_a_checkpoint_is_loaded_lets_go_of_that_checkpoint(replica: Replica) -> None:
+    given, first = job(1, LONG), ReportLog(park_at=at_step(3))
     kept = embedded(given)
     await replica(first, kept, min_step_s=0.05).run(given)
     parked = first.ends[-1]
     assert isinstance(parked, Parked)
 
-    link, store = MemoryLink(), SlowStore(kept, "sample-")
-    passes = Passes(sampler := replica(link, store))
+    log, store = ReportLog(), SlowStore(kept, "sample-")
+    passes = Passes(sampler := replica(log, store))
     call = asyncio.create_task(sampler.run(replace(given, checkpoint_step=parked.step)))
     await store.held.wait()
-    tell(sampler, Directive.YIELD, Directive.YIELD)
+    tell(sampler, Directive.PARK, Directive.PARK)
     store.may_go_on.set()
     await call
-    assert link.ends[1:] == [Parked(parked.step, "make room")]
+    assert log.ends[1:] == [Parked(parked.step, "make room")]
     assert passes.count == 0 and store.changes == []
 
 
-async def test_a_yield_while_there_is_no_memory_gives_the_slot_back(replica: Replica) -> None:
-    tasks, link = [job(1, LONG), job(2, LONG)], MemoryLink()
-    sampler = replica(link, embedded(*tasks))
+async def test_a_request_to_park_while_there_is_no_memory_gives_the_slot_back(replica: Replica) -> None:
+    tasks, log = [job(1, LONG), job(2, LONG)], ReportLog()
+    sampler = replica(log, embedded(*tasks))
     passes = Passes(sampler)
     profile, sample = MemoryProfile(100, 0, 10, 0, 0), SampleFootprint(LONG.clip.latents, 1)
     sampler._admission = MemoryGate(profile, profile.needed([replace(sample, rows=2)]))
@@ -547,49 +547,49 @@ async def test_a_yield_while_there_is_no_memory_gives_the_slot_back(replica: Rep
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
     while len(sampler._worker._running) < 2:
         await asyncio.sleep(0.01)
-    tell(sampler, Directive.YIELD)
-    tell(sampler, Directive.YIELD, Directive.STOP, lease="lease_2")
+    tell(sampler, Directive.PARK)
+    tell(sampler, Directive.PARK, Directive.STOP, lease="lease_2")
     await asyncio.gather(*calls)
-    assert link.of("video_1")[1:] == [Parked(0, "make room")]
-    assert [type(event) for event in link.of("video_2")] == [Started]
+    assert log.events_of("video_1")[1:] == [Parked(0, "make room")]
+    assert [type(event) for event in log.events_of("video_2")] == [Started]
     assert passes.count == 0
 
 
-async def test_a_yield_in_the_last_step_is_too_late(replica: Replica) -> None:
-    given, link = job(1, spec(num_inference_steps=2, guidance_scale=1.0)), MemoryLink()
+async def test_a_request_to_park_in_the_last_step_is_too_late(replica: Replica) -> None:
+    given, log = job(1, spec(num_inference_steps=2, guidance_scale=1.0)), ReportLog()
     store = embedded(given)
-    passes = Passes(sampler := replica(link, store, min_step_s=0.05))
+    passes = Passes(sampler := replica(log, store, min_step_s=0.05))
     call = asyncio.create_task(sampler.run(given))
     while passes.count < 1:
         await asyncio.sleep(0.001)
     passes.may_go_on.clear()
     await asyncio.to_thread(passes.held.wait)
     assert passes.count == 2
-    tell(sampler, Directive.YIELD, Directive.YIELD)
+    tell(sampler, Directive.PARK, Directive.PARK)
     passes.may_go_on.set()
     await call
-    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert [type(event) for event in log.ends] == [Started, Finished]
     assert store.written == [latents_key("video_1")]
 
 
-async def test_a_yield_waits_for_no_checkpoint_that_is_on_its_way(replica: Replica) -> None:
-    given, link = job(1, LONG), MemoryLink()
+async def test_a_request_to_park_waits_for_no_checkpoint_that_is_on_its_way(replica: Replica) -> None:
+    given, log = job(1, LONG), ReportLog()
     store = SlowStore(embedded(given), "sample-")
-    sampler = replica(link, store, checkpoint_s=0.05, min_step_s=0.02)
+    sampler = replica(log, store, checkpoint_s=0.05, min_step_s=0.02)
     call = asyncio.create_task(sampler.run(given))
     await store.held.wait()
-    tell(sampler, Directive.YIELD)
+    tell(sampler, Directive.PARK)
     await call
-    parked = link.ends[-1]
+    parked = log.ends[-1]
     assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
 
 
 async def test_nor_does_the_end_of_the_sampling(replica: Replica) -> None:
-    given, link = job(1, replace(LONG, num_inference_steps=8)), MemoryLink()
+    given, log = job(1, replace(LONG, num_inference_steps=8)), ReportLog()
     store = SlowStore(embedded(given), "sample-")
-    await replica(link, store, checkpoint_s=0.02, min_step_s=0.05).run(given)
+    await replica(log, store, checkpoint_s=0.02, min_step_s=0.05).run(given)
     assert store.held.is_set() and store.written == [latents_key("video_1")]
-    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert [type(event) for event in log.ends] == [Started, Finished]
 
 
 async def test_a_parked_sample_leaves_older_checkpoints_alone(replica: Replica) -> None:
@@ -602,30 +602,30 @@ async def test_a_parked_sample_leaves_older_checkpoints_alone(replica: Replica) 
             changes_when_parked.append(len(store.changes))
         return False
 
-    link = MemoryLink(stop_at=look, yield_at=at_step(20))
-    await replica(link, store, checkpoint_s=0.1, min_step_s=0.02).run(given)
-    parked = link.ends[-1]
-    assert isinstance(parked, Parked) and sum(isinstance(event, Checkpointed) for event in link.ends) >= 2
+    log = ReportLog(stop_at=look, park_at=at_step(20))
+    await replica(log, store, checkpoint_s=0.1, min_step_s=0.02).run(given)
+    parked = log.ends[-1]
+    assert isinstance(parked, Parked) and sum(isinstance(event, Checkpointed) for event in log.ends) >= 2
     assert store.changes[-1] == ("put", checkpoint_key("video_1", parked.step))
     assert changes_when_parked == [len(store.changes)]
-    await replica(MemoryLink(), store, checkpoint_s=0.02, min_step_s=0.02).run(
+    await replica(ReportLog(), store, checkpoint_s=0.02, min_step_s=0.02).run(
         replace(given, checkpoint_step=parked.step)
     )
     kept = [key for key in store.objects if "sample-" in key]
     assert len(kept) == 2, "the job's next checkpoint tidies up"
 
 
-@pytest.mark.parametrize("told", [(Directive.STOP,), (Directive.YIELD, Directive.STOP)])
+@pytest.mark.parametrize("told", [(Directive.STOP,), (Directive.PARK, Directive.STOP)])
 async def test_a_stop_while_the_state_is_written_begins_no_other_write(
     replica: Replica, told: tuple[Directive, ...]
 ) -> None:
-    given, link = job(1, LONG), MemoryLink()
+    given, log = job(1, LONG), ReportLog()
     store = SlowStore(embedded(given), "sample-")
-    sampler = replica(link, store, checkpoint_s=1000, min_step_s=0.02)
+    sampler = replica(log, store, checkpoint_s=1000, min_step_s=0.02)
     call = asyncio.create_task(sampler.run(given))
     while not sampler._loop.rows():
         await asyncio.sleep(0.01)
-    tell(sampler, Directive.YIELD)
+    tell(sampler, Directive.PARK)
     await store.held.wait()
     tell(sampler, *told)
     store.may_go_on.set()
@@ -634,9 +634,9 @@ async def test_a_stop_while_the_state_is_written_begins_no_other_write(
 
 
 async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, link = job(1, LONG), MemoryLink()
+    given, log = job(1, LONG), ReportLog()
     store = embedded(given)
-    sampler = replica(link, store)
+    sampler = replica(log, store)
 
     def stop(latents: torch.Tensor) -> torch.Tensor:
         tell(sampler, Directive.STOP)
@@ -645,7 +645,7 @@ async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica, mo
     monkeypatch.setattr(mochi_sampler, "check_finite", stop)
     await sampler.run(given)
     assert store.changes == []
-    assert [type(event) for event in link.ends] == [Started]
+    assert [type(event) for event in log.ends] == [Started]
 
 
 async def test_a_store_that_comes_back_costs_no_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,9 +657,9 @@ async def test_a_store_that_comes_back_costs_no_step(replica: Replica, monkeypat
         return len(refused) < 4
 
     given = job(1, LONG)
-    link, store = MemoryLink(yield_at=at_step(3)), embedded(given, down=down)
-    await replica(link, store, min_step_s=0.05).run(given)
-    parked = link.ends[-1]
+    log, store = ReportLog(park_at=at_step(3)), embedded(given, down=down)
+    await replica(log, store, min_step_s=0.05).run(given)
+    parked = log.ends[-1]
     assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
     assert len(set(refused)) == 1
 
@@ -675,15 +675,15 @@ async def test_an_unforeseen_error_beside_the_sampling_is_logged_and_the_next_ch
             raise ZeroDivisionError("x / 0")
         return False
 
-    link, store = MemoryLink(), embedded(given, down=down)
+    log, store = ReportLog(), embedded(given, down=down)
     with captured(caplog):
-        await replica(link, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+        await replica(log, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
     errors = [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
     assert [record.getMessage() for record in errors] == [
         f"[video_1] no checkpoint this time; unforeseen error {number} beside this sampler" for number in (1, 2)
     ]
-    assert [type(event) for event in link.ends][1:3] == [Checkpointed] * 2
-    assert isinstance(link.ends[-1], Finished)
+    assert [type(event) for event in log.ends][1:3] == [Checkpointed] * 2
+    assert isinstance(log.ends[-1], Finished)
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -694,26 +694,26 @@ async def test_a_picture_that_fails_costs_neither_the_sample_nor_its_checkpoints
         raise ZeroDivisionError("no colours")
 
     monkeypatch.setattr(mochi_sampler, "picture", fail)
-    given, link = job(1, LONG), MemoryLink()
+    given, log = job(1, LONG), ReportLog()
     with captured(caplog):
-        await replica(link, embedded(given), checkpoint_s=0.1, min_step_s=0.02).run(given)
+        await replica(log, embedded(given), checkpoint_s=0.1, min_step_s=0.02).run(given)
     failed = [record for record in caplog.records if "no preview this time" in record.getMessage()]
     assert 1 <= len(failed) <= 40 // 5, "it is tried again at the next preview's turn only"
-    assert any(isinstance(event, Checkpointed) for event in link.ends) and isinstance(link.ends[-1], Finished)
+    assert any(isinstance(event, Checkpointed) for event in log.ends) and isinstance(log.ends[-1], Finished)
 
 
 async def test_the_first_step_waits_for_no_preview_map(replica: Replica) -> None:
-    given, link = job(1, LONG), MemoryLink()
-    sampler = replica(link, SlowStore(embedded(given), "preview"))
+    given, log = job(1, LONG), ReportLog()
+    sampler = replica(log, SlowStore(embedded(given), "preview"))
     sampler._folder = sampler._folder / "without a map"
     await sampler.run(given)
-    assert [type(event) for event in link.ends] == [Started, Finished]
+    assert [type(event) for event in log.ends] == [Started, Finished]
 
 
 async def test_the_device_time_of_a_batch_is_told_by_its_samples(replica: Replica) -> None:
     tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
-    link, clock, took = MemoryLink(), Clock(), list[int]()
-    sampler = replica(link, embedded(*tasks))
+    log, clock, took = ReportLog(), Clock(), list[int]()
+    sampler = replica(log, embedded(*tasks))
     step: Step = sampler._loop._step
 
     def timed(rows: Sequence[Sample]) -> list[Sample]:
@@ -723,16 +723,16 @@ async def test_the_device_time_of_a_batch_is_told_by_its_samples(replica: Replic
 
     sampler._loop._step, sampler._loop._now_ns = timed, clock
     await asyncio.gather(*(sampler.run(each) for each in tasks))
-    told = [event.device_s for event in link.events if isinstance(event, Finished)]
+    told = [event.device_s for event in log.events if isinstance(event, Finished)]
     assert sum(round(seconds * 1e9) for seconds in told) == sum(took)
     for each in tasks:
-        pairs = zip(link.leases, link.events, strict=True)
+        pairs = zip(log.leases, log.events, strict=True)
         own = [event.device_s for (of, _), event in pairs if of == each.job_id and isinstance(event, Progress)]
         assert own == sorted(own)
 
 
 async def test_a_parked_sample_tells_its_device_time(replica: Replica) -> None:
-    given, link = job(1, LONG), MemoryLink(yield_at=at_step(3))
-    await replica(link, embedded(given), min_step_s=0.05).run(given)
-    parked = link.ends[-1]
+    given, log = job(1, LONG), ReportLog(park_at=at_step(3))
+    await replica(log, embedded(given), min_step_s=0.05).run(given)
+    parked = log.ends[-1]
     assert isinstance(parked, Parked) and parked.device_s >= parked.step * 0.05

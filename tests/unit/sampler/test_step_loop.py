@@ -185,7 +185,7 @@ async def test_who_is_not_in_the_pass_leaves_at_the_next_boundary_and_not_only_a
         assert seen(await gate.at_gate()) == [(3, 0)]
         gate.let_through()
         assert seen(await gate.at_gate()) == [(1, 2)]
-        running.stop() if how == "stop" else running.yield_("make room")
+        running.stop() if how == "stop" else running.ask_to_park("make room")
         gate.let_through()
         assert seen(await gate.at_gate()) == [(2, 1)]
         assert victim.left.done()
@@ -200,7 +200,7 @@ async def test_a_yield_in_the_middle_of_a_step_keeps_that_step() -> None:
     async with gated() as (loop, gate):
         resident = enter(loop, row(1), victim := running_task())
         await gate.at_gate()
-        victim.yield_("make room")
+        victim.ask_to_park("make room")
         gate.let_through()
         assert (await resident.left).step == 1
 
@@ -209,7 +209,7 @@ async def test_a_yield_in_the_last_step_is_too_late() -> None:
     async with gated() as (loop, gate):
         resident = enter(loop, row(1, steps=1), victim := running_task())
         await gate.at_gate()
-        victim.yield_("make room")
+        victim.ask_to_park("make room")
         gate.let_through()
         assert (await resident.left).done
 
@@ -222,8 +222,8 @@ async def test_a_yield_is_heeded_once_and_a_stop_after_it_wins() -> None:
         gate.let_through()
         await gate.at_gate()
         for _ in range(2):
-            told_twice.yield_("make room")
-        told_both.yield_("make room")
+            told_twice.ask_to_park("make room")
+        told_both.ask_to_park("make room")
         told_both.stop()
         gate.let_through()
         assert seen([await twice.left]) == [(1, 2)]
@@ -235,7 +235,7 @@ async def test_a_yield_before_the_first_step_runs_none() -> None:
     async with gated() as (loop, gate):
         first, late = enter(loop, row(1)), running_task()
         await gate.at_gate()
-        late.yield_("make room")
+        late.ask_to_park("make room")
         second = enter(loop, row(2), late)
         gate.let_through()
         assert seen(await gate.at_gate()) == [(1, 1)]
@@ -397,7 +397,7 @@ async def test_who_left_keeps_no_memory(how: str) -> None:
         if how == "stopped":
             running.stop()
         elif how == "yielded":
-            running.yield_("make room")
+            running.ask_to_park("make room")
         await passes(gate, resident)
         assert (resident.left.exception() is None) == (not how.startswith("stopped"))
         del resident

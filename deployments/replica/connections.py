@@ -6,8 +6,8 @@ from ray import serve
 
 from deployments.replica.registry_link import RegistryLink, WorkerRegistry, WorkerRegistryClient
 from deployments.settings import StorageSettings, WorkerSettings
-from deployments.storage.model_store import ModelBucket, OpenBucket
-from deployments.storage.object_store import ObjectStore, Store
+from deployments.storage.model_store import OpenBucket
+from deployments.storage.object_store import Bucket, ObjectStore, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def connect(settings: WorkerSettings) -> Connections:
 def bucket_opener(storage: StorageSettings) -> OpenBucket:
     """Opens any bucket of the configured store, with its keys."""
 
-    def open_bucket(name: str) -> ModelBucket:
+    def open_bucket(name: str) -> Bucket:
         return ObjectStore(storage.model_copy(update={"bucket": name}))
 
     return open_bucket

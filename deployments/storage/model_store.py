@@ -12,22 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from deployments.atomic_write import write_atomically
 from deployments.errors import PermanentError
 from deployments.settings import ModelSettings
+from deployments.storage.object_store import Bucket
 
-
-class ModelBucket(Protocol):
-    """What is needed of a bucket of the object store; see `deployments.storage.object_store.ObjectStore`."""
-
-    async def get(self, key: str) -> bytes: ...
-
-    def download_prefix(self, prefix: str, folder: Path) -> None: ...
-
-
-OpenBucket = Callable[[str], ModelBucket]
+OpenBucket = Callable[[str], Bucket]
 
 CACHE_VARIABLE = "MOCHI_SERVE_MODEL_CACHE"
 INDEX = "model_index.json"
@@ -190,7 +182,7 @@ def _from_bucket(source: str, parts: tuple[str, ...], open_bucket: OpenBucket, c
     return folder
 
 
-def _fetch_part(bucket: ModelBucket, prefix: str, target: Path) -> None:
+def _fetch_part(bucket: Bucket, prefix: str, target: Path) -> None:
     """Download beside the target and rename: a half-done download is never taken for a model."""
     _logger.info("downloading %s to %s", prefix, target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
@@ -200,7 +192,7 @@ def _fetch_part(bucket: ModelBucket, prefix: str, target: Path) -> None:
         part.rename(target)
 
 
-def _wait_for(bucket: ModelBucket, key: str) -> bytes:
+def _wait_for(bucket: Bucket, key: str) -> bytes:
     """Read an object from code that is not async, also where the thread's own event loop is running."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(bucket.get(key))).result()

@@ -66,12 +66,82 @@ class ListedObject:
     modified: datetime | None
 
 
-class ObjectStore:
-    """One bucket of an S3 API.
+class Store(Protocol):
+    """Objects by key, as the work on a task reads and writes them.
 
-    Every method raises StorageUnavailableError (transient) when the store cannot be reached or answers 5xx,
-    and PermanentError `storage_refused` when it refuses: wrong keys, no such bucket.
+    Every method, here and in Bucket, raises StorageUnavailableError (transient) when the store cannot be reached or
+    answers 5xx, and PermanentError `storage_refused` when it refuses: wrong keys, no such bucket.
     """
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Write an object whole; readers see the old one or the new one, never a part."""
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        """Write a file as an object, in parts, so that no more than some 50 MB are held in memory."""
+
+    async def get(self, key: str) -> bytes:
+        """Read an object whole. Raises PermanentError `object_missing` when there is none."""
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        """All keys that begin with `prefix`, in the store's order."""
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; no error when there is none."""
+
+
+class Bucket(Store, Protocol):
+    """A whole bucket, as the ingress, the sweeper and the loading of models use it."""
+
+    async def ping(self) -> None:
+        """Return if the store answers, takes our keys and has the bucket; raise otherwise."""
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        """What is known of an object; None when there is none."""
+
+    def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """Read bytes offset to offset + length (to the end without length) in chunks of at most 256 KiB.
+
+        Use `contextlib.aclosing` where the reading may stop early: the connection is freed with the iterator.
+        Raises PermanentError `object_missing` at the first chunk when there is no such object.
+        """
+
+    def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
+        """All objects whose keys begin with `prefix`, at most 1000 at a time, in the store's order.
+
+        A page is asked for when it is wanted, so that any number of objects can be listed in little memory. What
+        was listed may be deleted before the next page.
+        """
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove objects, 1000 in one request; no error for those that are not there.
+
+        After an error some may be gone and others not: it is safe to do it again.
+        """
+
+    def download_prefix(self, prefix: str, folder: Path) -> None:
+        """Copy every object under `prefix` into `folder`, several at once. Blocks.
+
+        Files appear under their final name only when whole.
+
+        Raises:
+            PermanentError: `object_missing`, nothing lies under the prefix; `bad_object_key`, a key would
+                leave the folder.
+        """
+
+    def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
+        """A link at the public endpoint (without one, at the store's own) that downloads the object without keys.
+
+        Made here without asking the store: it does not tell whether the object exists. Good for GET alone.
+
+        Args:
+            seconds: how long it is good, 1 to 604800.
+            filename: under which clients keep the file.
+            content_type: what the store answers with.
+        """
+
+
+class ObjectStore(Bucket):
+    """One bucket of an S3 API."""
 
     def __init__(self, settings: StorageSettings) -> None:
         if settings.endpoint is None or settings.access_key is None or settings.secret_key is None:
@@ -92,13 +162,11 @@ class ObjectStore:
         self._public = self._client if public is None else connect(public, secure=settings.public_secure)
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
-        """Write an object whole; readers see the old one or the new one, never a part."""
         await self._run(
             lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data), content_type=content_type)
         )
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
-        """Write a file as an object, in parts, so that no more than some 50 MB are held in memory."""
         await self._run(
             lambda: self._client.fput_object(
                 self.bucket, key, str(path), content_type=content_type, part_size=PART_BYTES
@@ -106,11 +174,9 @@ class ObjectStore:
         )
 
     async def get(self, key: str) -> bytes:
-        """Read an object whole. Raises PermanentError `object_missing` when there is none."""
         return await self._run(lambda: self._read_all(key), key)
 
     async def stat(self, key: str) -> ObjectInfo | None:
-        """What is known of an object; None when there is none."""
         try:
             found = await self._run(lambda: self._client.stat_object(self.bucket, key), key)
         except PermanentError as error:
@@ -126,11 +192,6 @@ class ObjectStore:
         )
 
     async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        """Read bytes offset to offset + length (to the end without length) in chunks of at most 256 KiB.
-
-        Use `contextlib.aclosing` where the reading may stop early: the connection is freed with the iterator.
-        Raises PermanentError `object_missing` at the first chunk when there is no such object.
-        """
         if length == 0:
             return
         response = await self._run(
@@ -143,27 +204,16 @@ class ObjectStore:
             await asyncio.shield(asyncio.to_thread(_release, response))
 
     async def delete(self, key: str) -> None:
-        """Remove an object; no error when there is none."""
         await self._run(lambda: self._client.remove_object(self.bucket, key))
 
     async def delete_many(self, keys: Sequence[str]) -> None:
-        """Remove objects, 1000 in one request; no error for those that are not there.
-
-        After an error some may be gone and others not: it is safe to do it again.
-        """
         await self._run(lambda: self._delete_all(keys))
 
     async def list_keys(self, prefix: str) -> list[str]:
-        """All keys that begin with `prefix`, in the store's order."""
-        return await self._run(lambda: self._keys(self.bucket, prefix))
+        return await self._run(lambda: self._keys(prefix))
 
     async def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
-        """All objects whose keys begin with `prefix`, at most 1000 at a time, in the store's order.
-
-        A page is asked for when it is wanted, so that any number of objects can be listed in little memory. What
-        was listed may be deleted before the next page.
-        """
-        listing = self._listing(self.bucket, prefix)
+        listing = self._listing(prefix)
         while page := await self._run(lambda: list(islice(listing, PAGE))):
             yield page
 
@@ -172,38 +222,23 @@ class ObjectStore:
         await self._run(self._make_bucket)
 
     async def ping(self) -> None:
-        """Return if the store answers, takes our keys and has the bucket; raise otherwise."""
         if not await self._run(lambda: self._client.bucket_exists(self.bucket)):
             raise self._no_bucket()
 
-    def download_prefix(self, prefix: str, folder: Path, bucket: str | None = None) -> None:
-        """Copy every object under `prefix` into `folder`, several at once. Blocks.
-
-        Files appear under their final name only when whole.
-
-        Raises:
-            PermanentError: `object_missing`, nothing lies under the prefix; `bad_object_key`, a key would
-                leave the folder.
-        """
-        source = bucket or self.bucket
+    def download_prefix(self, prefix: str, folder: Path) -> None:
         prefix = prefix.strip("/") + "/"
         with self._translated():
-            targets = {key: folder / _relative(key, prefix) for key in self._keys(source, prefix)}
+            targets = {key: folder / _relative(key, prefix) for key in self._keys(prefix)}
             if not targets:
-                raise PermanentError("object_missing", f"{self._where} has nothing under {source}/{prefix}")
+                raise PermanentError("object_missing", f"{self._where} has nothing under {self.bucket}/{prefix}")
             with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-                jobs = [pool.submit(self._client.fget_object, source, key, str(path)) for key, path in targets.items()]
+                jobs = [
+                    pool.submit(self._client.fget_object, self.bucket, key, str(path)) for key, path in targets.items()
+                ]
                 for job in jobs:
                     job.result()
 
     def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
-        """A link at the public endpoint (without one, at the store's own) that downloads the object without keys.
-
-        Made here without asking the store: it does not tell whether the object exists. Good for GET alone.
-
-        Args:
-            seconds: how long it is good, 1 to 604800. filename, content_type: what the store answers with.
-        """
         disposition = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
         return self._public.presigned_get_object(
             self.bucket,
@@ -223,11 +258,11 @@ class ObjectStore:
         finally:
             _release(response)
 
-    def _keys(self, bucket: str, prefix: str) -> list[str]:
-        return [listed.key for listed in self._listing(bucket, prefix)]
+    def _keys(self, prefix: str) -> list[str]:
+        return [listed.key for listed in self._listing(prefix)]
 
-    def _listing(self, bucket: str, prefix: str) -> Iterator[ListedObject]:
-        for found in self._client.list_objects(bucket, prefix=prefix, recursive=True):
+    def _listing(self, prefix: str) -> Iterator[ListedObject]:
+        for found in self._client.list_objects(self.bucket, prefix=prefix, recursive=True):
             if found.object_name is not None and not found.is_dir:
                 yield ListedObject(found.object_name, found.last_modified)
 
@@ -333,17 +368,3 @@ def _relative(key: str, prefix: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts:
         raise PermanentError("bad_object_key", f"the key {key!r} would be written outside of its folder")
     return path
-
-
-class Store(Protocol):
-    """The object store as workers use it; see `deployments.storage.object_store.ObjectStore`."""
-
-    async def put(self, key: str, data: bytes, content_type: str) -> None: ...
-
-    async def put_file(self, key: str, path: Path, content_type: str) -> None: ...
-
-    async def get(self, key: str) -> bytes: ...
-
-    async def list_keys(self, prefix: str) -> list[str]: ...
-
-    async def delete(self, key: str) -> None: ...

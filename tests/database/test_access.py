@@ -1,8 +1,8 @@
 import base64
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+from sqlalchemy import Connection
 
 from serve_app.access.tenants import AccessTable, day_of, find_key, key_hash
 from serve_app.database import access as store
@@ -105,26 +105,26 @@ async def test_keys_are_listed_by_tenant_and_age(database: Database) -> None:
 async def test_every_change_counts_the_version_up_and_nothing_else_does(database: Database) -> None:
     key, _ = await database.run(store.create_key, "acme", label="", expires_at=None, now=1.0)
     version = await database.run(store.access_version)
-    changes: tuple[tuple[Any, ...], ...] = (
-        (store.create_key, "acme", "", None, 2.0),
-        (store.change_tenant, "acme", {"weight": 2.0}),
-        (store.revoke_key, key.id, 3.0),
-        (store.create_tenant, "other", 4.0),
-        (store.delete_tenant, "other"),
-    )
-    for number, (function, *args) in enumerate(changes, version + 1):
-        await database.run(function, *args)
+    changes: list[Callable[[Connection], object]] = [
+        lambda c: store.create_key(c, "acme", label="", expires_at=None, now=2.0),
+        lambda c: store.change_tenant(c, "acme", changes={"weight": 2.0}),
+        lambda c: store.revoke_key(c, key.id, now=3.0),
+        lambda c: store.create_tenant(c, "other", now=4.0),
+        lambda c: store.delete_tenant(c, "other"),
+    ]
+    for number, change in enumerate(changes, version + 1):
+        await database.run(change)
         assert await database.run(store.access_version) == (await table(database)).version == number
-    others: tuple[tuple[Any, ...], ...] = (
-        (store.create_tenant, "acme", 5.0),
-        (store.change_tenant, "acme", {}),
-        (store.revoke_key, key.id, 6.0),
-        (store.delete_tenant, "other"),
-        (store.installation_webhook_secret,),
-        (store.record_usage, "acme", 7.0, 1.0),
-    )
-    for function, *args in others:
-        await database.run(function, *args)
+    others: list[Callable[[Connection], object]] = [
+        lambda c: store.create_tenant(c, "acme", now=5.0),
+        lambda c: store.change_tenant(c, "acme", changes={}),
+        lambda c: store.revoke_key(c, key.id, now=6.0),
+        lambda c: store.delete_tenant(c, "other"),
+        store.installation_webhook_secret,
+        lambda c: store.record_usage(c, "acme", ended_at=7.0, gpu_seconds=1.0),
+    ]
+    for other in others:
+        await database.run(other)
     assert await database.run(store.access_version) == version + len(changes)
 
 

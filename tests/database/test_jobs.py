@@ -99,9 +99,8 @@ async def test_a_job_runs_through_its_stages_and_completes_once(database: Databa
         (job,) = await claim(database, stage, now=100.0 + n, a=f"t{n}")
         assert (job.state, job.lease, job.lease_expires_at) == (JobState(stage), f"t{n}", 130.0 + n)
         assert job == await get(database, "a")
-        ended = await database.run(
-            jobs_sql.finish_stage, "a", f"t{n}", seconds={"work": 1.0}, now=100.5 + n, used=Usage(device_s=0.5)
-        )
+        used = Usage(steps=8 if stage is Stage.SAMPLING else 0, device_s=0.5)
+        ended = await database.run(jobs_sql.finish_stage, "a", f"t{n}", seconds={"work": 1.0}, now=100.5 + n, used=used)
         assert ended is not None and ended.lease is None
         assert ended == await get(database, "a")
         assert (

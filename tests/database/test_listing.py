@@ -164,10 +164,10 @@ def recorded(connection: Connection) -> Iterator[list[tuple[str, Any]]]:
         event.remove(connection, "before_cursor_execute", note)
 
 
-def plans(connection: Connection, function: Callable[..., object], *args: Any) -> list[str]:
+def plans(connection: Connection, /, function: Callable[..., object], **how: Any) -> list[str]:
     """How the database runs each statement of `function`, in its own words."""
     with recorded(connection) as statements:
-        function(connection, *args)
+        function(connection, **how)
     explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
     found = []
     for statement, parameters in statements:
@@ -206,7 +206,7 @@ async def test_every_listing_is_a_walk_on_its_index(
         for after in (None, cursor):
             for since, until in ((None, None), (100.0, None), (None, 7000.0), (100.0, 7000.0)):
                 wanted = JobFilter(states, tenant, since, until)
-                found = await full.run(plans, list_jobs, 20, after, order, wanted)
+                found = await full.run(plans, list_jobs, limit=20, after=after, order=order, wanted=wanted)
                 for plan in found if after is None else found[1:]:
                     assert_on_index(plan, index)
                     bounded = after is not None or since is not None or until is not None
@@ -214,18 +214,18 @@ async def test_every_listing_is_a_walk_on_its_index(
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "index"),
+    ("function", "how", "index"),
     [
-        (jobs_sql.queued_ids, (), "jobs_waiting"),
-        (jobs_sql.leased_jobs, (), "jobs_leased"),
-        (jobs_sql.recent_work, (20,), "jobs_ended"),
-        (retention_sql.expired, (50.0, 60.0, 20), "jobs_ended"),
-        (retention_sql.with_work_files, (20,), "jobs_with_work_files"),
+        (jobs_sql.queued_ids, {}, "jobs_waiting"),
+        (jobs_sql.leased_jobs, {}, "jobs_leased"),
+        (jobs_sql.recent_work, {"limit": 20}, "jobs_ended"),
+        (retention_sql.expired, {"completed_before": 50.0, "failed_before": 60.0, "limit": 20}, "jobs_ended"),
+        (retention_sql.with_work_files, {"limit": 20}, "jobs_with_work_files"),
     ],
 )
 async def test_the_registry_finds_what_it_needs_on_partial_indexes(
-    full: Database, function: Callable[..., object], args: tuple[Any, ...], index: str
+    full: Database, function: Callable[..., object], how: dict[str, Any], index: str
 ) -> None:
-    for plan in await full.run(plans, function, *args):
+    for plan in await full.run(plans, function, **how):
         assert index in plan
         assert not re.search(r"Seq Scan|SCAN jobs$|TEMP B-TREE", plan, re.MULTILINE), plan

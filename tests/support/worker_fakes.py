@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deployments.errors import PermanentError, RegistryUnavailableError, StorageUnavailableError
+from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
 from deployments.mochi.denoise import Sample
 from deployments.replica.connections import Connections
@@ -20,10 +20,11 @@ from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_loop import LoopEntry, Step
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import ModelBucket
+from deployments.storage.object_store import Bucket
 from serve_app.config import load_settings
 from serve_app.registry.replicas import Mailbox
 from tests.support import ROOT
+from tests.support.memory_store import MemoryStore
 
 SHAPES = ROOT / "models" / "shapes"
 
@@ -82,51 +83,8 @@ class ReportLog(WorkerRegistry):
         return [event for (job, _), event in pairs if job == job_id and not isinstance(event, Progress)]
 
 
-class MemoryStore:
-    """An object store in a dict, with the order of writes and of all changes. down: keys that it fails to write."""
-
-    def __init__(self, down: Callable[[str], bool] = lambda key: False) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.types: dict[str, str] = {}
-        self.written: list[str] = []
-        self.changes: list[tuple[str, str]] = []
-        self.down = down
-
-    async def put(self, key: str, data: bytes, content_type: str) -> None:
-        if self.down(key):
-            raise StorageUnavailableError(f"no answer for {key}")
-        self.changes.append(("put", key))
-        self.objects[key] = data
-        self.types[key] = content_type
-        self.written.append(key)
-
-    async def put_file(self, key: str, path: Path, content_type: str) -> None:
-        await self.put(key, path.read_bytes(), content_type)
-
-    async def get(self, key: str) -> bytes:
-        if key not in self.objects:
-            raise PermanentError("object_missing", f"no object {key}")
-        return self.objects[key]
-
-    async def list_keys(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.objects if key.startswith(prefix))
-
-    async def delete(self, key: str) -> None:
-        self.changes.append(("delete", key))
-        self.objects.pop(key, None)
-
-    def download_prefix(self, prefix: str, folder: Path) -> None:
-        found = {key: data for key, data in self.objects.items() if key.startswith(f"{prefix}/")}
-        if not found:
-            raise PermanentError("object_missing", f"nothing under {prefix}")
-        for key, data in found.items():
-            path = folder / key.removeprefix(f"{prefix}/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-
-
 def connections(log: ReportLog, store: MemoryStore) -> Connections:
-    def open_bucket(name: str) -> ModelBucket:
+    def open_bucket(name: str) -> Bucket:
         return store
 
     return Connections("replica-1", log, store, open_bucket)

@@ -22,9 +22,9 @@ from deployments.messages import Event, Failed, Finished, Progress, Stage, Start
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from tests.support.memory_store import MemoryStore
 from tests.support.worker_fakes import (
     SHAPES,
-    MemoryStore,
     ReportLog,
     connections,
     spec,

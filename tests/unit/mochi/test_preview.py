@@ -26,7 +26,8 @@ from deployments.mochi.preview import (
     preview_key,
     to_json,
 )
-from tests.support.worker_fakes import SHAPES, MemoryStore
+from tests.support.memory_store import MemoryStore
+from tests.support.worker_fakes import SHAPES
 
 KEY = preview_key("abc")
 

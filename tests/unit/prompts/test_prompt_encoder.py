@@ -16,9 +16,9 @@ from deployments.errors import PermanentError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Failed, Finished, Stage, Started
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
+from tests.support.memory_store import MemoryStore
 from tests.support.worker_fakes import (
     SHAPES,
-    MemoryStore,
     ReportLog,
     connections,
     spec,

@@ -29,7 +29,8 @@ from deployments.replica import running_task as running_task_module
 from deployments.replica import stage_worker
 from deployments.replica.running_task import RunningTask, Stopwatch, TaskStore, outlast
 from deployments.replica.stage_worker import StageWorker, failure_of
-from tests.support.worker_fakes import Clock, MemoryStore, ReportLog, captured, running_task, task
+from tests.support.memory_store import MemoryStore
+from tests.support.worker_fakes import Clock, ReportLog, captured, running_task, task
 
 STARTED = Started("replica-1", "cpu")
 

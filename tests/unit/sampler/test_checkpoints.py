@@ -12,7 +12,8 @@ from deployments.keys import checkpoint_key
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import initial_noise
 from deployments.sampler.state import Checkpoints, SampleState
-from tests.support.worker_fakes import MemoryStore, spec
+from tests.support.memory_store import MemoryStore
+from tests.support.worker_fakes import spec
 
 SPEC = spec(width=32, height=32, num_frames=7, num_inference_steps=60)
 JOB = "video_1"

@@ -37,10 +37,10 @@ from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from deployments.sampler.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
 from deployments.sampler.step_loop import Step
+from tests.support.memory_store import MemoryStore
 from tests.support.worker_fakes import (
     SHAPES,
     Clock,
-    MemoryStore,
     ReportLog,
     captured,
     connections,

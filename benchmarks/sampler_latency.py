@@ -40,7 +40,7 @@ from deployments.sampler.mochi_sampler import MochiSampler
 from deployments.sampler.step_loop import Step
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.local.seaweed import WeedProcess
+from serve_app.local.seaweed import LocalStorage
 from tests.support.ports import free_block
 from tests.support.worker_fakes import SHAPES, ReportLog, spec, undecorated, worker_settings
 
@@ -151,13 +151,13 @@ class Replica:
 async def object_store() -> AsyncIterator[ObjectStore]:
     """A SeaweedFS in a temporary folder on free ports."""
     with tempfile.TemporaryDirectory() as folder:
-        weed = WeedProcess(StorageSettings(local_port=free_block()), Path(folder))
+        storage = LocalStorage(StorageSettings(local_port=free_block()), Path(folder))
         try:
-            store = ObjectStore(await weed.ready())
+            store = ObjectStore(await storage.ready())
             yield store
             store.close()
         finally:
-            await weed.stop()
+            await storage.stop()
 
 
 @contextmanager

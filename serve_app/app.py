@@ -142,7 +142,7 @@ def with_storage(settings: AppSettings) -> AppSettings:
     if settings.storage.endpoint is not None:
         return settings
     actor = _named(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
-    started = actor.remote(settings.data_dir.resolve(), settings.storage)
+    started = actor.remote(settings.storage, settings.data_dir.resolve())
     return settings.model_copy(update={"storage": ray.get(started.ready.remote())})
 
 

@@ -33,7 +33,7 @@ from serve_app.local.ray_environment import (
     scratch_base,
     write_haproxy_wrapper,
 )
-from serve_app.local.seaweed_command import ports as weed_ports
+from serve_app.local.seaweed_command import ports as seaweed_ports
 
 _ALL_ADDRESSES = ("0.0.0.0", "::", "")
 
@@ -183,7 +183,7 @@ def needed_ports(plan: LaunchPlan, environ: MutableMapping[str, str]) -> dict[in
         for variable, port in haproxy_ports(environ).items():
             needed[port] = f"the HTTP front; change it with the environment variable {variable}"
     if plan.settings.storage.endpoint is None:
-        for name, port in weed_ports(plan.settings.storage.local_port).items():
+        for name, port in seaweed_ports(plan.settings.storage.local_port).items():
             needed[port] = f"the local object store ({name}); change storage.local_port, first of eight ports"
     return needed
 

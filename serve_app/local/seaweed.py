@@ -1,8 +1,6 @@
-"""The local object store: `weed mini` of SeaweedFS on 127.0.0.1, kept running.
+"""The local object store: SeaweedFS (`weed mini`) on 127.0.0.1, kept running.
 
-Not Ray's: the actor in `local_storage` and the tests both use this.
-
-The named actor that runs the local object store. Killed, it starts again and brings the store back.
+A server runs `LocalStorage` as a named actor, which Ray starts again when it was killed; tests run it as it is.
 """
 
 import asyncio
@@ -37,6 +35,7 @@ from serve_app.local.seaweed_command import (
 
 log = logging.getLogger(__name__)
 
+ACTOR_NAME = "LocalStorage"
 STOP_GRACE_S = 8.0
 START_TIMEOUT_S = 30.0
 POLL_S = 0.03
@@ -50,16 +49,14 @@ PROBE_KEY = "ready"
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """How the store fares. restarts: how often it was started again. problem: why it is not ready, if known."""
-
-    ready: bool
-    pid: int | None
-    restarts: int
-    problem: str | None
+    ready: bool  # it takes objects
+    pid: int | None  # of the guardian that it runs under; None while it does not run
+    restarts: int  # how often it was started again
+    problem: str | None  # why it is not ready, if known
 
 
-class WeedProcess:
-    """Starts the store, and starts it again whenever it ends, until `stop`.
+class LocalStorage:
+    """Starts the store, and starts it again whenever it ends, until `stop`. Needs a running event loop.
 
     Ports: `local_port` (S3) and the seven after it. Objects, keys and log lie in `data_dir`. The store ends with
     this process, however it dies.
@@ -70,23 +67,19 @@ class WeedProcess:
         self._data_dir = data_dir.resolve()
         self._ready = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
-        self._watch: asyncio.Task[None] | None = None
         self._restarts = 0
         self._problem: str | None = None
-
-    def start(self) -> None:
-        """Begin to keep the store running; needs a running event loop."""
-        if self._watch is None:
-            self._watch = asyncio.get_running_loop().create_task(self._keep_running())
+        # Started here and not at the first `ready`: after a restart of the actor nobody asks again.
+        self._watch = asyncio.get_running_loop().create_task(self._keep_running())
 
     async def ready(self, timeout_s: float = START_TIMEOUT_S) -> StorageSettings:
-        """Start the store unless it runs; return how to reach it once it takes an object.
+        """The settings to reach the store with, once it takes objects.
 
         Raises:
-            StartupError: not within timeout_s; names the port, the disk or what the store said last.
+            StartupError: not within timeout_s; names the port, the disk or what the store said last. It is tried
+                further, so asking again may succeed.
         """
         reachable = self._prepare()
-        self.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ready.wait(), timeout_s)
         if not self._ready.is_set():
@@ -103,11 +96,9 @@ class WeedProcess:
         )
 
     async def stop(self) -> None:
-        """End the store and wait until it has ended."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-            self._watch = None
+        """End the store in good order and wait until it has ended."""
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
 
     def _prepare(self) -> StorageSettings:
         """Make folders and keys unless they are there. Raises StartupError when that cannot be done."""
@@ -148,23 +139,23 @@ class WeedProcess:
         """Run the store to its end; returns why it ended, or why it was not started."""
         try:
             reachable = self._prepare()
-            self._clear_the_way()
+            self._check_start()
             admin_port = free_admin_port()
             self._process = await self._start(reachable, admin_port)
         except (StartupError, OSError) as error:
             return str(error)
-        opening = asyncio.create_task(self._announce(reachable))
+        start = asyncio.create_task(self._set_ready(reachable))
         try:
             code = await self._process.wait()
-            return f"it ended with code {code}: {self._last_words()}"
+            return f"it ended with code {code}: {self._last_log_line()}"
         finally:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
             await self._end()
             remove_sockets(self._settings.local_port, admin_port)
 
-    def _clear_the_way(self) -> None:
-        """Raises StartupError where a start would fail."""
+    def _check_start(self) -> None:
+        """Raises StartupError when the disk is full or a port is taken."""
         if shutil.disk_usage(self._data_dir).free < MIN_FREE_BYTES:
             raise StartupError(f"the disk that holds {self._data_dir} is full; free some space or set data_dir")
         for name, port in ports(self._settings.local_port).items():
@@ -173,12 +164,12 @@ class WeedProcess:
                     f"port {port} ({name}) is taken by {holder(port)}; "
                     "end that process or set storage.local_port to the first of eight free ports"
                 )
-        # Written by the last run: it would bring back flags that have changed since.
-        (self._objects / "mini.options").unlink(missing_ok=True)
 
     async def _start(self, reachable: StorageSettings, admin_port: int) -> asyncio.subprocess.Process:
+        # Written by the last run: it would bring back flags that have changed since.
+        (self._objects / "mini.options").unlink(missing_ok=True)
         run = command(self._objects, self._sockets, self._settings.local_port, admin_port)
-        with self._open_log() as output, self._alone() as lock:
+        with self._open_log() as output, self._objects_lock() as lock:
             return await asyncio.create_subprocess_exec(
                 *guarded(run, STOP_GRACE_S),
                 stdin=asyncio.subprocess.PIPE,
@@ -190,7 +181,7 @@ class WeedProcess:
             )
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[int]:
+    def _objects_lock(self) -> Iterator[int]:
         """A lock that the store inherits and holds to its very end.
 
         A store whose owner was killed ends by itself, a little later, and may have freed its ports before: two must
@@ -208,7 +199,7 @@ class WeedProcess:
         finally:
             os.close(lock)
 
-    async def _announce(self, reachable: StorageSettings) -> None:
+    async def _set_ready(self, reachable: StorageSettings) -> None:
         """Set `ready` once the store takes an object: the bucket is there and the disk can be written."""
         await _listening(self._settings.local_port)
         store = ObjectStore(reachable)
@@ -249,7 +240,7 @@ class WeedProcess:
             self._log_path.replace(self._log_path.with_suffix(".log.1"))
         return self._log_path.open("ab")
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         with self._log_path.open("rb") as file:
             file.seek(max(0, self._log_path.stat().st_size - 2000))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -266,30 +257,3 @@ async def _listening(port: int) -> None:
             continue
         writer.close()
         return
-
-
-ACTOR_NAME = "LocalStorage"
-
-
-class LocalStorage:
-    """An actor around `WeedProcess`: the store lives as long as the actor's process.
-
-    Raises StartupError from `ready` when the store cannot start; it goes on trying, so asking again may succeed.
-    """
-
-    def __init__(self, data_dir: Path, settings: StorageSettings) -> None:
-        self._weed = WeedProcess(settings, data_dir)
-        # Started here and not at the first `ready`: after a restart of the actor nobody asks again.
-        self._weed.start()
-
-    async def ready(self) -> StorageSettings:
-        """How to reach the store, once it takes objects."""
-        return await self._weed.ready()
-
-    async def status(self) -> StoreStatus:
-        """How the store fares."""
-        return self._weed.status()
-
-    async def stop(self) -> None:
-        """End the store in good order; returns when it has ended."""
-        await self._weed.stop()

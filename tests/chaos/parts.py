@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.local import seaweed_command as weed_command
+from serve_app.local import seaweed_command
 from serve_app.local.preflight import LOOPBACK, is_free
 from serve_app.local.process_guard import guarded
 
@@ -36,10 +36,10 @@ class OutsideStore:
         self._folder = folder
         self._port = port
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._admin_port = weed_command.free_admin_port()
+        self._admin_port = seaweed_command.free_admin_port()
         (folder / "objects").mkdir(parents=True)
         (folder / "sockets").mkdir(mode=0o700)
-        access_key, secret_key = weed_command.load_or_make_keys(folder / "keys.json")
+        access_key, secret_key = seaweed_command.load_or_make_keys(folder / "keys.json")
         self.settings = StorageSettings(
             endpoint=f"{LOOPBACK}:{port}",
             access_key=SecretStr(access_key),
@@ -57,7 +57,7 @@ class OutsideStore:
         """Start it; it is ready some seconds later."""
         objects = self._folder / "objects"
         (objects / "mini.options").unlink(missing_ok=True)
-        command = weed_command.command(objects, self._folder / "sockets", self._port, self._admin_port)
+        command = seaweed_command.command(objects, self._folder / "sockets", self._port, self._admin_port)
         with (self._folder / "objects.log").open("ab") as log:
             self._guardian = subprocess.Popen(
                 guarded(command, GRACE_S),
@@ -65,7 +65,7 @@ class OutsideStore:
                 stdout=log,
                 stderr=log,
                 cwd=objects,
-                env=weed_command.environment(self.settings, objects),
+                env=seaweed_command.environment(self.settings, objects),
             )
 
     async def ready(self) -> None:
@@ -94,7 +94,7 @@ class OutsideStore:
         self._guardian.kill()
         self._guardian.communicate()
         psutil.wait_procs(doomed, GRACE_S)
-        weed_command.remove_sockets(self._port, self._admin_port)
+        seaweed_command.remove_sockets(self._port, self._admin_port)
         self._guardian = None
 
 
@@ -162,7 +162,7 @@ class Leftovers:
     def remove(self) -> None:
         for s3_port, admin_port in self._stores:
             if is_free(s3_port):  # else the next store is there, with sockets of the same names
-                weed_command.remove_sockets(s3_port, admin_port)
+                seaweed_command.remove_sockets(s3_port, admin_port)
         for folder in self._scratch:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,16 +7,16 @@ import pytest_asyncio
 
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.local.seaweed import WeedProcess
+from serve_app.local.seaweed import LocalStorage
 from tests.support.ports import free_block
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def storage_settings(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[StorageSettings]:
     """A SeaweedFS that runs for the whole session, with its bucket made."""
-    weed = WeedProcess(StorageSettings(local_port=free_block()), tmp_path_factory.mktemp("objects"))
-    yield await weed.ready()
-    await weed.stop()
+    storage = LocalStorage(StorageSettings(local_port=free_block()), tmp_path_factory.mktemp("objects"))
+    yield await storage.ready()
+    await storage.stop()
 
 
 @pytest.fixture

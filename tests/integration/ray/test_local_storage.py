@@ -32,15 +32,15 @@ async def test_a_killed_actor_brings_the_store_back(ray_cluster: None, local_por
             max_task_retries=-1,
             max_concurrency=100,
         )
-        .remote(tmp_path, StorageSettings(local_port=local_port))
+        .remote(StorageSettings(local_port=local_port), tmp_path)
     )
     store = ObjectStore(await actor.ready.remote())
     await store.put("kept", b"still here", "video/mp4")
 
     guardian = (await actor.status.remote()).pid
-    weed = descendants(guardian)
+    store_processes = descendants(guardian)
     os.kill(_parent(guardian), signal.SIGKILL)
-    assert gone([guardian, *weed])
+    assert gone([guardian, *store_processes])
 
     settings = await actor.ready.remote()
     assert settings.endpoint == f"127.0.0.1:{local_port}"

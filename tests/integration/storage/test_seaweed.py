@@ -17,7 +17,7 @@ from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
 from serve_app.local.descendants import children
 from serve_app.local.preflight import is_free
-from serve_app.local.seaweed import WeedProcess
+from serve_app.local.seaweed import LocalStorage
 from serve_app.local.seaweed_command import ports
 from tests.support.processes import gone
 
@@ -25,12 +25,12 @@ needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="need
 
 
 @asynccontextmanager
-async def _running(port: int, folder: Path) -> AsyncIterator[WeedProcess]:
-    weed = WeedProcess(StorageSettings(local_port=port), folder)
+async def _running(port: int, folder: Path) -> AsyncIterator[LocalStorage]:
+    storage = LocalStorage(StorageSettings(local_port=port), folder)
     try:
-        yield weed
+        yield storage
     finally:
-        await weed.stop()
+        await storage.stop()
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -39,8 +39,8 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-def _weed_pid(weed: WeedProcess) -> int:
-    guardian = weed.status().pid
+def _store_pid(storage: LocalStorage) -> int:
+    guardian = storage.status().pid
     assert guardian is not None
     return children(guardian)[0]
 
@@ -58,39 +58,39 @@ def _listening(pid: int) -> set[str]:
 
 @needs_proc
 async def test_only_loopback_listens_and_an_empty_store_is_small(local_port: int, tmp_path: Path) -> None:
-    async with _running(local_port, tmp_path) as weed:
-        await weed.ready()
-        assert _listening(_weed_pid(weed)) == {"0100007F"}
+    async with _running(local_port, tmp_path) as storage:
+        await storage.ready()
+        assert _listening(_store_pid(storage)) == {"0100007F"}
         assert sum(p.stat().st_blocks * 512 for p in tmp_path.rglob("*") if p.is_file()) < 5_000_000
 
 
 async def test_objects_outlive_a_stop(local_port: int, tmp_path: Path) -> None:
-    async with _running(local_port, tmp_path) as weed:
-        await ObjectStore(await weed.ready()).put("kept", b"still here", "text/plain")
+    async with _running(local_port, tmp_path) as storage:
+        await ObjectStore(await storage.ready()).put("kept", b"still here", "text/plain")
     assert all(is_free(port) for port in ports(local_port).values())
     assert list(Path("/tmp").glob(f"seaweedfs-*-{local_port + 1}.sock")) == []
-    async with _running(local_port, tmp_path) as weed:
-        assert await ObjectStore(await weed.ready()).get("kept") == b"still here"
+    async with _running(local_port, tmp_path) as storage:
+        assert await ObjectStore(await storage.ready()).get("kept") == b"still here"
 
 
 @needs_proc
 async def test_a_killed_store_comes_back_with_its_objects(local_port: int, tmp_path: Path) -> None:
-    async with _running(local_port, tmp_path) as weed:
-        store = ObjectStore(await weed.ready())
+    async with _running(local_port, tmp_path) as storage:
+        store = ObjectStore(await storage.ready())
         await store.put("kept", bytes(5_000_000), "video/mp4")
-        os.kill(_weed_pid(weed), signal.SIGKILL)
-        await _until(lambda: weed.status().restarts == 1)
-        await weed.ready()
+        os.kill(_store_pid(storage), signal.SIGKILL)
+        await _until(lambda: storage.status().restarts == 1)
+        await storage.ready()
         assert await store.get("kept") == bytes(5_000_000)
         await store.put("new", b"taken", "text/plain")
 
 
 @needs_proc
 async def test_a_request_waits_out_a_restart(local_port: int, tmp_path: Path) -> None:
-    async with _running(local_port, tmp_path) as weed:
-        store = ObjectStore(await weed.ready())
+    async with _running(local_port, tmp_path) as storage:
+        store = ObjectStore(await storage.ready())
         await store.put("kept", b"x", "text/plain")
-        killed = _weed_pid(weed)
+        killed = _store_pid(storage)
         os.kill(killed, signal.SIGKILL)
         assert gone([killed])
         assert await store.get("kept") == b"x"
@@ -98,39 +98,38 @@ async def test_a_request_waits_out_a_restart(local_port: int, tmp_path: Path) ->
 
 @needs_proc
 async def test_a_killed_guardian_takes_the_store_with_it_and_both_come_back(local_port: int, tmp_path: Path) -> None:
-    async with _running(local_port, tmp_path) as weed:
-        store = ObjectStore(await weed.ready())
+    async with _running(local_port, tmp_path) as storage:
+        store = ObjectStore(await storage.ready())
         await store.put("kept", b"x", "text/plain")
-        guardian, child = weed.status().pid, _weed_pid(weed)
+        guardian, child = storage.status().pid, _store_pid(storage)
         assert guardian is not None
         os.kill(guardian, signal.SIGKILL)
-        await _until(lambda: weed.status().restarts >= 1)
-        await weed.ready()
+        await _until(lambda: storage.status().restarts >= 1)
+        await storage.ready()
         assert gone([child])
         assert await store.get("kept") == b"x"
 
 
 async def test_a_taken_port_is_named_and_used_once_free(local_port: int, tmp_path: Path) -> None:
-    async with _running(local_port, tmp_path) as weed:
+    async with _running(local_port, tmp_path) as storage:
         with socket.create_server(("127.0.0.1", local_port + 2)):
             with pytest.raises(StartupError, match=rf"port {local_port + 2} \(master\) is taken by"):
-                await weed.ready(timeout_s=0.5)
-            assert "is taken" in (weed.status().problem or "")
-        await weed.ready()
+                await storage.ready(timeout_s=0.5)
+            assert "is taken" in (storage.status().problem or "")
+        await storage.ready()
 
 
 async def test_a_folder_that_cannot_be_made_is_named(local_port: int, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    async with _running(local_port, tmp_path / "file" / "data") as weed:
+    async with _running(local_port, tmp_path / "file" / "data") as storage:
         with pytest.raises(StartupError, match="data folder .*file/data"):
-            await weed.ready()
+            await storage.ready()
 
 
 async def test_a_stop_while_it_starts(local_port: int, tmp_path: Path) -> None:
-    async with _running(local_port, tmp_path) as weed:
-        weed.start()
-        await _until(lambda: weed.status().pid is not None)
-        guardian = weed.status().pid
+    async with _running(local_port, tmp_path) as storage:
+        await _until(lambda: storage.status().pid is not None)
+        guardian = storage.status().pid
     assert guardian is not None
     assert gone([guardian])
     assert all(is_free(port) for port in ports(local_port).values())
@@ -140,12 +139,12 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from deployments.settings import StorageSettings
-from serve_app.local.seaweed import WeedProcess
+from serve_app.local.seaweed import LocalStorage
 
 async def main():
-    weed = WeedProcess(StorageSettings(local_port=int(sys.argv[1])), Path(sys.argv[2]))
-    await weed.ready()
-    print(weed.status().pid, flush=True)
+    storage = LocalStorage(StorageSettings(local_port=int(sys.argv[1])), Path(sys.argv[2]))
+    await storage.ready()
+    print(storage.status().pid, flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main())
@@ -160,8 +159,8 @@ async def test_a_store_whose_owner_was_killed_takes_nothing_from_the_next(local_
     guardian = int(await owner.stdout.readline())
     owner.kill()
     await owner.wait()
-    async with _running(local_port, tmp_path) as weed:
-        await weed.ready()
+    async with _running(local_port, tmp_path) as storage:
+        await storage.ready()
         assert await asyncio.to_thread(gone, [guardian])
         assert {"s3", "master", "volume", "filer"} <= set(_unix_sockets(local_port))
 
@@ -180,7 +179,6 @@ async def test_a_start_waits_for_the_end_of_the_store_before(local_port: int, tm
     with (tmp_path / "objects.lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         async with _running(local_port, tmp_path) as second:
-            second.start()
             await _until(lambda: second.status().problem is not None)
             assert second.status().problem == "the store that ran here before has not ended yet"
             fcntl.flock(lock, fcntl.LOCK_UN)

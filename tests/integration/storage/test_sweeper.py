@@ -28,7 +28,7 @@ from serve_app.database.intake import insert_job
 from serve_app.database.retention import LATE_WRITES_S, delete_job
 from serve_app.database.schema import jobs
 from serve_app.jobs import FINAL, JobState, Submission
-from serve_app.local.seaweed import WeedProcess
+from serve_app.local.seaweed import LocalStorage
 from serve_app.retention.sweeper import BATCH, MARKER_PREFIX, Store, Sweeper, Swept
 
 DAY = 86_400.0
@@ -331,17 +331,17 @@ async def test_a_store_that_is_away_and_back(
 ) -> None:
     [job_id] = await _add(database, JobState.FAILED, 8)
     async with AsyncExitStack() as stack:
-        weed = WeedProcess(StorageSettings(local_port=local_port), tmp_path / "objects")
-        stack.push_async_callback(weed.stop)
-        store = ObjectStore(await weed.ready())
+        storage = LocalStorage(StorageSettings(local_port=local_port), tmp_path / "objects")
+        stack.push_async_callback(storage.stop)
+        store = ObjectStore(await storage.ready())
         await _put(store, _files(job_id))
-        await weed.stop()
+        await storage.stop()
         sweeper = _sweeper(database, store)
         for sweep in (sweeper.sweep_expired, sweeper.sweep_orphans):
             with pytest.raises(StorageUnavailableError):
                 await sweep()
         assert await _ids(database) == {job_id}
-        again = WeedProcess(StorageSettings(local_port=local_port), tmp_path / "objects")
+        again = LocalStorage(StorageSettings(local_port=local_port), tmp_path / "objects")
         stack.push_async_callback(again.stop)
         await again.ready()
         assert await _left(store) >= _files(job_id)

@@ -1,76 +1,58 @@
-"""The processes below this one, so that a stop leaves none of them behind. Linux; elsewhere there are none to see."""
+"""The processes below this one, so that a stop leaves none of them behind."""
 
 import contextlib
 import ctypes
-import os
 import signal
 import sys
 import time
-from pathlib import Path
+from collections.abc import Collection
+
+import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
+KILL_S = 10.0
 POLL_S = 0.05
 
 
 def adopt_orphans() -> None:
-    """Have orphaned descendants become children of this process instead of init's."""
+    """Have orphaned descendants become children of this process instead of init's. Linux alone can do that."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def children(pid: int) -> list[int]:
-    """The direct children of a process, of all its threads."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found.extend(int(child) for child in task.read_text().split())
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below `pid`, parents before children."""
-    found = children(pid)
-    for child in found:
-        found.extend(children(child))
-    return found
-
-
-def reap(pids: set[int]) -> None:
-    """Collect those of these children that have ended."""
-    for pid in pids:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+def reap_children(keep: Collection[int]) -> None:
+    """Collect the children of this process that have ended, but for the pids in `keep`."""
+    psutil.wait_procs([child for child in psutil.Process().children() if child.pid not in keep], timeout=0)
 
 
 def end_all(grace_s: float) -> None:
-    """End everything below this process: what still runs after grace_s seconds is asked, then killed."""
-    for send in (None, signal.SIGTERM, signal.SIGKILL):
-        if _wait_for_none(send, grace_s):
+    """End everything below this process.
+
+    Args:
+        grace_s: seconds that the processes have to end by themselves, and then again after SIGTERM and after SIGKILL.
+    """
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if _wait_for_none(number, grace_s):
             return
 
 
 def kill_all() -> None:
-    """Kill everything below this process and wait until it is gone."""
-    _wait_for_none(signal.SIGKILL, 10)
+    """Kill everything below this process and wait until it has ended."""
+    _wait_for_none(signal.SIGKILL, KILL_S)
 
 
-def _wait_for_none(send: signal.Signals | None, seconds: float) -> bool:
-    """Whether no descendant is left before the time is over."""
-    me = os.getpid()
+def _wait_for_none(number: signal.Signals | None, seconds: float) -> bool:
+    """Send each descendant the signal, if any, once; whether none is left before the time is over."""
     deadline = time.monotonic() + seconds
-    sent: set[int] = set()
-    while left := descendants(me):
-        reap(set(children(me)))
-        if send is not None:
-            _send(send, [pid for pid in left if pid not in sent])
-            sent.update(left)
+    signalled: set[psutil.Process] = set()
+    # Listed again and again: a process may start another one while it ends.
+    while left := psutil.Process().children(recursive=True):
+        for process in left:
+            if number is not None and process not in signalled:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+        signalled.update(left)
+        psutil.wait_procs(left, timeout=POLL_S)
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_S)
     return True
-
-
-def _send(number: signal.Signals, pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)

@@ -1,17 +1,18 @@
-"""What is checked before anything starts. Each failure is a StartupError of one line that says what to do.
+"""What is checked before a start: ports, disk and data folder.
 
-TCP ports of this machine: is one free, and who holds it.
+Each failure is a StartupError of one line that says what to do.
 """
 
 import contextlib
-import fcntl
 import os
 import random
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
 
 from serve_app.errors import StartupError
 
@@ -22,7 +23,7 @@ LOOPBACK = "127.0.0.1"
 SINGLE = range(20_000, 21_000)
 # With an offset of 10,000, the second port is below the system's too, and above those of a few replicas.
 PAIRED = range(21_000, 22_700)
-_LISTEN = "0A"
+LOCK_S = 0.2
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
@@ -56,52 +57,13 @@ def free_pair(offset: int) -> int:
 
 
 def holder(port: int) -> str:
-    """Who listens on the port, for people: ``process 4711 (nginx)``, or ``another process`` where /proc hides it."""
-    inodes = _listening_inodes(port)
-    for pid in _pids():
-        if inodes & _socket_inodes(pid):
-            return f"process {pid} ({_name(pid)})"
+    """Who listens on the port, for people: ``process 4711 (nginx)``, or ``another process`` where it is hidden."""
+    with contextlib.suppress(psutil.Error):
+        listeners = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid]
+        for listener in listeners:
+            if listener.laddr and listener.laddr.port == port:
+                return f"process {listener.pid} ({psutil.Process(listener.pid).name()})"
     return "another process"
-
-
-def _listening_inodes(port: int) -> set[str]:
-    """Lines of /proc/net/tcp: index, local address:port in hex, remote, state, ..., inode in column 9."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in _lines(Path(table))[1:]:
-            fields = line.split()
-            if fields[3] == _LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:
-                found.add(f"socket:[{fields[9]}]")
-    return found
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _pids() -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    except OSError:
-        return []
-
-
-def _socket_inodes(pid: int) -> set[str]:
-    """Empty for the processes of other users, whose files are hidden."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
-            # It may have been closed since it was listed.
-            with contextlib.suppress(FileNotFoundError):
-                found.add(os.readlink(fd))
-    return found
-
-
-def _name(pid: int) -> str:
-    return "".join(_lines(Path(f"/proc/{pid}/comm"))) or "unknown"
 
 
 def check_ports(needed: Mapping[int, str], host: str = LOOPBACK) -> None:
@@ -134,44 +96,33 @@ def check_disk(data_dir: Path, min_free_mb: int) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def data_folder_lock(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder for this process; the kernel lets go of it however the process ends.
+    """Hold the data folder for this process; the kernel releases it however the process ends.
 
     Raises:
         StartupError: another server holds it; names its process.
     """
     path = data_dir / "lock"
-    lock = _lock(path)
+    # A server that ends at this moment removes the file that was just opened; then another try makes a new one.
+    lock = FileLock(path, timeout=LOCK_S, mode=0o600, fallback_to_soft=False)
     try:
-        os.ftruncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
+        lock.acquire()
+    except Timeout:
+        raise StartupError(
+            f"another server (process {_owner(path)}) works on the data folder {data_dir}; "
+            "stop it or name another folder with --data"
+        ) from None
+    try:
+        path.write_text(str(os.getpid()))
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(lock)
+        lock.release()
 
 
-def _lock(path: Path) -> int:
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(lock, 32).decode(errors="replace").strip()
-            os.close(lock)
-            raise StartupError(
-                f"another server (process {owner or 'unknown'}) works on the data folder {path.parent}; "
-                "stop it or name another folder with --data"
-            ) from None
-        if _is_same_file(lock, path):
-            return lock
-        # Its last holder removed the file between our open and our lock.
-        os.close(lock)
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
+def _owner(lock: Path) -> str:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        return lock.read_text(errors="replace")[:32].strip() or "unknown"
+    except OSError:
+        return "unknown"

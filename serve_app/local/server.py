@@ -1,7 +1,6 @@
-"""Runs Ray, Serve and the applications in this process and below it, until told to stop."""
+"""Runs Ray, Serve and the applications in this process and below it, until a signal asks for the stop."""
 
 import contextlib
-import functools
 import http.client
 import logging
 import os
@@ -13,15 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from ray._private import parameter
-from ray.serve._private import api
-from ray.serve.config import gRPCOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from serve_app.config import AppSettings
 from serve_app.errors import StartupError
-from serve_app.local import descendants
+from serve_app.local import descendants, ray_private
 from serve_app.local.plan import LaunchPlan
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.seaweed import ACTOR_NAME
@@ -33,7 +29,7 @@ DRAIN_S = 10.0
 STORE_STOP_S = 10.0
 END_GRACE_S = 10.0
 KILLED = 130
-# A closed terminal is a wish to stop too.
+# SIGHUP: the terminal was closed.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 log = logging.getLogger(__name__)
 
@@ -41,13 +37,19 @@ _ERROR_LINE = re.compile(r"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)\b.*")
 
 
 class _Stopped(Exception):
-    """Told to stop while still starting."""
+    """The stop came while the server was still starting."""
 
 
 def run(plan: LaunchPlan, schema: ServeDeploySchema, announce: Callable[[], None], tidy: Callable[[], None]) -> None:
-    """Start everything, call `announce` once the app answers, and return when told to stop and all has ended.
+    """Start everything; return when a signal has asked for the stop and all has ended.
 
-    The first SIGINT or SIGTERM stops in good order; the second kills at once, after calling `tidy`.
+    The first signal stops in good order; the second kills at once.
+
+    Args:
+        plan: what is run.
+        schema: the Serve config of the plan.
+        announce: called once the app answers.
+        tidy: called before the process ends by the second signal.
 
     Raises:
         StartupError: an application could not be deployed, or Ray ended; everything has ended by then.
@@ -70,9 +72,9 @@ def _start(plan: LaunchPlan, schema: ServeDeploySchema, stopping: threading.Even
     # Ray has put a handler of its own in place.
     listen()
     check_gpus(plan.settings, ray.cluster_resources().get("GPU", 0))
-    _go_on(stopping)
+    _check_not_stopped(stopping)
     client = _start_serve(schema)
-    _go_on(stopping)
+    _check_not_stopped(stopping)
     client.deploy_apps(schema)
     _wait_for_applications(client, [app.name for app in schema.applications], stopping)
     if any(app.route_prefix is not None for app in schema.applications):
@@ -82,13 +84,7 @@ def _start(plan: LaunchPlan, schema: ServeDeploySchema, stopping: threading.Even
 def _start_serve(schema: ServeDeploySchema) -> Any:
     """Serve's controller and HTTP front. Raises StartupError when one of them does not come up in a minute."""
     try:
-        return api.serve_start(
-            http_options=schema.http_options.model_dump(),
-            proxy_location=schema.proxy_location,
-            grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
-            controller_options=schema.controller_options,
-            global_logging_config=schema.logging_config,
-        )
+        return ray_private.start_serve(schema)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise StartupError(
             f"Ray Serve or its HTTP front did not start ({error_line(str(error))}); if this machine is busy, try again"
@@ -97,7 +93,7 @@ def _start_serve(schema: ServeDeploySchema) -> Any:
 
 def _start_ray(plan: LaunchPlan) -> None:
     sys.path.insert(0, os.getcwd())
-    with _agent_on_a_free_port():
+    with ray_private.agent_on_free_port():
         ray.init(
             address="local",
             _node_ip_address=LOOPBACK,
@@ -111,26 +107,23 @@ def _start_ray(plan: LaunchPlan) -> None:
         )
 
 
-@contextlib.contextmanager
-def _agent_on_a_free_port() -> Iterator[None]:
-    """The agent that runs `ray job submit` always takes port 52365 under `ray.init`, which has no argument for another:
-    beside a second Ray on the machine it would not start, without a word."""
-    made = parameter.RayParams
-    parameter.RayParams = functools.partial(made, dashboard_agent_listen_port=0)
-    try:
-        yield
-    finally:
-        parameter.RayParams = made
+def check_gpus(settings: AppSettings, found_gpus: float) -> None:
+    """Check that the first replicas need not wait for ever for a GPU.
 
+    Args:
+        settings: the profile.
+        found_gpus: GPUs that Ray found on this machine.
 
-def check_gpus(settings: AppSettings, there: float) -> None:
-    """Raises StartupError when the first replicas would wait for ever for a GPU. there: GPUs that Ray found."""
+    Raises:
+        StartupError: they need more GPUs than there are.
+    """
     stages = {"encoder": settings.encoder, "sampler": settings.sampler, "decoder": settings.decoder}
-    wanted = {name: stage.num_gpus * stage.min_replicas for name, stage in stages.items()}
-    if sum(wanted.values()) > there:
-        asked = ", ".join(f"{name} {gpus:g}" for name, gpus in wanted.items())
+    gpus_by_stage = {name: stage.num_gpus * stage.min_replicas for name, stage in stages.items()}
+    needed_gpus = sum(gpus_by_stage.values())
+    if needed_gpus > found_gpus:
+        per_stage = ", ".join(f"{name} {gpus:g}" for name, gpus in gpus_by_stage.items())
         raise StartupError(
-            f"the profile needs {sum(wanted.values()):g} GPUs ({asked}) and this machine has {there:g}; "
+            f"the profile needs {needed_gpus:g} GPUs ({per_stage}) and this machine has {found_gpus:g}; "
             "let the stages share one by a num_gpus below 1 each, or use configs/shapes.yaml, which needs none"
         )
 
@@ -139,18 +132,15 @@ def _wait_for_applications(client: Any, names: list[str], stopping: threading.Ev
     """Raises StartupError with the reason when an application cannot be deployed."""
     waiting = set(names)
     while waiting:
-        _go_on(stopping)
+        _check_not_stopped(stopping)
         for status in client.list_serve_statuses():
             if status.app_status.status == ApplicationStatus.RUNNING:
                 waiting.discard(status.name)
             elif status.app_status.status == ApplicationStatus.DEPLOY_FAILED:
-                reason = error_line(_messages(status))
+                messages = [status.app_status.message, *(d.message for d in status.deployment_statuses)]
+                reason = error_line("\n".join(messages))
                 raise StartupError(f"the application {status.name!r} could not be started: {reason}")
         stopping.wait(POLL_S)
-
-
-def _messages(status: Any) -> str:
-    return "\n".join([status.app_status.message, *(d.message for d in status.deployment_statuses)])
 
 
 def error_line(message: str) -> str:
@@ -164,7 +154,7 @@ def _wait_for_answer(plan: LaunchPlan, stopping: threading.Event) -> None:
     """Return once the HTTP front passes requests to a replica."""
     host, port = plan.address.removeprefix("http://").rsplit(":", 1)
     while not _healthy(host, int(port)):
-        _go_on(stopping)
+        _check_not_stopped(stopping)
         stopping.wait(POLL_S)
 
 
@@ -180,13 +170,12 @@ def _healthy(host: str, port: int) -> bool:
 
 
 def _watch(stopping: threading.Event) -> None:
-    """Return when told to stop. Raises StartupError when Ray's own processes have ended."""
-    node = ray._private.worker._global_node
-    own = {process.pid for _, process in node.live_processes()}
+    """Return when the stop is asked for. Raises StartupError when processes that Ray needs have ended."""
+    ray_pids = ray_private.ray_pids()
     while not stopping.wait(WATCH_S):
-        descendants.reap(set(descendants.children(os.getpid())) - own)
-        if dead := [kind for kind, _ in node.dead_processes() if kind in ("gcs_server", "raylet")]:
-            raise StartupError(f"Ray has ended ({', '.join(dead)}); see its logs in {node.get_logs_dir_path()}")
+        descendants.reap_children(keep=ray_pids)
+        if dead := ray_private.dead_vital_processes():
+            raise StartupError(f"Ray has ended ({', '.join(dead)}); see its logs in {ray_private.logs_folder()}")
 
 
 def _stop(plan: LaunchPlan) -> None:
@@ -200,7 +189,7 @@ def _stop(plan: LaunchPlan) -> None:
 
 def _stop_serve() -> None:
     try:
-        client = api._get_global_client(raise_if_no_controller_running=False)
+        client = ray_private.serve_client()
         if client is not None:
             client.shutdown(timeout_s=DRAIN_S)
     except (ray.exceptions.RayError, RayServeException) as error:
@@ -218,7 +207,7 @@ def _stop_storage(namespace: str) -> None:
         log.warning("the local object store did not end in good order: %s", error)
 
 
-def _go_on(stopping: threading.Event) -> None:
+def _check_not_stopped(stopping: threading.Event) -> None:
     if stopping.is_set():
         raise _Stopped
 

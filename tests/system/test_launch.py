@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from serve_app.config import load_settings
 from serve_app.errors import ConfigError, StartupError
 from serve_app.local import plan as launch
-from serve_app.local.descendants import descendants
 from serve_app.local.preflight import holder, is_free
 from serve_app.local.ray_environment import ensure_token, haproxy_available
 from serve_app.local.server import check_gpus, error_line
@@ -97,7 +97,8 @@ class Launched:
         return self.process.returncode, said
 
     def all_processes(self) -> list[int]:
-        return [self.process.pid, *descendants(self.process.pid)]
+        process = psutil.Process(self.process.pid)
+        return [process.pid, *(below.pid for below in process.children(recursive=True))]
 
 
 def _plain_environment() -> dict[str, str]:

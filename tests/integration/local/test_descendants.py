@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lo
 # Two sleepers: one that its parent leaves behind, in a session of its own, and one that ignores SIGTERM.
 CODE = """
 import subprocess, sys
+import psutil
 from serve_app.local import descendants
 descendants.adopt_orphans()
 subprocess.run(["sh", "-c", "setsid sleep 1000 & echo $!"])
@@ -21,7 +22,7 @@ stubborn = ["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.05; done"]
 subprocess.Popen(stubborn)
 sys.stdin.readline()
 {end}
-print("left", descendants.descendants(descendants.os.getpid()))
+print("left", psutil.Process().children(recursive=True))
 """
 
 

@@ -5,12 +5,12 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.local.descendants import descendants
 from serve_app.local.preflight import is_free
 from serve_app.local.seaweed import ACTOR_NAME, LocalStorage
 from serve_app.local.seaweed_command import ports
@@ -38,9 +38,9 @@ async def test_a_killed_actor_brings_the_store_back(ray_cluster: None, local_por
     await store.put("kept", b"still here", "video/mp4")
 
     guardian = (await actor.status.remote()).pid
-    store_processes = descendants(guardian)
-    os.kill(_parent(guardian), signal.SIGKILL)
-    assert gone([guardian, *store_processes])
+    store_pids = [process.pid for process in psutil.Process(guardian).children(recursive=True)]
+    os.kill(psutil.Process(guardian).ppid(), signal.SIGKILL)
+    assert gone([guardian, *store_pids])
 
     settings = await actor.ready.remote()
     assert settings.endpoint == f"127.0.0.1:{local_port}"
@@ -48,7 +48,3 @@ async def test_a_killed_actor_brings_the_store_back(ray_cluster: None, local_por
     await actor.stop.remote()
     assert all(is_free(port) for port in ports(local_port).values())
     ray.kill(actor)
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
-from serve_app.local.descendants import children
 from serve_app.local.preflight import is_free
 from serve_app.local.seaweed import LocalStorage
 from serve_app.local.seaweed_command import ports
@@ -42,25 +42,20 @@ async def _until(condition: Callable[[], bool]) -> None:
 def _store_pid(storage: LocalStorage) -> int:
     guardian = storage.status().pid
     assert guardian is not None
-    return children(guardian)[0]
+    return psutil.Process(guardian).children()[0].pid
 
 
 def _listening(pid: int) -> set[str]:
-    """Local addresses, in hex, on which a process listens."""
-    inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for fields in map(str.split, Path(table).read_text().splitlines()[1:]):
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                found.add(fields[1].split(":")[0])
-    return found
+    """Local addresses on which a process listens."""
+    sockets = psutil.Process(pid).net_connections("tcp")
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
 
 
 @needs_proc
 async def test_only_loopback_listens_and_an_empty_store_is_small(local_port: int, tmp_path: Path) -> None:
     async with _running(local_port, tmp_path) as storage:
         await storage.ready()
-        assert _listening(_store_pid(storage)) == {"0100007F"}
+        assert _listening(_store_pid(storage)) == {"127.0.0.1"}
         assert sum(p.stat().st_blocks * 512 for p in tmp_path.rglob("*") if p.is_file()) < 5_000_000
 
 

@@ -1,0 +1,65 @@
+"""What a start needs of Ray and Serve and finds under no public name: read this file when Ray is upgraded."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray._private import parameter
+from ray.serve._private import api
+from ray.serve.config import gRPCOptions
+from ray.serve.schema import ServeDeploySchema
+
+# Without them nothing of Ray works; other processes, such as its dashboard, may be away.
+VITAL_PROCESSES = ("gcs_server", "raylet")
+
+
+@contextlib.contextmanager
+def agent_on_free_port() -> Iterator[None]:
+    """Within this context, `ray.init` has the agent that runs `ray job submit` choose a free port.
+
+    `ray start` has an option for that; `ray.init` has none, and no environment variable names the port. The agent would
+    always take 52365, and beside a second Ray on the machine it would not start, without a word.
+    """
+    ray_params = parameter.RayParams
+    parameter.RayParams = functools.partial(ray_params, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = ray_params
+
+
+def start_serve(schema: ServeDeploySchema) -> Any:
+    """Start Serve's controller and HTTP front and return Serve's client, which the public `serve.start` does not."""
+    return api.serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
+        global_logging_config=schema.logging_config,
+    )
+
+
+def serve_client() -> Any:
+    """Serve's client; None where Serve does not run."""
+    return api._get_global_client(raise_if_no_controller_running=False)
+
+
+def ray_pids() -> set[int]:
+    """The processes that Ray itself has started for this node, and that it waits for."""
+    return {process.pid for _, process in _node().live_processes()}
+
+
+def dead_vital_processes() -> list[str]:
+    """Kinds of the processes that have ended and without which nothing works."""
+    return [kind for kind, _ in _node().dead_processes() if kind in VITAL_PROCESSES]
+
+
+def logs_folder() -> str:
+    """Where Ray writes its logs."""
+    return str(_node().get_logs_dir_path())
+
+
+def _node() -> Any:
+    return ray._private.worker._global_node

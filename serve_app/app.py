@@ -44,7 +44,7 @@ def api(args: AppArgs) -> Application:
     host = current_http_host()
     check_exposure(host, settings.access.mode)
     if settings.safety.blocklist is not None:
-        load_blocklist(settings.safety.blocklist)  # a bad one is told before anything is started
+        load_blocklist(settings.safety.blocklist)  # a bad one fails here, before anything is started
     settings = with_storage(settings)
     ensure_registry(settings)
     deployment: Any = Ingress
@@ -60,9 +60,13 @@ def api(args: AppArgs) -> Application:
             target_ongoing_requests=500,
         ),
     )
-    loopback_only = host is not None and is_loopback(host)
-    bound: Application = ingress.bind(settings, REGISTRY, loopback_only, _classifier(settings.safety.classifier))
-    return bound
+    application: Application = ingress.bind(
+        settings=settings,
+        registry=REGISTRY,
+        loopback_only=host is not None and is_loopback(host),
+        classifier=_classifier(settings.safety.classifier),
+    )
+    return application
 
 
 def _classifier(settings: ClassifierSettings | None) -> Application | None:
@@ -75,7 +79,7 @@ def _classifier(settings: ClassifierSettings | None) -> Application | None:
         ray_actor_options={"num_gpus": settings.num_gpus, "num_cpus": settings.num_cpus},
         autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=settings.max_replicas),
     )
-    application: Application = options.bind(settings.source, settings.revision, settings.refuse)
+    application: Application = options.bind(source=settings.source, revision=settings.revision, refuse=settings.refuse)
     return application
 
 
@@ -88,40 +92,51 @@ def mochi(args: AppArgs) -> Application:
 
     settings = with_storage(with_absolute_paths(load_settings(args.config)))
     ensure_registry(settings)
-    sampler = _stage(MochiSampler, Stage.SAMPLING, settings, settings.sampler)
-    decoder = _stage(VideoDecoder, Stage.DECODING, settings, settings.decoder)
-    return _stage(PromptEncoder, Stage.ENCODING, settings, settings.encoder, [sampler, decoder])
-
-
-def _stage(
-    deployment: Any, stage: Stage, settings: AppSettings, of: StageSettings, *bound: list[Application]
-) -> Application:
-    kwargs = {"registry": REGISTRY, "namespace": settings.namespace, "stage": stage, "slots": of.slots}
-    resources: dict[str, Any] = {"num_gpus": of.num_gpus, "num_cpus": of.num_cpus}
-    if of.memory_gb is not None:
-        resources["memory"] = int(of.memory_gb * 2**30)
-    options = deployment.options(
-        ray_actor_options=resources,
-        max_ongoing_requests=of.slots,
-        graceful_shutdown_timeout_s=of.graceful_shutdown_timeout_s,
-        graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=of.min_replicas,
-            max_replicas=of.max_replicas,
-            upscale_delay_s=0,
-            downscale_delay_s=of.downscale_delay_s,
-            policy=AutoscalingPolicy(
-                policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}", policy_kwargs=kwargs
-            ),
-        ),
+    sampler = _stage_options(MochiSampler, Stage.SAMPLING, settings, settings.sampler)
+    decoder = _stage_options(VideoDecoder, Stage.DECODING, settings, settings.decoder)
+    encoder = _stage_options(PromptEncoder, Stage.ENCODING, settings, settings.encoder)
+    application: Application = encoder.bind(
+        settings=settings.worker(settings.encoder, REGISTRY),
+        downstream=[
+            sampler.bind(settings=settings.worker(settings.sampler, REGISTRY)),
+            decoder.bind(settings=settings.worker(settings.decoder, REGISTRY)),
+        ],
     )
-    application: Application = options.bind(settings.worker(of, REGISTRY), *bound)
     return application
 
 
+def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_settings: StageSettings) -> Any:
+    """The deployment of a stage with its resources, and scaled by the demand that the registry sees."""
+    policy_kwargs = {
+        "registry": REGISTRY,
+        "namespace": settings.namespace,
+        "stage": stage,
+        "slots": stage_settings.slots,
+    }
+    resources: dict[str, Any] = {"num_gpus": stage_settings.num_gpus, "num_cpus": stage_settings.num_cpus}
+    if stage_settings.memory_gb is not None:
+        resources["memory"] = int(stage_settings.memory_gb * 2**30)
+    return deployment.options(
+        ray_actor_options=resources,
+        max_ongoing_requests=stage_settings.slots,
+        graceful_shutdown_timeout_s=stage_settings.graceful_shutdown_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=stage_settings.min_replicas,
+            max_replicas=stage_settings.max_replicas,
+            upscale_delay_s=0,
+            downscale_delay_s=stage_settings.downscale_delay_s,
+            policy=AutoscalingPolicy(
+                policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}",
+                policy_kwargs=policy_kwargs,
+            ),
+        ),
+    )
+
+
 def with_absolute_paths(settings: AppSettings) -> AppSettings:
-    """Paths are relative to where the server was started; a replica may run elsewhere."""
+    """The settings with whole paths: a replica may run in another folder than the server, where relative ones start."""
     model, safety, classifier = settings.model, settings.safety, settings.safety.classifier
     model = model.model_copy(update={"source": _absolute(model.source)})
     if safety.blocklist is not None:
@@ -133,7 +148,7 @@ def with_absolute_paths(settings: AppSettings) -> AppSettings:
 
 
 def _absolute(source: str) -> str:
-    """A folder by its whole path; a hub id or a prefix of a store as it is."""
+    """The whole path of a folder; a hub id or a prefix of an object store stays as it is."""
     return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
@@ -141,9 +156,9 @@ def with_storage(settings: AppSettings) -> AppSettings:
     """The settings with an object store to use: the one they name, or the app's own, started here."""
     if settings.storage.endpoint is not None:
         return settings
-    actor = _named(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
-    started = actor.remote(settings.storage, settings.data_dir.resolve())
-    return settings.model_copy(update={"storage": ray.get(started.ready.remote())})
+    actor_class = _named_actor(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
+    storage = actor_class.remote(settings=settings.storage, data_dir=settings.data_dir.resolve())
+    return settings.model_copy(update={"storage": ray.get(storage.ready.remote())})
 
 
 def ensure_registry(settings: AppSettings) -> None:
@@ -153,27 +168,35 @@ def ensure_registry(settings: AppSettings) -> None:
         StartupError: the database does not work; the next deploy starts the registry anew, with its settings then.
     """
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
-    owner = ray.get_runtime_context().get_session_name()
-    actor = _named(JobRegistry, REGISTRY, settings.namespace, node)
-    kept = (settings.retention, settings.storage, settings.webhooks, settings.access)
-    started = actor.remote(
-        settings.database_url, settings.jobs, settings.scheduling, owner, StageRouter(), *kept, _was_restarted
+    actor_class = _named_actor(JobRegistry, REGISTRY, settings.namespace, node)
+    registry = actor_class.remote(
+        database_url=settings.database_url,
+        jobs=settings.jobs,
+        scheduling=settings.scheduling,
+        owner=ray.get_runtime_context().get_session_name(),
+        send=StageRouter(),
+        retention=settings.retention,
+        storage=settings.storage,
+        webhooks=settings.webhooks,
+        access=settings.access,
+        was_restarted=_was_restarted,
     )
-    health: Health = ray.get(started.health.remote())
+    health: Health = ray.get(registry.health.remote())
     if health.database != "ok":
-        ray.kill(started)
+        ray.kill(registry)
         raise StartupError(health.database)
 
 
 def _was_restarted() -> bool:
-    """Asked in the actor: whether Ray has started it anew after it was killed."""
-    with warnings.catch_warnings():  # Ray warns of a call of its own in there
+    """Called in the actor: whether Ray has started it again after it was killed."""
+    with warnings.catch_warnings():  # Ray warns of a call that it makes itself
         warnings.simplefilter("ignore", DeprecationWarning)
         restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
     return restarted
 
 
-def _named(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:
+def _named_actor(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:
+    """The class of an actor that is started once in the cluster and again whenever it was killed."""
     return ray.remote(actor).options(
         name=name,
         namespace=namespace,

@@ -236,6 +236,9 @@ class JobFilter:
         )
 
 
+EVERY_JOB = JobFilter()
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Work of replicas for a job. Two readings of one replica are subtracted, parts of a job are added."""

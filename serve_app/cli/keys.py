@@ -161,10 +161,12 @@ def show_tenant(name: TenantName, config: Config = DEFAULT_CONFIG, data: Data = 
     settings = _settings(config, data)
     tenant = _known(name, _run(settings, access_sql.get_tenant, name))
     found = _run(settings, access_sql.list_keys, name)
-    used = _run(settings, access_sql.usage_of, name, day=day_of(time.time()))
+    used = _run(settings, access_sql.day_usage, name, day=day_of(time.time()))
     if as_json:
         told = {"webhook_secret": tenant.webhook_secret, "keys": [key_json(key) for key in found]}
-        _print_json({**tenant_json(tenant), **told, "used_today": used._asdict()})
+        _print_json(
+            {**tenant_json(tenant), **told, "used_today": {"gpu_seconds": used.gpu_seconds, "videos": used.videos}}
+        )
         return
     _out.print(tenants_table([tenant]))
     _out.print(keys_table(found))

@@ -8,7 +8,7 @@ import base64
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Integer, Row, String, cast, delete, insert, select, update
@@ -29,11 +29,6 @@ class DayUsage:
 
     tenant: str
     day: int
-    gpu_seconds: float
-    videos: int
-
-
-class Used(NamedTuple):
     gpu_seconds: float
     videos: int
 
@@ -161,11 +156,11 @@ def record_usage(connection: Connection, tenant: str, *, ended_at: float, gpu_se
     connection.execute(query.on_conflict_do_update(index_elements=[usage.c.tenant, usage.c.day], set_=added), row)
 
 
-def usage_of(connection: Connection, tenant: str, *, day: int) -> Used:
+def day_usage(connection: Connection, tenant: str, *, day: int) -> DayUsage:
     """What the tenant's videos that ended on the day cost, and how many they are."""
-    query = select(usage.c.gpu_seconds, usage.c.videos).where(usage.c.tenant == tenant, usage.c.day == day)
+    query = select(usage).where(usage.c.tenant == tenant, usage.c.day == day)
     row = connection.execute(query).one_or_none()
-    return Used(0.0, 0) if row is None else Used(row.gpu_seconds, row.videos)
+    return DayUsage(tenant, day, gpu_seconds=0.0, videos=0) if row is None else DayUsage(**row._mapping)
 
 
 def usage_since(connection: Connection, *, day: int, tenant: str | None = None) -> list[DayUsage]:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from deployments.messages import Stage
 from serve_app.database.access import record_usage
 from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, get_job
-from serve_app.database.retention import DeletedVideo, delete_job, tombstone
+from serve_app.database.retention import DeletedVideo, delete_ended_job, get_deleted_video
 from serve_app.database.schema import ENDED, LEASED, WAITING, job_moves, jobs
 from serve_app.database.webhooks import add_delivery
 from serve_app.jobs import (
@@ -31,7 +31,7 @@ from serve_app.jobs import (
     overall_progress,
 )
 
-NOTHING = Usage()
+NO_USAGE = Usage()
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
 
 
@@ -163,7 +163,7 @@ def retry(
 
 
 def cancel(
-    connection: Connection, job_id: str, *, now: float, lease: str | None = None, used: Usage = NOTHING
+    connection: Connection, job_id: str, *, now: float, lease: str | None = None, used: Usage = NO_USAGE
 ) -> Job | None:
     """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
 
@@ -187,7 +187,7 @@ def delete(
     tenant: str | None,
     now: float,
     lease: str | None = None,
-    used: Usage = NOTHING,
+    used: Usage = NO_USAGE,
 ) -> Job | DeletedVideo | None:
     """Forget a job, ended before if need be; None if there is none, or not of this tenant (None: of any).
 
@@ -198,13 +198,13 @@ def delete(
         The job as it ended, or its tombstone if it was deleted before.
     """
     job = _locked(connection, job_id)
-    found = tombstone(connection, job_id) if job is None else job
+    found = get_deleted_video(connection, job_id) if job is None else job
     if found is None or tenant not in (None, found.tenant):
         return None
     if job is None:
         return found
     ended = cancel(connection, job_id, now=now, lease=lease, used=used)
-    delete_job(connection, job_id, now=now)
+    delete_ended_job(connection, job_id, now=now)
     return ended
 
 
@@ -281,7 +281,7 @@ def history(connection: Connection, job_id: str) -> list[Move]:
     return [acceptance(job.created_at), *moves]
 
 
-def recent_work(connection: Connection, *, limit: int) -> list[Job]:
+def last_completed(connection: Connection, *, limit: int) -> list[Job]:
     """The jobs completed last, newest first: what work costs can be learned from them."""
     done = JOB.where(jobs.c.state == JobState.COMPLETED, ENDED)
     newest = (jobs.c.completed_at.desc(), jobs.c.id.desc())

@@ -12,9 +12,7 @@ from sqlalchemy import Connection, Select, tuple_
 from serve_app.database.job_rows import JOB, find_jobs, get_job
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
-from serve_app.jobs import Job, JobFilter, JobPage, Order
-
-EVERYTHING = JobFilter()
+from serve_app.jobs import EVERY_JOB, Job, JobFilter, JobPage, Order
 
 _KEY = (jobs.c.created_at, jobs.c.id)
 _Position = tuple[float, str]
@@ -26,7 +24,7 @@ def list_jobs(
     limit: int,
     after: str | None = None,
     order: Order = "desc",
-    wanted: JobFilter = EVERYTHING,
+    wanted: JobFilter = EVERY_JOB,
 ) -> JobPage:
     """A page of the jobs that `wanted` holds, beginning behind the job `after`, which need not be one of them.
 

@@ -28,7 +28,7 @@ def touch(connection: Connection, *, now: float) -> None:
 _BEAT = "registry:"
 
 
-def beat(connection: Connection, owner: str, *, now: float) -> None:
+def write_heartbeat(connection: Connection, owner: str, *, now: float) -> None:
     """The registry of `owner` works on this database at `now`, Unix seconds."""
     row = {"name": _beat_name(owner), "value": repr(now)}
     query = insert_into(connection, meta).on_conflict_do_update(
@@ -37,7 +37,7 @@ def beat(connection: Connection, owner: str, *, now: float) -> None:
     connection.execute(query, row)
 
 
-def beats(connection: Connection, owner: str, *, since: float) -> tuple[float | None, dict[str, float]]:
+def read_heartbeats(connection: Connection, owner: str, *, since: float) -> tuple[float | None, dict[str, float]]:
     """When the registry of `owner` said so last, and each other one by its owner, all by their own clocks.
 
     What is older than `since` is forgotten.

@@ -26,19 +26,19 @@ from serve_app.database.webhooks import forget_deliveries_of
 from serve_app.jobs import Job, JobState
 
 
-def with_work_files(connection: Connection, *, limit: int) -> list[str]:
+def jobs_with_work_files(connection: Connection, *, limit: int) -> list[str]:
     """Ids of jobs that have ended and whose files under jobs/<id>/ may still be there, longest ended first."""
     query = select(jobs.c.id).where(ENDED_WITH_FILES).order_by(jobs.c.completed_at, jobs.c.id)
     return list(connection.scalars(query.limit(limit)))
 
 
-def work_files_cleared(connection: Connection, ids: Sequence[str]) -> None:
+def mark_work_files_deleted(connection: Connection, ids: Sequence[str]) -> None:
     """Those files are deleted. A job that has not ended may write new ones and stays as it is."""
     for some in batches(ids):
         connection.execute(update(jobs).where(jobs.c.id.in_(some), ENDED).values(has_work_files=False))
 
 
-def expired(
+def expired_jobs(
     connection: Connection, *, completed_before: float | None, failed_before: float | None, limit: int
 ) -> list[str]:
     """Ids of the jobs that ended before then (Unix seconds), longest ended first; None keeps them for ever.
@@ -60,7 +60,7 @@ def expired(
     return [job_id for _, job_id in sorted(found)[:limit]]
 
 
-def delete_jobs(connection: Connection, ids: Sequence[str]) -> None:
+def delete_expired_jobs(connection: Connection, ids: Sequence[str]) -> None:
     """Forget these jobs with their histories and idempotency keys; one that has not ended stays as it is."""
     for some in batches(ids):
         gone = delete(jobs).where(jobs.c.id.in_(some), ENDED).returning(jobs.c.id)
@@ -70,7 +70,7 @@ def delete_jobs(connection: Connection, ids: Sequence[str]) -> None:
         forget_deliveries_of(connection, deleted)
 
 
-def states_of(connection: Connection, ids: Sequence[str]) -> dict[str, JobState]:
+def job_states(connection: Connection, ids: Sequence[str]) -> dict[str, JobState]:
     """The states of those of the jobs that exist."""
     found: dict[str, JobState] = {}
     for some in batches(ids):
@@ -95,7 +95,7 @@ class DeletedVideo:
     deleted_at: float
 
 
-def delete_job(connection: Connection, job_id: str, *, now: float) -> Job | None:
+def delete_ended_job(connection: Connection, job_id: str, *, now: float) -> Job | None:
     """Forget a job that has ended, with its history and its idempotency key; what is still to be told of it is told.
 
     In its place it leaves a tombstone, in the same transaction; the sweeper deletes the files.
@@ -114,19 +114,19 @@ def delete_job(connection: Connection, job_id: str, *, now: float) -> Job | None
     return found[0]
 
 
-def tombstone(connection: Connection, job_id: str) -> DeletedVideo | None:
+def get_deleted_video(connection: Connection, job_id: str) -> DeletedVideo | None:
     """Of a video that was deleted within the last day or so."""
     columns = deleted_videos.c.id, deleted_videos.c.tenant, deleted_videos.c.deleted_at
     row = connection.execute(select(*columns).where(deleted_videos.c.id == job_id)).one_or_none()
     return None if row is None else DeletedVideo(*row)
 
 
-def deleted_with_files(connection: Connection, *, limit: int) -> list[str]:
+def deleted_videos_with_files(connection: Connection, *, limit: int) -> list[str]:
     """Ids of deleted videos whose files were not deleted yet, longest deleted first."""
     return _ids(connection, (DELETED_WITH_FILES,), limit)
 
 
-def deleted_with_late_files(connection: Connection, *, now: float, limit: int) -> list[str]:
+def deleted_videos_with_late_files(connection: Connection, *, now: float, limit: int) -> list[str]:
     """Ids of deleted videos that may have files again, written after they were deleted, longest deleted first."""
     return _ids(connection, (deleted_videos.c.deleted_at <= now - LATE_WRITES_S, ~_CLEAN), limit)
 
@@ -136,12 +136,12 @@ def _ids(connection: Connection, conditions: tuple[ColumnElement[bool], ...], li
     return list(connection.scalars(query.order_by(deleted_videos.c.deleted_at, deleted_videos.c.id).limit(limit)))
 
 
-def deleted_files_gone(connection: Connection, ids: Sequence[str], *, now: float) -> None:
+def mark_video_files_deleted(connection: Connection, ids: Sequence[str], *, now: float) -> None:
     """The files of these videos are deleted; `now` is when that was begun."""
     for some in batches(ids):
         connection.execute(update(deleted_videos).where(deleted_videos.c.id.in_(some)).values(files_gone_at=now))
 
 
-def forget_tombstones(connection: Connection, *, before: float) -> int:
+def forget_deleted_videos(connection: Connection, *, before: float) -> int:
     """Remove the tombstones from before that time whose files are gone for good; returns how many."""
     return connection.execute(delete(deleted_videos).where(deleted_videos.c.deleted_at < before, _CLEAN)).rowcount

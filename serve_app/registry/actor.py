@@ -30,7 +30,19 @@ from serve_app.database.job_rows import get_job
 from serve_app.database.listing import list_jobs
 from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
-from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, Usage
+from serve_app.jobs import (
+    EVERY_JOB,
+    Accepted,
+    Health,
+    Job,
+    JobFilter,
+    JobPage,
+    JobState,
+    Move,
+    Order,
+    Submission,
+    Usage,
+)
 from serve_app.registry.admission import AdmissionControl
 from serve_app.registry.dispatcher import Dispatcher, Send
 from serve_app.registry.feed_maintenance import FeedMaintenance
@@ -42,7 +54,6 @@ from serve_app.retention.sweeper import Sweeper
 from serve_app.webhooks.sender import WebhookSender
 
 HOLD_S = 2.0
-EVERY_JOB = JobFilter()
 
 OPEN = AccessSettings()
 

@@ -41,7 +41,7 @@ class AdmissionControl:
         # Nothing is waited for between the checks and `coming`: many at once would pass them together.
         now, used_s = time.time(), 0.0
         if account is not None and account.gpu_seconds_per_day is not None:
-            used_s = (await state.database.run(access_sql.usage_of, account.name, day=day_of(now))).gpu_seconds
+            used_s = (await state.database.run(access_sql.day_usage, account.name, day=day_of(now))).gpu_seconds
         max_queued = None if account is None else account.max_queued
         full = state.waiting.refusal(new.tenant, max_queued, self._estimates.retry_after_s)
         return full or self._beyond_quota(account, new.spec, now, used_s)

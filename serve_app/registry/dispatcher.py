@@ -102,7 +102,7 @@ class Dispatcher:
     async def _take_over(self) -> float:
         """After a start: what this cluster leased goes on if its workers say so, what a dead one leased lapses."""
         state, now = self._state, time.monotonic()
-        for job in await state.database.run(jobs_sql.recent_work, limit=200):
+        for job in await state.database.run(jobs_sql.last_completed, limit=200):
             state.learn_from(job)
         for job in await state.database.run(jobs_sql.leased_jobs):
             state.feed.moved(job)

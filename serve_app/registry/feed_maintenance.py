@@ -11,7 +11,7 @@ from serve_app.access.exposure import no_keys_notice
 from serve_app.config import AccessMode
 from serve_app.database import access as access_sql
 from serve_app.database.listing import list_jobs
-from serve_app.database.meta import beat, beats
+from serve_app.database.meta import read_heartbeats, write_heartbeat
 from serve_app.feed.publisher import FIRST, VALID_S
 from serve_app.registry.state import RegistryState, log
 
@@ -102,8 +102,8 @@ class FeedMaintenance:
     async def _beat(self) -> dict[str, float]:
         """Tell the others that this registry is there; returns their own beats by owner."""
         state, now = self._state, time.monotonic()
-        own, others = await state.database.run(beats, state.owner, since=time.time() - FORGET_S)
-        await state.database.run(beat, state.owner, now=time.time())
+        own, others = await state.database.run(read_heartbeats, state.owner, since=time.time() - FORGET_S)
+        await state.database.run(write_heartbeat, state.owner, now=time.time())
         # The second is of a life before.
         silent_s = min(now - self._beat_at, math.inf if own is None else abs(time.time() - own))
         self._beat_at = time.monotonic()

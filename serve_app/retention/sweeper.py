@@ -177,17 +177,17 @@ class Sweeper:
         return count
 
     async def _ended(self) -> list[str]:
-        return await self._database.run(retention_sql.with_work_files, limit=BATCH)
+        return await self._database.run(retention_sql.jobs_with_work_files, limit=BATCH)
 
     async def _clear(self, job_ids: list[str]) -> None:
         await delete_work_files(self._store, job_ids)
-        await self._database.run(retention_sql.work_files_cleared, job_ids)
+        await self._database.run(retention_sql.mark_work_files_deleted, job_ids)
 
     async def _expired(self) -> list[str]:
         completed = self._before(self._settings.completed_days)
         failed = self._before(self._settings.failed_days)
         return await self._database.run(
-            retention_sql.expired, completed_before=completed, failed_before=failed, limit=BATCH
+            retention_sql.expired_jobs, completed_before=completed, failed_before=failed, limit=BATCH
         )
 
     def _before(self, days: float | None) -> float | None:
@@ -195,7 +195,7 @@ class Sweeper:
 
     async def _delete(self, job_ids: list[str]) -> None:
         await delete_all_files(self._store, job_ids)
-        await self._database.run(retention_sql.delete_jobs, job_ids)
+        await self._database.run(retention_sql.delete_expired_jobs, job_ids)
         self._on_gone(job_ids)
 
     async def sweep_deleted(self) -> int:
@@ -209,21 +209,21 @@ class Sweeper:
         """
         count = await self._in_batches(self._deleted, self._delete_files)
         await self._in_batches(self._deleted_with_late_files, self._delete_files)
-        await self._database.run(retention_sql.forget_tombstones, before=self._clock() - DAY_S)
+        await self._database.run(retention_sql.forget_deleted_videos, before=self._clock() - DAY_S)
         if count:
             log.info(f"retention: deleted the files of {count} deleted videos")
         return count
 
     async def _deleted(self) -> list[str]:
-        return await self._database.run(retention_sql.deleted_with_files, limit=BATCH)
+        return await self._database.run(retention_sql.deleted_videos_with_files, limit=BATCH)
 
     async def _deleted_with_late_files(self) -> list[str]:
-        return await self._database.run(retention_sql.deleted_with_late_files, now=self._clock(), limit=BATCH)
+        return await self._database.run(retention_sql.deleted_videos_with_late_files, now=self._clock(), limit=BATCH)
 
     async def _delete_files(self, job_ids: list[str]) -> None:
         begun = self._clock()
         await delete_all_files(self._store, job_ids)
-        await self._database.run(retention_sql.deleted_files_gone, job_ids, now=begun)
+        await self._database.run(retention_sql.mark_video_files_deleted, job_ids, now=begun)
 
     async def sweep_deliveries(self) -> None:
         """Forget webhooks of jobs that ended a month ago. Raises RegistryUnavailableError: the database is away."""
@@ -286,7 +286,7 @@ class Sweeper:
         if not files:
             return []
         job_ids = sorted({file.job_id for file in files})
-        states = await self._database.run(retention_sql.states_of, job_ids)
+        states = await self._database.run(retention_sql.job_states, job_ids)
         return [file.key for file in files if not is_needed(file.kind, states.get(file.job_id))]
 
 

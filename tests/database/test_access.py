@@ -150,9 +150,9 @@ async def test_usage_is_summed_by_day_and_tenant(database: Database) -> None:
     used = (("acme", 10.0, 1.5), ("acme", DAY - 1.0, 2.0), ("acme", float(DAY), 4.0), ("other", 10.0, 8.0))
     for tenant, ended_at, seconds in used:
         await database.run(store.record_usage, tenant, ended_at=ended_at, gpu_seconds=seconds)
-    assert await database.run(store.usage_of, "acme", day=0) == (3.5, 2)
-    assert await database.run(store.usage_of, "acme", day=1) == (4.0, 1)
-    assert await database.run(store.usage_of, "acme", day=2) == (0.0, 0)
+    assert await database.run(store.day_usage, "acme", day=0) == store.DayUsage("acme", 0, 3.5, 2)
+    assert await database.run(store.day_usage, "acme", day=1) == store.DayUsage("acme", 1, 4.0, 1)
+    assert await database.run(store.day_usage, "acme", day=2) == store.DayUsage("acme", 2, 0.0, 0)
     days = [("acme", 0, 3.5, 2), ("other", 0, 8.0, 1), ("acme", 1, 4.0, 1)]
     assert await database.run(store.usage_since, day=0) == [store.DayUsage(*day) for day in days]
     assert await database.run(store.usage_since, day=1) == [store.DayUsage(*days[2])]

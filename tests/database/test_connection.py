@@ -245,7 +245,7 @@ async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: A
             await database.run(meta_sql.touch, now=1.0)
         await asyncio.to_thread(own_postgres.ensure_postgres_running)
         await _submit(database, "afterwards")
-        assert len(await database.run(retention_sql.states_of, accepted)) == len(accepted) > 200
+        assert len(await database.run(retention_sql.job_states, accepted)) == len(accepted) > 200
         database.close()
 
 
@@ -292,7 +292,7 @@ async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() 
         await _submit(database, "afterwards")
         database.close()
         reopened = Database(f"sqlite:///{disk / 'jobs.db'}")
-        stored = await reopened.run(retention_sql.states_of, [*accepted, "afterwards"])
+        stored = await reopened.run(retention_sql.job_states, [*accepted, "afterwards"])
         assert len(stored) == len(accepted) + 1
         reopened.close()
 

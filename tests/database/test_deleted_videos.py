@@ -11,7 +11,7 @@ from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
 from serve_app.database.intake import insert_job
 from serve_app.database.job_rows import get_job
-from serve_app.database.retention import LATE_WRITES_S, DeletedVideo, delete_job
+from serve_app.database.retention import LATE_WRITES_S, DeletedVideo, delete_ended_job
 from serve_app.database.schema import idempotency_keys, job_moves, jobs, webhook_deliveries
 from serve_app.jobs import FINAL, Job, JobError, JobState, Submission, Usage
 
@@ -58,7 +58,7 @@ async def _deleted(database: Database, *job_ids: str, at: float = 10.0) -> None:
     for job_id in job_ids:
         await _accept(database, job_id)
         await database.run(jobs_sql.cancel, job_id, now=at)
-        assert await database.run(delete_job, job_id, now=at) is not None
+        assert await database.run(delete_ended_job, job_id, now=at) is not None
 
 
 def _left(connection: Connection) -> list[int]:
@@ -71,11 +71,11 @@ async def test_a_deleted_job_leaves_a_tombstone_and_what_was_told_of_it(database
     await _accept(database, "a")
     await _end(database, "a", state)
     before = await database.run(get_job, "a")
-    assert await database.run(delete_job, "a", now=10.0) == before
+    assert await database.run(delete_ended_job, "a", now=10.0) == before
     assert await database.run(get_job, "a") is None
     assert await database.run(_left) == [0, 0, 0, 2]  # its webhooks are still sent
-    assert await database.run(retention_sql.tombstone, "a") == DeletedVideo("a", "acme", 10.0)
-    assert await database.run(retention_sql.deleted_with_files, limit=10) == ["a"]
+    assert await database.run(retention_sql.get_deleted_video, "a") == DeletedVideo("a", "acme", 10.0)
+    assert await database.run(retention_sql.deleted_videos_with_files, limit=10) == ["a"]
 
 
 async def test_other_jobs_keep_all(database: Database) -> None:
@@ -84,9 +84,9 @@ async def test_other_jobs_keep_all(database: Database) -> None:
     before = await database.run(_left)
     await _accept(database, "a")
     await _end(database, "a", JobState.FAILED)
-    await database.run(delete_job, "a", now=10.0)
+    await database.run(delete_ended_job, "a", now=10.0)
     assert await database.run(_left) == [*before[:3], before[3] + 2]
-    assert await database.run(retention_sql.tombstone, "b") is None
+    assert await database.run(retention_sql.get_deleted_video, "b") is None
 
 
 async def test_its_idempotency_key_is_free_again(database: Database) -> None:
@@ -101,9 +101,9 @@ async def test_a_live_job_stays_as_it_is(database: Database, running: bool) -> N
     if running:
         await database.run(jobs_sql.claim, stage=Stage.ENCODING, leases={"a": "t"}, owner="here", now=1.0, lease_s=30.0)
     before, rows = await database.run(get_job, "a"), await database.run(_left)
-    assert await database.run(delete_job, "a", now=10.0) == before
+    assert await database.run(delete_ended_job, "a", now=10.0) == before
     assert await database.run(_left) == rows
-    assert await database.run(retention_sql.tombstone, "a") is None
+    assert await database.run(retention_sql.get_deleted_video, "a") is None
 
 
 async def test_cancelled_and_deleted_in_one_transaction(database: Database) -> None:
@@ -112,7 +112,7 @@ async def test_cancelled_and_deleted_in_one_transaction(database: Database) -> N
 
     def cancel_and_delete(connection: Connection, and_then: BaseException | None) -> Job | None:
         jobs_sql.cancel(connection, "a", now=10.0)
-        job = delete_job(connection, "a", now=10.0)
+        job = delete_ended_job(connection, "a", now=10.0)
         if and_then is not None:
             raise and_then
         return job
@@ -121,7 +121,7 @@ async def test_cancelled_and_deleted_in_one_transaction(database: Database) -> N
         await database.run(cancel_and_delete, ArithmeticError())
     kept = await database.run(get_job, "a")
     assert kept is not None and kept.state is JobState.ENCODING
-    assert await database.run(retention_sql.tombstone, "a") is None
+    assert await database.run(retention_sql.get_deleted_video, "a") is None
     job = await database.run(cancel_and_delete, None)
     assert job is not None and job.state is JobState.CANCELLED
     assert await database.run(_left) == [0, 0, 0, 2]  # its webhooks are still sent
@@ -130,48 +130,48 @@ async def test_cancelled_and_deleted_in_one_transaction(database: Database) -> N
 
 
 async def test_what_is_not_there_is_none(database: Database) -> None:
-    assert await database.run(delete_job, "a", now=10.0) is None
-    assert await database.run(retention_sql.tombstone, "a") is None
+    assert await database.run(delete_ended_job, "a", now=10.0) is None
+    assert await database.run(retention_sql.get_deleted_video, "a") is None
     await _deleted(database, "b")
-    assert await database.run(delete_job, "b", now=20.0) is None
-    assert await database.run(retention_sql.tombstone, "b") == DeletedVideo("b", "acme", 10.0)
+    assert await database.run(delete_ended_job, "b", now=20.0) is None
+    assert await database.run(retention_sql.get_deleted_video, "b") == DeletedVideo("b", "acme", 10.0)
 
 
 async def test_files_are_deleted_at_once_and_again_when_no_worker_writes_any_more(database: Database) -> None:
     await _deleted(database, "late", at=12.0)
     await _deleted(database, "early", at=11.0)
-    assert await database.run(retention_sql.deleted_with_files, limit=10) == ["early", "late"]
-    assert await database.run(retention_sql.deleted_with_files, limit=1) == ["early"]
-    await database.run(retention_sql.deleted_files_gone, ["early", "late"], now=13.0)
-    assert await database.run(retention_sql.deleted_with_files, limit=10) == []
+    assert await database.run(retention_sql.deleted_videos_with_files, limit=10) == ["early", "late"]
+    assert await database.run(retention_sql.deleted_videos_with_files, limit=1) == ["early"]
+    await database.run(retention_sql.mark_video_files_deleted, ["early", "late"], now=13.0)
+    assert await database.run(retention_sql.deleted_videos_with_files, limit=10) == []
 
     async def with_late_files(now: float, limit: int = 10) -> list[str]:
-        return await database.run(retention_sql.deleted_with_late_files, now=now, limit=limit)
+        return await database.run(retention_sql.deleted_videos_with_late_files, now=now, limit=limit)
 
     assert await with_late_files(11.0 + LATE_WRITES_S - 1) == []
     assert await with_late_files(11.0 + LATE_WRITES_S) == ["early"]
     assert await with_late_files(1e6) == ["early", "late"]
     assert await with_late_files(1e6, 1) == ["early"]
-    await database.run(retention_sql.deleted_files_gone, ["early"], now=11.0 + LATE_WRITES_S)
+    await database.run(retention_sql.mark_video_files_deleted, ["early"], now=11.0 + LATE_WRITES_S)
     assert await with_late_files(1e6) == ["late"]
 
 
 async def test_files_that_were_deleted_late_enough_need_no_second_time(database: Database) -> None:
     await _deleted(database, "a")
-    await database.run(retention_sql.deleted_files_gone, ["a"], now=10.0 + LATE_WRITES_S)
-    assert await database.run(retention_sql.deleted_with_late_files, now=1e6, limit=10) == []
+    await database.run(retention_sql.mark_video_files_deleted, ["a"], now=10.0 + LATE_WRITES_S)
+    assert await database.run(retention_sql.deleted_videos_with_late_files, now=1e6, limit=10) == []
 
 
 async def test_a_tombstone_is_forgotten_when_its_files_are_gone_for_good(database: Database) -> None:
     await _deleted(database, "with files", "with late files", "clean")
     await _deleted(database, "young", at=30.0)
-    await database.run(retention_sql.deleted_files_gone, ["with late files"], now=11.0)
-    await database.run(retention_sql.deleted_files_gone, ["clean", "young"], now=11.0 + 2 * LATE_WRITES_S)
-    assert await database.run(retention_sql.forget_tombstones, before=10.0) == 0
-    assert await database.run(retention_sql.forget_tombstones, before=30.0) == 1
+    await database.run(retention_sql.mark_video_files_deleted, ["with late files"], now=11.0)
+    await database.run(retention_sql.mark_video_files_deleted, ["clean", "young"], now=11.0 + 2 * LATE_WRITES_S)
+    assert await database.run(retention_sql.forget_deleted_videos, before=10.0) == 0
+    assert await database.run(retention_sql.forget_deleted_videos, before=30.0) == 1
     for job_id in ("with files", "with late files", "young"):
-        assert await database.run(retention_sql.tombstone, job_id) is not None
-    assert await database.run(retention_sql.tombstone, "clean") is None
+        assert await database.run(retention_sql.get_deleted_video, job_id) is not None
+    assert await database.run(retention_sql.get_deleted_video, "clean") is None
 
 
 async def test_long_lists_are_taken_whole(database: Database) -> None:
@@ -181,9 +181,9 @@ async def test_long_lists_are_taken_whole(database: Database) -> None:
         for job_id in ids:
             insert_job(connection, Submission(job_id, "mochi-1", SPEC), now=0.0, keep_keys_s=1.0)
             jobs_sql.cancel(connection, job_id, now=1.0)
-            delete_job(connection, job_id, now=1.0)
+            delete_ended_job(connection, job_id, now=1.0)
 
     await database.run(fill)
-    assert await database.run(retention_sql.deleted_with_files, limit=2000) == ids
-    await database.run(retention_sql.deleted_files_gone, ids, now=1.0 + LATE_WRITES_S)
-    assert await database.run(retention_sql.forget_tombstones, before=2.0) == 1100
+    assert await database.run(retention_sql.deleted_videos_with_files, limit=2000) == ids
+    await database.run(retention_sql.mark_video_files_deleted, ids, now=1.0 + LATE_WRITES_S)
+    assert await database.run(retention_sql.forget_deleted_videos, before=2.0) == 1100

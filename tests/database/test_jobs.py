@@ -355,7 +355,7 @@ async def test_many_jobs_are_found_at_once_in_the_order_asked_for(database: Data
     )
 
 
-async def test_recent_work_is_what_was_completed_last(database: Database) -> None:
+async def test_those_completed_last_are_found(database: Database) -> None:
     ids = ["a", "b", "c", "d"]
     await insert(database, *ids)
     for n, job_id in enumerate(ids[:3]):
@@ -365,4 +365,4 @@ async def test_recent_work_is_what_was_completed_last(database: Database) -> Non
             )
             await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=200.0 - n, used=Usage(device_s=1.0))
     await database.run(jobs_sql.cancel, "d", now=500.0)
-    assert [job.id for job in await database.run(jobs_sql.recent_work, limit=2)] == ["a", "b"]
+    assert [job.id for job in await database.run(jobs_sql.last_completed, limit=2)] == ["a", "b"]

@@ -218,9 +218,9 @@ async def test_every_listing_is_a_walk_on_its_index(
     [
         (jobs_sql.queued_ids, {}, "jobs_waiting"),
         (jobs_sql.leased_jobs, {}, "jobs_leased"),
-        (jobs_sql.recent_work, {"limit": 20}, "jobs_ended"),
-        (retention_sql.expired, {"completed_before": 50.0, "failed_before": 60.0, "limit": 20}, "jobs_ended"),
-        (retention_sql.with_work_files, {"limit": 20}, "jobs_with_work_files"),
+        (jobs_sql.last_completed, {"limit": 20}, "jobs_ended"),
+        (retention_sql.expired_jobs, {"completed_before": 50.0, "failed_before": 60.0, "limit": 20}, "jobs_ended"),
+        (retention_sql.jobs_with_work_files, {"limit": 20}, "jobs_with_work_files"),
     ],
 )
 async def test_the_registry_finds_what_it_needs_on_partial_indexes(

@@ -117,7 +117,7 @@ async def test_stored_jobs_are_kept_on_the_way_up(engine: Engine, database_url: 
         (5.0, JobState.CANCELLED, "cancelled"),
     ]
     assert [job.id for job in (await database.run(list_jobs, limit=5)).jobs] == ["c", "w"]
-    assert await database.run(retention_sql.with_work_files, limit=5) == ["c"]
+    assert await database.run(retention_sql.jobs_with_work_files, limit=5) == ["c"]
     database.close()
 
 

@@ -55,17 +55,19 @@ def _leftovers(connection: Connection) -> tuple[int, int]:
 
 
 async def test_every_ended_job_has_work_files_until_they_are_cleared(ended: Database) -> None:
-    assert await ended.run(retention_sql.with_work_files, limit=10) == ["c1", "f2", "c3", "x4"]
-    assert await ended.run(retention_sql.with_work_files, limit=2) == ["c1", "f2"]
-    await ended.run(retention_sql.work_files_cleared, ["c1", "c3", "r"])
-    assert await ended.run(retention_sql.with_work_files, limit=10) == ["f2", "x4"]
+    assert await ended.run(retention_sql.jobs_with_work_files, limit=10) == ["c1", "f2", "c3", "x4"]
+    assert await ended.run(retention_sql.jobs_with_work_files, limit=2) == ["c1", "f2"]
+    await ended.run(retention_sql.mark_work_files_deleted, ["c1", "c3", "r"])
+    assert await ended.run(retention_sql.jobs_with_work_files, limit=10) == ["f2", "x4"]
     await ended.run(jobs_sql.cancel, "r", now=9.0)  # it ran when the others were cleared
-    assert await ended.run(retention_sql.with_work_files, limit=10) == ["f2", "x4", "r"]
+    assert await ended.run(retention_sql.jobs_with_work_files, limit=10) == ["f2", "x4", "r"]
 
 
 async def test_jobs_expire_by_how_they_ended(ended: Database) -> None:
     async def expired(completed: float | None, failed: float | None, limit: int = 10) -> list[str]:
-        return await ended.run(retention_sql.expired, completed_before=completed, failed_before=failed, limit=limit)
+        return await ended.run(
+            retention_sql.expired_jobs, completed_before=completed, failed_before=failed, limit=limit
+        )
 
     assert await expired(3.0, None) == ["c1"]
     assert await expired(None, 4.5) == ["f2", "x4"]
@@ -75,8 +77,8 @@ async def test_jobs_expire_by_how_they_ended(ended: Database) -> None:
 
 
 async def test_a_deleted_job_leaves_nothing_behind_and_a_live_one_stays(ended: Database) -> None:
-    await ended.run(retention_sql.delete_jobs, ["c1", "f2", "c3", "x4", "w", "r", "unknown"])
-    left = await ended.run(retention_sql.states_of, ["c1", "f2", "c3", "x4", "w", "r"])
+    await ended.run(retention_sql.delete_expired_jobs, ["c1", "f2", "c3", "x4", "w", "r", "unknown"])
+    left = await ended.run(retention_sql.job_states, ["c1", "f2", "c3", "x4", "w", "r"])
     assert left == {"w": JobState.QUEUED, "r": JobState.ENCODING}
     assert await ended.run(_leftovers) == (1, 0)
     again = Submission("new", "mochi-1", SPEC, idempotency_key="key of c1", fingerprint="another")
@@ -92,11 +94,11 @@ async def test_long_lists_are_taken_whole(database: Database) -> None:
             jobs_sql.cancel(connection, job_id, now=1.0)
 
     await database.run(fill)
-    assert len(await database.run(retention_sql.states_of, ids)) == 1100
-    await database.run(retention_sql.work_files_cleared, ids)
-    assert await database.run(retention_sql.with_work_files, limit=2000) == []
-    await database.run(retention_sql.delete_jobs, ids)
-    assert await database.run(retention_sql.states_of, ids) == {}
+    assert len(await database.run(retention_sql.job_states, ids)) == 1100
+    await database.run(retention_sql.mark_work_files_deleted, ids)
+    assert await database.run(retention_sql.jobs_with_work_files, limit=2000) == []
+    await database.run(retention_sql.delete_expired_jobs, ids)
+    assert await database.run(retention_sql.job_states, ids) == {}
 
 
 async def test_an_installation_keeps_its_name(database_url: str, database: Database) -> None:

@@ -17,13 +17,11 @@ from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.feed.follower import FeedFollower
-from serve_app.jobs import Job, JobFilter, JobPage, Submission
+from serve_app.jobs import EVERY_JOB, Job, JobPage, Submission
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry_api import RegistryApi, RegistryClient
 from tests.support.postgres import fresh_database
 from tests.support.registry_world import SETTINGS, SPEC, Workers
-
-EVERYTHING = JobFilter()
 
 
 @dataclass
@@ -102,10 +100,10 @@ async def seen(feed: FeedFollower, cluster: Cluster, job_id: str) -> Job | None:
 
 
 async def page(feed: FeedFollower, cluster: Cluster) -> JobPage:
-    known = feed.page(100, None, "desc", EVERYTHING)
+    known = feed.page(100, None, "desc", EVERY_JOB)
     if known is not None:
         return known
-    return await retried(cluster, RegistryApi.list_jobs, 100, None, "desc", EVERYTHING)
+    return await retried(cluster, RegistryApi.list_jobs, 100, None, "desc", EVERY_JOB)
 
 
 async def test_what_was_written_is_read_back_at_each_replica(cluster: Cluster) -> None:

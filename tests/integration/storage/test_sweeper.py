@@ -25,7 +25,7 @@ from serve_app.database import meta as meta_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database, P, T
 from serve_app.database.intake import insert_job
-from serve_app.database.retention import LATE_WRITES_S, delete_job
+from serve_app.database.retention import LATE_WRITES_S, delete_ended_job
 from serve_app.database.schema import jobs
 from serve_app.jobs import FINAL, JobState, Submission
 from serve_app.local.seaweed import LocalStorage
@@ -291,7 +291,7 @@ async def test_what_was_done_is_counted_in_the_log(
 # Crashes and outages
 
 
-@pytest.mark.parametrize("away", [retention_sql.delete_jobs, retention_sql.work_files_cleared])
+@pytest.mark.parametrize("away", [retention_sql.delete_expired_jobs, retention_sql.mark_work_files_deleted])
 async def test_a_crash_between_files_and_rows_leaves_the_rows_for_the_next_sweep(
     database: CrashingDatabase, store: AgingStore, away: Callable[..., Any]
 ) -> None:
@@ -358,13 +358,13 @@ async def test_the_loop_outlives_outages_of_both_and_defects(
     await _put(store, _files(expired) | _files(orphan))
     sweeper = _sweeper(database, store, sweep_every_s=0.01, orphans_every_s=0.01)
     await _announced(sweeper, store, 2)
-    database.away, store.deletes_left = frozenset({retention_sql.with_work_files}), 0
+    database.away, store.deletes_left = frozenset({retention_sql.jobs_with_work_files}), 0
     with _logged(caplog):
         running = asyncio.create_task(sweeper.run())
         try:
             await _until(lambda: "job database" in caplog.text and "object store is away" in caplog.text)
             assert {record.exc_info for record in caplog.records} == {None}
-            database.away, database.broken = frozenset(), frozenset({retention_sql.states_of})
+            database.away, database.broken = frozenset(), frozenset({retention_sql.job_states})
             await _until(lambda: "ArithmeticError: a defect" in caplog.text)
             database.broken = frozenset()
             store.deletes_left = 10**9
@@ -408,7 +408,7 @@ class Clock:
 async def _deleted(database: Database, count: int = 1) -> list[str]:
     job_ids = await _add(database, JobState.COMPLETED, count=count)
     for job_id in job_ids:
-        assert await database.run(delete_job, job_id, now=NOW) is not None
+        assert await database.run(delete_ended_job, job_id, now=NOW) is not None
     return job_ids
 
 
@@ -435,7 +435,7 @@ async def test_all_files_of_a_deleted_video_go(database: CrashingDatabase, store
     assert await sweeper.sweep_deleted() == 1
     assert await _left(store) == _files(kept)
     assert await sweeper.sweep_deleted() == 0
-    assert await database.run(retention_sql.tombstone, gone) is not None
+    assert await database.run(retention_sql.get_deleted_video, gone) is not None
 
 
 async def test_more_deleted_videos_than_one_batch(database: CrashingDatabase, store: AgingStore) -> None:
@@ -465,7 +465,7 @@ async def test_a_crash_before_the_files_are_marked_gone_loses_no_track(
 ) -> None:
     [gone] = await _deleted(database)
     await _put(store, _files(gone))
-    database.away = frozenset({retention_sql.deleted_files_gone})
+    database.away = frozenset({retention_sql.mark_video_files_deleted})
     with pytest.raises(RegistryUnavailableError):
         await _sweeper(database, store).sweep_deleted()
     await _put(store, _files(gone))
@@ -505,10 +505,10 @@ async def test_a_tombstone_is_forgotten_after_a_day_with_its_files_gone(
     await sweeper.sweep_deleted()
     clock.now += DAY
     await sweeper.sweep_deleted()
-    assert await database.run(retention_sql.tombstone, gone) is not None
+    assert await database.run(retention_sql.get_deleted_video, gone) is not None
     clock.now += 1
     await sweeper.sweep_deleted()
-    assert await database.run(retention_sql.tombstone, gone) is None
+    assert await database.run(retention_sql.get_deleted_video, gone) is None
 
 
 async def test_a_tombstone_outlives_a_day_of_a_store_that_is_away(
@@ -522,11 +522,11 @@ async def test_a_tombstone_outlives_a_day_of_a_store_that_is_away(
     sweeper = _deleting_sweeper(database, store, clock)
     with pytest.raises(StorageUnavailableError):
         await sweeper.sweep_deleted()
-    assert await database.run(retention_sql.tombstone, gone) is not None
+    assert await database.run(retention_sql.get_deleted_video, gone) is not None
     store.deletes_left = 10
     assert await sweeper.sweep_deleted() == 1
     assert await _left(store) == set()
-    assert await database.run(retention_sql.tombstone, gone) is None
+    assert await database.run(retention_sql.get_deleted_video, gone) is None
 
 
 async def test_a_woken_sweeper_deletes_at_once(database: CrashingDatabase, store: AgingStore) -> None:
@@ -538,7 +538,7 @@ async def test_a_woken_sweeper_deletes_at_once(database: CrashingDatabase, store
         for _ in range(2):
             [job_id] = await _add(database, JobState.COMPLETED)
             await _put(store, _video(job_id))
-            await database.run(delete_job, job_id, now=NOW)
+            await database.run(delete_ended_job, job_id, now=NOW)
             sweeper.wake()
             await _gone(store)
 
@@ -555,7 +555,7 @@ async def test_nobody_wakes_a_sweeper_whose_store_is_away(
             await _until(lambda: "object store is away" in caplog.text)
             for _ in range(20):
                 sweeper.wake()
-                await database.run(retention_sql.tombstone, gone)
+                await database.run(retention_sql.get_deleted_video, gone)
     assert caplog.text.count("object store is away") == 1
 
 
@@ -568,7 +568,7 @@ async def test_two_registries_delete_the_files_of_the_same_videos(
     await asyncio.gather(*(_sweeper(each, store).sweep_deleted() for each in (database, second)))
     second.close()
     assert await _left(store) == set()
-    assert await database.run(retention_sql.deleted_with_files, limit=10) == []
+    assert await database.run(retention_sql.deleted_videos_with_files, limit=10) == []
 
 
 # Orphans

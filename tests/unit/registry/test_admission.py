@@ -129,7 +129,7 @@ async def test_what_was_used_until_a_cancel_is_counted(world: World, end: str) -
         await world.report(call, Progress(done, SPEC.num_inference_steps, device_s=device_s))
     before = (await world.job("video_1")).device_s
     await (world.registry.cancel("video_1") if end == "cancel" else world.registry.delete("video_1", ACME))
-    used = await world.registry._database.run(access_sql.usage_of, ACME, day=day_of(time.time()))
+    used = await world.registry._database.run(access_sql.day_usage, ACME, day=day_of(time.time()))
     assert used.videos == 1
     assert used.gpu_seconds == pytest.approx(0.2 + 4.5)
     assert before == pytest.approx(0.2)

@@ -240,7 +240,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def beat(database: Database, owner: str, at: float) -> None:
-    await database.run(meta_sql.beat, owner, now=at)
+    await database.run(meta_sql.write_heartbeat, owner, now=at)
 
 
 async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
@@ -250,7 +250,7 @@ async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
         await upkeep.begun.wait()
         await asyncio.sleep(0.05)
         assert state.feed.whole
-    assert await database.run(meta_sql.beats, "nobody", since=0.0) == (None, {})
+    assert await database.run(meta_sql.read_heartbeats, "nobody", since=0.0) == (None, {})
 
 
 @pytest.mark.usefixtures("times")
@@ -259,7 +259,7 @@ async def test_where_others_may_be_it_is_whole_when_it_has_looked(database: Data
     async with Running(state, alone=False) as upkeep:
         await upkeep.begun.wait()
         assert not state.feed.whole
-        own, others = await database.run(meta_sql.beats, "here", since=0.0)
+        own, others = await database.run(meta_sql.read_heartbeats, "here", since=0.0)
         assert own is not None and not others
         await until(lambda: state.feed.whole)
 
@@ -306,14 +306,14 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
 
 @pytest.mark.usefixtures("times")
 async def test_one_that_cannot_look_is_not_whole_for_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    beats, away = meta_sql.beats, False
+    beats, away = meta_sql.read_heartbeats, False
 
     def sometimes(*args: Any, **options: Any) -> Any:
         if away:
             raise RegistryUnavailableError("away on purpose")
         return beats(*args, **options)
 
-    monkeypatch.setattr(feed_maintenance, "beats", sometimes)
+    monkeypatch.setattr(feed_maintenance, "read_heartbeats", sometimes)
     state = state_on(database)
     async with Running(state, alone=False):
         await until(lambda: state.feed.whole)
@@ -350,14 +350,14 @@ async def test_one_that_is_there_again_at_once_needs_no_notice(database: Databas
 async def test_beats_that_are_old_are_forgotten(database: Database) -> None:
     for owner, at in (("here", 10.0), ("old", 99.9), ("new", 100.0)):
         await beat(database, owner, at)
-    assert await database.run(meta_sql.beats, "here", since=100.0) == (10.0, {"new": 100.0})
-    assert await database.run(meta_sql.beats, "here", since=0.0) == (None, {"new": 100.0})
+    assert await database.run(meta_sql.read_heartbeats, "here", since=100.0) == (10.0, {"new": 100.0})
+    assert await database.run(meta_sql.read_heartbeats, "here", since=0.0) == (None, {"new": 100.0})
 
 
 async def test_a_long_name_is_known_as_its_own(database: Database) -> None:
     owner = "session_" + "x" * 80
     await beat(database, owner, 5.0)
-    assert await database.run(meta_sql.beats, owner, since=0.0) == (5.0, {})
+    assert await database.run(meta_sql.read_heartbeats, owner, since=0.0) == (5.0, {})
 
 
 def test_an_owner_is_alive_while_its_beat_changes() -> None:

@@ -14,19 +14,16 @@ from deployments.decoder.mp4_encoder import Mp4Writer, poster
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.errors import PermanentError
 from deployments.keys import latents_key, video_key
-from deployments.messages import ReplicaInfo, Stage, StageTask, VideoSpec
+from deployments.messages import Stage, StageTask, VideoSpec
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, keep_preview
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
-from deployments.replica.connections import Connections, connect
-from deployments.replica.host import describe_device, replica_device, set_threads
-from deployments.replica.running_task import RunningTask, TaskStore, outlast
-from deployments.replica.stage_worker import StageWorker
+from deployments.replica.connections import Connections
+from deployments.replica.running_task import RunningTask, TaskStore, Timing
+from deployments.replica.stage_replica import StageReplica
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import model_folder, safetensors_header
+from deployments.storage.model_store import safetensors_header
 from deployments.storage.scratch import scratch_folder
-
-PARTS = ("vae",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +35,31 @@ class Stills:
 
 
 @serve.deployment
-class VideoDecoder:
+class VideoDecoder(StageReplica):
     """A replica of the decoder: one VAE, one thread, one job at a time; ffmpeg beside it."""
 
-    def __init__(self, settings: WorkerSettings, connections: Connections | None = None) -> None:
-        to = connections or connect(settings)
-        self._device = replica_device()
-        set_threads(settings.torch_threads)
+    stage = Stage.DECODING
+    model_parts = ("vae",)
+
+    def __init__(
+        self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
+    ) -> None:
+        super().__init__(settings, connections, timing)
         model = settings.model
-        self._folder = model_folder(model, PARTS, to.open_bucket)
         self._vae = load_vae(self._folder, model.dtype, self._device)
         self._decoder = StreamingDecoder(self._vae)
-        self._store = to.store
         self._mapped: set[str] = set()
         self._fitted: tuple[str, PreviewFit] | None = None
-        info = ReplicaInfo(to.replica, Stage.DECODING, 1, describe_device(self._device), model.name)
-        self._worker = StageWorker(info, to.registry)
+        self.start_worker(slots=1)
         shape = (12, 2, model.height.minimum // SPATIAL_COMPRESSION, model.width.minimum // SPATIAL_COMPRESSION)
-        self._worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(shape)))))
+        self.worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(shape)))))
 
     async def run(self, task: StageTask) -> None:
-        """Do one task; everything is told to the registry by reports."""
-        await self._worker.run(task, self._decode)
+        await super().run(task)
         await self._keep_preview()
 
-    async def check_health(self) -> None:
-        self._worker.check_health()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_worker"):
-            self._worker.close()
-
-    async def _decode(self, running: RunningTask) -> None:
+    async def work(self, running: RunningTask) -> None:
+        """Decode the latents of the task and store the video and its pictures."""
         job_id, clock, store = running.task.job_id, running.clock, TaskStore(self._store, running)
         data = await store.get(latents_key(job_id))
         latents, revision = load(data)["latents"], made_by(data)
@@ -78,9 +68,9 @@ class VideoDecoder:
         with scratch_folder("mochi-video-") as folder:
             path = folder / "video.mp4"
             stills = await running.in_thread(self._write_video, running, latents, path, fit)
-            await outlast(lambda: store.put(video_key(job_id, "thumbnail"), stills.poster, "image/webp"))
-            await outlast(lambda: store.put(video_key(job_id, "spritesheet"), stills.spritesheet, "image/webp"))
-            await outlast(lambda: store.put_file(video_key(job_id), path, "video/mp4"))
+            await store.put_result(video_key(job_id, "thumbnail"), stills.poster, "image/webp")
+            await store.put_result(video_key(job_id, "spritesheet"), stills.spritesheet, "image/webp")
+            await store.put_result_file(video_key(job_id), path, "video/mp4")
         clock.lap("store")
         if revision and fit:
             self._fitted = revision, fit

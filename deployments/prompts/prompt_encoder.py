@@ -11,19 +11,16 @@ from torch import Tensor
 
 from deployments.errors import PermanentError
 from deployments.keys import prompt_embeds_key
-from deployments.messages import ReplicaInfo, Stage, StageTask
+from deployments.messages import Stage
 from deployments.mochi.loading import DtypeName, load_text_encoder
-from deployments.replica.connections import Connections, connect
-from deployments.replica.host import describe_device, replica_device, set_threads
-from deployments.replica.running_task import RunningTask, TaskStore, outlast
-from deployments.replica.stage_worker import StageWorker
+from deployments.replica.connections import Connections
+from deployments.replica.running_task import RunningTask, TaskStore, Timing
+from deployments.replica.stage_replica import StageReplica
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import model_folder, read_index
+from deployments.storage.model_store import read_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PARTS = ("tokenizer", "text_encoder")
 
 
 class TextEncoder:
@@ -90,42 +87,31 @@ def check_length(tokenizer: "PreTrainedTokenizerBase", name: str, text: str, max
 
 
 @serve.deployment
-class PromptEncoder:
+class PromptEncoder(StageReplica):
     """A replica of the encoder. The root of its application: Serve deploys what is bound in `downstream`."""
+
+    stage = Stage.ENCODING
+    model_parts = ("tokenizer", "text_encoder")
 
     def __init__(
         self,
         settings: WorkerSettings,
         downstream: list[Any] | None = None,
         connections: Connections | None = None,
+        timing: Timing = Timing(),
     ) -> None:
         del downstream
-        to = connections or connect(settings)
-        device = replica_device()
-        set_threads(settings.torch_threads)
+        super().__init__(settings, connections, timing)
         model = settings.model
-        folder = model_folder(model, PARTS, to.open_bucket)
-        self._text = TextEncoder(folder, model.dtype, device, model.max_sequence_length)
-        self._store = to.store
-        info = ReplicaInfo(to.replica, Stage.ENCODING, settings.slots, describe_device(device), model.name)
-        self._worker = StageWorker(info, to.registry)
-        self._worker.warm_up(lambda: self._text.encode("", ""))
+        self._encoder = TextEncoder(self._folder, model.dtype, self._device, model.max_sequence_length)
+        self.start_worker(settings.slots)
+        self.worker.warm_up(lambda: self._encoder.encode("", ""))
 
-    async def run(self, task: StageTask) -> None:
-        """Do one task; everything is told to the registry by reports."""
-        await self._worker.run(task, self._encode)
-
-    async def check_health(self) -> None:
-        self._worker.check_health()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_worker"):
-            self._worker.close()
-
-    async def _encode(self, running: RunningTask) -> None:
-        spec = running.task.spec
-        tensors = await running.in_thread(self._text.encode, spec.prompt, spec.negative_prompt)
+    async def work(self, running: RunningTask) -> None:
+        """Encode both prompts of the task and store the embeddings."""
+        task = running.task
+        tensors = await running.in_thread(self._encoder.encode, task.spec.prompt, task.spec.negative_prompt)
         running.clock.lap("encode")
-        key, data, store = prompt_embeds_key(running.task.job_id), save(tensors), TaskStore(self._store, running)
-        await outlast(lambda: store.put(key, data, "application/octet-stream"))
+        store = TaskStore(self._store, running)
+        await store.put_result(prompt_embeds_key(task.job_id), save(tensors), "application/octet-stream")
         running.clock.lap("store")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -18,9 +18,6 @@ from deployments.messages import Progress, StageTask
 
 if TYPE_CHECKING:
     from deployments.storage.object_store import Store
-
-STORE_AWAY_S = 60.0
-STORE_PAUSE_S = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,6 +36,21 @@ class JobLogger(logging.LoggerAdapter[logging.Logger]):
 logger = JobLogger(logging.getLogger("ray.serve"), {})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The pace of a replica's talk with the registry, with Serve and with the object store. All in seconds."""
+
+    announce_retry_s: float = 2.0  # until the next announcement, after one that the registry did not hear
+    report_every_s: float = 0.2  # between two reports of progress, at least
+    heartbeat_s: float = 5.0  # until a task is reported that makes no progress
+    stall_s: float = 900.0  # until a task without a step counts as stuck, and its replica must be replaced
+    end_retry_s: float = 1.0  # until the end of a task is reported again that the registry did not hear
+    drain_poll_s: float = 0.25  # between two looks at whether Serve wants the replica to leave
+    reservations_every_s: float = 5.0  # between two searches for slots that dead callers reserved
+    store_retry_s: float = 1.0  # until a result is written again to a store that is away
+    store_away_s: float = 60.0  # until a store that is away is given up
+
+
 class Stopwatch:
     """Wall time by part of a stage: each `lap` takes the time since the last."""
 
@@ -53,11 +65,14 @@ class Stopwatch:
 
 
 class RunningTask:
-    """A task being worked on: how the work asks to go on and tells its progress. Thread-safe.
+    """A task being worked on: how its work asks whether to go on and reports its progress. Thread-safe.
 
     Args:
-        news: set on the loop whenever there is progress to tell; the tasks of a replica share it.
-        now_ns: a monotonic clock in nanoseconds, for the device's time.
+        task: what is to be done.
+        executor: the replica's model threads.
+        news: set on the loop whenever there is progress to report; the tasks of a replica share it.
+        timing: the replica's pace.
+        now_ns: a monotonic clock in nanoseconds.
     """
 
     def __init__(
@@ -65,24 +80,27 @@ class RunningTask:
         task: StageTask,
         executor: ThreadPoolExecutor,
         news: asyncio.Event,
+        timing: Timing = Timing(),
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.task = task
+        self.timing = timing
+        self.clock = Stopwatch()
+        self.at_work = False  # it has begun, and its end is not reported yet: it has reports and heartbeats
+        self.stopped = False
+        self.park_reason: str | None = None  # set once the work is to let go of its sample
+        self.checkpoint_step = 0  # of the newest checkpoint that this replica wrote
         self.latest: Progress | None = None
         self.has_new_progress = False
-        self.active_at = time.monotonic()
-        self.reported_at = self.active_at
-        self.clock = Stopwatch()
-        self.stopped = False
-        self.park_reason: str | None = None
-        self.checkpoint_step = 0
-        self.begun_at: int | None = None
-        self._used_ns = 0
-        self._at_work_since: int | None = None
-        self._now_ns = now_ns
-        self._lock = threading.Lock()
-        self._news = news
         self._executor = executor
+        self._news = news
+        self._now_ns = now_ns
+        self._active_ns = now_ns()
+        self._reported_ns = now_ns()
+        self._begun_at: int | None = None
+        self._device_ns = 0
+        self._in_thread_since: int | None = None
+        self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
 
     def stop(self) -> None:
@@ -95,7 +113,7 @@ class RunningTask:
 
     def mark_active(self) -> None:
         """Note that the task is not stuck."""
-        self.active_at = time.monotonic()
+        self._active_ns = self._now_ns()
 
     def raise_if_stopped(self) -> None:
         """Raises StoppedError once the task is to stop; call it at each step, and while waiting for others."""
@@ -103,10 +121,21 @@ class RunningTask:
         if self.stopped:
             raise StoppedError(f"{self.task.job_id} was stopped")
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it made no step for so long that its replica must be replaced."""
+        return self._now_ns() - self._active_ns > self.timing.stall_s * 1e9
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to report it now. A stalled task has no heartbeat: its lease is to lapse."""
+        silent_ns = self._now_ns() - self._reported_ns
+        return self.has_new_progress or (silent_ns >= self.timing.heartbeat_s * 1e9 and not self.is_stalled)
+
     def add_device_ns(self, nanoseconds: int) -> None:
         """Add what the task held the device for, or its share of it; whole numbers, so that shares add up exactly."""
         with self._lock:
-            self._used_ns += nanoseconds
+            self._device_ns += nanoseconds
 
     @property
     def device_s(self) -> float:
@@ -115,15 +144,15 @@ class RunningTask:
             return self._device_s()
 
     def _device_s(self) -> float:
-        at_work = 0 if self._at_work_since is None else self._now_ns() - self._at_work_since
-        return (self._used_ns + at_work) / 1e9
+        in_thread = 0 if self._in_thread_since is None else self._now_ns() - self._in_thread_since
+        return (self._device_ns + in_thread) / 1e9
 
     def progress(self, done: int, total: int) -> None:
-        """Tell the progress, then `raise_if_stopped`. Cheap: the loop sends only the latest, a few times a second."""
+        """Note the progress, then `raise_if_stopped`. Cheap: only the latest is sent, a few times a second."""
         with self._lock:
-            self.begun_at = done if self.begun_at is None else self.begun_at
+            self._begun_at = done if self._begun_at is None else self._begun_at
             unsent = self.latest.preview if self.has_new_progress and self.latest is not None else None
-            self.latest = Progress(done, total, self.begun_at, unsent, self._device_s())
+            self.latest = Progress(done, total, self._begun_at, unsent, self._device_s())
             self.has_new_progress = True
         self._loop.call_soon_threadsafe(self._news.set)
         self.raise_if_stopped()
@@ -137,10 +166,10 @@ class RunningTask:
         self._loop.call_soon_threadsafe(self._news.set)
 
     def take_progress(self) -> Progress | None:
-        """The latest progress with the device's time until now; from here on it is old. None if there is none yet."""
+        """The latest progress with the device's time until now, for a report; None if there is none yet."""
         with self._lock:
             self.has_new_progress = False
-            self.reported_at = time.monotonic()
+            self._reported_ns = self._now_ns()
             if self.latest is not None:
                 self.latest = replace(self.latest, device_s=self._device_s())
             return self.latest
@@ -154,20 +183,20 @@ class RunningTask:
         )
 
     def _on_device(self, work: Callable[[], T]) -> T:
-        self._at_work_since = begun = self._now_ns()
+        self._in_thread_since = begun = self._now_ns()
         try:
             return work()
         finally:
             with self._lock:
-                self._at_work_since = None
-                self._used_ns += self._now_ns() - begun
+                self._in_thread_since = None
+                self._device_ns += self._now_ns() - begun
 
 
 class TaskStore:
     """The object store as a task sees it: once the task is stopped no change begins, while one under way may end.
 
-    Nobody needs what a stopped task would write, and its job may be another replica's by now. `put`, `put_file` and
-    `delete` raise StoppedError then.
+    Nobody needs what a stopped task would write, and its job may be another replica's by now. What writes or deletes
+    raises StoppedError then.
     """
 
     def __init__(self, store: "Store", running: RunningTask) -> None:
@@ -182,6 +211,18 @@ class TaskStore:
         self._running.raise_if_stopped()
         await self._store.put_file(key, path, content_type)
 
+    async def put_result(self, key: str, data: bytes, content_type: str) -> None:
+        """As `put`, for what the device has worked for: a store that is away is waited for.
+
+        Raises:
+            StorageUnavailableError: it stayed away for `Timing.store_away_s`.
+        """
+        await self._outlast(lambda: self.put(key, data, content_type))
+
+    async def put_result_file(self, key: str, path: Path, content_type: str) -> None:
+        """As `put_file` and `put_result`."""
+        await self._outlast(lambda: self.put_file(key, path, content_type))
+
     async def get(self, key: str) -> bytes:
         return await self._store.get(key)
 
@@ -192,22 +233,18 @@ class TaskStore:
         self._running.raise_if_stopped()
         await self._store.delete(key)
 
-
-async def outlast(write: Callable[[], Awaitable[None]]) -> None:
-    """Write what the device has worked for: a store that is away is waited for, since a new attempt costs more.
-
-    Raises:
-        StorageUnavailableError: it stayed away for STORE_AWAY_S seconds.
-    """
-    deadline = time.monotonic() + STORE_AWAY_S
-    while True:
-        try:
-            return await write()
-        except StorageUnavailableError as error:
-            if time.monotonic() >= deadline:
-                raise
-            logger.warning("%s; the finished work is kept until it is back", error.message)
-        await asyncio.sleep(STORE_PAUSE_S)
+    async def _outlast(self, write: Callable[[], Awaitable[None]]) -> None:
+        timing = self._running.timing
+        deadline = time.monotonic() + timing.store_away_s
+        while True:
+            try:
+                return await write()
+            except StorageUnavailableError as error:
+                # A new attempt of the job would cost more than the wait.
+                if time.monotonic() >= deadline:
+                    raise
+                logger.warning("%s; the finished work is kept until it is back", error.message)
+            await asyncio.sleep(timing.store_retry_s)
 
 
 def without_grad(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

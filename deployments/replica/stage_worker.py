@@ -6,75 +6,88 @@ left, however the call ends: Serve frees its slot as soon as a call is cancelled
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
-from ray.exceptions import RayError
 
-from deployments.background import wait_for
+from deployments.background import run_forever, wait_for
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
 from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
+from deployments.replica import serve_private
 from deployments.replica.registry_link import WorkerRegistry
-from deployments.replica.running_task import RunningTask, current_job, logger, without_grad
-from deployments.replica.serve_private import Reservations, end_if_terminated, is_draining
-
-ANNOUNCE_EVERY_S = 2.0
-DRAIN_POLL_S = 0.25
-RESERVATIONS_EVERY_S = 5.0
-REPORT_INTERVAL_S = 0.2
-HEARTBEAT_S = 5.0
-STALL_S = 900.0
-RETRY_PAUSE_S = 1.0
+from deployments.replica.running_task import RunningTask, Timing, current_job, logger, without_grad
 
 T = TypeVar("T")
 
 Work = Callable[[RunningTask], Awaitable[Event | None]]
+"""Does a task. Returns None when it is finished, or `Parked`; raises what `failure_of` understands."""
 
 
 class StageWorker:
     """Runs the tasks of one replica and speaks for it to the registry. Made and used on the replica's loop.
 
     Args:
-        draining: tells that Serve wants this replica to leave.
-
-    `_held` are all tasks whose calls are here, from before they have a slot until their end was told: a directive may
-    come at any time. `_running`, those whose work goes on: they have progress and heartbeats.
+        info: what the replica announces while it takes tasks.
+        registry: hears of the replica and of its tasks.
+        is_draining: whether Serve wants this replica to leave.
+        end_process: called when it is to leave and all its work is handed back.
+        timing: how often it talks, and how long it waits.
+        now_ns: a monotonic clock in nanoseconds.
     """
 
     def __init__(
         self,
         info: ReplicaInfo,
         registry: WorkerRegistry,
-        draining: Callable[[], bool] = is_draining,
+        *,
+        is_draining: Callable[[], bool] = serve_private.is_draining,
+        end_process: Callable[[], None] = serve_private.end_if_terminated,
+        timing: Timing = Timing(),
+        now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._info = info
         self._registry = registry
-        self._draining = draining
+        self._is_draining = is_draining
+        self._end_process = end_process
+        self._timing = timing
+        self._now_ns = now_ns
         self._executor = ThreadPoolExecutor(info.slots, thread_name_prefix=info.stage.value)
         self._slots = asyncio.Semaphore(info.slots)
-        self._held: dict[str, RunningTask] = {}
-        self._running: dict[str, RunningTask] = {}
+        self._tasks: dict[str, RunningTask] = {}
         self._news = asyncio.Event()
-        self._sick: str | None = None
-        self._leaving: str | None = None
+        self._reservations = serve_private.Reservations()
+        self._unhealthy: str | None = None  # why the replica must be replaced
+        self._leaving: str | None = None  # why it takes no more tasks
         self._loop = asyncio.get_running_loop()
-        forever = (self._announce_forever(), self._report_forever(), self._watch_draining(), self._watch_reservations())
-        self._background = [self._loop.create_task(part) for part in forever]
+        self._background = [
+            self._loop.create_task(self._announce_forever()),
+            self._loop.create_task(self._report_forever()),
+            self._loop.create_task(self._leave_when_draining()),
+            self._loop.create_task(
+                run_forever(self._release_reservations, f"{info.stage}: reserved slots", logger.logger)
+            ),
+        ]
+
+    @property
+    def tasks(self) -> Mapping[str, RunningTask]:
+        """The tasks whose calls are here, by lease: from before they have a slot until their end is reported."""
+        return MappingProxyType(self._tasks)
 
     def check_health(self) -> None:
         """Raises RuntimeError if the replica must be replaced."""
-        stalled = [r.task.job_id for r in self._running.values() if _stalled(r)]
+        stalled = [running.task.job_id for running in self._at_work() if running.is_stalled]
         if stalled:
-            self._sick = f"no step for {STALL_S:g} s in {', '.join(stalled)}"
-        if self._sick:
-            raise RuntimeError(f"replica {self._info.replica} must be replaced: {self._sick}")
+            self._unhealthy = f"no step for {self._timing.stall_s:g} s in {', '.join(stalled)}"
+        if self._unhealthy:
+            raise RuntimeError(f"replica {self._info.replica} must be replaced: {self._unhealthy}")
 
     def close(self) -> None:
         """Stop announcing and tell what still runs to stop; does not wait. From any thread."""
-        for running in list(self._held.values()):
+        for running in list(self._tasks.values()):
             running.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if not self._loop.is_closed():
@@ -85,10 +98,10 @@ class StageWorker:
         """Run `work` in a model thread and wait, so that no job pays for what happens only once in a thread."""
         self._executor.submit(without_grad, work).result()
 
-    async def leave(self, reason: str) -> None:
-        """Take no more tasks and let go of those that can be parked. Returns when the registry was told."""
+    async def drain(self, reason: str) -> None:
+        """Take no more tasks, park those that can be parked. Returns when the registry was told."""
         self._leaving = reason
-        for running in self._held.values():
+        for running in self._tasks.values():
             running.ask_to_park(reason)
         await self._announce(wait=False)
 
@@ -98,8 +111,8 @@ class StageWorker:
         Raises:
             asyncio.CancelledError: the call was cancelled; the task was stopped and its thread has left.
         """
-        running = RunningTask(task, self._executor, self._news)
-        self._held[task.lease] = running
+        running = RunningTask(task, self._executor, self._news, self._timing, self._now_ns)
+        self._tasks[task.lease] = running
         inner = self._loop.create_task(self._run_in_slot(running, work))
         cancelled: asyncio.CancelledError | None = None
         while not inner.done():
@@ -112,112 +125,110 @@ class StageWorker:
             raise cancelled
 
     async def report_now(self, running: RunningTask, event: Event) -> bool:
-        """Report once and heed the answer; whether the registry heard."""
+        """Report once and follow the answer; whether the registry heard."""
         answer = await self._answer(self._registry.report(Report(running.task.job_id, running.task.lease, event)))
         if answer is not None:
-            _heed(running, answer)
+            _follow(answer, running)
         return answer is not None
+
+    def _at_work(self) -> list[RunningTask]:
+        return [running for running in self._tasks.values() if running.at_work]
 
     async def _run_in_slot(self, running: RunningTask, work: Work) -> None:
         current_job.set(running.task.job_id)
-        await self._slots.acquire()
-        running.mark_active()
         try:
-            await self._run_reporting(running, work)
+            async with self._slots:
+                running.mark_active()
+                await self._run_reporting(running, work)
         finally:
-            self._running.pop(running.task.lease, None)
-            self._held.pop(running.task.lease, None)
-            self._slots.release()
+            self._tasks.pop(running.task.lease, None)
 
     async def _run_reporting(self, running: RunningTask, work: Work) -> None:
         if running.stopped:
             return
-        if gone := self._sick or self._leaving:
-            await self._report_end(running, Failed("replica_unhealthy", f"the replica leaves: {gone}", True))
+        if reason := self._unhealthy or self._leaving:
+            await self._report_end(running, Failed("replica_unhealthy", f"the replica leaves: {reason}", True))
             return
         await self.report_now(running, Started(self._info.replica, self._info.device))
-        self._running[running.task.lease] = running
+        running.at_work = True
         end = await self._work_to_end(running, work)
-        self._running.pop(running.task.lease, None)
+        running.at_work = False
         if end is not None:
             await self._report_end(running, end)
 
     async def _work_to_end(self, running: RunningTask, work: Work) -> Event | None:
         """The event that ends the task; None if it was stopped, which needs no report."""
-        task = running.task
-        logger.info("%s begins, attempt %d", task.stage, task.attempt)
+        stage = running.task.stage
+        logger.info("%s begins, attempt %d", stage, running.task.attempt)
         try:
             running.raise_if_stopped()
             end = await work(running)
         except StoppedError:
-            logger.info("%s stopped", task.stage)
+            logger.info("%s stopped", stage)
             return None
         except Exception as error:
             failed = failure_of(error)
             if failed.code == "out_of_memory":
-                self._sick = failed.message
-                await self.leave(failed.message)
-            _log_failure(task, failed, error)
+                self._unhealthy = failed.message
+                await self.drain(failed.message)
+            # A traceback only for what nobody foresaw.
+            trace = None if isinstance(error, WorkerError) else error
+            logger.error("%s failed, %s: %s", stage, failed.code, failed.message, exc_info=trace)
             return failed
-        logger.info("%s %s: %s", task.stage, "done" if end is None else "parked", running.clock.seconds)
+        logger.info("%s %s: %s", stage, "done" if end is None else "parked", running.clock.seconds)
         return end or Finished(dict(running.clock.seconds), running.device_s)
 
     async def _report_forever(self) -> None:
         """One call for all tasks with news, a few times a second; a heartbeat for those whose step is long."""
         while True:
-            await wait_for(self._news, HEARTBEAT_S)
+            await wait_for(self._news, self._timing.heartbeat_s)
             self._news.clear()
-            if due := [running for running in self._running.values() if _is_due(running)]:
+            if due := [running for running in self._at_work() if running.is_due]:
                 await self._report_all(due)
-                await asyncio.sleep(REPORT_INTERVAL_S)
+                await asyncio.sleep(self._timing.report_every_s)
 
     async def _report_all(self, due: list[RunningTask]) -> None:
         started = Started(self._info.replica, self._info.device)
         reports = [Report(r.task.job_id, r.task.lease, r.take_progress() or started) for r in due]
         answers = await self._answer(self._registry.report_all(reports))
         for running, answer in zip(due, answers or (), strict=False):
-            _heed(running, answer)
+            _follow(answer, running)
 
     async def _report_end(self, running: RunningTask, event: Event) -> None:
         """Report until the registry has heard it: while it is away there is no other work for the slot either."""
         while not await self.report_now(running, event) and not running.stopped:
-            await asyncio.sleep(RETRY_PAUSE_S)
+            await asyncio.sleep(self._timing.end_retry_s)
 
     async def _announce_forever(self) -> None:
         """The registry holds the call open and answers at once when it has a directive for this replica."""
         while True:
             if not await self._announce(wait=True):
-                await asyncio.sleep(ANNOUNCE_EVERY_S)
+                await asyncio.sleep(self._timing.announce_retry_s)
 
     async def _announce(self, wait: bool) -> bool:
         """Tell the registry of this replica; one that leaves has no slots. Whether the registry heard."""
-        info = replace(self._info, slots=0) if self._sick or self._leaving else self._info
+        info = replace(self._info, slots=0) if self._unhealthy or self._leaving else self._info
         directives = await self._answer(self._registry.announce(info, wait))
         for lease, directive in (directives or {}).items():
-            if running := self._held.get(lease):
-                _heed(running, directive)
+            if running := self._tasks.get(lease):
+                _follow(directive, running)
         return directives is not None
 
-    async def _watch_draining(self) -> None:
+    async def _leave_when_draining(self) -> None:
         """Serve tells user code of a shutdown only when all its calls have ended; so look."""
-        while not self._draining():
-            await asyncio.sleep(DRAIN_POLL_S)
+        while not self._is_draining():
+            await asyncio.sleep(self._timing.drain_poll_s)
         logger.info("%s: this replica is to leave; what it can park goes back", self._info.stage)
-        await self.leave("the replica was told to leave")
-        while self._held:
-            await asyncio.sleep(DRAIN_POLL_S)
-        end_if_terminated()
+        await self.drain("the replica was told to leave")
+        while self._tasks:
+            await asyncio.sleep(self._timing.drain_poll_s)
+        self._end_process()
 
-    async def _watch_reservations(self) -> None:
-        """What a registry reserved before it was killed is open to the next one."""
-        reservations, stage = Reservations(), self._info.stage
-        while True:
-            await asyncio.sleep(RESERVATIONS_EVERY_S)
-            try:
-                if count := await reservations.release_stale():
-                    logger.warning("%s: %d slots were reserved and not used; they are open again", stage, count)
-            except RayError:
-                logger.exception("%s: reserved slots were not given back, the next round follows", stage)
+    async def _release_reservations(self) -> float:
+        """What a registry reserved before it was killed is open to the next one. Returns when to look again."""
+        if count := await self._reservations.release_stale():
+            logger.warning("%s: %d slots were reserved and not used; they are open again", self._info.stage, count)
+        return self._timing.reservations_every_s
 
     async def _answer(self, call: Awaitable[T]) -> T | None:
         """The registry's answer, None if there was none. The work never fails because the registry does."""
@@ -230,16 +241,11 @@ class StageWorker:
         return None
 
 
-def _heed(running: RunningTask, directive: Directive) -> None:
+def _follow(directive: Directive, running: RunningTask) -> None:
     if directive == Directive.STOP:
         running.stop()
     elif directive == Directive.PARK:
         running.ask_to_park("the registry asked for it")
-
-
-def _is_due(running: RunningTask) -> bool:
-    """A stalled task has no heartbeat: its lease is to lapse."""
-    return running.has_new_progress or (time.monotonic() - running.reported_at >= HEARTBEAT_S and not _stalled(running))
 
 
 def failure_of(error: Exception) -> Failed:
@@ -249,13 +255,3 @@ def failure_of(error: Exception) -> Failed:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Failed("out_of_memory", f"the device ran out of memory: {error}", transient=True)
     return Failed("internal_error", f"{type(error).__name__}: {error}", transient=True)
-
-
-def _log_failure(task: StageTask, failed: Failed, error: Exception) -> None:
-    """A traceback only for what nobody foresaw."""
-    foreseen = isinstance(error, WorkerError)
-    logger.error("%s failed, %s: %s", task.stage, failed.code, failed.message, exc_info=None if foreseen else error)
-
-
-def _stalled(running: RunningTask) -> bool:
-    return time.monotonic() - running.active_at > STALL_S

@@ -14,76 +14,60 @@ from torch import Tensor
 from deployments.clip import LatentShape, cfg_rows
 from deployments.errors import StoppedError, TransientError, WorkerError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
-from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask, VideoSpec
+from deployments.messages import Checkpointed, Event, Parked, Stage, VideoSpec
 from deployments.mochi.block import Rope
 from deployments.mochi.denoise import Sample, denoise_step, initial_noise, rope_tables, start_sample
 from deployments.mochi.loading import DtypeName, check_scheduler, load_transformer
 from deployments.mochi.preview import PreviewMap, find_preview, predicted_clean, preview_image
-from deployments.replica.connections import Connections, connect
-from deployments.replica.host import describe_device, replica_device, set_threads
-from deployments.replica.running_task import RunningTask, TaskStore, logger, outlast
+from deployments.replica.connections import Connections
+from deployments.replica.running_task import RunningTask, TaskStore, Timing, logger
 from deployments.replica.serve_private import watch_sigterm
-from deployments.replica.stage_worker import StageWorker
+from deployments.replica.stage_replica import StageReplica
 from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_measure import memory_budget, memory_profile
 from deployments.sampler.memory_profile import SampleFootprint
 from deployments.sampler.state import Checkpoints, SampleState, pack
 from deployments.sampler.step_loop import LoopEntry, StepLoop
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import model_fingerprint, model_folder
+from deployments.storage.model_store import model_fingerprint
 
-PARTS = ("transformer",)
 LATENTS_FORMAT = "mochi-serve-latents-1"
 LOOK_EVERY_S = 0.2
 OCTETS = "application/octet-stream"
 
 
 @serve.deployment
-class MochiSampler:
+class MochiSampler(StageReplica):
     """A replica of the sampler: one transformer, one thread that steps all samples in residence."""
 
-    def __init__(self, settings: WorkerSettings, connections: Connections | None = None) -> None:
-        to = connections or connect(settings)
+    stage = Stage.SAMPLING
+    model_parts = ("transformer",)
+
+    def __init__(
+        self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
+    ) -> None:
         if connections is None:
             watch_sigterm()
-        self._device = replica_device()
-        set_threads(settings.torch_threads)
+        super().__init__(settings, connections, timing)
         self._model = settings.model
         self._sampling = settings.sampling
-        self._folder = model_folder(self._model, PARTS, to.open_bucket)
         check_scheduler(self._folder)
         self._transformer = load_transformer(self._folder, self._model.dtype, self._device)
-        self._revision = model_fingerprint(self._folder, PARTS)
+        self._revision = model_fingerprint(self._folder, self.model_parts)
         self._rope: dict[LatentShape, Rope] = {}
         self._preview: PreviewMap | None = None
         self._unforeseen = 0
-        self._store = to.store
         profile = memory_profile(self._transformer, self._model, self._revision)
         self._admission = MemoryGate(profile, memory_budget(self._device))
         self._loop = StepLoop(self._step, settings.sampling.max_batch_tokens, self._warm_up)
-        info = ReplicaInfo(
-            to.replica,
-            Stage.SAMPLING,
-            settings.slots,
-            describe_device(self._device),
-            self._model.name,
-            self._admission.max_tokens,
-        )
-        self._worker = StageWorker(info, to.registry)
-
-    async def run(self, task: StageTask) -> None:
-        """Do one task; everything is told to the registry by reports."""
-        await self._worker.run(task, self._sample)
-
-    async def check_health(self) -> None:
-        self._worker.check_health()
+        self.start_worker(settings.slots, self._admission.max_tokens)
 
     def __del__(self) -> None:
-        if hasattr(self, "_worker"):
-            self._worker.close()
+        super().__del__()
+        if hasattr(self, "_loop"):
             self._loop.close()
 
-    async def _sample(self, running: RunningTask) -> Event | None:
+    async def work(self, running: RunningTask) -> Event | None:
         """From the newest checkpoint or from noise to the final latents, or to where it was told to let go."""
         if running.park_reason is not None:
             return parked(running, running.task.checkpoint_step)
@@ -183,7 +167,7 @@ class MochiSampler:
             return
         await self._checkpoints(running).save(running.task.job_id, replace(state, step=row.step, latents=row.latents))
         running.checkpoint_step = row.step
-        await self._worker.report_now(running, Checkpointed(row.step))
+        await self.worker.report_now(running, Checkpointed(row.step))
 
     async def _store_state(self, running: RunningTask, row: Sample, state: SampleState) -> None:
         """Write the state that the sample leaves with, unless it is in storage.
@@ -194,8 +178,8 @@ class MochiSampler:
         if not _is_news(running, row, state):
             return
         data = await asyncio.to_thread(pack, replace(state, step=row.step, latents=row.latents))
-        key, store = checkpoint_key(running.task.job_id, row.step), TaskStore(self._store, running)
-        await outlast(lambda: store.put(key, data, OCTETS))
+        store = TaskStore(self._store, running)
+        await store.put_result(checkpoint_key(running.task.job_id, row.step), data, OCTETS)
 
     async def _store_latents(self, running: RunningTask, row: Sample) -> None:
         task, model, store = running.task, self._model, TaskStore(self._store, running)
@@ -204,7 +188,7 @@ class MochiSampler:
             return pack_latents(check_finite(row.latents.cpu()), model.name, model.dtype, task.spec, self._revision)
 
         data = await asyncio.to_thread(packed)
-        await outlast(lambda: store.put(latents_key(task.job_id), data, OCTETS))
+        await store.put_result(latents_key(task.job_id), data, OCTETS)
 
     def _step(self, rows: Sequence[Sample]) -> list[Sample]:
         """One step of a batch; returns when the device has done it, so that progress is true and a stop is prompt."""

@@ -19,9 +19,8 @@ from sqlalchemy import Connection
 
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, TransientError
 from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask
-from deployments.replica import stage_worker
 from deployments.replica.registry_link import Method, P, T, WorkerRegistryClient
-from deployments.replica.running_task import RunningTask
+from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database import jobs as jobs_sql
@@ -47,15 +46,11 @@ SETTINGS = JobSettings(retry_pause_s=0.01, max_retry_pause_s=0.2, max_attempts=1
     update={"lease_s": LEASE_S}
 )
 SCHEDULING = SchedulingSettings(weights={"a": 3}, promote_after_s=2)
+WORKER_TIMING = Timing(
+    announce_retry_s=0.05, report_every_s=0.005, heartbeat_s=0.2, end_retry_s=0.02, drain_poll_s=0.02
+)
 # The same machinery at a pace that fits steps of milliseconds.
 PACE: dict[Any, dict[str, float]] = {
-    stage_worker: {
-        "ANNOUNCE_EVERY_S": 0.05,
-        "DRAIN_POLL_S": 0.02,
-        "REPORT_INTERVAL_S": 0.005,
-        "HEARTBEAT_S": 0.2,
-        "RETRY_PAUSE_S": 0.02,
-    },
     dispatcher: {"TICK_S": 0.1, "RECONCILE_S": 0.3, "TAKEN_OVER_S": LEASE_S},
     job_registry: {"HOLD_S": 0.2},
     state: {"FORGET_REPLICA_S": 1.0},
@@ -133,7 +128,9 @@ class Replica:
         self.cut = self.leaving = False
         self.calls: dict[asyncio.Task[None], StageTask] = {}
         info = ReplicaInfo(name, stage, self.slots, "cpu", "mochi-1")
-        self.worker = StageWorker(info, WorkerRegistryClient(self), draining=lambda: self.leaving)
+        self.worker = StageWorker(
+            info, WorkerRegistryClient(self), is_draining=lambda: self.leaving, timing=WORKER_TIMING
+        )
 
     async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The worker's way to the registry."""

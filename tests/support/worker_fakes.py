@@ -17,7 +17,7 @@ from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report
 from deployments.mochi.denoise import Sample
 from deployments.replica.connections import Connections
 from deployments.replica.registry_link import WorkerRegistry
-from deployments.replica.running_task import RunningTask
+from deployments.replica.running_task import RunningTask, Timing
 from deployments.sampler.step_loop import LoopEntry, Step
 from deployments.settings import WorkerSettings
 from deployments.storage.object_store import Bucket
@@ -138,11 +138,14 @@ class Clock:
 
 
 def running_task(
-    job_id: str = "video_1", video: VideoSpec | None = None, now_ns: Callable[[], int] = time.perf_counter_ns
+    job_id: str = "video_1",
+    video: VideoSpec | None = None,
+    timing: Timing = Timing(),
+    now_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> RunningTask:
     """A task as its work sees it, without a replica around."""
     given = StageTask(job_id, f"lease of {job_id}", Stage.SAMPLING, 1, video or spec())
-    return RunningTask(given, ThreadPoolExecutor(1), asyncio.Event(), now_ns)
+    return RunningTask(given, ThreadPoolExecutor(1), asyncio.Event(), timing, now_ns)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from deployments.messages import Event, Failed, Finished, Progress, Stage, Start
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.replica.running_task import Timing
 from tests.support.memory_store import MemoryStore
 from tests.support.worker_fakes import (
     SHAPES,
@@ -49,8 +50,8 @@ def put_latents(store: MemoryStore, shape: tuple[int, ...] = (12, 3, 8, 8)) -> t
     return latents
 
 
-def replica(log: ReportLog, store: MemoryStore, source: Path = SHAPES) -> Any:
-    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING, source), connections=connections(log, store))
+def replica(log: ReportLog, store: MemoryStore, source: Path = SHAPES, timing: Timing = Timing()) -> Any:
+    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING, source), connections(log, store), timing)
 
 
 @pytest.fixture
@@ -120,8 +121,7 @@ class Watched(MemoryStore):
 
 async def test_a_stop_while_the_poster_is_written_keeps_the_video_out() -> None:
     def stop(key: str) -> None:
-        for running in decoder._worker._running.values():
-            running.stop()
+        decoder.worker.tasks["lease_1"].stop()
 
     log, store = ReportLog(), Watched(stop)
     put_latents(store)
@@ -169,17 +169,16 @@ async def test_the_spritesheet_is_of_the_frames_of_the_video() -> None:
     assert store.objects[video_key("video_1", "spritesheet")] == sheet_by_hand(latents)
 
 
-async def test_a_store_that_is_away_for_a_moment_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_is_away_for_a_moment_costs_no_work() -> None:
     refusals = dict.fromkeys([*PICTURES, video_key("video_1")], 1)
 
     def down(key: str) -> bool:
         refusals[key] = refusals.get(key, 0) - 1
         return refusals[key] >= 0
 
-    monkeypatch.setattr("deployments.replica.running_task.STORE_PAUSE_S", 0.0)
     log, store = ReportLog(), sampled()
     store.down = down
-    await replica(log, store).run(task(Stage.DECODING))
+    await replica(log, store, timing=Timing(store_retry_s=0)).run(task(Stage.DECODING))
     assert store.written == [*PICTURES, video_key("video_1")]
     assert [type(event) for event in log.ends] == [Started, Finished]
 

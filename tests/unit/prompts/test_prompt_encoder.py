@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import MochiPipeline
 from safetensors.torch import load
+from torch.nn.modules.module import register_module_forward_hook
 
 from deployments.errors import PermanentError
 from deployments.keys import prompt_embeds_key
@@ -97,7 +98,7 @@ def test_threads_share_the_tokenizer() -> None:
 def replica() -> Callable[..., Any]:
     def make(log: ReportLog, store: MemoryStore) -> Any:
         settings = worker_settings(Stage.ENCODING)
-        return undecorated(PromptEncoder)(settings, [], connections=connections(log, store))
+        return undecorated(PromptEncoder)(settings, [], connections(log, store))
 
     return make
 
@@ -144,10 +145,9 @@ async def test_one_stopped_while_it_encodes_writes_nothing(replica: Callable[...
     encoder = replica(log, store)
 
     def stop(*_: object) -> None:
-        for running in encoder._worker._running.values():
-            running.stop()
+        encoder.worker.tasks["lease_1"].stop()
 
-    encoder._text._encoder.register_forward_hook(stop)
-    await encoder.run(task(Stage.ENCODING))
+    with register_module_forward_hook(stop):  # of every module, so of the encoder's too
+        await encoder.run(task(Stage.ENCODING))
     assert store.changes == []
     assert [type(event) for event in log.ends] == [Started]

@@ -25,9 +25,7 @@ from deployments.messages import (
     Stage,
     Started,
 )
-from deployments.replica import running_task as running_task_module
-from deployments.replica import stage_worker
-from deployments.replica.running_task import RunningTask, Stopwatch, TaskStore, outlast
+from deployments.replica.running_task import RunningTask, Stopwatch, TaskStore, Timing
 from deployments.replica.stage_worker import StageWorker, failure_of
 from tests.support.memory_store import MemoryStore
 from tests.support.worker_fakes import Clock, ReportLog, captured, running_task, task
@@ -37,10 +35,15 @@ STARTED = Started("replica-1", "cpu")
 
 @asynccontextmanager
 async def replica(
-    log: ReportLog, slots: int = 1, draining: Callable[[], bool] = lambda: False
+    log: ReportLog,
+    slots: int = 1,
+    is_draining: Callable[[], bool] = lambda: False,
+    end_process: Callable[[], None] = lambda: None,
+    timing: Timing = Timing(),
+    now_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> AsyncIterator[StageWorker]:
     info = ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m")
-    worker = StageWorker(info, log, draining)
+    worker = StageWorker(info, log, is_draining=is_draining, end_process=end_process, timing=timing, now_ns=now_ns)
     try:
         yield worker
     finally:
@@ -262,20 +265,16 @@ async def test_the_registry_knows_of_no_slots_before_it_hears_of_the_failure() -
     assert slots_when_failed == [0]
 
 
-async def test_the_end_is_reported_again_until_the_registry_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
+async def test_the_end_is_reported_again_until_the_registry_is_back() -> None:
     log = ReportLog(unreachable=4)
-    async with replica(log) as worker:
+    async with replica(log, timing=Timing(end_retry_s=0.001)) as worker:
         await worker.run(task(Stage.SAMPLING), steps(2))
     assert isinstance(log.events[-1], Finished)
 
 
-async def test_the_end_is_kept_while_the_registry_is_away_and_given_up_with_the_replica(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(stage_worker, "RETRY_PAUSE_S", 0.001)
+async def test_the_end_is_kept_while_the_registry_is_away_and_given_up_with_the_replica() -> None:
     log = ReportLog(unreachable=1_000_000)
-    async with replica(log) as worker:
+    async with replica(log, timing=Timing(end_retry_s=0.001)) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), steps(2)))
         while log.unreachable > 1_000_000 - 50:
             await asyncio.sleep(0.001)
@@ -286,15 +285,14 @@ async def test_the_end_is_kept_while_the_registry_is_away_and_given_up_with_the_
     assert log.events == []
 
 
-async def test_a_long_step_keeps_its_lease_by_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
+async def test_a_long_step_keeps_its_lease_by_heartbeats() -> None:
     held = threading.Event()
     log = ReportLog()
 
     async def work(running: RunningTask) -> None:
         await running.in_thread(held.wait)
 
-    async with replica(log) as worker:
+    async with replica(log, timing=Timing(heartbeat_s=0.01)) as worker:
         call = asyncio.create_task(worker.run(task(Stage.ENCODING), work))
         while log.events.count(STARTED) < 4:
             await asyncio.sleep(0.005)
@@ -302,8 +300,8 @@ async def test_a_long_step_keeps_its_lease_by_heartbeats(monkeypatch: pytest.Mon
         await call
 
 
-async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_worker, "HEARTBEAT_S", 0.01)
+async def test_a_stalled_task_loses_its_lease_and_its_replica() -> None:
+    timing, clock = Timing(heartbeat_s=0.01), Clock()
     held, entered = threading.Event(), threading.Event()
     log = ReportLog()
 
@@ -314,14 +312,16 @@ async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytes
     async def work(running: RunningTask) -> None:
         await running.in_thread(hang)
 
-    async with replica(log) as worker:
+    async with replica(log, timing=timing, now_ns=clock) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), work))
         await asyncio.to_thread(entered.wait)
+        clock.advance(int(timing.heartbeat_s * 1e9))
+        while log.events.count(STARTED) < 2:
+            await asyncio.sleep(0.005)
         worker.check_health()
-        monkeypatch.setattr(stage_worker, "STALL_S", 0.0)
-        with pytest.raises(RuntimeError, match="no step for"):
+        clock.advance(int(timing.stall_s * 1e9))
+        with pytest.raises(RuntimeError, match="no step for 900 s in video_1"):
             worker.check_health()
-        await asyncio.sleep(0.05)
         heard = len(log.events)
         await asyncio.sleep(0.05)
         assert len(log.events) == heard
@@ -329,10 +329,9 @@ async def test_a_stalled_task_loses_its_lease_and_its_replica(monkeypatch: pytes
         await call
 
 
-async def test_announces_itself_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_worker, "ANNOUNCE_EVERY_S", 0.01)
+async def test_announces_itself_again_and_again() -> None:
     log = ReportLog()
-    async with replica(log, slots=3):
+    async with replica(log, slots=3, timing=Timing(announce_retry_s=0.01)):
         while len(log.announced) < 3:
             await asyncio.sleep(0.005)
     assert log.announced[0] == ReplicaInfo("replica-1", Stage.SAMPLING, 3, "cpu", "m")
@@ -342,7 +341,7 @@ async def test_announces_itself_again_and_again(monkeypatch: pytest.MonkeyPatch)
     assert len(log.announced) == heard
 
 
-async def test_a_request_to_park_comes_with_the_announcement(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_to_park_comes_with_the_announcement() -> None:
     log, entered = ReportLog(), threading.Event()
     async with replica(log) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
@@ -366,16 +365,16 @@ async def test_a_stop_comes_with_the_announcement() -> None:
 
 
 async def test_a_draining_replica_hands_back_all_it_has_and_takes_no_more() -> None:
-    log, told = ReportLog(), threading.Event()
+    log, shutdown = ReportLog(), threading.Event()
     entered = [threading.Event(), threading.Event()]
-    async with replica(log, slots=2, draining=told.is_set) as worker:
+    async with replica(log, slots=2, is_draining=shutdown.is_set) as worker:
         tasks = [replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"lease_{n}") for n in range(2)]
         calls = [
             asyncio.create_task(worker.run(one, parking(event))) for one, event in zip(tasks, entered, strict=True)
         ]
         for event in entered:
             await asyncio.to_thread(event.wait)
-        told.set()
+        shutdown.set()
         await asyncio.gather(*calls)
         assert log.announced[-1].slots == 0
         await worker.run(task(Stage.SAMPLING), steps(1))
@@ -480,7 +479,7 @@ async def test_a_request_to_park_that_comes_while_the_start_is_being_told_is_hee
 
 
 @pytest.mark.parametrize(
-    ("told", "wanted"),
+    ("directives", "wanted"),
     [
         ([Directive.PARK], [STARTED, Parked(4, "the registry asked for it")]),
         ([Directive.PARK, Directive.PARK], [STARTED, Parked(4, "the registry asked for it")]),
@@ -488,7 +487,7 @@ async def test_a_request_to_park_that_comes_while_the_start_is_being_told_is_hee
         ([Directive.PARK, Directive.STOP], []),
     ],
 )
-async def test_who_waits_for_a_slot_hears_too(told: list[Directive], wanted: list[Event]) -> None:
+async def test_who_waits_for_a_slot_hears_too(directives: list[Directive], wanted: list[Event]) -> None:
     log, entered = ReportLog(), threading.Event()
     async with replica(log) as worker:
         first = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
@@ -496,7 +495,7 @@ async def test_who_waits_for_a_slot_hears_too(told: list[Directive], wanted: lis
         waiting = replace(task(Stage.SAMPLING), job_id="video_2", lease="lease_2")
         second = asyncio.create_task(worker.run(waiting, asked_to_park))
         await asyncio.sleep(0)
-        for directive in told:
+        for directive in directives:
             log.mailbox.post("replica-1", "lease_2", directive)
             await announced(log)
         log.mailbox.post("replica-1", "lease_1", Directive.PARK)
@@ -533,15 +532,13 @@ async def test_a_directive_that_comes_while_the_end_is_being_told_changes_nothin
     assert [type(event) for event in log.events_of("video_2")] == [Started, Finished]
 
 
-async def test_a_draining_replica_ends_only_when_its_last_end_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_worker, "DRAIN_POLL_S", 0.005)
-    ended, told, entered = asyncio.Event(), threading.Event(), threading.Event()
-    monkeypatch.setattr(stage_worker, "end_if_terminated", ended.set)
-    log = HeldReportLog(Parked)
-    async with replica(log, draining=told.is_set) as worker:
+async def test_a_draining_replica_ends_only_when_its_last_end_was_told() -> None:
+    ended, shutdown, entered = asyncio.Event(), threading.Event(), threading.Event()
+    log, timing = HeldReportLog(Parked), Timing(drain_poll_s=0.005)
+    async with replica(log, is_draining=shutdown.is_set, end_process=ended.set, timing=timing) as worker:
         call = asyncio.create_task(worker.run(task(Stage.SAMPLING), parking(entered)))
         await asyncio.to_thread(entered.wait)
-        told.set()
+        shutdown.set()
         await log.heard.wait()
         await asyncio.sleep(0.05)
         assert not ended.is_set()
@@ -559,14 +556,14 @@ async def test_the_device_time_is_that_of_the_thread() -> None:
             clock.advance(1_500_000_000)
             running.progress(done, 3)
             assert running.latest is not None
-            told.append(running.latest.device_s)
+            reported.append(running.latest.device_s)
 
-    told: list[float] = []
+    reported: list[float] = []
     await running.in_thread(work)
     clock.advance(10_000_000_000)
     assert running.device_s == 4.5
     await running.in_thread(work)
-    assert told == [1.5, 3.0, 4.5, 6.0, 7.5, 9.0]
+    assert reported == [1.5, 3.0, 4.5, 6.0, 7.5, 9.0]
 
 
 async def test_the_time_of_work_that_fails_counts() -> None:
@@ -616,10 +613,12 @@ async def test_the_end_tells_the_device_time() -> None:
 
 
 async def test_who_waits_and_asks_whether_to_go_on_is_not_stuck() -> None:
-    running = running_task()
-    running.active_at = time.monotonic() - 2 * stage_worker.STALL_S
+    clock = Clock()
+    running = running_task(now_ns=clock)
+    clock.advance(int(2 * running.timing.stall_s * 1e9))
+    assert running.is_stalled
     running.raise_if_stopped()
-    assert time.monotonic() - running.active_at < stage_worker.STALL_S
+    assert not running.is_stalled
 
 
 async def test_a_stopped_task_changes_nothing_in_the_store(tmp_path: Path) -> None:
@@ -638,24 +637,24 @@ async def test_a_stopped_task_changes_nothing_in_the_store(tmp_path: Path) -> No
     assert await seen.get("a") == b"1" and await seen.list_keys("") == ["a"]
 
 
-async def test_a_write_outlasts_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_task_module, "STORE_PAUSE_S", 0.001)
-    away = iter((True, True, False))
+async def test_a_result_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
+    away = iter((True, True, False, True, False))
     store = MemoryStore(down=lambda key: next(away))
-    await outlast(lambda: store.put("a", b"1", "text/plain"))
-    assert store.objects == {"a": b"1"}
+    patient = TaskStore(store, running_task(timing=Timing(store_retry_s=0.001)))
+    await patient.put_result("a", b"1", "text/plain")
+    (tmp_path / "b").write_bytes(b"2")
+    await patient.put_result_file("b", tmp_path / "b", "text/plain")
+    assert store.objects == {"a": b"1", "b": b"2"}
 
 
-async def test_a_store_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_task_module, "STORE_AWAY_S", 0.0)
-    store = MemoryStore(down=lambda key: True)
+async def test_a_store_that_stays_away_is_given_up() -> None:
+    store = TaskStore(MemoryStore(down=lambda key: True), running_task(timing=Timing(store_away_s=0)))
     with pytest.raises(StorageUnavailableError):
-        await outlast(lambda: store.put("a", b"1", "text/plain"))
+        await store.put_result("a", b"1", "text/plain")
 
 
-async def test_a_stop_ends_the_waiting_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_task_module, "STORE_PAUSE_S", 0.001)
-    running, tried = running_task(), list[str]()
+async def test_a_stop_ends_the_waiting_for_the_store() -> None:
+    running, tried = running_task(timing=Timing(store_retry_s=0.001)), list[str]()
 
     def down(key: str) -> bool:
         tried.append(key)
@@ -663,7 +662,6 @@ async def test_a_stop_ends_the_waiting_for_the_store(monkeypatch: pytest.MonkeyP
             running.stop()
         return True
 
-    store = TaskStore(MemoryStore(down), running)
     with pytest.raises(StoppedError):
-        await outlast(lambda: store.put("a", b"1", "text/plain"))
+        await TaskStore(MemoryStore(down), running).put_result("a", b"1", "text/plain")
     assert tried == ["a"] * 3

@@ -31,7 +31,7 @@ from deployments.messages import (
 )
 from deployments.mochi.denoise import Sample
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
-from deployments.replica import running_task
+from deployments.replica.running_task import Timing
 from deployments.sampler import mochi_sampler
 from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
@@ -85,11 +85,11 @@ def replica() -> Iterator[Replica]:
     """Makes a sampler, with these changes to the sampling settings; told to end with the test, as Serve does."""
     made: list[Any] = []
 
-    def make(log: ReportLog, store: MemoryStore, **sampling: float) -> Any:
+    def make(log: ReportLog, store: MemoryStore, timing: Timing = Timing(), **sampling: float) -> Any:
         settings = worker_settings(Stage.SAMPLING)
         changed = settings.sampling.model_copy(update=sampling)
         settings = settings.model_copy(update={"sampling": changed, "slots": 4, "torch_threads": 1})
-        made.append(undecorated(MochiSampler)(settings, connections=connections(log, store)))
+        made.append(undecorated(MochiSampler)(settings, connections(log, store), timing))
         return made[-1]
 
     yield make
@@ -331,11 +331,10 @@ async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica
     assert store.written == [latents_key("video_1")]
 
 
-async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_task, "STORE_AWAY_S", 0.0)
+async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica) -> None:
     given = job(1, LONG)
     log, store = ReportLog(park_at=at_step(3)), embedded(given, down=lambda key: True)
-    await replica(log, store, min_step_s=0.05).run(given)
+    await replica(log, store, Timing(store_away_s=0), min_step_s=0.05).run(given)
     failed = log.ends[-1]
     assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("storage_unavailable", True)
 
@@ -428,7 +427,7 @@ async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> 
     passes.may_go_on.clear()
     await asyncio.to_thread(passes.held.wait)
     begun = passes.count
-    await sampler._worker.leave("the replica was told to leave")
+    await sampler.worker.drain("the replica was told to leave")
     passes.may_go_on.set()
     await asyncio.gather(*calls)
     assert passes.count == begun, "each leaves at the end of the step that was under way"
@@ -493,7 +492,7 @@ class SlowStore(MemoryStore):
 def tell(sampler: Any, *directives: Directive, lease: str = "lease_1") -> None:
     """As the registry would."""
     for directive in directives:
-        running = sampler._worker._held[lease]
+        running = sampler.worker.tasks[lease]
         running.stop() if directive is Directive.STOP else running.ask_to_park("make room")
 
 
@@ -545,7 +544,7 @@ async def test_a_request_to_park_while_there_is_no_memory_gives_the_slot_back(re
     sampler._admission = MemoryGate(profile, profile.needed([replace(sample, rows=2)]))
     sampler._admission._inside["of another"] = replace(sample, rows=2)
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
-    while len(sampler._worker._running) < 2:
+    while sum(running.at_work for running in sampler.worker.tasks.values()) < 2:
         await asyncio.sleep(0.01)
     tell(sampler, Directive.PARK)
     tell(sampler, Directive.PARK, Directive.STOP, lease="lease_2")
@@ -648,8 +647,7 @@ async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica, mo
     assert [type(event) for event in log.ends] == [Started]
 
 
-async def test_a_store_that_comes_back_costs_no_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_task, "STORE_PAUSE_S", 0.001)
+async def test_a_store_that_comes_back_costs_no_step(replica: Replica) -> None:
     refused = list[str]()
 
     def down(key: str) -> bool:
@@ -658,7 +656,7 @@ async def test_a_store_that_comes_back_costs_no_step(replica: Replica, monkeypat
 
     given = job(1, LONG)
     log, store = ReportLog(park_at=at_step(3)), embedded(given, down=down)
-    await replica(log, store, min_step_s=0.05).run(given)
+    await replica(log, store, Timing(store_retry_s=0.001), min_step_s=0.05).run(given)
     parked = log.ends[-1]
     assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
     assert len(set(refused)) == 1

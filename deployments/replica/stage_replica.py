@@ -1,0 +1,73 @@
+"""What the deployments of all stages have in common: how a replica is set up, and what Serve calls."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from deployments.messages import Event, ReplicaInfo, Stage, StageTask
+from deployments.replica.connections import Connections, connect
+from deployments.replica.host import describe_device, replica_device, set_threads
+from deployments.replica.running_task import RunningTask, Timing
+from deployments.replica.stage_worker import StageWorker
+from deployments.settings import WorkerSettings
+from deployments.storage.model_store import model_folder
+
+
+class StageReplica(ABC):
+    """A replica of one stage.
+
+    A subclass loads its parts of the model in its constructor, calls `start_worker` once it can do tasks, and does
+    one in `work`.
+
+    Args:
+        settings: of the stage.
+        connections: the ways out; the real ones, which exist only inside a Serve replica, by default.
+        timing: the pace of its talk with the registry and the store.
+
+    Raises:
+        PermanentError, StorageUnavailableError: as `model_folder` does.
+    """
+
+    stage: ClassVar[Stage]
+    model_parts: ClassVar[tuple[str, ...]]
+    """Subfolders of the model that this stage needs."""
+
+    worker: StageWorker
+
+    def __init__(
+        self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
+    ) -> None:
+        self._settings = settings
+        self._connections = connections or connect(settings)
+        self._timing = timing
+        self._store = self._connections.store
+        self._device = replica_device()
+        set_threads(settings.torch_threads)
+        self._folder = model_folder(settings.model, self.model_parts, self._connections.open_bucket)
+
+    def start_worker(self, slots: int, max_tokens: int | None = None) -> None:
+        """Announce this replica to the registry, with what `ReplicaInfo` says of the arguments."""
+        info = ReplicaInfo(
+            replica=self._connections.replica,
+            stage=self.stage,
+            slots=slots,
+            device=describe_device(self._device),
+            model=self._settings.model.name,
+            max_tokens=max_tokens,
+        )
+        self.worker = StageWorker(info, self._connections.registry, timing=self._timing)
+
+    async def run(self, task: StageTask) -> None:
+        """Do one task; everything is told to the registry by reports."""
+        await self.worker.run(task, self.work)
+
+    @abstractmethod
+    async def work(self, running: RunningTask) -> Event | None:
+        """Do the task; returns None when it is finished, or `Parked`."""
+
+    async def check_health(self) -> None:
+        """Raises RuntimeError if Serve must replace this replica."""
+        self.worker.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "worker"):  # not if the constructor failed
+            self.worker.close()

@@ -70,7 +70,7 @@ class AccessTable:
     keys: Mapping[str, ApiKey]
 
 
-NOBODY = AccessTable(-1, {}, {})
+NO_TENANTS = AccessTable(-1, {}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +90,20 @@ class Caller:
         return self.account is None or job.tenant == self.tenant
 
 
-def tier_of(caller: Caller, asked: Tier | None) -> Tier:
-    """The tier of the caller's new video: the one asked for, else standard, or the tenant's highest if that is lower.
+def tier_of(caller: Caller, requested: Tier | None) -> Tier:
+    """The tier of the caller's new video: the requested one, else standard, or the tenant's highest if that is lower.
 
     Raises:
         PermissionDeniedError: the tenant may not ask for it.
     """
     highest = TIERS[0] if caller.account is None else caller.account.max_tier
-    if asked is None:
+    if requested is None:
         return max(Tier.STANDARD, highest, key=TIERS.index)
-    if TIERS.index(asked) < TIERS.index(highest):
+    if TIERS.index(requested) < TIERS.index(highest):
         allowed = ", ".join(TIERS[TIERS.index(highest) :])
-        message = f"The priority '{asked}' is above what this tenant may use; allowed is: {allowed}."
+        message = f"The priority '{requested}' is above what this tenant may use; allowed is: {allowed}."
         raise PermissionDeniedError(message, "priority", "priority_not_allowed")
-    return asked
+    return requested
 
 
 PREFIX = "ms-"
@@ -129,7 +129,7 @@ def key_hint(key: str) -> str:
     return key[:HINT_CHARACTERS]
 
 
-def find_key(table: AccessTable, key: str, now: float) -> Tenant:
+def find_tenant(table: AccessTable, key: str, now: float) -> Tenant:
     """The tenant that the key belongs to. now: Unix seconds.
 
     Raises:

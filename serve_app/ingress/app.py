@@ -25,7 +25,7 @@ from serve_app.ingress.short_routes import SimpleRoutes, add_unsupported_routes
 from serve_app.ingress.videos import OpenAIVideos
 from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import install_document
-from serve_app.prompts.safety import PromptSafety, asking
+from serve_app.prompts.safety import PromptSafety, classify_with
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryClient
 
@@ -103,7 +103,7 @@ class Ingress:
             registry=RegistryClient(RegistryLink(registry, settings.namespace)),
             storage=VideoStorage(settings.storage),
             count_tokens=load_token_counter(settings.model.source),
-            safety=PromptSafety(settings.safety, None if classifier is None else asking(classifier)),
+            safety=PromptSafety(settings.safety, None if classifier is None else classify_with(classifier)),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

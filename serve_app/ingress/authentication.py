@@ -18,8 +18,8 @@ from pydantic_core import PydanticCustomError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.access.limits import RateLimits, rate_headers, whole_seconds
-from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, AccessTable, Caller, Tenant, find_key
+from serve_app.access.limits import RateLimits, whole_seconds
+from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, AccessTable, Caller, Tenant, find_tenant
 from serve_app.errors import RateLimitError, UnauthenticatedError, quote
 from serve_app.jobs import DEFAULT_TENANT
 
@@ -115,7 +115,7 @@ async def account(
         return None
     if credentials is None:
         raise _no_key(request)
-    tenant = find_key(await access.table(), credentials.credentials, time.time())
+    tenant = find_tenant(await access.table(), credentials.credentials, time.time())
     _count_request(request, tenant)
     return tenant
 
@@ -191,7 +191,7 @@ def _count_request(request: Request, tenant: Tenant) -> None:
         return
     limits: RateLimits = request.app.state.rate_limits
     taken = limits.take(tenant.name, tenant.requests_per_minute)
-    request.scope[_TOLD].update(rate_headers(taken))
+    request.scope[_TOLD].update(taken.headers)
     if not taken.granted:
         wait_s = whole_seconds(taken.wait_s)
         message = f"This tenant may send {taken.limit} requests a minute; try again in {wait_s} s."

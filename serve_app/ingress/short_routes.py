@@ -13,7 +13,16 @@ from serve_app.ingress.authentication import REPLAYED_DOCS
 from serve_app.ingress.error_answers import RETRY_AFTER_S
 from serve_app.ingress.services import Services
 from serve_app.ingress.videos import Asker, OpenAIVideos
-from serve_app.openapi.errors import CREATING, WRITING, errors, open_errors
+from serve_app.openapi.errors import (
+    CONFLICTING_PARAMETERS,
+    CREATE_ERRORS,
+    REGISTRY_UNAVAILABLE,
+    UNSUPPORTED_OPERATION,
+    VIDEO_FINAL,
+    VIDEO_NOT_FOUND,
+    WRITE_ERRORS,
+    error_responses,
+)
 from serve_app.openapi.schemas import ErrorEnvelope, HealthReport, Video
 from serve_app.openapi.views import to_health
 from serve_app.requests.schema import request_schema
@@ -34,17 +43,19 @@ class SimpleRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         videos = self._videos
-        generate = videos.accept_docs(self._requests.schema, 202, CREATING)
+        generate = videos.accept_docs(self._requests.schema, 202, CREATE_ERRORS)
         generate["responses"][202]["headers"] = REPLAYED_DOCS | LOCATION_DOCS
         app.add_api_route("/generate", self.generate, methods=["POST"], tags=["short"], **generate)
-        for method, path, handler, name, codes in (
-            ("POST", "/cancel/{video_id}", videos.cancel, "cancel", ("video_not_found", "video_final", *WRITING)),
-            ("GET", "/jobs", videos.list, "jobs", ("conflicting_parameters",)),
+        for method, path, handler, name, refusals in (
+            ("POST", "/cancel/{video_id}", videos.cancel, "cancel", (VIDEO_NOT_FOUND, VIDEO_FINAL, *WRITE_ERRORS)),
+            ("GET", "/jobs", videos.list, "jobs", (CONFLICTING_PARAMETERS,)),
         ):
-            app.add_api_route(path, handler, methods=[method], name=name, tags=["short"], responses=errors(*codes))
+            app.add_api_route(
+                path, handler, methods=[method], name=name, tags=["short"], responses=error_responses(*refusals)
+            )
         videos.add_retrieve(app, "/status/{video_id}", "short", "status")
         videos.add_content(app, "/download/{video_id}", "short", "download")
-        health = open_errors("registry_unavailable")
+        health = error_responses(REGISTRY_UNAVAILABLE, needs_key=False)
         health[503] |= {"model": HealthReport | ErrorEnvelope, "description": NOT_READY}
         # FastAPI writes the model's in its place.
         del health[503]["content"]["application/json"]["schema"]
@@ -90,7 +101,7 @@ def add_unsupported_routes(app: FastAPI) -> None:
             "tags": ["unsupported"],
             "status_code": 400,
             "response_model": ErrorEnvelope,
-            "responses": errors("unsupported_operation", *(WRITING if method == "POST" else ())),
+            "responses": error_responses(UNSUPPORTED_OPERATION, *(WRITE_ERRORS if method == "POST" else ())),
         }
         app.add_api_route(path, _refusal(what), methods=[method], name=name, **docs)
 

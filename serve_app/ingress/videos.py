@@ -20,13 +20,22 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from serve_app.access.tenants import Caller
+from serve_app.errors import ApiError
 from serve_app.ingress.authentication import REPLAYED_DOCS, REPLAYED_HEADER, TenantName, authenticate, plain_caller
 from serve_app.ingress.content import ContentVariant, send_content
 from serve_app.ingress.events import VideoEvents
 from serve_app.ingress.services import Services
 from serve_app.jobs import Job, JobFilter, JobState, Order
 from serve_app.openapi.document import body_examples
-from serve_app.openapi.errors import CREATING, MAKING, WRITING, errors
+from serve_app.openapi.errors import (
+    CONFLICTING_PARAMETERS,
+    CREATE_ERRORS,
+    DERIVE_ERRORS,
+    VIDEO_FINAL,
+    VIDEO_NOT_FOUND,
+    WRITE_ERRORS,
+    error_responses,
+)
 from serve_app.openapi.media import EVENT_DOCS, EVENT_RESPONSES, content_docs
 from serve_app.openapi.schemas import DeletedVideo, ModelList, Status, Video, VideoHistory, VideoPage
 from serve_app.openapi.views import states_of, to_history, to_model_list, to_page, to_video
@@ -98,15 +107,17 @@ class OpenAIVideos:
         # Routes are tried in their order, and this one is asked for most.
         self.add_retrieve(app, video, "OpenAI", "retrieve_video")
         self._add_makers(app)
-        for method, path, handler, name, codes in (
-            ("GET", "/v1/videos", self.list, "list_videos", ("conflicting_parameters",)),
-            ("DELETE", video, self.delete, "delete_video", ("video_not_found", *WRITING)),
-            ("POST", f"{video}/cancel", self.cancel, "cancel_video", ("video_not_found", "video_final", *WRITING)),
-            ("GET", f"{video}/history", self.history, "list_moves", ("video_not_found",)),
+        for method, path, handler, name, refusals in (
+            ("GET", "/v1/videos", self.list, "list_videos", (CONFLICTING_PARAMETERS,)),
+            ("DELETE", video, self.delete, "delete_video", (VIDEO_NOT_FOUND, *WRITE_ERRORS)),
+            ("POST", f"{video}/cancel", self.cancel, "cancel_video", (VIDEO_NOT_FOUND, VIDEO_FINAL, *WRITE_ERRORS)),
+            ("GET", f"{video}/history", self.history, "list_moves", (VIDEO_NOT_FOUND,)),
             ("GET", "/v1/models", self.models, "list_models", ()),
         ):
-            app.add_api_route(path, handler, methods=[method], name=name, tags=["OpenAI"], responses=errors(*codes))
-        docs: dict[str, Any] = {"tags": ["OpenAI"], "responses": EVENT_RESPONSES | errors("video_not_found")}
+            app.add_api_route(
+                path, handler, methods=[method], name=name, tags=["OpenAI"], responses=error_responses(*refusals)
+            )
+        docs: dict[str, Any] = {"tags": ["OpenAI"], "responses": EVENT_RESPONSES | error_responses(VIDEO_NOT_FOUND)}
         app.add_api_route(f"{video}/events", self.events, methods=["GET"], name="follow_video", **docs | EVENT_DOCS)
         self.add_content(app, f"{video}/content", "OpenAI", "download_content")
 
@@ -124,26 +135,26 @@ class OpenAIVideos:
         app.add_api_route(path, self.content, methods=["HEAD"], name=f"probe_{name}", **head)
 
     def _add_makers(self, app: FastAPI) -> None:
-        video, again = "/v1/videos/{video_id}", (*MAKING, "video_not_found")
-        for path, handler, name, schema, codes in (
-            ("/v1/videos", self.create, "create_video", self._requests.schema, CREATING),
-            (f"{video}/remix", self.remix, "remix_video", self._remixes.schema, again),
-            (f"{video}/enhance", self.enhance, "enhance_video", self._enhancements.schema, again),
+        video = "/v1/videos/{video_id}"
+        for path, handler, name, schema, refusals in (
+            ("/v1/videos", self.create, "create_video", self._requests.schema, CREATE_ERRORS),
+            (f"{video}/remix", self.remix, "remix_video", self._remixes.schema, DERIVE_ERRORS),
+            (f"{video}/enhance", self.enhance, "enhance_video", self._enhancements.schema, DERIVE_ERRORS),
         ):
-            docs = self.accept_docs(schema, 200, codes)
+            docs = self.accept_docs(schema, 200, refusals)
             app.add_api_route(path, handler, methods=["POST"], name=name, tags=["OpenAI"], **docs)
 
-    def accept_docs(self, schema: type[BaseModel], status: int, codes: tuple[str, ...]) -> dict[str, Any]:
+    def accept_docs(self, schema: type[BaseModel], status: int, refusals: tuple[ApiError, ...]) -> dict[str, Any]:
         """The OpenAPI description of a route that makes videos and reads its body, as `schema` has it, itself.
 
-        codes: of the errors that it may answer.
+        refusals: the errors that it may answer beside those of all routes.
         """
         examples = body_examples(schema, self._services.settings.model)
         content = {"schema": schema.model_json_schema(), "examples": examples}
         accepted = {"description": "The video, accepted", "headers": REPLAYED_DOCS}
         required = any(field.is_required() for field in schema.model_fields.values())
         body = {"required": required, "content": dict.fromkeys(CONTENT_TYPES, content)}
-        responses = {status: accepted, **errors(*codes)}
+        responses = {status: accepted, **error_responses(*refusals)}
         return {"openapi_extra": {"requestBody": body}, "responses": responses, "status_code": status}
 
     async def create(self, request: Request, response: Response, caller: Asker) -> Video:
@@ -253,7 +264,7 @@ def retrieve_docs() -> dict[int | str, dict[str, Any]]:
     """The answers of a route to one video."""
     poll = {"description": "milliseconds, when to ask again; until it is final", "schema": {"type": "integer"}}
     found = {"description": "The video as it is now", "headers": {POLL_HEADER: poll}}
-    return {200: found, **errors("video_not_found")}
+    return {200: found, **error_responses(VIDEO_NOT_FOUND)}
 
 
 def _poll_headers(job: Job) -> dict[str, str]:

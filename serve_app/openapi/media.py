@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Response
 from pydantic import TypeAdapter
 
-from serve_app.openapi.errors import FILES, errors
+from serve_app.openapi.errors import FILE_ERRORS, error_responses
 from serve_app.openapi.schemas import VideoEvent
 
 _OF_FILES = {
@@ -36,7 +36,7 @@ def content_docs(get: bool) -> dict[str, Any]:
     """The answers of GET or HEAD for a file."""
     headers = {200: _OF_FILES | _NAMED, 206: _OF_FILES | _NAMED | _PART, 304: _OF_FILES, 307: _LINK}
     sent = {status: _with_headers(CONTENT_RESPONSES[status], headers[status]) for status in (200, 206, 304, 307)}
-    refused = errors(*FILES)
+    refused = error_responses(*FILE_ERRORS)
     if not get:
         for of_get in (206, 307):
             del sent[of_get]

@@ -29,7 +29,7 @@ class PromptSafety:
     """What `settings` ask for; without a block list and a classifier it takes every prompt.
 
     Args:
-        classify: asks the classifier; needed if the settings have one, see `asking`.
+        classify: asks the classifier; needed if the settings have one, see `classify_with`.
 
     Raises:
         ConfigError: the block list cannot be read or holds a bad entry, or the classifier is missing.
@@ -76,7 +76,7 @@ class PromptSafety:
             raise _refused(param)
 
 
-def asking(handle: Any, timeout_s: float = CLASSIFY_TIMEOUT_S) -> Classify:
+def classify_with(handle: Any, timeout_s: float = CLASSIFY_TIMEOUT_S) -> Classify:
     """A function that asks the deployment `deployments.prompts.prompt_classifier.PromptClassifier` behind the handle.
 
     It raises ServiceUnavailableError, `safety_unavailable`, if no answer comes within timeout_s, in seconds.

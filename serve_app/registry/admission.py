@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.access.limits import Quotas
-from serve_app.access.tenants import Tenant, day_of
+from serve_app.access.limits import DayUsage, Quotas
+from serve_app.access.tenants import day_of
 from serve_app.database import access as access_sql
 from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
 from serve_app.jobs import Job, Submission
@@ -44,7 +44,13 @@ class AdmissionControl:
             used_s = (await state.database.run(access_sql.day_usage, account.name, day=day_of(now))).gpu_seconds
         max_queued = None if account is None else account.max_queued
         full = state.waiting.refusal(new.tenant, max_queued, self._estimates.retry_after_s)
-        return full or self._beyond_quota(account, new.spec, now, used_s)
+        if full is not None:
+            return full
+        booked_s = 0.0
+        if account is not None and account.gpu_seconds_per_day is not None:
+            booked_s = self._booked_s(account.name) + self._coming_s.get(account.name, 0.0)
+        usage = DayUsage(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new.spec))
+        return self._quotas.refusal(account, usage, now)
 
     @contextmanager
     def coming(self, new: Submission) -> Iterator[None]:
@@ -58,18 +64,6 @@ class AdmissionControl:
             self._coming_s[new.tenant] -= cost_s
             if self._coming_s[new.tenant] < 1e-9:  # clients make up the names of tenants: none may stay
                 del self._coming_s[new.tenant]
-
-    def _beyond_quota(
-        self, account: Tenant | None, spec: VideoSpec, now: float, used_s: float
-    ) -> RateLimitError | None:
-        booked_s = 0.0
-        if account is not None and account.gpu_seconds_per_day is not None:
-            booked_s = self._booked_s(account.name) + self._coming_s.get(account.name, 0.0)
-        try:
-            self._quotas.check(account, now, used_s, booked_s, self._cost_s(spec))
-        except RateLimitError as error:
-            return error
-        return None
 
     def _booked_s(self, tenant: str) -> float:
         """GPU-seconds of the tenant's live jobs: spent so far, and as estimated until they end."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deployments.messages import Directive, Stage
-from serve_app.access.tenants import NOBODY, AccessTable
+from serve_app.access.tenants import NO_TENANTS, AccessTable
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database.connection import Database
 from serve_app.feed.publisher import FeedPublisher
@@ -33,7 +33,7 @@ class RegistryState:
     replicas: ReplicaTable = field(default_factory=lambda: ReplicaTable(FORGET_REPLICA_S))
     mailbox: Mailbox = field(default_factory=Mailbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # set when there may be something to hand out
-    access: AccessTable = NOBODY  # tenants and keys as last read
+    access: AccessTable = NO_TENANTS  # tenants and keys as last read
     on_end: Callable[[], None] = lambda: None  # called when a job has ended that somebody wants to be told of
     leases: LeaseTable = field(init=False)
     waiting: WaitingJobs = field(init=False)

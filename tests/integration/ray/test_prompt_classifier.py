@@ -19,7 +19,7 @@ from deployments.errors import PermanentError
 from deployments.messages import Verdict
 from deployments.prompts.prompt_classifier import LabelScorer, PromptClassifier
 from serve_app.errors import ServiceUnavailableError
-from serve_app.prompts.safety import asking
+from serve_app.prompts.safety import classify_with
 
 CPU = torch.device("cpu")
 NEUTRAL = ["a", "red", "circle", "moving", "right"]
@@ -164,9 +164,9 @@ def handle(ray_cluster: None, folder: Path) -> Iterator[Any]:
 
 
 async def test_a_replica_answers_many_at_once_and_none_when_it_is_gone(handle: Any) -> None:
-    classify = asking(handle, timeout_s=60)
+    classify = classify_with(handle, timeout_s=60)
     verdicts: list[Verdict] = await asyncio.gather(*map(classify, PROMPTS * 5))
     assert [v.probability > 0.5 for v in verdicts] == WRONG * 5
     await asyncio.to_thread(serve.delete, "classifier")
     with pytest.raises(ServiceUnavailableError):
-        await asking(handle, timeout_s=3)("a red circle")
+        await classify_with(handle, timeout_s=3)("a red circle")

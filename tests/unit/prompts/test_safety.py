@@ -14,7 +14,7 @@ from deployments.messages import Verdict
 from serve_app.config import ClassifierSettings, SafetySettings
 from serve_app.errors import ConfigError, ContentPolicyError, ServiceUnavailableError
 from serve_app.ingress.app import create_app
-from serve_app.prompts.safety import PromptSafety, asking
+from serve_app.prompts.safety import PromptSafety, classify_with
 from tests.support.http.fakes import FakeServices
 
 Write = Callable[[str, str], Path]
@@ -70,7 +70,7 @@ async def test_the_answer_names_the_field_and_the_log_the_line(write: Write, cap
 
 @pytest.mark.parametrize(("probability", "refused"), [(0.0, False), (0.49, False), (0.5, True), (1.0, True)])
 async def test_the_threshold_refuses(probability: float, refused: bool) -> None:
-    safety = PromptSafety(SafetySettings(classifier=CLASSIFIER), asking(giving(probability)))
+    safety = PromptSafety(SafetySettings(classifier=CLASSIFIER), classify_with(giving(probability)))
     if not refused:
         return await safety.check("a red circle")
     with pytest.raises(ContentPolicyError):
@@ -78,7 +78,7 @@ async def test_the_threshold_refuses(probability: float, refused: bool) -> None:
 
 
 async def test_a_probability_that_is_no_number_refuses() -> None:
-    safety = PromptSafety(SafetySettings(classifier=CLASSIFIER), asking(giving(math.nan)))
+    safety = PromptSafety(SafetySettings(classifier=CLASSIFIER), classify_with(giving(math.nan)))
     with pytest.raises(ContentPolicyError):
         await safety.check("a red circle")
 
@@ -86,7 +86,7 @@ async def test_a_probability_that_is_no_number_refuses() -> None:
 async def test_what_the_list_refuses_is_not_shown_to_the_classifier(write: Write) -> None:
     handle = giving(0.0)
     settings = SafetySettings(blocklist=write("list.txt", "secretword"), classifier=CLASSIFIER)
-    safety = PromptSafety(settings, asking(handle))
+    safety = PromptSafety(settings, classify_with(handle))
     with pytest.raises(ContentPolicyError):
         await safety.check("secretword")
     await safety.check("a red circle")
@@ -95,7 +95,7 @@ async def test_what_the_list_refuses_is_not_shown_to_the_classifier(write: Write
 
 @pytest.mark.parametrize("error", [ActorUnavailableError("away", b"0" * 16), BackPressureError(1, 1)])
 async def test_without_an_answer_no_prompt_passes(error: Exception) -> None:
-    safety = PromptSafety(SafetySettings(classifier=CLASSIFIER), asking(raising(error)))
+    safety = PromptSafety(SafetySettings(classifier=CLASSIFIER), classify_with(raising(error)))
     with pytest.raises(ServiceUnavailableError) as caught:
         await safety.check("a red circle")
     assert (caught.value.status, caught.value.code) == (503, "safety_unavailable")
@@ -108,12 +108,12 @@ async def test_a_classifier_that_never_answers() -> None:
         raise AssertionError
 
     with pytest.raises(ServiceUnavailableError):
-        await asking(Handle(never), timeout_s=0.01)("a red circle")
+        await classify_with(Handle(never), timeout_s=0.01)("a red circle")
 
 
 async def test_other_errors_are_not_taken_for_absence() -> None:
     with pytest.raises(KeyError):
-        await asking(raising(KeyError("x")))("a red circle")
+        await classify_with(raising(KeyError("x")))("a red circle")
 
 
 def test_settings_that_cannot_be_served(tmp_path: Path, write: Write) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -102,7 +103,7 @@ class AccessSettings(Settings):
 
 
 class WebhookSettings(Settings):
-    """How the ends of jobs are told to the URLs that their clients named."""
+    """How the end of a job is sent to the URL that its client named."""
 
     allow_private: bool = Field(
         False, description="also to addresses that are not public: loopback, private, link-local"
@@ -113,7 +114,7 @@ class WebhookSettings(Settings):
 
 
 class ClassifierSettings(Settings):
-    """A text classification model that prompts are shown to before they are accepted."""
+    """A text classification model that reads prompts before they are accepted."""
 
     source: str = Field(min_length=1, description="hub id or folder of a transformers sequence classification model")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
@@ -191,6 +192,7 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] = os.en
 
     Args:
         profile: path of a YAML file; `MOCHI_SERVE_CONFIG` goes before it.
+        environ: the environment, with `MOCHI_SERVE_CONFIG` and the overrides.
 
     Raises:
         ConfigError: no such file, no YAML, or a key that is unknown or out of bounds; names the key.
@@ -208,25 +210,23 @@ def load_settings(profile: str | None = None, environ: Mapping[str, str] = os.en
 
 
 def explain(error: ValidationError) -> str:
-    """One line naming each bad key and what is allowed there."""
-    return "; ".join(_explain_one(AppSettings, dict(e)) for e in error.errors())
+    """One line that names each bad key and what is allowed there. It never holds a secret."""
+    return "; ".join(_explain_key(details) for details in error.errors())
 
 
-def _explain_one(tree: type[Settings], e: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in e["loc"]) or "the file"
-    if e["type"] == "extra_forbidden":
-        section = _annotation(tree, e["loc"][:-1])
-        return f"{key}: unknown key; allowed are {', '.join(section.model_fields)}"
-    if e["type"] == "missing":
+def _explain_key(details: ErrorDetails) -> str:
+    loc = details["loc"]
+    key = ".".join(str(part) for part in loc) or "the file"
+    if details["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed are {', '.join(_annotation(loc[:-1]).model_fields)}"
+    if details["type"] == "missing":
         return f"{key}: is missing"
-    message = e["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + (f" (got {e['input']!r})" if _may_be_shown(tree, e) else "")
-
-
-def _may_be_shown(tree: type[Settings], e: dict[str, Any]) -> bool:
-    """A scalar that stands neither for a secret nor for a section, which may hold one."""
-    annotation = _annotation(tree, e["loc"])
-    return isinstance(e["input"], str | int | float | bool) and not _holds_secret(annotation)
+    message = details["msg"].removeprefix("Value error, ")
+    value = details["input"]
+    # Only a scalar that stands neither for a secret nor for a section, which may hold one.
+    if isinstance(value, str | int | float | bool) and not _holds_secret(_annotation(loc)):
+        message += f" (got {value!r})"
+    return f"{key}: {message}"
 
 
 def _holds_secret(annotation: Any) -> bool:
@@ -235,12 +235,13 @@ def _holds_secret(annotation: Any) -> bool:
     return annotation is SecretStr or any(_holds_secret(part) for part in get_args(annotation))
 
 
-def _annotation(tree: Any, loc: Sequence[int | str]) -> Any:
-    """The type at `loc` in the tree of settings; None where the tree has no such key."""
+def _annotation(loc: Sequence[int | str]) -> Any:
+    """The type of a key of AppSettings; None where it has no such key."""
+    annotation: Any = AppSettings
     for part in loc:
-        known = _is_section(tree) and str(part) in tree.model_fields
-        tree = tree.model_fields[str(part)].annotation if known else None
-    return tree
+        known = _is_section(annotation) and str(part) in annotation.model_fields
+        annotation = annotation.model_fields[str(part)].annotation if known else None
+    return annotation
 
 
 def _is_section(annotation: Any) -> bool:
@@ -255,14 +256,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"cannot read the profile {str(path)!r} ({error.strerror}); name one with {PROFILE_VARIABLE}"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML{_where(error)}") from None
+        raise ConfigError(f"{path} is not YAML{_yaml_error_place(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must be a mapping of keys, see {DEFAULT_PROFILE}")
     return tree
 
 
-def _where(error: Exception) -> str:
-    """The place of a YAML error without a word of the line itself, which may hold a secret."""
+def _yaml_error_place(error: Exception) -> str:
+    """Where the YAML is wrong, without the text of the line, which may hold a secret."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return ": it holds bytes that are no text"
     mark = error.problem_mark
@@ -270,6 +271,7 @@ def _where(error: Exception) -> str:
 
 
 def _override(tree: dict[str, Any], name: str, value: str) -> None:
+    """Put the value of an environment variable into the tree that was read from the profile."""
     loc = name.removeprefix(OVERRIDE_PREFIX).lower().split("__")
     for section in loc[:-1]:
         if tree.get(section) is None:
@@ -277,7 +279,7 @@ def _override(tree: dict[str, Any], name: str, value: str) -> None:
         tree = tree[section]
         if not isinstance(tree, dict):
             raise ConfigError(f"{name}: {section!r} is not a section")
-    tree[loc[-1]] = _parse(_annotation(AppSettings, loc), name, value)
+    tree[loc[-1]] = _parse(_annotation(loc), name, value)
 
 
 def _parse(annotation: Any, name: str, value: str) -> Any:
@@ -289,4 +291,4 @@ def _parse(annotation: Any, name: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML{_where(error)}") from None
+        raise ConfigError(f"{name} is not YAML{_yaml_error_place(error)}") from None

@@ -66,7 +66,7 @@ def _serve(config: Path, data: Path | None, dashboard_port: int) -> None:
     if data is not None:
         os.environ[DATA_DIR_VARIABLE] = str(data.resolve())
     plan = launch.read_plan(config, dashboard_port)
-    with launch.prepared(plan) as tidy:
+    with launch.prepare(plan) as tidy:
         schema = launch.check_serve_schema(plan)
         from serve_app.local.server import run
 

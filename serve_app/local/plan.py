@@ -1,8 +1,8 @@
-"""What is to be run on this machine, checked and prepared; `local_server` then runs it.
+"""What is to be run on this machine, checked and prepared; `local.server` then runs it.
 
-    plan = read_plan(...)      the configuration, checked
-    with prepared(plan):       disk, lock, ports, environment
-        run(plan, ...)         start, announce, wait, stop
+    plan = read_plan(...)             the configuration, checked
+    with prepare(plan) as tidy:       disk, lock, ports, environment
+        run(plan, ..., tidy)          start, announce, wait, stop
 
 Ray is imported late: it reads its environment when it is imported.
 """
@@ -24,7 +24,7 @@ from serve_app.config import AppSettings, load_settings
 from serve_app.errors import ConfigError
 from serve_app.local.preflight import LOOPBACK, check_disk, check_ports, data_folder_lock
 from serve_app.local.ray_environment import (
-    SCRATCH,
+    SCRATCH_PREFIX,
     ensure_token,
     haproxy_available,
     haproxy_ports,
@@ -40,11 +40,11 @@ _ALL_ADDRESSES = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What is to be run. serve: the checked content of serve_config.yaml, with the host that it left out."""
+    """What is to be run."""
 
-    serve: dict[str, Any]
-    settings: AppSettings
-    dashboard_port: int
+    serve: dict[str, Any]  # content of serve_config.yaml, and the host if that left it out
+    settings: AppSettings  # the profile; of several applications, that of the first by name of the file
+    dashboard_port: int  # of Ray's dashboard, on loopback
 
     @property
     def host(self) -> str:
@@ -56,7 +56,7 @@ class LaunchPlan:
 
     @property
     def address(self) -> str:
-        """Where a browser on this machine finds the app."""
+        """URL of the app for a browser on this machine."""
         return f"http://{LOOPBACK if self.host in _ALL_ADDRESSES else self.host}:{self.port}"
 
     @property
@@ -76,11 +76,12 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
     """Read serve_config.yaml and the profile that its applications name.
 
     Raises:
-        ConfigError: one of them is missing or wrong, or the app would be in the open without keys; names the key.
+        ConfigError: one of them is missing or wrong, and the message names the key; or other machines could reach an
+            app that asks for no keys.
     """
     serve = _read_serve_config(config)
     profiles = _profiles(config, serve)
-    plan = LaunchPlan(serve, profiles[0], dashboard_port)
+    plan = LaunchPlan(serve=serve, settings=profiles[0], dashboard_port=dashboard_port)
     for settings in profiles:
         check_model_source(settings)
         check_exposure(plan.host, settings.access.mode)
@@ -88,7 +89,7 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
 
 
 def read_settings(config: Path) -> AppSettings:
-    """The profile that the applications of a Serve config name, for what works beside a server or without one.
+    """The profile that the applications of a Serve config name, for commands that work beside a server or without one.
 
     Raises:
         ConfigError: one of the files is missing or wrong; names the key.
@@ -97,13 +98,13 @@ def read_settings(config: Path) -> AppSettings:
 
 
 def _profiles(config: Path, serve: dict[str, Any]) -> list[AppSettings]:
-    """Those of all applications; never empty. Raises ConfigError also when they do not agree where things are kept."""
-    named = ((app.get("args") or {}).get("config") for app in serve["applications"])
-    profiles = sorted({str(profile) for profile in named if profile is not None})
-    settings = [load_settings(profile) for profile in profiles] or [load_settings()]
-    if any(s.data_dir != settings[0].data_dir for s in settings):
-        raise ConfigError(f"{config}: the profiles {', '.join(profiles)} name different data folders")
-    return settings
+    """The profiles of all applications, by name; at least one. Raises ConfigError also if their data folders differ."""
+    names = ((app.get("args") or {}).get("config") for app in serve["applications"])
+    paths = sorted({str(name) for name in names if name is not None})
+    profiles = [load_settings(path) for path in paths] or [load_settings()]
+    if len({profile.data_dir for profile in profiles}) > 1:
+        raise ConfigError(f"{config}: the profiles {', '.join(paths)} name different data folders")
+    return profiles
 
 
 def check_model_source(settings: AppSettings) -> None:
@@ -150,17 +151,23 @@ def check_serve_schema(plan: LaunchPlan) -> Any:
 
 
 @contextlib.contextmanager
-def prepared(plan: LaunchPlan, environ: MutableMapping[str, str] = os.environ) -> Iterator[Callable[[], None]]:
-    """Check disk, lock and ports, and set the environment; folders and lock are gone at the end.
+def prepare(plan: LaunchPlan, environ: MutableMapping[str, str] = os.environ) -> Iterator[Callable[[], None]]:
+    """Check disk, lock and ports, and set the environment; the scratch folder and the lock are removed at the end.
 
-    Gives a function that removes them at once, for a process that will not come to the end.
+    Yields a function that removes them at once, for a process that is ended before it comes to the end.
 
     Raises:
         StartupError: the app cannot start here.
     """
     check_disk(plan.data_dir, plan.settings.min_free_disk_mb)
-    with data_folder_lock(plan.data_dir), scratch_folder(SCRATCH, scratch_base()) as scratch:
-        check_ports({plan.port: "the app; change http_options.port in the Serve config"}, _bind_host(plan.host))
+    with data_folder_lock(plan.data_dir) as lock, scratch_folder(SCRATCH_PREFIX, scratch_base()) as scratch:
+
+        def tidy() -> None:
+            shutil.rmtree(scratch, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+        host = "0.0.0.0" if plan.host in _ALL_ADDRESSES else plan.host
+        check_ports({plan.port: "the app; change http_options.port in the Serve config"}, host)
         check_ports(needed_ports(plan, environ))
         ensure_token(plan.token_file)
         variables = ray_variables(plan.token_file)
@@ -168,12 +175,7 @@ def prepared(plan: LaunchPlan, environ: MutableMapping[str, str] = os.environ) -
             variables |= haproxy_variables(scratch, write_haproxy_wrapper(scratch, environ))
         for name, value in variables.items():
             environ.setdefault(name, value)
-        yield lambda: _tidy(plan, scratch)
-
-
-def _tidy(plan: LaunchPlan, scratch: Path) -> None:
-    shutil.rmtree(scratch, ignore_errors=True)
-    (plan.data_dir / "lock").unlink(missing_ok=True)
+        yield tidy
 
 
 def needed_ports(plan: LaunchPlan, environ: MutableMapping[str, str]) -> dict[int, str]:
@@ -186,7 +188,3 @@ def needed_ports(plan: LaunchPlan, environ: MutableMapping[str, str]) -> dict[in
         for name, port in seaweed_ports(plan.settings.storage.local_port).items():
             needed[port] = f"the local object store ({name}); change storage.local_port, first of eight ports"
     return needed
-
-
-def _bind_host(host: str) -> str:
-    return "0.0.0.0" if host in _ALL_ADDRESSES else host

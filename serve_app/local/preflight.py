@@ -23,7 +23,8 @@ LOOPBACK = "127.0.0.1"
 SINGLE = range(20_000, 21_000)
 # With an offset of 10,000, the second port is below the system's too, and above those of a few replicas.
 PAIRED = range(21_000, 22_700)
-LOCK_S = 0.2
+# A server that ends at this moment has this long to release its data folder.
+LOCK_TIMEOUT_S = 0.2
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
@@ -67,14 +68,26 @@ def holder(port: int) -> str:
 
 
 def check_ports(needed: Mapping[int, str], host: str = LOOPBACK) -> None:
-    """Raises StartupError for the first port that is taken. needed: port -> what it is for and how to change it."""
+    """Check that nobody listens on these ports.
+
+    Args:
+        needed: what each port is for, and how to change it.
+        host: the address that they are needed on.
+
+    Raises:
+        StartupError: for the first port that is taken; names who holds it.
+    """
     for port, purpose in needed.items():
         if not is_free(port, host):
             raise StartupError(f"port {port} is taken by {holder(port)}; it is needed for {purpose}")
 
 
 def check_disk(data_dir: Path, min_free_mb: int) -> None:
-    """Make the data folder and see that it can be written and has room, in MB of a million bytes.
+    """Make the data folder and check that it can be written and has room.
+
+    Args:
+        data_dir: the data folder.
+        min_free_mb: free space that is needed, in MB of a million bytes.
 
     Raises:
         StartupError: it cannot be made or written, or less than min_free_mb is free.
@@ -97,15 +110,14 @@ def check_disk(data_dir: Path, min_free_mb: int) -> None:
 
 
 @contextlib.contextmanager
-def data_folder_lock(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder for this process; the kernel releases it however the process ends.
+def data_folder_lock(data_dir: Path) -> Iterator[Path]:
+    """Hold the data folder for this process; the kernel releases it however the process ends. Yields the lock file.
 
     Raises:
         StartupError: another server holds it; names its process.
     """
     path = data_dir / "lock"
-    # A server that ends at this moment removes the file that was just opened; then another try makes a new one.
-    lock = FileLock(path, timeout=LOCK_S, mode=0o600, fallback_to_soft=False)
+    lock = FileLock(path, timeout=LOCK_TIMEOUT_S, mode=0o600, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
@@ -115,7 +127,7 @@ def data_folder_lock(data_dir: Path) -> Iterator[None]:
         ) from None
     try:
         path.write_text(str(os.getpid()))
-        yield
+        yield path
     finally:
         path.unlink(missing_ok=True)
         lock.release()

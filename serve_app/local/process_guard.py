@@ -1,4 +1,4 @@
-"""Runs a command that must not outlive the process which asked for it, however that one dies.
+"""Runs a command that must not outlive the process which asked for it, however that process dies.
 
     python -I -S process_guard.py GRACE_SECONDS COMMAND [ARGUMENT ...]
 
@@ -19,7 +19,12 @@ NOT_STARTED = 127
 
 
 def guarded(command: list[str], grace_s: float) -> list[str]:
-    """The command line that runs `command` under a guardian. grace_s: seconds between SIGTERM and SIGKILL."""
+    """The command line that runs a command under a guardian.
+
+    Args:
+        command: the command and its arguments.
+        grace_s: seconds between SIGTERM and SIGKILL.
+    """
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), str(grace_s), *command]
 
 
@@ -91,7 +96,7 @@ def _watch(child: int, wakeups: int, grace_s: float) -> int:
             return status
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready = select.select(sources, [], [], left)[0]
-        if deadline is None and (_closed(ready) or _told_to_stop(ready, wakeups)):
+        if deadline is None and (_closed(ready) or _has_stop_signal(ready, wakeups)):
             os.kill(child, signal.SIGTERM)
             sources = [wakeups]
             deadline = time.monotonic() + grace_s
@@ -106,7 +111,7 @@ def _closed(ready: list[int]) -> bool:
     return 0 in ready and not os.read(0, 4096)
 
 
-def _told_to_stop(ready: list[int], wakeups: int) -> bool:
+def _has_stop_signal(ready: list[int], wakeups: int) -> bool:
     return wakeups in ready and not set(STOP_SIGNALS).isdisjoint(_drain(wakeups))
 
 

@@ -13,23 +13,21 @@ from pathlib import Path
 from serve_app.local import haproxy_wrapper
 from serve_app.local.preflight import free_ports
 
-METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
-STATS_PORT = "RAY_SERVE_HAPROXY_STATS_PORT"
-HAPROXY_PORTS = {METRICS_PORT: 9101, STATS_PORT: 8404}
+HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 
 # The variable with OSX in its name makes Ray take 127.0.0.1 for this machine's address on every system; its servers
 # then listen there alone.
 LOOPBACK_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
-SCRATCH = "mochi-s-"
+SCRATCH_PREFIX = "mochi-s-"
 # The path of a socket is bounded, and Serve puts 56 characters of its own into that of HAProxy's metrics.
-_LONGEST_BASE = 10
+_MAX_BASE_CHARACTERS = 10
 
 
 def scratch_base() -> Path:
     """Where HAProxy's files go: the system's folder for temporary files, unless its name is too long for sockets."""
     base = Path(tempfile.gettempdir())
-    return base if len(str(base)) <= _LONGEST_BASE else Path("/tmp")
+    return base if len(str(base)) <= _MAX_BASE_CHARACTERS else Path("/tmp")
 
 
 def haproxy_available() -> bool:
@@ -43,26 +41,29 @@ def haproxy_ports(environ: Mapping[str, str]) -> dict[str, int]:
 
 
 def ray_variables(token_file: Path) -> dict[str, str]:
-    """A token for everybody who talks to the cluster, nothing but loopback, no processes ahead of need.
+    """What a cluster of our own on this machine needs.
 
-    A stopping ingress replica waits a second, not 30, for routes to go: HAProxy is on the same machine. The HTTP front
-    may take a minute to start, not 5 s, after which Serve kills it and begins again: a busy machine never gets there.
+    Args:
+        token_file: holds the token that everybody must send who talks to the cluster.
     """
     return {
         **LOOPBACK_ONLY,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # No processes ahead of need.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        # How long a stopping ingress replica waits until HAProxy has heard of it, not 30 s: it is on this machine.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # How long the HTTP front may take to start; after 5 s Serve would kill it, and a busy machine never get there.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
 
 
 def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
-    """HAProxy with all its files in a folder of our own, where two users do not meet."""
+    """What makes Serve use HAProxy, with all its files in a folder of our own, where two users do not meet."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
@@ -72,9 +73,9 @@ def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
-        # Three checks in vain and a HAProxy that died is replaced: after 6 s, not 30.
+        # A HAProxy that died is replaced after three checks without an answer: after 6 s, not 30.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-        # Serve's own proxy, where HAProxy turns while a route has no replica; nobody else needs to know the port.
+        # Serve's own proxy, to which HAProxy turns while a route has no replica; nobody else needs to know the port.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_ports(1)[0]),
     }
 

@@ -29,10 +29,16 @@ def ports(local_port: int) -> dict[str, int]:
 
 
 def command(objects: Path, sockets: Path, local_port: int, admin_port: int) -> list[str]:
-    """The command line. admin_port: of the part that reclaims the space of deleted objects, see `free_admin_port`.
+    """The command line. Volumes are files that grow as needed, up to VOLUME_MB each; none is allocated ahead.
 
-    Volumes are files that grow as needed, up to VOLUME_MB each; none is allocated ahead.
-    Raises StartupError when the program is missing.
+    Args:
+        objects: folder of the volumes.
+        sockets: folder of the unix sockets.
+        local_port: the first of the fixed ports, see `ports`.
+        admin_port: port of the part that reclaims the space of deleted objects, see `free_admin_port`.
+
+    Raises:
+        StartupError: the program is missing.
     """
     flags = {
         "dir": objects,
@@ -109,7 +115,7 @@ def _binary() -> str:
 
 
 def environment(reachable: StorageSettings, home: Path) -> dict[str, str]:
-    """Nothing of ours but the keys; a home of its own, so that no settings of the user's change the store."""
+    """The environment of the store: the keys, and a home of its own, so that the user's settings do not change it."""
     assert reachable.access_key is not None and reachable.secret_key is not None
     return {
         "PATH": os.environ.get("PATH", os.defpath),

@@ -1,4 +1,4 @@
-"""Reading what is to be run, and a whole start and stop with a tiny application."""
+"""A whole start and stop with a tiny application."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,17 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from serve_app.config import load_settings
-from serve_app.errors import ConfigError, StartupError
-from serve_app.local import plan as launch
 from serve_app.local.preflight import holder, is_free
-from serve_app.local.ray_environment import ensure_token, haproxy_available
-from serve_app.local.server import check_gpus, error_line
 from tests.support import ROOT
 from tests.support.ports import free_ports
 from tests.support.processes import PATIENCE_S, gone
-
-Write = Callable[[str, str], Path]
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
@@ -237,82 +230,3 @@ def test_a_bad_key_in_the_serve_config_is_one_line(tmp_path: Path) -> None:
         code, said = server.end()
         assert (code, said.count("\n")) == (2, 1)
         assert "applications.0.import_path" in said
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("applications: [", "is not YAML"),
-        ("", "must be a mapping with the key applications"),
-        ("applications: []", "must be a mapping with the key applications"),
-        ("applications: [1]", "each of applications must be a mapping"),
-        ("applications: [{args: {config: nowhere.yaml}}]", "cannot read the profile 'nowhere.yaml'"),
-    ],
-)
-def test_a_wrong_serve_config_is_named(write: Write, text: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(reason)):
-        launch.read_plan(write("serve_config.yaml", text), 8265)
-
-
-def test_a_missing_serve_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml.* --config"):
-        launch.read_plan(tmp_path / "none.yaml", 8265)
-
-
-def test_the_included_config_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    plan = launch.read_plan(Path("serve_config.yaml"), 8265)
-    launch.check_serve_schema(plan)
-    assert plan.address == "http://127.0.0.1:8000"
-    needed = launch.needed_ports(plan, {})
-    assert {8265, *range(8333, 8341)} <= set(needed)
-    assert not haproxy_available() or {9101, 8404} <= set(needed)
-
-
-def test_profiles_with_two_data_folders_are_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    profile = (ROOT / "configs" / "shapes.yaml").read_text()
-    a = write("a.yaml", f"{profile}\ndata_dir: a\n")
-    b = write("b.yaml", f"{profile}\ndata_dir: b\n")
-    both = write("serve_config.yaml", f"applications: [{{args: {{config: {a}}}}}, {{args: {{config: {b}}}}}]")
-    monkeypatch.delenv("MOCHI_SERVE_CONFIG", raising=False)
-    with pytest.raises(ConfigError, match="different data folders"):
-        launch.read_plan(both, 8265)
-
-
-def test_the_token_is_made_once_and_private(tmp_path: Path) -> None:
-    path = tmp_path / "ray-token"
-    ensure_token(path)
-    token = path.read_text()
-    ensure_token(path)
-    assert path.read_text() == token and len(token) == 64
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize(
-    ("message", "line"),
-    [
-        ("", "no reason was given"),
-        ("deploying", "deploying"),
-        ("Traceback:\n  File x\nValueError: bad\n", "ValueError: bad"),
-        ("a.b.StartupError: port 1\n\nSee the logs", "a.b.StartupError: port 1"),
-    ],
-)
-def test_the_line_that_says_most(message: str, line: str) -> None:
-    assert error_line(message) == line
-
-
-def test_a_profile_that_needs_more_gpus_than_there_are_is_told_so() -> None:
-    settings = load_settings(str(ROOT / "configs" / "mochi-1-preview.yaml"), {})
-    check_gpus(settings, 3)
-    with pytest.raises(StartupError, match=r"needs 3 GPUs \(encoder 1, sampler 1, decoder 1\) and this machine has 2"):
-        check_gpus(settings, 2)
-    check_gpus(load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), {}), 1)
-    check_gpus(load_settings(str(ROOT / "configs" / "shapes.yaml"), {}), 0)
-
-
-def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:
-    shapes = str(ROOT / "configs" / "shapes.yaml")
-    with pytest.raises(ConfigError, match="model.source: there is no folder '/nope'"):
-        launch.check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": "/nope"}))
-    for source in ("genmo/mochi-1-preview", "s3://bucket/models/x", str(ROOT / "models" / "shapes")):
-        launch.check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": source}))

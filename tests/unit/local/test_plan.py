@@ -1,0 +1,83 @@
+"""Reading what is to be run: the Serve config and the profiles that it names."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve_app.config import load_settings
+from serve_app.errors import ConfigError
+from serve_app.local.plan import check_model_source, read_plan, read_settings
+from tests.support import ROOT
+
+Write = Callable[[str, str], Path]
+
+
+def serve_config(folder: Path, http_options: object) -> Path:
+    application = {"import_path": "x:y", "args": {"config": str(ROOT / "configs" / "shapes.yaml")}}
+    path = folder / "serve_config.yaml"
+    path.write_text(json.dumps({"applications": [application], "http_options": http_options}))
+    return path
+
+
+@pytest.fixture
+def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for name in ("MOCHI_SERVE_CONFIG", "MOCHI_SERVE__ACCESS__MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_serve_refuses_to_be_in_the_open_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = serve_config(tmp_path, {"host": "0.0.0.0"})
+    with pytest.raises(ConfigError, match="other machines can reach"):
+        read_plan(config, 8265)
+    read_settings(config)  # what makes the first key must not need one
+    monkeypatch.setenv("MOCHI_SERVE__ACCESS__MODE", "keys")
+    assert read_plan(config, 8265).host == "0.0.0.0"
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_options_that_are_no_mapping_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="http_options must be a mapping"):
+        read_plan(serve_config(tmp_path, ["127.0.0.1"]), 8265)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("applications: [", "is not YAML"),
+        ("", "must be a mapping with the key applications"),
+        ("applications: []", "must be a mapping with the key applications"),
+        ("applications: [1]", "each of applications must be a mapping"),
+        ("applications: [{args: {config: nowhere.yaml}}]", "cannot read the profile 'nowhere.yaml'"),
+    ],
+)
+def test_a_wrong_serve_config_is_named(write: Write, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        read_plan(write("serve_config.yaml", text), 8265)
+
+
+def test_a_missing_serve_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml.* --config"):
+        read_plan(tmp_path / "none.yaml", 8265)
+
+
+def test_profiles_with_two_data_folders_are_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = (ROOT / "configs" / "shapes.yaml").read_text()
+    a = write("a.yaml", f"{profile}\ndata_dir: a\n")
+    b = write("b.yaml", f"{profile}\ndata_dir: b\n")
+    both = write("serve_config.yaml", f"applications: [{{args: {{config: {a}}}}}, {{args: {{config: {b}}}}}]")
+    monkeypatch.delenv("MOCHI_SERVE_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match="different data folders"):
+        read_plan(both, 8265)
+
+
+def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:
+    shapes = str(ROOT / "configs" / "shapes.yaml")
+    with pytest.raises(ConfigError, match="model.source: there is no folder '/nope'"):
+        check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": "/nope"}))
+    for source in ("genmo/mochi-1-preview", "s3://bucket/models/x", str(ROOT / "models" / "shapes")):
+        check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": source}))

@@ -105,7 +105,7 @@ class Place(NamedTuple):
     starts_at: float | None
     finishes_at: float | None
 
-    def of(self, job: "Job") -> "Place":
+    def for_job(self, job: "Job") -> "Place":
         """What of it holds for the job in its state now."""
         position = self.position if job.state is JobState.QUEUED else None
         starts_at = None if job.state is JobState.SAMPLING else self.starts_at
@@ -204,14 +204,14 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class Acceptance:
     """A job that is durable. repeated: it was so before, by its id or its idempotency key."""
 
     job: Job
     repeated: bool
 
 
-def acceptance(at: float) -> Move:
+def first_move(at: float) -> Move:
     """The first entry of every history; it is in the job's row and nowhere else."""
     return Move(at, JobState.QUEUED, Stage.ENCODING, 1, "accepted")
 
@@ -226,7 +226,7 @@ class JobFilter:
     created_after: float | None = None
     created_before: float | None = None
 
-    def takes(self, job: Job) -> bool:
+    def matches(self, job: Job) -> bool:
         """Whether the job is in the listing."""
         return (
             (not self.states or job.state in self.states)

@@ -5,7 +5,7 @@ from typing import Protocol
 from deployments.messages import Stage
 from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
 from serve_app.feed.publisher import Batch, Cursor
-from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, Move, Order, Submission
+from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Order, Submission
 
 
 class RegistryApi(WorkerRegistry, Protocol):
@@ -14,7 +14,7 @@ class RegistryApi(WorkerRegistry, Protocol):
     Each method may be called again when its answer was lost, and may raise RegistryUnavailableError.
     """
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission) -> Acceptance:
         """Make the job durable, then answer. The same id or idempotency key again gives the same job.
 
         Raises:
@@ -74,7 +74,7 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
     def __init__(self, link: Link) -> None:
         super().__init__(link)
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission) -> Acceptance:
         return await self._link.call(RegistryApi.submit, submission)
 
     async def get(self, job_id: str) -> Job | None:

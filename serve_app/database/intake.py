@@ -13,10 +13,10 @@ from serve_app.database.job_rows import JOB, get_job, job_of, new_row
 from serve_app.database.schema import idempotency_keys as keys
 from serve_app.database.schema import jobs
 from serve_app.errors import IdempotencyKeyReusedError
-from serve_app.jobs import Accepted, Job, JobState, Submission, acceptance
+from serve_app.jobs import Acceptance, Job, JobState, Submission, first_move
 
 
-def insert_job(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Accepted:
+def insert_job(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Acceptance:
     """Write a new queued job; an id or an idempotency key that is known already gives the job as it is.
 
     Args:
@@ -27,20 +27,22 @@ def insert_job(connection: Connection, submission: Submission, *, now: float, ke
     """
     known = reserve(connection, submission, now=now, keep_keys_s=keep_keys_s)
     if known is not None:
-        return Accepted(known, repeated=True)
+        return Acceptance(known, repeated=True)
     job = _new_job(submission, now)
     query = insert_into(connection, jobs).on_conflict_do_nothing().returning(jobs.c.id)
     if connection.execute(query, new_row(job)).first() is not None:
-        return Accepted(job, repeated=False)
+        return Acceptance(job, repeated=False)
     known = get_job(connection, job.id)
     assert known is not None
-    return Accepted(known, repeated=True)
+    return Acceptance(known, repeated=True)
 
 
-def find_accepted(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Accepted | None:
+def find_accepted(
+    connection: Connection, submission: Submission, *, now: float, keep_keys_s: float
+) -> Acceptance | None:
     """The job that `insert_job` would find there already; None if it would write a new one. Raises as it does."""
     known = holder(connection, submission, now=now, keep_keys_s=keep_keys_s) or get_job(connection, submission.job_id)
-    return None if known is None else Accepted(known, repeated=True)
+    return None if known is None else Acceptance(known, repeated=True)
 
 
 def _new_job(submission: Submission, now: float) -> Job:
@@ -57,7 +59,7 @@ def _new_job(submission: Submission, now: float) -> Job:
         tier=submission.tier,
         origin=submission.origin,
         webhook_url=submission.webhook_url,
-        last_move=acceptance(now),
+        last_move=first_move(now),
     )
 
 

@@ -26,8 +26,8 @@ from serve_app.jobs import (
     JobState,
     Move,
     Usage,
-    acceptance,
     check_move,
+    first_move,
     overall_progress,
 )
 
@@ -278,7 +278,7 @@ def history(connection: Connection, job_id: str) -> list[Move]:
         Move(at, JobState(state), Stage(stage), attempt, note)
         for at, state, stage, attempt, note in connection.execute(query)
     ]
-    return [acceptance(job.created_at), *moves]
+    return [first_move(job.created_at), *moves]
 
 
 def last_completed(connection: Connection, *, limit: int) -> list[Job]:

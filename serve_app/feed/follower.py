@@ -40,7 +40,7 @@ class FeedFollower:
         self._valid_until = 0.0
         self._applied = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self.leaving = False
+        self.shutting_down = False
 
     async def run(self) -> None:
         """Follow for ever; a registry that is away is there again later."""
@@ -61,9 +61,9 @@ class FeedFollower:
             self._applied.set()
             self._wake(changed & self._watchers.keys())
 
-    def leave(self) -> None:
-        """This replica is to end: whoever watches a job is woken and told so by `leaving`."""
-        self.leaving = True
+    def begin_shutdown(self) -> None:
+        """This replica is to end: whoever watches a job is woken and told so by `shutting_down`."""
+        self.shutting_down = True
         self._wake(self._watchers)
 
     def _wake(self, job_ids: Iterable[str]) -> None:
@@ -73,7 +73,7 @@ class FeedFollower:
 
     @property
     def valid(self) -> bool:
-        return self._jobs.whole and time.monotonic() < self._valid_until
+        return self._jobs.complete and time.monotonic() < self._valid_until
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id) if self.valid else None

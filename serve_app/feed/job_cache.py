@@ -19,7 +19,7 @@ class JobCache:
     cursor: Cursor = Cursor()
     horizon: Key = FIRST
     access: AccessTable | None = None
-    whole: bool = False
+    complete: bool = False
     _jobs: dict[str, Job] = field(default_factory=dict)
     _moves: dict[str, tuple[Move, ...]] = field(default_factory=dict)
     _places: dict[str, Place] = field(default_factory=dict)
@@ -28,19 +28,19 @@ class JobCache:
 
     def apply(self, batch: Batch) -> set[str]:
         """Take in an answer of the feed; returns the ids of the jobs that are others now."""
-        changed = {change.job.id for change in batch.changes} | set(batch.gone)
+        changed = {change.job.id for change in batch.changes} | set(batch.deleted)
         if batch.reset:
             changed |= set(self._jobs)
             self._jobs, self._moves, self._places, self._keys = {}, {}, {}, []
         for change in batch.changes:
             self._take(change)
-        for job_id in batch.gone:
+        for job_id in batch.deleted:
             self._drop(job_id)
         if batch.places is not None:
             changed |= self._take_places(dict(batch.places))
         if batch.access is not None:
             self.access = batch.access
-        self.cursor, self.horizon, self.whole = batch.cursor, batch.horizon, batch.whole
+        self.cursor, self.horizon, self.complete = batch.cursor, batch.horizon, batch.complete
         if batch.reset:
             self._most = max(MAX_JOBS, 2 * len(self._jobs))
         self._trim()
@@ -69,7 +69,7 @@ class JobCache:
         found: list[Job] = []
         for key in self._walk(cursor, order):
             job = self._jobs[key[1]]
-            if wanted.takes(job):
+            if wanted.matches(job):
                 found.append(self._placed(job))
                 if len(found) > limit:
                     return JobPage(tuple(found[:limit]), has_more=True)
@@ -109,7 +109,7 @@ class JobCache:
 
     def _placed(self, job: Job) -> Job:
         place = self._places.get(job.id)
-        return job if job.final or place is None else replace(job, place=place.of(job))
+        return job if job.final or place is None else replace(job, place=place.for_job(job))
 
     def _trim(self) -> None:
         if len(self._jobs) > self._most:

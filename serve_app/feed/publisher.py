@@ -49,19 +49,19 @@ class Change:
 class Batch:
     """One answer.
 
-    reset: what the follower knew before is void. gone: ids of jobs that were deleted. places: of all that wait or run;
+    reset: what the follower knew before is void. deleted: ids of jobs. places: of all that wait or run;
     None, as access, if it is as before. horizon: all jobs that were created since then (time and id) have been told.
-    whole: False while another registry on the same database changes jobs too, which are not told here.
+    complete: False while another registry on the same database changes jobs too, which are not told here.
     """
 
     cursor: Cursor
     reset: bool
     changes: tuple[Change, ...]
-    gone: tuple[str, ...]
+    deleted: tuple[str, ...]
     places: Mapping[str, Place] | None
     access: AccessTable | None
     horizon: Key
-    whole: bool
+    complete: bool
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class FeedPublisher:
 
     # What happens to jobs
 
-    def moved(self, job: Job) -> None:
+    def publish(self, job: Job) -> None:
         """A job was accepted or has moved. One that is older than what is known is passed over."""
         entry = self._log.get(job.id)
         if entry is None:
@@ -139,7 +139,7 @@ class FeedPublisher:
             self._forget_old()
         self._wake_soon()
 
-    def progressed(self, job_id: str) -> None:
+    def publish_progress(self, job_id: str) -> None:
         """Its replica has told something; followers hear of it in a moment."""
         entry = self._log.get(job_id)
         if entry is None or entry.job is None or entry.job.final:
@@ -147,7 +147,7 @@ class FeedPublisher:
         self._note(job_id, entry)
         self._wake_soon()
 
-    def deleted(self, job_ids: Iterable[str]) -> None:
+    def publish_deletions(self, job_ids: Iterable[str]) -> None:
         """The jobs are no more."""
         for job_id in job_ids:
             entry = self._log.get(job_id)
@@ -160,7 +160,7 @@ class FeedPublisher:
         self._forget_old()
         self._wake_soon()
 
-    def begin_anew(self, newest: Iterable[Job], horizon: Key) -> None:
+    def restart(self, newest: Iterable[Job], horizon: Key) -> None:
         """Others have changed jobs unheard: what has ended is as `newest` says, all of it since `horizon`."""
         self.epoch = uuid4().hex
         for job_id in self._ended:
@@ -168,22 +168,22 @@ class FeedPublisher:
         self._ended.clear()
         self.horizon = horizon
         for job in newest:
-            self.moved(job)
+            self.publish(job)
         self._wake_soon()
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return time.monotonic() < self.whole_until
 
-    def live(self) -> list[Job]:
+    def live_jobs(self) -> list[Job]:
         """The jobs that have not ended, as far as is known here."""
         return [entry.job for entry in self._log.values() if entry.job is not None and not entry.job.final]
 
-    def tell_access(self, access: AccessTable) -> None:
+    def publish_access(self, access: AccessTable) -> None:
         self.access = access
         self._wake_soon()
 
-    def tell_places(self, places: Mapping[str, Place]) -> None:
+    def publish_places(self, places: Mapping[str, Place]) -> None:
         self.places, self.places_version = places, self.places_version + 1
 
     def _note(self, job_id: str, entry: _Entry) -> None:
@@ -212,7 +212,7 @@ class FeedPublisher:
 
     # What followers ask
 
-    async def wait(self, follower: str, cursor: Cursor) -> None:
+    async def wait_for_news(self, follower: str, cursor: Cursor) -> None:
         """Note how far the follower is, and return when there is something new for it, after `HOLD_S` at the latest."""
         acknowledged = cursor.seq if cursor.epoch == self.epoch else -1
         self._followers[follower] = _Follower(acknowledged, time.monotonic() + VALID_S)
@@ -227,7 +227,7 @@ class FeedPublisher:
         except TimeoutError:
             pass
 
-    def batch(self, cursor: Cursor) -> Batch:
+    def batch_since(self, cursor: Cursor) -> Batch:
         """What has changed since `cursor`."""
         reset = cursor.epoch != self.epoch or cursor.seq < self._forgotten
         since = 0 if reset else cursor.seq
@@ -237,18 +237,18 @@ class FeedPublisher:
             for _, entry in newest
             if entry.job is not None
         )
-        gone = tuple(job_id for job_id, entry in newest if entry.job is None)
+        deleted = tuple(job_id for job_id, entry in newest if entry.job is None)
         new_places = reset or cursor.places != self.places_version
         new_access = reset or cursor.access != self._access_version()
         return Batch(
             cursor=Cursor(self.epoch, self._seq, self.places_version, self._access_version()),
             reset=reset,
             changes=changes,
-            gone=gone,
+            deleted=deleted,
             places=self.places if new_places else None,
             access=self.access if new_access else None,
             horizon=self.horizon,
-            whole=self.whole,
+            complete=self.complete,
         )
 
     def _since(self, seq: int) -> list[tuple[str, _Entry]]:
@@ -265,7 +265,7 @@ class FeedPublisher:
 
     # What writers wait for
 
-    async def told(self) -> None:
+    async def flush(self) -> None:
         """Return when no follower answers reads from before what was written until now."""
         self._wake()
         wanted, ends = self._seq, time.monotonic() + VALID_S

@@ -81,7 +81,7 @@ async def _leave_in_time(feed: FeedFollower) -> None:
     while not is_draining():
         await asyncio.sleep(LOOK_EVERY_S)
     await asyncio.sleep(ROUTES_GONE_S)
-    feed.leave()
+    feed.begin_shutdown()
 
 
 @serve.deployment

@@ -60,7 +60,7 @@ class VideoEvents:
                     return
                 except RegistryUnavailableError:
                     yield HEARTBEAT
-                if self._done or self.services.feed.leaving:
+                if self._done or self.services.feed.shutting_down:
                     return
                 if not await self.services.next_change(change, HEARTBEAT_S):
                     yield HEARTBEAT

@@ -22,7 +22,7 @@ from serve_app.errors import (
     quote,
 )
 from serve_app.feed.follower import FeedFollower
-from serve_app.jobs import Accepted, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
+from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
 from serve_app.prompts.tokens import CountTokens
 from serve_app.registry_api import RegistryApi
 from serve_app.requests.videos import CheckedRequest
@@ -79,7 +79,7 @@ class Services:
         """Tenants and keys as last heard of."""
         return await self.feed.access()
 
-    async def submit(self, asked: CheckedRequest, caller: Caller) -> Accepted:
+    async def submit(self, asked: CheckedRequest, caller: Caller) -> Acceptance:
         """Make a job of what is asked for and return it once it is durable.
 
         Returns:
@@ -149,7 +149,7 @@ class Services:
                 change.clear()
                 job = await self.job(job_id, caller)
                 left = until - time.monotonic()
-                if job.final or left <= 0 or self.feed.leaving:
+                if job.final or left <= 0 or self.feed.shutting_down:
                     return job
                 await self.next_change(change, left)
 

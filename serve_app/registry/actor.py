@@ -32,7 +32,7 @@ from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import (
     EVERY_JOB,
-    Accepted,
+    Acceptance,
     Health,
     Job,
     JobFilter,
@@ -99,7 +99,7 @@ class JobRegistry(RegistryApi):
         running = [self._dispatcher.run(), self._feed_maintenance.run()]
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
-            store, gone = ObjectStore(storage), self._feed.deleted
+            store, gone = ObjectStore(storage), self._feed.publish_deletions
             self._sweeper = Sweeper(self._database, store, retention, self._keep_keys_s, on_gone=gone)
             running.append(self._sweeper.run())
         if webhooks is not None:
@@ -118,7 +118,7 @@ class JobRegistry(RegistryApi):
 
     # What the ingress asks
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission) -> Acceptance:
         """Make the job durable, then answer. The same id or idempotency key again gives the same job.
 
         Raises:
@@ -140,16 +140,16 @@ class JobRegistry(RegistryApi):
                 self._state.follow(accepted.job)
         # Before anything else happens: a moment later it may be claimed, and have no place in the queue any more.
         job = self._as_of_now(accepted.job)
-        self._feed.moved(job)
+        self._feed.publish(job)
         await self._told()
         return replace(accepted, job=job)
 
     async def _told(self) -> None:
         """Whoever asks from now on, wherever, hears of what was written until now."""
         await self._feed_maintenance.begun.wait()
-        await self._feed.told()
+        await self._feed.flush()
 
-    async def _accepted_before(self, submission: Submission, refusal: Exception) -> Accepted:
+    async def _accepted_before(self, submission: Submission, refusal: Exception) -> Acceptance:
         """What was accepted before, when there was room, stays accepted."""
         accepted = await self._database.run(find_accepted, submission, now=time.time(), keep_keys_s=self._keep_keys_s)
         if accepted is None:
@@ -219,7 +219,7 @@ class JobRegistry(RegistryApi):
             return False
         if isinstance(deleted, Job):
             self._follow_end(deleted)
-        self._feed.deleted([job_id])  # again too: the answer of the first write may have been lost
+        self._feed.publish_deletions([job_id])  # again too: the answer of the first write may have been lost
         if self._sweeper is not None:
             self._sweeper.wake()
         await self._told()
@@ -257,9 +257,9 @@ class JobRegistry(RegistryApi):
         """What has changed since `cursor`; an ingress replica asks again and again."""
         await self._dispatcher.leases_known.wait()
         await self._feed_maintenance.begun.wait()
-        await self._feed.wait(follower, cursor)
+        await self._feed.wait_for_news(follower, cursor)
         self._estimates.tell(self._feed)
-        return self._feed.batch(cursor)
+        return self._feed.batch_since(cursor)
 
     async def demand(self) -> dict[Stage, int]:
         """How many jobs run or wait in each stage, for the autoscaling policy."""

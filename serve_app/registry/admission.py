@@ -67,7 +67,7 @@ class AdmissionControl:
 
     def _booked_s(self, tenant: str) -> float:
         """GPU-seconds of the tenant's live jobs: spent so far, and as estimated until they end."""
-        live = (self._state.as_of_now(job) for job in self._state.feed.live() if job.tenant == tenant)
+        live = (self._state.as_of_now(job) for job in self._state.feed.live_jobs() if job.tenant == tenant)
         return sum(job.device_s + self._left_s(job) for job in live)
 
     def _left_s(self, job: Job) -> float:

@@ -105,7 +105,7 @@ class Dispatcher:
         for job in await state.database.run(jobs_sql.last_completed, limit=200):
             state.learn_from(job)
         for job in await state.database.run(jobs_sql.leased_jobs):
-            state.feed.moved(job)
+            state.feed.publish(job)
             if job.lease_owner == state.owner:
                 state.leases.resume(job, now, TAKEN_OVER_S)
             elif self._alone:
@@ -148,12 +148,12 @@ class Dispatcher:
         """What neither waits here nor is leased here was moved by a write whose answer was lost, or by another."""
         state = self._state
         unsure = [
-            job.id for job in state.feed.live() if not (state.waiting.holds(job.id) or state.leases.of_job(job.id))
+            job.id for job in state.feed.live_jobs() if not (state.waiting.holds(job.id) or state.leases.of_job(job.id))
         ]
         known = {job.id: job for job in await state.database.run(get_jobs, unsure)}
         for job in known.values():
-            state.feed.moved(job)
-        state.feed.deleted(job_id for job_id in unsure if job_id not in known)
+            state.feed.publish(job)
+        state.feed.publish_deletions(job_id for job_id in unsure if job_id not in known)
 
     async def _compare_leases(self) -> None:
         state, now = self._state, time.monotonic()
@@ -213,7 +213,7 @@ class Dispatcher:
         if (ended := self._state.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
             self._reports.lease_gone(ended)
         lease = self._state.leases.grant(job, time.monotonic(), charge)
-        self._state.feed.moved(job)
+        self._state.feed.publish(job)
         self._calls[lease.token] = lease
         task = asyncio.create_task(self._dispatch(lease))
         self._tasks.add(task)

@@ -72,7 +72,7 @@ class FeedMaintenance:
     async def _read_newest(self) -> None:
         page = await self._state.database.run(list_jobs, limit=RECENT)
         last = page.jobs[-1] if page.has_more else None
-        self._state.feed.begin_anew(page.jobs[::-1], FIRST if last is None else (last.created_at, last.id))
+        self._state.feed.restart(page.jobs[::-1], FIRST if last is None else (last.created_at, last.id))
 
     async def _round(self) -> None:
         if await self._state.database.run(access_sql.access_version) != self._state.access.version:
@@ -82,7 +82,7 @@ class FeedMaintenance:
 
     async def _read_access(self) -> None:
         self._state.access = await self._state.database.run(access_sql.load_access)
-        self._state.feed.tell_access(self._state.access)
+        self._state.feed.publish_access(self._state.access)
         if (notice := no_keys_notice(self._mode, self._state.access)) is not None:
             log.warning(notice)
 

@@ -38,14 +38,16 @@ class QueueEstimates:
         running = job.state is not JobState.QUEUED
         if not running and job.id not in self._positions and job.id not in self._coming:
             return None
-        return self._place(job.id).of(job)
+        return self._place(job.id).for_job(job)
 
     def tell(self, feed: FeedPublisher) -> None:
         """Bring the places that the followers know up to date, the less often the more of them there are."""
         self._make_if_older(max(MIN_AGE_S, len(self._positions) * TELL_S))
         if self._told_at != self._made_at:
             self._told_at = self._made_at
-            feed.tell_places({job_id: self._place(job_id) for job_id in self._positions.keys() | self._coming.keys()})
+            feed.publish_places(
+                {job_id: self._place(job_id) for job_id in self._positions.keys() | self._coming.keys()}
+            )
 
     def _place(self, job_id: str) -> Place:
         made_at, coming = time.time() - (time.monotonic() - self._made_at), self._coming.get(job_id)

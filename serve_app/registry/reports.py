@@ -64,7 +64,7 @@ class JobReports:
         if event.preview:
             lease.preview, lease.preview_step = event.preview, event.done
         lease.progress = overall_progress(lease.stage, event.done, event.total)
-        self._state.feed.progressed(lease.job_id)
+        self._state.feed.publish_progress(lease.job_id)
         now = time.monotonic()
         if self._state.leases.needs_saving(lease, now):
             lease.saved_at = now

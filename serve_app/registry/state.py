@@ -63,7 +63,7 @@ class RegistryState:
         """
         if job is not None:
             self.waiting.follow(job, pause_s)
-            self.feed.moved(job)
+            self.feed.publish(job)
             self.wake.set()
             if job.final and job.webhook_url is not None:
                 self.on_end()

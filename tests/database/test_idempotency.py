@@ -10,7 +10,7 @@ from serve_app.database.connection import Database
 from serve_app.database.intake import find_accepted, forget_old_keys, insert_job
 from serve_app.database.schema import idempotency_keys, jobs
 from serve_app.errors import IdempotencyKeyReusedError
-from serve_app.jobs import Accepted, Submission
+from serve_app.jobs import Acceptance, Submission
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 FIRST = Submission("a", "mochi-1", SPEC, "acme", idempotency_key="order 7", fingerprint="f1")
@@ -24,7 +24,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     database.close()
 
 
-async def accept(database: Database, submission: Submission, now: float) -> Accepted:
+async def accept(database: Database, submission: Submission, now: float) -> Acceptance:
     return await database.run(insert_job, submission, now=now, keep_keys_s=DAY_S)
 
 
@@ -100,5 +100,5 @@ async def test_a_refusal_takes_nothing_from_those_it_arrives_with(database: Data
     submissions = [refused if n % 3 == 0 else Submission(f"job{n}", "mochi-1", SPEC) for n in range(60)]
     results = await asyncio.gather(*(accept(database, s, 2.0) for s in submissions), return_exceptions=True)
     kinds = [type(result) for result in results]
-    assert kinds == [IdempotencyKeyReusedError if n % 3 == 0 else Accepted for n in range(60)]
+    assert kinds == [IdempotencyKeyReusedError if n % 3 == 0 else Acceptance for n in range(60)]
     assert await database.run(_rows) == (41, 1)

@@ -13,7 +13,7 @@ from serve_app.database.connection import Database
 from serve_app.database.intake import find_accepted, insert_job
 from serve_app.database.job_rows import get_job, get_jobs
 from serve_app.jobs import (
-    Accepted,
+    Acceptance,
     Job,
     JobError,
     JobState,
@@ -43,7 +43,7 @@ async def insert(database: Database, *ids: str) -> None:
         await accept(database, Submission(job_id, "mochi-1", SPEC), float(n))
 
 
-async def accept(database: Database, submission: Submission, now: float) -> Accepted:
+async def accept(database: Database, submission: Submission, now: float) -> Acceptance:
     return await database.run(insert_job, submission, now=now, keep_keys_s=DAY_S)
 
 
@@ -81,7 +81,7 @@ async def test_the_same_id_again_is_the_same_job(database: Database) -> None:
     await insert(database, "a")
     (running,) = await claim(database, Stage.ENCODING, a="t")
     again = await accept(database, Submission("a", "mochi-1", SPEC), 99.0)
-    assert again == Accepted(running, repeated=True)
+    assert again == Acceptance(running, repeated=True)
     assert len(await database.run(jobs_sql.history, "a")) == 2
 
 

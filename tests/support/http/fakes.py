@@ -20,7 +20,7 @@ from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJo
 from serve_app.feed.publisher import Batch, Cursor, FeedPublisher
 from serve_app.ingress.services import Services
 from serve_app.jobs import (
-    Accepted,
+    Acceptance,
     Health,
     Job,
     JobError,
@@ -29,8 +29,8 @@ from serve_app.jobs import (
     JobState,
     Move,
     Submission,
-    acceptance,
     check_move,
+    first_move,
 )
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryApi, RegistryClient
@@ -77,18 +77,18 @@ class MemoryRegistry:
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
         return answer
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission) -> Acceptance:
         known = self._known(submission)
         if known is not None:
-            return Accepted(known, repeated=True)
+            return Acceptance(known, repeated=True)
         tokens, limit = submission.spec.clip.tokens, memory_limit(self.replicas.get(Stage.SAMPLING, ()))
         if limit is not None and tokens > limit:
             raise TooLargeError(tokens, limit)
         if self.refusals:
             raise self.refusals.pop(0)
         job = self.insert(submission)
-        await self.feed.told()
-        return Accepted(job, repeated=False)
+        await self.feed.flush()
+        return Acceptance(job, repeated=False)
 
     def _known(self, asked: Submission) -> Job | None:
         first = None if asked.idempotency_key is None else self.keys.get((asked.tenant, asked.idempotency_key))
@@ -113,11 +113,11 @@ class MemoryRegistry:
             tier=new.tier,
             origin=new.origin,
             webhook_url=new.webhook_url,
-            last_move=acceptance(at),
+            last_move=first_move(at),
         )
         self.jobs[job.id] = job
-        self.moves[job.id] = [acceptance(at)]
-        self.feed.moved(job)
+        self.moves[job.id] = [first_move(at)]
+        self.feed.publish(job)
         if new.idempotency_key is not None:
             self.keys[new.tenant, new.idempotency_key] = new
         return job
@@ -131,7 +131,7 @@ class MemoryRegistry:
             return job
         error = JobError("cancelled", "the job was cancelled")
         cancelled = self.move(job_id, JobState.CANCELLED, error=error, completed_at=float(next(self._clock)))
-        await self.feed.told()
+        await self.feed.flush()
         return cancelled
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
@@ -142,13 +142,13 @@ class MemoryRegistry:
         if self.jobs.pop(job_id, None) is not None:
             self.deleted[job_id] = owner
             self.moves.pop(job_id)
-            self.feed.deleted([job_id])
-        await self.feed.told()
+            self.feed.publish_deletions([job_id])
+        await self.feed.flush()
         return True
 
     async def follow(self, follower: str, cursor: Cursor) -> Batch:
-        await self.feed.wait(follower, cursor)
-        return self.feed.batch(cursor)
+        await self.feed.wait_for_news(follower, cursor)
+        return self.feed.batch_since(cursor)
 
     async def preview(self, job_id: str) -> bytes | None:
         return self.previews.get(job_id)
@@ -162,7 +162,7 @@ class MemoryRegistry:
             if after not in self.jobs:
                 raise UnknownJobError(after)
             jobs = jobs[jobs.index(self.jobs[after]) + 1 :]
-        jobs = [job for job in jobs if wanted.takes(job)]
+        jobs = [job for job in jobs if wanted.matches(job)]
         return JobPage(tuple(jobs[:limit]), len(jobs) > limit)
 
     async def health(self) -> Health:
@@ -187,7 +187,7 @@ class MemoryRegistry:
         move = Move(float(next(self._clock)), state, moved.stage, moved.attempt, note)
         self.moves[job_id].append(move)
         self.jobs[job_id] = replace(moved, last_move=move)
-        self.feed.moved(self.jobs[job_id])
+        self.feed.publish(self.jobs[job_id])
         return self.jobs[job_id]
 
     def complete(self, job_id: str) -> Job:

@@ -18,7 +18,7 @@ def told_first(registry: MemoryRegistry, app: ASGIApp) -> ASGIApp:
 
     async def told(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and registry.reachable:
-            await registry.feed.told()
+            await registry.feed.flush()
         await app(scope, receive, send)
 
     return told

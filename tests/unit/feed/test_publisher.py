@@ -21,7 +21,7 @@ from serve_app.jobs import (
     Move,
     Order,
     Place,
-    acceptance,
+    first_move,
 )
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
@@ -33,7 +33,7 @@ def new_job(number: int, tenant: str = "acme") -> Job:
     """Created in an order of its own, so that the order of the changes is another."""
     at = float(number * 7 % 23)
     job_id = f"video_{number:032x}"
-    return Job(job_id, "m", SPEC, JobState.QUEUED, Stage.ENCODING, 1, at, tenant=tenant, last_move=acceptance(at))
+    return Job(job_id, "m", SPEC, JobState.QUEUED, Stage.ENCODING, 1, at, tenant=tenant, last_move=first_move(at))
 
 
 def moved(job: Job, state: JobState, at: float = 50.0) -> Job:
@@ -67,9 +67,9 @@ class Truth:
         job = new_job(self.made, tenant)
         self.made += 1
         self.jobs[job.id] = job
-        self.histories[job.id] = [acceptance(job.created_at)]
+        self.histories[job.id] = [first_move(job.created_at)]
         self.followed.add(job.id)
-        self.feed.moved(job)
+        self.feed.publish(job)
 
     def move(self, pick: int, state: JobState) -> None:
         movable = [job for job in self.jobs.values() if state in MOVES[job.state]]
@@ -78,14 +78,14 @@ class Truth:
             self.jobs[job.id] = job
             assert job.last_move is not None
             self.histories[job.id].append(job.last_move)
-            self.feed.moved(job)
+            self.feed.publish(job)
 
     def step(self, pick: int) -> None:
         live = [job for job in self.jobs.values() if not job.final]
         if live:
             job = live[pick % len(live)]
             self.steps[job.id] = self.steps.get(job.id, 0) + 1
-            self.feed.progressed(job.id)
+            self.feed.publish_progress(job.id)
 
     def delete(self, pick: int) -> None:
         ended = [job for job in self.jobs.values() if job.final]
@@ -93,7 +93,7 @@ class Truth:
             job = ended[pick % len(ended)]
             del self.jobs[job.id], self.histories[job.id]
             self.deleted.add(job.id)
-            self.feed.deleted([job.id])
+            self.feed.publish_deletions([job.id])
 
     def restart(self) -> None:
         """A registry that knows the newest jobs, the live ones, and no moves."""
@@ -106,7 +106,7 @@ class Truth:
         self.made += 1
         ended = moved(made, JobState.CANCELLED)
         assert ended.last_move is not None
-        self.histories[made.id] = [acceptance(made.created_at), ended.last_move]
+        self.histories[made.id] = [first_move(made.created_at), ended.last_move]
         old = [job for job in self.jobs.values() if job.final]
         if old:
             gone = old[pick % len(old)].id
@@ -114,14 +114,14 @@ class Truth:
             self.deleted.add(gone)
         self.jobs[made.id] = ended
         horizon, newest = self.newest()
-        self.feed.begin_anew([replace(job, last_move=None) for job in newest], horizon)
+        self.feed.restart([replace(job, last_move=None) for job in newest], horizon)
         self.followed -= {job.id for job in newest}
 
     def tell_all(self) -> None:
         horizon, newest = self.newest()
         live = [job for job in self.jobs.values() if not job.final]
         for job in [*newest, *live]:
-            self.feed.moved(replace(job, last_move=None))
+            self.feed.publish(replace(job, last_move=None))
         self.feed.horizon = max(self.feed.horizon, horizon)
         self.followed.clear()
 
@@ -187,14 +187,14 @@ def test_mirrors_agree_with_the_truth(actions: list[tuple[object, ...]]) -> None
         for name, *given_args in actions:
             if name == "poll":
                 mirror = mirrors[given_args[0]]  # type: ignore[call-overload]
-                mirror.apply(truth.feed.batch(mirror.cursor))
+                mirror.apply(truth.feed.batch_since(mirror.cursor))
                 check(mirror, truth)
             elif name == "lose":
-                truth.feed.batch(mirrors[given_args[0]].cursor)  # type: ignore[call-overload]
+                truth.feed.batch_since(mirrors[given_args[0]].cursor)  # type: ignore[call-overload]
             else:
                 getattr(truth, str(name))(*given_args)
         for mirror in mirrors:
-            mirror.apply(truth.feed.batch(mirror.cursor))
+            mirror.apply(truth.feed.batch_since(mirror.cursor))
             check(mirror, truth)
             check_pages(mirror, truth)
 
@@ -205,8 +205,8 @@ async def test_only_pages_within_the_horizon_are_answered() -> None:
     feed, mirror = FeedPublisher(kept_ended=3), JobCache()
     ended = [moved(replace(new_job(number), created_at=float(number)), JobState.CANCELLED) for number in range(10)]
     for job in ended:
-        feed.moved(job)
-    mirror.apply(feed.batch(mirror.cursor))
+        feed.publish(job)
+    mirror.apply(feed.batch_since(mirror.cursor))
     newest = ended[:-4:-1]
     assert mirror.page(2, None, "desc", JobFilter()) == JobPage(tuple(newest[:2]), has_more=True)
     assert mirror.page(1, newest[0].id, "desc", JobFilter()) == JobPage((newest[1],), has_more=True)
@@ -222,8 +222,8 @@ async def test_only_pages_within_the_horizon_are_answered() -> None:
 async def test_the_job_at_the_horizon_is_known() -> None:
     feed, mirror = FeedPublisher(), JobCache()
     first, second = (replace(new_job(number), created_at=float(number)) for number in (1, 2))
-    feed.begin_anew([first, second], (first.created_at, first.id))
-    mirror.apply(feed.batch(mirror.cursor))
+    feed.restart([first, second], (first.created_at, first.id))
+    mirror.apply(feed.batch_since(mirror.cursor))
     assert mirror.page(1, first.id, "asc", JobFilter()) == JobPage((second,), has_more=False)
     assert mirror.page(1, None, "desc", JobFilter()) == JobPage((second,), has_more=True)
 
@@ -232,16 +232,16 @@ async def test_deletions_are_told_also_of_what_was_forgotten() -> None:
     feed, mirror = FeedPublisher(kept_ended=2), JobCache()
     ended = [moved(new_job(number), JobState.CANCELLED) for number in range(4)]
     for job in ended:
-        feed.moved(job)
-        mirror.apply(feed.batch(mirror.cursor))
-    feed.deleted([ended[0].id])
-    batch = feed.batch(mirror.cursor)
-    assert batch.gone == (ended[0].id,)
+        feed.publish(job)
+        mirror.apply(feed.batch_since(mirror.cursor))
+    feed.publish_deletions([ended[0].id])
+    batch = feed.batch_since(mirror.cursor)
+    assert batch.deleted == (ended[0].id,)
     mirror.apply(batch)
     assert mirror.get(ended[0].id) is None
-    feed.deleted([ended[1].id, ended[2].id, ended[3].id])
+    feed.publish_deletions([ended[1].id, ended[2].id, ended[3].id])
     assert len(feed._log) == len(feed._ended) == 2
-    mirror.apply(feed.batch(mirror.cursor))
+    mirror.apply(feed.batch_since(mirror.cursor))
     assert [mirror.get(job.id) for job in ended] == 4 * [None]
 
 
@@ -249,21 +249,21 @@ async def test_places_are_those_of_the_state() -> None:
     truth, mirror = Truth(), JobCache()
     truth.accept("acme")
     (job,) = truth.jobs.values()
-    truth.feed.tell_places({job.id: Place(4, 10.0, 20.0)})
-    assert job.id in mirror.apply(truth.feed.batch(mirror.cursor))
+    truth.feed.publish_places({job.id: Place(4, 10.0, 20.0)})
+    assert job.id in mirror.apply(truth.feed.batch_since(mirror.cursor))
     known = mirror.get(job.id)
     assert known is not None and known.place == Place(4, 10.0, 20.0)
     truth.move(0, JobState.ENCODING)
-    mirror.apply(truth.feed.batch(mirror.cursor))
+    mirror.apply(truth.feed.batch_since(mirror.cursor))
     known = mirror.get(job.id)
     assert known is not None and known.place == Place(None, 10.0, 20.0)
-    truth.feed.tell_places({})
-    assert job.id in mirror.apply(truth.feed.batch(mirror.cursor))
+    truth.feed.publish_places({})
+    assert job.id in mirror.apply(truth.feed.batch_since(mirror.cursor))
 
 
 async def ask(feed: FeedPublisher, name: str, cursor: Cursor) -> Batch:
-    await feed.wait(name, cursor)
-    return feed.batch(cursor)
+    await feed.wait_for_news(name, cursor)
+    return feed.batch_since(cursor)
 
 
 async def test_a_follower_waits_for_news() -> None:
@@ -283,7 +283,7 @@ async def test_a_write_is_told_when_every_follower_has_it() -> None:
     truth = Truth()
     cursors = {name: (await ask(truth.feed, name, Cursor())).cursor for name in "ab"}
     truth.accept("acme")
-    told = asyncio.create_task(truth.feed.told())
+    told = asyncio.create_task(truth.feed.flush())
     first = await ask(truth.feed, "a", cursors["a"])
     asking = asyncio.create_task(ask(truth.feed, "a", first.cursor))
     await asyncio.sleep(0)
@@ -303,7 +303,7 @@ async def test_a_follower_that_is_silent_is_not_waited_for_longer_than_it_answer
     await ask(truth.feed, "dead", Cursor())
     truth.accept("acme")
     async with asyncio.timeout(20):
-        await truth.feed.told()
+        await truth.feed.flush()
 
 
 async def test_a_feed_born_again_waits_for_the_followers_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,15 +311,15 @@ async def test_a_feed_born_again_waits_for_the_followers_of_the_one_before(monke
     feed = FeedPublisher(born_again=True)
     loop = asyncio.get_running_loop()
     born = loop.time()
-    feed.moved(new_job(1))
-    await feed.told()
+    feed.publish(new_job(1))
+    await feed.flush()
     assert loop.time() - born >= 0.29
 
 
 async def test_without_followers_nobody_is_waited_for() -> None:
     feed = FeedPublisher()
-    feed.moved(new_job(1))
-    told = asyncio.create_task(feed.told())
+    feed.publish(new_job(1))
+    told = asyncio.create_task(feed.flush())
     await asyncio.sleep(0)
     assert told.done()
 
@@ -328,13 +328,13 @@ async def test_old_news_changes_nothing() -> None:
     feed, mirror = FeedPublisher(), JobCache()
     job = new_job(1)
     done = moved(job, JobState.CANCELLED)
-    feed.moved(done)
-    feed.moved(job)
-    mirror.apply(feed.batch(mirror.cursor))
+    feed.publish(done)
+    feed.publish(job)
+    mirror.apply(feed.batch_since(mirror.cursor))
     assert mirror.get(job.id) == done
-    feed.deleted([job.id])
-    feed.moved(done)
-    mirror.apply(feed.batch(mirror.cursor))
+    feed.publish_deletions([job.id])
+    feed.publish(done)
+    mirror.apply(feed.batch_since(mirror.cursor))
     assert mirror.get(job.id) is None
 
 
@@ -349,7 +349,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_each_kind_of_news_ends_the_wait(news: str) -> None:
     truth = Truth()
     truth.accept("acme")
-    await truth.feed.told()  # no call is on its way any more
+    await truth.feed.flush()  # no call is on its way any more
     (job,) = truth.jobs.values()
     first = await ask(truth.feed, "a", Cursor())
     waiting = asyncio.create_task(ask(truth.feed, "a", first.cursor))
@@ -360,14 +360,14 @@ async def test_each_kind_of_news_ends_the_wait(news: str) -> None:
         case "progressed":
             truth.step(0)
         case "deleted":
-            truth.feed.deleted([job.id])
+            truth.feed.publish_deletions([job.id])
         case "access":
-            truth.feed.tell_access(AccessTable(2, {}, {}))
+            truth.feed.publish_access(AccessTable(2, {}, {}))
         case "anew":
-            truth.feed.begin_anew([], FIRST)
+            truth.feed.restart([], FIRST)
     async with asyncio.timeout(20):
         batch = await waiting
-    assert batch.gone == ((job.id,) if news == "deleted" else ())
+    assert batch.deleted == ((job.id,) if news == "deleted" else ())
     assert len(batch.changes) == (news not in ("deleted", "access"))
     assert (batch.access is not None) == (news in ("access", "anew"))
     assert batch.reset == (news == "anew")
@@ -378,7 +378,7 @@ async def test_who_is_behind_does_not_wait() -> None:
     truth = Truth()
     first = await ask(truth.feed, "a", Cursor())
     truth.accept("acme")
-    await truth.feed.wait("b", first.cursor)  # the call for it is on its way
+    await truth.feed.wait_for_news("b", first.cursor)  # the call for it is on its way
     async with asyncio.timeout(20):
         assert len((await ask(truth.feed, "a", first.cursor)).changes) == 1
         assert len((await ask(truth.feed, "a", Cursor())).changes) == 1
@@ -393,12 +393,12 @@ async def test_progress_of_what_is_unknown_or_over_is_no_news() -> None:
     truth.accept("acme")
     first, second = truth.jobs
     truth.move(0, JobState.CANCELLED)
-    truth.feed.deleted([second])
-    mirror.apply(truth.feed.batch(mirror.cursor))
+    truth.feed.publish_deletions([second])
+    mirror.apply(truth.feed.batch_since(mirror.cursor))
     for job_id in (first, second, "video_unknown"):
-        truth.feed.progressed(job_id)
-    assert truth.feed.batch(mirror.cursor).cursor == mirror.cursor
-    assert truth.feed.live() == []
+        truth.feed.publish_progress(job_id)
+    assert truth.feed.batch_since(mirror.cursor).cursor == mirror.cursor
+    assert truth.feed.live_jobs() == []
 
 
 async def test_what_has_changed_is_told_to_who_watches() -> None:
@@ -406,24 +406,24 @@ async def test_what_has_changed_is_told_to_who_watches() -> None:
     for _ in range(3):
         truth.accept("acme")
     first, second, third = truth.jobs
-    assert mirror.apply(truth.feed.batch(mirror.cursor)) == {first, second, third}
+    assert mirror.apply(truth.feed.batch_since(mirror.cursor)) == {first, second, third}
     truth.step(1)
-    truth.feed.deleted([third])
-    assert mirror.apply(truth.feed.batch(mirror.cursor)) == {second, third}
+    truth.feed.publish_deletions([third])
+    assert mirror.apply(truth.feed.batch_since(mirror.cursor)) == {second, third}
     del truth.jobs[first]
     truth.restart()
-    assert mirror.apply(truth.feed.batch(mirror.cursor)) == {first, second, third}
+    assert mirror.apply(truth.feed.batch_since(mirror.cursor)) == {first, second, third}
     assert mirror.get(first) is None
 
 
 async def test_access_stays_as_it_was_told_last() -> None:
     feed, mirror = FeedPublisher(), JobCache()
-    mirror.apply(feed.batch(mirror.cursor))
+    mirror.apply(feed.batch_since(mirror.cursor))
     assert mirror.access is None
     for version in (1, 2):
-        feed.tell_access(AccessTable(version, {}, {}))
+        feed.publish_access(AccessTable(version, {}, {}))
         for _ in range(2):
-            mirror.apply(feed.batch(mirror.cursor))
+            mirror.apply(feed.batch_since(mirror.cursor))
             assert mirror.access == AccessTable(version, {}, {})
 
 
@@ -431,19 +431,19 @@ async def test_a_history_with_a_gap_is_not_told() -> None:
     feed, mirror = FeedPublisher(), JobCache()
     job = new_job(1)
     encoding = moved(job, JobState.ENCODING)
-    feed.moved(replace(encoding, last_move=None))
+    feed.publish(replace(encoding, last_move=None))
     queued = moved(encoding, JobState.QUEUED)
-    feed.moved(queued)
-    mirror.apply(feed.batch(mirror.cursor))
+    feed.publish(queued)
+    mirror.apply(feed.batch_since(mirror.cursor))
     assert (mirror.get(job.id), mirror.moves(job.id)) == (queued, None)
     other, ahead = new_job(2), JobCache()
-    feed.moved(other)
-    ahead.apply(feed.batch(ahead.cursor))
+    feed.publish(other)
+    ahead.apply(feed.batch_since(ahead.cursor))
     later = moved(moved(other, JobState.ENCODING), JobState.QUEUED)
-    feed.moved(later)  # one move of it was not heard
-    feed.moved(moved(later, JobState.SAMPLING))
+    feed.publish(later)  # one move of it was not heard
+    feed.publish(moved(later, JobState.SAMPLING))
     for follower in (mirror, ahead):
-        follower.apply(feed.batch(follower.cursor))
+        follower.apply(feed.batch_since(follower.cursor))
         assert follower.moves(other.id) is None
         assert follower.moves("video_unknown") is None
 
@@ -451,21 +451,21 @@ async def test_a_history_with_a_gap_is_not_told() -> None:
 async def test_a_job_that_is_read_again_keeps_its_history() -> None:
     feed, mirror = FeedPublisher(), JobCache()
     job = new_job(1)
-    feed.moved(job)
-    feed.moved(replace(job, last_move=None))
-    mirror.apply(feed.batch(mirror.cursor))
-    assert mirror.moves(job.id) == (acceptance(job.created_at),)
+    feed.publish(job)
+    feed.publish(replace(job, last_move=None))
+    mirror.apply(feed.batch_since(mirror.cursor))
+    assert mirror.moves(job.id) == (first_move(job.created_at),)
 
 
 async def test_a_mirror_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.feed.job_cache.MAX_JOBS", 4)
     feed, mirror = FeedPublisher(kept_ended=2), JobCache(_most=4)
     for number in range(5):
-        feed.moved(moved(new_job(number), JobState.CANCELLED))
-        mirror.apply(feed.batch(mirror.cursor))
+        feed.publish(moved(new_job(number), JobState.CANCELLED))
+        mirror.apply(feed.batch_since(mirror.cursor))
     assert len(mirror._jobs) == 5
     assert mirror.cursor.epoch == ""
-    batch = feed.batch(mirror.cursor)
+    batch = feed.batch_since(mirror.cursor)
     mirror.apply(batch)
     assert batch.reset
     assert len(mirror._jobs) == 2
@@ -476,10 +476,10 @@ async def test_more_live_jobs_than_a_mirror_keeps_are_told_once(monkeypatch: pyt
     monkeypatch.setattr("serve_app.feed.job_cache.MAX_JOBS", 4)
     feed, mirror = FeedPublisher(), JobCache(_most=4)
     for number in range(10):
-        feed.moved(new_job(number))
-    mirror.apply(feed.batch(mirror.cursor))
-    feed.moved(new_job(10))
-    batch = feed.batch(mirror.cursor)
+        feed.publish(new_job(number))
+    mirror.apply(feed.batch_since(mirror.cursor))
+    feed.publish(new_job(10))
+    batch = feed.batch_since(mirror.cursor)
     assert not batch.reset
     assert len(batch.changes) == 1
 
@@ -489,7 +489,7 @@ async def test_of_the_others_followers_are_waited_out(monkeypatch: pytest.Monkey
     loop = asyncio.get_running_loop()
     feed = FeedPublisher(quiet_until=loop.time() + 0.3)
     at = loop.time()
-    await feed.told()
+    await feed.flush()
     assert loop.time() - at >= 0.29
 
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from serve_app.access.tenants import AccessTable
-from serve_app.jobs import Accepted, JobState, Submission
+from serve_app.jobs import Acceptance, JobState, Submission
 from serve_app.registry_api import RegistryClient
 from tests.support import ROOT
 from tests.support.http.fakes import FakeServices, MemoryRegistry
@@ -23,7 +23,7 @@ def test_the_ingress_loads_no_model_code() -> None:
 class BrokenRegistry(MemoryRegistry):
     """Fails in a way that nobody foresaw."""
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission) -> Acceptance:
         raise ZeroDivisionError("a secret detail")
 
 
@@ -90,6 +90,6 @@ async def test_the_feed_ends_with_the_app(services: FakeServices) -> None:
     async with fed_client(services):
         assert services.feed.valid
     calls = services.memory.calls["follow"]
-    services.memory.feed.tell_access(AccessTable(5, {}, {}))
-    await services.memory.feed.told()
+    services.memory.feed.publish_access(AccessTable(5, {}, {}))
+    await services.memory.feed.flush()
     assert services.memory.calls["follow"] == calls

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.ingress.app import create_app
-from serve_app.jobs import Job, JobState, acceptance
+from serve_app.jobs import Job, JobState, first_move
 from tests.support.http.fakes import FakeServices
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
@@ -44,8 +44,8 @@ def services() -> FakeServices:
     """With one video, `VIDEO`, that can be remixed and enhanced."""
     services = FakeServices()
     spec = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 7)
-    job = Job(VIDEO, "mochi-1", spec, JobState.QUEUED, Stage.ENCODING, 1, 1.0, last_move=acceptance(1.0))
-    services.memory.jobs[VIDEO], services.memory.moves[VIDEO] = job, [acceptance(1.0)]
+    job = Job(VIDEO, "mochi-1", spec, JobState.QUEUED, Stage.ENCODING, 1, 1.0, last_move=first_move(1.0))
+    services.memory.jobs[VIDEO], services.memory.moves[VIDEO] = job, [first_move(1.0)]
     return services
 
 

@@ -80,7 +80,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with fed_client(services) if request.param == "feed" else unfed_client(services) as client:
         if request.param == "registry":
             # Keys are heard of by the feed alone: it had one word, and is not believed any more.
-            services.feed._jobs.apply(services.memory.feed.batch(Cursor()))
+            services.feed._jobs.apply(services.memory.feed.batch_since(Cursor()))
         ids = await acmes_videos(services, client, headers["acme"])
         yield World(services, client, headers["acme"], headers["globex"], ids)
 
@@ -98,7 +98,7 @@ async def acmes_videos(services: FakeServices, client: httpx.AsyncClient, acme: 
     registry.move(ids["failed"], JobState.FAILED)
     await registry.cancel(ids["cancelled"])
     await client.delete(f"/v1/videos/{ids['deleted']}", headers=acme)
-    await registry.feed.told()
+    await registry.feed.flush()
     return ids
 
 

@@ -15,7 +15,7 @@ from serve_app.access.tenants import day_of
 from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_sql
 from serve_app.errors import ApiError, QueueFullError, RateLimitError, TooLargeError
-from serve_app.jobs import Accepted, JobState, Submission
+from serve_app.jobs import Acceptance, JobState, Submission
 from tests.support.registry_world import SETTINGS, SPEC, World
 
 ACME = "acme"
@@ -42,11 +42,11 @@ async def limit(world: World, tenant: str = ACME, **limits: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def at_once(world: World, count: int, tenant: str = ACME) -> tuple[list[Accepted], list[ApiError]]:
+async def at_once(world: World, count: int, tenant: str = ACME) -> tuple[list[Acceptance], list[ApiError]]:
     asked = (world.registry.submit(submission(number, tenant)) for number in range(count))
     answers = await asyncio.gather(*asked, return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, ApiError)]
-    accepted = [answer for answer in answers if isinstance(answer, Accepted)]
+    accepted = [answer for answer in answers if isinstance(answer, Acceptance)]
     assert len(accepted) + len(refused) == count
     return accepted, refused
 
@@ -80,7 +80,7 @@ async def test_the_bound_of_the_server_counts_all_tenants(world: World) -> None:
     await limit(world, max_queued=1000, gpu_seconds_per_day=1e9)
     asked = (world.registry.submit(submission(number, (ACME, "other")[number % 2])) for number in range(120))
     answers = await asyncio.gather(*asked, return_exceptions=True)
-    assert sum(isinstance(answer, Accepted) for answer in answers) == 50
+    assert sum(isinstance(answer, Acceptance) for answer in answers) == 50
     assert {answer.code for answer in answers if isinstance(answer, ApiError)} == {"queue_full"}
 
 
@@ -150,7 +150,7 @@ async def test_steps_that_are_done_are_booked_as_they_were_spent(world: World) -
     costs = world.registry._state.costs
     steps = SPEC.num_inference_steps
     whole = costs.estimate(Stage.SAMPLING, SPEC, steps) + costs.estimate(Stage.DECODING, SPEC, steps)
-    job = world.registry._feed.live()[0]
+    job = world.registry._feed.live_jobs()[0]
     assert left == pytest.approx(job.device_s + whole)
     assert acceptance._booked_s("other") == 0
     assert acceptance._left_s(replace(job, step=steps - 1)) < acceptance._left_s(job)

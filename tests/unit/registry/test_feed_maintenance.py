@@ -80,7 +80,7 @@ async def accept(database: Database, *numbers: int, at: float = 100.0) -> None:
 def known(state: RegistryState) -> JobCache:
     """What a follower that asks now knows."""
     mirror = JobCache()
-    mirror.apply(state.feed.batch(Cursor()))
+    mirror.apply(state.feed.batch_since(Cursor()))
     return mirror
 
 
@@ -95,7 +95,7 @@ async def test_it_begins_with_the_newest_jobs(database: Database, monkeypatch: p
     state = state_on(database)
     async with Running(state) as upkeep:
         await upkeep.begun.wait()
-    assert sorted(job.created_at for job in state.feed.live()) == [102.0, 103.0, 104.0]
+    assert sorted(job.created_at for job in state.feed.live_jobs()) == [102.0, 103.0, 104.0]
     assert state.feed.horizon == (102.0, f"video_{2:032x}")
     page = known(state).page(3, None, "desc", JobFilter())
     assert page is None  # whether there are more is told by SQL alone
@@ -131,11 +131,11 @@ async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
     state = state_on(database)
     async with Running(state) as upkeep:
         await upkeep.begun.wait()
-        cursor = state.feed.batch(Cursor()).cursor
+        cursor = state.feed.batch_since(Cursor()).cursor
         await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
         await until(lambda: state.access.version > cursor.access)
-        await state.feed.wait("follower", cursor)
-        told = state.feed.batch(cursor).access
+        await state.feed.wait_for_news("follower", cursor)
+        told = state.feed.batch_since(cursor).access
         assert told is not None and told.version > cursor.access
 
 
@@ -246,10 +246,10 @@ async def beat(database: Database, owner: str, at: float) -> None:
 async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
     state = state_on(database)
     async with Running(state) as upkeep:
-        assert state.feed.whole
+        assert state.feed.complete
         await upkeep.begun.wait()
         await asyncio.sleep(0.05)
-        assert state.feed.whole
+        assert state.feed.complete
     assert await database.run(meta_sql.read_heartbeats, "nobody", since=0.0) == (None, {})
 
 
@@ -258,10 +258,10 @@ async def test_where_others_may_be_it_is_whole_when_it_has_looked(database: Data
     state = state_on(database)
     async with Running(state, alone=False) as upkeep:
         await upkeep.begun.wait()
-        assert not state.feed.whole
+        assert not state.feed.complete
         own, others = await database.run(meta_sql.read_heartbeats, "here", since=0.0)
         assert own is not None and not others
-        await until(lambda: state.feed.whole)
+        await until(lambda: state.feed.complete)
 
 
 @pytest.mark.usefixtures("times")
@@ -270,15 +270,15 @@ async def test_while_another_one_shows_signs_of_life_it_is_not_whole(database: D
     """However far apart the clocks of the two machines are."""
     state = state_on(database)
     async with Running(state, alone=False):
-        await until(lambda: state.feed.whole)
+        await until(lambda: state.feed.complete)
         end = time.monotonic() + 1.5
         await beat(database, "there", time.time() + clock)
-        await until(lambda: not state.feed.whole)
+        await until(lambda: not state.feed.complete)
         while time.monotonic() < end:
             await beat(database, "there", time.time() + clock)
-            assert not state.feed.whole
+            assert not state.feed.complete
             await asyncio.sleep(0.01)
-        await until(lambda: state.feed.whole)
+        await until(lambda: state.feed.complete)
 
 
 @pytest.mark.usefixtures("times")
@@ -288,15 +288,15 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
     state = state_on(database)
     await database.run(jobs_sql.cancel, f"video_{1:032x}", now=200.0)
     async with Running(state, alone=False):
-        await until(lambda: state.feed.whole)
-        before = state.feed.batch(Cursor()).cursor
+        await until(lambda: state.feed.complete)
+        before = state.feed.batch_since(Cursor()).cursor
         await beat(database, "there", 1.0e9 * 2)
-        await until(lambda: not state.feed.whole)
+        await until(lambda: not state.feed.complete)
         await accept(database, 3)
         await database.run(jobs_sql.cancel, f"video_{3:032x}", now=201.0)
         await database.run(jobs_sql.delete, f"video_{1:032x}", tenant=None, now=202.0)
-        await until(lambda: state.feed.whole)
-        assert state.feed.batch(before).reset
+        await until(lambda: state.feed.complete)
+        assert state.feed.batch_since(before).reset
         mirror = known(state)
         assert listed(mirror) == [3, 2]
         assert mirror.get(f"video_{1:032x}") is None
@@ -316,11 +316,11 @@ async def test_one_that_cannot_look_is_not_whole_for_long(database: Database, mo
     monkeypatch.setattr(feed_maintenance, "read_heartbeats", sometimes)
     state = state_on(database)
     async with Running(state, alone=False):
-        await until(lambda: state.feed.whole)
+        await until(lambda: state.feed.complete)
         away = True
-        await until(lambda: not state.feed.whole)
+        await until(lambda: not state.feed.complete)
         away = False
-        await until(lambda: state.feed.whole)
+        await until(lambda: state.feed.complete)
 
 
 @pytest.mark.usefixtures("times")
@@ -329,10 +329,10 @@ async def test_what_one_that_comes_writes_is_told_when_the_others_have_noticed_i
     state, begun_at = state_on(database), loop.time()
     async with Running(state, alone=False) as upkeep:
         await upkeep.begun.wait()
-        await state.feed.told()
+        await state.feed.flush()
         assert loop.time() - begun_at >= 0.25
         at = loop.time()
-        await state.feed.told()
+        await state.feed.flush()
         assert state.feed.quiet_until < at
 
 

@@ -80,7 +80,7 @@ async def test_a_preview_that_cannot_be_had_loses_no_move(
     registry.move(job.id, JobState.QUEUED, stage=Stage.SAMPLING)
     registry.move(job.id, JobState.SAMPLING, step=5, preview_step=5)
     registry.previews[job.id] = b"WebP"
-    await registry.feed.told()
+    await registry.feed.flush()
     monkeypatch.setattr(registry, "preview", once_away(registry.preview))
     found = await events(follow(services, job), 6)
     assert numbers(found) == [1, 2, 3, 4]
@@ -92,7 +92,7 @@ async def test_the_end_is_told_although_the_history_could_not_be_had_at_first(
 ) -> None:
     """A mirror that knows the end of a job and not its moves, as after a restart of the registry."""
     registry.complete(job.id)
-    await registry.feed.told()
+    await registry.feed.flush()
     monkeypatch.setattr(services.feed, "moves", lambda _: None)
     monkeypatch.setattr(registry, "history", once_away(registry.history))
     found = await events(follow(services, job), 8)
@@ -104,7 +104,7 @@ async def test_the_end_waits_for_a_history_that_is_behind(
 ) -> None:
     """The registry told of the end, and the moves are from a feed that came back a moment before it."""
     registry.complete(job.id)
-    await registry.feed.told()
+    await registry.feed.flush()
     moves, looks = services.feed.moves, 0
 
     def behind(job_id: str) -> tuple[Move, ...] | None:

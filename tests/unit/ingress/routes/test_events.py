@@ -57,7 +57,7 @@ def step(services: FakeServices, video_id: str, number: int) -> None:
     job = services.memory.jobs[video_id]
     services.memory.jobs[video_id] = replace(job, step=number, progress=number / 20)
     services.memory.feed.now_of = lambda job: services.memory.jobs.get(job.id, job)
-    services.memory.feed.progressed(video_id)
+    services.memory.feed.publish_progress(video_id)
 
 
 def states(events: list[Event]) -> list[str]:
@@ -107,8 +107,8 @@ async def test_the_life_of_a_video(services: FakeServices, made: str) -> None:
 async def test_progress_is_told_only_when_it_is_another(services: FakeServices, made: str) -> None:
     async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
         await until(told, "progress")
-        services.memory.feed.progressed(made)
-        await services.memory.feed.told()
+        services.memory.feed.publish_progress(made)
+        await services.memory.feed.flush()
         step(services, made, 1)
         (progress,) = await until(told, "progress")
         assert progress.data["step"] == 1
@@ -117,8 +117,8 @@ async def test_progress_is_told_only_when_it_is_another(services: FakeServices, 
 async def test_the_place_in_the_queue_is_told(services: FakeServices, made: str) -> None:
     async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
         await until(told, "progress")
-        services.memory.feed.tell_places({made: Place(4, 100.5, 200.5)})
-        await services.memory.feed.told()
+        services.memory.feed.publish_places({made: Place(4, 100.5, 200.5)})
+        await services.memory.feed.flush()
         step(services, made, 0)
         (progress,) = await until(told, "progress")
         place = [progress.data[name] for name in ("queue_position", "estimated_start_at", "estimated_completion_at")]
@@ -160,7 +160,7 @@ async def test_going_on_elsewhere_tells_nothing_twice(services: FakeServices, ma
     last: str | None = None
     seen: list[Event] = []
     services.memory.complete(made)
-    await services.memory.feed.told()
+    await services.memory.feed.flush()
     while not seen or seen[-1].name != "done":
         async with aclosing(stream(services, made, last)) as told:  # type: ignore[type-var]
             seen.append(await next_event(told))

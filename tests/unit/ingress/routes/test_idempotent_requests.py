@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from serve_app.errors import QueueFullError
-from serve_app.jobs import Accepted, JobState, Submission
+from serve_app.jobs import Acceptance, JobState, Submission
 from tests.support.http.fakes import FakeServices, MemoryRegistry
 
 BODY = {"prompt": "a red circle", "num_inference_steps": 8}
@@ -93,7 +93,7 @@ async def test_requests_at_once_with_one_key_are_one_video(client: httpx.AsyncCl
 class RepeatingRegistry(MemoryRegistry):
     """Tells each job as a repeat: the link asked it again after an answer was lost."""
 
-    async def submit(self, submission: Submission) -> Accepted:
+    async def submit(self, submission: Submission) -> Acceptance:
         return replace(await super().submit(submission), repeated=True)
 
 

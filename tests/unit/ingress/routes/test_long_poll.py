@@ -52,7 +52,7 @@ async def test_a_move_on_the_way_is_no_end(client: httpx.AsyncClient, services: 
     polling = asyncio.create_task(client.get(f"/v1/videos/{video_id}?wait=60"))
     await waiting(services, video_id)
     services.memory.move(video_id, JobState.ENCODING)
-    await services.memory.feed.told()
+    await services.memory.feed.flush()
     assert not polling.done()
     await services.memory.cancel(video_id)
     assert (await polling).json()["state"] == "cancelled"

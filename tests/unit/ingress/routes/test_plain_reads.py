@@ -90,7 +90,7 @@ async def test_streams_and_long_polls_end_when_the_replica_leaves(
     client: httpx.AsyncClient, services: FakeServices
 ) -> None:
     path = f"/v1/videos/{await made(client)}"
-    services.feed.leave()
+    services.feed.begin_shutdown()
     stream = await client.get(f"{path}/events")
     assert b"event: state" in stream.content and b"event: done" not in stream.content
     waited = await client.get(path, params={"wait": "60"})

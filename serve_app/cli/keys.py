@@ -4,72 +4,113 @@ They change the database itself, whether a server runs or not; one that runs not
 """
 
 import asyncio
-import json
 import os
 import re
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from sqlalchemy import Connection
 
 from deployments.errors import MochiServeError
 from serve_app.access.exposure import keys_needed
-from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, Tenant, day_of
-from serve_app.cli.output import key_json, keys_table, tenant_json, tenants_table, usage_json, usage_table
-from serve_app.config import DAY_S, OVERRIDE_PREFIX, PROFILE_VARIABLE, AppSettings, load_settings
+from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, day_of
+from serve_app.cli.options import command, override_data_dir
+from serve_app.cli.output import Output
+from serve_app.cli.tables import key_json, keys_table, tenant_json, tenants_table, usage_json, usage_table
+from serve_app.client.errors import FAILED, WRONG_USAGE
+from serve_app.config import DAY_S, PROFILE_VARIABLE, AppSettings, load_settings
 from serve_app.database import access as access_sql
 from serve_app.errors import ConfigError
 from serve_app.jobs import Tier
+from serve_app.local.plan import read_settings
 
-BAD_CONFIG = 2
-FAILED = 1
-MOST = 1_000_000_000
-LONGEST_LABEL = 128
+if TYPE_CHECKING:
+    from serve_app.database.connection import Database
+
+MAX_LIMIT = 1_000_000_000
+MAX_LABEL_CHARS = 128
+MAX_EXPIRES_DAYS = 36_500
 DEFAULT_CONFIG = Path("serve_config.yaml")
 
 keys = typer.Typer(no_args_is_help=True, help="API keys: make, list, revoke.")
 tenants = typer.Typer(no_args_is_help=True, help="Tenants: what each may use, and what it used.")
-_out = Console()
-_err = Console(stderr=True, soft_wrap=True)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What the commands work on, whether its server runs or not."""
+
+    settings: AppSettings
+    database: "Database"
+
+
+@dataclass(frozen=True, slots=True)
+class InstallationOptions:
+    """Which installation a command works on, and how results are printed."""
+
+    config: Annotated[
+        Path, typer.Option(help="The Serve config; it names the profile that says where the database is.")
+    ] = DEFAULT_CONFIG
+    data: Annotated[Path | None, typer.Option(help="The data folder, if `serve` was given one.")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False
+
+    def run(self, work: Callable[[Installation, Output], Awaitable[None]]) -> None:
+        """Do the work on the installation's database.
+
+        Raises:
+            typer.Exit: the configuration is wrong, or the database does not work.
+        """
+        from serve_app.database.connection import Database
+
+        output = Output(self.as_json)
+
+        async def work_with_database(settings: AppSettings) -> None:
+            database = Database(settings.database_url)
+            try:
+                await work(Installation(settings, database), output)
+            finally:
+                database.close()
+
+        try:
+            asyncio.run(work_with_database(self._settings()))
+        except ConfigError as error:
+            output.fail(str(error), WRONG_USAGE)
+        except MochiServeError as error:
+            output.fail(str(error), FAILED)
+
+    def _settings(self) -> AppSettings:
+        """As `serve` reads them; on a cluster there is no Serve config, and the environment names the profile."""
+        override_data_dir(self.data)
+        if self.config == DEFAULT_CONFIG and not self.config.exists() and os.environ.get(PROFILE_VARIABLE):
+            return load_settings()
+        return read_settings(self.config)
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
-    """An option's number; None where it says `none`, which takes a limit away."""
+    """The value of an option for a limit."""
 
-    def __init__(self, value: float | None) -> None:
-        self.value = value
-
-
-def _whole(text: str) -> Limit:
-    return _limit(text, int, 1, MOST)
+    value: float | None  # None where the option says `none`, which takes the limit away
 
 
-def _weight(text: str) -> Limit:
-    return _limit(text, float, 0.001, 1000)
+def _limit(number: Callable[[str], float], least: float, most: float) -> Callable[[str], Limit]:
+    """A parser of an option. number: int or float."""
 
+    def parse(text: str) -> Limit:
+        if text == "none":
+            return Limit(None)
+        try:
+            value = number(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise typer.BadParameter(f"{text!r} must be {number.__name__} from {least:g} to {most:g}, or none")
+        return Limit(value)
 
-def _seconds(text: str) -> Limit:
-    return _limit(text, float, 0, MOST)
-
-
-def _limit(text: str, kind: Callable[[str], float], least: float, most: float) -> Limit:
-    if text == "none":
-        return Limit(None)
-    try:
-        value = kind(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value <= most:
-        raise typer.BadParameter(f"{text!r} must be {kind.__name__} from {least:g} to {most:g}, or none")
-    return Limit(value)
+    return parse
 
 
 def _tenant_name(text: str) -> str:
@@ -78,229 +119,182 @@ def _tenant_name(text: str) -> str:
     return text
 
 
-Config = Annotated[Path, typer.Option(help="The Serve config; it names the profile that says where the database is.")]
-Data = Annotated[Path | None, typer.Option(help="The data folder, if `serve` was given one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+def _check_label(label: str) -> str:
+    if len(label) > MAX_LABEL_CHARS:
+        raise typer.BadParameter(f"must have at most {MAX_LABEL_CHARS} characters")
+    return label
+
+
+def _check_expires_days(days: float | None) -> float | None:
+    if days is not None and not 0 < days <= MAX_EXPIRES_DAYS:
+        raise typer.BadParameter(f"must be above 0 and at most {MAX_EXPIRES_DAYS}")
+    return days
+
+
+_whole = _limit(int, 1, MAX_LIMIT)
 TenantName = Annotated[str, typer.Argument(parser=_tenant_name, metavar="NAME")]
 
 
+@dataclass(frozen=True, slots=True)
+class TenantOptions:
+    """What of a tenant is to change, by the names of its columns; None for what stays as it is."""
+
+    max_tier: Annotated[Tier | None, typer.Option("--tier", help="The highest priority it may ask for.")] = None
+    weight: Annotated[
+        Limit | None, typer.Option(parser=_limit(float, 0.001, 1000), metavar="NUMBER|none", help="Its share.")
+    ] = None
+    requests_per_minute: Annotated[
+        Limit | None, typer.Option(parser=_whole, metavar="N|none", help="Of all kinds, at each HTTP replica.")
+    ] = None
+    videos_per_minute: Annotated[
+        Limit | None, typer.Option(parser=_whole, metavar="N|none", help="New videos, in all.")
+    ] = None
+    max_queued: Annotated[
+        Limit | None, typer.Option(parser=_whole, metavar="N|none", help="Videos that may wait at once.")
+    ] = None
+    gpu_seconds_per_day: Annotated[
+        Limit | None, typer.Option(parser=_limit(float, 0, MAX_LIMIT), metavar="NUMBER|none", help="Of a day in UTC.")
+    ] = None
+
+    def changes(self) -> dict[str, Any]:
+        given = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
+        return {name: value.value if isinstance(value, Limit) else value for name, value in given.items()}
+
+
 @keys.command("create")
-def create_key(
+@command(InstallationOptions)
+async def create_key(
+    installation: Installation,
+    output: Output,
     tenant: Annotated[str, typer.Option(parser=_tenant_name, metavar="NAME", help="Whose key; may be a new tenant.")],
-    label: Annotated[str, typer.Option(help="What the key is for.")] = "",
-    expires_days: Annotated[float | None, typer.Option(help="Days until it ends; without, never.")] = None,
-    config: Config = DEFAULT_CONFIG,
-    data: Data = None,
-    as_json: AsJson = False,
+    label: Annotated[str, typer.Option(callback=_check_label, help="What the key is for.")] = "",
+    expires_days: Annotated[
+        float | None, typer.Option(callback=_check_expires_days, help="Days until it ends; without, never.")
+    ] = None,
 ) -> None:
     """Make a key and print it, this once: only its hash is kept."""
     now = time.time()
-    if expires_days is not None and not 0 < expires_days <= 36_500:
-        raise typer.BadParameter("must be above 0 and at most 36500", param_hint="--expires-days")
-    if len(label) > LONGEST_LABEL:
-        raise typer.BadParameter(f"must have at most {LONGEST_LABEL} characters", param_hint="--label")
-    settings = _settings(config, data)
     expires_at = None if expires_days is None else now + expires_days * DAY_S
-    key, plain = _run(settings, access_sql.create_key, tenant, label=label, expires_at=expires_at, now=now)
-    if as_json:
-        _print_json({**key_json(key), "key": plain})
-    else:
-        _out.print(plain, markup=False, highlight=False, soft_wrap=True)
-        _err.print(
+    key, plain = await installation.database.run(
+        access_sql.create_key, tenant, label=label, expires_at=expires_at, now=now
+    )
+    output.result({**key_json(key), "key": plain}, plain)
+    if not output.as_json:
+        output.message(
             f"The key {key.id} of the tenant {tenant}. Keep it now: it is not shown again, only its hash is kept."
         )
-    if not keys_needed(settings.access.mode):
-        _err.print(f"Note: access.mode is {settings.access.mode}, so no key is asked for; set it to keys.")
+    mode = installation.settings.access.mode
+    if not keys_needed(mode):
+        output.message(f"Note: access.mode is {mode}, so no key is asked for; set it to keys.")
 
 
 @keys.command("list")
-def list_keys(
+@command(InstallationOptions)
+async def list_keys(
+    installation: Installation,
+    output: Output,
     tenant: Annotated[str | None, typer.Option(parser=_tenant_name, metavar="NAME", help="Only this one's.")] = None,
-    config: Config = DEFAULT_CONFIG,
-    data: Data = None,
-    as_json: AsJson = False,
 ) -> None:
     """List the keys, by their first characters."""
-    found = _run(_settings(config, data), access_sql.list_keys, tenant)
-    if as_json:
-        _print_json([key_json(key) for key in found])
-    else:
-        _out.print(keys_table(found))
+    found = await installation.database.run(access_sql.list_keys, tenant)
+    output.result([key_json(key) for key in found], keys_table(found))
 
 
 @keys.command("revoke")
-def revoke_key(
+@command(InstallationOptions)
+async def revoke_key(
+    installation: Installation,
+    output: Output,
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `keys list` tells it.")],
-    config: Config = DEFAULT_CONFIG,
-    data: Data = None,
-    as_json: AsJson = False,
 ) -> None:
     """End a key for good."""
-    key = _run(_settings(config, data), access_sql.revoke_key, key_id, now=time.time())
+    key = await installation.database.run(access_sql.revoke_key, key_id, now=time.time())
     if key is None:
-        _fail(f"there is no key {key_id!r}; `mochi-serve keys list` tells the ids")
-    if as_json:
-        _print_json(key_json(key))
-    else:
-        _out.print(f"The key {key.id} of the tenant {key.tenant} is revoked.", highlight=False)
+        output.fail(f"there is no key {key_id!r}; `mochi-serve keys list` tells the ids", FAILED)
+    output.result(key_json(key), f"The key {key.id} of the tenant {key.tenant} is revoked.")
 
 
 @tenants.command("list")
-def list_tenants(config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False) -> None:
+@command(InstallationOptions)
+async def list_tenants(installation: Installation, output: Output) -> None:
     """List the tenants and what each may use."""
-    found = _run(_settings(config, data), access_sql.list_tenants)
-    if as_json:
-        _print_json([tenant_json(tenant) for tenant in found])
-    else:
-        _out.print(tenants_table(found))
+    found = await installation.database.run(access_sql.list_tenants)
+    output.result([tenant_json(tenant) for tenant in found], tenants_table(found))
 
 
 @tenants.command("show")
-def show_tenant(name: TenantName, config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False) -> None:
+@command(InstallationOptions)
+async def show_tenant(installation: Installation, output: Output, name: TenantName) -> None:
     """Tell all of a tenant: limits, keys, what it used today, and the secret its webhooks are signed with."""
-    settings = _settings(config, data)
-    tenant = _known(name, _run(settings, access_sql.get_tenant, name))
-    found = _run(settings, access_sql.list_keys, name)
-    used = _run(settings, access_sql.day_usage, name, day=day_of(time.time()))
-    if as_json:
-        told = {"webhook_secret": tenant.webhook_secret, "keys": [key_json(key) for key in found]}
-        _print_json(
-            {**tenant_json(tenant), **told, "used_today": {"gpu_seconds": used.gpu_seconds, "videos": used.videos}}
-        )
-        return
-    _out.print(tenants_table([tenant]))
-    _out.print(keys_table(found))
-    _out.print(f"Today (UTC): {used.videos} videos, {used.gpu_seconds:.1f} GPU-seconds", highlight=False)
-    _out.print(f"Webhook secret: {tenant.webhook_secret}", markup=False, highlight=False, soft_wrap=True)
+    tenant = await installation.database.run(access_sql.get_tenant, name)
+    if tenant is None:
+        _fail_without_tenant(output, name)
+    found = await installation.database.run(access_sql.list_keys, name)
+    used = await installation.database.run(access_sql.day_usage, name, day=day_of(time.time()))
+    value = {
+        **tenant_json(tenant),
+        "webhook_secret": tenant.webhook_secret,
+        "keys": [key_json(key) for key in found],
+        "used_today": {"gpu_seconds": used.gpu_seconds, "videos": used.videos},
+    }
+    output.result(
+        value,
+        tenants_table([tenant]),
+        keys_table(found),
+        f"Today (UTC): {used.videos} videos, {used.gpu_seconds:.1f} GPU-seconds",
+        f"Webhook secret: {tenant.webhook_secret}",
+    )
 
 
 @tenants.command("set")
-def set_tenant(
+@command(InstallationOptions)
+async def set_tenant(
+    installation: Installation,
+    output: Output,
     name: TenantName,
-    tier: Annotated[Tier | None, typer.Option(help="The highest priority it may ask for.")] = None,
-    weight: Annotated[Limit | None, typer.Option(parser=_weight, metavar="NUMBER|none", help="Its share.")] = None,
-    requests_per_minute: Annotated[
-        Limit | None, typer.Option(parser=_whole, metavar="N|none", help="Of all kinds, at each HTTP replica.")
-    ] = None,
-    videos_per_minute: Annotated[
-        Limit | None, typer.Option(parser=_whole, metavar="N|none", help="New videos, in all.")
-    ] = None,
-    max_queued: Annotated[
-        Limit | None, typer.Option(parser=_whole, metavar="N|none", help="Videos that may wait at once.")
-    ] = None,
-    gpu_seconds_per_day: Annotated[
-        Limit | None, typer.Option(parser=_seconds, metavar="NUMBER|none", help="Of a day in UTC.")
-    ] = None,
+    options: TenantOptions,
     new_webhook_secret: Annotated[
         bool, typer.Option("--new-webhook-secret", help="Draw a new secret; the old one signs nothing more.")
     ] = False,
-    config: Config = DEFAULT_CONFIG,
-    data: Data = None,
-    as_json: AsJson = False,
 ) -> None:
     """Set what a tenant may use, and make it if it is new; what is not named stays as it is."""
-    limits = {
-        "weight": weight,
-        "requests_per_minute": requests_per_minute,
-        "videos_per_minute": videos_per_minute,
-        "max_queued": max_queued,
-        "gpu_seconds_per_day": gpu_seconds_per_day,
-    }
-    changes: dict[str, Any] = {field: limit.value for field, limit in limits.items() if limit is not None}
-    if tier is not None:
-        changes["max_tier"] = tier
+    changes = options.changes()
     if new_webhook_secret:
         changes["webhook_secret"] = access_sql.new_webhook_secret()
-    tenant = _run(_settings(config, data), access_sql.set_tenant, name, changes=changes, now=time.time())
-    if as_json:
-        _print_json(tenant_json(tenant))
-    else:
-        _out.print(tenants_table([tenant]))
+    tenant = await installation.database.run(access_sql.set_tenant, name, changes=changes, now=time.time())
+    output.result(tenant_json(tenant), tenants_table([tenant]))
 
 
 @tenants.command("remove")
-def remove_tenant(
-    name: TenantName, config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False
-) -> None:
+@command(InstallationOptions)
+async def remove_tenant(installation: Installation, output: Output, name: TenantName) -> None:
     """Remove a tenant and its keys. Its videos stay until they expire, and nobody can see them by a key."""
-    if not _run(_settings(config, data), access_sql.delete_tenant, name):
-        _known(name, None)
-    if as_json:
-        _print_json({"name": name, "removed": True})
-    else:
-        _out.print(f"The tenant {name} and its keys are removed.", highlight=False)
+    if not await installation.database.run(access_sql.delete_tenant, name):
+        _fail_without_tenant(output, name)
+    output.result({"name": name, "removed": True}, f"The tenant {name} and its keys are removed.")
 
 
 @tenants.command("usage")
-def usage(
+@command(InstallationOptions)
+async def usage(
+    installation: Installation,
+    output: Output,
     name: Annotated[str | None, typer.Argument(parser=_tenant_name, metavar="[NAME]")] = None,
     days: Annotated[int, typer.Option(min=1, max=36_500, help="How many days back, today included.")] = 30,
-    config: Config = DEFAULT_CONFIG,
-    data: Data = None,
-    as_json: AsJson = False,
 ) -> None:
     """Tell what the videos that ended on each day (UTC) cost."""
     first = day_of(time.time()) - days + 1
-    found = _run(_settings(config, data), access_sql.usage_since, day=first, tenant=name)
-    if as_json:
-        _print_json([usage_json(one) for one in found])
-        return
-    _out.print(usage_table(found))
+    found = await installation.database.run(access_sql.usage_since, day=first, tenant=name)
+    output.result([usage_json(one) for one in found], usage_table(found))
 
 
 @tenants.command("webhook-secret")
-def webhook_secret(config: Config = DEFAULT_CONFIG, data: Data = None, as_json: AsJson = False) -> None:
+@command(InstallationOptions)
+async def webhook_secret(installation: Installation, output: Output) -> None:
     """Tell the secret of those who are no tenants: what webhooks are signed with where no keys are needed."""
-    secret = _run(_settings(config, data), access_sql.installation_webhook_secret)
-    if as_json:
-        _print_json({"webhook_secret": secret})
-    else:
-        _out.print(secret, markup=False, highlight=False, soft_wrap=True)
+    secret = await installation.database.run(access_sql.installation_webhook_secret)
+    output.result({"webhook_secret": secret}, secret)
 
 
-def _settings(config: Path, data: Path | None) -> AppSettings:
-    """As `serve` reads them; where there is no Serve config, as on a cluster, of the profile in the environment."""
-    from serve_app.local.plan import read_settings
-
-    if data is not None:
-        os.environ[f"{OVERRIDE_PREFIX}DATA_DIR"] = str(data.resolve())
-    try:
-        if config == DEFAULT_CONFIG and not config.exists() and os.environ.get(PROFILE_VARIABLE):
-            return load_settings()
-        return read_settings(config)
-    except ConfigError as error:
-        _fail(str(error), BAD_CONFIG)
-
-
-def _run(
-    settings: AppSettings, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """`function(connection, ...)` in one transaction on the database of the settings."""
-    from serve_app.database.connection import Database
-
-    async def work() -> T:
-        database = Database(settings.database_url)
-        try:
-            return await database.run(function, *args, **kwargs)
-        finally:
-            database.close()
-
-    try:
-        return asyncio.run(work())
-    except MochiServeError as error:
-        _fail(str(error))
-
-
-def _fail(message: str, code: int = FAILED) -> NoReturn:
-    _err.print(f"mochi-serve: {message}", markup=False, highlight=False)
-    raise typer.Exit(code)
-
-
-def _known(name: str, tenant: Tenant | None) -> Tenant:
-    if tenant is None:
-        _fail(f"there is no tenant {name!r}; `mochi-serve tenants list` tells them")
-    return tenant
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
+def _fail_without_tenant(output: Output, name: str) -> NoReturn:
+    output.fail(f"there is no tenant {name!r}; `mochi-serve tenants list` tells them", FAILED)

@@ -1,28 +1,20 @@
 """The command `mochi-serve`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from serve_app.cli import keys as key_commands
-from serve_app.cli import videos as client_commands
-from serve_app.client.errors import EXIT_CODES
-from serve_app.config import OVERRIDE_PREFIX
+from serve_app.cli import keys, make, videos
+from serve_app.cli.options import override_data_dir
+from serve_app.cli.output import Output
+from serve_app.client.errors import EXIT_CODES, FAILED, WRONG_USAGE
 from serve_app.errors import ConfigError, StartupError
-from serve_app.local import plan as launch
-
-BAD_CONFIG = 2
-CANNOT_START = 1
-DATA_DIR_VARIABLE = f"{OVERRIDE_PREFIX}DATA_DIR"
+from serve_app.local.plan import LaunchPlan, check_serve_schema, prepare, read_plan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
-_out = Console()
-_err = Console(stderr=True, soft_wrap=True)
 
 
 @app.callback()
@@ -44,17 +36,27 @@ def serve(
     ] = 8265,
 ) -> None:
     """Run the whole app on this machine until Ctrl-C."""
+    output = Output()
+    override_data_dir(data)
     try:
-        _serve(config, data, dashboard_port)
+        plan = read_plan(config, dashboard_port)
+        with prepare(plan) as tidy:
+            schema = check_serve_schema(plan)
+            from serve_app.local.server import run
+
+            output.show(f"Starting mochi-serve on {plan.address} ...")
+            run(plan, schema, lambda: output.show(_welcome(plan)), tidy)
+        output.show("Stopped.")
     except ConfigError as error:
-        raise _failed(error, BAD_CONFIG) from None
+        output.fail(str(error), WRONG_USAGE)
     except StartupError as error:
-        raise _failed(error, CANNOT_START) from None
+        output.fail(str(error), FAILED)
 
 
-client_commands.add_to(app)
-app.add_typer(key_commands.keys, name="keys")
-app.add_typer(key_commands.tenants, name="tenants")
+app.add_typer(make.app)
+app.add_typer(videos.app)
+app.add_typer(keys.keys, name="keys")
+app.add_typer(keys.tenants, name="tenants")
 
 
 def main() -> None:
@@ -62,20 +64,7 @@ def main() -> None:
     app()
 
 
-def _serve(config: Path, data: Path | None, dashboard_port: int) -> None:
-    if data is not None:
-        os.environ[DATA_DIR_VARIABLE] = str(data.resolve())
-    plan = launch.read_plan(config, dashboard_port)
-    with launch.prepare(plan) as tidy:
-        schema = launch.check_serve_schema(plan)
-        from serve_app.local.server import run
-
-        _out.print(f"Starting mochi-serve on {plan.address} ...")
-        run(plan, schema, lambda: _out.print(_welcome(plan)), tidy)
-    _out.print("Stopped.")
-
-
-def _welcome(plan: launch.LaunchPlan) -> Panel:
+def _welcome(plan: LaunchPlan) -> Panel:
     table = Table.grid(padding=(0, 2))
     for name, value in (
         ("Page", plan.address),
@@ -88,11 +77,6 @@ def _welcome(plan: launch.LaunchPlan) -> Panel:
     ):
         table.add_row(f"[bold]{name}[/]", value)
     return Panel(table, title="mochi-serve is ready", expand=False)
-
-
-def _failed(error: Exception, code: int) -> typer.Exit:
-    _err.print(f"mochi-serve: {error}", markup=False, highlight=False)
-    return typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
-"""The commands of `mochi-serve` that make videos: generate, remix, enhance, batch.
-
-Make a video and fetch it: what `generate`, `remix` and `enhance` do after their request.
-"""
+"""The commands that make videos: generate, batch, remix and enhance."""
 
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli import options
-from serve_app.cli.batch.run import BatchOptions, batch_of
-from serve_app.cli.options import Server, request_fields, run
-from serve_app.cli.output import Output, Track
-from serve_app.cli.words import target_path
+from serve_app.cli.batch.run import BatchOptions, run_batch
+from serve_app.cli.files import check_target, target_path
+from serve_app.cli.options import ClientOptions, Force, Target, VideoId, command
+from serve_app.cli.output import Output
+from serve_app.cli.progress import VideoProgress, progress_display
 from serve_app.client.download import SUFFIX, download
 from serve_app.client.errors import (
+    EXIT_CODES,
     FAILED,
     INTERRUPTED,
     OK,
@@ -28,269 +27,188 @@ from serve_app.client.errors import (
     UnreachableError,
     UsageError,
 )
-from serve_app.client.http import DEFAULT_URL, PATIENCE_S, Client, Video
+from serve_app.client.http import Client, Video
 from serve_app.jobs import Tier
 
-CONCURRENCY = 16
+# A request for a video under an Idempotency-Key.
+Send = Callable[[str], Awaitable[Video]]
+
+app = typer.Typer()
+_add = partial(app.command, epilog=EXIT_CODES, rich_help_panel="Make videos")
 
 
-def generate(
+def _video_option(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="The video")
+
+
+Steps = Annotated[int | None, _video_option("--steps", help="Denoising steps: more are better and slower.")]
+Priority = Annotated[Tier | None, _video_option(help="The highest that waits goes first.")]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """The fields of a request for a video, but the prompt, by their names in the API."""
+
+    size: Annotated[str | None, _video_option(help="WIDTHxHEIGHT in pixels.")] = None
+    width: Annotated[int | None, _video_option(help="In pixels.")] = None
+    height: Annotated[int | None, _video_option(help="In pixels.")] = None
+    seconds: Annotated[float | None, _video_option(help="How long it plays.")] = None
+    num_frames: Annotated[int | None, _video_option(help="Instead of --seconds: 6k + 1.")] = None
+    fps: Annotated[int | None, _video_option(help="Frames a second.")] = None
+    num_inference_steps: Steps = None
+    guidance_scale: Annotated[float | None, _video_option(help="How closely it keeps to the prompt.")] = None
+    seed: Annotated[int | None, _video_option(help="The same seed gives the same video.")] = None
+    negative_prompt: Annotated[str | None, _video_option(help="What it must not show.")] = None
+    model: Annotated[str | None, _video_option(help="A model that is served.")] = None
+    priority: Priority = None
+    exact: Annotated[bool, _video_option("--exact", help="The same bits each time on the same kind of device.")] = False
+    webhook_url: Annotated[str | None, _video_option(help="Is told when the video is ready.")] = None
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that were given; the server knows the defaults of the others."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequestOptions(RequestOptions):
+    """The fields of the requests of a batch."""
+
+    priority: Priority = Tier.BATCH
+
+
+@dataclass(frozen=True, slots=True)
+class MakeOptions:
+    """What happens with a video after its request."""
+
+    target: Target = None
+    force: Force = False
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Only ask for the video, and tell its id.")] = False
+    cancel_on_interrupt: Annotated[
+        bool,
+        typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the video; otherwise it goes on without you."),
+    ] = False
+
+
+@_add()
+@command(ClientOptions)
+async def generate(
+    client: Client,
+    output: Output,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the video shows.")],
-    output: options.Target = None,
-    size: options.Size = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    seconds: options.Seconds = None,
-    num_frames: options.NumFrames = None,
-    fps: options.Fps = None,
-    steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    seed: options.Seed = None,
-    negative_prompt: options.Negative = None,
-    model: options.Model = None,
-    priority: options.Priority = None,
-    exact: options.Exact = False,
-    webhook_url: options.Webhook = None,
-    force: options.Force = False,
-    no_wait: options.NoWait = False,
-    cancel_on_interrupt: options.CancelOnInterrupt = False,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
+    request: RequestOptions,
+    options: MakeOptions,
+) -> int:
     """Make a video of a prompt and fetch it; the file's name goes to stdout.
 
     What is not given is as the server has it: see `mochi-serve models`.
     """
-    fields = request_fields(
-        prompt=prompt,
-        size=size,
-        width=width,
-        height=height,
-        seconds=seconds,
-        num_frames=num_frames,
-        fps=fps,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        negative_prompt=negative_prompt,
-        model=model,
-        priority=priority,
-        exact=exact,
-        webhook_url=webhook_url,
-    )
-    wish, told = MakeOptions(output, force, no_wait, cancel_on_interrupt), Output(as_json)
-    run(
-        Server(url, api_key, patience),
-        told,
-        lambda client: make(client, told, wish, lambda key: client.create(fields, key)),
-    )
+    fields = {"prompt": prompt, **request.fields()}
+    return await make(client, output, options, lambda key: client.create(fields, key))
 
 
-def remix(
-    video_id: options.VideoId,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the new video shows.")],
-    output: options.Target = None,
-    force: options.Force = False,
-    no_wait: options.NoWait = False,
-    cancel_on_interrupt: options.CancelOnInterrupt = False,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
-    """Make a video with the seed and the settings of another one, of a new prompt."""
-    wish, told = MakeOptions(output, force, no_wait, cancel_on_interrupt), Output(as_json)
-    run(
-        Server(url, api_key, patience),
-        told,
-        lambda client: make(client, told, wish, lambda key: client.remix(video_id, prompt, key)),
-    )
-
-
-def enhance(
-    video_id: options.VideoId,
-    steps: options.Steps = None,
-    output: options.Target = None,
-    force: options.Force = False,
-    no_wait: options.NoWait = False,
-    cancel_on_interrupt: options.CancelOnInterrupt = False,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
-    """Make a video once more, of the same prompt and seed, with more steps."""
-    wish, told = MakeOptions(output, force, no_wait, cancel_on_interrupt), Output(as_json)
-    run(
-        Server(url, api_key, patience),
-        told,
-        lambda client: make(client, told, wish, lambda key: client.enhance(video_id, steps, key)),
-    )
-
-
-def batch(
-    prompts: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PROMPTS",
-            help='A line a video: text, or JSON {"prompt": ..., any field of a request, "id", "name"}.',
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the videos and of results.jsonl.")],
-    size: options.Size = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    seconds: options.Seconds = None,
-    num_frames: options.NumFrames = None,
-    fps: options.Fps = None,
-    steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    seed: options.Seed = None,
-    negative_prompt: options.Negative = None,
-    model: options.Model = None,
-    priority: options.Priority = Tier.BATCH,
-    exact: options.Exact = False,
-    webhook_url: options.Webhook = None,
-    concurrency: Annotated[
-        int, typer.Option(help="How many videos are asked for and fetched at a time.", min=1, max=256)
-    ] = CONCURRENCY,
-    force: options.Force = False,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
+@_add()
+@command(ClientOptions)
+async def batch(client: Client, output: Output, options: BatchOptions, request: BatchRequestOptions) -> int:
     """Make a video of each line of a file, or of stdin (-).
 
     Started again with the same folder it goes on where it was, whatever ended it: nothing is made or downloaded twice,
     what failed is tried again, and new lines are added. Options are for lines that do not say otherwise.
     """
-    fields = request_fields(
-        size=size,
-        width=width,
-        height=height,
-        seconds=seconds,
-        num_frames=num_frames,
-        fps=fps,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        negative_prompt=negative_prompt,
-        model=model,
-        priority=priority,
-        exact=exact,
-        webhook_url=webhook_url,
-    )
-    told = Output(as_json)
-    wish = BatchOptions(prompts, output, fields, concurrency, force)
-    run(Server(url, api_key, patience), told, lambda client: batch_of(client, told, wish))
+    return await run_batch(client, output, options, request.fields())
 
 
-# Asks for a video under an Idempotency-Key.
-Ask = Callable[[str], Awaitable[Video]]
+@_add()
+@command(ClientOptions)
+async def remix(
+    client: Client,
+    output: Output,
+    video_id: VideoId,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the new video shows.")],
+    options: MakeOptions,
+) -> int:
+    """Make a video with the seed and the settings of another one, of a new prompt."""
+    return await make(client, output, options, lambda key: client.remix(video_id, prompt, key))
 
 
-@dataclass(frozen=True, slots=True)
-class MakeOptions:
-    """What becomes of a video that was asked for. target: None for a name of its own."""
-
-    target: Path | None
-    force: bool
-    no_wait: bool
-    cancel_on_interrupt: bool
-
-    def check(self) -> None:
-        """Raises UsageError, before anything is made, where its file cannot be put."""
-        if self.target is None or self.no_wait:
-            return
-        check_free(self.target, self.force)
+@_add()
+@command(ClientOptions)
+async def enhance(client: Client, output: Output, video_id: VideoId, options: MakeOptions, steps: Steps = None) -> int:
+    """Make a video once more, of the same prompt and seed, with more steps."""
+    return await make(client, output, options, lambda key: client.enhance(video_id, steps, key))
 
 
-def check_free(target: Path, force: bool) -> None:
-    """Raises UsageError where a file must not, or cannot, be written; a folder is right too."""
-    if target.is_dir():
-        return
-    if target.exists() and not force:
-        raise UsageError(f"{str(target)!r} is there already; give another name, or --force to overwrite it")
-    if not target.parent.is_dir():
-        raise UsageError(f"there is no folder {str(target.parent)!r}; make it first")
-
-
-async def make(client: Client, output: Output, wish: MakeOptions, ask: Ask) -> int:
+async def make(client: Client, output: Output, options: MakeOptions, send: Send) -> int:
     """Ask for a video, wait for it and fetch it; returns the exit code."""
-    wish.check()
-    video = await _asked(output, ask)
-    if wish.no_wait:
+    if options.target is not None and not options.no_wait:
+        check_target(options.target, options.force)
+    try:
+        video = await send(str(uuid.uuid4()))
+    except asyncio.CancelledError:
+        output.message("Interrupted before the server answered; `mochi-serve list` shows whether it took the request.")
+        raise
+    if options.no_wait:
         output.result(video, video["id"])
         return OK
-    output.say(f"{video['id']} is accepted")
+    output.message(f"{video['id']} is accepted")
     try:
-        return await _made(client, output, wish, video)
+        return await _wait_and_fetch(client, output, options, video)
     except asyncio.CancelledError:
-        return await _interrupted(client, output, wish, video)
+        return await _interrupt(client, output, options, video)
     except (UnreachableError, RefusedError):
-        output.say(_how_to_go_on(video["id"]))
+        output.message(_next_commands(video["id"]))
         raise
 
 
-async def _asked(output: Output, ask: Ask) -> Video:
-    try:
-        return await ask(str(uuid.uuid4()))
-    except asyncio.CancelledError:
-        output.say("Interrupted before the server answered; `mochi-serve list` shows whether it took the request.")
-        raise
-
-
-async def _made(client: Client, output: Output, wish: MakeOptions, video: Video) -> int:
-    with output.display(lambda: client.now) as display:
-        track = display.track(video["id"])
-        track.show(video)
-        done = await client.finished(video["id"], track.show)
-        path = await _fetched(client, wish, done, track) if done["status"] == "completed" else None
-        track.end()
-    output.result(done | {"file": None if path is None else str(path)}, None if path is None else str(path))
+async def _wait_and_fetch(client: Client, output: Output, options: MakeOptions, video: Video) -> int:
+    with progress_display(output, lambda: client.now) as display:
+        progress = display.add_video(video["id"])
+        progress.show(video)
+        video = await client.wait_until_done(video["id"], progress.show)
+        path = await _fetch(client, options, video, progress) if video["status"] == "completed" else None
+        progress.end()
     if path is None:
-        output.say(failure_words(done))
-    return FAILED if path is None else OK
+        output.result(video | {"file": None})
+        output.message(failure_text(video))
+        return FAILED
+    output.result(video | {"file": str(path)}, str(path))
+    return OK
 
 
-async def _fetched(client: Client, wish: MakeOptions, video: Video, track: Track) -> Path:
-    path = target_path(wish.target, video["prompt"], video["id"], SUFFIX["video"])
+async def _fetch(client: Client, options: MakeOptions, video: Video, progress: VideoProgress) -> Path:
+    path = target_path(options.target, video["prompt"], video["id"], SUFFIX["video"])
     try:
-        check_free(path, wish.force)
-        await download(client, video["id"], path, tell=track.fetching)
+        check_target(path, options.force)
+        await download(client, video["id"], path, on_bytes=progress.show_download)
     except (UsageError, LocalFileError) as error:
         raise LocalFileError(f"{error.message}. The video is kept: mochi-serve download {video['id']}") from None
     return path
 
 
-async def _interrupted(client: Client, output: Output, wish: MakeOptions, video: Video) -> int:
-    """Ctrl-C: the video goes on by itself, unless it is to be cancelled."""
+async def _interrupt(client: Client, output: Output, options: MakeOptions, video: Video) -> int:
+    """After Ctrl-C the server goes on with the video, unless it is to be cancelled."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()
-    if not wish.cancel_on_interrupt:
-        output.say(_how_to_go_on(video["id"]))
-        output.result(video | {"file": None}, None)
-        return INTERRUPTED
-    try:
-        video = await client.cancel(video["id"])
-    except ClientError as error:
-        output.say(f"{video['id']} could not be cancelled: {error.message}")
+    if options.cancel_on_interrupt:
+        try:
+            video = await client.cancel(video["id"])
+        except ClientError as error:
+            output.message(f"{video['id']} could not be cancelled: {error.message}")
+        else:
+            output.message(f"{video['id']} is cancelled")
     else:
-        output.say(f"{video['id']} is cancelled")
-    output.result(video | {"file": None}, None)
+        output.message(_next_commands(video["id"]))
+    output.result(video | {"file": None})
     return INTERRUPTED
 
 
-def failure_words(video: Video) -> str:
+def failure_text(video: Video) -> str:
+    """Why a video failed."""
     error = video["error"] or {"code": video["state"], "message": "no reason was given"}
     return f"{video['id']} failed ({error['code']}): {error['message']}"
 
 
-def _how_to_go_on(video_id: str) -> str:
+def _next_commands(video_id: str) -> str:
     return (
         f"{video_id} goes on at the server. Follow it: mochi-serve watch {video_id}; fetch it: mochi-serve download "
         f"{video_id}; stop it: mochi-serve cancel {video_id}"

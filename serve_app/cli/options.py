@@ -1,125 +1,140 @@
-"""The options that commands share, and how a command runs: its exit code, its errors, Ctrl-C."""
+"""Options that commands share, and how a function with dataclasses of options becomes a command."""
 
 import asyncio
+import inspect
+import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Concatenate, Protocol, TypeVar
 
 import typer
 
 from serve_app.cli.output import Output
-from serve_app.client.errors import INTERRUPTED, OK, ClientError
-from serve_app.client.http import Client
-from serve_app.jobs import Tier
+from serve_app.client.errors import INTERRUPTED, ClientError
+from serve_app.client.http import DEFAULT_URL, PATIENCE_S, Client
+from serve_app.config import OVERRIDE_PREFIX
 
+DATA_DIR_VARIABLE = f"{OVERRIDE_PREFIX}DATA_DIR"
+
+Context = TypeVar("Context")
+Context_co = TypeVar("Context_co", covariant=True)
 Result = TypeVar("Result")
-
-_REQUEST, _SERVER = "The video", "The server"
-
-
-def _option(*names: str, help: str, panel: str | None = None, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
-Url = Annotated[str, _option("--url", help="Where the server is.", panel=_SERVER, envvar="MOCHI_SERVE_URL")]
-Key = Annotated[
-    str | None,
-    _option(
-        "--api-key",
-        help="The API key, where the server asks for one; better given in the environment, where no list of "
-        "processes shows it.",
-        panel=_SERVER,
-        envvar="MOCHI_SERVE_API_KEY",
-    ),
-]
-PatienceS = Annotated[
-    float,
-    _option(
-        "--patience", help="Seconds to wait for a server that was there and does not answer.", panel=_SERVER, min=0
-    ),
-]
-Json = Annotated[bool, _option("--json", help="Only JSON on stdout, errors too; messages go to stderr.")]
+Result_contra = TypeVar("Result_contra", contravariant=True)
+Group = TypeVar("Group")
 
 VideoId = Annotated[str, typer.Argument(metavar="ID", help="The video's id.")]
 VideoIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of videos.")]
 Target = Annotated[
     Path | None,
-    _option("--output", "-o", help="The file, or a folder; without it a name from the prompt and the id."),
+    typer.Option("--output", "-o", help="The file, or a folder; without it a name from the prompt and the id."),
 ]
-Force = Annotated[bool, _option("--force", help="Overwrite what is there.")]
-NoWait = Annotated[bool, _option("--no-wait", help="Only ask for the video, and tell its id.")]
-CancelOnInterrupt = Annotated[
-    bool, _option("--cancel-on-interrupt", help="Ctrl-C cancels the video; otherwise it goes on without you.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 
-Model = Annotated[str | None, _option("--model", help="A model that is served.", panel=_REQUEST)]
-Size = Annotated[str | None, _option("--size", help="WIDTHxHEIGHT in pixels.", panel=_REQUEST)]
-Width = Annotated[int | None, _option("--width", help="In pixels.", panel=_REQUEST)]
-Height = Annotated[int | None, _option("--height", help="In pixels.", panel=_REQUEST)]
-Seconds = Annotated[float | None, _option("--seconds", help="How long it plays.", panel=_REQUEST)]
-NumFrames = Annotated[int | None, _option("--num-frames", help="Instead of --seconds: 6k + 1.", panel=_REQUEST)]
-Fps = Annotated[int | None, _option("--fps", help="Frames a second.", panel=_REQUEST)]
-Steps = Annotated[int | None, _option("--steps", help="Denoising steps: more are better and slower.", panel=_REQUEST)]
-Guidance = Annotated[
-    float | None, _option("--guidance-scale", help="How closely it keeps to the prompt.", panel=_REQUEST)
-]
-Seed = Annotated[int | None, _option("--seed", help="The same seed gives the same video.", panel=_REQUEST)]
-Negative = Annotated[str | None, _option("--negative-prompt", help="What it must not show.", panel=_REQUEST)]
-Priority = Annotated[Tier | None, _option("--priority", help="The highest that waits goes first.", panel=_REQUEST)]
-Exact = Annotated[bool, _option("--exact", help="The same bits each time on the same kind of device.", panel=_REQUEST)]
-Webhook = Annotated[str | None, _option("--webhook-url", help="Is told when the video is ready.", panel=_REQUEST)]
+
+def override_data_dir(data: Path | None) -> None:
+    """Put the data folder of the option --data before the one of the configuration, for child processes too."""
+    if data is not None:
+        os.environ[DATA_DIR_VARIABLE] = str(data.resolve())
+
+
+class CommonOptions(Protocol[Context_co, Result_contra]):
+    """A dataclass of the options that several commands share."""
+
+    def run(self, work: Callable[[Context_co, Output], Awaitable[Result_contra]]) -> None:
+        """Do the work of a command, and end with its exit code."""
+
+
+def command(
+    common: type[CommonOptions[Context, Result]],
+) -> Callable[[Callable[Concatenate[Context, Output, ...], Awaitable[Result]]], Callable[..., None]]:
+    """Make a command for typer of a coroutine function `work(context, output, ...)`; `common.run` calls it.
+
+    typer reads an option from each parameter of a signature. So the command gets a signature of its own: in it the
+    fields of a parameter that is a dataclass stand in the place of the parameter, and those of `common` at the end.
+    """
+
+    def decorate(work: Callable[Concatenate[Context, Output, ...], Awaitable[Result]]) -> Callable[..., None]:
+        options: list[inspect.Parameter] = []
+        groups: dict[str, type[Any]] = {}
+        for one in list(inspect.signature(work).parameters.values())[2:]:
+            if isinstance(one.annotation, type) and is_dataclass(one.annotation):
+                groups[one.name] = one.annotation
+                options += _options(one.annotation)
+            else:
+                options.append(one)
+        options += _options(common)
+
+        @wraps(work)
+        def run(**values: Any) -> None:
+            shared = _take(common, values)
+            grouped = {name: _take(group, values) for name, group in groups.items()}
+            shared.run(lambda context, output: work(context, output, **values, **grouped))
+
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
+        )
+        return run
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """Where the server is and how it is spoken to."""
+class ClientOptions:
+    """What every command of a client is told: where the server is, and how results are printed."""
 
-    url: str
-    api_key: str | None
-    patience_s: float
+    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout, errors too; messages go to stderr.")] = (
+        False
+    )
+    url: Annotated[
+        str, typer.Option(help="Where the server is.", rich_help_panel="The server", envvar="MOCHI_SERVE_URL")
+    ] = DEFAULT_URL
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The API key, where the server asks for one; better given in the environment, where no list of "
+            "processes shows it.",
+            rich_help_panel="The server",
+            envvar="MOCHI_SERVE_API_KEY",
+        ),
+    ] = field(default=None, repr=False)
+    patience_s: Annotated[
+        float,
+        typer.Option(
+            "--patience",
+            help="Seconds to wait for a server that was there and does not answer.",
+            rich_help_panel="The server",
+            min=0,
+        ),
+    ] = PATIENCE_S
 
-    def __repr__(self) -> str:
-        return f"Server({self.url!r})"
+    def run(self, work: Callable[[Client, Output], Awaitable[int]]) -> None:
+        """Do the work with a client. Its exit code is what the work returns, or that of its ClientError.
 
-    def client(self) -> Client:
-        return Client(self.url, self.api_key, self.patience_s)
+        Raises:
+            typer.Exit: always.
+        """
+        output = Output(self.as_json)
 
+        async def work_with_client() -> int:
+            async with Client(self.url, self.api_key, self.patience_s) as client:
+                return await work(client, output)
 
-def request_fields(**options: Any) -> dict[str, Any]:
-    """The fields of a request from options by the same names; what was not given is left to the server."""
-    return {name: value for name, value in options.items() if value is not None and value is not False}
-
-
-def run(server: Server, output: Output, work: Callable[[Client], Awaitable[int]]) -> None:
-    """Run a command with a client, and end with its exit code.
-
-    Raises:
-        typer.Exit: always, except with the code 0.
-    """
-
-    async def with_client() -> int:
-        async with server.client() as client:
-            return await work(client)
-
-    try:
-        code = asyncio.run(with_client())
-    except ClientError as error:
-        output.error(error)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    if code != OK:
-        raise typer.Exit(code)
-
-
-async def for_each(output: Output, ids: list[str], work: Callable[[str], Awaitable[None]]) -> int:
-    """Do something for each id; returns the exit code of the first error, when all have had their turn."""
-    code = OK
-    for video_id in ids:
         try:
-            await work(video_id)
+            exit_code = asyncio.run(work_with_client())
         except ClientError as error:
             output.error(error)
-            code = code or error.exit_code
-    return code
+            exit_code = error.exit_code
+        except KeyboardInterrupt:
+            exit_code = INTERRUPTED
+        raise typer.Exit(exit_code)
+
+
+def _options(group: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(group).parameters.values())
+
+
+def _take(group: Callable[..., Group], values: dict[str, Any]) -> Group:
+    """Make a dataclass of those values that are its fields, and take them out."""
+    return group(**{option.name: values.pop(option.name) for option in _options(group)})

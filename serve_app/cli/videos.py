@@ -1,217 +1,178 @@
-"""The commands of `mochi-serve` that look after videos; `add_to` mounts them and those that make videos."""
+"""The commands that look after videos: list, status, watch, cancel, delete, download and models."""
 
 import asyncio
+import re
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli import options
-from serve_app.cli.make import batch, check_free, enhance, failure_words, generate, remix
-from serve_app.cli.options import Server, for_each, request_fields, run
-from serve_app.cli.output import Display, Output, facts_table, videos_table
-from serve_app.cli.words import target_path, unix_seconds
+from serve_app.cli.files import check_target, target_path
+from serve_app.cli.make import failure_text
+from serve_app.cli.options import ClientOptions, Force, Target, VideoId, VideoIds, command
+from serve_app.cli.output import Output
+from serve_app.cli.progress import ProgressDisplay, progress_display
+from serve_app.cli.tables import fields_table, videos_table
 from serve_app.client.download import SUFFIX, Variant, download
-from serve_app.client.errors import EXIT_CODES, FAILED, OK
-from serve_app.client.http import DEFAULT_URL, PATIENCE_S, Client, Video
+from serve_app.client.errors import EXIT_CODES, FAILED, OK, ClientError, UsageError
+from serve_app.client.http import Client, Video
 from serve_app.jobs import JobState, Order
 from serve_app.openapi.schemas import Status
 
-MAKING, LOOKING = "Make videos", "Look after videos"
 DEFAULT_LIMIT = 20
 
-
-def add_to(app: typer.Typer) -> None:
-    """Mount the commands."""
-    for command in (generate, batch, remix, enhance):
-        app.command(epilog=EXIT_CODES, rich_help_panel=MAKING)(command)
-    app.command("list", epilog=EXIT_CODES, rich_help_panel=LOOKING)(list_videos)
-    app.command("download", epilog=EXIT_CODES, rich_help_panel=LOOKING)(download_file)
-    for look in (status, watch, cancel, delete, models):
-        app.command(epilog=EXIT_CODES, rich_help_panel=LOOKING)(look)
+app = typer.Typer()
+_add = partial(app.command, epilog=EXIT_CODES, rich_help_panel="Look after videos")
 
 
-def list_videos(
-    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = DEFAULT_LIMIT,
-    everything: Annotated[bool, typer.Option("--all", help="Without a limit.")] = False,
-    after: Annotated[str | None, typer.Option(help="Go on after this id.")] = None,
-    order: Annotated[Order, typer.Option(help="By the time of creation.")] = "desc",
-    status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
-    state: Annotated[JobState | None, typer.Option(help="Only these; finer than --status.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Whose videos.")] = None,
-    created_after: Annotated[str | None, typer.Option(help="Unix seconds or a date like 2026-11-21T09:30.")] = None,
-    created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ListOptions:
+    """Which videos are listed: how many, and the query of GET /v1/videos."""
+
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = DEFAULT_LIMIT
+    all: Annotated[bool, typer.Option("--all", help="Without a limit.")] = False
+    after: Annotated[str | None, typer.Option(help="Go on after this id.")] = None
+    order: Annotated[Order, typer.Option(help="By the time of creation.")] = "desc"
+    status: Annotated[Status | None, typer.Option(help="Only these.")] = None
+    state: Annotated[JobState | None, typer.Option(help="Only these; finer than --status.")] = None
+    tenant: Annotated[str | None, typer.Option(help="Whose videos.")] = None
+    created_after: Annotated[str | None, typer.Option(help="Unix seconds or a date like 2026-11-21T09:30.")] = None
+    created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None
+
+    def query(self) -> dict[str, Any]:
+        """Raises UsageError for a time that is none."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        times = {name: unix_seconds(given[name]) for name in ("created_after", "created_before") if name in given}
+        return {name: value for name, value in (given | times).items() if name not in ("limit", "all")}
+
+
+@_add("list")
+@command(ClientOptions)
+async def list_videos(client: Client, output: Output, options: ListOptions) -> int:
     """List videos, newest first; with --json a line each."""
-    told = Output(as_json)
-
-    async def work(client: Client) -> int:
-        wanted = request_fields(
-            after=after,
-            order=order,
-            status=status,
-            state=state,
-            tenant=tenant,
-            created_after=None if created_after is None else unix_seconds(created_after),
-            created_before=None if created_before is None else unix_seconds(created_before),
-        )
-        listed = []
-        async for video in client.videos(wanted, None if everything else limit):
-            told.result(video, None)
-            listed.append(video)
-        if not as_json:
-            told.table(videos_table(listed))
-        return OK
-
-    run(Server(url, api_key, patience), told, work)
+    videos = []
+    async for video in client.videos(options.query(), None if options.all else options.limit):
+        output.result(video)
+        videos.append(video)
+    if not output.as_json:
+        output.show(videos_table(videos))
+    return OK
 
 
-def status(
-    video_id: options.VideoId,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
-    """Tell all that is known of a video."""
-    told = Output(as_json)
-
-    async def work(client: Client) -> int:
-        _facts(told, await client.retrieve(video_id))
-        return OK
-
-    run(Server(url, api_key, patience), told, work)
-
-
-def watch(
-    video_ids: options.VideoIds,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
-    """Follow videos to their end; with --json a line for each event. The code is 1 if one of them failed."""
-    told = Output(as_json)
-
-    async def work(client: Client) -> int:
-        with told.display(lambda: client.now) as display:
-            following = (_follow(client, told, display, video_id) for video_id in dict.fromkeys(video_ids))
-            videos = await asyncio.gather(*following)
-        for video in videos:
-            told.say(f"{video['id']} is completed" if video["status"] == "completed" else failure_words(video))
-        return OK if all(video["status"] == "completed" for video in videos) else FAILED
-
-    run(Server(url, api_key, patience), told, work)
-
-
-def cancel(
-    video_ids: options.VideoIds,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
-    """Stop the making of videos; with --json a line for each."""
-    told = Output(as_json)
-
-    async def work(client: Client) -> int:
-        async def one(video_id: str) -> None:
-            told.result(await client.cancel(video_id), f"{video_id} is cancelled")
-
-        return await for_each(told, video_ids, one)
-
-    run(Server(url, api_key, patience), told, work)
-
-
-def delete(
-    video_ids: options.VideoIds,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
-    """Delete videos and all that is known of them; one that is being made is cancelled."""
-    told = Output(as_json)
-
-    async def work(client: Client) -> int:
-        async def one(video_id: str) -> None:
-            told.result(await client.delete(video_id), f"{video_id} is deleted")
-
-        return await for_each(told, video_ids, one)
-
-    run(Server(url, api_key, patience), told, work)
-
-
-def download_file(
-    video_id: options.VideoId,
-    output: options.Target = None,
+@_add("download")
+@command(ClientOptions)
+async def download_file(
+    client: Client,
+    output: Output,
+    video_id: VideoId,
+    target: Target = None,
     variant: Annotated[Variant, typer.Option(help="Which of its files.")] = "video",
-    force: options.Force = False,
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
+    force: Force = False,
+) -> int:
     """Fetch a file of a video; one that broke off goes on where it ended. The file's name goes to stdout."""
-    told = Output(as_json)
-
-    async def work(client: Client) -> int:
-        video = await client.retrieve(video_id)
-        path = target_path(output, video["prompt"], video_id, SUFFIX[variant])
-        check_free(path, force)
-        with told.display(lambda: client.now) as display:
-            track = display.track(video_id)
-            size = await download(client, video_id, path, variant, track.fetching)
-            track.end()
-        told.result({"id": video_id, "variant": variant, "file": str(path), "bytes": size}, str(path))
-        return OK
-
-    run(Server(url, api_key, patience), told, work)
+    video = await client.retrieve(video_id)
+    path = target_path(target, video["prompt"], video_id, SUFFIX[variant])
+    check_target(path, force)
+    with progress_display(output, lambda: client.now) as display:
+        progress = display.add_video(video_id)
+        size = await download(client, video_id, path, variant, on_bytes=progress.show_download)
+        progress.end()
+    output.result({"id": video_id, "variant": variant, "file": str(path), "bytes": size}, str(path))
+    return OK
 
 
-def models(
-    as_json: options.Json = False,
-    url: options.Url = DEFAULT_URL,
-    api_key: options.Key = None,
-    patience: options.PatienceS = PATIENCE_S,
-) -> None:
+@_add()
+@command(ClientOptions)
+async def status(client: Client, output: Output, video_id: VideoId) -> int:
+    """Tell all that is known of a video."""
+    video = await client.retrieve(video_id)
+    output.result(video, fields_table(video))
+    return OK
+
+
+@_add()
+@command(ClientOptions)
+async def watch(client: Client, output: Output, video_ids: VideoIds) -> int:
+    """Follow videos to their end; with --json a line for each event. The code is 1 if one of them failed."""
+    with progress_display(output, lambda: client.now) as display:
+        followers = (_follow(client, output, display, video_id) for video_id in dict.fromkeys(video_ids))
+        videos = await asyncio.gather(*followers)
+    for video in videos:
+        output.message(f"{video['id']} is completed" if video["status"] == "completed" else failure_text(video))
+    return OK if all(video["status"] == "completed" for video in videos) else FAILED
+
+
+@_add()
+@command(ClientOptions)
+async def cancel(client: Client, output: Output, video_ids: VideoIds) -> int:
+    """Stop the making of videos; with --json a line for each."""
+
+    async def cancel_one(video_id: str) -> None:
+        output.result(await client.cancel(video_id), f"{video_id} is cancelled")
+
+    return await _for_each(output, video_ids, cancel_one)
+
+
+@_add()
+@command(ClientOptions)
+async def delete(client: Client, output: Output, video_ids: VideoIds) -> int:
+    """Delete videos and all that is known of them; one that is being made is cancelled."""
+
+    async def delete_one(video_id: str) -> None:
+        output.result(await client.delete(video_id), f"{video_id} is deleted")
+
+    return await _for_each(output, video_ids, delete_one)
+
+
+@_add()
+@command(ClientOptions)
+async def models(client: Client, output: Output) -> int:
     """Tell which models are served, what may be asked of them, and what is used when nothing is asked."""
-    told = Output(as_json)
-
-    async def work(client: Client) -> int:
-        answer = await client.models()
-        if as_json:
-            told.result(answer, None)
-        for model in [] if as_json else answer["data"]:
-            told.table(facts_table(model))
-        return OK
-
-    run(Server(url, api_key, patience), told, work)
+    answer = await client.models()
+    output.result(answer, *(fields_table(model) for model in answer["data"]))
+    return OK
 
 
-async def _follow(client: Client, told: Output, display: Display, video_id: str) -> Video:
-    track = display.track(video_id)
+async def _follow(client: Client, output: Output, display: ProgressDisplay, video_id: str) -> Video:
+    progress = display.add_video(video_id)
     video: Video = {}
     async with aclosing(client.events(video_id)) as events:
         async for event in events:
-            track.show(event)
-            told.result(_without_picture(event), None)
+            progress.show(event)
+            # A preview's picture is nothing to read; `download --variant preview` fetches it.
+            output.result({name: value for name, value in event.items() if name != "image"})
             video = event.get("video", video)
-    track.end()
+    progress.end()
     return video
 
 
-def _without_picture(event: dict[str, Any]) -> dict[str, Any]:
-    """A preview's picture is no reading matter; `download --variant preview` fetches it."""
-    return {name: value for name, value in event.items() if name != "image"}
+async def _for_each(output: Output, video_ids: list[str], work: Callable[[str], Awaitable[None]]) -> int:
+    """Do something with each video, after an error too; returns the exit code of the first error."""
+    code = OK
+    for video_id in video_ids:
+        try:
+            await work(video_id)
+        except ClientError as error:
+            output.error(error)
+            code = code or error.exit_code
+    return code
 
 
-def _facts(told: Output, video: Video) -> None:
-    if told.as_json:
-        told.result(video, None)
-    else:
-        told.table(facts_table(video))
+def unix_seconds(text: str) -> float:
+    """A time as Unix seconds or as ISO 8601; one without a zone is local.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):
+            return float(text)
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{text!r} is no time; give Unix seconds or a date like 2026-11-21 or 2026-11-21T09:30"
+        ) from None

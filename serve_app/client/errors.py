@@ -20,16 +20,16 @@ EXIT_CODES = (
     f"key is missing or refused; {INTERRUPTED} interrupted by Ctrl-C."
 )
 
-# Of a 429, a 503 and the like the same request may succeed later; 500 may be a passing trouble or a mistake.
-PASSING = frozenset({408, 429, 500, 502, 503, 504})
-_LONGEST_TEXT = 200
+# After a 429, a 503 and the like the same request may succeed; a 500 may be temporary or a mistake of the server.
+TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
+_MAX_BODY_CHARS = 200
 
 
 class ClientError(MochiServeError):
     """A command cannot do what was asked; the message says what to do."""
 
     exit_code: ClassVar[int] = FAILED
-    type: ClassVar[str] = "client_error"
+    type: str = "client_error"
     code: str | None = None
     param: str | None = None
 
@@ -39,7 +39,7 @@ class ClientError(MochiServeError):
         self.code = code or self.code
 
     def envelope(self) -> dict[str, Any]:
-        """The error as the API tells errors: {"error": {"message", "type", "param", "code"}}."""
+        """The error as the API sends errors: {"error": {"message", "type", "param", "code"}}."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -80,21 +80,18 @@ class RefusedError(ClientError):
     """The server answered with an error, in OpenAI's envelope or with whatever stands before it."""
 
     def __init__(self, response: httpx.Response) -> None:
-        told = _told(response)
-        super().__init__(str(told.get("message") or _in_short(response)), _text(told.get("code")))
+        error = _error_object(response)
+        super().__init__(str(error.get("message") or _summary(response)), _text(error.get("code")))
         self.status = response.status_code
-        self.kind = _text(told.get("type")) or "server_error"
-        self.param = _text(told.get("param"))
+        self.type = _text(error.get("type")) or "server_error"
+        self.param = _text(error.get("param"))
         self.retry_after_s = retry_after(response)
         self._may_repeat = response.headers.get("x-should-retry") != "false"
 
     @property
-    def passing(self) -> bool:
+    def temporary(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in PASSING and self._may_repeat
-
-    def envelope(self) -> dict[str, Any]:
-        return {"error": super().envelope()["error"] | {"type": self.kind}}
+        return self.status in TEMPORARY and self._may_repeat
 
 
 class KeyRefusedError(RefusedError):
@@ -103,18 +100,18 @@ class KeyRefusedError(RefusedError):
     exit_code = KEY_REFUSED
 
 
-def refusal(response: httpx.Response) -> RefusedError:
-    """The error that an answer stands for; its body has been read."""
+def refused_error(response: httpx.Response) -> RefusedError:
+    """The error of an answer whose body has been read."""
     return KeyRefusedError(response) if response.status_code == 401 else RefusedError(response)
 
 
 def retry_after(response: httpx.Response) -> float | None:
     """The header Retry-After in seconds, None where it is missing or a date."""
-    told = response.headers.get("retry-after", "")
-    return float(told) if told.isascii() and told.isdigit() and len(told) < 10 else None
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
 
 
-def _told(response: httpx.Response) -> dict[str, Any]:
+def _error_object(response: httpx.Response) -> dict[str, Any]:
     try:
         body = response.json()
     except ValueError:
@@ -123,8 +120,8 @@ def _told(response: httpx.Response) -> dict[str, Any]:
     return error if isinstance(error, dict) else {}
 
 
-def _in_short(response: httpx.Response) -> str:
-    text = " ".join(response.text.split())[:_LONGEST_TEXT]
+def _summary(response: httpx.Response) -> str:
+    text = " ".join(response.text.split())[:_MAX_BODY_CHARS]
     return f"The server answered {response.status_code} {response.reason_phrase}{': ' if text else ''}{text}"
 
 

@@ -1,9 +1,7 @@
 """The API over HTTP, for programs on another machine or in another process: requests, events, streams.
 
 Every request may be repeated without harm, those that make videos by their Idempotency-Key; so each is repeated while
-the server is away, for a bounded time.
-
-What a user gives to the client, checked before it is sent. Pure.
+the server is away, for a bounded time. What a user gives to the client is checked before it is sent.
 """
 
 import asyncio
@@ -27,7 +25,7 @@ from serve_app.client.errors import (
     UnreachableError,
     UsageError,
     VideoDeletedError,
-    refusal,
+    refused_error,
 )
 
 Video = dict[str, Any]
@@ -45,33 +43,35 @@ _LONGEST_PAUSE_S = 8.0
 # A 500 that stays is a mistake of the server's and not a restart.
 _INTERNAL_ERROR_S = 5.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class Patience:
-    """Pauses between attempts, doubling, until `limit_s` have passed since the last success."""
+    """Pauses between attempts, doubling, until `limit_s` have passed since the first failure after a success."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self.renew()
+        self.reset()
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Something succeeded: the time begins anew with the next failure."""
-        self._since: float | None = None
+        self._failing_since: float | None = None
         self._pause_s = _FIRST_PAUSE_S
 
-    async def after(self, error: ClientError) -> None:
+    async def pause_after(self, error: ClientError) -> None:
         """Pause after a failure, at least as long as the server asks for. Raises `error` when the time is over."""
         now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        pause = self._pause_s * random.uniform(0.5, 1)
-        limit = self._limit_s
+        if self._failing_since is None:
+            self._failing_since = now
+        pause_s = self._pause_s * random.uniform(0.5, 1)
+        limit_s = self._limit_s
         if isinstance(error, RefusedError):
-            pause = max(pause, error.retry_after_s or 0)
-            limit = min(limit, _INTERNAL_ERROR_S) if error.status == 500 else limit
-        if now + pause > self._since + limit:
+            pause_s = max(pause_s, error.retry_after_s or 0)
+            limit_s = min(limit_s, _INTERNAL_ERROR_S) if error.status == 500 else limit_s
+        if now + pause_s > self._failing_since + limit_s:
             raise error
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        await asyncio.sleep(pause)
+        await asyncio.sleep(pause_s)
 
 
 class Client:
@@ -81,19 +81,27 @@ class Client:
         url: where the server is, with or without /v1.
         api_key: sent as a bearer token; in no message.
         patience_s: how long a server that was there once and does not answer is waited for.
+        transport: what carries the requests; None for the network.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        patience_s: float = PATIENCE_S,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._url = checked_url(url)
         self._patience_s = patience_s
-        self._met = False
-        self._ahead_s = 0.0
+        self._has_answered = False
+        self._clock_offset_s = 0.0  # the server's clock less ours
         self._http = httpx.AsyncClient(
             base_url=self._url,
             headers={"Authorization": f"Bearer {checked_key(api_key)}"} if api_key else {},
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             trust_env=self._url.host not in _LOOPBACK,
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:
@@ -107,11 +115,11 @@ class Client:
 
     @property
     def now(self) -> float:
-        """The server's clock, Unix seconds, as told by its last answer."""
-        return time.time() + self._ahead_s
+        """The server's clock, Unix seconds, by its last answer."""
+        return time.time() + self._clock_offset_s
 
     async def create(self, fields: Mapping[str, Any], key: str) -> Video:
-        """Ask for a video; the same fields and key make one video, however often they are sent."""
+        """Ask for a video; the same fields and Idempotency-Key make one video, however often they are sent."""
         return await self.request("POST", "/v1/videos", fields, key=key)
 
     async def remix(self, video_id: str, prompt: str, key: str) -> Video:
@@ -133,21 +141,27 @@ class Client:
     async def models(self) -> dict[str, Any]:
         return await self.request("GET", "/v1/models")
 
-    async def videos(self, wanted: Mapping[str, Any], limit: int | None) -> AsyncIterator[Video]:
-        """List videos page by page. wanted: the query of a listing. limit: how many at most, None for all."""
-        query, left = dict(wanted), limit
+    async def videos(self, query: Mapping[str, Any], limit: int | None) -> AsyncIterator[Video]:
+        """List videos page by page.
+
+        Args:
+            query: of GET /v1/videos, without a limit.
+            limit: how many at most, None for all.
+        """
+        params = dict(query)
+        left = limit
         while left is None or left > 0:
-            query["limit"] = PAGE if left is None else min(PAGE, left)
-            page = await self.request("GET", "/v1/videos", params=query)
+            params["limit"] = PAGE if left is None else min(PAGE, left)
+            page = await self.request("GET", "/v1/videos", params=params)
             for video in page["data"]:
                 yield video
             if not page["has_more"]:
                 return
-            query["after"] = page["last_id"]
+            params["after"] = page["last_id"]
             left = None if left is None else left - len(page["data"])
 
     async def events(self, video_id: str) -> AsyncGenerator[Event, None]:
-        """What happens to a video, to its end: the last one has the type `done` and the Video.
+        """What happens to a video, to its end: the last event has the type `done` and the Video.
 
         A stream that breaks is taken up again where it ended.
 
@@ -156,13 +170,13 @@ class Client:
             VideoDeletedError: somebody deleted it; its event was given before.
             UnreachableError: the server was away for longer than `patience_s`; the video is made all the same.
         """
-        patience, last_id = self.patience(), ""
+        patience = self.patience()
+        last_id = ""
         while True:
-            failure: ClientError = UnreachableError(f"{self._shown} ends the stream of events of {video_id} early")
             try:
                 async with aclosing(self._stream_events(video_id, last_id)) as stream:
                     async for sse in stream:
-                        patience.renew()
+                        patience.reset()
                         last_id = sse.id or last_id
                         if not sse.data:
                             # httpx-sse gives an event, without data, for the empty line after a heartbeat.
@@ -173,22 +187,19 @@ class Client:
                             return
                         if event["type"] == "deleted":
                             raise VideoDeletedError(video_id)
-            except httpx.TransportError as error:
-                failure = self.unreachable(error)
-            except RefusedError as error:
-                if not error.passing:
-                    raise
-                failure = error
-            await patience.after(failure)
+                failure: ClientError = UnreachableError(f"{self._origin} ends the stream of events of {video_id} early")
+            except (httpx.TransportError, RefusedError) as error:
+                failure = self.temporary_error(error)
+            await patience.pause_after(failure)
 
-    async def finished(self, video_id: str, tell: Callable[[Event], None]) -> Video:
-        """Wait for the end of a video; `tell` gets what happens until then. Raises as `events` does."""
+    async def wait_until_done(self, video_id: str, on_event: Callable[[Event], None]) -> Video:
+        """Wait for the end of a video; `on_event` gets what happens until then. Raises as `events` does."""
         async with aclosing(self.events(video_id)) as events:
             async for event in events:
                 if event["type"] == "done":
                     video: Video = event["video"]
                     return video
-                tell(event)
+                on_event(event)
         raise AssertionError("events() ends with the event done or raises")
 
     async def request(
@@ -201,59 +212,71 @@ class Client:
     ) -> dict[str, Any]:
         """Send a request, again if need be, and return the JSON of its answer.
 
+        Args:
+            fields: the body, sent as JSON.
+            params: the query.
+            key: the Idempotency-Key.
+
         Raises:
             RefusedError: the server's answer is an error, and stays one.
             UnreachableError: there is no answer.
         """
         headers = {} if key is None else {"Idempotency-Key": key}
-        content = None if fields is None else encoded(fields)
-        headers |= {} if fields is None else {"Content-Type": "application/json"}
+        content = None
+        if fields is not None:
+            content = json_body(fields)
+            headers["Content-Type"] = "application/json"
         patience = self.patience()
         while True:
             try:
                 response = await self._http.request(method, path, params=params, content=content, headers=headers)
-                return self._answer(response)
-            except httpx.TransportError as error:
-                failure: ClientError = self.unreachable(error)
-            except RefusedError as error:
-                if not error.passing:
-                    raise
-                failure = error
-            await patience.after(failure)
+                return self._json_object(response)
+            except (httpx.TransportError, RefusedError) as error:
+                await patience.pause_after(self.temporary_error(error))
 
     @asynccontextmanager
     async def stream(
         self, path: str, headers: Mapping[str, str], params: Mapping[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
         """An answer whose body is still to be read, redirects followed. Raises RefusedError, httpx.TransportError."""
-        # Not compressed on the way: then the length that is told is that of the file.
+        # Not compressed on the way: then the Content-Length is the length of the file.
         sent = {"Accept-Encoding": "identity", **headers}
         timeout = httpx.Timeout(SILENCE_S, connect=_CONNECT_S, pool=None)
         async with self._http.stream(
             "GET", path, params=params, headers=sent, timeout=timeout, follow_redirects=True
         ) as response:
-            self._note(response)
+            self._learn_from(response)
             if not response.is_success:
                 await response.aread()
-                raise refusal(response)
+                raise refused_error(response)
             yield response
 
     def patience(self) -> Patience:
         return Patience(self._patience_s)
 
-    def unreachable(self, error: httpx.TransportError) -> UnreachableError:
-        """What a broken connection means. Raises it at once where the server was never there."""
+    def temporary_error(self, error: httpx.TransportError | RefusedError) -> ClientError:
+        """What a failed attempt means while it may be repeated.
+
+        Raises:
+            RefusedError: the answer will stay as it is.
+            UnreachableError: no server was ever there.
+        """
+        if isinstance(error, RefusedError):
+            if not error.temporary:
+                raise error
+            return error
         why = str(error) or type(error).__name__
-        told = UnreachableError(
-            f"{self._shown} does not answer ({why}); start the server there, or name another one with --url or "
+        unreachable = UnreachableError(
+            f"{self._origin} does not answer ({why}); start the server there, or name another one with --url or "
             "MOCHI_SERVE_URL"
         )
-        if not self._met and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            raise told from None
-        return told
+        if not self._has_answered and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            raise unreachable from None
+        return unreachable
 
     @property
-    def _shown(self) -> str:
+    def _origin(self) -> str:
+        """The server's URL for messages."""
         return str(self._url.copy_with(userinfo=b"")).rstrip("/")
 
     async def _stream_events(self, video_id: str, last_id: str) -> AsyncGenerator[ServerSentEvent, None]:
@@ -266,28 +289,26 @@ class Client:
             async for sse in stream:
                 yield sse
 
-    def _answer(self, response: httpx.Response) -> dict[str, Any]:
-        self._note(response)
+    def _json_object(self, response: httpx.Response) -> dict[str, Any]:
+        self._learn_from(response)
         if not response.is_success:
-            raise refusal(response)
+            raise refused_error(response)
         try:
-            answer = response.json()
+            value = response.json()
         except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise UnreachableError(f"{self._shown} is no mochi-serve: its answer is no JSON object; check --url")
-        return answer
+            value = None
+        if not isinstance(value, dict):
+            raise UnreachableError(f"{self._origin} is no mochi-serve: its answer is no JSON object; check --url")
+        return value
 
-    def _note(self, response: httpx.Response) -> None:
-        self._met = True
+    def _learn_from(self, response: httpx.Response) -> None:
+        """Any answer shows that a server is there; its header Date shows what time it is there."""
+        self._has_answered = True
         try:
-            self._ahead_s = parsedate_to_datetime(response.headers["date"]).timestamp() - time.time()
+            self._clock_offset_s = parsedate_to_datetime(response.headers["date"]).timestamp() - time.time()
         except (KeyError, ValueError):
-            # An answer without a readable date leaves the clocks as they were known.
+            # Without a readable date the last one counts.
             return
-
-
-_VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def video_path(video_id: str) -> str:
@@ -301,7 +322,7 @@ def checked_url(url: str) -> httpx.URL:
     """The server's address without /v1 and a closing slash. Raises UsageError for what is no address."""
     try:
         parsed = httpx.URL(url.strip().rstrip("/").removesuffix("/v1"))
-        # httpx lets pass what is no port and no IPv6 address.
+        # httpx accepts what is no port and no IPv6 address.
         _ = urlsplit(url).port
     except (httpx.InvalidURL, ValueError):
         parsed = httpx.URL("")
@@ -319,8 +340,8 @@ def checked_key(key: str) -> str:
     return key
 
 
-def encoded(fields: Mapping[str, Any]) -> bytes:
-    """Fields as JSON. Raises UsageError for what JSON cannot say."""
+def json_body(fields: Mapping[str, Any]) -> bytes:
+    """Fields as JSON. Raises UsageError for a number that JSON does not have."""
     try:
         return json.dumps(fields, allow_nan=False).encode("ascii")
     except ValueError:

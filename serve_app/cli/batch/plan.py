@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from serve_app.cli.words import is_file_name, slug
+from serve_app.cli.files import is_file_name, slug
 from serve_app.client.errors import UsageError
 
 SUFFIX = ".mp4"
@@ -21,48 +21,44 @@ _SHOWN_MISTAKES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of the file, read.
+class PromptLine:
+    """A line of the file of prompts, read."""
 
-    number: its place, from 1. fields: of the request, with the defaults. id: the user's own, None if there is none.
-    file: the name of its video. key: 64 hexadecimal digits that tell it from all other lines.
-    """
-
-    number: int
-    fields: Mapping[str, Any]
-    id: str | int | None
-    file: str
-    key: str
+    number: int  # its place in the file, from 1
+    fields: Mapping[str, Any]  # of the request, with the defaults
+    id: str | int | None  # the user's own
+    file: str  # the name of its video
+    key: str  # 64 hexadecimal digits that no other line has
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What earlier runs wrote down of a line. bytes: of its file, once it was fetched whole."""
+class LineState:
+    """How far earlier runs came with a line."""
 
     attempt: int = 1
     video_id: str | None = None
-    bytes: int | None = None
+    bytes: int | None = None  # of its file, once it was fetched whole
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
-    """A line that has no result yet. fetched: its file is there, only the result was not written down."""
+class OpenLine:
+    """A line that has no result yet."""
 
-    line: Line
-    known: Known
-    fetched: bool
+    line: PromptLine
+    state: LineState
+    fetched: bool  # its file is there, only the result was not written down
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is left, in the file's order, and how many lines are done. conflicts: files that are not of this batch."""
+class BatchPlan:
+    """What is left to do of a batch."""
 
-    todo: tuple[Todo, ...]
-    done: int
-    conflicts: tuple[str, ...]
+    open: tuple[OpenLine, ...]  # in the order of the file
+    done: int  # lines
+    conflicts: tuple[str, ...]  # files in the folder that are not of this batch
 
 
-def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
+def read_lines(text: str, defaults: Mapping[str, Any]) -> list[PromptLine]:
     """The lines of a file of prompts; those that are blank are left out.
 
     Args:
@@ -71,68 +67,70 @@ def read_lines(text: str, defaults: Mapping[str, Any]) -> list[Line]:
     Raises:
         UsageError: names the first lines that are wrong, and why.
     """
-    lines: list[Line] = []
+    lines: list[PromptLine] = []
     mistakes: list[str] = []
-    seen: Counter[str] = Counter()
+    copies: Counter[str] = Counter()
     for number, row in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if row.strip():
             try:
-                lines.append(_line(number, row, defaults, seen))
+                lines.append(_read_line(number, row, defaults, copies))
             except UsageError as error:
                 mistakes.append(f"line {number}: {error.message}")
-    mistakes += _twice(lines)
+    mistakes += _shared_files(lines)
     if mistakes:
         more = f"; and {len(mistakes) - _SHOWN_MISTAKES} more" if len(mistakes) > _SHOWN_MISTAKES else ""
         raise UsageError("; ".join(mistakes[:_SHOWN_MISTAKES]) + more)
     return lines
 
 
-def idempotency_key(folder_id: str, todo: Todo) -> str:
+def idempotency_key(folder_id: str, open_line: OpenLine) -> str:
     """The server's name for the request of a line: the same whenever the same folder asks for the same again."""
-    asked = [folder_id, todo.line.key, todo.known.attempt, todo.line.fields]
-    return f"batch-{_digest(asked)}"
+    line = open_line.line
+    return f"batch-{_digest([folder_id, line.key, open_line.state.attempt, line.fields])}"
 
 
-def plan(
-    lines: Sequence[Line],
-    known: Mapping[str, Known],
+def make_plan(
+    lines: Sequence[PromptLine],
+    states: Mapping[str, LineState],
     results: Mapping[str, Mapping[str, Any]],
     sizes: Mapping[str, int],
-) -> Plan:
+) -> BatchPlan:
     """What is left to do.
 
     Args:
-        known, results: by the key of a line, as earlier runs wrote them down.
+        states: by the key of a line, as earlier runs wrote them down.
+        results: by the key of a line, likewise.
         sizes: in bytes, of the files that are in the folder.
     """
-    todo, conflicts, done = [], [], 0
+    open_lines: list[OpenLine] = []
+    conflicts: list[str] = []
     for line in lines:
-        there, before = sizes.get(line.file), known.get(line.key, Known())
-        made = results.get(line.key, {}).get("status") == COMPLETED
-        fetched = there is not None and before.bytes == there
-        if made and there is not None:
-            done += 1
+        size = sizes.get(line.file)
+        state = states.get(line.key, LineState())
+        fetched = size is not None and state.bytes == size
+        if size is not None and results.get(line.key, {}).get("status") == COMPLETED:
             continue
-        if there is not None and not fetched:
+        if size is not None and not fetched:
             conflicts.append(line.file)
-        todo.append(Todo(line, before, fetched))
-    return Plan(tuple(todo), done, tuple(conflicts))
+        open_lines.append(OpenLine(line, state, fetched))
+    return BatchPlan(tuple(open_lines), len(lines) - len(open_lines), tuple(conflicts))
 
 
-def _line(number: int, row: str, defaults: Mapping[str, Any], seen: Counter[str]) -> Line:
+def _read_line(number: int, row: str, defaults: Mapping[str, Any], copies: Counter[str]) -> PromptLine:
     given = _fields(row.strip())
-    own_id, name = given.pop("id", None), given.pop("name", None)
+    own_id = given.pop("id", None)
+    name = given.pop("name", None)
     if isinstance(own_id, bool) or not isinstance(own_id, str | int | None):
         raise UsageError('"id" must be a text or an integer')
     fields = {**defaults, **given}
     if not isinstance(fields.get("prompt"), str):
         raise UsageError('"prompt" is missing, or no text')
     # The priority says when and not what: it may be another one for the rest of a batch.
-    asked = _digest([{k: v for k, v in fields.items() if k != "priority"}, own_id, name])
+    content = _digest([{k: v for k, v in fields.items() if k != "priority"}, own_id, name])
     # The same line twice asks for two videos.
-    seen[asked] += 1
-    key = _digest([asked, seen[asked]])
-    return Line(number, fields, own_id, _file(name, own_id, fields["prompt"], key), key)
+    copies[content] += 1
+    key = _digest([content, copies[content]])
+    return PromptLine(number, fields, own_id, _file(name, own_id, fields["prompt"], key), key)
 
 
 def _fields(row: str) -> dict[str, Any]:
@@ -164,11 +162,12 @@ def _file(name: object, own_id: str | int | None, prompt: str, key: str) -> str:
     return f"{slug(prompt) or 'video'}-{key[:_DIGEST_CHARS]}{SUFFIX}"
 
 
-def _twice(lines: Iterable[Line]) -> list[str]:
+def _shared_files(lines: Iterable[PromptLine]) -> list[str]:
+    """A message for each line whose file is the file of an earlier one."""
     first: dict[str, int] = {}
     mistakes = []
     for line in lines:
-        # Some systems do not tell upper case from lower.
+        # Some systems do not distinguish upper case from lower.
         number = first.setdefault(line.file.casefold(), line.number)
         if number != line.number:
             mistakes.append(

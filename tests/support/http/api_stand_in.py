@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -31,30 +32,24 @@ class Broken(Exception):
 
 
 class StandIn:
-    """The server's state. Faults are used up one by one by the requests that they fit.
-
-    refusals: (status, code, headers) of the next POSTs to /v1/videos. lost_answers: of so many the video is made and
-    the connection breaks. breaks: for the next streams of events or files, after how many events or bytes they end.
-    failing: prompts whose videos fail. hold: videos stay in decoding until it is cleared. pause_s: the length of each
-    state. no_routes: of so many requests a proxy says that there is no such path. seen: requests by route.
-    """
+    """The server's state. Faults are used up one by one by the requests that they fit."""
 
     def __init__(self) -> None:
-        self.videos: dict[str, dict[str, Any]] = {}
-        self.keys: dict[str, str] = {}
-        self.refusals: list[tuple[int, str, dict[str, str]]] = []
-        self.lost_answers = 0
-        self.no_routes = 0
-        self.breaks: list[int] = []
-        self.failing: set[str] = set()
-        self.hold = False
-        self.pause_s = 0.01
-        self.api_key: str | None = None
-        self.seen: Counter[str] = Counter()
-        self.headers: list[dict[str, str]] = []
-        self.at_once = 0
-        self.most_at_once = 0
         self.url = ""
+        self.videos: dict[str, dict[str, Any]] = {}
+        self.keys: dict[str, str] = {}  # ids of videos by their Idempotency-Key
+        self.api_key: str | None = None  # None: no key is asked for
+        self.pause_s = 0.01  # the length of each state
+        self.hold = False  # videos stay in decoding until it is cleared
+        self.failing: set[str] = set()  # prompts whose videos fail
+        self.refusals: list[tuple[int, str, dict[str, str]]] = []  # status, code, headers of the next requests
+        self.lost_answers = 0  # requests whose video is made while the connection breaks
+        self.no_routes = 0  # requests for which a proxy says that there is no such path
+        self.breaks: list[int] = []  # after how many events or bytes the next streams end
+        self.seen: Counter[str] = Counter()  # requests by route
+        self.headers: list[dict[str, str]] = []  # of all requests
+        self.at_once = 0  # streams of events now
+        self.most_at_once = 0
         self._numbers = itertools.count()
 
     def app(self) -> Starlette:
@@ -94,13 +89,13 @@ class StandIn:
     def _made(self, request: Request, fields: dict[str, Any]) -> Response:
         key = request.headers["idempotency-key"]
         if key not in self.keys:
-            self.keys[key] = self._new(fields)
+            self.keys[key] = self.add_video(fields)
         if self.lost_answers:
             self.lost_answers -= 1
             raise Broken
         return JSONResponse(self.videos[self.keys[key]])
 
-    def _new(self, fields: dict[str, Any]) -> str:
+    def add_video(self, fields: dict[str, Any]) -> str:
         video_id = f"video_{next(self._numbers):032x}"
         self.videos[video_id] = {
             "id": video_id,
@@ -266,3 +261,9 @@ def running_stand_in() -> Iterator[StandIn]:
         server.should_exit = True
         server.force_exit = True
         thread.join()
+
+
+@pytest.fixture
+def api() -> Iterator[StandIn]:
+    with running_stand_in() as stand_in:
+        yield stand_in

@@ -41,14 +41,15 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def run(*words: str, code: int = 0) -> Result:
-    done = CliRunner().invoke(app, list(words))
+def run(*arguments: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, list(arguments))
     assert done.exit_code == code, done.output
     return done
 
 
-def told(*words: str) -> Any:
-    return json.loads(run(*words, "--json").stdout)
+def answer(*arguments: str) -> Any:
+    """The JSON that a command prints."""
+    return json.loads(run(*arguments, "--json").stdout)
 
 
 def test_a_key_is_printed_once_and_kept_as_its_hash(data: Path) -> None:
@@ -67,15 +68,15 @@ def test_a_key_is_printed_once_and_kept_as_its_hash(data: Path) -> None:
 
 
 def test_as_json() -> None:
-    made = told("keys", "create", "--tenant", "acme", "--label", "[ci]", "--expires-days", "1.5")
+    made = answer("keys", "create", "--tenant", "acme", "--label", "[ci]", "--expires-days", "1.5")
     assert made["expires_at"] == pytest.approx(time.time() + 1.5 * DAY_S, abs=60)
     plain = made.pop("key")
     assert plain.startswith(made["hint"])
     assert key_hash(plain) not in json.dumps(made)
-    assert told("keys", "list") == [made] == told("keys", "list", "--tenant", "acme")
-    assert told("keys", "list", "--tenant", "other") == []
+    assert answer("keys", "list") == [made] == answer("keys", "list", "--tenant", "acme")
+    assert answer("keys", "list", "--tenant", "other") == []
     assert "[ci]" in run("keys", "list").stdout
-    revoked = told("keys", "revoke", made["id"])
+    revoked = answer("keys", "revoke", made["id"])
     assert revoked == {**made, "revoked_at": pytest.approx(time.time(), abs=60)}
     assert "revoked 20" in run("keys", "list").stdout
 
@@ -88,8 +89,8 @@ def test_a_note_says_when_keys_are_not_asked_for(monkeypatch: pytest.MonkeyPatch
 
 def test_a_tenant_is_set_piece_by_piece() -> None:
     limits = {"weight": "2.5", "requests-per-minute": "60", "videos-per-minute": "5", "max-queued": "9"}
-    words = [word for name, value in limits.items() for word in (f"--{name}", value)]
-    first = told("tenants", "set", "acme", "--tier", "interactive", *words, "--gpu-seconds-per-day", "0")
+    arguments = [word for name, value in limits.items() for word in (f"--{name}", value)]
+    first = answer("tenants", "set", "acme", "--tier", "interactive", *arguments, "--gpu-seconds-per-day", "0")
     assert first == {
         "name": "acme",
         "max_tier": "interactive",
@@ -100,9 +101,9 @@ def test_a_tenant_is_set_piece_by_piece() -> None:
         "max_queued": 9,
         "gpu_seconds_per_day": 0.0,
     }
-    second = told("tenants", "set", "acme", "--videos-per-minute", "none", "--tier", "batch")
+    second = answer("tenants", "set", "acme", "--videos-per-minute", "none", "--tier", "batch")
     assert second == {**first, "videos_per_minute": None, "max_tier": "batch"}
-    assert told("tenants", "list") == [second]
+    assert answer("tenants", "list") == [second]
     assert "batch" in run("tenants", "list").stdout
 
 
@@ -135,9 +136,9 @@ def test_a_name_that_no_request_can_give_is_refused(data: Path, name: str) -> No
     assert not data.exists()
 
 
-@pytest.mark.parametrize("words", [("--expires-days", "0"), ("--expires-days", "nan"), ("--label", "x" * 129)])
-def test_a_key_out_of_bounds_is_refused(data: Path, words: tuple[str, ...]) -> None:
-    assert words[0] in run("keys", "create", "--tenant", "acme", *words, code=2).stderr
+@pytest.mark.parametrize("arguments", [("--expires-days", "0"), ("--expires-days", "nan"), ("--label", "x" * 129)])
+def test_a_key_out_of_bounds_is_refused(data: Path, arguments: tuple[str, ...]) -> None:
+    assert arguments[0] in run("keys", "create", "--tenant", "acme", *arguments, code=2).stderr
     assert not data.exists()
 
 
@@ -156,9 +157,9 @@ def beside(data: Path, function: Callable[Concatenate[Connection, P], T], *args:
 
 def test_all_of_a_tenant_is_shown(data: Path) -> None:
     tenant = beside(data, access_sql.create_tenant, "acme", now=1.0)
-    key = told("keys", "create", "--tenant", "acme")
+    key = answer("keys", "create", "--tenant", "acme")
     beside(data, access_sql.record_usage, "acme", ended_at=time.time(), gpu_seconds=1.5)
-    shown = told("tenants", "show", "acme")
+    shown = answer("tenants", "show", "acme")
     assert shown["webhook_secret"] == tenant.webhook_secret
     assert [one["id"] for one in shown["keys"]] == [key["id"]]
     assert shown["used_today"] == {"gpu_seconds": 1.5, "videos": 1}
@@ -173,32 +174,32 @@ def test_usage_by_day(data: Path) -> None:
         beside(data, access_sql.record_usage, tenant, ended_at=ended_at, gpu_seconds=seconds)
     today = datetime.fromtimestamp(now, UTC).date().isoformat()
     mine = {"tenant": "acme", "day": today, "gpu_seconds": 1.5, "videos": 1}
-    assert told("tenants", "usage", "acme") == [mine]
-    assert [one["tenant"] for one in told("tenants", "usage")] == ["acme", "other"]
-    assert [one["gpu_seconds"] for one in told("tenants", "usage", "acme", "--days", "60")] == [4.0, 1.5]
+    assert answer("tenants", "usage", "acme") == [mine]
+    assert [one["tenant"] for one in answer("tenants", "usage")] == ["acme", "other"]
+    assert [one["gpu_seconds"] for one in answer("tenants", "usage", "acme", "--days", "60")] == [4.0, 1.5]
     assert today in run("tenants", "usage").stdout
 
 
-def test_the_secret_of_webhooks_can_be_told_and_replaced(data: Path) -> None:
-    before = told("tenants", "set", "acme") and told("tenants", "show", "acme")["webhook_secret"]
-    told("tenants", "set", "acme", "--new-webhook-secret")
-    after = told("tenants", "show", "acme")["webhook_secret"]
+def test_the_secret_of_webhooks_can_be_shown_and_replaced(data: Path) -> None:
+    before = answer("tenants", "set", "acme") and answer("tenants", "show", "acme")["webhook_secret"]
+    answer("tenants", "set", "acme", "--new-webhook-secret")
+    after = answer("tenants", "show", "acme")["webhook_secret"]
     assert after.startswith("whsec_") and after != before
     own = run("tenants", "webhook-secret").stdout.strip()
-    assert own == told("tenants", "webhook-secret")["webhook_secret"]
+    assert own == answer("tenants", "webhook-secret")["webhook_secret"]
     assert own == beside(data, access_sql.installation_webhook_secret)
 
 
 def test_a_removed_tenant_is_gone_with_its_keys() -> None:
-    told("keys", "create", "--tenant", "acme")
-    assert told("tenants", "remove", "acme") == {"name": "acme", "removed": True}
-    assert told("tenants", "list") == told("keys", "list") == []
+    answer("keys", "create", "--tenant", "acme")
+    assert answer("tenants", "remove", "acme") == {"name": "acme", "removed": True}
+    assert answer("tenants", "list") == answer("keys", "list") == []
 
 
-@pytest.mark.parametrize("words", [("tenants", "show"), ("tenants", "remove"), ("keys", "revoke")])
-def test_what_is_not_there_is_one_line_and_code_1(words: tuple[str, str]) -> None:
-    said = run(*words, "nobody", code=1).stderr
-    assert said.startswith("mochi-serve: there is no ") and "'nobody'" in said and said.count("\n") == 1
+@pytest.mark.parametrize("arguments", [("tenants", "show"), ("tenants", "remove"), ("keys", "revoke")])
+def test_what_is_not_there_is_one_line_and_code_1(arguments: tuple[str, str]) -> None:
+    error = run(*arguments, "nobody", code=1).stderr
+    assert error.startswith("mochi-serve: there is no ") and "'nobody'" in error and error.count("\n") == 1
 
 
 def test_it_works_beside_a_server_that_writes(data: Path) -> None:
@@ -238,11 +239,11 @@ def test_the_profile_of_the_environment_is_enough(data: Path, tmp_path: Path, mo
     assert (data / "jobs.db").exists()
 
 
-@pytest.mark.parametrize("words", [(), ("create",), ("list",), ("revoke",)])
-def test_help_of_keys(words: tuple[str, ...]) -> None:
-    assert "key" in run("keys", *words, "--help").stdout
+@pytest.mark.parametrize("arguments", [(), ("create",), ("list",), ("revoke",)])
+def test_help_of_keys(arguments: tuple[str, ...]) -> None:
+    assert "key" in run("keys", *arguments, "--help").stdout
 
 
-@pytest.mark.parametrize("words", [("list",), ("show",), ("set",), ("remove",), ("usage",), ("webhook-secret",)])
-def test_help_of_tenants(words: tuple[str, ...]) -> None:
-    assert "--json" in run("tenants", *words, "--help").stdout
+@pytest.mark.parametrize("arguments", [("list",), ("show",), ("set",), ("remove",), ("usage",), ("webhook-secret",)])
+def test_help_of_tenants(arguments: tuple[str, ...]) -> None:
+    assert "--json" in run("tenants", *arguments, "--help").stdout

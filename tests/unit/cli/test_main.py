@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from serve_app.cli.main import BAD_CONFIG, CANNOT_START, DATA_DIR_VARIABLE, app
+from serve_app.cli.main import app
+from serve_app.cli.options import DATA_DIR_VARIABLE
+from serve_app.client.errors import FAILED, WRONG_USAGE
 from tests.support import ROOT
 
 
@@ -36,9 +38,9 @@ COMMANDS = {
 
 
 def test_help_names_the_commands_and_the_exit_codes() -> None:
-    told = CliRunner().invoke(app, ["--help"]).output
-    assert {line.split()[1] for line in told.splitlines() if line.startswith("\u2502 ")} >= COMMANDS
-    assert "Exit codes: 0 all went well" in told
+    text = CliRunner().invoke(app, ["--help"]).output
+    assert {line.split()[1] for line in text.splitlines() if line.startswith("\u2502 ")} >= COMMANDS
+    assert "Exit codes: 0 all went well" in text
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -54,13 +56,13 @@ def test_the_commands_of_a_client_start_without_ray_and_torch() -> None:
 
 
 def test_help_names_the_options() -> None:
-    told = CliRunner().invoke(app, ["serve", "--help"]).output
-    assert all(option in told for option in ("--config", "--data", "--dashboard-port"))
+    text = CliRunner().invoke(app, ["serve", "--help"]).output
+    assert all(option in text for option in ("--config", "--data", "--dashboard-port"))
 
 
 def test_a_missing_config_is_one_line_and_code_2(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["serve", "--config", str(tmp_path / "none.yaml")])
-    assert done.exit_code == BAD_CONFIG
+    assert done.exit_code == WRONG_USAGE
     assert done.stderr.startswith("mochi-serve: cannot read") and done.stderr.count("\n") == 1
 
 
@@ -68,7 +70,7 @@ def test_data_goes_before_the_profile(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     (tmp_path / "file").write_text("")
     done = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "file" / "data")])
-    assert done.exit_code == CANNOT_START
+    assert done.exit_code == FAILED
     assert f"cannot write in the data folder {tmp_path}/file/data" in done.stderr
 
 

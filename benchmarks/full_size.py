@@ -4,8 +4,7 @@ Time and memory do not depend on what the weights are, so no 30 GB need be fetch
 network: activations stay near one and nothing overflows.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from deployments.clip import LatentShape
 from deployments.messages import VideoSpec
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, sigma_schedule, start_sample
-from deployments.mochi.loading import use_host_lengths
 
 GUIDANCE = 4.5
 TEXT_TOKENS = 256
@@ -132,7 +130,7 @@ def our_step(transformer: Any, rows: list[Sample], block: RunBlock = run_block) 
 
 def stock_step(transformer: Any, row: Sample, prompt: Prompt, negative: Prompt) -> Step:
     """The same step as `MochiPipeline` does it: latents and timestep in the model's dtype, text padded, all text
-    layers run again. Works with whatever attention processors the transformer has that take a mask."""
+    layers run again, and diffusers' own attention processors, which ask the device for the prompts' lengths."""
     device, dtype = transformer.device, transformer.dtype
     latents = row.latents[None].to(dtype)
     embeds = torch.stack([negative.embeds, prompt.embeds]).to(device, dtype)
@@ -148,25 +146,6 @@ def stock_step(transformer: Any, row: Sample, prompt: Prompt, negative: Prompt) 
         return stepped
 
     return step
-
-
-@contextmanager
-def host_lengths(transformer: Any, lengths: list[int]) -> Iterator[None]:
-    """diffusers' own forward with `HostLengthAttention` in its blocks, which are told `lengths` for the mask."""
-
-    def tell(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, kwargs | {"encoder_attention_mask": lengths}
-
-    blocks = transformer.transformer_blocks
-    stock = [block.attn1.processor for block in blocks]
-    hooks = [block.register_forward_pre_hook(tell, with_kwargs=True) for block in blocks]
-    use_host_lengths(transformer)
-    try:
-        yield
-    finally:
-        for block, processor, hook in zip(blocks, stock, hooks, strict=True):
-            block.attn1.processor = processor
-            hook.remove()
 
 
 def stock_pipeline(transformer: Any, vae: Any) -> Any:

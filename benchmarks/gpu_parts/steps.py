@@ -44,8 +44,6 @@ def short_steps(bench: Bench) -> Rows:
     yield _step("ours", bench, clip, _our_step(clip), ours, syncs=True)
     yield _step("ours, 2 samples", bench, clip, _our_step(clip, 2), 2 * ours, samples=2, syncs=True)
     yield _step("stock", bench, clip, _stock_step(clip), stock, syncs=True)
-    with fs.host_lengths(clip.transformer, clip.lengths):
-        yield _step("stock, lengths from the host", bench, clip, _stock_step(clip), stock, syncs=True)
     constants = fs.step_constants(clip.transformer, clip.spec, clip.prompt, clip.negative)
     yield _step("constant for a request", bench, clip, constants, 0, syncs=True)
     yield Row("step", f"MochiPipeline, {clip.spec.num_frames} frames", partial(_pipeline, bench, clip))

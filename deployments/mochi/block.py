@@ -7,41 +7,47 @@ blocks, one of eight rows two thirds.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 Rope = tuple[Tensor, Tensor]
-Linear = Callable[[nn.Module, Tensor], Tensor]
+"""cos and sin of the rotary embedding, each [N, heads, head_dim / 2] fp32."""
+
 RunBlock = Callable[[Any, Tensor, Tensor, Tensor, Sequence[int], Tensor | None, Rope], tuple[Tensor, Tensor]]
+"""What `run_block` is; ``torch.compile(run_block)`` is another one."""
 
 # Below this many rows of a matrix the call costs more than the product.
 _ONEDNN_ROWS = 32
-_HAS_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
-    torch.ops.mkldnn, "_linear_pointwise"
-)
 
 
-def plain_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """Call the layer, whatever it is."""
+def fast_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call the layer; a frozen fp32 `nn.Linear` on the CPU by oneDNN, within rounding of torch's own.
+
+    torch multiplies fp32 matrices by MKL, which keeps to AVX2 on processors that are not Intel's: half the speed of
+    oneDNN there, the same on Intel's. torch's own compiler chooses by itself.
+    """
+    # Quantised and adapted layers are of another type, or have a forward of their own.
+    if type(layer) is nn.Linear and x.device.type == "cpu" and x.dtype == torch.float32 and not is_compiling():
+        weight = layer.weight
+        rows = x.numel() // x.shape[-1]
+        # torch's operator has no gradient.
+        if rows >= _ONEDNN_ROWS and not weight.requires_grad and _has_onednn():
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+            return product
     out: Tensor = layer(x)
     return out
 
 
-def fast_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """Call the layer; an fp32 `nn.Linear` on the CPU by oneDNN, within rounding of torch's own.
-
-    torch multiplies fp32 matrices by MKL, which keeps to AVX2 on processors that are not Intel's: half the speed of
-    oneDNN there, the same on Intel's. oneDNN is what torch's own compiler calls.
-    """
-    if _HAS_ONEDNN and type(layer) is nn.Linear and x.device.type == "cpu" and x.dtype == torch.float32:
-        rows = x.numel() // x.shape[-1]
-        if rows >= _ONEDNN_ROWS:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
-            return out
-    return plain_linear(layer, x)
+@cache
+def _has_onednn() -> bool:
+    """Whether this build of torch has oneDNN and its operator; looked up at the first product, then kept."""
+    available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def run_block(
@@ -57,9 +63,10 @@ def run_block(
 
     Args:
         block: diffusers' `MochiTransformerBlock`.
-        video: [B, N, D] tokens. text: [B, L, D'] tokens.
+        video: [B, N, D] tokens.
+        text: [B, L, D'] tokens.
         activated: [B, D] SiLU of the time and prompt embedding; the same for all blocks of a step.
-        lengths, mask, rope: see `joint_attention`.
+        lengths: see `joint_attention`, as `mask` and `rope`.
 
     Returns:
         [B, N, D] and [B, L, D']; the last block leaves the text as it was.
@@ -69,15 +76,15 @@ def run_block(
     if block.context_pre_only:
         text_scale = 1 + fast_linear(block.norm1_context.linear_1, activated).float()[:, None]
     else:
-        text_scale, *of_text = _modulation(block.norm1_context.linear, activated)
+        text_scale, text_gate, text_mlp_scale, text_mlp_gate = _modulation(block.norm1_context.linear, activated)
     attended, text_attended = joint_attention(
-        block.attn1, _scaled(video, scale, eps), _scaled(text, text_scale, eps), lengths, mask, rope, fast_linear
+        block.attn1, _scaled(video, scale, eps), _scaled(text, text_scale, eps), lengths, mask, rope
     )
     video = _feed_forward(block.ff, _add_gated(video, attended, gate, eps), mlp_scale, mlp_gate, eps)
     if block.context_pre_only:
         return video, text
-    gate, mlp_scale, mlp_gate = of_text
-    return video, _feed_forward(block.ff_context, _add_gated(text, text_attended, gate, eps), mlp_scale, mlp_gate, eps)
+    text = _add_gated(text, text_attended, text_gate, eps)
+    return video, _feed_forward(block.ff_context, text, text_mlp_scale, text_mlp_gate, eps)
 
 
 def _modulation(layer: nn.Module, activated: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,25 +117,27 @@ def joint_attention(
     lengths: Sequence[int],
     mask: Tensor | None,
     rope: Rope,
-    linear: Linear = plain_linear,
 ) -> tuple[Tensor, Tensor]:
     """Mochi's attention over [video tokens, the row's own text tokens].
 
-    Without `mask` and with `plain_linear` bitwise equal to diffusers' `MochiAttnProcessor2_0` on the CPU.
+    diffusers' `MochiAttnProcessor2_0` finds the valid text tokens with `nonzero(mask)`: one device sync for each
+    row and layer. Prompts are padded on the right, so their lengths, known on the host, say the same; without
+    `mask` the result is bitwise equal on the CPU where `fast_linear` calls the layers themselves.
 
     Args:
         attn: diffusers' `MochiAttention`.
-        video: [B, N, D] tokens. text: [B, L, D'] tokens.
-        lengths: the B prompt lengths, ints on the host.
+        video: [B, N, D] tokens.
+        text: [B, L, D'] tokens.
+        lengths: the B prompt lengths, ints on the host; not read with a mask.
         mask: see `joint_mask`.
-        rope: cos and sin, each [N, heads, head_dim / 2] fp32.
+        rope: see `Rope`.
 
     Returns:
         [B, N, D] and [B, L, D']. With a mask the padding of the text holds finite values without meaning.
     """
 
     def heads(layer: nn.Module, tokens: Tensor) -> Tensor:
-        return linear(layer, tokens).view(*tokens.shape[:2], attn.heads, -1)
+        return fast_linear(layer, tokens).view(*tokens.shape[:2], attn.heads, -1)
 
     query = _rotate(_norm(heads(attn.to_q, video), attn.norm_q), rope)
     key = _rotate(_norm(heads(attn.to_k, video), attn.norm_k), rope)
@@ -142,8 +151,11 @@ def joint_attention(
         mask,
     )
     out = out.transpose(1, 2).flatten(2)
-    new_video, new_text = linear(attn.to_out[0], out[:, : video.shape[1]]), out[:, video.shape[1] :]
-    return new_video, linear(attn.to_add_out, new_text) if hasattr(attn, "to_add_out") else new_text
+    new_video = fast_linear(attn.to_out[0], out[:, : video.shape[1]])
+    new_text = out[:, video.shape[1] :]
+    if hasattr(attn, "to_add_out"):  # the last block has none: nobody reads its text
+        new_text = fast_linear(attn.to_add_out, new_text)
+    return new_video, new_text
 
 
 def joint_mask(lengths: Sequence[int], video: int, text: int, device: torch.device) -> Tensor | None:
@@ -181,7 +193,7 @@ def _rotate(x: Tensor, rope: Rope) -> Tensor:
     As complex numbers: one pass in place of nine. torch's compiler fuses the nine but not complex numbers.
     """
     pairs = x.float().view(*x.shape[:-1], -1, 2)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         (even, odd), (cos, sin) = pairs.unbind(-1), rope
         turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     else:

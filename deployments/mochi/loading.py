@@ -1,15 +1,12 @@
-"""Loading the parts of a Mochi model, and an attention processor that never waits for the device."""
+"""Loading the parts of a Mochi model in the layout of diffusers."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from deployments.errors import PermanentError
-from deployments.mochi.block import joint_attention
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
@@ -43,11 +40,10 @@ def load_text_encoder(
 
 
 def load_transformer(folder: Path, dtype: DtypeName, device: torch.device) -> "MochiTransformer3DModel":
-    """The diffusion transformer, frozen, on `device`, with host-length attention in every block."""
+    """The diffusion transformer, frozen, on `device`."""
     from diffusers import MochiTransformer3DModel
 
     transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=DTYPES[dtype])
-    use_host_lengths(transformer)
     return _frozen(transformer, device)
 
 
@@ -77,40 +73,3 @@ def check_scheduler(folder: Path) -> None:
 
 def _frozen(module: Any, device: torch.device) -> Any:
     return module.to(device).eval().requires_grad_(False)
-
-
-def use_host_lengths(transformer: "MochiTransformer3DModel") -> None:
-    """Replace the attention processor of each block by `HostLengthAttention`."""
-    processor = HostLengthAttention()
-    for block in transformer.transformer_blocks:
-        block.attn1.processor = processor
-
-
-class HostLengthAttention:
-    """Mochi's joint attention over [video tokens, the row's own text tokens], prompt lengths given by the host.
-
-    diffusers' `MochiAttnProcessor2_0` finds the valid text tokens with `nonzero(mask)`: one device sync for each
-    row and layer. Prompts are padded on the right, so the length says the same; the result is bitwise equal.
-    """
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Sequence[int],
-        image_rotary_emb: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Attend.
-
-        Args:
-            attn: diffusers' `MochiAttention`.
-            hidden_states: [B, N, D] video tokens. encoder_hidden_states: [B, L, D'] text tokens.
-            attention_mask: the B prompt lengths, ints on the host; under diffusers' name because its block
-                hands the mask on by that name.
-            image_rotary_emb: cos and sin, each [N, heads, head_dim / 2] fp32.
-
-        Returns:
-            [B, N, D] and [B, L, D'].
-        """
-        return joint_attention(attn, hidden_states, encoder_hidden_states, attention_mask, None, image_rotary_emb)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deployments.clip import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from deployments.clip import LATENT_CHANNELS, SPATIAL_COMPRESSION
 from deployments.errors import PermanentError, WorkerError
 
 if TYPE_CHECKING:
@@ -118,26 +118,6 @@ def _block_means(frames: Tensor) -> Tensor:
     block = SPATIAL_COMPRESSION
     sums = frames.sum(0, dtype=torch.int32).view(height // block, block, width // block, block, 3).sum((1, 3))
     return sums.double() / (255 * count * block * block)
-
-
-def fit_preview(latents: Tensor, frames: Tensor) -> PreviewMap:
-    """The map of one clip.
-
-    Args:
-        latents: [12, T, h, w], normalised. frames: [6 (T - 1) + 1, 8h, 8w, 3] uint8 on the CPU: the first latent
-            frame stands for one frame, the others for six each (see `deployments.mochi.streaming_decode`).
-
-    Raises:
-        ValueError: frames and latents do not fit together.
-    """
-    wanted = TEMPORAL_COMPRESSION * (latents.shape[1] - 1) + 1
-    if len(frames) != wanted:
-        raise ValueError(f"{latents.shape[1]} latent frames decode to {wanted} frames; there are {len(frames)}")
-    fit = PreviewFit()
-    ends = range(1, wanted + 1, TEMPORAL_COMPRESSION)
-    for index, end in enumerate(ends):
-        fit.add(latents[:, index], frames[max(0, end - TEMPORAL_COMPRESSION) : end])
-    return fit.solve()
 
 
 def predicted_clean(before: Tensor, after: Tensor, sigma_before: Tensor | float, sigma_after: Tensor | float) -> Tensor:

@@ -50,10 +50,6 @@ class MemoryProfile:
             if value < (name == "step_token_bytes"):
                 raise ValueError(f"{name} is {value}; it must not be negative, and step_token_bytes at least 1")
 
-    def row_bytes(self, shape: LatentShape) -> int:
-        """What a row of this shape adds to a batch of its shape that is the largest."""
-        return self._step_bytes(shape) + self._held_bytes(shape)
-
     def needed(self, residents: Iterable[SampleFootprint]) -> int:
         """Bytes that all these need together; residents of one shape share its tables and its batch."""
         rows: Counter[LatentShape] = Counter()
@@ -65,14 +61,6 @@ class MemoryProfile:
     def fits(self, residents: Sequence[SampleFootprint], candidate: SampleFootprint, budget: int) -> bool:
         """Whether `candidate` may join `residents` within `budget` bytes."""
         return self.needed([*residents, candidate]) <= budget
-
-    def rows(self, shape: LatentShape, budget: int) -> int:
-        """The most rows of one shape that fit with nothing else resident."""
-        return max(0, (budget - self._table_bytes(shape)) // self.row_bytes(shape))
-
-    def samples(self, shape: LatentShape, budget: int) -> int:
-        """The most guided samples of one shape that fit: at least 1 if one fits alone."""
-        return self.rows(shape, budget) // GUIDED_ROWS
 
     def max_tokens(self, budget: int) -> int:
         """Tokens of the largest guided sample that fits alone, 0 if none does."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, func, select
@@ -149,16 +148,6 @@ def test_bf16_stays_finite() -> None:
     latents: Any = fs.our_step(transformer, [first_row(transformer)])()
     assert torch.isfinite(latents[0]).all()
     assert 0.5 < float(latents[0].std()) < 2
-
-
-def test_host_lengths_change_nothing_and_are_taken_back(transformer: Any) -> None:
-    step = fs.stock_step(transformer, first_row(transformer), *prompts())
-    stock: Any = step()
-    with fs.host_lengths(transformer, [1, 5]):
-        told: Any = step()
-    assert torch.equal(told, stock)
-    assert all(isinstance(b.attn1.processor, MochiAttnProcessor2_0) for b in transformer.transformer_blocks)
-    assert torch.equal(step(), stock)  # type: ignore[arg-type]
 
 
 def test_constants_of_a_request_are_what_the_formula_says(transformer: Any) -> None:

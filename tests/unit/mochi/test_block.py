@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import MochiAttention, MochiAttnProcessor2_0
 from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from torch import Tensor, nn
 
 from deployments.mochi.block import fast_linear, joint_attention, joint_mask, run_block
-from deployments.mochi.loading import HostLengthAttention
 
 CPU = torch.device("cpu")
 VIDEO, TEXT = 40, 12
@@ -48,11 +48,35 @@ def test_block_equals_diffusers(dtype: torch.dtype, bound: float, last: bool, le
     ours, (video, text, embedding, rope) = block(dtype, last), inputs(dtype, 3)
     mask = joint_mask(lengths, VIDEO, TEXT, CPU) if masked else None
     got = run_block(ours, video, text, nn.functional.silu(embedding), lengths, mask, rope)
-    ours.attn1.processor = HostLengthAttention()
-    wanted = ours(video, text, embedding, lengths, rope)
+    wanted = ours(video, text, embedding, torch.arange(TEXT)[None] < torch.tensor(lengths)[:, None], rope)
     assert [part.dtype for part in got] == [dtype, dtype]
     assert relative_error(got[0], wanted[0]) <= bound
     assert relative_error(valid(got[1], lengths), valid(wanted[1], lengths)) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+@torch.no_grad()
+def test_attention_is_bitwise_equal_to_diffusers(dtype: torch.dtype, last: bool) -> None:
+    """With weights that are to be trained, so that our attention calls the layers themselves in fp32 too."""
+    attn: Any = MochiAttention(
+        query_dim=64,
+        added_kv_proj_dim=32,
+        processor=MochiAttnProcessor2_0(),
+        heads=4,
+        dim_head=16,
+        added_proj_bias=False,
+        out_dim=64,
+        out_context_dim=32,
+        context_pre_only=last,
+    ).to(dtype)
+    video, text, _, rope = inputs(dtype, 4)
+    lengths = [1, 6, 0, TEXT]
+    mask = torch.arange(TEXT)[None] < torch.tensor(lengths)[:, None]
+    stock = attn(video, encoder_hidden_states=text, attention_mask=mask, image_rotary_emb=rope)
+    ours = joint_attention(attn, video, text, lengths, None, rope)
+    assert torch.equal(ours[0], stock[0])
+    assert torch.equal(ours[1], stock[1])
 
 
 def test_padding_changes_nothing() -> None:
@@ -100,3 +124,11 @@ def test_other_layers_are_called_as_they_are() -> None:
 
     layer, x = Doubled(8, 8).requires_grad_(False), torch.randn(64, 8)
     assert torch.equal(fast_linear(layer, x), layer(x))
+
+
+def test_a_layer_in_training_learns() -> None:
+    """torch's operator for oneDNN has no gradient."""
+    layer, x = nn.Linear(8, 8), torch.randn(64, 8)
+    assert torch.equal(fast_linear(layer, x), layer(x))
+    fast_linear(layer, x).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(8, 8))

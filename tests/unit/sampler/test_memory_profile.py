@@ -23,7 +23,6 @@ def test_the_formula_by_hand() -> None:
         step_token_bytes=100, step_row_bytes=7, held_token_bytes=10, held_row_bytes=3, table_token_bytes=5
     )
     assert (latent_tokens(SMALL), latent_tokens(LARGE)) == (8, 128)
-    assert profile.row_bytes(SMALL) == 807 + 83
     held = 2 * 83 + 8 * 5 + 4 * 1283 + 128 * 5
     assert profile.needed([SampleFootprint(SMALL, 2), SampleFootprint(LARGE, 4)]) == held + 4 * 12807
     assert profile.needed([]) == 0
@@ -37,18 +36,10 @@ def test_rows_of_one_shape_share_tables_and_batch() -> None:
 
 
 @given(profiles, shapes, budgets)
-def test_rows_is_the_most_that_fits(profile: MemoryProfile, shape: LatentShape, budget: int) -> None:
-    rows = profile.rows(shape, budget)
-    assert rows == 0 or profile.fits([], SampleFootprint(shape, rows), budget)
-    assert not profile.fits([], SampleFootprint(shape, rows + 1), budget)
-
-
-@given(profiles, shapes, budgets)
-def test_a_sample_that_fits_alone_has_a_slot_and_no_other(
+def test_the_largest_sample_is_the_largest_that_fits_alone(
     profile: MemoryProfile, shape: LatentShape, budget: int
 ) -> None:
     alone = profile.fits([], SampleFootprint(shape), budget)
-    assert alone == (profile.samples(shape, budget) >= 1)
     assert alone == (latent_tokens(shape) <= profile.max_tokens(budget))
 
 
@@ -75,18 +66,16 @@ def test_one_more_never_costs_less(
 def test_larger_never_costs_less(profile: MemoryProfile, shape: LatentShape, rows: int, longer: int) -> None:
     larger = (shape[0], shape[1] + longer, shape[2] + 2 * longer, shape[3])
     assert profile.needed([SampleFootprint(larger, rows)]) >= profile.needed([SampleFootprint(shape, rows)])
-    assert profile.row_bytes(larger) >= profile.row_bytes(shape)
 
 
 @given(profiles, budgets, st.integers(0, 1 << 30))
 def test_more_memory_never_takes_less(profile: MemoryProfile, budget: int, more: int) -> None:
     assert profile.max_tokens(budget + more) >= profile.max_tokens(budget)
-    assert profile.samples(LARGE, budget + more) >= profile.samples(LARGE, budget)
 
 
 @given(profiles, shapes, st.integers(-(1 << 30), 0))
 def test_nothing_fits_in_nothing(profile: MemoryProfile, shape: LatentShape, budget: int) -> None:
-    assert (profile.rows(shape, budget), profile.max_tokens(budget)) == (0, 0)
+    assert profile.max_tokens(budget) == 0
     assert not profile.fits([], SampleFootprint(shape), budget)
 
 

@@ -21,29 +21,24 @@ class Directive(StrEnum):
     """What the registry answers to a report."""
 
     CONTINUE = "continue"
-    STOP = "stop"
-    PARK = "yield"
+    STOP = "stop"  # the job was cancelled, or the lease is another's
+    PARK = "yield"  # let go of the sample with its state in storage
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSpec:
-    """All that determines a video.
-
-    width, height: pixels, multiples of 16. num_frames: 6k + 1. fps: frames a second.
-    seed: 0 to 2**63 - 1; the initial noise is drawn from it on the CPU in fp32.
-    exact: sampled in a batch of its own, so that it is bit-exact across runs on the same kind of device.
-    """
+    """All that determines a video."""
 
     prompt: str
     negative_prompt: str
-    width: int
-    height: int
-    num_frames: int
-    fps: int
+    width: int  # pixels, a multiple of 16
+    height: int  # pixels, a multiple of 16
+    num_frames: int  # 6k + 1
+    fps: int  # frames a second
     num_inference_steps: int
     guidance_scale: float
-    seed: int
-    exact: bool = False
+    seed: int  # 0 to 2**63 - 1; the initial noise is drawn from it on the CPU in fp32
+    exact: bool = False  # sampled in a batch of its own: bit-exact across runs on the same kind of device
 
     @property
     def clip(self) -> ClipShape:
@@ -52,80 +47,66 @@ class VideoSpec:
 
 @dataclass(frozen=True, slots=True)
 class StageTask:
-    """One stage of one job, given to one replica under one lease.
-
-    checkpoint_step: the denoising step of the newest checkpoint in storage, 0 if there is none.
-    """
+    """One stage of one job, given to one replica under one lease."""
 
     job_id: str
     lease: str
     stage: Stage
     attempt: int
     spec: VideoSpec
-    checkpoint_step: int = 0
+    checkpoint_step: int = 0  # the denoising step of the newest checkpoint in storage, 0 if there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The replica has begun. device: what it runs on, e.g. ``cpu`` or ``cuda:0 NVIDIA H100``."""
+    """The replica has begun."""
 
     replica: str
-    device: str
+    device: str  # what it runs on, e.g. ``cpu`` or ``cuda:0 NVIDIA H100``
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` units: denoising steps while sampling, frames while decoding.
+    """What a replica has done of its task so far."""
 
-    begun_at: where this replica began: the steps done - begun_at are its own.
-    preview: a small WebP of what the video looks like so far, a few times a job.
-    device_s: seconds of the device that this replica spent on the task so far; samples of one batch share its time.
-    """
-
-    done: int
+    done: int  # units: denoising steps while sampling, frames while decoding
     total: int
-    begun_at: int = 0
-    preview: bytes | None = None
-    device_s: float = 0.0
+    begun_at: int = 0  # where this replica began: the units done - begun_at are its own
+    preview: bytes | None = None  # a small WebP of what the video looks like so far, a few times a job
+    device_s: float = 0.0  # seconds of the device that this replica spent; samples of one batch share its time
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
-    """The sample's state after `step` denoising steps is whole in object storage."""
+    """A sample's state is whole in object storage."""
 
-    step: int
+    step: int  # denoising steps done
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The replica let go of a sample after `step` steps; its state is whole in storage.
+    """The replica let go of a sample; its state is whole in storage."""
 
-    reason: for people. device_s: as in Progress.
-    """
-
-    step: int
-    reason: str
-    device_s: float = 0.0
+    step: int  # denoising steps done
+    reason: str  # for people
+    device_s: float = 0.0  # as in Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stage's output is whole in object storage.
+    """The stage's output is whole in object storage."""
 
-    seconds: wall time by part of the stage. device_s: as in Progress.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    device_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by part of the stage
+    device_s: float = 0.0  # as in Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The stage could not be done; `transient` says whether another attempt may help."""
+    """The stage could not be done."""
 
-    code: str
-    message: str
-    transient: bool
+    code: str  # a stable word, see `deployments.errors`
+    message: str  # for people
+    transient: bool  # whether another attempt may help
 
 
 Event = Started | Progress | Checkpointed | Parked | Finished | Failed
@@ -142,23 +123,19 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """A replica's announcement of itself, repeated every few seconds.
+    """A replica's announcement of itself, repeated every few seconds."""
 
-    slots: how many tasks it works on at once, 0 if it takes no more.
-    max_tokens: the largest sample (tokens = latent frames x height/16 x width/16) that fits its memory, if known.
-    """
-
-    replica: str
+    replica: str  # the id by which Serve's routers know it
     stage: Stage
-    slots: int
-    device: str
+    slots: int  # how many tasks it works on at once, 0 if it takes no more
+    device: str  # as in Started
     model: str
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # of the largest sample that fits its memory, if known; see ClipShape.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """probability: from 0 to 1, that the prompt is of the kinds to be refused. label: the likeliest of them."""
+    """What the classifier says of a prompt."""
 
-    label: str
-    probability: float
+    label: str  # the likeliest of the kinds to be refused
+    probability: float  # from 0 to 1, that the prompt is of one of them

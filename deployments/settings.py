@@ -144,10 +144,10 @@ class SamplingSettings(Settings):
 class WorkerSettings(Settings):
     """All a model worker needs to know, and no more: a replica is started anew when any of it changes."""
 
-    registry: str
-    namespace: str
+    registry: str  # the name of its actor
+    namespace: str  # Ray's, that the registry is in
     storage: StorageSettings
     model: ModelSettings
     sampling: SamplingSettings
-    slots: int
-    torch_threads: int | None
+    slots: int  # as in StageSettings
+    torch_threads: int | None  # as in StageSettings

@@ -1,9 +1,7 @@
-"""Which device a replica computes on: what Ray gave it, not what the machine happens to have.
+"""The machine as a replica may use it: the device that Ray gave it, and the memory that its container leaves it.
 
-How much memory this process may use: the machine's, or its container's where that is less. Linux's own files.
-
-A container's limit stands in its control group (version 1 or 2) or in one above it. File pages that the kernel would
-give up first count as available, as they do in the machine's own figure.
+A container's limit stands in its control group (version 1 or 2) or in one above it, as files of Linux. File pages that
+the kernel would give up first count as available, as they do in the machine's own figure.
 """
 
 import logging
@@ -14,28 +12,15 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+ROOT = Path("/")
+UNLIMITED = 1 << 60  # version 1 writes a huge number where there is no limit
+
 _logger = logging.getLogger("ray.serve")
 
 
 def replica_device() -> torch.device:
-    """The device of this replica: ``cuda:0`` if Ray assigned a GPU and CUDA works, else the CPU; logged."""
-    assigned = assigned_gpus()
-    device = choose_device(assigned, torch.cuda.is_available())
-    if assigned and device.type == "cpu":
-        _logger.warning(
-            "GPU %s is assigned but CUDA is not usable here; running on the CPU. Check the NVIDIA driver and that "
-            "torch is built for CUDA (torch.version.cuda is %s)",
-            ", ".join(assigned),
-            torch.version.cuda,
-        )
-    else:
-        _logger.info("running on %s", device)
-    return device
-
-
-def choose_device(assigned: list[str], cuda_usable: bool) -> torch.device:
-    """``cuda:0``, the first of the visible GPUs, needs both an assignment and a usable CUDA."""
-    return torch.device("cuda:0") if assigned and cuda_usable else torch.device("cpu")
+    """The device of this replica: what Ray gave it, not what the machine happens to have. It is logged."""
+    return choose_device(assigned_gpus(), torch.cuda.is_available())
 
 
 def assigned_gpus() -> list[str]:
@@ -46,6 +31,21 @@ def assigned_gpus() -> list[str]:
         return []
     ids = ray.get_runtime_context().get_accelerator_ids()
     return list(ids.get("GPU", []))
+
+
+def choose_device(assigned: list[str], cuda_usable: bool) -> torch.device:
+    """``cuda:0``, the first of the visible GPUs, if one is assigned and CUDA works, else the CPU; logged."""
+    if assigned and not cuda_usable:
+        _logger.warning(
+            "GPU %s is assigned but CUDA is not usable here; running on the CPU. Check the NVIDIA driver and that "
+            "torch is built for CUDA (torch.version.cuda is %s)",
+            ", ".join(assigned),
+            torch.version.cuda,
+        )
+        return torch.device("cpu")
+    device = torch.device("cuda:0" if assigned else "cpu")
+    _logger.info("running on %s", device)
+    return device
 
 
 def set_threads(requested: int | None) -> None:
@@ -61,56 +61,59 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({threads} thread{'s' if threads > 1 else ''})"
 
 
-ROOT = Path("/")
-UNLIMITED = 1 << 60
-
-
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """Names of a control group's files in one of the two versions."""
-
-    mount: str
-    limit: str
-    used: str
-    inactive: str
-
-
-_V2 = _Files("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
-_V1 = _Files("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-
-
 def total_bytes(root: Path = ROOT) -> int:
-    """All the memory that this process and its neighbours share."""
-    return min([_machine(root)["MemTotal"], *(limit for limit, _ in _limits(root))])
+    """All the memory that this process and its neighbours share: the machine's, or its container's if that is less."""
+    return min([_machine_bytes(root, "MemTotal"), *(group.limit for group in _limits(root))])
 
 
 def available_bytes(root: Path = ROOT) -> int:
     """What can be taken now without swapping and without being killed."""
-    return max(0, min([_machine(root)["MemAvailable"], *(left for _, left in _limits(root))]))
+    return max(0, min([_machine_bytes(root, "MemAvailable"), *(group.available for group in _limits(root))]))
 
 
-def _machine(root: Path) -> dict[str, int]:
-    """MemTotal and MemAvailable in bytes; without /proc both are the machine's whole memory."""
+def _machine_bytes(root: Path, name: str) -> int:
+    """A line of /proc/meminfo; where there is none, the machine's whole memory."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return {"MemTotal": whole, "MemAvailable": whole}
-    pairs = (line.split(":") for line in lines)
-    return {name: int(value.split()[0]) * 1024 for name, value in pairs if name in ("MemTotal", "MemAvailable")}
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def _limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, what is left of it) of every control group above this process that has a limit."""
-    for files, group in _groups(root):
-        mount = root / files.mount
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """Where the files of control groups lie in one of the two versions, and their names."""
+
+    mount: str
+    limit: str
+    used: str
+    inactive: str  # in memory.stat: the file pages that the kernel gives up first
+
+
+_V2 = _Version("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+_V1 = _Version("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """The memory of one control group, in bytes."""
+
+    limit: int
+    available: int
+
+
+def _limits(root: Path) -> Iterator[_Limit]:
+    """Of every control group above this process that has a limit."""
+    for version, group in _memory_groups(root):
+        mount = root / version.mount
         for folder in {mount / level for level in (group, *group.parents)}:
-            limit = _number(folder / files.limit)
+            limit = _read_number(folder / version.limit)
             if limit is not None and limit < UNLIMITED:
-                yield limit, limit - (_number(folder / files.used) or 0) + _inactive(folder, files.inactive)
+                used = _read_number(folder / version.used) or 0
+                yield _Limit(limit, limit - used + _read_stat(folder, version.inactive))
 
 
-def _groups(root: Path) -> Iterator[tuple[_Files, PurePosixPath]]:
+def _memory_groups(root: Path) -> Iterator[tuple[_Version, PurePosixPath]]:
     """This process's control groups that may limit memory, by /proc/self/cgroup.
 
     In a container the path is often the host's, which cannot be seen from inside; the mount itself, its last
@@ -122,14 +125,14 @@ def _groups(root: Path) -> Iterator[tuple[_Files, PurePosixPath]]:
         return
     for line in lines:
         number, controllers, path = line.split(":", 2)
-        relative = PurePosixPath(path.lstrip("/"))
+        group = PurePosixPath(path.lstrip("/"))
         if number == "0" and not controllers:
-            yield _V2, relative
+            yield _V2, group
         elif "memory" in controllers.split(","):
-            yield _V1, relative
+            yield _V1, group
 
 
-def _number(path: Path) -> int | None:
+def _read_number(path: Path) -> int | None:
     """The file's number; None for `max` and where there is no such file."""
     try:
         text = path.read_text().strip()
@@ -138,7 +141,8 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _inactive(folder: Path, name: str) -> int:
+def _read_stat(folder: Path, name: str) -> int:
+    """A number of a group's memory.stat, 0 if it has none."""
     try:
         lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:

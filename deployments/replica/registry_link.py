@@ -1,4 +1,4 @@
-"""The way from a worker or the ingress to the job registry, which may die and come back at any moment."""
+"""The link from a worker or the ingress to the job registry, which may die and come back at any moment."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ class WorkerRegistry(Protocol):
     """The job registry as a worker sees it. Either call may be repeated, and may raise RegistryUnavailableError."""
 
     async def announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
-        """A replica is there; it calls again and again.
+        """Announce a replica, again and again.
 
         Args:
             info: what it is, and the slots it has now.
@@ -36,7 +36,7 @@ class WorkerRegistry(Protocol):
         ...
 
     async def report(self, report: Report) -> Directive:
-        """Take what a worker tells of its task. `stop` means: the lease is not yours any more; `yield`: park it."""
+        """Take an event of a task; answers what the worker is to do with it."""
         ...
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
@@ -57,7 +57,7 @@ class Link(Protocol):
 
 
 class RegistryLink:
-    """The way to the named actor. Each of its methods is idempotent, so a call may be repeated.
+    """Calls the methods of a named actor. Each of them is idempotent, so a call may be repeated.
 
     Args:
         name: of the actor.
@@ -74,25 +74,26 @@ class RegistryLink:
         self._handle: Any = None
 
     async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        deadline, timeout_s = time.monotonic() + self._timeout_s, self._timeout_s
-        pause = FIRST_PAUSE_S
-        seen: _Lost | None = None
+        deadline = time.monotonic() + self._timeout_s
+        pause_s = FIRST_PAUSE_S
+        last: _NotReachedError | None = None
         while True:
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     answer: T = await self._call_once(method.__name__, args, kwargs)
                     return answer
             except RayTaskError as error:
-                raise _cause(error) from error
+                cause: object = error.cause
+                raise (cause if isinstance(cause, BaseException) else error) from error
             except TimeoutError as error:
-                what = "gave no answer within" if seen is None else f"{seen} for"
-                raise self._unavailable(method.__name__, f"{what} {timeout_s:g} s") from error
-            except _Lost as lost:
-                seen = lost
-                if time.monotonic() + pause >= deadline:
-                    raise self._unavailable(method.__name__, f"{lost} for {timeout_s:g} s") from lost.__cause__
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, MAX_PAUSE_S)
+                what = "gave no answer within" if last is None else f"{last} for"
+                raise self._unavailable(method.__name__, what) from error
+            except _NotReachedError as error:
+                last = error
+                if time.monotonic() + pause_s >= deadline:
+                    raise self._unavailable(method.__name__, f"{last} for") from error.__cause__
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def _call_once(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._handle is None:
@@ -101,30 +102,25 @@ class RegistryLink:
             return await getattr(self._handle, method).remote(*args, **kwargs)
         except ActorDiedError as error:
             self._handle = None
-            raise _Lost("is dead") from error
+            raise _NotReachedError("is dead") from error
         except ActorUnavailableError as error:
-            raise _Lost("could not be reached") from error
+            raise _NotReachedError("could not be reached") from error
 
     async def _find(self) -> Any:
         try:
             return await asyncio.to_thread(ray.get_actor, self._name, namespace=self._namespace)
         except ValueError as error:
-            raise _Lost("is not there") from error
+            raise _NotReachedError("is not there") from error
 
     def _unavailable(self, method: str, what: str) -> RegistryUnavailableError:
         return RegistryUnavailableError(
-            f"the job registry {self._name!r} {what} (call of {method}); "
+            f"the job registry {self._name!r} {what} {self._timeout_s:g} s (call of {method}); "
             "it restarts by itself: try again in a few seconds"
         )
 
 
-class _Lost(Exception):
+class _NotReachedError(Exception):
     """This try did not reach the actor; another may."""
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    cause: object = error.cause
-    return cause if isinstance(cause, BaseException) else error
 
 
 class WorkerRegistryClient(WorkerRegistry):

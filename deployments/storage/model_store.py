@@ -1,18 +1,18 @@
 """Where model files come from: a folder, a prefix in the object store, or the Hugging Face hub."""
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock
 
 from deployments.atomic_write import write_atomically
 from deployments.errors import PermanentError
@@ -173,12 +173,12 @@ def _from_bucket(source: str, parts: tuple[str, ...], open_bucket: OpenBucket, c
     bucket = open_bucket(name)
     folder = cache / f"{prefix.rsplit('/', 1)[-1]}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / ".lock"):
+    with FileLock(folder / ".lock"):
         for part in (*ALWAYS, *parts):
             if not (folder / part).is_dir():
                 _fetch_part(bucket, f"{prefix}/{part}", folder / part)
         if not (folder / INDEX).exists():
-            write_atomically(folder / INDEX, _wait_for(bucket, f"{prefix}/{INDEX}"))
+            write_atomically(folder / INDEX, _read_blocking(bucket, f"{prefix}/{INDEX}"))
     return folder
 
 
@@ -192,18 +192,10 @@ def _fetch_part(bucket: Bucket, prefix: str, target: Path) -> None:
         part.rename(target)
 
 
-def _wait_for(bucket: Bucket, key: str) -> bytes:
+def _read_blocking(bucket: Bucket, key: str) -> bytes:
     """Read an object from code that is not async, also where the thread's own event loop is running."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(bucket.get(key))).result()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes of this machine; waits."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _from_hub(source: str, revision: str | None, parts: tuple[str, ...]) -> Path:

@@ -31,39 +31,37 @@ from deployments.settings import StorageSettings
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 256 * 1024
-PART_BYTES = 16 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024  # of a stream
+PART_BYTES = 16 * 1024 * 1024  # of an upload
 CONNECT_TIMEOUT_S = 3.0
-READ_TIMEOUT_S = 30.0
+READ_TIMEOUT_S = 30.0  # without a byte of an answer
 CONNECTIONS = 32
 DOWNLOADS_AT_ONCE = 8
 PAGE = 1000  # the most that one request of the S3 API lists or deletes
 
-_ABSENT = frozenset({"NoSuchKey", "NoSuchObject"})
-_OWNED = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
-_PASSING = frozenset({"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"})
+# Codes of S3's errors.
+_MISSING = frozenset({"NoSuchKey", "NoSuchObject"})
+_BUCKET_EXISTS = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+_TRANSIENT = frozenset({"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"})
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the store knows of an object. size: bytes. etag: without quotes. modified: with a time zone.
+    """What the store knows of an object. Times are the store's own, with a time zone."""
 
-    answered_at: the store's own clock (the Date header) when it told this, to the second, with a time zone.
-    """
-
-    size: int
-    etag: str
+    size: int  # bytes
+    etag: str  # without quotes
     modified: datetime | None
     content_type: str
-    answered_at: datetime | None = None
+    answered_at: datetime | None = None  # the Date header of the answer, to the second
 
 
 @dataclass(frozen=True, slots=True)
 class ListedObject:
-    """One entry of a listing. modified: by the store's clock, with a time zone."""
+    """One entry of a listing."""
 
     key: str
-    modified: datetime | None
+    modified: datetime | None  # by the store's clock, with a time zone
 
 
 class Store(Protocol):
@@ -141,14 +139,19 @@ class Bucket(Store, Protocol):
 
 
 class ObjectStore(Bucket):
-    """One bucket of an S3 API."""
+    """One bucket of an S3 API.
 
-    def __init__(self, settings: StorageSettings) -> None:
+    Args:
+        settings: with an endpoint and keys.
+        read_timeout_s: seconds without a byte of an answer after which the store counts as away.
+    """
+
+    def __init__(self, settings: StorageSettings, read_timeout_s: float = READ_TIMEOUT_S) -> None:
         if settings.endpoint is None or settings.access_key is None or settings.secret_key is None:
             raise ValueError("the object store needs an endpoint, an access_key and a secret_key")
         self.bucket = settings.bucket
         self._where = f"the object store at {settings.endpoint}"
-        self._pool = _connection_pool()
+        self._pool = _connection_pool(read_timeout_s)
         connect = partial(
             Minio,
             access_key=settings.access_key.get_secret_value(),
@@ -159,26 +162,33 @@ class ObjectStore(Bucket):
         self._client = connect(settings.endpoint, secure=settings.secure)
         # A signature covers the name of the host: links are made for the one that clients use. It is never asked.
         public = settings.public_endpoint
-        self._public = self._client if public is None else connect(public, secure=settings.public_secure)
+        self._public_client = self._client if public is None else connect(public, secure=settings.public_secure)
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
-        await self._run(
+        await self._in_thread(
             lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data), content_type=content_type)
         )
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
-        await self._run(
+        await self._in_thread(
             lambda: self._client.fput_object(
                 self.bucket, key, str(path), content_type=content_type, part_size=PART_BYTES
             )
         )
 
     async def get(self, key: str) -> bytes:
-        return await self._run(lambda: self._read_all(key), key)
+        def read() -> bytes:
+            response = self._client.get_object(self.bucket, key)
+            try:
+                return response.read()
+            finally:
+                _release(response)
+
+        return await self._in_thread(read, key)
 
     async def stat(self, key: str) -> ObjectInfo | None:
         try:
-            found = await self._run(lambda: self._client.stat_object(self.bucket, key), key)
+            found = await self._in_thread(lambda: self._client.stat_object(self.bucket, key), key)
         except PermanentError as error:
             if error.code == "object_missing":
                 return None
@@ -194,40 +204,56 @@ class ObjectStore(Bucket):
     async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         if length == 0:
             return
-        response = await self._run(
+        response = await self._in_thread(
             lambda: self._client.get_object(self.bucket, key, offset=offset, length=length or 0), key
         )
         try:
-            while chunk := await self._run(lambda: response.read(CHUNK_BYTES)):
+            while chunk := await self._in_thread(lambda: response.read(CHUNK_BYTES)):
                 yield chunk
         finally:
             await asyncio.shield(asyncio.to_thread(_release, response))
 
     async def delete(self, key: str) -> None:
-        await self._run(lambda: self._client.remove_object(self.bucket, key))
+        await self._in_thread(lambda: self._client.remove_object(self.bucket, key))
 
     async def delete_many(self, keys: Sequence[str]) -> None:
-        await self._run(lambda: self._delete_all(keys))
+        def delete() -> None:
+            errors = self._client.remove_objects(self.bucket, [DeleteObject(key) for key in keys])
+            kept = [error for error in errors if error.code not in _MISSING]
+            if kept:
+                raise self._not_deleted(kept)
+
+        await self._in_thread(delete)
 
     async def list_keys(self, prefix: str) -> list[str]:
-        return await self._run(lambda: self._keys(prefix))
+        return await self._in_thread(lambda: self._keys(prefix))
 
     async def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
         listing = self._listing(prefix)
-        while page := await self._run(lambda: list(islice(listing, PAGE))):
+        while page := await self._in_thread(lambda: list(islice(listing, PAGE))):
             yield page
 
     async def ensure_bucket(self) -> None:
         """Make the bucket unless it is there."""
-        await self._run(self._make_bucket)
+
+        def make() -> None:
+            if self._client.bucket_exists(self.bucket):
+                return
+            try:
+                self._client.make_bucket(self.bucket)
+            except S3Error as error:
+                if error.code not in _BUCKET_EXISTS:  # made by another in the meantime
+                    raise
+
+        await self._in_thread(make)
 
     async def ping(self) -> None:
-        if not await self._run(lambda: self._client.bucket_exists(self.bucket)):
+        if not await self._in_thread(lambda: self._client.bucket_exists(self.bucket)):
             raise self._no_bucket()
 
     def download_prefix(self, prefix: str, folder: Path) -> None:
         prefix = prefix.strip("/") + "/"
-        with self._translated():
+        with self._translate_errors():
             targets = {key: folder / _relative(key, prefix) for key in self._keys(prefix)}
             if not targets:
                 raise PermanentError("object_missing", f"{self._where} has nothing under {self.bucket}/{prefix}")
@@ -240,7 +266,7 @@ class ObjectStore(Bucket):
 
     def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
         disposition = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
-        return self._public.presigned_get_object(
+        return self._public_client.presigned_get_object(
             self.bucket,
             key,
             expires=timedelta(seconds=seconds),
@@ -251,13 +277,6 @@ class ObjectStore(Bucket):
         """Close the idle connections; the store may be used again afterwards."""
         self._pool.clear()
 
-    def _read_all(self, key: str) -> bytes:
-        response = self._client.get_object(self.bucket, key)
-        try:
-            return response.read()
-        finally:
-            _release(response)
-
     def _keys(self, prefix: str) -> list[str]:
         return [listed.key for listed in self._listing(prefix)]
 
@@ -266,30 +285,17 @@ class ObjectStore(Bucket):
             if found.object_name is not None and not found.is_dir:
                 yield ListedObject(found.object_name, found.last_modified)
 
-    def _delete_all(self, keys: Sequence[str]) -> None:
-        errors = self._client.remove_objects(self.bucket, [DeleteObject(key) for key in keys])
-        kept = [error for error in errors if error.code not in _ABSENT]
-        if kept:
-            raise self._not_deleted(kept)
+    async def _in_thread(self, work: Callable[[], T], key: str | None = None) -> T:
+        """Do blocking work in a thread. An error names the object `key`."""
 
-    def _make_bucket(self) -> None:
-        if self._client.bucket_exists(self.bucket):
-            return
-        try:
-            self._client.make_bucket(self.bucket)
-        except S3Error as error:
-            if error.code not in _OWNED:
-                raise
-
-    async def _run(self, work: Callable[[], T], key: str | None = None) -> T:
-        def translated() -> T:
-            with self._translated(key):
+        def run() -> T:
+            with self._translate_errors(key):
                 return work()
 
-        return await asyncio.to_thread(translated)
+        return await asyncio.to_thread(run)
 
     @contextmanager
-    def _translated(self, key: str | None = None) -> Iterator[None]:
+    def _translate_errors(self, key: str | None = None) -> Iterator[None]:
         """Turn the errors of minio and urllib3 into ours."""
         try:
             yield
@@ -299,9 +305,9 @@ class ObjectStore(Bucket):
             raise StorageUnavailableError(f"{self._where} does not answer: {error}") from error
 
     def _from_s3(self, error: S3Error, key: str | None) -> PermanentError | StorageUnavailableError:
-        if error.code in _ABSENT:
+        if error.code in _MISSING:
             return PermanentError("object_missing", f"{self._where} has no {self.bucket}/{key or error.object_name}")
-        if error.code in _PASSING or error.response.status >= 500:
+        if error.code in _TRANSIENT or error.response.status >= 500:
             return StorageUnavailableError(f"{self._where} cannot serve now: {error.code} {error.message}")
         if error.code == "NoSuchBucket":
             return self._no_bucket()
@@ -312,7 +318,7 @@ class ObjectStore(Bucket):
     def _not_deleted(self, kept: Sequence[DeleteError]) -> PermanentError | StorageUnavailableError:
         first = kept[0]
         what = f"{len(kept)} objects, the first one {self.bucket}/{first.name}: {first.code} {first.message or ''}"
-        if first.code in _PASSING:
+        if first.code in _TRANSIENT:
             return StorageUnavailableError(f"{self._where} cannot delete now {what}")
         return PermanentError("storage_refused", f"{self._where} refused to delete {what}; check storage's keys")
 
@@ -337,12 +343,12 @@ class _Retry(urllib3.Retry):
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
-def _connection_pool() -> urllib3.PoolManager:
+def _connection_pool(read_timeout_s: float) -> urllib3.PoolManager:
     """Retries cover a restart of the store (pauses 0, 0.4, 0.8, 1.6 s); POST is never repeated."""
     return urllib3.PoolManager(
         num_pools=2,
         maxsize=CONNECTIONS,
-        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
         retries=_Retry(total=4, redirect=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),

@@ -299,10 +299,7 @@ async def test_a_store_that_is_ill_is_asked_again(storage_settings: StorageSetti
         store.close()
 
 
-async def test_a_store_that_hangs_is_not_asked_again(
-    storage_settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deployments.storage.object_store.READ_TIMEOUT_S", 0.1)
+async def test_a_store_that_hangs_is_not_asked_again(storage_settings: StorageSettings) -> None:
     asked = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -313,7 +310,8 @@ async def test_a_store_that_hangs_is_not_asked_again(
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        store = ObjectStore(storage_settings.model_copy(update={"endpoint": f"127.0.0.1:{port}"}))
+        endpoint = {"endpoint": f"127.0.0.1:{port}"}
+        store = ObjectStore(storage_settings.model_copy(update=endpoint), read_timeout_s=0.1)
         with pytest.raises(StorageUnavailableError, match="timed out"):
             await store.get("x")
     assert asked == 1

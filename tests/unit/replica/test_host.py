@@ -1,12 +1,10 @@
 """Which device a replica takes."""
 
-import logging
-
 import pytest
 import torch
 
-from deployments.replica import host as device
-from deployments.replica.host import assigned_gpus, choose_device, describe_device, replica_device, set_threads
+from deployments.replica.host import assigned_gpus, choose_device, describe_device, set_threads
+from tests.support.worker_fakes import captured
 
 
 @pytest.mark.parametrize(
@@ -21,19 +19,13 @@ def test_outside_ray_no_gpu_is_assigned() -> None:
     assert assigned_gpus() == []
 
 
-def test_an_unusable_gpu_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(device, "assigned_gpus", lambda: ["2"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    log = logging.getLogger("ray.serve")
-    log.addHandler(caplog.handler)
-    try:
-        assert replica_device().type == "cpu"
-    finally:
-        log.removeHandler(caplog.handler)
+def test_an_unusable_gpu_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with captured(caplog):
+        assert choose_device(["2"], cuda_usable=False).type == "cpu"
     assert "GPU 2 is assigned but CUDA is not usable" in caplog.text
 
 
-def test_threads_are_set_and_told() -> None:
+def test_threads_are_set_and_described() -> None:
     before = torch.get_num_threads()
     try:
         set_threads(1)

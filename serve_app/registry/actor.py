@@ -99,8 +99,10 @@ class JobRegistry(RegistryApi):
         running = [self._dispatcher.run(), self._feed_maintenance.run()]
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
-            store, gone = ObjectStore(storage), self._feed.publish_deletions
-            self._sweeper = Sweeper(self._database, store, retention, self._keep_keys_s, on_gone=gone)
+            store = ObjectStore(storage)
+            self._sweeper = Sweeper(
+                self._database, store, retention, self._keep_keys_s, on_deleted=self._feed.publish_deletions
+            )
             running.append(self._sweeper.run())
         if webhooks is not None:
             sender = WebhookSender(self._database, webhooks, self._webhook_secret)

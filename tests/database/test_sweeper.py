@@ -1,7 +1,10 @@
-"""Over any jobs and any objects in the bucket: what a sweep deletes, and that it touches nothing a live job has."""
+"""The sweepers over SQL, with a bucket in memory.
+
+Over any jobs and any objects in the bucket: what a sweep deletes, and that it touches nothing a live job has.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,46 +15,20 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, insert
 
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key, video_key
-from deployments.messages import Stage
-from deployments.storage.object_store import ListedObject, ObjectInfo
-from serve_app.config import RetentionSettings
+from serve_app.config import DAY_S
 from serve_app.database.connection import Database
+from serve_app.database.retention import delete_ended_job, deleted_videos_with_files
 from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import FINAL, JobState
-from serve_app.retention.sweeper import MARKER_PREFIX, Sweeper
+from serve_app.retention.orphans import MARKER_PREFIX, OrphanSweeper
+from serve_app.retention.sweeper import BATCH
+from tests.support.memory_store import MemoryStore
 from tests.support.postgres import fresh_database
+from tests.support.retention import NOW, add_jobs, job_ids, job_row, new_id, orphan_sweeper, sweeper_on
 
-NOW = datetime(2027, 1, 1, tzinfo=UTC)
 IDS = [f"video_{n:032x}" for n in range(6)]
-LIMITS = RetentionSettings(completed_days=30, failed_days=7, orphan_days=1)
+ORPHAN_DAYS = 1
 LIFETIME_DAYS = {JobState.COMPLETED: 30, JobState.FAILED: 7, JobState.CANCELLED: 7}
-
-
-class MemoryBucket:
-    """Keys and when they were written; three on a page. The marker is old enough from the first.
-
-    tells_time: whether its answers have a Date.
-    """
-
-    def __init__(self, objects: dict[str, datetime], tells_time: bool) -> None:
-        self.objects = dict(objects)
-        self._answered_at = NOW if tells_time else None
-
-    async def put(self, key: str, data: bytes, content_type: str) -> None:
-        self.objects[key] = NOW - timedelta(days=999)
-
-    async def stat(self, key: str) -> ObjectInfo | None:
-        modified = self.objects.get(key)
-        return None if modified is None else ObjectInfo(1, "e", modified, "text/plain", self._answered_at)
-
-    async def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
-        found = [ListedObject(key, at) for key, at in sorted(self.objects.items()) if key.startswith(prefix)]
-        for first in range(0, len(found), 3):
-            yield found[first : first + 3]
-
-    async def delete_many(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self.objects.pop(key, None)
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ def _survives(key: str, age_days: float, known: dict[str, Known]) -> bool:
     job_id = next((i for i in IDS if f"/{i}/" in key or f"/{i}." in key), None)
     if job_id is None or key in FOREIGN:
         return True
-    job, is_old = known.get(job_id), age_days > LIMITS.orphan_days
+    job, is_old = known.get(job_id), age_days > ORPHAN_DAYS
     if job is None:
         return key in UNDER_JOBS or not is_old
     if job.state not in FINAL:
@@ -119,38 +96,65 @@ def _fill(connection: Connection, known: dict[str, Known]) -> None:
     connection.execute(delete(job_moves))
     connection.execute(delete(jobs))
     for job_id, job in known.items():
-        at = NOW.timestamp() - job.days * 86_400
-        row = {
-            "id": job_id,
-            "model": "m",
-            "spec": {},
-            "state": job.state,
-            "stage": Stage.SAMPLING,
-            "attempt": 1,
-            "step": 0,
-            "progress": 0.0,
-            "created_at": at,
-            "completed_at": at if job.state in FINAL else None,
-            "available_at": at,
-            "seconds": {},
-        }
-        connection.execute(insert(jobs), row)
+        connection.execute(insert(jobs), job_row(job_id, job.state, ended_at=NOW - job.days * DAY_S))
+
+
+def _bucket(ages: dict[str, float], has_dates: bool) -> MemoryStore:
+    """Objects of these ages in days."""
+    store = MemoryStore(objects=dict.fromkeys(ages, b"x"))
+    store.now = datetime.fromtimestamp(NOW, UTC)
+    store.answers_have_dates = has_dates
+    store.modified = {key: store.now - timedelta(days=age) for key, age in ages.items()}
+    return store
+
+
+async def _old_marker(orphans: OrphanSweeper, store: MemoryStore) -> None:
+    """The installation's marker has been in the bucket for long."""
+    await orphans.sweep()
+    for key in store.objects:
+        if key.startswith(MARKER_PREFIX):
+            store.modified[key] -= timedelta(days=999)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(known=known_jobs, bucket=buckets, tells_time=st.booleans())
+@given(known=known_jobs, ages=buckets, has_dates=st.booleans())
 def test_exactly_what_no_job_needs_is_deleted(
-    database: Database, known: dict[str, Known], bucket: dict[str, float], tells_time: bool
+    database: Database, known: dict[str, Known], ages: dict[str, float], has_dates: bool
 ) -> None:
-    store = MemoryBucket({key: NOW - timedelta(days=age) for key, age in bucket.items()}, tells_time)
+    store = _bucket(ages, has_dates)
 
     async def sweep() -> None:
         await database.run(_fill, known)
-        sweeper = Sweeper(database, store, LIMITS, 86_400.0, NOW.timestamp)
-        await sweeper.sweep_orphans()
-        await sweeper.sweep_expired()
-        await sweeper.sweep_orphans()
+        orphans = orphan_sweeper(database, store)
+        await _old_marker(orphans, store)
+        await orphans.sweep()
+        await sweeper_on(database, store).sweep_expired()
+        await orphans.sweep()
 
     asyncio.run(sweep())
     left = {key for key in store.objects if not key.startswith(MARKER_PREFIX)}
-    assert left == {key for key, age in bucket.items() if _survives(key, age, known)}
+    assert left == {key for key, age in ages.items() if _survives(key, age, known)}
+
+
+async def test_two_registries_sweep_the_same_jobs_at_once(database_url: str) -> None:
+    one = Database(database_url)
+    other = Database(database_url)
+    expired = await add_jobs(one, JobState.COMPLETED, 31, BATCH + 20)
+    deleted = await add_jobs(one, JobState.COMPLETED, count=BATCH + 20)
+    for job_id in deleted:
+        await one.run(delete_ended_job, job_id, now=NOW)
+    [live] = await add_jobs(one, JobState.QUEUED)
+    orphans = [new_id() for _ in range(50)]
+    store = _bucket(dict.fromkeys(map(video_key, [*expired, *deleted, *orphans, live]), 2.0), has_dates=True)
+    await _old_marker(orphan_sweeper(one, store), store)
+    sweepers = [sweeper_on(each, store) for each in (one, other)]
+    await asyncio.gather(
+        *(sweeper.sweep_expired() for sweeper in sweepers),
+        *(sweeper.sweep_deleted() for sweeper in sweepers),
+        *(orphan_sweeper(each, store).sweep() for each in (one, other)),
+    )
+    assert await job_ids(one) == {live}
+    assert await one.run(deleted_videos_with_files, limit=10) == []
+    assert [key for key in store.objects if not key.startswith(MARKER_PREFIX)] == [video_key(live)]
+    one.close()
+    other.close()

@@ -1,0 +1,48 @@
+"""Which files which job still needs, and which are deleted with it."""
+
+import pytest
+
+from deployments.keys import FileKind, checkpoint_key, latents_key, prompt_embeds_key, video_key, video_keys
+from serve_app.jobs import FINAL, JobState
+from serve_app.retention.orphans import is_needed
+from serve_app.retention.sweeper import delete_all_files, delete_work_files
+from tests.support.memory_store import MemoryStore
+
+JOB = "video_0123456789abcdef0123456789abcdef"
+OTHER = "video_ffffffffffffffffffffffffffffffff"
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_a_live_job_needs_all_its_files_and_an_ended_one_only_its_video(state: JobState) -> None:
+    assert is_needed(FileKind.WORK, state) == (state not in FINAL)
+    assert is_needed(FileKind.VIDEO, state) == (state not in (JobState.FAILED, JobState.CANCELLED))
+
+
+@pytest.mark.parametrize("kind", FileKind)
+def test_a_job_that_does_not_exist_needs_nothing(kind: FileKind) -> None:
+    assert not is_needed(kind, None)
+
+
+def store_with(keys: set[str]) -> MemoryStore:
+    return MemoryStore(objects=dict.fromkeys(keys, b"x"))
+
+
+def work_files(job_id: str) -> set[str]:
+    checkpoints = [checkpoint_key(job_id, step) for step in (3, 6, 9)]
+    return {prompt_embeds_key(job_id), latents_key(job_id), *checkpoints, f"jobs/{job_id}/of-a-later-version"}
+
+
+async def test_the_work_files_of_a_job_are_all_that_lies_under_its_prefix() -> None:
+    kept = work_files(OTHER) | set(video_keys(JOB))
+    store = store_with(work_files(JOB) | kept)
+    assert await delete_work_files(store, [JOB]) == 6
+    assert store.objects.keys() == kept
+    assert await delete_work_files(store, [JOB]) == 0
+
+
+async def test_all_files_are_those_and_the_video_and_its_pictures() -> None:
+    pictures = {video_key(JOB, "thumbnail"), video_key(JOB, "spritesheet")}
+    kept = work_files(OTHER) | set(video_keys(OTHER)) | {"models/x/preview.json"}
+    store = store_with(work_files(JOB) | {video_key(JOB)} | pictures | kept)
+    await delete_all_files(store, [JOB])
+    assert store.objects.keys() == kept

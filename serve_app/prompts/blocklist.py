@@ -1,17 +1,18 @@
-"""The block list: words, phrases and regular expressions that no prompt may hold. Read once, then only looked up in.
+"""The block list: words, phrases and regular expressions that no prompt may hold. It is read once, at the start.
 
     # one entry a line
     forbidden
     a forbidden phrase
     /forbidden (thing|matter)s?/
 
-Words and phrases match whole words of the folded text (`serve_app.prompts.folding`), however they are written:
-`f0rb1dden`, `f o r b i d d e n`, `Fórbidden`; not within a longer word, except in scripts that put no spaces between
-words. Regular expressions are searched in the same folded text, which has no capitals and no accents.
+Words and phrases match whole words of the folded text, so `Fórbidden` is found too: `serve_app.prompts.folding` says
+what makes no difference, and what is left to the classifier. They do not match within a longer word, except in scripts
+that put no spaces between words. Regular expressions are searched in the same folded text, which has no capitals and no
+accents.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ from serve_app.errors import ConfigError, quote
 from serve_app.prompts.folding import fold, forms, words
 
 MAX_EXPRESSIONS = 500
-# Of one search, and of all searches of one text.
-SEARCH_S = 0.5
-CHECK_S = 2.0
-PROBE_CHARS = 4000
+SEARCH_S = 0.5  # longest time of one search
+CHECK_S = 2.0  # longest time of all searches of one text
+PROBE_CHARS = 4000  # length of a text that an expression is tried on
 _PROBED_LITERALS = 12
 
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
@@ -33,31 +33,27 @@ _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """What was found. line: of the entry in its file. slow: its search ran out of time, which counts as found."""
+    """An entry that was found in a text."""
 
-    line: int
+    line: int  # of the entry in its file
     entry: str
-    slow: bool = False
+    slow: bool = False  # whether its search ran out of time, which counts as found
 
 
 @dataclass(frozen=True)
 class Blocklist:
-    """Compiled entries.
+    """Compiled entries, each with the hit that it makes."""
 
-    phrases: words joined by single spaces -> its hit. lengths: first word -> of how many words its phrases are.
-    inner: what is looked for within words too, by its letters. expressions: each with its hit.
-    """
-
-    phrases: Mapping[str, Hit]
-    lengths: Mapping[str, frozenset[int]]
-    inner: Mapping[str, Hit]
+    phrases: Mapping[str, Hit]  # by their words, joined by single spaces
+    lengths: Mapping[str, set[int]]  # by the first word of a phrase: how many words the phrases have
+    inner: Mapping[str, Hit]  # by their letters: what is looked for within words too
     expressions: Sequence[tuple[Any, Hit]] = ()
 
     def find(self, text: str) -> Hit | None:
-        """The first entry that is found in the text; None for a text that holds none.
+        """The first entry that is found in the text, if there is one.
 
-        Takes at most CHECK_S seconds of searching by regular expressions, outside of Python's lock; a search that is
-        not done by then counts as found: no text gets through by being hard to search.
+        The regular expressions are searched for at most CHECK_S seconds in all, outside of Python's lock. A search that
+        is not done by then counts as found: no text gets through by being hard to search.
         """
         all_forms = forms(text)
         for form in all_forms:
@@ -87,10 +83,12 @@ class Blocklist:
         end = time.monotonic() + CHECK_S
         for expression, hit in self.expressions:
             for form in all_forms:
+                left_s = min(SEARCH_S, end - time.monotonic())
                 try:
-                    left = min(SEARCH_S, end - time.monotonic())
-                    if left <= 0 or expression.search(form, timeout=left, concurrent=True):
-                        return hit if left > 0 else Hit(hit.line, hit.entry, slow=True)
+                    if left_s <= 0:
+                        raise TimeoutError
+                    if expression.search(form, timeout=left_s, concurrent=True):
+                        return hit
                 except TimeoutError:
                     return Hit(hit.line, hit.entry, slow=True)
         return None
@@ -120,48 +118,45 @@ def load_blocklist(path: Path) -> Blocklist:
 def parse_blocklist(text: str) -> Blocklist:
     """Compile the lines of a block list. Raises ConfigError, which names the line."""
     phrases: dict[str, Hit] = {}
+    lengths: dict[str, set[int]] = {}
     inner: dict[str, Hit] = {}
     expressions: list[tuple[Any, Hit]] = []
-    for hit in _entries(text):
+    for number, line in enumerate(text.split("\n"), 1):
+        hit = Hit(number, line.strip())
+        if not hit.entry or hit.entry.startswith("#"):
+            continue
         if hit.entry.startswith("/"):
-            expressions.append((_compiled(hit), hit))
+            expressions.append((_compile(hit), hit))
         elif _UNSPACED.search(hit.entry):
             inner.setdefault("".join(words(fold(hit.entry))), hit)
         else:
-            phrases.setdefault(_phrase(hit), hit)
+            phrase = _phrase(hit)
+            phrases.setdefault(" ".join(phrase), hit)
+            lengths.setdefault(phrase[0], set()).add(len(phrase))
     if len(expressions) > MAX_EXPRESSIONS:
-        line = expressions[MAX_EXPRESSIONS][1].line
-        raise ConfigError(f"line {line}: more than {MAX_EXPRESSIONS} regular expressions; join some, or write words")
-    return Blocklist(phrases, _lengths(phrases), inner, expressions)
-
-
-def _entries(text: str) -> Iterator[Hit]:
-    for number, line in enumerate(text.split("\n"), 1):
-        entry = line.strip()
-        if entry and not entry.startswith("#"):
-            yield Hit(number, entry)
-
-
-def _phrase(hit: Hit) -> str:
-    """Refuses what would match far more than was meant: `c++` is folded to `c`, and would refuse every `c`."""
-    phrase = " ".join(words(fold(hit.entry)))
-    if len(phrase) < 2:
-        what = f"the single character {quote(phrase)}" if phrase else "nothing"
+        line_number = expressions[MAX_EXPRESSIONS][1].line
         raise ConfigError(
-            f"line {hit.line}: of {quote(hit.entry)} {what} is left to look for; write it as a /regular expression/"
+            f"line {line_number}: more than {MAX_EXPRESSIONS} regular expressions; join some, or write words"
         )
-    return phrase
+    return Blocklist(phrases, lengths, inner, expressions)
 
 
-def _lengths(phrases: Mapping[str, Hit]) -> dict[str, frozenset[int]]:
-    found: dict[str, frozenset[int]] = {}
-    for phrase in phrases:
-        first, *rest = phrase.split(" ")
-        found[first] = found.get(first, frozenset()) | {1 + len(rest)}
+def _phrase(hit: Hit) -> list[str]:
+    """The words of the entry.
+
+    An entry that would match far more than was meant is refused: `c++` is folded to `c`, and would refuse every `c`.
+    """
+    found = words(fold(hit.entry))
+    letters = "".join(found)
+    if len(letters) < 2:
+        rest = f"the single character {quote(letters)}" if letters else "nothing"
+        raise ConfigError(
+            f"line {hit.line}: of {quote(hit.entry)} {rest} is left to look for; write it as a /regular expression/"
+        )
     return found
 
 
-def _compiled(hit: Hit) -> Any:
+def _compile(hit: Hit) -> Any:
     if len(hit.entry) < 3 or not hit.entry.endswith("/"):
         raise ConfigError(
             f"line {hit.line}: {quote(hit.entry)} begins with '/'; a /regular expression/ ends with it too"

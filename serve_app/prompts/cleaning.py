@@ -1,21 +1,24 @@
-"""A prompt as the model is to see it: one form of the same text, and nothing in it that nobody sees. Pure."""
+"""A prompt as the model is to see it: one form of the same text, without what nobody sees. Pure."""
 
 import re
 import unicodedata
+
+import regex  # type: ignore[import-untyped]
+
+# For a class of `regex`: what draws nothing, and the marks of interlinear annotation.
+INVISIBLE = r"\p{Default_Ignorable_Code_Point}\uFFF9-\uFFFB"
+# White space, and the empty braille pattern.
+_BLANK = regex.compile(rf"[\s\u2800{INVISIBLE}]*")
 
 _REFUSED = re.compile(r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F\uD800-\uDFFF]")
 _LINE_END = re.compile(r"\r\n?|[\u2028\u2029]")
 
 # The flags of England, Scotland and Wales are the one use of tag characters; all others only hide text.
 _FLAG = r"\U0001F3F4[\U000E0030-\U000E0039\U000E0061-\U000E007A]{3,6}\U000E007F"
-# Soft hyphen, combining grapheme joiner, bidirectional and deprecated format controls, word joiner and its kin,
-# Mongolian vowel separator, Hangul fillers, zero-width space and no-break space, marks of interlinear annotation,
-# shorthand and musical controls, and what is left of the plane of tags but the selectors of ideographs.
-_UNSEEN = (
-    r"\u00AD\u034F\u061C\u180E\u200B\u200E\u200F\u202A-\u202E\u2060-\u206F\u3164\uFEFF\uFFA0\uFFF0-\uFFFB"
-    r"\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0000-\U000E00FF\U000E01F0-\U000E0FFF"
-)
-_INVISIBLE = re.compile(f"({_FLAG})|[{_UNSEEN}]")
+# What scripts and emoji need: Hangul fillers and Khmer vowels within a syllable, and the joiners and selectors that
+# stand in their place (see _MISPLACED).
+_NEEDED = r"\u115F\u1160\u17B4\u17B5\u180B-\u180D\u180F\u200C\u200D\uFE00-\uFE0F\U000E0100-\U000E01EF"
+_REMOVED = regex.compile(rf"({_FLAG})|[[{INVISIBLE}]--[{_NEEDED}]]", regex.VERSION1)
 
 # Scripts whose letters join or stack by the zero-width joiner and non-joiner: Arabic, Syriac, N'Ko, Mandaic, the Indic
 # ones, Tibetan, Myanmar, Khmer, Mongolian.
@@ -49,11 +52,16 @@ def clean_prompt(text: str) -> str:
         ValueError: names the first control character (tab, newline and carriage return are allowed) or half of a
             surrogate pair, and its position.
     """
-    found = _REFUSED.search(text)
-    if found is not None:
-        raise ValueError(f"U+{ord(found[0]):04X} at position {found.start()}")
+    refused = _REFUSED.search(text)
+    if refused is not None:
+        raise ValueError(f"U+{ord(refused[0]):04X} at position {refused.start()}")
     text = _LINE_END.sub("\n", unicodedata.normalize("NFC", text))
-    text = _INVISIBLE.sub(lambda match: match[1] or "", text)
+    text = _REMOVED.sub(lambda match: match[1] or "", text)
     text = _MISPLACED.sub("", text)
     # Again: what was taken out may have stood between a letter and its accent.
     return unicodedata.normalize("NFC", text).strip()
+
+
+def is_blank(text: str) -> bool:
+    """Whether the text holds nothing but white space and invisible characters."""
+    return _BLANK.fullmatch(text) is not None

@@ -1,6 +1,9 @@
 """Refuses prompts, by a block list and by a classifier, before anything is written or spent.
 
-Only the prompt is looked at. A negative prompt tells what is not wanted, and careful people write just the listed words
+The block list finds words as they are spelled. Words that are disguised (l33t, s p e l l e d) are found by the
+classifier alone.
+
+Only the prompt is checked. A negative prompt says what is not wanted, and careful people write just the listed words
 there ("nude, gore"); guidance moves the video away from it, so it cannot bring in what it names.
 """
 
@@ -26,9 +29,10 @@ RETRY_AFTER_S = 5
 
 
 class PromptSafety:
-    """What `settings` ask for; without a block list and a classifier it takes every prompt.
+    """The checks that the settings ask for; without a block list and a classifier every prompt passes.
 
     Args:
+        settings: which checks there are.
         classify: asks the classifier; needed if the settings have one, see `classify_with`.
 
     Raises:
@@ -43,14 +47,17 @@ class PromptSafety:
             raise ConfigError("safety.classifier is set, and no classifier was started with the app")
 
     async def check(self, prompt: str, param: str = "prompt") -> None:
-        """Let the prompt pass, or raise. The log names the entry or label; the answer does not, or the list could be
-        found out word by word.
+        """Return if the prompt passes.
+
+        The log names the entry or the label that refused it. The answer does not: the list could be found out word by
+        word.
 
         Args:
+            prompt: cleaned.
             param: what the prompt is called in the request.
 
         Raises:
-            ContentPolicyError: it is refused.
+            ContentPolicyError: the prompt is refused.
             ServiceUnavailableError: `safety_unavailable`, the classifier does not answer; no prompt passes unseen.
         """
         await self._check_blocklist(prompt, param)
@@ -60,7 +67,7 @@ class PromptSafety:
     async def _check_blocklist(self, prompt: str, param: str) -> None:
         if self._blocklist is None:
             return
-        # In a thread: a long text that is dressed up takes some 40 ms.
+        # In a thread: its regular expressions may be searched for as long as seconds.
         hit = await asyncio.to_thread(self._blocklist.find, prompt)
         if hit is not None:
             why = "its search took too long" if hit.slow else "it was found"
@@ -77,9 +84,13 @@ class PromptSafety:
 
 
 def classify_with(handle: Any, timeout_s: float = CLASSIFY_TIMEOUT_S) -> Classify:
-    """A function that asks the deployment `deployments.prompts.prompt_classifier.PromptClassifier` behind the handle.
+    """A function that asks a deployment for its verdict on a prompt.
 
-    It raises ServiceUnavailableError, `safety_unavailable`, if no answer comes within timeout_s, in seconds.
+    It raises ServiceUnavailableError, `safety_unavailable`, if no answer comes in time.
+
+    Args:
+        handle: of `deployments.prompts.prompt_classifier.PromptClassifier`.
+        timeout_s: longest time for one prompt.
     """
 
     async def classify(prompt: str) -> Verdict:

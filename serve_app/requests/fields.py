@@ -1,8 +1,8 @@
-"""The fields of a request against a schema: names, types, and words for what is wrong."""
+"""The fields of a request's body against a schema: their names, their types, and what the client is told."""
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,26 +12,24 @@ from serve_app.requests.schema import DECIMAL, allowed_values
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-_NUMBERS = frozenset(
-    {"width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale", "seed", "seconds"}
-)
 _BOOLEANS = {"true": True, "false": False}
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
-def validated(schema: type[Schema], fields: Mapping[str, object]) -> Schema:
-    """The fields as the schema has them, those of a form with their types.
+def check_fields(schema: type[Schema], fields: Mapping[str, object]) -> Schema:
+    """The fields as the schema has them. Null stands for a field that is left out.
 
     Raises:
         InvalidRequestError: names the first field that is wrong, what was given and what is allowed.
     """
-    fields = _typed(fields) if isinstance(fields, Form) else fields
     _check_names(schema, fields)
+    if isinstance(fields, Form):
+        fields = _typed(schema, fields)
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return schema.model_validate(given)
     except ValidationError as error:
-        raise _explained(schema, dict(error.errors(include_url=False)[0])) from None
+        raise _refusal(schema, dict(error.errors(include_url=False)[0])) from None
 
 
 def _check_names(schema: type[BaseModel], fields: Mapping[str, object]) -> None:
@@ -53,7 +51,7 @@ def _check_names(schema: type[BaseModel], fields: Mapping[str, object]) -> None:
             )
 
 
-def _explained(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestError:
+def _refusal(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestError:
     name = str(error["loc"][0])
     must = f"It must be {allowed_values(schema)[name]}."
     if error["type"] == "missing":
@@ -62,20 +60,24 @@ def _explained(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequest
     return InvalidRequestError(f"Invalid '{name}': got {quote(error['input'])}{reason}. {must}", name)
 
 
-def _typed(form: Form) -> dict[str, object]:
-    """The fields of a form, whose values are text; what does not have the type of its field is refused later."""
-    return {name: _typed_value(name, value) for name, value in form.items()}
+def _typed(schema: type[BaseModel], form: Form) -> dict[str, object]:
+    """The fields of a form, whose values are text; a text that has not the type of its field stays one."""
+    types = {info.alias or name: info.annotation for name, info in schema.model_fields.items()}
+    return {name: _typed_value(types.get(name), value) for name, value in form.items()}
 
 
-def _typed_value(name: str, value: object) -> object:
-    if name in _NUMBERS:
-        return _number(value)
-    return _BOOLEANS.get(value, value) if name == "exact" and isinstance(value, str) else value
-
-
-def _number(value: object) -> object:
+def _typed_value(field_type: Any, value: object) -> object:
     if not isinstance(value, str):
+        return value
+    if _takes(field_type, bool):
+        return _BOOLEANS.get(value, value)
+    if not _takes(field_type, int, float):
         return value
     if _INTEGER.fullmatch(value):
         return int(value)
     return float(value) if DECIMAL.fullmatch(value) else value
+
+
+def _takes(field_type: Any, *scalars: type) -> bool:
+    """Whether the type is one of `scalars`, or a union or an Annotated with one of them in it."""
+    return field_type in scalars or any(_takes(part, *scalars) for part in get_args(field_type))

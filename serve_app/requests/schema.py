@@ -1,18 +1,19 @@
 """The fields of a request for a video: their types, bounds and defaults for the served model.
 
-One class checks requests and describes them in the OpenAPI document. A field's description ends the sentence
+One class checks requests and describes them in the OpenAPI document. The description of a field ends the sentence
 "It must be ..." in error messages.
 """
 
 import re
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, is_side, length_below
 from deployments.settings import Dimension, ModelSettings
 from serve_app.jobs import TIERS, Tier
-from serve_app.prompts.cleaning import clean_prompt
+from serve_app.prompts.cleaning import clean_prompt, is_blank
 
 MAX_SEED = 2**63 - 1
 MAX_SECONDS = 86_400
@@ -20,18 +21,18 @@ MAX_SECONDS = 86_400
 DECIMAL = re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}([eE][+-]?[0-9]{1,4})?")
 SIZE_PARTS = ("width", "height")
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
-# White space and what draws nothing: Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt, the marks of
-# interlinear annotation and the empty braille pattern.
-_INVISIBLE = re.compile(
-    r"[\s\u00AD\u034F\u061C\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B-\u200F\u202A-\u202E\u2060-\u206F\u2800\u3164"
-    r"\uFE00-\uFE0F\uFEFF\uFFA0\uFFF0-\uFFFB\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0000-\U000E0FFF]*"
-)
+# Inlined: a reference to a definition would lead nowhere in the OpenAPI document.
+_TIER_SCHEMA = WithJsonSchema({"type": "string", "enum": list(TIERS)})
 
 
-class VideoRequest(BaseModel):
-    """The fields that all models share; `request_schema` adds bounds and defaults."""
+class Request(BaseModel):
+    """The fields of a request's body, checked."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class VideoRequest(Request):
+    """All that can be asked of any model; `request_schema` adds the bounds and defaults of one."""
 
     prompt: str
     negative_prompt: str
@@ -44,118 +45,95 @@ class VideoRequest(BaseModel):
     fps: int
     num_inference_steps: int
     guidance_scale: float
-    seed: int | None
-    exact: bool
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}; without it one is drawn"
+    )
+    exact: bool = Field(
+        False, description="true or false; true gives the same bits each time on the same kind of device"
+    )
+    priority: Annotated[Tier, Field(strict=False), _TIER_SCHEMA] | None = Field(
+        None,
+        description=f"{', '.join(TIERS[:-1])} or {TIERS[-1]}; what waits with a higher priority goes first; default: "
+        f"{Tier.STANDARD}, or the tenant's highest if that is lower",
+    )
+    webhook_url: str | None = Field(
+        None,
+        max_length=2000,
+        description="an http or https URL with a public address; it is sent a signed event when the video is "
+        "completed, failed or cancelled",
+    )
+
+
+class RemixRequest(Request):
+    """What can be asked of a remix; the rest is as in the video that it is made from."""
+
+    prompt: str
     priority: Tier | None
     webhook_url: str | None
 
 
-def request_schema(model: ModelSettings, name: str, prompt_field: str = "prompt") -> type[VideoRequest]:
-    """The class of requests to `model`, named `name` in the OpenAPI document.
+class EnhanceRequest(Request):
+    """What can be asked of an enhanced video; the rest is as in the video that it is made from."""
+
+    num_inference_steps: int
+    priority: Tier | None
+    webhook_url: str | None
+
+
+Derived = TypeVar("Derived", RemixRequest, EnhanceRequest)
+
+
+def request_schema(settings: ModelSettings, name: str, prompt_field: str = "prompt") -> type[VideoRequest]:
+    """The class of requests to a model.
 
     Args:
+        settings: of the model.
+        name: of the class in the OpenAPI document.
         prompt_field: what the prompt is called on the wire.
     """
-    text = Annotated[str, Field(max_length=model.max_prompt_chars), AfterValidator(clean_prompt)]
-    guidance = Annotated[float, Field(ge=1, le=model.max_guidance_scale, allow_inf_nan=False)]
-    chars = f"{model.max_prompt_chars} characters, without control characters except tab and newline"
-    prompt_field_info = Field(alias=prompt_field, min_length=1, description=f"a text, not blank, of at most {chars}")
-    fields: dict[str, Any] = {
-        "prompt": (Annotated[text, AfterValidator(_not_blank)], prompt_field_info),
-        "negative_prompt": (text, Field("", description=f"a text of at most {chars}")),
-        "model": (str, Field(model.name, description=f"'{model.name}', the model that is served")),
-        "size": _size_field(model),
-        "seconds": _seconds_field(model),
-        "width": _integer(model.width, PIXELS_PER_TOKEN, "in pixels, a multiple of 16"),
-        "height": _integer(model.height, PIXELS_PER_TOKEN, "in pixels, a multiple of 16"),
-        "num_frames": _num_frames_field(model.num_frames),
-        "fps": _integer(model.fps, 1, "in frames a second"),
-        "num_inference_steps": _integer(model.num_inference_steps, 1, "in denoising steps"),
-        "guidance_scale": (
-            guidance,
-            Field(model.guidance_scale, description=f"a number from 1 to {model.max_guidance_scale:g}"),
-        ),
-        "seed": (
-            Annotated[int, Field(ge=0, le=MAX_SEED)] | None,
-            Field(None, description=f"an integer from 0 to {MAX_SEED}; without it one is drawn"),
-        ),
-        "exact": (
-            bool,
-            Field(False, description="true or false; true gives the same bits each time on the same kind of device"),
-        ),
-        "priority": _priority_field(),
-        "webhook_url": _webhook_field(),
-    }
-    return create_model(name, __base__=VideoRequest, **fields)
+    max_chars = settings.max_prompt_chars
+    chars = f"{max_chars} characters, without control characters except tab and newline"
+    frames = settings.num_frames
+
+    class ModelRequest(VideoRequest):
+        model_config = ConfigDict(title=name)
+
+        prompt: Annotated[
+            str, Field(max_length=max_chars), AfterValidator(clean_prompt), AfterValidator(_not_blank)
+        ] = Field(alias=prompt_field, min_length=1, description=f"a text, not blank, of at most {chars}")
+        negative_prompt: Annotated[str, Field(max_length=max_chars), AfterValidator(clean_prompt)] = Field(
+            "", description=f"a text of at most {chars}"
+        )
+        model: str = Field(settings.name, description=f"'{settings.name}', the model that is served")
+        size: Annotated[str, AfterValidator(_size_check(settings))] | None = Field(
+            None, description=_size_sentence(settings)
+        )
+        seconds: Annotated[str | int | float, AfterValidator(_seconds)] | None = Field(
+            None, description=_seconds_sentence(settings)
+        )
+        width: int = _integer(settings.width, "in pixels, a multiple of 16", PIXELS_PER_TOKEN)
+        height: int = _integer(settings.height, "in pixels, a multiple of 16", PIXELS_PER_TOKEN)
+        num_frames: Annotated[
+            int, Field(ge=frames.minimum, le=frames.maximum), AfterValidator(_whole_latent_frames)
+        ] = Field(frames.default, description=_num_frames_sentence(frames))
+        fps: int = _integer(settings.fps, "in frames a second")
+        num_inference_steps: int = _integer(settings.num_inference_steps, "in denoising steps")
+        guidance_scale: float = Field(
+            settings.guidance_scale,
+            ge=1,
+            le=settings.max_guidance_scale,
+            allow_inf_nan=False,
+            description=f"a number from 1 to {settings.max_guidance_scale:g}",
+        )
+
+    return ModelRequest
 
 
-def derived_schema(of: type[VideoRequest], name: str, *fields: str) -> type[BaseModel]:
-    """The class of requests that have only these fields of `of`, and take the rest from another video."""
-    picked: dict[str, Any] = {field: (of.model_fields[field].annotation, of.model_fields[field]) for field in fields}
-    return create_model(name, __config__=VideoRequest.model_config, **picked)
-
-
-def _integer(bounds: Dimension, multiple_of: int, what: str) -> tuple[Any, Any]:
-    checked = Annotated[int, Field(ge=bounds.minimum, le=bounds.maximum, multiple_of=multiple_of)]
-    description = f"an integer from {bounds.minimum} to {bounds.maximum}, {what}"
-    return checked, Field(bounds.default, description=description)
-
-
-def _num_frames_field(bounds: Dimension) -> tuple[Any, Any]:
-    checked = Annotated[int, Field(ge=bounds.minimum, le=bounds.maximum), AfterValidator(_whole_latent_frames)]
-    description = (
-        f"an integer from {bounds.minimum} to {bounds.maximum} of the form 6k + 1 "
-        f"({', '.join(str(n) for n in range(bounds.minimum, bounds.maximum + 1, TEMPORAL_COMPRESSION)[:3])}, ...)"
-    )
-    return checked, Field(bounds.default, description=description)
-
-
-def _size_field(model: ModelSettings) -> tuple[Any, Any]:
-    def check(size: str) -> str:
-        match = _SIZE.fullmatch(size)
-        if not match:
-            raise ValueError("not WIDTHxHEIGHT")
-        for side, bounds, what in zip(match.groups(), (model.width, model.height), SIZE_PARTS, strict=True):
-            if not is_side(int(side)) or not bounds.minimum <= int(side) <= bounds.maximum:
-                raise ValueError(f"{what} {side}")
-        return size
-
-    w, h = model.width, model.height
-    description = (
-        f"'WIDTHxHEIGHT' in pixels, both multiples of 16, width from {w.minimum} to {w.maximum}, "
-        f"height from {h.minimum} to {h.maximum}, for example '{w.default}x{h.default}'; not together with "
-        "width or height"
-    )
-    return Annotated[str, AfterValidator(check)] | None, Field(None, description=description)
-
-
-def _seconds_field(model: ModelSettings) -> tuple[Any, Any]:
-    longest = model.num_frames.maximum / model.fps.default
-    description = (
-        "a number above 0 or one as text, rounded to the nearest possible number of frames, "
-        f"at most {model.num_frames.maximum} frames ({longest:.3g} seconds at {model.fps.default} fps); "
-        "not together with num_frames"
-    )
-    return Annotated[str | int | float, AfterValidator(_seconds)] | None, Field(None, description=description)
-
-
-def _priority_field() -> tuple[Any, Any]:
-    *names, last = TIERS
-    # Inlined: a reference to a definition would lead nowhere in the OpenAPI document.
-    schema = WithJsonSchema({"type": "string", "enum": list(TIERS)})
-    description = (
-        f"{', '.join(names)} or {last}; what waits with a higher priority goes first; default: "
-        f"{Tier.STANDARD}, or the tenant's highest if that is lower"
-    )
-    return Annotated[Tier, Field(strict=False), schema] | None, Field(None, description=description)
-
-
-def _webhook_field() -> tuple[Any, Any]:
-    description = (
-        "an http or https URL with a public address; it is sent a signed event when the video is completed, failed or "
-        "cancelled"
-    )
-    return Annotated[str, Field(max_length=2000)] | None, Field(None, description=description)
+def derived_schema(kind: type[Derived], schema: type[VideoRequest], name: str) -> type[Derived]:
+    """The class of requests that have only the fields of `kind`, each with its bounds in `schema`."""
+    picked = {field: schema.model_fields[field] for field in kind.model_fields}
+    fields: dict[str, Any] = {field: (info.annotation, info) for field, info in picked.items()}
+    return create_model(name, __base__=kind, **fields)
 
 
 def allowed_values(schema: type[BaseModel]) -> dict[str, str | None]:
@@ -163,10 +141,55 @@ def allowed_values(schema: type[BaseModel]) -> dict[str, str | None]:
     return {info.alias or name: info.description for name, info in schema.model_fields.items()}
 
 
+def _integer(bounds: Dimension, what: str, multiple_of: int = 1) -> Any:
+    return Field(
+        bounds.default,
+        ge=bounds.minimum,
+        le=bounds.maximum,
+        multiple_of=multiple_of,
+        description=f"an integer from {bounds.minimum} to {bounds.maximum}, {what}",
+    )
+
+
+def _size_sentence(settings: ModelSettings) -> str:
+    width, height = settings.width, settings.height
+    return (
+        f"'WIDTHxHEIGHT' in pixels, both multiples of 16, width from {width.minimum} to {width.maximum}, "
+        f"height from {height.minimum} to {height.maximum}, for example '{width.default}x{height.default}'; "
+        "not together with width or height"
+    )
+
+
+def _seconds_sentence(settings: ModelSettings) -> str:
+    frames, fps = settings.num_frames.maximum, settings.fps.default
+    return (
+        "a number above 0 or one as text, rounded to the nearest possible number of frames, "
+        f"at most {frames} frames ({frames / fps:.3g} seconds at {fps} fps); not together with num_frames"
+    )
+
+
+def _num_frames_sentence(bounds: Dimension) -> str:
+    shortest = ", ".join(str(n) for n in range(bounds.minimum, bounds.maximum + 1, TEMPORAL_COMPRESSION)[:3])
+    return f"an integer from {bounds.minimum} to {bounds.maximum} of the form 6k + 1 ({shortest}, ...)"
+
+
 def _not_blank(text: str) -> str:
-    if _INVISIBLE.fullmatch(text):
+    if is_blank(text):
         raise ValueError("blank")
     return text
+
+
+def _size_check(settings: ModelSettings) -> Callable[[str], str]:
+    def check(size: str) -> str:
+        match = _SIZE.fullmatch(size)
+        if not match:
+            raise ValueError("not WIDTHxHEIGHT")
+        for side, bounds, what in zip(match.groups(), (settings.width, settings.height), SIZE_PARTS, strict=True):
+            if not is_side(int(side)) or not bounds.minimum <= int(side) <= bounds.maximum:
+                raise ValueError(f"{what} {side}")
+        return size
+
+    return check
 
 
 def _whole_latent_frames(num_frames: int) -> int:

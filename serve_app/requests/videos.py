@@ -1,6 +1,6 @@
-"""From the fields of a request to what is asked for: defaults, conflicts, and the arithmetic of seconds and frames.
+"""From the fields of a request to the video that is asked for: conflicts, seconds and frames, remixes.
 
-Types and bounds of single fields are in `request_schema`; here is what concerns several of them, or another video.
+Types, bounds and defaults of single fields are in `schema`; here is what concerns several of them, or another video.
 """
 
 import hashlib
@@ -8,9 +8,6 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from pydantic import BaseModel
 
 from deployments.clip import nearest_length
 from deployments.messages import VideoSpec
@@ -18,8 +15,8 @@ from deployments.settings import Dimension, ModelSettings
 from serve_app.errors import InvalidRequestError, quote
 from serve_app.jobs import Job, Origin, Relation, Tier
 from serve_app.prompts.tokens import CountTokens, check_tokens
-from serve_app.requests.fields import validated
-from serve_app.requests.schema import SIZE_PARTS, VideoRequest, derived_schema
+from serve_app.requests.fields import check_fields
+from serve_app.requests.schema import SIZE_PARTS, EnhanceRequest, RemixRequest, VideoRequest, derived_schema
 
 # A drawn seed is below 2**53, so that a client whose numbers are doubles (JavaScript) can send it back.
 DRAWN_SEEDS = 2**53
@@ -27,26 +24,23 @@ DRAWN_SEEDS = 2**53
 
 @dataclass(frozen=True, slots=True)
 class CheckedRequest:
-    """A request that the model can be asked for.
-
-    tier: None if none was asked for. fingerprint: 64 hexadecimal digits that are equal for two requests that ask for
-    the same; a seed that was drawn is no part of it. prompt_field: what the prompt is called on the wire.
-    """
+    """A request that the model can serve."""
 
     spec: VideoSpec
-    tier: Tier | None
+    tier: Tier | None  # None if the request has no priority
     fingerprint: str
-    prompt_field: str = "prompt"
+    """64 hexadecimal digits, equal for two requests that ask for the same; a seed that was drawn is no part of it."""
+    prompt_field: str = "prompt"  # what the prompt is called on the wire
     webhook_url: str | None = None
-    origin: Origin | None = None
+    origin: Origin | None = None  # the video that this one is made from
 
 
 @dataclass(frozen=True)
 class VideoRequests:
-    """Turns the fields of requests into what is asked of one model."""
+    """Requests for new videos of one model."""
 
     model: ModelSettings
-    schema: type[VideoRequest]
+    schema: type[VideoRequest]  # as `request_schema` makes it for the model
     count_tokens: CountTokens | None
 
     def check(self, fields: Mapping[str, object]) -> CheckedRequest:
@@ -55,7 +49,7 @@ class VideoRequests:
         Raises:
             InvalidRequestError: names the field, what was given and what is allowed.
         """
-        request = validated(self.schema, fields)
+        request = check_fields(self.schema, fields)
         self._check_model(request.model)
         width, height = _size(request)
         num_frames = _num_frames(request, self.model.num_frames)
@@ -73,9 +67,13 @@ class VideoRequests:
             exact=request.exact,
         )
         self.check_tokens(spec)
-        priority, url = request.priority, request.webhook_url
-        fingerprint = _fingerprint(spec, priority, url, seed=request.seed, model=request.model)
-        return CheckedRequest(spec, priority, fingerprint, self._prompt_field, url)
+        return CheckedRequest(
+            spec=spec,
+            tier=request.priority,
+            fingerprint=_fingerprint(spec, request, seed=request.seed, model=request.model),
+            prompt_field=self._prompt_field,
+            webhook_url=request.webhook_url,
+        )
 
     @property
     def _prompt_field(self) -> str:
@@ -92,11 +90,11 @@ class VideoRequests:
     def _check_pixels(self, request: VideoRequest, width: int, height: int, num_frames: int) -> None:
         pixels = width * height * num_frames
         if pixels > self.model.max_pixels:
-            asked = [n for n in ("size", "width", "height", "seconds", "num_frames") if n in request.model_fields_set]
+            given = [n for n in ("size", "width", "height", "seconds", "num_frames") if n in request.model_fields_set]
             raise InvalidRequestError(
                 f"{width}x{height} with {num_frames} frames is {pixels} pixels in all; at most "
                 f"{self.model.max_pixels} are allowed: ask for a smaller size or fewer frames.",
-                asked[0] if asked else "size",
+                given[0] if given else "size",
             )
 
     def check_tokens(self, spec: VideoSpec) -> None:
@@ -106,62 +104,68 @@ class VideoRequests:
 
 
 class RemixRequests:
-    """Another prompt for a video that is there, with all else as it was."""
+    """Requests for another prompt in place of a video's own; all else stays."""
 
     def __init__(self, requests: VideoRequests) -> None:
         self._requests = requests
-        self.schema = derived_schema(requests.schema, "RemixVideoRequest", "prompt", "priority", "webhook_url")
+        self.schema = derived_schema(RemixRequest, requests.schema, "RemixVideoRequest")
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequests.check` does."""
-        request: Any = validated(self.schema, fields)
+        request = check_fields(self.schema, fields)
         spec = replace(source.spec, prompt=request.prompt)
         self._requests.check_tokens(spec)
         return _derived(spec, request, Origin(source.id, Relation.REMIX))
 
 
 class EnhanceRequests:
-    """The same video in more denoising steps."""
+    """Requests for the same video in more denoising steps."""
 
     def __init__(self, requests: VideoRequests) -> None:
         self._model = requests.model
-        fields = ("num_inference_steps", "priority", "webhook_url")
-        self.schema: type[BaseModel] = derived_schema(requests.schema, "EnhanceVideoRequest", *fields)
+        self.schema = derived_schema(EnhanceRequest, requests.schema, "EnhanceVideoRequest")
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequests.check` does, and if the steps are no more than the video has."""
-        request: Any = validated(self.schema, fields)
-        given = "num_inference_steps" in request.model_fields_set
-        steps = request.num_inference_steps if given else self._steps(source.spec.num_inference_steps)
-        if steps <= source.spec.num_inference_steps:
-            raise self._no_more(source.spec.num_inference_steps)
+        request = check_fields(self.schema, fields)
+        source_steps = source.spec.num_inference_steps
+        if "num_inference_steps" in request.model_fields_set:
+            steps = request.num_inference_steps
+        else:
+            steps = self._default_steps(source_steps)
+        if steps <= source_steps:
+            raise self._too_few_steps(source_steps)
         spec = replace(source.spec, num_inference_steps=steps)
         return _derived(spec, request, Origin(source.id, Relation.ENHANCE))
 
-    def _steps(self, made_with: int) -> int:
-        wanted = self._model.enhanced_steps or 0
-        if wanted <= made_with:
-            wanted = 2 * made_with
-        return min(wanted, self._model.num_inference_steps.maximum)
+    def _default_steps(self, source_steps: int) -> int:
+        steps = self._model.enhanced_steps or 0
+        if steps <= source_steps:
+            steps = 2 * source_steps
+        return min(steps, self._model.num_inference_steps.maximum)
 
-    def _no_more(self, made_with: int) -> InvalidRequestError:
+    def _too_few_steps(self, source_steps: int) -> InvalidRequestError:
         most = self._model.num_inference_steps.maximum
-        if made_with >= most:
+        if source_steps >= most:
             return InvalidRequestError(
-                f"The video was made with {made_with} steps, the most there can be; there is nothing to enhance.",
+                f"The video was made with {source_steps} steps, the most there can be; there is nothing to enhance.",
                 "video_id",
             )
         return InvalidRequestError(
-            f"Invalid 'num_inference_steps': the video was made with {made_with} steps; to enhance it, ask for more, "
-            f"at most {most}, or leave it out.",
+            f"Invalid 'num_inference_steps': the video was made with {source_steps} steps; to enhance it, "
+            f"ask for more, at most {most}, or leave it out.",
             "num_inference_steps",
         )
 
 
-def _derived(spec: VideoSpec, request: Any, origin: Origin) -> CheckedRequest:
-    priority, url = request.priority, request.webhook_url
-    fingerprint = _fingerprint(spec, priority, url, origin=origin.video_id, relation=origin.relation)
-    return CheckedRequest(spec, priority, fingerprint, webhook_url=url, origin=origin)
+def _derived(spec: VideoSpec, request: RemixRequest | EnhanceRequest, origin: Origin) -> CheckedRequest:
+    return CheckedRequest(
+        spec=spec,
+        tier=request.priority,
+        fingerprint=_fingerprint(spec, request, origin=origin.video_id, relation=origin.relation),
+        webhook_url=request.webhook_url,
+        origin=origin,
+    )
 
 
 def _size(request: VideoRequest) -> tuple[int, int]:
@@ -190,12 +194,12 @@ def _num_frames(request: VideoRequest, bounds: Dimension) -> int:
     return num_frames
 
 
-def _fingerprint(spec: VideoSpec, priority: Tier | None, webhook_url: str | None, **more: object) -> str:
+def _fingerprint(spec: VideoSpec, request: VideoRequest | RemixRequest | EnhanceRequest, **more: object) -> str:
     """SHA-256 over the request as it was understood: however it was written, with its defaults filled in."""
-    meant = asdict(spec) | {"priority": priority or Tier.STANDARD} | more
-    if webhook_url is not None:
-        meant["webhook_url"] = webhook_url
-    return hashlib.sha256(json.dumps(meant, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+    fields = asdict(spec) | {"priority": request.priority or Tier.STANDARD} | more
+    if request.webhook_url is not None:
+        fields["webhook_url"] = request.webhook_url
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 def conflict(one: str, other: str) -> InvalidRequestError:

@@ -40,22 +40,16 @@ def blocklist() -> Blocklist:
         ("BADWORD", 3),
         ("bad\u200bword", 3),
         ("ｂàdwórd", 3),
-        ("b4dw0rd!", 3),
-        ("my b-a-d-w-o-r-d", 3),
-        ("a b a d w o r d", 3),
-        ("baaaadword", 3),
         ("bаdwоrd", 3),
         ("(badword)'s", 3),
         ("an evil\n  plan", 4),
         ("evil_plan.", 4),
-        ("3v1l pl4n", 4),
         ("please DON'T", 5),
         ("see 4chan now", 6),
         ("请给我毒品吧", 7),
         ("毒 品", 7),
         ("ขายยาเสพติดที่นี่", 8),
         ("how to MAKE A BOMB", 11),
-        ("make b0mbs", 11),
         ("Secret", 12),
     ],
 )
@@ -82,6 +76,14 @@ def test_what_is_found(blocklist: Blocklist, text: str, line: int) -> None:
     ],
 )
 def test_what_is_let_through(blocklist: Blocklist, text: str) -> None:
+    assert blocklist.find(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["b4dw0rd!", "b@dword", "my b-a-d-w-o-r-d", "a b a d w o r d", "baaaadword", "3v1l pl4n", "make b0mbs"]
+)
+def test_disguised_words_are_left_to_the_classifier(blocklist: Blocklist, text: str) -> None:
+    """The list compares words as they are spelled."""
     assert blocklist.find(text) is None
 
 

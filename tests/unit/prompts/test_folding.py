@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from serve_app.prompts.folding import fold, forms, words
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-DRESSED = st.lists(st.sampled_from([*"ab1!$@0 .-aаоя\u200b\u0301ſıﬀ"]), max_size=30).map("".join)
+MIXED = st.lists(st.sampled_from([*"ab1!$@0 .-aаоя\u200b\u0301ſıﬀ"]), max_size=30).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -32,43 +32,28 @@ def test_fold(text: str, folded: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "hidden"),
-    [
-        ("b a d w o r d", "badword"),
-        ("b.a.d-w_o_r d", "badword"),
-        ("a b a d", "bad"),
-        ("b4dw0rd", "badword"),
-        ("b@dw0rd!", "badword"),
-        ("b @ d w 0 r d", "badword"),
-        ("$h1p a$$", "ship ass"),
-        ("k1ll k!ll k|ll", "kill kill kill"),
-        ("he11o", "hello"),
-        ("baaaaad", "bad"),
-        ("boooook", "book"),
-        ("bаd", "bad"),
-        ("ѕех", "sex"),
-        ("сосаіпе", "cocaine"),
-        ("привет, bаd", "bad"),
-    ],
+    ("text", "latin"),
+    [("bаd", "bad"), ("ѕех", "sex"), ("сосаіпе", "cocaine"), ("привет, bаd", "bad"), ("νεtο", "veto"), ("ցսո", "gun")],
 )
-def test_a_dressed_word_has_its_plain_form(text: str, hidden: str) -> None:
-    assert set(words(hidden)) <= {word for form in forms(text) for word in words(form)}
+def test_a_word_of_lookalikes_has_its_latin_form(text: str, latin: str) -> None:
+    assert latin in {word for form in forms(text) for word in words(form)}
 
 
 @pytest.mark.parametrize(
     "text",
-    ["a red circle", "455 geese", "the a55 at 1080p", "секс и рот, большой кот", "kill!", "100%", "北京 烤鸭", "x y"],
+    ["a red circle", "455 geese", "the a55 at 1080p", "секс и рот, большой кот", "kill!", "100%", "北京 烤鸭", "x y"]
+    + ["k1ll", "b a d", "b.a.d", "baaaad", "$h1p"],
 )
 def test_a_plain_text_has_one_form(text: str) -> None:
     assert forms(text) == [fold(text)]
 
 
 @settings(max_examples=300)
-@given(TEXT | DRESSED)
+@given(TEXT | MIXED)
 def test_forms_are_few_distinct_and_begin_with_the_folded_text(text: str) -> None:
     found = forms(text)
     assert found[0] == fold(text)
-    assert len(found) == len(set(found)) <= 36
+    assert len(found) == len(set(found)) <= 2
 
 
 @settings(max_examples=300)

@@ -157,8 +157,12 @@ class TenantOptions:
     ] = None
 
     def changes(self) -> dict[str, Any]:
-        given = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
-        return {name: value.value if isinstance(value, Limit) else value for name, value in given.items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value.value if isinstance(value, Limit) else value
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 @keys.command("create")
@@ -196,8 +200,8 @@ async def list_keys(
     tenant: Annotated[str | None, typer.Option(parser=_tenant_name, metavar="NAME", help="Only this one's.")] = None,
 ) -> None:
     """List the keys, by their first characters."""
-    found = await installation.database.run(access_sql.list_keys, tenant)
-    output.result([key_json(key) for key in found], keys_table(found))
+    api_keys = await installation.database.run(access_sql.list_keys, tenant)
+    output.result([key_json(key) for key in api_keys], keys_table(api_keys))
 
 
 @keys.command("revoke")
@@ -218,8 +222,8 @@ async def revoke_key(
 @command(InstallationOptions)
 async def list_tenants(installation: Installation, output: Output) -> None:
     """List the tenants and what each may use."""
-    found = await installation.database.run(access_sql.list_tenants)
-    output.result([tenant_json(tenant) for tenant in found], tenants_table(found))
+    rows = await installation.database.run(access_sql.list_tenants)
+    output.result([tenant_json(tenant) for tenant in rows], tenants_table(rows))
 
 
 @tenants.command("show")
@@ -229,19 +233,19 @@ async def show_tenant(installation: Installation, output: Output, name: TenantNa
     tenant = await installation.database.run(access_sql.get_tenant, name)
     if tenant is None:
         _fail_without_tenant(output, name)
-    found = await installation.database.run(access_sql.list_keys, name)
-    used = await installation.database.run(access_sql.day_usage, name, day=day_of(time.time()))
+    api_keys = await installation.database.run(access_sql.list_keys, name)
+    today = await installation.database.run(access_sql.day_usage, name, day=day_of(time.time()))
     value = {
         **tenant_json(tenant),
         "webhook_secret": tenant.webhook_secret,
-        "keys": [key_json(key) for key in found],
-        "used_today": {"gpu_seconds": used.gpu_seconds, "videos": used.videos},
+        "keys": [key_json(key) for key in api_keys],
+        "used_today": {"gpu_seconds": today.gpu_seconds, "videos": today.videos},
     }
     output.result(
         value,
         tenants_table([tenant]),
-        keys_table(found),
-        f"Today (UTC): {used.videos} videos, {used.gpu_seconds:.1f} GPU-seconds",
+        keys_table(api_keys),
+        f"Today (UTC): {today.videos} videos, {today.gpu_seconds:.1f} GPU-seconds",
         f"Webhook secret: {tenant.webhook_secret}",
     )
 
@@ -284,8 +288,8 @@ async def usage(
 ) -> None:
     """Tell what the videos that ended on each day (UTC) cost."""
     first = day_of(time.time()) - days + 1
-    found = await installation.database.run(access_sql.usage_since, day=first, tenant=name)
-    output.result([usage_json(one) for one in found], usage_table(found))
+    rows = await installation.database.run(access_sql.usage_since, day=first, tenant=name)
+    output.result([usage_json(row) for row in rows], usage_table(rows))
 
 
 @tenants.command("webhook-secret")

@@ -27,14 +27,14 @@ from serve_app.client.errors import (
     UnreachableError,
     UsageError,
 )
-from serve_app.client.http import Client, Video
+from serve_app.client.http import Client, Video, video_error
 from serve_app.jobs import Tier
 
 # A request for a video under an Idempotency-Key.
 Send = Callable[[str], Awaitable[Video]]
 
 app = typer.Typer()
-_add = partial(app.command, epilog=EXIT_CODES, rich_help_panel="Make videos")
+_register = partial(app.command, epilog=EXIT_CODES, rich_help_panel="Make videos")
 
 
 def _video_option(*names: str, help: str) -> Any:
@@ -89,7 +89,7 @@ class MakeOptions:
     ] = False
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def generate(
     client: Client,
@@ -106,7 +106,7 @@ async def generate(
     return await make(client, output, options, lambda key: client.create(fields, key))
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def batch(client: Client, output: Output, options: BatchOptions, request: BatchRequestOptions) -> int:
     """Make a video of each line of a file, or of stdin (-).
@@ -117,7 +117,7 @@ async def batch(client: Client, output: Output, options: BatchOptions, request: 
     return await run_batch(client, output, options, request.fields())
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def remix(
     client: Client,
@@ -130,7 +130,7 @@ async def remix(
     return await make(client, output, options, lambda key: client.remix(video_id, prompt, key))
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def enhance(client: Client, output: Output, video_id: VideoId, options: MakeOptions, steps: Steps = None) -> int:
     """Make a video once more, of the same prompt and seed, with more steps."""
@@ -204,7 +204,7 @@ async def _interrupt(client: Client, output: Output, options: MakeOptions, video
 
 def failure_text(video: Video) -> str:
     """Why a video failed."""
-    error = video["error"] or {"code": video["state"], "message": "no reason was given"}
+    error = video_error(video)
     return f"{video['id']} failed ({error['code']}): {error['message']}"
 
 

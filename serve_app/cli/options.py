@@ -58,12 +58,12 @@ def command(
     def decorate(work: Callable[Concatenate[Context, Output, ...], Awaitable[Result]]) -> Callable[..., None]:
         options: list[inspect.Parameter] = []
         groups: dict[str, type[Any]] = {}
-        for one in list(inspect.signature(work).parameters.values())[2:]:
-            if isinstance(one.annotation, type) and is_dataclass(one.annotation):
-                groups[one.name] = one.annotation
-                options += _options(one.annotation)
+        for parameter in list(inspect.signature(work).parameters.values())[2:]:
+            if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
+                groups[parameter.name] = parameter.annotation
+                options += _options(parameter.annotation)
             else:
-                options.append(one)
+                options.append(parameter)
         options += _options(common)
 
         @wraps(work)

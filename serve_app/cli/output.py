@@ -33,12 +33,12 @@ class Output:
 
     def show(self, *shown: str | RenderableType) -> None:
         """Print texts and tables for people on stdout."""
-        for one in shown:
-            if isinstance(one, str):
+        for part in shown:
+            if isinstance(part, str):
                 # Byte by byte, so that a file can be found by a name that is no UTF-8.
-                typer.echo(os.fsencode(one))
+                typer.echo(os.fsencode(part))
             else:
-                self._out.print(one, soft_wrap=False)
+                self._out.print(part, soft_wrap=False)
 
     def message(self, text: str) -> None:
         """Print a message for people on stderr."""

@@ -78,10 +78,16 @@ def tenant_json(tenant: Tenant) -> dict[str, Any]:
 
 def tenants_table(tenants: Iterable[Tenant]) -> Table:
     table = Table("Tenant", "Tier", "Weight", "Requests/min", "Videos/min", "Waiting", "GPU-seconds/day", "Since")
-    for one in tenants:
-        limits = (one.weight, one.requests_per_minute, one.videos_per_minute, one.max_queued, one.gpu_seconds_per_day)
+    for tenant in tenants:
+        limits = (
+            tenant.weight,
+            tenant.requests_per_minute,
+            tenant.videos_per_minute,
+            tenant.max_queued,
+            tenant.gpu_seconds_per_day,
+        )
         cells = ("-" if limit is None else f"{limit:g}" for limit in limits)
-        table.add_row(one.name, one.max_tier, *cells, date(one.created_at))
+        table.add_row(tenant.name, tenant.max_tier, *cells, date(tenant.created_at))
     return table
 
 
@@ -89,10 +95,10 @@ def usage_json(usage: DayUsage) -> dict[str, Any]:
     return {**asdict(usage), "day": date(usage.day * DAY_S)}
 
 
-def usage_table(days: Iterable[DayUsage]) -> Table:
+def usage_table(rows: Iterable[DayUsage]) -> Table:
     table = Table("Day", "Tenant", "Videos", "GPU-seconds")
-    for one in days:
-        table.add_row(date(one.day * DAY_S), one.tenant, str(one.videos), f"{one.gpu_seconds:.1f}")
+    for row in rows:
+        table.add_row(date(row.day * DAY_S), row.tenant, str(row.videos), f"{row.gpu_seconds:.1f}")
     return table
 
 

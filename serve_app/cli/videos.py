@@ -24,9 +24,10 @@ from serve_app.jobs import JobState, Order
 from serve_app.openapi.schemas import Status
 
 DEFAULT_LIMIT = 20
+TIMES = ("created_after", "created_before")
 
 app = typer.Typer()
-_add = partial(app.command, epilog=EXIT_CODES, rich_help_panel="Look after videos")
+_register = partial(app.command, epilog=EXIT_CODES, rich_help_panel="Look after videos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,12 @@ class ListOptions:
 
     def query(self) -> dict[str, Any]:
         """Raises UsageError for a time that is none."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        times = {name: unix_seconds(given[name]) for name in ("created_after", "created_before") if name in given}
-        return {name: value for name, value in (given | times).items() if name not in ("limit", "all")}
+        values = {name: value for name, value in asdict(self).items() if name not in ("limit", "all")}
+        times = {name: unix_seconds(values[name]) for name in TIMES if values[name] is not None}
+        return {name: value for name, value in (values | times).items() if value is not None}
 
 
-@_add("list")
+@_register("list")
 @command(ClientOptions)
 async def list_videos(client: Client, output: Output, options: ListOptions) -> int:
     """List videos, newest first; with --json a line each."""
@@ -63,7 +64,7 @@ async def list_videos(client: Client, output: Output, options: ListOptions) -> i
     return OK
 
 
-@_add("download")
+@_register("download")
 @command(ClientOptions)
 async def download_file(
     client: Client,
@@ -85,7 +86,7 @@ async def download_file(
     return OK
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def status(client: Client, output: Output, video_id: VideoId) -> int:
     """Tell all that is known of a video."""
@@ -94,7 +95,7 @@ async def status(client: Client, output: Output, video_id: VideoId) -> int:
     return OK
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def watch(client: Client, output: Output, video_ids: VideoIds) -> int:
     """Follow videos to their end; with --json a line for each event. The code is 1 if one of them failed."""
@@ -106,7 +107,7 @@ async def watch(client: Client, output: Output, video_ids: VideoIds) -> int:
     return OK if all(video["status"] == "completed" for video in videos) else FAILED
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def cancel(client: Client, output: Output, video_ids: VideoIds) -> int:
     """Stop the making of videos; with --json a line for each."""
@@ -117,7 +118,7 @@ async def cancel(client: Client, output: Output, video_ids: VideoIds) -> int:
     return await _for_each(output, video_ids, cancel_one)
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def delete(client: Client, output: Output, video_ids: VideoIds) -> int:
     """Delete videos and all that is known of them; one that is being made is cancelled."""
@@ -128,7 +129,7 @@ async def delete(client: Client, output: Output, video_ids: VideoIds) -> int:
     return await _for_each(output, video_ids, delete_one)
 
 
-@_add()
+@_register()
 @command(ClientOptions)
 async def models(client: Client, output: Output) -> int:
     """Tell which models are served, what may be asked of them, and what is used when nothing is asked."""

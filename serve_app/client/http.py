@@ -240,10 +240,10 @@ class Client:
     ) -> AsyncIterator[httpx.Response]:
         """An answer whose body is still to be read, redirects followed. Raises RefusedError, httpx.TransportError."""
         # Not compressed on the way: then the Content-Length is the length of the file.
-        sent = {"Accept-Encoding": "identity", **headers}
+        all_headers = {"Accept-Encoding": "identity", **headers}
         timeout = httpx.Timeout(SILENCE_S, connect=_CONNECT_S, pool=None)
         async with self._http.stream(
-            "GET", path, params=params, headers=sent, timeout=timeout, follow_redirects=True
+            "GET", path, params=params, headers=all_headers, timeout=timeout, follow_redirects=True
         ) as response:
             self._learn_from(response)
             if not response.is_success:
@@ -316,6 +316,12 @@ def video_path(video_id: str) -> str:
     if not _VIDEO_ID.fullmatch(video_id):
         raise UsageError(f"{video_id!r} is no id of a video; `mochi-serve list` shows them")
     return f"/v1/videos/{video_id}"
+
+
+def video_error(video: Video) -> dict[str, Any]:
+    """The code and the message of a video that failed or was cancelled."""
+    error: dict[str, Any] | None = video["error"]
+    return error or {"code": video["state"], "message": "no reason was given"}
 
 
 def checked_url(url: str) -> httpx.URL:

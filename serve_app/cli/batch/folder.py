@@ -47,8 +47,8 @@ class BatchFolder:
 
     def open_files(self, lines: Iterable[OpenLine]) -> None:
         """Write both files anew, without results of the lines that are open, and keep them open."""
-        for one in lines:
-            self.results.pop(one.line.key, None)
+        for open_line in lines:
+            self.results.pop(open_line.line.key, None)
         states = [{"folder": self.id}, *(_state_row(key, state) for key, state in self.states.items())]
         write_atomically(self.path / STATE, b"".join(map(_encode, states)))
         write_atomically(self.path / RESULTS, b"".join(map(_encode, self.results.values())))
@@ -57,8 +57,8 @@ class BatchFolder:
 
     def sizes(self) -> dict[str, int]:
         """The visible files in the folder, with their sizes in bytes."""
-        found = (entry for entry in os.scandir(self.path) if entry.is_file() and not entry.name.startswith("."))
-        return {entry.name: entry.stat().st_size for entry in found}
+        files = (entry for entry in os.scandir(self.path) if entry.is_file() and not entry.name.startswith("."))
+        return {entry.name: entry.stat().st_size for entry in files}
 
     def record_state(self, line: PromptLine, state: LineState) -> None:
         """Write down how far a line is, before the next thing is done for it."""

@@ -53,7 +53,7 @@ class OpenLine:
 class BatchPlan:
     """What is left to do of a batch."""
 
-    open: tuple[OpenLine, ...]  # in the order of the file
+    open_lines: tuple[OpenLine, ...]  # in the order of the file
     done: int  # lines
     conflicts: tuple[str, ...]  # files in the folder that are not of this batch
 
@@ -117,12 +117,12 @@ def make_plan(
 
 
 def _read_line(number: int, row: str, defaults: Mapping[str, Any], copies: Counter[str]) -> PromptLine:
-    given = _fields(row.strip())
-    own_id = given.pop("id", None)
-    name = given.pop("name", None)
+    line_fields = _fields(row.strip())
+    own_id = line_fields.pop("id", None)
+    name = line_fields.pop("name", None)
     if isinstance(own_id, bool) or not isinstance(own_id, str | int | None):
         raise UsageError('"id" must be a text or an integer')
-    fields = {**defaults, **given}
+    fields = {**defaults, **line_fields}
     if not isinstance(fields.get("prompt"), str):
         raise UsageError('"prompt" is missing, or no text')
     # The priority says when and not what: it may be another one for the rest of a batch.

@@ -7,7 +7,6 @@ Idempotency-Key, a known video is followed, a part of a file is completed, a who
 import asyncio
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from serve_app.client.errors import (
     UsageError,
     VideoDeletedError,
 )
-from serve_app.client.http import Client, Video
+from serve_app.client.http import Client, Video, video_error
 
 CONCURRENCY = 16
 _FINAL_STATUSES = (404, 409)
@@ -65,7 +64,7 @@ async def run_batch(client: Client, output: Output, options: BatchOptions, field
         fields: of the requests whose lines do not have them.
     """
     lines = read_lines(_read_text(options.prompts), fields)
-    with batch_folder(options.folder) as folder, ExitStack() as stack:
+    with batch_folder(options.folder) as folder:
         plan = make_plan(lines, folder.states, folder.results, folder.sizes())
         if plan.conflicts and not options.force:
             more = " and others" if len(plan.conflicts) > _SHOWN_CONFLICTS else ""
@@ -73,13 +72,12 @@ async def run_batch(client: Client, output: Output, options: BatchOptions, field
                 f"{', '.join(plan.conflicts[:_SHOWN_CONFLICTS])}{more} in {str(options.folder)!r} are not of this "
                 "batch; move them away, or --force to overwrite them"
             )
-        folder.open_files(plan.open)
-        display = stack.enter_context(progress_display(output, lambda: client.now, total=len(plan.open)))
-        run = BatchRun(client, folder, display, output)
+        folder.open_files(plan.open_lines)
         try:
-            await run.make_all(plan.open, options.concurrency)
+            with progress_display(output, lambda: client.now, total=len(plan.open_lines)) as display:
+                run = BatchRun(client, folder, display, output)
+                await run.make_all(plan.open_lines, options.concurrency)
         except (ClientError, asyncio.CancelledError):
-            stack.close()
             output.message(
                 "Started again with the same folder, the batch goes on where it is; its videos are made meanwhile."
             )
@@ -117,56 +115,57 @@ class BatchRun:
             raise errors.exceptions[0] from None
 
     async def _work(self, queue: Iterator[OpenLine]) -> None:
-        for one in queue:
-            progress = self._display.add_video(one.line.file)
+        for open_line in queue:
+            line = open_line.line
+            progress = self._display.add_video(line.file)
             try:
-                result = await self._make(one, progress)
+                result = await self._make(open_line, progress)
             finally:
                 progress.end()
             self._output.result(result)
             error = result["error"]
-            text = f"line {one.line.number} failed ({error['code']}): {error['message']}" if error else one.line.file
+            text = f"line {line.number} failed ({error['code']}): {error['message']}" if error else line.file
             self._display.count_result(text, failed=error is not None)
 
-    async def _make(self, one: OpenLine, progress: VideoProgress) -> dict[str, Any]:
+    async def _make(self, open_line: OpenLine, progress: VideoProgress) -> dict[str, Any]:
         """Make and fetch the video of a line; returns its result, which is written down."""
         try:
-            video = await self._accepted_video(one)
+            video = await self._accepted_video(open_line)
             progress.show(video)
             video = await self._client.wait_until_done(video["id"], progress.show)
             if video["status"] == COMPLETED:
-                size = await self._fetch(one, video, progress)
-                result = {"status": COMPLETED, "video_id": video["id"], "file": one.line.file, "bytes": size}
-                return self._folder.record_result(one.line, result | {"seed": video["seed"], "error": None})
-            error = video["error"] or {"code": video["state"], "message": "no reason was given"}
-            return self._record_failure(one, video["id"], error["code"], error["message"], is_final=True)
+                size = await self._fetch(open_line, video, progress)
+                result = {"status": COMPLETED, "video_id": video["id"], "file": open_line.line.file, "bytes": size}
+                return self._folder.record_result(open_line.line, result | {"seed": video["seed"], "error": None})
+            error = video_error(video)
+            return self._record_failure(open_line, video["id"], error["code"], error["message"], is_final=True)
         except KeyRefusedError:
             raise
         except (RefusedError, VideoDeletedError) as refusal:
-            video_id = self._state(one).video_id
-            return self._record_failure(one, video_id, refusal.code, refusal.message, is_final=_is_final(refusal))
+            video_id = self._state(open_line).video_id
+            return self._record_failure(open_line, video_id, refusal.code, refusal.message, is_final=_is_final(refusal))
 
-    async def _accepted_video(self, one: OpenLine) -> Video:
+    async def _accepted_video(self, open_line: OpenLine) -> Video:
         """The line's video: the one that it has already, unless the server has it no longer, or a new one."""
-        if one.state.video_id is not None:
+        if open_line.state.video_id is not None:
             try:
-                return await self._client.retrieve(one.state.video_id)
+                return await self._client.retrieve(open_line.state.video_id)
             except RefusedError as error:
                 if not _is_final(error):
                     raise
-            one = replace(one, state=LineState(one.state.attempt + 1))
-            self._folder.record_state(one.line, one.state)
+            open_line = replace(open_line, state=LineState(open_line.state.attempt + 1))
+            self._folder.record_state(open_line.line, open_line.state)
         async with self._creating:
-            video = await self._create(one)
-        self._folder.record_state(one.line, replace(one.state, video_id=video["id"]))
+            video = await self._create(open_line)
+        self._folder.record_state(open_line.line, replace(open_line.state, video_id=video["id"]))
         return video
 
-    async def _create(self, one: OpenLine) -> Video:
+    async def _create(self, open_line: OpenLine) -> Video:
         """Ask for the video; while the server has too many, wait for as long as it says."""
-        key = idempotency_key(self._folder.id, one)
+        key = idempotency_key(self._folder.id, open_line)
         while True:
             try:
-                video = await self._client.create(one.line.fields, key)
+                video = await self._client.create(open_line.line.fields, key)
             except RefusedError as error:
                 if error.status != _TOO_MANY_REQUESTS or not error.temporary:
                     raise
@@ -179,33 +178,33 @@ class BatchRun:
                 self._display.show_notice("")
                 return video
 
-    async def _fetch(self, one: OpenLine, video: Video, progress: VideoProgress) -> int:
+    async def _fetch(self, open_line: OpenLine, video: Video, progress: VideoProgress) -> int:
         """Download the file unless it is there; returns its size in bytes."""
-        state = self._state(one)
-        if one.fetched and state.bytes is not None:
+        state = self._state(open_line)
+        if open_line.fetched and state.bytes is not None:
             return state.bytes
 
         def record_size(size: int) -> None:
-            self._folder.record_state(one.line, replace(state, bytes=size))
+            self._folder.record_state(open_line.line, replace(state, bytes=size))
 
-        path = self._folder.path / one.line.file
+        path = self._folder.path / open_line.line.file
         return await download(
             self._client, video["id"], path, on_bytes=progress.show_download, before_rename=record_size
         )
 
     def _record_failure(
-        self, one: OpenLine, video_id: str | None, code: str | None, message: str, is_final: bool
+        self, open_line: OpenLine, video_id: str | None, code: str | None, message: str, is_final: bool
     ) -> dict[str, Any]:
         """is_final: nothing will come of this video, or of this key; a later run asks for another one."""
         self.failed += 1
         if is_final:
-            self._folder.record_state(one.line, LineState(self._state(one).attempt + 1))
+            self._folder.record_state(open_line.line, LineState(self._state(open_line).attempt + 1))
         result = {"status": "failed", "video_id": video_id, "file": None, "bytes": None, "seed": None}
-        return self._folder.record_result(one.line, result | {"error": {"code": code, "message": message}})
+        return self._folder.record_result(open_line.line, result | {"error": {"code": code, "message": message}})
 
-    def _state(self, one: OpenLine) -> LineState:
+    def _state(self, open_line: OpenLine) -> LineState:
         """How far the line is by now."""
-        return self._folder.states.get(one.line.key, one.state)
+        return self._folder.states.get(open_line.line.key, open_line.state)
 
 
 def _is_final(error: RefusedError | VideoDeletedError) -> bool:

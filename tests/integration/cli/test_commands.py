@@ -86,8 +86,8 @@ def test_json_is_one_value_and_nothing_else(api: StandIn) -> None:
     assert answer(call(api.url, "generate", PROMPT, "--no-wait", "--json"))["state"] == "queued"
     assert answer(call(api.url, "status", video_id, "--json"))["id"] == video_id
     assert answer(call(api.url, "models", "--json"))["data"] == [{"id": "mochi-1"}]
-    told = answer(call(api.url, "download", video_id, "--json", "-o", "b.mp4"))
-    assert told == {"id": video_id, "variant": "video", "file": "b.mp4", "bytes": len(FILE)}
+    downloaded = answer(call(api.url, "download", video_id, "--json", "-o", "b.mp4"))
+    assert downloaded == {"id": video_id, "variant": "video", "file": "b.mp4", "bytes": len(FILE)}
     assert answer(call(api.url, "remix", video_id, "other", "--json"))["remixed_from_video_id"] == video_id
     assert answer(call(api.url, "enhance", video_id, "--json"))["enhanced_from_video_id"] == video_id
     listed = [json.loads(row) for row in call(api.url, "list", "--json").stdout.splitlines()]
@@ -104,7 +104,7 @@ def test_errors_are_json_too(api: StandIn) -> None:
     assert answer(call(api.url, "status", "no id", "--json"), 2)["error"]["type"] == "usage_error"
 
 
-def test_a_failed_video_is_code_1_and_told_why(api: StandIn) -> None:
+def test_a_failed_video_is_code_1_and_a_reason(api: StandIn) -> None:
     api.failing = {PROMPT}
     done = call(api.url, "generate", PROMPT)
     assert (done.exit_code, done.stdout, list(Path().iterdir())) == (1, "", [])
@@ -127,8 +127,8 @@ def test_keys_come_from_the_environment_and_are_never_shown(api: StandIn) -> Non
 
 @pytest.mark.parametrize("command", ["generate", "batch", "list", "watch", "enhance", "remix", "download", "models"])
 def test_help_tells_the_exit_codes(command: str) -> None:
-    told = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
-    assert "Exit codes: 0 all went well" in told and "MOCHI_SERVE_URL" in told
+    text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
+    assert "Exit codes: 0 all went well" in text and "MOCHI_SERVE_URL" in text
 
 
 def test_cancel_and_delete_take_many_and_tell_each(api: StandIn) -> None:
@@ -160,17 +160,17 @@ def test_watch_follows_several(api: StandIn) -> None:
 
 
 @pytest.mark.parametrize("cancels", [False, True])
-def test_ctrl_c_asks_nothing_and_leaves_the_video_unless_told(api: StandIn, cancels: bool) -> None:
+def test_ctrl_c_asks_nothing_and_leaves_the_video_unless_it_is_to_cancel(api: StandIn, cancels: bool) -> None:
     api.hold = True
     process = started(api.url, "generate", PROMPT, "--json", *["--cancel-on-interrupt"] * cancels)
     until(lambda: api.at_once)
     process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=PATIENCE_S)
+    out, messages = process.communicate(timeout=PATIENCE_S)
     (video,) = api.videos.values()
     assert json.loads(out)["id"] == video["id"]
-    assert (process.returncode, video["state"] == "cancelled") == (130, cancels), told
-    assert ("is cancelled" in told) == cancels and (f"mochi-serve watch {video['id']}" in told) != cancels
-    assert "Traceback" not in told
+    assert (process.returncode, video["state"] == "cancelled") == (130, cancels), messages
+    assert ("is cancelled" in messages) == cancels and (f"mochi-serve watch {video['id']}" in messages) != cancels
+    assert "Traceback" not in messages
 
 
 def test_a_server_that_goes_away_leaves_word_how_to_go_on(api: StandIn) -> None:

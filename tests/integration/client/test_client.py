@@ -59,7 +59,7 @@ async def test_a_server_that_forbids_repeats_is_obeyed(api: StandIn) -> None:
     assert api.seen["create"] == 1
 
 
-async def test_a_wait_that_is_longer_than_the_patience_is_told_at_once(api: StandIn) -> None:
+async def test_a_wait_that_is_longer_than_the_patience_is_an_error_at_once(api: StandIn) -> None:
     api.refusals = [(429, "insufficient_quota", {"Retry-After": "3600"})]
     async with Client(api.url, patience_s=100) as client:
         with pytest.raises(RefusedError) as caught:
@@ -162,7 +162,7 @@ async def test_a_part_of_another_file_is_thrown_away(api: StandIn, tmp_path: Pat
     assert target.read_bytes() == FILE and list(tmp_path.iterdir()) == [target]
 
 
-async def test_a_file_that_cannot_be_written_is_told(api: StandIn, tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_written_is_an_error(api: StandIn, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").mkdir()
     async with Client(api.url) as client:
         video = await made(client)

@@ -34,10 +34,10 @@ def test_remix_enhance_and_all_files_by_the_real_server(server: Server) -> None:
     assert colour_and_direction(read_frames(Path(other["file"]))) == ("green", "up")
     assert (better["num_inference_steps"], better["enhanced_from_video_id"]) == (24, first["id"])
     for variant in ("thumbnail", "spritesheet"):
-        told = answer(
+        downloaded = answer(
             call(server.url, "download", first["id"], "--variant", variant, "--json", "-o", f"{variant}.webp")
         )
-        assert Path(told["file"]).read_bytes()[8:12] == b"WEBP"
+        assert Path(downloaded["file"]).read_bytes()[8:12] == b"WEBP"
     listed = [json.loads(row) for row in call(server.url, "list", "--limit", "3", "--json").stdout.splitlines()]
     assert [video["id"] for video in listed] == [better["id"], other["id"], first["id"]]
     assert "mochi-1" in call(server.url, "models").stdout

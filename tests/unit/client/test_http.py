@@ -7,7 +7,7 @@ from serve_app.client.errors import UnreachableError, UsageError, refused_error
 from serve_app.client.http import Client, Patience, checked_key, checked_url, video_path
 
 
-async def test_another_kind_of_server_is_told() -> None:
+async def test_another_kind_of_server_is_an_error() -> None:
     async def page(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, text="<html>")
 
@@ -42,7 +42,7 @@ async def test_patience_ends_and_is_renewed() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"<h1>Bad gateway</h1>", b"[]", b'{"error": "text"}', b'{"error": {"message": 3}}']
 )
-def test_errors_of_other_servers_are_told_too(body: bytes) -> None:
+def test_errors_of_other_servers_have_a_message(body: bytes) -> None:
     error = refused_error(httpx.Response(502, content=body))
     assert error.message and error.temporary and error.envelope()["error"]["type"] == "server_error"
 

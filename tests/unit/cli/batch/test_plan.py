@@ -19,7 +19,7 @@ rows = st.lists(
 
 
 @given(rows)
-def test_lines_are_told_apart_and_keep_their_names_when_the_file_changes(file: list[str]) -> None:
+def test_lines_have_keys_of_their_own_and_keep_their_names_when_the_file_changes(file: list[str]) -> None:
     lines = read_lines("\n".join(file), BATCH)
     assert len({line.key for line in lines}) == len({line.file.casefold() for line in lines}) == len(file)
     assert all(is_file_name(line.file.removesuffix(".mp4")) for line in lines)
@@ -38,8 +38,8 @@ def test_the_plan_leaves_out_what_is_done_and_nothing_else(
     plan = make_plan(lines, states, results, sizes)
     done = completed & written & set(range(len(lines)))
     assert plan.done == len(done)
-    assert [one.line.number for one in plan.open] == [n + 1 for n in range(len(lines)) if n not in done]
-    assert [one.line.number - 1 for one in plan.open if one.fetched] == sorted(
+    assert [one.line.number for one in plan.open_lines] == [n + 1 for n in range(len(lines)) if n not in done]
+    assert [one.line.number - 1 for one in plan.open_lines if one.fetched] == sorted(
         (written & fetched & set(range(len(lines)))) - done
     )
     assert set(plan.conflicts) == {lines[n].file for n in (written - completed - fetched) & set(range(len(lines)))}

@@ -29,6 +29,7 @@ class LabelScorer:
         source: hub id or folder of a transformers sequence classification model with a fast tokenizer.
         revision: of the hub.
         refuse: names of labels of the model.
+        device: that it computes on.
 
     Raises:
         PermanentError: `classifier_not_found`, the model cannot be loaded; `classifier_labels`, it has no such label;

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ray import serve
@@ -24,11 +25,20 @@ CHOICE_TIMEOUT_S = 5.0
 SLOT_GONE = "unknown reserved slot"
 
 
-class StageRouter:
-    """Holds one deployment handle a stage; a handle stays good across redeploys."""
+def deployment_handle(stage: Stage) -> Any:
+    """Serve's handle of the stage's deployment; only where Serve runs."""
+    return serve.get_deployment_handle(DEPLOYMENTS[stage], app_name=MODEL_APPLICATION)
 
-    def __init__(self) -> None:
-        self._handles: dict[Stage, Any] = {}
+
+class StageRouter:
+    """Holds one deployment handle a stage; a handle stays good across redeploys.
+
+    Args:
+        handle_of: gives the handle of a stage; asked once for each.
+    """
+
+    def __init__(self, handle_of: Callable[[Stage], Any] = deployment_handle) -> None:
+        self._handle_of = cache(handle_of)
 
     async def __call__(self, task: StageTask, chosen: Callable[[str], None]) -> None:
         """Run the task on a replica and return when its call has ended.
@@ -42,7 +52,7 @@ class StageRouter:
             ReplicaDiedError: the replica's process ended during the call.
             Exception: whatever else ended the call.
         """
-        method = self._handle(task.stage).run
+        method = self._handle_of(task.stage).run
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(CHOICE_TIMEOUT_S):
@@ -60,12 +70,6 @@ class StageRouter:
                 if SLOT_GONE in str(error):
                     raise NoReplicaError(task.stage) from error
                 raise
-
-    def _handle(self, stage: Stage) -> Any:
-        if stage not in self._handles:
-            name = DEPLOYMENTS[stage]
-            self._handles[stage] = serve.get_deployment_handle(name, app_name=MODEL_APPLICATION)
-        return self._handles[stage]
 
 
 @dataclass(slots=True)

@@ -30,7 +30,13 @@ SHAPES = ROOT / "models" / "shapes"
 
 
 class ReportLog(WorkerRegistry):
-    """A registry that notes what it hears. unreachable: this many report calls fail first."""
+    """A registry that notes what replicas report.
+
+    Args:
+        unreachable: so many report calls fail first.
+        stop_at: whether an event is answered with the directive to stop.
+        park_at: whether an event is answered with the directive to park.
+    """
 
     def __init__(
         self,
@@ -38,11 +44,10 @@ class ReportLog(WorkerRegistry):
         stop_at: Callable[[Event], bool] = lambda event: False,
         park_at: Callable[[Event], bool] = lambda event: False,
     ) -> None:
-        self.events: list[Event] = []
-        self.leases: list[tuple[str, str]] = []
+        self.reports: list[Report] = []
         self.announced: list[ReplicaInfo] = []
         self.mailbox = Mailbox()
-        self.batches = 0
+        self.batches = 0  # calls of report_all
         self.unreachable = unreachable
         self._stop_at = stop_at
         self._park_at = park_at
@@ -52,25 +57,28 @@ class ReportLog(WorkerRegistry):
         return await self.mailbox.collect(info.replica, 0.05 if wait else 0)
 
     async def report(self, report: Report) -> Directive:
-        self._reach()
-        return self._take(report)
+        self._fail_if_unreachable()
+        return self._note(report)
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
-        self._reach()
+        self._fail_if_unreachable()
         self.batches += 1
-        return [self._take(report) for report in reports]
+        return [self._note(report) for report in reports]
 
-    def _reach(self) -> None:
+    def _fail_if_unreachable(self) -> None:
         if self.unreachable:
             self.unreachable -= 1
             raise RegistryUnavailableError("the registry restarts")
 
-    def _take(self, report: Report) -> Directive:
-        self.leases.append((report.job_id, report.lease))
-        self.events.append(report.event)
+    def _note(self, report: Report) -> Directive:
+        self.reports.append(report)
         if self._stop_at(report.event):
             return Directive.STOP
         return Directive.PARK if self._park_at(report.event) else Directive.CONTINUE
+
+    @property
+    def events(self) -> list[Event]:
+        return [report.event for report in self.reports]
 
     @property
     def ends(self) -> list[Event]:
@@ -79,8 +87,7 @@ class ReportLog(WorkerRegistry):
 
     def events_of(self, job_id: str) -> list[Event]:
         """Events of one job without progress."""
-        pairs = zip(self.leases, self.events, strict=True)
-        return [event for (job, _), event in pairs if job == job_id and not isinstance(event, Progress)]
+        return [r.event for r in self.reports if r.job_id == job_id and not isinstance(r.event, Progress)]
 
 
 def connections(log: ReportLog, store: MemoryStore) -> Connections:
@@ -125,7 +132,7 @@ def task(stage: Stage, video: VideoSpec | None = None) -> StageTask:
 
 
 class Clock:
-    """Nanoseconds that pass when they are told to."""
+    """A clock in nanoseconds, which goes on only by `advance`."""
 
     def __init__(self) -> None:
         self.now = 1_000
@@ -150,7 +157,7 @@ def running_task(
 
 @contextmanager
 def captured(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """Ray's logger hands nothing on, so the capture is hung on it."""
+    """What Ray's logger writes: it hands nothing on to pytest's own capture."""
     logger = logging.getLogger("ray.serve")
     logger.addHandler(caplog.handler)
     try:
@@ -160,8 +167,10 @@ def captured(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixt
 
 
 class GatedStep:
-    """A denoising step that waits before each pass until it is let through: what happens between two steps, and in
-    the middle of one, is then up to the test and the same each time."""
+    """A denoising step that holds each pass until the test lets it through.
+
+    So it is up to the test what happens between two steps and in the middle of one, and the same each time.
+    """
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -171,29 +180,29 @@ class GatedStep:
         self._open_for_good = False
         self._waiting: list[Sample] | None = None
 
-    def __call__(self, rows: Sequence[Sample]) -> list[Sample]:
+    def __call__(self, samples: Sequence[Sample]) -> list[Sample]:
         if not self._open_for_good:
-            self._loop.call_soon_threadsafe(self._arrive, list(rows))
+            self._loop.call_soon_threadsafe(self._arrive, list(samples))
             self._permits.acquire()
-        return self._step(rows)
+        return self._step(samples)
 
-    def _arrive(self, rows: list[Sample]) -> None:
-        self._waiting = rows
+    def _arrive(self, samples: list[Sample]) -> None:
+        self._waiting = samples
         self._news.set()
 
-    async def at_gate(self, *inside: LoopEntry) -> list[Sample]:
-        """The rows of the pass that waits, as soon as one does; none once all who are `inside` have left."""
-        for resident in inside:
-            resident.left.add_done_callback(lambda _: self._news.set())
+    async def at_gate(self, *entries: LoopEntry) -> list[Sample]:
+        """The samples of the pass that is held, as soon as one is; none once all of these entries have left."""
+        for entry in entries:
+            entry.left.add_done_callback(lambda _: self._news.set())
         while self._waiting is None:
-            if inside and all(resident.left.done() for resident in inside):
+            if entries and all(entry.left.done() for entry in entries):
                 return []
             self._news.clear()
             await self._news.wait()
         return self._waiting
 
     def let_through(self) -> None:
-        """Let the pass that waits run."""
+        """Let the pass run that is held."""
         self._waiting = None
         self._permits.release()
 

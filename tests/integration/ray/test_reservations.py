@@ -1,4 +1,4 @@
-"""Slots that were reserved by a caller that is gone, or that was frozen and comes too late."""
+"""Slots that were reserved by a caller that died, or that was frozen and comes too late."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -117,9 +117,8 @@ class Leaving:
 
 
 async def test_a_replica_that_leaves_before_the_task_comes_has_not_begun_it() -> None:
-    route = StageRouter()
+    route = StageRouter(lambda stage: SimpleNamespace(run=Leaving()))
     chosen: list[str] = []
-    route._handles[Stage.ENCODING] = SimpleNamespace(run=Leaving())
     with pytest.raises(NoReplicaError):
         await route(task(Stage.ENCODING), chosen.append)
     assert chosen == ["r1"]

@@ -48,10 +48,11 @@ def zeroing_model(tmp_path: Path) -> Path:
 @torch.no_grad()
 def assert_equal_to_pipeline(pipe: Any, encoder: TextEncoder, prompt: str, negative: str) -> None:
     ours = encoder.encode(prompt, negative)
-    for name, text in (("prompt", prompt), ("negative", negative)):
-        embeds, mask = pipe._get_t5_prompt_embeds(text, max_sequence_length=64)
-        assert torch.equal(ours[f"{name}_mask"], mask[0])
-        torch.testing.assert_close(ours[f"{name}_embeds"], embeds[0], atol=1e-5, rtol=1e-5)
+    embeds, mask, negative_embeds, negative_mask = pipe.encode_prompt(prompt, negative, max_sequence_length=64)
+    assert torch.equal(ours["prompt_mask"], mask[0])
+    assert torch.equal(ours["negative_mask"], negative_mask[0])
+    torch.testing.assert_close(ours["prompt_embeds"], embeds[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours["negative_embeds"], negative_embeds[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

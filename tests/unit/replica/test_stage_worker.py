@@ -118,7 +118,7 @@ async def test_reports_started_then_finished_with_seconds() -> None:
     (finished,) = log.ends[1:]
     assert isinstance(finished, Finished)
     assert set(finished.seconds) == {"denoise"}
-    assert set(log.leases) == {("video_1", "lease_1")}
+    assert {(report.job_id, report.lease) for report in log.reports} == {("video_1", "lease_1")}
 
 
 async def test_progress_is_coalesced_and_the_latest_wins() -> None:
@@ -402,7 +402,7 @@ async def test_all_tasks_of_a_replica_are_reported_in_one_call() -> None:
         held.set()
         await asyncio.gather(*calls)
     assert log.batches <= 3
-    assert {job for job, _ in log.leases} == {"video_0", "video_1", "video_2"}
+    assert {report.job_id for report in log.reports} == {"video_0", "video_1", "video_2"}
 
 
 async def test_close_stops_what_runs() -> None:

@@ -724,8 +724,7 @@ async def test_the_device_time_of_a_batch_is_told_by_its_samples(replica: Replic
     told = [event.device_s for event in log.events if isinstance(event, Finished)]
     assert sum(round(seconds * 1e9) for seconds in told) == sum(took)
     for each in tasks:
-        pairs = zip(log.leases, log.events, strict=True)
-        own = [event.device_s for (of, _), event in pairs if of == each.job_id and isinstance(event, Progress)]
+        own = [r.event.device_s for r in log.reports if r.job_id == each.job_id and isinstance(r.event, Progress)]
         assert own == sorted(own)
 
 

@@ -1,6 +1,7 @@
 """What a worker may raise: an error that a retry can mend, or one that it cannot.
 
-`code` is a stable, machine-readable word that ends up in the job's error; the message is for people.
+`code` is a stable, machine-readable word that ends up in the job's error; the message is for
+people.
 """
 
 
@@ -35,7 +36,7 @@ class PermanentError(WorkerError):
 
 
 class StoppedError(MochiServeError):
-    """The registry told the worker to stop: the job was cancelled or its lease is someone else's."""
+    """The task is to stop: the job was cancelled, or its lease is another replica's."""
 
 
 class RegistryUnavailableError(MochiServeError):

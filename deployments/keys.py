@@ -1,7 +1,7 @@
-"""Where each object of a job lies in the bucket: the one place that writes storage keys and reads them.
+"""The storage keys of a job's objects: the one place that writes and parses them.
 
-Work files lie under jobs/<job id>/, what clients get under videos/. A key of any other form is not ours,
-whatever it begins with.
+Work files lie under jobs/<job id>/, what clients get under videos/. A key of any other form is not
+ours, whatever it begins with.
 """
 
 import re

@@ -22,7 +22,7 @@ class Directive(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"  # the job was cancelled, or the lease is another's
-    PARK = "yield"  # let go of the sample with its state in storage
+    PARK = "yield"  # let go of the sample, with its state in storage
 
 
 @dataclass(frozen=True, slots=True)

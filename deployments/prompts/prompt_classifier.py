@@ -1,4 +1,4 @@
-"""Tells how likely a prompt is one to be refused, by a text classification model of the operator's choice."""
+"""How likely a prompt is one to be refused, by a classification model of the operator's choice."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -26,14 +26,16 @@ class LabelScorer:
     """The model and its tokenizer. Not thread-safe.
 
     Args:
-        source: hub id or folder of a transformers sequence classification model with a fast tokenizer.
+        source: hub id or folder of a transformers sequence classification model with a fast
+            tokenizer.
         revision: of the hub.
         refuse: names of labels of the model.
         device: that it computes on.
 
     Raises:
-        PermanentError: `classifier_not_found`, the model cannot be loaded; `classifier_labels`, it has no such label;
-            `classifier_unsuited`, it is a regression or its tokenizer is a slow one.
+        PermanentError: `classifier_not_found`, the model cannot be loaded; `classifier_labels`, it
+            has no such label; `classifier_unsuited`, it is a regression or its tokenizer is a slow
+            one.
     """
 
     def __init__(self, source: str, revision: str | None, refuse: tuple[str, ...], device: torch.device) -> None:
@@ -52,10 +54,13 @@ class LabelScorer:
         self._window = _window_tokens(self._tokenizer, config)
 
     def score(self, prompts: list[str]) -> list[Verdict]:
-        """One verdict a prompt. A prompt longer than the model reads is shown to it in windows that overlap by a
-        quarter; the worst one counts.
+        """One verdict a prompt.
 
-        Of labels that exclude each other the probability is the sum of the refused ones, else that of the likeliest.
+        The model reads a prompt that is too long for it in windows that overlap by a quarter; the
+        worst one counts.
+
+        Of labels that exclude each other the probability is the sum of the refused ones, else that
+        of the likeliest.
         """
         tokens = self._tokenizer(
             prompts,

@@ -38,8 +38,9 @@ class TextEncoder:
         """Encode both prompts in one pass.
 
         Returns:
-            On the CPU, with L = max_tokens: `prompt_embeds` and `negative_embeds` [L, D] in the model's dtype,
-            `prompt_mask` and `negative_mask` [L] bool, true for the tokens of the text, which come first.
+            On the CPU, with L = max_tokens: `prompt_embeds` and `negative_embeds` [L, D] in the
+            model's dtype, `prompt_mask` and `negative_mask` [L] bool, true for the tokens of the
+            text, which come first.
 
         Raises:
             PermanentError: `prompt_too_long`.
@@ -77,7 +78,7 @@ def check_length(tokenizer: "PreTrainedTokenizerBase", name: str, text: str, max
     """Refuse a text that would be cut.
 
     Raises:
-        PermanentError: `prompt_too_long`; tells how long it is and may be.
+        PermanentError: `prompt_too_long`; it says how long the text is and may be.
     """
     count = len(tokenizer(text, padding=False, truncation=False, add_special_tokens=True).input_ids)
     if count > max_tokens:

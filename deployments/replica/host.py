@@ -1,7 +1,8 @@
-"""The machine as a replica may use it: the device that Ray gave it, and the memory that its container leaves it.
+"""What a replica may use of its machine: the device that Ray gave it, the memory of its container.
 
-A container's limit stands in its control group (version 1 or 2) or in one above it, as files of Linux. File pages that
-the kernel would give up first count as available, as they do in the machine's own figure.
+A container's limit stands in its control group (version 1 or 2) or in one above it, as files of
+Linux. File pages that the kernel would give up first count as available, as they do in the
+machine's own figure.
 """
 
 import logging
@@ -62,12 +63,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def total_bytes(root: Path = ROOT) -> int:
-    """All the memory that this process and its neighbours share: the machine's, or its container's if that is less."""
+    """The memory of the machine, or of this process's container where that is less."""
     return min([_machine_bytes(root, "MemTotal"), *(group.limit for group in _limits(root))])
 
 
 def available_bytes(root: Path = ROOT) -> int:
-    """What can be taken now without swapping and without being killed."""
+    """The memory that can be taken now without swapping and without being killed."""
     return max(0, min([_machine_bytes(root, "MemAvailable"), *(group.available for group in _limits(root))]))
 
 
@@ -116,8 +117,8 @@ def _limits(root: Path) -> Iterator[_Limit]:
 def _memory_groups(root: Path) -> Iterator[tuple[_Version, PurePosixPath]]:
     """This process's control groups that may limit memory, by /proc/self/cgroup.
 
-    In a container the path is often the host's, which cannot be seen from inside; the mount itself, its last
-    parent, is then the container's group.
+    In a container the path is often the host's, which cannot be seen from inside; the mount itself,
+    its last parent, is then the container's group.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

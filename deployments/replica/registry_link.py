@@ -28,7 +28,8 @@ class WorkerRegistry(Protocol):
 
         Args:
             info: what it is, and the slots it has now.
-            wait: hold the call open for a moment, so that a directive for the replica reaches it at once.
+            wait: hold the call open for a moment, so that a directive for the replica reaches it at
+                once.
 
         Returns:
             Directives for its leases, by lease.
@@ -64,7 +65,8 @@ class RegistryLink:
         namespace: Ray's, that it is in.
         timeout_s: how long a call may take with all its repeats, seconds.
 
-    Ray restarts the actor and repeats the calls in flight itself; this finds it again when it was made anew.
+    Ray restarts the actor and repeats the calls in flight itself; this finds it again when it was
+    made anew.
     """
 
     def __init__(self, name: str, namespace: str, timeout_s: float = 15) -> None:

@@ -1,4 +1,4 @@
-"""A task being worked on, as its work sees it: stop flag, progress, model threads, storage, timing, log lines."""
+"""A task as its work sees it: stop flag, progress, model threads, storage, timing, log lines."""
 
 import asyncio
 import contextvars
@@ -88,7 +88,7 @@ class RunningTask:
         self.clock = Stopwatch()
         self.at_work = False  # it has begun, and its end is not reported yet: it has reports and heartbeats
         self.stopped = False
-        self.park_reason: str | None = None  # set once the work is to let go of its sample
+        self.park_reason: str | None = None  # set once the work is to park its sample
         self.checkpoint_step = 0  # of the newest checkpoint that this replica wrote
         self.latest: Progress | None = None
         self.has_new_progress = False
@@ -108,7 +108,7 @@ class RunningTask:
         self.stopped = True
 
     def ask_to_park(self, reason: str) -> None:
-        """Ask the work to let go at its next step, with its state kept; work that is short may end instead."""
+        """Ask the work to park its sample after this step; work that is short may end instead."""
         self.park_reason = reason
 
     def mark_active(self) -> None:
@@ -116,7 +116,7 @@ class RunningTask:
         self._active_ns = self._now_ns()
 
     def raise_if_stopped(self) -> None:
-        """Raises StoppedError once the task is to stop; call it at each step, and while waiting for others."""
+        """Raises StoppedError once the task is to stop. Call it at each step and while waiting."""
         self.mark_active()
         if self.stopped:
             raise StoppedError(f"{self.task.job_id} was stopped")
@@ -133,7 +133,7 @@ class RunningTask:
         return self.has_new_progress or (silent_ns >= self.timing.heartbeat_s * 1e9 and not self.is_stalled)
 
     def add_device_ns(self, nanoseconds: int) -> None:
-        """Add what the task held the device for, or its share of it; whole numbers, so that shares add up exactly."""
+        """Add the time that the task held the device for; whole numbers, so that shares add up."""
         with self._lock:
             self._device_ns += nanoseconds
 
@@ -148,7 +148,7 @@ class RunningTask:
         return (self._device_ns + in_thread) / 1e9
 
     def progress(self, done: int, total: int) -> None:
-        """Note the progress, then `raise_if_stopped`. Cheap: only the latest is sent, a few times a second."""
+        """Note the progress, then `raise_if_stopped`. Cheap: the latest is sent now and then."""
         with self._lock:
             self._begun_at = done if self._begun_at is None else self._begun_at
             unsent = self.latest.preview if self.has_new_progress and self.latest is not None else None
@@ -166,7 +166,7 @@ class RunningTask:
         self._loop.call_soon_threadsafe(self._news.set)
 
     def take_progress(self) -> Progress | None:
-        """The latest progress with the device's time until now, for a report; None if there is none yet."""
+        """The latest progress, for a report, with the device's time until now; None before the first."""
         with self._lock:
             self.has_new_progress = False
             self._reported_ns = self._now_ns()
@@ -175,7 +175,7 @@ class RunningTask:
             return self.latest
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in one of the replica's model threads, one at a time; its time there counts as the device's."""
+        """Run `work` in a model thread of the replica; its time there counts as the device's."""
         self.raise_if_stopped()
         context = contextvars.copy_context()
         return await self._loop.run_in_executor(
@@ -193,10 +193,10 @@ class RunningTask:
 
 
 class TaskStore:
-    """The object store as a task sees it: once the task is stopped no change begins, while one under way may end.
+    """The object store as a task sees it: once the task is stopped, no change begins any more.
 
-    Nobody needs what a stopped task would write, and its job may be another replica's by now. What writes or deletes
-    raises StoppedError then.
+    Nobody needs what a stopped task would write, and its job may be another replica's by now. What
+    writes or deletes raises StoppedError then; a change that has begun may end.
     """
 
     def __init__(self, store: "Store", running: RunningTask) -> None:

@@ -1,12 +1,15 @@
-"""All that is used of Serve's private parts: the object with which it runs the replica that this process is.
+"""All that is used of Serve's private parts: the object with which it runs this replica.
 
-It is no public API; the version of Ray is pinned, and tests with a real Serve use all that is used here.
+It is no public API; the version of Ray is pinned, and tests with a real Serve use all that is used
+here.
 
-* Whether Serve has told this replica to leave: it calls a deployment's `__del__` only when all its calls have ended,
-  so that a sampler would finish its videos first. So the replica's own flag is looked at.
-* The slots that a dead caller has reserved: `choose_replica` reserves a slot, and its caller then sends the task or
-  gives the slot back. A registry that is killed between the two does neither, Serve keeps the reservation for as long
-  as the replica lives, and once all slots are gone that way the replica takes no task any more.
+* Whether Serve wants this replica to leave: Serve calls a deployment's `__del__` only when all its
+  calls have ended, so that a sampler would finish its videos first. So the replica's own flag is
+  read.
+* The slots that a dead caller has reserved: `choose_replica` reserves a slot, and its caller then
+  sends the task or gives the slot back. A registry that is killed between the two does neither,
+  Serve keeps the reservation for as long as the replica lives, and once all slots are gone that way
+  the replica takes no task any more.
 """
 
 import faulthandler
@@ -37,7 +40,7 @@ def own_replica() -> Any | None:
 
 
 def is_draining() -> bool:
-    """True from the moment that the Serve controller asked this replica to shut down, or the process got SIGTERM."""
+    """True once the Serve controller asked this replica to shut down, or the process got SIGTERM."""
     if _terminated.is_set():
         return True
     replica = own_replica()
@@ -47,8 +50,8 @@ def is_draining() -> bool:
 def watch_sigterm() -> None:
     """Take SIGTERM as a request to leave first.
 
-    Python sets handlers in the main thread only, which in a Ray worker is Ray's; `faulthandler` sets one from any
-    thread. It writes to a pipe, and a thread waits there.
+    Python sets handlers in the main thread only, which in a Ray worker is Ray's; `faulthandler`
+    sets one from any thread. It writes to a pipe, and a thread waits there.
     """
     reader, writer = os.pipe()
     faulthandler.register(signal.SIGTERM, file=writer, all_threads=False)

@@ -15,12 +15,13 @@ from deployments.storage.model_store import model_folder
 class StageReplica(ABC):
     """A replica of one stage.
 
-    A subclass loads its parts of the model in its constructor, calls `start_worker` once it can do tasks, and does
-    one in `work`.
+    A subclass loads its parts of the model in its constructor, calls `start_worker` once it can do
+    tasks, and does one in `work`.
 
     Args:
         settings: of the stage.
-        connections: the ways out; the real ones, which exist only inside a Serve replica, by default.
+        connections: the ways out; the real ones, which exist only inside a Serve replica, by
+            default.
         timing: the pace of its talk with the registry and the store.
 
     Raises:
@@ -45,7 +46,7 @@ class StageReplica(ABC):
         self._folder = model_folder(settings.model, self.model_parts, self._connections.open_bucket)
 
     def start_worker(self, slots: int, max_tokens: int | None = None) -> None:
-        """Announce this replica to the registry, with what `ReplicaInfo` says of the arguments."""
+        """Announce this replica to the registry. For the arguments see `ReplicaInfo`."""
         info = ReplicaInfo(
             replica=self._connections.replica,
             stage=self.stage,
@@ -57,7 +58,7 @@ class StageReplica(ABC):
         self.worker = StageWorker(info, self._connections.registry, timing=self._timing)
 
     async def run(self, task: StageTask) -> None:
-        """Do one task; everything is told to the registry by reports."""
+        """Do one task. The registry learns all of it by reports; a failed task raises nothing."""
         await self.worker.run(task, self.work)
 
     @abstractmethod

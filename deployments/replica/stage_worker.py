@@ -1,7 +1,8 @@
-"""What every stage's replica does besides its own work: announce, take a task, report, stop, fail well.
+"""What the replicas of all stages do besides their work: announce, take tasks, report, stop, fail.
 
-The event loop talks; model work runs in threads of the replica's own. A task holds its slot until its thread has
-left, however the call ends: Serve frees its slot as soon as a call is cancelled, and two jobs would share a device.
+The event loop talks; model work runs in threads of the replica's own. A task holds its slot until
+its thread has left, however the call ends: Serve frees its slot as soon as a call is cancelled, and
+two jobs would share a device.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ class StageWorker:
 
     Args:
         info: what the replica announces while it takes tasks.
-        registry: hears of the replica and of its tasks.
+        registry: gets the announcements and the reports.
         is_draining: whether Serve wants this replica to leave.
         end_process: called when it is to leave and all its work is handed back.
         timing: how often it talks, and how long it waits.
@@ -86,7 +87,7 @@ class StageWorker:
             raise RuntimeError(f"replica {self._info.replica} must be replaced: {self._unhealthy}")
 
     def close(self) -> None:
-        """Stop announcing and tell what still runs to stop; does not wait. From any thread."""
+        """Stop announcing and stop all tasks; does not wait for them. From any thread."""
         for running in list(self._tasks.values()):
             running.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -95,21 +96,24 @@ class StageWorker:
                 self._loop.call_soon_threadsafe(task.cancel)
 
     def warm_up(self, work: Callable[[], object]) -> None:
-        """Run `work` in a model thread and wait, so that no job pays for what happens only once in a thread."""
+        """Run `work` in a model thread and wait: no job pays for what happens once in a thread."""
         self._executor.submit(without_grad, work).result()
 
     async def drain(self, reason: str) -> None:
-        """Take no more tasks, park those that can be parked. Returns when the registry was told."""
+        """Take no more tasks and park those that can be parked. Returns after an announcement."""
         self._leaving = reason
         for running in self._tasks.values():
             running.ask_to_park(reason)
         await self._announce(wait=False)
 
     async def run(self, task: StageTask, work: Work) -> None:
-        """Do one task and report all of it; returns when its slot is free again, never raises for a failed task.
+        """Do one task and report all of it; returns when its slot is free again.
+
+        A failed task is reported and raises nothing.
 
         Raises:
-            asyncio.CancelledError: the call was cancelled; the task was stopped and its thread has left.
+            asyncio.CancelledError: the call was cancelled; the task was stopped and its thread has
+                left.
         """
         running = RunningTask(task, self._executor, self._news, self._timing, self._now_ns)
         self._tasks[task.lease] = running
@@ -125,7 +129,7 @@ class StageWorker:
             raise cancelled
 
     async def report_now(self, running: RunningTask, event: Event) -> bool:
-        """Report once and follow the answer; whether the registry heard."""
+        """Report once and follow the answer; whether there was one."""
         answer = await self._answer(self._registry.report(Report(running.task.job_id, running.task.lease, event)))
         if answer is not None:
             _follow(answer, running)
@@ -179,7 +183,7 @@ class StageWorker:
         return end or Finished(dict(running.clock.seconds), running.device_s)
 
     async def _report_forever(self) -> None:
-        """One call for all tasks with news, a few times a second; a heartbeat for those whose step is long."""
+        """One call for all tasks with new progress, or whose last report is a heartbeat ago."""
         while True:
             await wait_for(self._news, self._timing.heartbeat_s)
             self._news.clear()
@@ -195,7 +199,7 @@ class StageWorker:
             _follow(answer, running)
 
     async def _report_end(self, running: RunningTask, event: Event) -> None:
-        """Report until the registry has heard it: while it is away there is no other work for the slot either."""
+        """Report until the registry answers: while it is away there is no work for the slot."""
         while not await self.report_now(running, event) and not running.stopped:
             await asyncio.sleep(self._timing.end_retry_s)
 
@@ -206,7 +210,7 @@ class StageWorker:
                 await asyncio.sleep(self._timing.announce_retry_s)
 
     async def _announce(self, wait: bool) -> bool:
-        """Tell the registry of this replica; one that leaves has no slots. Whether the registry heard."""
+        """Announce this replica once, without slots if it leaves; whether the registry answered."""
         info = replace(self._info, slots=0) if self._unhealthy or self._leaving else self._info
         directives = await self._answer(self._registry.announce(info, wait))
         for lease, directive in (directives or {}).items():
@@ -215,7 +219,7 @@ class StageWorker:
         return directives is not None
 
     async def _leave_when_draining(self) -> None:
-        """Serve tells user code of a shutdown only when all its calls have ended; so look."""
+        """Serve informs user code of a shutdown only when all its calls have ended; so look."""
         while not self._is_draining():
             await asyncio.sleep(self._timing.drain_poll_s)
         logger.info("%s: this replica is to leave; what it can park goes back", self._info.stage)
@@ -225,13 +229,13 @@ class StageWorker:
         self._end_process()
 
     async def _release_reservations(self) -> float:
-        """What a registry reserved before it was killed is open to the next one. Returns when to look again."""
+        """Free the slots that a registry reserved before it was killed; the seconds until the next try."""
         if count := await self._reservations.release_stale():
             logger.warning("%s: %d slots were reserved and not used; they are open again", self._info.stage, count)
         return self._timing.reservations_every_s
 
     async def _answer(self, call: Awaitable[T]) -> T | None:
-        """The registry's answer, None if there was none. The work never fails because the registry does."""
+        """The registry's answer, None if there was none: the work never fails with the registry."""
         try:
             return await call
         except RegistryUnavailableError as error:

@@ -41,14 +41,17 @@ def model_folder(
     """The local folder of the model with `parts`, fetched first if it lies elsewhere. Blocks.
 
     Args:
-        model: `source` in one of three forms: folder, ``s3://bucket/prefix``, hub id (with `revision`).
-        parts: subfolders needed, e.g. ``("tokenizer", "text_encoder")``; `model_index.json` and the scheduler
-            always come along.
+        model: `source` in one of three forms: folder, ``s3://bucket/prefix``, hub id (with
+            `revision`).
+        parts: subfolders needed, e.g. ``("tokenizer", "text_encoder")``; `model_index.json` and the
+            scheduler always come along.
         open_bucket: gives the named bucket of the configured object store.
-        cache: where s3 models are kept; by default `MOCHI_SERVE_MODEL_CACHE` or the user's cache folder.
+        cache: where s3 models are kept; by default `MOCHI_SERVE_MODEL_CACHE` or the user's cache
+            folder.
 
     Raises:
-        PermanentError: `model_not_found`, `model_source_invalid`, `model_incomplete` or `object_missing`.
+        PermanentError: `model_not_found`, `model_source_invalid`, `model_incomplete` or
+            `object_missing`.
         StorageUnavailableError: the object store could not be reached.
     """
     source = model.source
@@ -99,14 +102,16 @@ def read_index(folder: Path) -> dict[str, object]:
 
 
 def model_fingerprint(folder: Path, parts: tuple[str, ...]) -> str:
-    """A short name for exactly these parts of a model: 16 hex digits, the same wherever the files lie.
+    """A short name for exactly these parts of a model, the same wherever the files lie: 16 hex digits.
 
-    A SHA-256 over the parts' JSON files and, of each safetensors file, its size, its header and the first 4 KiB of
-    every tensor. 20 GB of weights are told apart by a few MB read: training changes every tensor, and a change that
-    spares the first 4 KiB of all of them is the only one that goes unseen. Saved anew in other files is another model.
+    A SHA-256 over the parts' JSON files and, of each safetensors file, its size, its header and the
+    first 4 KiB of every tensor, so that a few MB of 20 GB are read. Training changes every tensor;
+    only a change that spares the first 4 KiB of all of them goes unseen. The same weights in other
+    files are another model.
 
     Raises:
-        PermanentError: `model_incomplete`, a part has no JSON or safetensors file or one cannot be read.
+        PermanentError: `model_incomplete`, a part has no JSON or safetensors file or one cannot be
+            read.
     """
     digest = hashlib.sha256()
     for part in sorted(set(parts)):

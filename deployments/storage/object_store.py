@@ -1,7 +1,8 @@
-"""The only road for tensors and videos: any S3 API, through the `minio` package.
+"""Object storage, the only way of tensors and videos: any S3 API, through the `minio` package.
 
-The store may be killed and restarted at any time. Requests that are safe to repeat are tried again for about
-three seconds; then a StorageUnavailableError, which is transient, tells the caller to try the stage again.
+The store may be killed and restarted at any time. Requests that are safe to repeat are tried again
+for about three seconds; then a StorageUnavailableError, which is transient, asks the caller to try
+the stage again.
 """
 
 import asyncio
@@ -67,8 +68,9 @@ class ListedObject:
 class Store(Protocol):
     """Objects by key, as the work on a task reads and writes them.
 
-    Every method, here and in Bucket, raises StorageUnavailableError (transient) when the store cannot be reached or
-    answers 5xx, and PermanentError `storage_refused` when it refuses: wrong keys, no such bucket.
+    Every method, here and in Bucket, raises StorageUnavailableError (transient) when the store
+    cannot be reached or answers 5xx, and PermanentError `storage_refused` when it refuses: wrong
+    keys, no such bucket.
     """
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
@@ -94,20 +96,21 @@ class Bucket(Store, Protocol):
         """Return if the store answers, takes our keys and has the bucket; raise otherwise."""
 
     async def stat(self, key: str) -> ObjectInfo | None:
-        """What is known of an object; None when there is none."""
+        """Size, type and times of an object; None when there is none."""
 
     def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """Read bytes offset to offset + length (to the end without length) in chunks of at most 256 KiB.
 
-        Use `contextlib.aclosing` where the reading may stop early: the connection is freed with the iterator.
-        Raises PermanentError `object_missing` at the first chunk when there is no such object.
+        Use `contextlib.aclosing` where the reading may stop early: the connection is freed with the
+        iterator. Raises PermanentError `object_missing` at the first chunk when there is no such
+        object.
         """
 
     def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
         """All objects whose keys begin with `prefix`, at most 1000 at a time, in the store's order.
 
-        A page is asked for when it is wanted, so that any number of objects can be listed in little memory. What
-        was listed may be deleted before the next page.
+        A page is asked for when it is wanted, so that any number of objects can be listed in little
+        memory. What was listed may be deleted before the next page.
         """
 
     async def delete_many(self, keys: Sequence[str]) -> None:
@@ -122,14 +125,14 @@ class Bucket(Store, Protocol):
         Files appear under their final name only when whole.
 
         Raises:
-            PermanentError: `object_missing`, nothing lies under the prefix; `bad_object_key`, a key would
-                leave the folder.
+            PermanentError: `object_missing`, nothing lies under the prefix; `bad_object_key`, a key
+                would leave the folder.
         """
 
     def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
-        """A link at the public endpoint (without one, at the store's own) that downloads the object without keys.
+        """A link that downloads the object without keys, at the public endpoint if there is one.
 
-        Made here without asking the store: it does not tell whether the object exists. Good for GET alone.
+        Made here without asking the store, which may have no such object. Good for GET alone.
 
         Args:
             seconds: how long it is good, 1 to 604800.

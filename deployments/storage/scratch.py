@@ -1,4 +1,4 @@
-"""Folders for files that nobody needs after the process; what a killed process left behind goes with the next one."""
+"""Folders of a process for files that nobody needs afterwards."""
 
 import contextlib
 import shutil
@@ -13,9 +13,10 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str, base: Path | None = None) -> Iterator[Path]:
-    """A new folder, readable by its owner only and removed at the end. Those of dead processes are removed first.
+    """A new folder, readable by its owner only and removed at the end.
 
-    A lock that the kernel gives back with the process tells the living from the dead, also between containers.
+    Folders that killed processes left behind are removed first. A lock, which the kernel releases
+    with the process, tells a living owner from a dead one, also between containers.
 
     Args:
         prefix: of the folder's name; 8 characters follow.

@@ -167,8 +167,8 @@ def replica(store: ObjectStore, **sampling: float) -> Iterator[Replica]:
     changed = settings.sampling.model_copy(update=sampling)
     settings = settings.model_copy(update={"sampling": changed, "slots": 1})
     log = ReportLog()
-    to = Connections(REPLICA, log, store, bucket_opener(settings.storage))
-    sampler = undecorated(MochiSampler)(settings, connections=to)
+    connections = Connections(REPLICA, log, store, bucket_opener(settings.storage))
+    sampler = undecorated(MochiSampler)(settings, connections=connections)
     encoder = TextEncoder(SHAPES, settings.model.dtype, torch.device("cpu"), settings.model.max_sequence_length)
     try:
         yield Replica(sampler, log, store, save(encoder.encode(CLIP.prompt, CLIP.negative_prompt)))

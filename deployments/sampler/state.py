@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from io import BytesIO
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ from deployments.errors import PermanentError
 from deployments.keys import checkpoint_key, checkpoint_prefix
 from deployments.messages import VideoSpec
 from deployments.replica.running_task import logger
+from deployments.storage.model_store import safetensors_header
 from deployments.storage.object_store import Store
 
 FORMAT = "mochi-serve-sample-1"
@@ -101,8 +103,7 @@ def _state(name: str, header: dict[str, str], tensors: dict[str, Tensor], spec: 
 def _parse(name: str, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         tensors = load(data)
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        header = safetensors_header(BytesIO(data)).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise CheckpointRefusedError(name, f"it is no whole safetensors object ({error})") from None
     return header, tensors

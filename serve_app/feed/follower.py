@@ -72,6 +72,11 @@ class FeedFollower:
                 watcher.set()
 
     @property
+    def watched(self) -> frozenset[str]:
+        """The ids of the jobs that somebody watches."""
+        return frozenset(self._watchers)
+
+    @property
     def valid(self) -> bool:
         return self._jobs.complete and time.monotonic() < self._valid_until
 

@@ -16,18 +16,18 @@ from deployments.replica.registry_link import RegistryLink
 from deployments.replica.serve_private import is_draining
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
+from serve_app.ingress import content, events, short_routes, videos
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.services import Services
-from serve_app.ingress.short_routes import SimpleRoutes, add_unsupported_routes
-from serve_app.ingress.videos import OpenAIVideos
 from serve_app.ingress.web_page import WebPage
-from serve_app.openapi.document import install_document
+from serve_app.openapi.document import RequestBodies, install_document
 from serve_app.prompts.safety import PromptSafety, classify_with
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryClient
+from serve_app.requests.body import CONTENT_TYPES
 
 LOOK_EVERY_S = 0.2
 # How long a replica that was told to leave is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
@@ -40,25 +40,32 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     Args:
         loopback_only: only this machine reaches the server.
     """
-    # FastAPI's pages of documentation load scripts from a CDN; a path with a slash too many is no route.
     app = FastAPI(
         title="mochi-serve",
         version="1",
         summary="Text to video with an OpenAI-compatible API",
+        # FastAPI's pages of documentation load scripts from a CDN.
         docs_url=None,
         redoc_url=None,
+        # A path with a slash too many is no route.
         redirect_slashes=False,
         lifespan=lambda _: _following(services),
+        # Not included as routers, which FastAPI matches more slowly. They are tried in this order.
+        routes=[
+            *videos.router.routes,
+            *events.router.routes,
+            *content.router.routes,
+            *short_routes.router.routes,
+            *short_routes.unsupported.routes,
+        ],
     )
-    install_error_handlers(app)
-    videos = OpenAIVideos(services)
-    add_unsupported_routes(app)
-    videos.add_to(app)
-    SimpleRoutes(services, videos).add_to(app)
+    app.state.services = services
     WebPage(services.settings.model).add_to(app)
-    install_document(app, services.settings, services.keys_needed)
+    install_error_handlers(app)
+    bodies = RequestBodies(services.checks.schemas, CONTENT_TYPES)
+    install_document(app, services.settings, services.keys_needed, bodies)
     install_guards(app, services.settings, loopback_only)
-    # Last, and so outermost: the guards answer errors that nobody foresaw, and those too tell of the rate limit.
+    # Last, and so outermost: the guards answer errors that nobody foresaw, and those too have the rate limit's headers.
     install_authentication(app, services)
     return app
 
@@ -98,9 +105,11 @@ class Ingress:
 
     def __init__(self, settings: AppSettings, registry: str, loopback_only: bool, classifier: Any = None) -> None:
         self._loopback_only = loopback_only
+        client = RegistryClient(RegistryLink(registry, settings.namespace))
         self._services = Services(
             settings=settings,
-            registry=RegistryClient(RegistryLink(registry, settings.namespace)),
+            registry=client,
+            feed=FeedFollower(client),
             storage=VideoStorage(settings.storage),
             count_tokens=load_token_counter(settings.model.source),
             safety=PromptSafety(settings.safety, None if classifier is None else classify_with(classifier)),

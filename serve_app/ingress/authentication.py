@@ -26,6 +26,8 @@ from serve_app.jobs import DEFAULT_TENANT
 TENANT_HEADER = "OpenAI-Organization"
 KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
+# What `authenticate` reads beside the key, as ASGI writes it.
+CALLER_HEADERS = frozenset({TENANT_HEADER.lower().encode(), KEY_HEADER.lower().encode()})
 
 _KEY = "[ -~]{1,255}"
 
@@ -144,14 +146,11 @@ async def authenticate(
     return Caller(tenant.name, idempotency_key, tenant)
 
 
-async def plain_caller(request: Request) -> Caller | None:
-    """As `authenticate`, without FastAPI; None for a request with one of the headers that it reads, other than the key.
+AuthenticatedCaller = Annotated[Caller, Depends(authenticate)]
 
-    Raises:
-        UnauthenticatedError, RateLimitError: as `account` does.
-    """
-    if TENANT_HEADER in request.headers or KEY_HEADER in request.headers:
-        return None
+
+async def authenticate_by_key(request: Request) -> Caller:
+    """`authenticate`, called by hand, for a request with none of `CALLER_HEADERS`. Raises as it does."""
     return await authenticate(await account(request, await _bearer(request)))
 
 

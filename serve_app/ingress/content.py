@@ -10,9 +10,9 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from email.utils import format_datetime
-from typing import Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -22,8 +22,10 @@ from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectInfo, ObjectStore
 from serve_app.access.tenants import Caller
 from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, quote
-from serve_app.ingress.services import Services
+from serve_app.ingress.authentication import AuthenticatedCaller
+from serve_app.ingress.services import Services, services_of
 from serve_app.jobs import Job, JobState
+from serve_app.openapi.media import content_docs
 
 ContentVariant = Literal["video", "thumbnail", "spritesheet", "preview"]
 
@@ -32,25 +34,28 @@ FILE_SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp", "sprit
 CACHE_CONTROL = "private, max-age=31536000, immutable"
 
 
-async def send_content(
-    services: Services,
-    caller: Caller,
+router = APIRouter(tags=["OpenAI"])
+
+GET_DOCS: dict[str, Any] = {"response_class": Response, **content_docs(get=True)}
+HEAD_DOCS: dict[str, Any] = {"response_class": Response, **content_docs(get=False)}
+
+
+@router.get("/v1/videos/{video_id}/content", **GET_DOCS)
+@router.head("/v1/videos/{video_id}/content", name="probe_download_content", **HEAD_DOCS)
+async def download_content(
     request: Request,
+    caller: AuthenticatedCaller,
     video_id: str,
-    variant: ContentVariant,
-    redirect: bool = True,
+    variant: Annotated[ContentVariant, Query(description="which file, or the newest preview")] = "video",
+    redirect: Annotated[
+        bool, Query(description="whether to answer with a signed link where the store can be reached")
+    ] = True,
 ) -> Response:
-    """Answer GET or HEAD for a file of a video, or for the newest preview of one that is being sampled.
+    """Download the mp4, poster or spritesheet of a completed video, or the newest preview of one being sampled.
 
-    Args:
-        redirect: answer GET with a signed link if `storage.public_endpoint` is set; HEAD is answered here always.
-
-    Raises:
-        NotFoundError: no such video, it has no such file, or no preview.
-        VideoNotReadyError: it is being made, or failed.
-        RangeNotWithinFileError: Range lies behind the end.
-        StorageUnavailableError: the store does not answer; raised before the first byte is sent.
+    The files take Range, If-Range and If-None-Match; the preview is sent whole.
     """
+    services = services_of(request)
     if variant == "preview":
         return await _send_preview(services, caller, request, video_id)
     _check_completed(await services.newest_job(video_id, caller))

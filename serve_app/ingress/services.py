@@ -7,7 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from fastapi import Request
+from pydantic import BaseModel
+
+from deployments.background import wait_for
 from deployments.keys import Variant
+from deployments.settings import ModelSettings
 from deployments.storage.object_store import ObjectInfo
 from serve_app.access.exposure import keys_needed
 from serve_app.access.targets import check_target
@@ -23,14 +28,15 @@ from serve_app.errors import (
 )
 from serve_app.feed.follower import FeedFollower
 from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
+from serve_app.openapi.schemas import Video
+from serve_app.openapi.views import to_video
 from serve_app.prompts.tokens import CountTokens
 from serve_app.registry_api import RegistryApi
-from serve_app.requests.videos import CheckedRequest
+from serve_app.requests.schema import request_schema
+from serve_app.requests.videos import CheckedRequest, EnhanceRequests, RemixRequests, VideoRequests
 from serve_app.scheduling.fitting import advice
 
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
-# How often a job is looked for while the feed of the registry is interrupted, seconds.
-LOOK_AGAIN_S = 1.0
 
 
 class Safety(Protocol):
@@ -53,37 +59,62 @@ class Storage(Protocol):
     ) -> AsyncIterator[bytes]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long an ingress replica waits for what."""
+
+    look_again_s: float = 1.0  # between two looks at a job while the registry's feed is interrupted
+    heartbeat_s: float = 10.0  # of silence, after which a stream of events sends a comment
+
+
+class RequestChecks:
+    """What checks the body of each route that makes videos, for one model."""
+
+    def __init__(self, model: ModelSettings, count_tokens: CountTokens | None) -> None:
+        self.create = VideoRequests(model, request_schema(model, "CreateVideoRequest"), count_tokens)
+        self.generate = VideoRequests(
+            model, request_schema(model, "GenerateRequest", prompt_field="text"), count_tokens
+        )
+        self.remix = RemixRequests(self.create)
+        self.enhance = EnhanceRequests(self.create)
+        self.schemas: dict[str, type[BaseModel]] = {
+            "create_video": self.create.schema,
+            "generate": self.generate.schema,
+            "remix_video": self.remix.schema,
+            "enhance_video": self.enhance.schema,
+        }
+        """By the name of the route."""
+
+
 @dataclass
 class Services:
-    """Built once in each ingress replica.
-
-    count_tokens: counts a prompt as the text encoder does; None when the tokenizer is not on this machine.
-    safety: refuses prompts; None where every prompt is taken.
-    """
+    """Built once in each ingress replica."""
 
     settings: AppSettings
     registry: RegistryApi
     storage: Storage
-    count_tokens: CountTokens | None = None
-    safety: Safety | None = None
-    feed: FeedFollower = field(init=False)
+    feed: FeedFollower  # of the same registry
+    count_tokens: CountTokens | None = None  # as the text encoder does; None: the tokenizer is not on this machine
+    safety: Safety | None = None  # refuses prompts; None: every prompt is taken
+    timing: Timing = Timing()
+    checks: RequestChecks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.feed = FeedFollower(self.registry)
+        self.checks = RequestChecks(self.settings.model, self.count_tokens)
 
     @property
     def keys_needed(self) -> bool:
         return keys_needed(self.settings.access.mode)
 
     async def table(self) -> AccessTable:
-        """Tenants and keys as last heard of."""
+        """Tenants and keys as the registry last sent them."""
         return await self.feed.access()
 
-    async def submit(self, asked: CheckedRequest, caller: Caller) -> Acceptance:
-        """Make a job of what is asked for and return it once it is durable.
+    async def submit(self, request: CheckedRequest, caller: Caller) -> Acceptance:
+        """Make a job for the request and return it once it is durable.
 
         Returns:
-            `repeated` tells that an earlier request with the caller's idempotency key made the job.
+            `repeated` says that an earlier request with the caller's idempotency key made the job.
 
         Raises:
             PermissionDeniedError: the tenant may not ask for this priority.
@@ -93,34 +124,31 @@ class Services:
             QueueFullError, RateLimitError: too many jobs wait, or the tenant has had its share.
             IdempotencyKeyReusedError: the key belongs to a request for something else.
         """
-        tier = tier_of(caller, asked.tier)
-        await self._check_content(asked)
+        tier = tier_of(caller, request.tier)
+        if self.safety is not None:
+            await self.safety.check(request.spec.prompt, request.prompt_field)
+        if request.webhook_url is not None:
+            await check_target(request.webhook_url, self.settings.webhooks.allow_private)
         # The id is made here, so that a call repeated after a lost answer is the same job.
         job_id = new_job_id()
         submission = Submission(
             job_id,
             self.settings.model.name,
-            asked.spec,
+            request.spec,
             caller.tenant,
             tier,
             caller.idempotency_key,
-            asked.fingerprint,
-            asked.origin,
-            asked.webhook_url,
+            request.fingerprint,
+            request.origin,
+            request.webhook_url,
         )
         try:
             accepted = await self.registry.submit(submission)
         except TooLargeError as error:
-            instead = advice(self.settings.model, error.max_tokens, asked.spec)
+            instead = advice(self.settings.model, error.max_tokens, request.spec)
             raise TooLargeError(error.tokens, error.max_tokens, instead) from None
         # To the registry a call repeated after a lost answer is a repeat too; to the client it is its first.
         return replace(accepted, repeated=accepted.job.id != job_id)
-
-    async def _check_content(self, asked: CheckedRequest) -> None:
-        if self.safety is not None:
-            await self.safety.check(asked.spec.prompt, asked.prompt_field)
-        if asked.webhook_url is not None:
-            await check_target(asked.webhook_url, self.settings.webhooks.allow_private)
 
     async def job(self, job_id: str, caller: Caller) -> Job:
         """Raises NotFoundError for an unknown id, for what is no id at all, and for another tenant's video."""
@@ -132,42 +160,38 @@ class Services:
         return job
 
     async def newest_job(self, job_id: str, caller: Caller) -> Job:
-        """As `job`, but never older than what any replica has told: one that goes on costs a call of the registry."""
+        """As `job`, but never older than what any replica has answered: one that is not final costs a registry call."""
         job = await self.job(job_id, caller)
         if job.final:
             return job
-        asked = await self.registry.get(job_id)
-        if asked is None:
+        newest = await self.registry.get(job_id)
+        if newest is None:
             raise _not_found(job_id)
-        return asked
+        return newest
 
-    async def job_at_the_end(self, job_id: str, caller: Caller, wait_s: float) -> Job:
+    async def final_job(self, job_id: str, caller: Caller, wait_s: float) -> Job:
         """The job once it is final, or as it is after wait_s seconds. Raises as `job` does."""
-        until = time.monotonic() + wait_s
+        deadline = time.monotonic() + wait_s
         with self.feed.watch(job_id) as change:
             while True:
                 change.clear()
                 job = await self.job(job_id, caller)
-                left = until - time.monotonic()
-                if job.final or left <= 0 or self.feed.shutting_down:
+                left_s = deadline - time.monotonic()
+                if job.final or left_s <= 0 or self.feed.shutting_down:
                     return job
-                await self.next_change(change, left)
+                await self.wait_for_change(change, left_s)
 
-    async def next_change(self, change: asyncio.Event, at_most_s: float) -> bool:
-        """Wait for it, or for when it is time to look; False if nothing was heard."""
-        pause = at_most_s if self.feed.valid else min(at_most_s, LOOK_AGAIN_S)
-        try:
-            async with asyncio.timeout(pause):
-                return await change.wait()
-        except TimeoutError:
-            return False
+    async def wait_for_change(self, change: asyncio.Event, seconds: float) -> bool:
+        """Wait for the event, or until it is time to look at the job again; whether the event is set."""
+        # While the feed is interrupted it announces no change.
+        return await wait_for(change, seconds if self.feed.valid else min(seconds, self.timing.look_again_s))
 
     async def history(self, job_id: str, caller: Caller) -> list[Move]:
         """All moves of a job, oldest first. Raises NotFoundError as `job` does."""
         await self.job(job_id, caller)
-        known = self.feed.moves(job_id)
-        if known is not None:
-            return list(known)
+        cached = self.feed.moves(job_id)
+        if cached is not None:
+            return list(cached)
         moves = await self.registry.history(job_id)
         if moves is None:
             raise _not_found(job_id)
@@ -214,31 +238,29 @@ class Services:
         """
         if caller.account is not None:
             wanted = replace(wanted, tenant=caller.tenant)
-        if after is not None:
-            await self._check_cursor(after, caller)
-        page = self.feed.page(limit, after, order, wanted)
-        if page is not None:
-            return page
         try:
-            return await self.registry.list_jobs(limit, after, order, wanted)
-        except UnknownJobError:
-            raise _no_cursor(after or "") from None
-
-    async def _check_cursor(self, after: str, caller: Caller) -> None:
-        try:
-            await self.job(after, caller)
-        except NotFoundError:
-            raise _no_cursor(after) from None
+            if after is not None:
+                await self.job(after, caller)
+            page = self.feed.page(limit, after, order, wanted)
+            return await self.registry.list_jobs(limit, after, order, wanted) if page is None else page
+        except (NotFoundError, UnknownJobError):
+            raise InvalidRequestError(
+                f"Invalid 'after': there is no video {quote(after)}; give the id of one that was listed.", "after"
+            ) from None
 
     async def health(self) -> Health:
         return await self.registry.health()
 
+    def video(self, job: Job) -> Video:
+        """The job as clients see it."""
+        return to_video(job, self.settings.retention)
+
+
+def services_of(request: Request) -> Services:
+    """What the app of this request works with. As a FastAPI dependency it would cost a read a tenth more."""
+    services: Services = request.app.state.services
+    return services
+
 
 def _not_found(job_id: str) -> NotFoundError:
     return NotFoundError(f"There is no video {quote(job_id)}.", "video_id", "video_not_found")
-
-
-def _no_cursor(after: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Invalid 'after': there is no video {quote(after)}; give the id of one that was listed.", "after"
-    )

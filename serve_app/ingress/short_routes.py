@@ -3,112 +3,111 @@
 OpenAI's routes for what Mochi cannot do: a clear refusal, where a 404 would look like a wrong address.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from deployments.errors import WorkerError
 from serve_app.errors import InvalidRequestError
-from serve_app.ingress.authentication import REPLAYED_DOCS
+from serve_app.ingress import videos
+from serve_app.ingress.authentication import REPLAYED_DOCS, AuthenticatedCaller
+from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.error_answers import RETRY_AFTER_S
-from serve_app.ingress.services import Services
-from serve_app.ingress.videos import Asker, OpenAIVideos
+from serve_app.ingress.services import services_of
 from serve_app.openapi.errors import (
-    CONFLICTING_PARAMETERS,
     CREATE_ERRORS,
     REGISTRY_UNAVAILABLE,
     UNSUPPORTED_OPERATION,
-    VIDEO_FINAL,
-    VIDEO_NOT_FOUND,
     WRITE_ERRORS,
+    Responses,
     error_responses,
 )
 from serve_app.openapi.schemas import ErrorEnvelope, HealthReport, Video
 from serve_app.openapi.views import to_health
-from serve_app.requests.schema import request_schema
-from serve_app.requests.videos import VideoRequests
 
-LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
-NOT_READY = "No videos can be made now, and what is missing; an ErrorEnvelope if even that cannot be told"
+router = APIRouter(tags=["short"])
 
+router.routes.append(videos.PlainRead("/status/{video_id}", videos.retrieve_plainly))
+router.get("/status/{video_id}", name="status", responses=videos.RETRIEVE_RESPONSES)(videos.retrieve_video)
+router.get("/jobs", name="jobs", responses=videos.LIST_RESPONSES)(videos.list_videos)
+router.post("/cancel/{video_id}", name="cancel", responses=videos.CANCEL_RESPONSES)(videos.cancel_video)
+router.get("/download/{video_id}", name="download", **GET_DOCS)(download_content)
+router.head("/download/{video_id}", name="probe_download", **HEAD_DOCS)(download_content)
 
-class SimpleRoutes:
-    """Short paths to the handlers of `videos`, and the handlers that are its own; `add_to` gives all their routes."""
-
-    def __init__(self, services: Services, videos: OpenAIVideos) -> None:
-        self._services = services
-        self._videos = videos
-        schema = request_schema(services.settings.model, "GenerateRequest", prompt_field="text")
-        self._requests = VideoRequests(services.settings.model, schema, services.count_tokens)
-
-    def add_to(self, app: FastAPI) -> None:
-        videos = self._videos
-        generate = videos.accept_docs(self._requests.schema, 202, CREATE_ERRORS)
-        generate["responses"][202]["headers"] = REPLAYED_DOCS | LOCATION_DOCS
-        app.add_api_route("/generate", self.generate, methods=["POST"], tags=["short"], **generate)
-        for method, path, handler, name, refusals in (
-            ("POST", "/cancel/{video_id}", videos.cancel, "cancel", (VIDEO_NOT_FOUND, VIDEO_FINAL, *WRITE_ERRORS)),
-            ("GET", "/jobs", videos.list, "jobs", (CONFLICTING_PARAMETERS,)),
-        ):
-            app.add_api_route(
-                path, handler, methods=[method], name=name, tags=["short"], responses=error_responses(*refusals)
-            )
-        videos.add_retrieve(app, "/status/{video_id}", "short", "status")
-        videos.add_content(app, "/download/{video_id}", "short", "download")
-        health = error_responses(REGISTRY_UNAVAILABLE, needs_key=False)
-        health[503] |= {"model": HealthReport | ErrorEnvelope, "description": NOT_READY}
-        # FastAPI writes the model's in its place.
-        del health[503]["content"]["application/json"]["schema"]
-        app.add_api_route("/health", self.health, methods=["GET"], tags=["short"], responses=health)
-
-    async def generate(self, request: Request, response: Response, caller: Asker) -> Video:
-        """Accept a video to be made; answers at once with its id, before any work."""
-        video = await self._videos.accept(self._requests.check, request, response, caller)
-        response.headers["Location"] = f"/status/{video.id}"
-        return video
-
-    async def health(self, response: Response) -> HealthReport:
-        """Tell whether videos can be made now: 503 until each stage has a replica and the stores work."""
-        report = to_health(await self._services.health(), await self._storage_state())
-        if report.error is not None:
-            response.status_code = 503
-            response.headers["Retry-After"] = str(RETRY_AFTER_S)
-        return report
-
-    async def _storage_state(self) -> str:
-        try:
-            await self._services.storage.ping()
-        except WorkerError as error:
-            return error.message
-        return "ok"
-
-
-UNSUPPORTED = {
-    "/v1/videos/edits": ("POST", "edit a video; remix it with another prompt: POST /v1/videos/{video_id}/remix"),
-    "/v1/videos/extensions": ("POST", "extend a video; ask for a longer one with 'seconds' or 'num_frames'"),
-    "/v1/videos/characters": ("POST", "keep characters; describe them in the prompt"),
-    "/v1/videos/characters/{character_id}": ("GET", "keep characters; describe them in the prompt"),
+_LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
+_GENERATE_RESPONSES: Responses = {
+    202: {"description": "The video, accepted", "headers": REPLAYED_DOCS | _LOCATION_DOCS},
+    **error_responses(*CREATE_ERRORS),
 }
 
-_CHARACTER = [{"name": "character_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+
+@router.post("/generate", status_code=202, responses=_GENERATE_RESPONSES)
+async def generate(request: Request, response: Response, caller: AuthenticatedCaller) -> Video:
+    """Accept a video to be made; answers at once with its id, before any work."""
+    services = services_of(request)
+    checked = services.checks.generate.check(await videos.read_body(request))
+    video = await videos.submit(services, checked, caller, response)
+    response.headers["Location"] = f"/status/{video.id}"
+    return video
 
 
-def add_unsupported_routes(app: FastAPI) -> None:
-    for path, (method, what) in UNSUPPORTED.items():
-        name = f"{method.lower()}_{path.removeprefix('/v1/videos/').partition('/')[0]}"
-        docs: dict[str, Any] = {
-            "openapi_extra": {"parameters": _CHARACTER} if "{" in path else {},
-            "tags": ["unsupported"],
-            "status_code": 400,
-            "response_model": ErrorEnvelope,
-            "responses": error_responses(UNSUPPORTED_OPERATION, *(WRITE_ERRORS if method == "POST" else ())),
-        }
-        app.add_api_route(path, _refusal(what), methods=[method], name=name, **docs)
+def _health_responses() -> Responses:
+    """503 comes with the report of what is missing, or with an error if even that is unknown."""
+    responses = error_responses(REGISTRY_UNAVAILABLE, needs_key=False)
+    not_ready = "No videos can be made now, and what is missing; an ErrorEnvelope if even that cannot be told"
+    responses[503] |= {"model": HealthReport | ErrorEnvelope, "description": not_ready}
+    # FastAPI writes the model's in its place.
+    del responses[503]["content"]["application/json"]["schema"]
+    return responses
 
 
-def _refusal(what: str) -> Any:
-    async def refuse(caller: Asker) -> None:
-        raise InvalidRequestError(f"This model cannot {what}.", None, "unsupported_operation")
+@router.get("/health", responses=_health_responses())
+async def health(request: Request, response: Response) -> HealthReport:
+    """Tell whether videos can be made now: 503 until each stage has a replica and the stores work."""
+    services = services_of(request)
+    jobs = await services.health()
+    try:
+        await services.storage.ping()
+        storage = "ok"
+    except WorkerError as error:
+        storage = error.message
+    report = to_health(jobs, storage)
+    if report.error is not None:
+        response.status_code = 503
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return report
 
-    refuse.__doc__ = "Not supported by this model: answered with 400."
-    return refuse
+
+unsupported = APIRouter(tags=["unsupported"])
+
+_REFUSED: dict[str, Any] = {"status_code": 400, "response_model": ErrorEnvelope}
+_REFUSED_POST = _REFUSED | {"responses": error_responses(UNSUPPORTED_OPERATION, *WRITE_ERRORS)}
+_REFUSED_GET = _REFUSED | {"responses": error_responses(UNSUPPORTED_OPERATION)}
+
+
+@unsupported.post("/v1/videos/edits", **_REFUSED_POST)
+async def post_edits(caller: AuthenticatedCaller) -> NoReturn:
+    """Not supported by this model: answered with 400."""
+    _refuse("edit a video; remix it with another prompt: POST /v1/videos/{video_id}/remix")
+
+
+@unsupported.post("/v1/videos/extensions", **_REFUSED_POST)
+async def post_extensions(caller: AuthenticatedCaller) -> NoReturn:
+    """Not supported by this model: answered with 400."""
+    _refuse("extend a video; ask for a longer one with 'seconds' or 'num_frames'")
+
+
+@unsupported.post("/v1/videos/characters", **_REFUSED_POST)
+async def post_characters(caller: AuthenticatedCaller) -> NoReturn:
+    """Not supported by this model: answered with 400."""
+    _refuse("keep characters; describe them in the prompt")
+
+
+@unsupported.get("/v1/videos/characters/{character_id}", **_REFUSED_GET)
+async def get_characters(character_id: str, caller: AuthenticatedCaller) -> NoReturn:
+    """Not supported by this model: answered with 400."""
+    _refuse("keep characters; describe them in the prompt")
+
+
+def _refuse(operation: str) -> NoReturn:
+    raise InvalidRequestError(f"This model cannot {operation}.", None, "unsupported_operation")

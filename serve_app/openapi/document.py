@@ -3,10 +3,12 @@
 Examples in the OpenAPI document, made as the answers are made: they have every field, within the model's bounds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
@@ -64,7 +66,15 @@ _RATE_HEADERS = {
 _REQUEST_ID = {"description": "the request's own, or a new one", "schema": {"type": "string"}}
 
 
-def install_document(app: FastAPI, settings: AppSettings, keys_needed: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class RequestBodies:
+    """What the routes take that read their body themselves: FastAPI does not know."""
+
+    schemas: Mapping[str, type[BaseModel]]  # by the name of the route
+    content_types: Sequence[str]  # each may be sent as any of them
+
+
+def install_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> None:
     """Make `/openapi.json` the completed document; to be called when all routes are there.
 
     keys_needed: whether a request without a key is refused, apart from the routes that never ask for one.
@@ -73,13 +83,13 @@ def install_document(app: FastAPI, settings: AppSettings, keys_needed: bool) -> 
 
     def document() -> Document:
         if not made:
-            made.append(make_document(app, settings, keys_needed))
+            made.append(make_document(app, settings, keys_needed, bodies))
         return made[0]
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def make_document(app: FastAPI, settings: AppSettings, keys_needed: bool) -> Document:
+def make_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> Document:
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -91,7 +101,9 @@ def make_document(app: FastAPI, settings: AppSettings, keys_needed: bool) -> Doc
     )
     _complete_components(document, settings)
     for path, method, operation in _operations(document):
-        operation["operationId"] = _operation_id(path, method, operation)
+        name = operation["operationId"] = _operation_id(path, method, operation)
+        if name in bodies.schemas:
+            operation["requestBody"] = _request_body(bodies.schemas[name], bodies.content_types, settings.model)
         _complete_responses(operation, method)
         for parameter in operation.get("parameters", ()):
             _put_right(parameter)
@@ -121,6 +133,15 @@ def _complete_components(document: Document, settings: AppSettings) -> None:
     # FastAPI adds them for a 422 that no route answers with.
     for unused in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(unused, None)
+
+
+def _request_body(schema: type[BaseModel], content_types: Sequence[str], model: ModelSettings) -> Document:
+    content = {"schema": schema.model_json_schema(), "examples": body_examples(schema, model)}
+    required = any(field.is_required() for field in schema.model_fields.values())
+    body = {"required": required, "content": dict.fromkeys(content_types, content)}
+    # As FastAPI writes what it describes itself: without the defaults that are null.
+    document: Document = jsonable_encoder(body, exclude_none=True)
+    return document
 
 
 def _complete_responses(operation: Document, method: str) -> None:

@@ -11,6 +11,7 @@ from starlette.types import Message
 from deployments.keys import video_key
 from deployments.settings import SamplingSettings, StorageSettings
 from deployments.storage.object_store import ObjectStore
+from serve_app.feed.follower import FeedFollower
 from serve_app.ingress.app import create_app
 from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.services import Services
@@ -278,9 +279,9 @@ async def public(storage_settings: StorageSettings) -> AsyncIterator[Public]:
     reached = {"public_endpoint": storage_settings.endpoint.replace("127.0.0.1", "localhost"), "public_secure": False}
     storage = storage_settings.model_copy(update=reached)
     settings, registry = shapes_settings().model_copy(update={"storage": storage}), MemoryRegistry()
-    store = ObjectStore(storage)
+    store, link = ObjectStore(storage), RegistryClient(registry)
     async with (
-        serving(Services(settings, RegistryClient(registry), VideoStorage(storage)), registry) as url,
+        serving(Services(settings, link, VideoStorage(storage), FeedFollower(link)), registry) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         video_id = await queued(client)

@@ -17,8 +17,9 @@ from deployments.storage.object_store import ObjectInfo
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
+from serve_app.feed.follower import FeedFollower
 from serve_app.feed.publisher import Batch, Cursor, FeedPublisher
-from serve_app.ingress.services import Services
+from serve_app.ingress.services import Services, Timing
 from serve_app.jobs import (
     Acceptance,
     Health,
@@ -45,11 +46,7 @@ CONTENT_TYPES: dict[Variant, str] = {
 
 
 class MemoryRegistry:
-    """The job registry's methods over a dict, and the link to it: `call`. Its clock ticks by calls.
-
-    refusals: raised one by one by the next submits that would make a job. lost_answers: of so many calls the work is
-    done, and the answer does not arrive.
-    """
+    """The job registry's methods over a dict, and the link to it: `call`. Its clock ticks by calls."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
@@ -59,16 +56,18 @@ class MemoryRegistry:
         self.deleted: dict[str, str] = {}
         self.feed = FeedPublisher(access=AccessTable(0, {}, {}))
         self.keys: dict[tuple[str, str], Submission] = {}
-        self.refusals: list[MochiServeError] = []
+        self.refusals: list[MochiServeError] = []  # raised one by one by the next submits that would make a job
         self.calls: Counter[str] = Counter()
         self.reachable = True
-        self.lost_answers = 0
+        self.lost_calls: Counter[str] = Counter()  # so many next calls of a method do not arrive
+        self.lost_answers = 0  # of so many calls the work is done, and the answer does not arrive
         self.database = "ok"
         self._clock = itertools.count(1_700_000_000)
 
     async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         self.calls[method.__name__] += 1
-        if not self.reachable:
+        if not self.reachable or self.lost_calls[method.__name__]:
+            self.lost_calls[method.__name__] -= self.reachable
             await asyncio.sleep(0.001)  # the real link waits for longer; nothing may spin meanwhile
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
         answer: T = await getattr(self, method.__name__)(*args, **kwargs)
@@ -253,13 +252,47 @@ def shapes_settings() -> AppSettings:
     return load_settings("configs/shapes.yaml", {})
 
 
+class MemoryFeed(FeedFollower):
+    """The feed of the registry, which a test can interrupt or let fall behind."""
+
+    interrupted = False  # reads ask the registry
+    without_history = False  # as after a restart of the registry
+    late_histories = 0  # so many next histories lack their last move
+
+    def __init__(self, registry: RegistryApi) -> None:
+        super().__init__(registry)
+        self.late_jobs: dict[str, Job] = {}  # as they were before the news that has not arrived yet
+
+    @property
+    def valid(self) -> bool:
+        return not self.interrupted and super().valid
+
+    def get(self, job_id: str) -> Job | None:
+        return self.late_jobs.get(job_id) or super().get(job_id)
+
+    def moves(self, job_id: str) -> tuple[Move, ...] | None:
+        moves = None if self.without_history else super().moves(job_id)
+        if moves is None or self.late_histories == 0:
+            return moves
+        self.late_histories -= 1
+        return moves[:-1]
+
+
 class FakeServices(Services):
     """Services over memory, with the included model's own tokenizer."""
 
     storage: MemoryStorage
+    feed: MemoryFeed
 
-    def __init__(self, settings: AppSettings | None = None) -> None:
+    def __init__(self, settings: AppSettings | None = None, timing: Timing | None = None) -> None:
         settings = settings or shapes_settings()
-        count = load_token_counter(settings.model.source)
         self.memory = MemoryRegistry()
-        super().__init__(settings, RegistryClient(self.memory), MemoryStorage(), count)
+        registry = RegistryClient(self.memory)
+        super().__init__(
+            settings=settings,
+            registry=registry,
+            storage=MemoryStorage(),
+            feed=MemoryFeed(registry),
+            count_tokens=load_token_counter(settings.model.source),
+            timing=timing or Timing(),
+        )

@@ -1,5 +1,6 @@
 """Where keys are needed, one tenant's videos are to another as if they were not there, on every route there is."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -7,7 +8,6 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from serve_app.feed.publisher import Cursor
 from serve_app.ingress.app import create_app
 from serve_app.jobs import JobState
 from tests.support.http.fakes import FakeServices
@@ -79,10 +79,18 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     services, headers = keyed_services("acme", "globex")
     async with fed_client(services) if request.param == "feed" else unfed_client(services) as client:
         if request.param == "registry":
-            # Keys are heard of by the feed alone: it had one word, and is not believed any more.
-            services.feed._jobs.apply(services.memory.feed.batch_since(Cursor()))
+            await interrupt_feed(services)
         ids = await acmes_videos(services, client, headers["acme"])
         yield World(services, client, headers["acme"], headers["globex"], ids)
+
+
+async def interrupt_feed(services: FakeServices) -> None:
+    """The feed, which alone knows the keys, has told them once, and is interrupted since."""
+    following = asyncio.create_task(services.feed.run())
+    await services.feed.access()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    services.feed.interrupted = True
 
 
 async def acmes_videos(services: FakeServices, client: httpx.AsyncClient, acme: dict[str, str]) -> dict[str, str]:

@@ -2,16 +2,16 @@
 
 import asyncio
 from base64 import b64decode
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from serve_app.access.tenants import Caller
-from serve_app.ingress import events as video_events
 from serve_app.ingress.events import VideoEvents
+from serve_app.ingress.services import Timing
 from serve_app.jobs import Job, JobState, Place
 from tests.support.http.fakes import FakeServices
 from tests.support.http.memory_http import fed_client
@@ -202,43 +202,39 @@ async def test_a_deletion_ends_it(client: httpx.AsyncClient, services: FakeServi
     assert last[0].data == {"type": "deleted", "video_id": made}
 
 
-@contextmanager
-def quick_heartbeats() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_events, "HEARTBEAT_S", 0.01)
-        yield
+QUICK_HEARTBEATS = Timing(heartbeat_s=0.01)
 
 
 async def test_heartbeats_while_nothing_happens(services: FakeServices, made: str) -> None:
-    with quick_heartbeats():
-        async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
-            await until(told, "progress")
-            assert [(await next_event(told)).name for _ in range(3)] == ["ping"] * 3
-            services.memory.move(made, JobState.ENCODING)
-            assert states(await until(told, "progress")) == ["encoding"]
+    services.timing = QUICK_HEARTBEATS
+    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+        await until(told, "progress")
+        assert [(await next_event(told)).name for _ in range(3)] == ["ping"] * 3
+        services.memory.move(made, JobState.ENCODING)
+        assert states(await until(told, "progress")) == ["encoding"]
 
 
 async def test_a_registry_that_is_away_interrupts_nothing(unfed: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
-    with quick_heartbeats():
-        async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
-            await until(told, "progress")
-            services.memory.reachable = False
-            assert (await until(told, "ping", pings=True))[-1].name == "ping"
-            services.memory.move(video_id, JobState.ENCODING)
-            assert [(await next_event(told)).name for _ in range(3)] == ["ping"] * 3
-            services.memory.reachable = True
-            services.memory.move(video_id, JobState.CANCELLED)
-            assert states(await whole(told)) == ["encoding", "cancelled"]
+    services.timing = QUICK_HEARTBEATS
+    async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
+        await until(told, "progress")
+        services.memory.reachable = False
+        assert (await until(told, "ping", pings=True))[-1].name == "ping"
+        services.memory.move(video_id, JobState.ENCODING)
+        assert [(await next_event(told)).name for _ in range(3)] == ["ping"] * 3
+        services.memory.reachable = True
+        services.memory.move(video_id, JobState.CANCELLED)
+        assert states(await whole(told)) == ["encoding", "cancelled"]
 
 
 async def test_without_a_feed_it_looks_for_itself(unfed: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
-    with quick_heartbeats():
-        async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
-            await until(told, "progress")
-            services.memory.complete(video_id)
-            events = await whole(told)
+    services.timing = QUICK_HEARTBEATS
+    async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
+        await until(told, "progress")
+        services.memory.complete(video_id)
+        events = await whole(told)
     assert states(events)[-1] == "completed"
     assert events[-1].name == "done"
 
@@ -246,9 +242,9 @@ async def test_without_a_feed_it_looks_for_itself(unfed: httpx.AsyncClient, serv
 async def test_a_closed_stream_cancels_nothing_and_leaves_nothing(services: FakeServices, made: str) -> None:
     told = stream(services, made)
     await until(told, "progress")
-    assert made in services.feed._watchers
+    assert made in services.feed.watched
     await told.aclose()  # type: ignore[attr-defined]
-    assert dict(services.feed._watchers) == {}
+    assert not services.feed.watched
     assert services.memory.jobs[made].state is JobState.QUEUED
     assert services.memory.calls["cancel"] == 0
 
@@ -258,11 +254,11 @@ async def test_a_client_that_leaves_in_the_middle(services: FakeServices) -> Non
         video_id = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
         asking = asyncio.create_task(client.get(f"/v1/videos/{video_id}/events"))
         async with asyncio.timeout(30):
-            while video_id not in services.feed._watchers:
+            while video_id not in services.feed.watched:
                 await asyncio.sleep(0.001)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert dict(services.feed._watchers) == {}
+        assert not services.feed.watched
         assert (await client.get(f"/v1/videos/{video_id}")).json()["state"] == "queued"
 
 
@@ -281,4 +277,4 @@ async def test_no_stream_of_nothing(client: httpx.AsyncClient, services: FakeSer
     answer = await client.get(f"/v1/videos/{video_id}/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
     assert answer.headers["content-type"] == "application/json"
-    assert dict(services.feed._watchers) == {}
+    assert not services.feed.watched

@@ -3,10 +3,14 @@
 import httpx
 import pytest
 
-from serve_app.ingress.short_routes import UNSUPPORTED
 from tests.support.http.fakes import FakeServices
 
-ROUTES = [(method, path.replace("{character_id}", "char_1")) for path, (method, _) in UNSUPPORTED.items()]
+ROUTES = [
+    ("POST", "/v1/videos/edits"),
+    ("POST", "/v1/videos/extensions"),
+    ("POST", "/v1/videos/characters"),
+    ("GET", "/v1/videos/characters/char_1"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

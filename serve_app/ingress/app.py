@@ -14,11 +14,11 @@ from ray import serve
 
 from deployments.replica.registry_link import RegistryLink
 from deployments.replica.serve_private import is_draining
+from deployments.storage.object_store import ObjectStore
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
 from serve_app.ingress import content, events, short_routes, videos
 from serve_app.ingress.authentication import install_authentication
-from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.services import Services
@@ -110,7 +110,7 @@ class Ingress:
             settings=settings,
             registry=client,
             feed=FeedFollower(client),
-            storage=VideoStorage(settings.storage),
+            store=ObjectStore(settings.storage),
             count_tokens=load_token_counter(settings.model.source),
             safety=PromptSafety(settings.safety, None if classifier is None else classify_with(classifier)),
         )

@@ -1,15 +1,14 @@
-"""Sends a finished video or a picture of it: whole, in parts, or not at all when the client has it.
+"""The files of a video: whole, in parts, or not at all when the client has it.
 
-Where clients reach the object store, it sends them there instead, with a signed link. The preview of a video that is
+Where clients reach the object store, they are sent there instead, with a signed link. The preview of a video that is
 being sampled comes from the registry, whole.
-
-The finished videos, as the ingress hands them out: by job and variant, whole or in byte ranges.
 """
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from email.utils import format_datetime
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Query, Request, Response
@@ -18,9 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from deployments.keys import Variant, video_key
-from deployments.settings import StorageSettings
-from deployments.storage.object_store import ObjectInfo, ObjectStore
-from serve_app.access.tenants import Caller
+from deployments.storage.object_store import ObjectInfo
 from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, quote
 from serve_app.ingress.authentication import AuthenticatedCaller
 from serve_app.ingress.services import Services, services_of
@@ -29,15 +26,13 @@ from serve_app.openapi.media import content_docs
 
 ContentVariant = Literal["video", "thumbnail", "spritesheet", "preview"]
 
-FILE_SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".sprites.webp"}
 # A video never changes under its id, but it may be private.
 CACHE_CONTROL = "private, max-age=31536000, immutable"
 
-
-router = APIRouter(tags=["OpenAI"])
-
 GET_DOCS: dict[str, Any] = {"response_class": Response, **content_docs(get=True)}
 HEAD_DOCS: dict[str, Any] = {"response_class": Response, **content_docs(get=False)}
+
+router = APIRouter(tags=["OpenAI"])
 
 
 @router.get("/v1/videos/{video_id}/content", **GET_DOCS)
@@ -57,55 +52,34 @@ async def download_content(
     """
     services = services_of(request)
     if variant == "preview":
-        return await _send_preview(services, caller, request, video_id)
+        return await _send_preview(services, request, await services.job(video_id, caller))
     _check_completed(await services.newest_job(video_id, caller))
-    info = await services.storage.stat_video(video_id, variant)
+    key = video_key(video_id, variant)
+    info = await services.store.stat(key)
     if info is None:
-        raise NotFoundError(_no_file(variant), "video_id", "content_not_found")
-    filename = f"{video_id}{FILE_SUFFIX[variant]}"
-    headers = _headers(info, filename)
+        raise NotFoundError(_no_file_message(variant), "video_id", "content_not_found")
+    filename = PurePosixPath(key).name
+    headers = _file_headers(info, filename)
     if _client_has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    if redirect and request.method == "GET":
-        link = services.storage.signed_link(video_id, variant, filename, info.content_type)
-        if link is not None:
-            # The link is a key to the video until it expires: no cache may keep it.
-            return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
-    return await _send_file(services, request, video_id, variant, info, headers)
+    storage = services.settings.storage
+    if redirect and request.method == "GET" and storage.public_endpoint is not None:
+        link = services.store.presigned_get(key, storage.signed_link_s, filename, info.content_type)
+        # The link is a key to the video until it expires: no cache may keep it.
+        return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
+    return await _send_file(services, request, key, info, headers)
 
 
-async def _send_file(
-    services: Services, request: Request, video_id: str, variant: Variant, info: ObjectInfo, headers: dict[str, str]
-) -> Response:
-    part = _part(request, headers, info.size)
-    offset, length = part or (0, info.size)
-    headers["Content-Length"] = str(length)
-    headers["Content-Type"] = info.content_type
-    if request.method == "HEAD":
-        return Response(headers=headers)
-    if part is not None:
-        headers["Content-Range"] = f"bytes {offset}-{offset + length - 1}/{info.size}"
-    chunks = services.storage.stream_video(video_id, variant, offset, length)
-    return await _begun(chunks, 200 if part is None else 206, headers)
-
-
-def _no_file(variant: Variant) -> str:
-    if variant == "spritesheet":
-        return "This video has no spritesheet: it was made before there were any, or its files are gone."
-    return f"The {variant} of this video is gone."
-
-
-async def _send_preview(services: Services, caller: Caller, request: Request, video_id: str) -> Response:
-    job = await services.job(video_id, caller)
+async def _send_preview(services: Services, request: Request, job: Job) -> Response:
     preview = await services.preview(job)
     if preview is None:
-        why = _no_preview(job, services.settings.sampling.preview_every)
-        raise NotFoundError(why, "video_id", "preview_not_ready")
+        message = _no_preview_message(job, services.settings.sampling.preview_every)
+        raise NotFoundError(message, "video_id", "preview_not_ready")
     headers = {"Cache-Control": "no-store", "Content-Length": str(len(preview)), "Content-Type": "image/webp"}
     return Response(b"" if request.method == "HEAD" else preview, headers=headers)
 
 
-def _no_preview(job: Job, every: int) -> str:
+def _no_preview_message(job: Job, every: int) -> str:
     if job.final:
         return f"The video is {job.state}; it has previews only while it is sampled."
     if every == 0:
@@ -114,19 +88,26 @@ def _no_preview(job: Job, every: int) -> str:
 
 
 def _check_completed(job: Job) -> None:
+    """Raises VideoNotReadyError if the job is not completed."""
     if job.state is JobState.COMPLETED:
         return
     if not job.final:
         raise VideoNotReadyError(
             f"The video is {job.state}, {job.progress:.0%} done; ask again when its status is completed.", "video_id"
         )
-    code, why = (job.error.code, job.error.message) if job.error else (str(job.state), "it has no file")
+    code, reason = (job.error.code, job.error.message) if job.error else (str(job.state), "it has no file")
     # OpenAI's clients repeat a 409 unless this header says that it is in vain.
     headers = {"x-should-retry": "false"}
-    raise VideoNotReadyError(f"The video is {job.state}: {why}", "video_id", code, headers)
+    raise VideoNotReadyError(f"The video is {job.state}: {reason}", "video_id", code, headers)
 
 
-def _headers(info: ObjectInfo, filename: str) -> dict[str, str]:
+def _no_file_message(variant: Variant) -> str:
+    if variant == "spritesheet":
+        return "This video has no spritesheet: it was made before there were any, or its files are gone."
+    return f"The {variant} of this video is gone."
+
+
+def _file_headers(info: ObjectInfo, filename: str) -> dict[str, str]:
     headers = {
         "ETag": f'"{info.etag}"',
         "Accept-Ranges": "bytes",
@@ -144,82 +125,35 @@ def _client_has_it(request: Request, etag: str) -> bool:
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in listed.split(","))
 
 
-def _part(request: Request, headers: dict[str, str], size: int) -> tuple[int, int] | None:
-    """Offset and length of the bytes asked for; None for the whole file.
+async def _send_file(
+    services: Services, request: Request, key: str, info: ObjectInfo, headers: dict[str, str]
+) -> Response:
+    byte_range = _requested_range(request, headers, info.size)
+    start, length = byte_range or (0, info.size)
+    headers = headers | {"Content-Length": str(length), "Content-Type": info.content_type}
+    if request.method == "HEAD":
+        return Response(headers=headers)
+    if byte_range is not None:
+        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{info.size}"
+    chunks = services.store.stream(key, start, length)
+    return await _stream_response(chunks, 200 if byte_range is None else 206, headers)
+
+
+def _requested_range(request: Request, headers: dict[str, str], size: int) -> tuple[int, int] | None:
+    """Start and length of the bytes that the request asks for; None for the whole file.
 
     RFC 9110, 13.1.5 and 14.2: Range counts for GET only, and only if If-Range names the file as it is now.
     """
-    same_file = request.headers.get("if-range") in (None, headers["ETag"], headers.get("Last-Modified"))
-    asked = request.headers.get("range")
-    return parse_range(asked, size) if request.method == "GET" and same_file else None
-
-
-class _FileResponse(StreamingResponse):
-    """Frees the store's connection also when the client stops reading early."""
-
-    def __init__(self, chunks: AsyncGenerator[bytes, None], status_code: int, headers: dict[str, str]) -> None:
-        super().__init__(chunks, status_code, headers)
-        self._chunks = chunks
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A video player leaves a download whenever its user seeks: no error.
-        with suppress(ClientDisconnect):
-            await super().__call__(scope, receive, send)
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._chunks):
-            await super().stream_response(send)
-
-
-async def _begun(source: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> Response:
-    """Read the first chunk before the answer begins, while an error can still have a status of its own."""
-    generator = cast(AsyncGenerator[bytes, None], source)
-    first = await anext(generator, b"")
-
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        async with aclosing(generator):
-            yield first
-            async for chunk in generator:
-                yield chunk
-
-    return _FileResponse(chunks(), status, headers)
+    if request.method != "GET":
+        return None
+    if request.headers.get("if-range") not in (None, headers["ETag"], headers.get("Last-Modified")):
+        return None
+    return parse_range(request.headers.get("range"), size)
 
 
 _ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d*)|-(\d+))\s*", re.IGNORECASE | re.ASCII)
 # Longer numbers exceed every file; int() of a very long one is slow.
 _MAX_DIGITS = 18
-
-
-class VideoStorage:
-    """Reads what the decoder wrote. Raises what `ObjectStore` raises."""
-
-    def __init__(self, settings: StorageSettings) -> None:
-        self._store = ObjectStore(settings)
-        self._public = settings.public_endpoint is not None
-        self._link_s = settings.signed_link_s
-
-    async def ping(self) -> None:
-        """Return if the store answers; raise otherwise."""
-        await self._store.ping()
-
-    async def stat_video(self, job_id: str, variant: Variant) -> ObjectInfo | None:
-        """Size, ETag and content type; None when there is no such file."""
-        return await self._store.stat(video_key(job_id, variant))
-
-    def stream_video(
-        self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None
-    ) -> AsyncIterator[bytes]:
-        """Bytes offset to offset + length, to the end without length, in chunks."""
-        return self._store.stream(video_key(job_id, variant), offset, length)
-
-    def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None:
-        """Where clients get the file from the store itself, without keys, for `storage.signed_link_s`.
-
-        None without `storage.public_endpoint`: then clients cannot reach the store. Asks nothing of the store.
-        """
-        if not self._public:
-            return None
-        return self._store.presigned_get(video_key(job_id, variant), self._link_s, filename, content_type)
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -255,3 +189,34 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
 def _number(digits: str) -> int:
     significant = digits.lstrip("0") or "0"
     return int(significant) if len(significant) <= _MAX_DIGITS else 10**_MAX_DIGITS
+
+
+class _FileResponse(StreamingResponse):
+    """Frees the store's connection also when the client stops reading early."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], status_code: int, headers: dict[str, str]) -> None:
+        super().__init__(chunks, status_code, headers)
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A video player leaves a download whenever its user seeks: no error.
+        with suppress(ClientDisconnect):
+            await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._chunks):
+            await super().stream_response(send)
+
+
+async def _stream_response(source: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> Response:
+    """An answer whose first chunk is read before it begins, while an error can still have a status of its own."""
+    generator = cast(AsyncGenerator[bytes, None], source)
+    first = await anext(generator, b"")
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        async with aclosing(generator):
+            yield first
+            async for chunk in generator:
+                yield chunk
+
+    return _FileResponse(chunks(), status, headers)

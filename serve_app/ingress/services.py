@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -11,9 +10,8 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from deployments.background import wait_for
-from deployments.keys import Variant
 from deployments.settings import ModelSettings
-from deployments.storage.object_store import ObjectInfo
+from deployments.storage.object_store import Bucket
 from serve_app.access.exposure import keys_needed
 from serve_app.access.targets import check_target
 from serve_app.access.tenants import AccessTable, Caller, tier_of
@@ -43,20 +41,6 @@ class Safety(Protocol):
     """Which prompts are refused; see `serve_app.prompts.safety.PromptSafety`."""
 
     async def check(self, prompt: str, param: str) -> None: ...
-
-
-class Storage(Protocol):
-    """The finished videos; `serve_app.ingress.content.VideoStorage` in a running app."""
-
-    async def ping(self) -> None: ...
-
-    def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None: ...
-
-    async def stat_video(self, job_id: str, variant: Variant) -> ObjectInfo | None: ...
-
-    def stream_video(
-        self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None
-    ) -> AsyncIterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +76,7 @@ class Services:
 
     settings: AppSettings
     registry: RegistryApi
-    storage: Storage
+    store: Bucket  # of the finished videos
     feed: FeedFollower  # of the same registry
     count_tokens: CountTokens | None = None  # as the text encoder does; None: the tokenizer is not on this machine
     safety: Safety | None = None  # refuses prompts; None: every prompt is taken

@@ -67,7 +67,7 @@ async def health(request: Request, response: Response) -> HealthReport:
     services = services_of(request)
     jobs = await services.health()
     try:
-        await services.storage.ping()
+        await services.store.ping()
         storage = "ok"
     except WorkerError as error:
         storage = error.message

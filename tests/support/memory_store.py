@@ -26,14 +26,14 @@ class MemoryStore(Bucket):
         self.down = down  # keys that it fails to write
         self.now = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)  # the time of what is written, and of its answers
         self.answers_have_dates = True
+        self.reachable = True  # whether it answers what the ingress asks
+        self.open_streams = 0  # that are being read
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
         if self.down(key):
             raise StorageUnavailableError(f"no answer for {key}")
         self.changes.append(("put", key))
-        self.objects[key] = data
-        self.types[key] = content_type
-        self.modified[key] = self.now
+        self.add(key, data, content_type)
         self.written.append(key)
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
@@ -51,10 +51,17 @@ class MemoryStore(Bucket):
         self.changes.append(("delete", key))
         self.objects.pop(key, None)
 
+    def add(self, key: str, data: bytes, content_type: str) -> None:
+        """An object that is there from the beginning: it is no write."""
+        self.objects[key] = data
+        self.types[key] = content_type
+        self.modified[key] = self.now
+
     async def ping(self) -> None:
-        """It is always there."""
+        self._check_reachable()
 
     async def stat(self, key: str) -> ObjectInfo | None:
+        self._check_reachable()
         if key not in self.objects:
             return None
         data = self.objects[key]
@@ -63,9 +70,18 @@ class MemoryStore(Bucket):
         return ObjectInfo(len(data), etag, self.modified.get(key), kind, self.now if self.answers_have_dates else None)
 
     async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        self._check_reachable()
         data = (await self.get(key))[offset:][:length]
-        for start in range(0, len(data), CHUNK_BYTES):
-            yield data[start : start + CHUNK_BYTES]
+        self.open_streams += 1
+        try:
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield data[start : start + CHUNK_BYTES]
+        finally:
+            self.open_streams -= 1
+
+    def _check_reachable(self) -> None:
+        if not self.reachable:
+            raise StorageUnavailableError("the object store does not answer")
 
     async def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
         keys = await self.list_keys(prefix)

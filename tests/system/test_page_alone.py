@@ -171,7 +171,7 @@ async def test_a_broken_stream_goes_on_where_it_ended(memory_app: MemoryApp, tab
     registry = memory_app.services.memory
     await expect(card(page, video_id)).to_contain_text("Step 3 of 8")
     registry.move(video_id, JobState.ENCODING)
-    memory_app.services.storage.files[video_id, "thumbnail"] = picture()
+    memory_app.services.add_file(video_id, "thumbnail", picture())
     await expect(card(page, video_id)).to_contain_text("Reading the prompt")
     assert cut.asked_after[:2] == [None, "4.3"]
 

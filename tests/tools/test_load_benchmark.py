@@ -93,7 +93,7 @@ async def _make_all(app: MemoryApp) -> None:
     while True:
         for job in list(app.services.memory.jobs.values()):
             if job.state is JobState.QUEUED:
-                app.services.storage.files[job.id, "video"] = MP4
+                app.services.add_file(job.id, "video", MP4)
                 app.completed(job.id)
         await asyncio.sleep(0.1)
 
@@ -116,7 +116,7 @@ async def test_clients_do_all_that_they_are_for(tmp_path: Path) -> None:
 
 async def test_clients_notice_what_is_wrong(tmp_path: Path) -> None:
     async with working_app() as app:
-        app.services.storage.reachable = False
+        app.services.store.reachable = False
         section = await run_clients(app, tmp_path)
     assert section["failed"] > 0 and all(failure.startswith("download: ") for failure in section["failures"])
 

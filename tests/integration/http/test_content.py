@@ -13,7 +13,6 @@ from deployments.settings import SamplingSettings, StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.feed.follower import FeedFollower
 from serve_app.ingress.app import create_app
-from serve_app.ingress.content import VideoStorage
 from serve_app.ingress.services import Services
 from serve_app.jobs import JobError, JobState
 from serve_app.registry_api import RegistryClient
@@ -33,7 +32,7 @@ async def client(services: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
-    assert services.storage.open_streams == 0
+    assert services.store.open_streams == 0
 
 
 async def queued(client: httpx.AsyncClient) -> str:
@@ -44,9 +43,9 @@ async def queued(client: httpx.AsyncClient) -> str:
 async def path(client: httpx.AsyncClient, services: FakeServices) -> str:
     video_id = await queued(client)
     services.memory.complete(video_id)
-    services.storage.files[video_id, "video"] = DATA
-    services.storage.files[video_id, "thumbnail"] = b"poster"
-    services.storage.files[video_id, "spritesheet"] = b"sprites"
+    services.add_file(video_id, "video", DATA)
+    services.add_file(video_id, "thumbnail", b"poster")
+    services.add_file(video_id, "spritesheet", b"sprites")
     return f"/v1/videos/{video_id}/content"
 
 
@@ -86,7 +85,7 @@ async def test_the_spritesheet(client: httpx.AsyncClient, path: str) -> None:
 async def test_a_video_made_before_there_were_spritesheets(
     client: httpx.AsyncClient, services: FakeServices, path: str
 ) -> None:
-    del services.storage.files[path.split("/")[3], "spritesheet"]
+    del services.store.objects[video_key(path.split("/")[3], "spritesheet")]
     answer = await client.get(path, params={"variant": "spritesheet"})
     assert answer.status_code == 404
     error = answer.json()["error"]
@@ -217,14 +216,14 @@ async def test_failed(client: httpx.AsyncClient, services: FakeServices) -> None
 
 
 async def test_a_file_that_is_gone(client: httpx.AsyncClient, services: FakeServices, path: str) -> None:
-    services.storage.files.clear()
+    services.store.objects.clear()
     answer = await client.get(path)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "content_not_found"
 
 
 async def test_a_store_that_is_away(client: httpx.AsyncClient, services: FakeServices, path: str) -> None:
-    services.storage.reachable = False
+    services.store.reachable = False
     answer = await client.get(path)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "storage_unavailable"
@@ -254,7 +253,7 @@ async def test_a_client_that_stops_reading_frees_the_stream(services: FakeServic
     scope |= {"http_version": "1.1", "scheme": "http", "server": ("test", 80), "asgi": {"spec_version": "2.4"}}
     await create_app(services)(scope, receive, send)
     assert sent == 2
-    assert services.storage.open_streams == 0
+    assert services.store.open_streams == 0
 
 
 # Signed links, over a real store that clients reach under another name
@@ -281,7 +280,7 @@ async def public(storage_settings: StorageSettings) -> AsyncIterator[Public]:
     settings, registry = shapes_settings().model_copy(update={"storage": storage}), MemoryRegistry()
     store, link = ObjectStore(storage), RegistryClient(registry)
     async with (
-        serving(Services(settings, link, VideoStorage(storage), FeedFollower(link)), registry) as url,
+        serving(Services(settings, link, store, FeedFollower(link)), registry) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         video_id = await queued(client)
@@ -309,6 +308,15 @@ async def test_a_file_in_a_public_store_is_a_redirect_to_it(browser: httpx.Async
         assert followed.headers["content-type"] == "video/mp4"
         assert f"{public.video_id}.mp4" in followed.headers["content-disposition"]
         assert "authorization" not in followed.request.headers
+
+
+async def test_a_link_is_for_one_file_as_long_as_the_settings_say(browser: httpx.AsyncClient, public: Public) -> None:
+    link = httpx.URL((await browser.get(public.path)).headers["location"])
+    assert link.path == f"/{public.store.bucket}/{video_key(public.video_id)}"
+    assert link.params["X-Amz-Expires"] == str(StorageSettings().signed_link_s)
+    assert link.params["response-content-type"] == "video/mp4"
+    disposition = f"attachment; filename*=UTF-8''{public.video_id}.mp4"
+    assert link.params["response-content-disposition"] == disposition
 
 
 async def test_the_openai_package_follows_the_link(public: Public) -> None:

@@ -93,8 +93,8 @@ async def test_list_follows_its_pages(client: openai.AsyncOpenAI) -> None:
 async def test_download_content(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
     services.memory.complete(video_id)
-    services.storage.files[video_id, "video"] = b"mp4" * 10_000
-    services.storage.files[video_id, "thumbnail"] = b"webp"
+    services.add_file(video_id, "video", b"mp4" * 10_000)
+    services.add_file(video_id, "thumbnail", b"webp")
     assert (await client.videos.download_content(video_id)).content == b"mp4" * 10_000
     assert (await client.videos.download_content(video_id, variant="thumbnail")).content == b"webp"
 
@@ -282,8 +282,8 @@ async def test_poll(client: openai.AsyncOpenAI, services: FakeServices) -> None:
 async def test_the_spritesheet_and_a_download_as_a_stream(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
     services.memory.complete(video_id)
-    services.storage.files[video_id, "video"] = b"mp4" * 10_000
-    services.storage.files[video_id, "spritesheet"] = b"sprites"
+    services.add_file(video_id, "video", b"mp4" * 10_000)
+    services.add_file(video_id, "spritesheet", b"sprites")
     sheet = await client.videos.download_content(video_id, variant="spritesheet")
     assert sheet.content == b"sprites"
     async with client.videos.with_streaming_response.download_content(video_id) as answer:
@@ -338,7 +338,7 @@ async def test_the_synchronous_client(url: str, services: FakeServices) -> None:
 
     made = await asyncio.to_thread(use)
     services.memory.complete(made[0])
-    services.storage.files[made[0], "video"] = b"mp4"
+    services.add_file(made[0], "video", b"mp4")
 
     def download() -> bytes:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
@@ -392,7 +392,7 @@ async def test_a_rate_limit() -> None:
 async def test_a_store_that_is_away(client: openai.AsyncOpenAI, services: FakeServices) -> None:
     video_id = (await client.videos.create(prompt="a red circle")).id
     services.memory.complete(video_id)
-    services.storage.reachable = False
+    services.store.reachable = False
     with pytest.raises(openai.InternalServerError) as caught:
         await client.videos.download_content(video_id)
     assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")

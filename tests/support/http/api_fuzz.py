@@ -25,13 +25,14 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.keys import Variant
 from deployments.messages import VideoSpec
 from serve_app.ingress.app import create_app
 from serve_app.jobs import JobError, JobState, Submission, new_job_id
 from tests.support.http.fakes import FakeServices
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 7)
-FILES = {"video": b"mp4" * 1000, "thumbnail": b"webp", "spritesheet": b"webp" * 9}
+FILES: dict[Variant, bytes] = {"video": b"mp4" * 1000, "thumbnail": b"webp", "spritesheet": b"webp" * 9}
 # A stream and a long poll of a video that is being made end with it: so soon after one has begun, it is cancelled.
 ENDS_AFTER_S = 0.02
 
@@ -85,9 +86,8 @@ class Seeds:
         if name == "sampling":
             registry.previews[job_id] = b"webp so far"
         if name == "completed":
-            files = self._services.storage.files
-            files |= {(job_id, "video"): FILES["video"], (job_id, "thumbnail"): FILES["thumbnail"]}
-            files[job_id, "spritesheet"] = FILES["spritesheet"]
+            for variant, data in FILES.items():
+                self._services.add_file(job_id, variant, data)
         return job_id
 
 

@@ -1,19 +1,15 @@
 """In-memory services behind the interfaces of the real ones, for tests of the HTTP side without Ray."""
 
 import asyncio
-import hashlib
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
-from deployments.errors import MochiServeError, RegistryUnavailableError, StorageUnavailableError
-from deployments.keys import Variant
+from deployments.errors import MochiServeError, RegistryUnavailableError
+from deployments.keys import Variant, video_key
 from deployments.messages import ReplicaInfo, Stage
 from deployments.replica.registry_link import Method, P, T
-from deployments.storage.object_store import ObjectInfo
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
@@ -36,8 +32,8 @@ from serve_app.jobs import (
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryApi, RegistryClient
 from serve_app.scheduling.fitting import memory_limit
+from tests.support.memory_store import MemoryStore
 
-MODIFIED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 CONTENT_TYPES: dict[Variant, str] = {
     "video": "video/mp4",
     "thumbnail": "image/webp",
@@ -202,51 +198,6 @@ class MemoryRegistry:
         )
 
 
-class MemoryStorage:
-    """Files of videos in a dict. `open_streams` counts what is being read; all are closed in the end.
-
-    public: what signed links begin with; without it there are none.
-    """
-
-    def __init__(self, files: Mapping[tuple[str, Variant], bytes] | None = None, chunk: int = 1000) -> None:
-        self.files = dict(files or {})
-        self.reachable = True
-        self.public: str | None = None
-        self.open_streams = 0
-        self._chunk = chunk
-
-    async def ping(self) -> None:
-        self._check()
-
-    async def stat_video(self, job_id: str, variant: Variant) -> ObjectInfo | None:
-        self._check()
-        data = self.files.get((job_id, variant))
-        if data is None:
-            return None
-        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        return ObjectInfo(len(data), etag, MODIFIED, CONTENT_TYPES[variant])
-
-    def signed_link(self, job_id: str, variant: Variant, filename: str, content_type: str) -> str | None:
-        return None if self.public is None else f"{self.public}/{filename}?type={content_type}"
-
-    async def stream_video(
-        self, job_id: str, variant: Variant, offset: int = 0, length: int | None = None
-    ) -> AsyncIterator[bytes]:
-        self._check()
-        data = self.files[job_id, variant][offset:]
-        data = data if length is None else data[:length]
-        self.open_streams += 1
-        try:
-            for start in range(0, len(data), self._chunk):
-                yield data[start : start + self._chunk]
-        finally:
-            self.open_streams -= 1
-
-    def _check(self) -> None:
-        if not self.reachable:
-            raise StorageUnavailableError("the object store does not answer")
-
-
 def shapes_settings() -> AppSettings:
     """The profile of the included model, without what the environment says."""
     return load_settings("configs/shapes.yaml", {})
@@ -281,7 +232,7 @@ class MemoryFeed(FeedFollower):
 class FakeServices(Services):
     """Services over memory, with the included model's own tokenizer."""
 
-    storage: MemoryStorage
+    store: MemoryStore
     feed: MemoryFeed
 
     def __init__(self, settings: AppSettings | None = None, timing: Timing | None = None) -> None:
@@ -291,8 +242,12 @@ class FakeServices(Services):
         super().__init__(
             settings=settings,
             registry=registry,
-            storage=MemoryStorage(),
+            store=MemoryStore(),
             feed=MemoryFeed(registry),
             count_tokens=load_token_counter(settings.model.source),
             timing=timing or Timing(),
         )
+
+    def add_file(self, video_id: str, variant: Variant, data: bytes) -> None:
+        """A file of a video, as the decoder writes it."""
+        self.store.add(video_key(video_id, variant), data, CONTENT_TYPES[variant])

@@ -14,7 +14,7 @@ def services() -> Iterator[FakeServices]:
     """What the routes work with, in memory. A test leaves no download open."""
     made = FakeServices()
     yield made
-    assert made.storage.open_streams == 0
+    assert made.store.open_streams == 0
 
 
 @pytest.fixture

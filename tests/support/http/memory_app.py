@@ -28,7 +28,7 @@ class MemoryApp:
 
     def completed(self, job_id: str) -> Job:
         """Complete a job, with a poster to be seen."""
-        self.services.storage.files[job_id, "thumbnail"] = picture()
+        self.services.add_file(job_id, "thumbnail", picture())
         return self.services.memory.complete(job_id)
 
 

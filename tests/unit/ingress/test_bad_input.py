@@ -212,7 +212,7 @@ async def test_odd_headers_on_a_download(value: str) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(services)), base_url="http://test") as client:
         video_id = (await client.post("/generate", json={"text": "a red circle"})).json()["id"]
         services.memory.complete(video_id)
-        services.storage.files[video_id, "video"] = b"0123456789"
+        services.add_file(video_id, "video", b"0123456789")
         for name in ("Range", "If-Range", "If-None-Match"):
             answer = await client.get(f"/download/{video_id}", headers={name: value})
             check(answer)

@@ -69,7 +69,7 @@ class World:
             moves,
             dict(registry.deleted),
             dict(registry.keys),
-            dict(self.services.storage.files),
+            dict(self.services.store.objects),
         )
 
 
@@ -102,7 +102,7 @@ async def acmes_videos(services: FakeServices, client: httpx.AsyncClient, acme: 
     registry.previews[ids["sampling"]] = b"webp so far"
     registry.complete(ids["completed"])
     for variant in ("video", "thumbnail", "spritesheet"):
-        services.storage.files[ids["completed"], variant] = variant.encode() * 100
+        services.add_file(ids["completed"], variant, variant.encode() * 100)
     registry.move(ids["failed"], JobState.FAILED)
     await registry.cancel(ids["cancelled"])
     await client.delete(f"/v1/videos/{ids['deleted']}", headers=acme)

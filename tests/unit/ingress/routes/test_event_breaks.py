@@ -114,7 +114,7 @@ async def test_who_was_told_of_the_end_gets_the_file_elsewhere(
     job: Job,
 ) -> None:
     """Another replica, which has not heard of the end yet, asks before it says that the video is not ready."""
-    services.storage.files[job.id, "video"] = b"mp4"
+    services.add_file(job.id, "video", b"mp4")
     registry.complete(job.id)
     services.feed.late_jobs[job.id] = replace(job, state=JobState.DECODING, stage=Stage.DECODING)
     assert (await client.get(f"/v1/videos/{job.id}/content")).content == b"mp4"

@@ -18,7 +18,7 @@ async def test_generate_to_download(client: httpx.AsyncClient, services: FakeSer
     assert waiting.headers["openai-poll-after-ms"] == "250"
 
     services.memory.complete(video_id)
-    services.storage.files[video_id, "video"] = b"the mp4"
+    services.add_file(video_id, "video", b"the mp4")
     done = await client.get(f"/status/{video_id}")
     assert (done.json()["status"], done.json()["progress"]) == ("completed", 100)
     assert "openai-poll-after-ms" not in done.headers
@@ -80,12 +80,12 @@ async def test_health_waits_for_every_stage_and_the_stores(client: httpx.AsyncCl
     assert "no decoding replica" in (await client.get("/health")).json()["error"]["message"]
 
     services.memory.replicas[Stage.DECODING] = decoder
-    services.storage.reachable = False
+    services.store.reachable = False
     without_store = await client.get("/health")
     assert without_store.status_code == 503
     assert without_store.json()["storage"] == "the object store does not answer"
 
-    services.storage.reachable = True
+    services.store.reachable = True
     services.memory.database = "the disk is full"
     without_database = await client.get("/health")
     assert (without_database.status_code, without_database.headers["retry-after"]) == (503, "2")

@@ -1,4 +1,4 @@
-"""Whether the app may listen where it was told to: in the open only with keys, or when told so in words."""
+"""Where the app may listen: beyond this machine only with keys, or if the settings allow it in so many words."""
 
 import ipaddress
 import socket
@@ -18,10 +18,13 @@ def keys_needed(mode: AccessMode) -> bool:
 
 
 def check_exposure(host: str | None, mode: AccessMode) -> None:
-    """Check the address that HTTP is served on. host: a name or an address; None where nothing is served.
+    """Check the address that HTTP is served on.
+
+    Args:
+        host: a name or an address; None where nothing is served.
 
     Raises:
-        ConfigError: others than this machine can reach it, and nothing was said about who may.
+        ConfigError: other machines can reach the address, and `mode` does not say who may.
     """
     if mode != "auto" or host is None or is_loopback(host):
         return
@@ -34,18 +37,15 @@ def check_exposure(host: str | None, mode: AccessMode) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address; a name counts by all that it stands for."""
+    """Whether only this machine reaches the address. A name is resolved: all its addresses must be loopback ones."""
     if not host:
         return False
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return _stands_for_loopback(host)
-
-
-def _stands_for_loopback(name: str) -> bool:
+        pass  # a name
     try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return False
     return bool(found) and all(ipaddress.ip_address(str(address[0])).is_loopback for *_, address in found)
@@ -54,7 +54,7 @@ def _stands_for_loopback(name: str) -> bool:
 def current_http_host() -> str | None:
     """The address that the running Ray Serve listens on; None where there is no Serve, or one without HTTP.
 
-    It was set when Serve was started, and no application changes it. Blocks for a call of Serve's controller.
+    It is set when Serve is started, and no application changes it. Blocks while it calls Serve's controller.
     """
     from ray.serve.context import _get_global_client
 
@@ -66,5 +66,5 @@ def current_http_host() -> str | None:
 
 
 def no_keys_notice(mode: AccessMode, table: AccessTable) -> str | None:
-    """What to write into the log when a server that needs keys has none."""
+    """What the log is to say of a server that needs keys and has none."""
     return NO_KEYS if keys_needed(mode) and not table.keys else None

@@ -1,10 +1,7 @@
-"""Who may ask for what: tenants and their API keys, as plain data. No I/O.
+"""Who may ask for what: tenants, their API keys, and the callers who show them. No I/O.
 
-A tenant is whose videos they are and among whom the devices are shared out. Its keys are known only by their hashes.
-
-API keys: how they are made, kept and recognised. No I/O.
-
-A key is `ms-` and 43 URL-safe characters, 32 random bytes. It is told once, when it is made, and kept as its hash.
+Videos belong to tenants, and the devices are shared out among them. An API key is `ms-` and 43 URL-safe characters, 32
+random bytes. It is shown once, when it is made, and kept as its hash.
 """
 
 import hashlib
@@ -20,54 +17,49 @@ from serve_app.jobs import DEFAULT_TENANT, TIERS, Job, Tier
 TENANT_PATTERN = "[A-Za-z0-9._-]{1,64}"
 TENANT_ALLOWED = "1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-'"
 
-
-def day_of(at: float) -> int:
-    """The day of a time in Unix seconds, in days since 1970-01-01, UTC."""
-    return int(at // DAY_S)
+KEY_PREFIX = "ms-"
+KEY_BYTES = 32
+HINT_CHARACTERS = 8
+_KEY = re.compile(rf"{KEY_PREFIX}[A-Za-z0-9_-]{{43}}")
+_ASK_OPERATOR = "Ask the operator of this server for a new one."
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """What a tenant may use; None where the server's own bounds alone count.
-
-    max_tier: the highest priority that its requests may ask for. weight: its share in GPU-seconds among tenants.
-    requests_per_minute: of all kinds, in each ingress replica. videos_per_minute: requests for new videos, in all.
-    max_queued: videos that may wait at once. gpu_seconds_per_day: of a day in UTC.
-    webhook_secret: `whsec_...`, which its webhooks are signed with.
-    """
+    """A tenant and its limits; a limit that is None is left to the settings of the server."""
 
     name: str
-    max_tier: Tier
-    webhook_secret: str = field(repr=False)
-    created_at: float
-    weight: float | None = None
-    requests_per_minute: int | None = None
-    videos_per_minute: int | None = None
-    max_queued: int | None = None
-    gpu_seconds_per_day: float | None = None
+    max_tier: Tier  # the highest priority that its requests may ask for
+    webhook_secret: str = field(repr=False)  # `whsec_...`, which its webhooks are signed with
+    created_at: float  # Unix seconds
+    weight: float | None = None  # its share in GPU-seconds among the tenants
+    requests_per_minute: int | None = None  # of all kinds, in each ingress replica
+    videos_per_minute: int | None = None  # requests for new videos, in all
+    max_queued: int | None = None  # videos that may wait at once
+    gpu_seconds_per_day: float | None = None  # a day in UTC
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it is kept. hash: SHA-256 in hexadecimal digits. hint: its first characters. Times are Unix seconds."""
+    """An API key as it is kept."""
 
     id: str
-    tenant: str
-    hash: str = field(repr=False)
-    hint: str
+    tenant: str  # name of the tenant that it belongs to
+    hash: str = field(repr=False)  # SHA-256, 64 hexadecimal digits
+    hint: str  # the first characters of the key
     label: str
-    created_at: float
+    created_at: float  # Unix seconds, as the following ones
     expires_at: float | None = None
     revoked_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AccessTable:
-    """All tenants by name and all keys by hash. version: grows with every change."""
+    """All tenants and keys."""
 
-    version: int
-    tenants: Mapping[str, Tenant]
-    keys: Mapping[str, ApiKey]
+    version: int  # grows with every change
+    tenants: Mapping[str, Tenant]  # by name
+    keys: Mapping[str, ApiKey]  # by hash
 
 
 NO_TENANTS = AccessTable(-1, {}, {})
@@ -75,19 +67,16 @@ NO_TENANTS = AccessTable(-1, {}, {})
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request.
-
-    account: the tenant that the request's key belongs to; None while the server needs no keys, and then `tenant` is
-    taken at its word and everybody sees everything.
-    idempotency_key: the same key and body make the same video.
-    """
+    """Who sends a request."""
 
     tenant: str = DEFAULT_TENANT
-    idempotency_key: str | None = None
-    account: Tenant | None = None
+    idempotency_key: str | None = None  # the same key and body make the same video
+    key_tenant: Tenant | None = None
+    """The tenant that the request's API key belongs to. None while the server needs no keys: then `tenant` is whatever
+    the request says, and everybody sees everything."""
 
     def may_see(self, job: Job) -> bool:
-        return self.account is None or job.tenant == self.tenant
+        return self.key_tenant is None or job.tenant == self.tenant
 
 
 def tier_of(caller: Caller, requested: Tier | None) -> Tier:
@@ -96,7 +85,7 @@ def tier_of(caller: Caller, requested: Tier | None) -> Tier:
     Raises:
         PermissionDeniedError: the tenant may not ask for it.
     """
-    highest = TIERS[0] if caller.account is None else caller.account.max_tier
+    highest = TIERS[0] if caller.key_tenant is None else caller.key_tenant.max_tier
     if requested is None:
         return max(Tier.STANDARD, highest, key=TIERS.index)
     if TIERS.index(requested) < TIERS.index(highest):
@@ -106,16 +95,13 @@ def tier_of(caller: Caller, requested: Tier | None) -> Tier:
     return requested
 
 
-PREFIX = "ms-"
-KEY_BYTES = 32
-HINT_CHARACTERS = 8
-
-_KEY = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}")
-_ASK = "Ask the operator of this server for a new one."
+def day_of(at: float) -> int:
+    """The day of a time in Unix seconds, in days since 1970-01-01, UTC."""
+    return int(at // DAY_S)
 
 
 def new_key() -> str:
-    return PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    return KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
 
 
 def key_hash(key: str) -> str:
@@ -130,29 +116,30 @@ def key_hint(key: str) -> str:
 
 
 def find_tenant(table: AccessTable, key: str, now: float) -> Tenant:
-    """The tenant that the key belongs to. now: Unix seconds.
+    """The tenant that an API key belongs to.
+
+    Args:
+        key: as the request gives it.
+        now: Unix seconds.
 
     Raises:
         UnauthenticatedError: it is no key of this server, or one that has expired or was revoked.
     """
     if not _KEY.fullmatch(key):
         raise UnauthenticatedError(
-            f"What was given is no API key of this server: one begins with '{PREFIX}' and has {len(PREFIX) + 43} "
-            "characters. Check that it was copied whole."
+            f"What was given is no API key of this server: one begins with '{KEY_PREFIX}' and has "
+            f"{len(KEY_PREFIX) + 43} characters. Check that it was copied whole."
         )
-    known = table.keys.get(key_hash(key))
-    if known is None:
-        raise UnauthenticatedError(f"The API key is not known to this server. Check that it was copied whole. {_ASK}")
-    check_valid(known, now)
-    tenant = table.tenants.get(known.tenant)
+    entry = table.keys.get(key_hash(key))
+    if entry is None:
+        raise UnauthenticatedError(
+            f"The API key is not known to this server. Check that it was copied whole. {_ASK_OPERATOR}"
+        )
+    if entry.revoked_at is not None:
+        raise UnauthenticatedError(f"The API key was revoked. {_ASK_OPERATOR}", "revoked_api_key")
+    if entry.expires_at is not None and entry.expires_at <= now:
+        raise UnauthenticatedError(f"The API key has expired. {_ASK_OPERATOR}", "expired_api_key")
+    tenant = table.tenants.get(entry.tenant)
     if tenant is None:
-        raise UnauthenticatedError(f"The API key belongs to a tenant that was removed. {_ASK}")
+        raise UnauthenticatedError(f"The API key belongs to a tenant that was removed. {_ASK_OPERATOR}")
     return tenant
-
-
-def check_valid(key: ApiKey, now: float) -> None:
-    """Raises UnauthenticatedError if the key was revoked or has expired by `now` (Unix seconds)."""
-    if key.revoked_at is not None:
-        raise UnauthenticatedError(f"The API key was revoked. {_ASK}", "revoked_api_key")
-    if key.expires_at is not None and key.expires_at <= now:
-        raise UnauthenticatedError(f"The API key has expired. {_ASK}", "expired_api_key")

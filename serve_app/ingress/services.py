@@ -204,7 +204,7 @@ class Services:
         Raises:
             NotFoundError: there is no such job.
         """
-        tenant = None if caller.account is None else caller.tenant
+        tenant = None if caller.key_tenant is None else caller.tenant
         if not (_JOB_ID.fullmatch(job_id) and await self.registry.delete(job_id, tenant)):
             raise _not_found(job_id)
 
@@ -220,7 +220,7 @@ class Services:
         Raises:
             InvalidRequestError: no job has the id `after`, or none that the caller may see.
         """
-        if caller.account is not None:
+        if caller.key_tenant is not None:
             wanted = replace(wanted, tenant=caller.tenant)
         try:
             if after is not None:

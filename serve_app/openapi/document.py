@@ -1,10 +1,11 @@
-"""The OpenAPI document: what FastAPI makes of the routes, completed and put right.
+"""The OpenAPI document: what FastAPI makes of the routes, completed and corrected.
 
-Examples in the OpenAPI document, made as the answers are made: they have every field, within the model's bounds.
+Its examples are made as the answers are made: they have every field, and values within the model's bounds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,11 +20,6 @@ from serve_app.jobs import Health, Job, JobPage, JobState, Move, Place
 from serve_app.openapi.media import event_schemas
 from serve_app.openapi.schemas import DeletedVideo
 from serve_app.openapi.views import to_health, to_history, to_model_list, to_page, to_video
-
-VIDEO_ID = "video_018f6e2a7c1d0daf29c941694ac1871b"
-PROMPT = "a red circle moving right"
-_AT = 1_760_000_000.0
-
 
 Document = dict[str, Any]
 
@@ -41,14 +37,18 @@ TAGS = [
     {"name": "unsupported", "description": "OpenAI's routes for what this model cannot do, answered with 400"},
 ]
 SERVERS = [{"url": "/", "description": "this server"}]
-VIDEO_ID_PATTERN = "^video_[0-9a-f]{32}$"
 
-_PARAMETERS = {
-    "video_id": {"description": "the `id` of a Video", "example": VIDEO_ID, "pattern": VIDEO_ID_PATTERN},
-    "after": {"example": VIDEO_ID, "pattern": VIDEO_ID_PATTERN},
+EXAMPLE_VIDEO_ID = "video_018f6e2a7c1d0daf29c941694ac1871b"
+EXAMPLE_PROMPT = "a red circle moving right"
+EXAMPLE_TIME = 1_760_000_000.0  # Unix seconds
+
+_VIDEO_ID_SCHEMA = {"pattern": "^video_[0-9a-f]{32}$"}
+_PARAMETERS: dict[str, Document] = {
+    "video_id": {"description": "the `id` of a Video", "example": EXAMPLE_VIDEO_ID, "schema": _VIDEO_ID_SCHEMA},
+    "after": {"example": EXAMPLE_VIDEO_ID, "schema": _VIDEO_ID_SCHEMA},
     "character_id": {"description": "anything: there are no characters"},
 }
-# Only of tenants with requests_per_minute.
+_REQUEST_ID = {"description": "the request's own, or a new one", "schema": {"type": "string"}}
 _RATE_HEADERS = {
     "x-ratelimit-limit-requests": {
         "description": "requests that the tenant may send in a minute; the three headers are there if it has a limit",
@@ -63,33 +63,27 @@ _RATE_HEADERS = {
         "schema": {"type": "string"},
     },
 }
-_REQUEST_ID = {"description": "the request's own, or a new one", "schema": {"type": "string"}}
 
 
 @dataclass(frozen=True, slots=True)
 class RequestBodies:
-    """What the routes take that read their body themselves: FastAPI does not know."""
+    """The bodies that routes read themselves, so that FastAPI cannot describe them."""
 
     schemas: Mapping[str, type[BaseModel]]  # by the name of the route
-    content_types: Sequence[str]  # each may be sent as any of them
+    content_types: Sequence[str]  # each body may be sent as any of them
 
 
 def install_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> None:
-    """Make `/openapi.json` the completed document; to be called when all routes are there.
+    """Make `/openapi.json` the completed document. It is made once, when it is first asked for.
 
-    keys_needed: whether a request without a key is refused, apart from the routes that never ask for one.
+    Args:
+        app: with all its routes.
+        keys_needed: whether a request without a key is refused, apart from the routes that never ask for one.
     """
-    made: list[Document] = []
-
-    def document() -> Document:
-        if not made:
-            made.append(make_document(app, settings, keys_needed, bodies))
-        return made[0]
-
-    app.openapi = document  # type: ignore[method-assign]
+    app.openapi = cache(partial(_make_document, app, settings, keys_needed, bodies))  # type: ignore[method-assign]
 
 
-def make_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> Document:
+def _make_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> Document:
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -99,14 +93,16 @@ def make_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies
         tags=TAGS,
         servers=SERVERS,
     )
-    _complete_components(document, settings)
+    _complete_components(document["components"], settings)
     for path, method, operation in _operations(document):
-        name = operation["operationId"] = _operation_id(path, method, operation)
+        # FastAPI makes the name of a route unique by its path and method; here the names are unique.
+        suffix = f"{path.replace('{', '_').replace('}', '_').replace('/', '_')}_{method}"
+        name = operation["operationId"] = operation["operationId"].removesuffix(suffix)
         if name in bodies.schemas:
             operation["requestBody"] = _request_body(bodies.schemas[name], bodies.content_types, settings.model)
         _complete_responses(operation, method)
         for parameter in operation.get("parameters", ()):
-            _put_right(parameter)
+            _complete_parameter(parameter)
         if "security" in operation and not keys_needed:
             operation["security"].append({})
     return document
@@ -118,30 +114,15 @@ def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
             yield path, method, operation
 
 
-def _operation_id(path: str, method: str, operation: Document) -> str:
-    """The name of the route, which FastAPI makes unique by its path."""
-    suffix = f"{path.replace('{', '_').replace('}', '_').replace('/', '_')}_{method}"
-    return str(operation["operationId"]).removesuffix(suffix)
-
-
-def _complete_components(document: Document, settings: AppSettings) -> None:
-    components = document["components"]
-    components["schemas"] = event_schemas() | components["schemas"]
-    components["headers"] = {"X-Request-Id": _REQUEST_ID, **_RATE_HEADERS}
-    for name, example in answer_examples(settings).items():
-        components["schemas"][name]["examples"] = [example]
-    # FastAPI adds them for a 422 that no route answers with.
+def _complete_components(components: Document, settings: AppSettings) -> None:
+    schemas = event_schemas() | components["schemas"]
+    for example in _answer_examples(settings):
+        schemas[type(example).__name__]["examples"] = [example.model_dump(mode="json")]
+    # FastAPI adds them for a 422, with which no route answers.
     for unused in ("HTTPValidationError", "ValidationError"):
-        components["schemas"].pop(unused, None)
-
-
-def _request_body(schema: type[BaseModel], content_types: Sequence[str], model: ModelSettings) -> Document:
-    content = {"schema": schema.model_json_schema(), "examples": body_examples(schema, model)}
-    required = any(field.is_required() for field in schema.model_fields.values())
-    body = {"required": required, "content": dict.fromkeys(content_types, content)}
-    # As FastAPI writes what it describes itself: without the defaults that are null.
-    document: Document = jsonable_encoder(body, exclude_none=True)
-    return document
+        schemas.pop(unused, None)
+    components["schemas"] = schemas
+    components["headers"] = {"X-Request-Id": _REQUEST_ID, **_RATE_HEADERS}
 
 
 def _complete_responses(operation: Document, method: str) -> None:
@@ -150,16 +131,16 @@ def _complete_responses(operation: Document, method: str) -> None:
     for response in operation["responses"].values():
         if method == "head":
             response.pop("content", None)
-        headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         for example in response.get("content", {}).get("application/json", {}).get("examples", {}).values():
             # FastAPI leaves out what is null.
             example["value"]["error"].setdefault("param", None)
+        headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         response["headers"] = response.get("headers", {}) | headers
 
 
-def _put_right(parameter: Document) -> None:
-    """A parameter that may be left out is no null: no URL and no header has one."""
+def _complete_parameter(parameter: Document) -> None:
     schema = parameter["schema"]
+    # A parameter that may be left out is no null: no URL and no header has one.
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) == 1:
         del schema["anyOf"]
@@ -167,48 +148,60 @@ def _put_right(parameter: Document) -> None:
     schema.pop("title", None)
     if "description" in parameter:
         schema.pop("description", None)
-    more = _PARAMETERS.get(parameter["name"], {})
-    schema |= {key: value for key, value in more.items() if key == "pattern"}
-    parameter |= {key: value for key, value in more.items() if key != "pattern"}
+    own = _PARAMETERS.get(parameter["name"], {})
+    parameter |= own | {"schema": schema | own.get("schema", {})}
 
 
-def answer_examples(settings: AppSettings) -> dict[str, Any]:
-    """By the name of the schema."""
-    model, job = settings.model, _job(settings.model)
-    moves = (
-        Move(_AT + 0.12, JobState.QUEUED, Stage.ENCODING, 1, "accepted"),
-        Move(_AT + 0.15, JobState.ENCODING, Stage.ENCODING, 1, "claimed"),
-    )
-    replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {
-        stage: (ReplicaInfo(f"{stage}#1", stage, 4, "cuda:0", model.name),) for stage in Stage
-    }
-    examples: tuple[BaseModel, ...] = (
-        to_video(job, settings.retention),
-        to_page(JobPage((job,), has_more=False), settings.retention),
-        to_history(moves),
-        to_model_list(model),
-        to_health(Health(replicas, {JobState.QUEUED: 1}), "ok"),
-        DeletedVideo(id=VIDEO_ID),
-    )
-    return {type(example).__name__: example.model_dump(mode="json") for example in examples}
+def _request_body(schema: type[BaseModel], content_types: Sequence[str], model: ModelSettings) -> Document:
+    content = {"schema": schema.model_json_schema(), "examples": _body_examples(schema, model)}
+    required = any(field.is_required() for field in schema.model_fields.values())
+    body = {"required": required, "content": dict.fromkeys(content_types, content)}
+    # As FastAPI writes what it describes itself: without the defaults that are null.
+    document: Document = jsonable_encoder(body, exclude_none=True)
+    return document
 
 
-def body_examples(schema: type[BaseModel], model: ModelSettings) -> dict[str, Any]:
+def _body_examples(schema: type[BaseModel], model: ModelSettings) -> dict[str, Any]:
     """The least that a request may say, and more; by what they show."""
-    names = {info.alias or name: name for name, info in schema.model_fields.items()}
-    least = {alias: PROMPT for alias, name in names.items() if schema.model_fields[name].is_required()}
-    steps = model.num_inference_steps
-    more = {"size": f"{model.width.default}x{model.height.default}", "seed": 7, "priority": "batch"}
-    more |= {} if "seed" in names else {"num_inference_steps": steps.maximum}
+    names = {info.alias or name for name, info in schema.model_fields.items()}
+    least = {info.alias or name: EXAMPLE_PROMPT for name, info in schema.model_fields.items() if info.is_required()}
+    more = {
+        "size": f"{model.width.default}x{model.height.default}",
+        "seed": 7,
+        "priority": "batch",
+        "num_inference_steps": model.num_inference_steps.maximum,
+    }
+    if "seed" in names:
+        del more["num_inference_steps"]
     return {
         "least": {"summary": "all else as the server has it", "value": least},
         "more": {"summary": "some settings of its own", "value": least | {k: v for k, v in more.items() if k in names}},
     }
 
 
-def _job(model: ModelSettings) -> Job:
+def _answer_examples(settings: AppSettings) -> tuple[BaseModel, ...]:
+    model = settings.model
+    job = _example_job(model)
+    moves = (
+        Move(EXAMPLE_TIME + 0.12, JobState.QUEUED, Stage.ENCODING, 1, "accepted"),
+        Move(EXAMPLE_TIME + 0.15, JobState.ENCODING, Stage.ENCODING, 1, "claimed"),
+    )
+    replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {
+        stage: (ReplicaInfo(f"{stage}#1", stage, 4, "cuda:0", model.name),) for stage in Stage
+    }
+    return (
+        to_video(job, settings.retention),
+        to_page(JobPage((job,), has_more=False), settings.retention),
+        to_history(moves),
+        to_model_list(model),
+        to_health(Health(replicas, {JobState.QUEUED: 1}), "ok"),
+        DeletedVideo(id=EXAMPLE_VIDEO_ID),
+    )
+
+
+def _example_job(model: ModelSettings) -> Job:
     spec = VideoSpec(
-        prompt=PROMPT,
+        prompt=EXAMPLE_PROMPT,
         negative_prompt="",
         width=model.width.default,
         height=model.height.default,
@@ -218,5 +211,13 @@ def _job(model: ModelSettings) -> Job:
         guidance_scale=model.guidance_scale,
         seed=7,
     )
-    place = Place(0, _AT, _AT + 9)
-    return Job(VIDEO_ID, model.name, spec, JobState.QUEUED, Stage.ENCODING, 1, _AT, place=place)
+    return Job(
+        id=EXAMPLE_VIDEO_ID,
+        model=model.name,
+        spec=spec,
+        state=JobState.QUEUED,
+        stage=Stage.ENCODING,
+        attempt=1,
+        created_at=EXAMPLE_TIME,
+        place=Place(0, EXAMPLE_TIME, EXAMPLE_TIME + 9),
+    )

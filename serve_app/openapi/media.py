@@ -1,74 +1,65 @@
-"""The download of files in the OpenAPI document: the headers that go with each answer.
-
-The stream of events in the OpenAPI document.
-"""
+"""Answers that are no JSON in the OpenAPI document: the files of a video, and its stream of events."""
 
 from typing import Any
 
 from fastapi import Response
 from pydantic import TypeAdapter
 
-from serve_app.openapi.errors import FILE_ERRORS, error_responses
+from serve_app.openapi.errors import FILE_ERRORS, Responses, error_responses
 from serve_app.openapi.schemas import VideoEvent
 
-_OF_FILES = {
+_FILE_HEADERS = {
     "ETag": "of the file, which never changes; for If-None-Match and If-Range",
     "Last-Modified": "for If-Range",
     "Accept-Ranges": "`bytes`",
     "Cache-Control": "a private cache may keep a file for ever, and a preview not at all",
 }
-_NAMED = {"Content-Disposition": "the file's name"}
-_PART = {"Content-Range": "`bytes FIRST-LAST/SIZE`"}
-_LINK = {"Location": "the signed link, a key to the video until it expires"}
+_NAMED_FILE_HEADERS = _FILE_HEADERS | {"Content-Disposition": "the file's name"}
+_PART_HEADERS = _NAMED_FILE_HEADERS | {"Content-Range": "`bytes FIRST-LAST/SIZE`"}
+_LINK_HEADERS = {"Location": "the signed link, a key to the video until it expires"}
 
-# The handler reads them itself.
-_CONDITIONS: list[dict[str, Any]] = [
-    {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
-    for name, description in (
-        ("Range", "one range in bytes; several, or what is none, give the whole file"),
-        ("If-Range", "the ETag or Last-Modified that Range belongs to; of another file, the whole one is sent"),
-        ("If-None-Match", "ETags of what the client has: 304 if the file is among them"),
-    )
-]
+_BYTES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("video/mp4", "image/webp")}
+
+# Request headers, which the handler reads itself.
+_RANGE = "one range in bytes; several, or what is none, give the whole file"
+_IF_RANGE = "the ETag or Last-Modified that Range belongs to; of another file, the whole one is sent"
+_IF_NONE_MATCH = "ETags of what the client has: 304 if the file is among them"
 
 
 def content_docs(get: bool) -> dict[str, Any]:
-    """The answers of GET or HEAD for a file."""
-    headers = {200: _OF_FILES | _NAMED, 206: _OF_FILES | _NAMED | _PART, 304: _OF_FILES, 307: _LINK}
-    sent = {status: _with_headers(CONTENT_RESPONSES[status], headers[status]) for status in (200, 206, 304, 307)}
-    refused = error_responses(*FILE_ERRORS)
+    """How FastAPI is to describe a route to a file.
+
+    Args:
+        get: whether by GET; else by HEAD, which takes no range and is not redirected.
+    """
+    responses: Responses = {200: _response("The whole file", _NAMED_FILE_HEADERS, _BYTES)}
+    parameters = [_request_header("If-None-Match", _IF_NONE_MATCH)]
+    if get:
+        responses[206] = _response("The bytes that Range asked for", _PART_HEADERS, _BYTES)
+        parameters = [_request_header("Range", _RANGE), _request_header("If-Range", _IF_RANGE), *parameters]
+    responses[304] = _response("The client has this file: If-None-Match names its ETag", _FILE_HEADERS)
+    if get:
+        where = "Location is a signed link for GET, good for a while (storage.public_endpoint)"
+        responses[307] = _response(f"The store has it: {where}", _LINK_HEADERS)
+    responses |= error_responses(*FILE_ERRORS)
     if not get:
-        for of_get in (206, 307):
-            del sent[of_get]
-        del refused[416]
-    conditions = [condition for condition in _CONDITIONS if get or condition["name"] == "If-None-Match"]
-    return {"responses": {**sent, **refused}, "openapi_extra": {"parameters": conditions}}
+        del responses[416]
+    return {"responses": responses, "openapi_extra": {"parameters": parameters}}
 
 
-def _with_headers(response: dict[str, Any], named: dict[str, str]) -> dict[str, Any]:
-    headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in named.items()}
-    return {**response, "headers": headers}
+def _response(
+    description: str, headers: dict[str, str], content: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    described = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
+    response: dict[str, Any] = {"description": description}
+    if content:
+        response["content"] = content
+    return response | {"headers": described}
 
 
-CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": text,
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("video/mp4", "image/webp")},
-    }
-    for status, text in ((200, "The whole file"), (206, "The bytes that Range asked for"))
-}
+def _request_header(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
 
-
-CONTENT_RESPONSES[307] = {
-    "description": "The store has it: Location is a signed link for GET, good for a while (storage.public_endpoint)",
-    "headers": {"Location": {"schema": {"type": "string", "format": "uri"}}},
-}
-
-
-CONTENT_RESPONSES[304] = {"description": "The client has this file: If-None-Match names its ETag"}
-
-
-EVENTS = "VideoEvent"
 
 _STREAM = """event: state
 data: {"type":"state","video_id":"video_018f6e2a7c1d0daf29c941694ac1871b","number":2,"at":1760000000.15,\
@@ -79,7 +70,7 @@ id: 2.0
 
 """
 
-# OpenAPI 3.1 has no word for the items of a stream (3.2 has, as itemSchema): this is each of them, as clients read it.
+# One event as clients read it. OpenAPI 3.1 cannot describe the items of a stream (3.2 can, by itemSchema).
 _EVENT = {
     "type": "object",
     "description": "one event of the stream",
@@ -88,31 +79,26 @@ _EVENT = {
         "data": {
             "type": "string",
             "contentMediaType": "application/json",
-            "contentSchema": {"$ref": f"#/components/schemas/{EVENTS}"},
+            "contentSchema": {"$ref": "#/components/schemas/VideoEvent"},
         },
         "id": {"type": "string", "pattern": "^[0-9]{1,9}[.][0-9]{1,9}$"},
     },
     "required": ["event", "data", "id"],
 }
 
-EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+EVENT_RESPONSES: Responses = {
     200: {
         "description": "Events `state`, `progress`, `preview`, and in the end `done` or `deleted`; the `data` of each "
-        f"is one line of JSON, a `{EVENTS}`, whose `type` is the event's name; its `id` goes into Last-Event-ID",
-        "content": {
-            "text/event-stream": {
-                "schema": _EVENT,
-                "example": _STREAM,
-            }
-        },
+        "is one line of JSON, a `VideoEvent`, whose `type` is the event's name; its `id` goes into Last-Event-ID",
+        "content": {"text/event-stream": {"schema": _EVENT, "example": _STREAM}},
     }
 }
-# Not EventSourceResponse: with that one FastAPI runs the handler only when its answer has begun, too late for a 404.
+# With EventSourceResponse FastAPI runs the handler only when its answer has begun, too late for a 404.
 EVENT_DOCS: dict[str, Any] = {"response_class": Response}
 
 
 def event_schemas() -> dict[str, Any]:
-    """The events and what they are made of, for the components of the document."""
+    """The events and their parts, for the components of the document."""
     schema = TypeAdapter(VideoEvent).json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
     kinds = schema.pop("$defs")
-    return {**kinds, EVENTS: {**schema, "discriminator": {"propertyName": "type"}}}
+    return {**kinds, "VideoEvent": {**schema, "discriminator": {"propertyName": "type"}}}

@@ -1,4 +1,4 @@
-"""What clients see of a job, a page of jobs and the server, made from what the registry tells."""
+"""The answers to clients: a job, a page of jobs and the server as the API shows them. Pure."""
 
 from collections.abc import Sequence
 
@@ -25,22 +25,26 @@ from serve_app.openapi.schemas import (
     VideoPage,
 )
 
-# The weights' date of making is not known to the server; OpenAI's clients need an integer.
+# OpenAI's clients need an integer, and the server does not know when the weights were made.
 MODEL_CREATED = 0
 
-
-_NOWHERE = Place(None, None, None)
+_NO_PLACE = Place(None, None, None)
 
 
 def to_video(job: Job, retention: RetentionSettings) -> Video:
-    """OpenAI's view of a job, which is kept for as long as `retention` says."""
-    spec, place, origin = job.spec, job.place or _NOWHERE, job.origin
-    done = job.state is JobState.COMPLETED
+    """OpenAI's view of a job.
+
+    Args:
+        retention: for how long jobs are kept.
+    """
+    spec = job.spec
+    place = job.place or _NO_PLACE
+    origin = job.origin
     return Video(
         id=job.id,
         model=job.model,
         status=_status(job.state),
-        progress=100 if done else _percent(job),
+        progress=100 if job.state is JobState.COMPLETED else _percent(job),
         created_at=int(job.created_at),
         completed_at=_unix(job.completed_at),
         expires_at=_unix(_expires_at(job, retention)),
@@ -88,7 +92,7 @@ def to_state(video_id: str, number: int, move: Move) -> StateEvent:
 
 
 def to_progress(job: Job) -> ProgressEvent:
-    place = job.place or _NOWHERE
+    place = job.place or _NO_PLACE
     return ProgressEvent(
         video_id=job.id,
         state=job.state,
@@ -143,10 +147,18 @@ def to_model_list(model: ModelSettings) -> ModelList:
 
 
 def to_health(health: Health, storage: str) -> HealthReport:
-    """The report; its error is set until each stage has a replica, and the store and the database work."""
+    """The report; it has an error until each stage has a replica, and the store and the database work.
+
+    Args:
+        storage: "ok", or what is wrong with the object store.
+    """
     devices = {stage: [_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
     missing = [f"no {stage} replica is ready" for stage, replicas in devices.items() if not replicas]
-    missing += [what for what in (storage, health.database) if what != "ok"]
+    missing += [state for state in (storage, health.database) if state != "ok"]
+    error = None
+    if missing:
+        message = f"Not ready: {'; '.join(missing)}."
+        error = ErrorBody(message=message, type="server_error", param=None, code="not_ready")
     return HealthReport(
         status="unavailable" if missing else "ok",
         models=sorted({replica.model for replicas in devices.values() for replica in replicas}),
@@ -154,7 +166,7 @@ def to_health(health: Health, storage: str) -> HealthReport:
         queue={str(state): count for state, count in health.queue.items()},
         storage=storage,
         database=health.database,
-        error=_not_ready(missing) if missing else None,
+        error=error,
     )
 
 
@@ -162,9 +174,9 @@ def to_error_body(error: ApiError) -> ErrorBody:
     return ErrorBody(message=error.message, type=error.type, param=error.param, code=error.code)
 
 
-def _not_ready(missing: list[str]) -> ErrorBody:
-    message = f"Not ready: {'; '.join(missing)}."
-    return ErrorBody(message=message, type="server_error", param=None, code="not_ready")
+def states_of(status: Status) -> tuple[JobState, ...]:
+    """The states that OpenAI's status stands for."""
+    return tuple(state for state in JobState if _status(state) == status)
 
 
 def _replica(info: ReplicaInfo) -> Replica:
@@ -175,11 +187,6 @@ def _replica(info: ReplicaInfo) -> Replica:
         slots=info.slots,
         max_tokens=info.max_tokens,
     )
-
-
-def states_of(status: Status) -> tuple[JobState, ...]:
-    """The states that OpenAI's status stands for."""
-    return tuple(state for state in JobState if _status(state) == status)
 
 
 def _status(state: JobState) -> Status:

@@ -27,22 +27,32 @@ CONTENT_TYPES = (JSON, MULTIPART, URLENCODED)
 MAX_PARTS = 100
 # Far more than any field takes, and far less than what Python needs long for.
 MAX_DIGITS = 1000
-# A client that is not to be listened to any longer is told so: what it goes on to send is no new request.
-_CLOSE = {"Connection": "close"}
-# How much of a body that is too long is read all the same: a client that is cut off while it sends may never see the
+# So much of a body that is too long is read and dropped: a client that is cut off while it sends may never see the
 # answer, and its next request on the connection fails.
 MAX_DISCARDED_BYTES = 16_000_000
+# For an answer before the end of the body: what the client goes on to send must not be taken for a new request.
+_CLOSE = {"Connection": "close"}
 
 
 class Form(dict[str, object]):
     """Fields of a form: values are text, or an UploadedFile."""
 
 
+class UploadedFile(Described):
+    """Stands for a file part of a multipart body where the API takes text."""
+
+    described = "a file"
+
+
 async def read_fields(request: Request, max_bytes: int, timeout_s: float | None = None) -> dict[str, object]:
-    """The body's fields, unchecked; a Form where every value is text. The last of equal keys counts.
+    """The body's fields, unchecked. Where two have one name, the last one counts.
 
     Args:
-        timeout_s: in which the whole body must have arrived, seconds; None waits for ever.
+        max_bytes: longest body.
+        timeout_s: time in which the whole body must arrive; None waits for ever.
+
+    Returns:
+        A Form if the body is one: then every value is text.
 
     Raises:
         UnsupportedMediaTypeError: the content type is none of CONTENT_TYPES, or not in UTF-8, or it is compressed.
@@ -82,7 +92,7 @@ def _check_encoding(headers: list[str]) -> None:
 
 
 async def _read(request: Request, max_bytes: int, timeout_s: float | None) -> bytes:
-    received = _Received(max_bytes)
+    received = _LimitedBody(max_bytes)
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
@@ -97,14 +107,14 @@ async def _read(request: Request, max_bytes: int, timeout_s: float | None) -> by
         raise _bad_body("The client went away before its request was whole.") from None
     if received.too_large:
         raise _too_large(max_bytes)
-    return bytes(received.body)
+    return bytes(received.data)
 
 
-class _Received:
-    """What has come of a body: its bytes up to max_bytes, of the rest only the number."""
+class _LimitedBody:
+    """The first max_bytes of a body, and how many bytes there are in all."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.body = bytearray()
+        self.data = bytearray()
         self._max_bytes = max_bytes
         self._count = 0
 
@@ -115,7 +125,7 @@ class _Received:
     def add(self, chunk: bytes) -> None:
         self._count += len(chunk)
         if not self.too_large:
-            self.body += chunk
+            self.data += chunk
         elif self._count > self._max_bytes + MAX_DISCARDED_BYTES:
             raise _too_large(self._max_bytes, _CLOSE)
 
@@ -149,13 +159,13 @@ def _integer(digits: str) -> int:
 def _parse_multipart(body: bytes, boundary: str | None) -> Form:
     if not boundary:
         raise _bad_body(f"The Content-Type {MULTIPART} must name a boundary.")
-    collected = _Parts()
+    parts = _Parts()
     try:
         parser = FormParser(
             MULTIPART,
-            collected.add_field,
-            collected.add_file,
-            collected.end,
+            parts.add_field,
+            parts.add_file,
+            parts.end,
             boundary=boundary.encode("latin-1"),
             config={"MAX_MEMORY_FILE_SIZE": float("inf"), "UPLOAD_ERROR_ON_BAD_CTE": True},
         )
@@ -163,9 +173,9 @@ def _parse_multipart(body: bytes, boundary: str | None) -> Form:
         parser.finalize()
     except FormParserError as error:
         raise _bad_body(f"The body is not valid {MULTIPART}: {quote(str(error))}.") from None
-    if not collected.ended:
+    if not parts.ended:
         raise _bad_body(f"The body is not valid {MULTIPART}: it ends before its closing boundary.")
-    return collected.fields
+    return parts.fields
 
 
 class _Parts:
@@ -212,9 +222,3 @@ def _text(data: bytes) -> str:
 
 def _bad_body(message: str) -> InvalidRequestError:
     return InvalidRequestError(message, code="invalid_body")
-
-
-class UploadedFile(Described):
-    """Stands for a file part of a multipart body where the API takes text."""
-
-    described = "a file"

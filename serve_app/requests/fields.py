@@ -1,4 +1,4 @@
-"""The fields of a request's body against a schema: their names, their types, and what the client is told."""
+"""Checks the fields of a request's body against a schema: names, types, and the messages about what is wrong."""
 
 import re
 from collections.abc import Mapping

@@ -1,21 +1,32 @@
 import hashlib
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.access.tenants import AccessTable, ApiKey, Tenant, find_tenant, key_hash, key_hint, new_key
-from serve_app.errors import UnauthenticatedError
+from serve_app.access.tenants import (
+    AccessTable,
+    ApiKey,
+    Caller,
+    Tenant,
+    find_tenant,
+    key_hash,
+    key_hint,
+    new_key,
+    tier_of,
+)
+from serve_app.errors import PermissionDeniedError, UnauthenticatedError
 from serve_app.jobs import Tier
 
 ACME = Tenant("acme", Tier.STANDARD, "whsec_x", 0.0)
 
 
 def table(key: str, expires_at: float | None = None, revoked_at: float | None = None) -> AccessTable:
-    kept = ApiKey("key_1", "acme", key_hash(key), key_hint(key), "", 0.0, expires_at, revoked_at)
-    return AccessTable(1, {"acme": ACME}, {kept.hash: kept})
+    entry = ApiKey("key_1", "acme", key_hash(key), key_hint(key), "", 0.0, expires_at, revoked_at)
+    return AccessTable(1, {"acme": ACME}, {entry.hash: entry})
 
 
 def refusal(known: AccessTable, key: str, now: float = 100.0) -> UnauthenticatedError:
@@ -85,3 +96,37 @@ def test_a_key_with_one_other_character_is_unknown(at: int, character: str) -> N
     changed = key[:at] + character + key[at + 1 :]
     if changed != key:
         assert refusal(table(key), changed, math.inf).code == "invalid_api_key"
+
+
+ALLOWED = {
+    Tier.INTERACTIVE: [Tier.INTERACTIVE, Tier.STANDARD, Tier.BATCH],
+    Tier.STANDARD: [Tier.STANDARD, Tier.BATCH],
+    Tier.BATCH: [Tier.BATCH],
+}
+
+
+@pytest.mark.parametrize("highest", Tier)
+@pytest.mark.parametrize("requested", Tier)
+def test_nobody_goes_above_their_tier(highest: Tier, requested: Tier) -> None:
+    caller = Caller("acme", key_tenant=replace(ACME, max_tier=highest))
+    if requested in ALLOWED[highest]:
+        assert tier_of(caller, requested) is requested
+        return
+    with pytest.raises(PermissionDeniedError) as caught:
+        tier_of(caller, requested)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (403, "priority_not_allowed", "priority")
+    assert caught.value.message.endswith(f"allowed is: {', '.join(ALLOWED[highest])}.")
+
+
+def test_without_a_requested_tier_it_is_standard_or_less() -> None:
+    without = {highest: tier_of(Caller("acme", key_tenant=replace(ACME, max_tier=highest)), None) for highest in Tier}
+    assert without == {
+        Tier.INTERACTIVE: Tier.STANDARD,
+        Tier.STANDARD: Tier.STANDARD,
+        Tier.BATCH: Tier.BATCH,
+    }
+
+
+@pytest.mark.parametrize("requested", [None, *Tier])
+def test_without_keys_every_tier_is_allowed(requested: Tier | None) -> None:
+    assert tier_of(Caller(), requested) is (requested or Tier.STANDARD)

@@ -7,8 +7,7 @@ import pytest
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import StreamingResponse
 
-from serve_app.access.tenants import AccessTable, ApiKey, Caller, Tenant, key_hash, key_hint, new_key, tier_of
-from serve_app.errors import PermissionDeniedError
+from serve_app.access.tenants import AccessTable, ApiKey, Caller, Tenant, key_hash, key_hint, new_key
 from serve_app.ingress.authentication import RateLimitHeaders, authenticate, install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.jobs import Tier
@@ -56,8 +55,8 @@ Authenticated = Annotated[Caller, Depends(authenticate)]
 
 
 async def whoami(caller: Authenticated) -> dict[str, Any]:
-    account = None if caller.account is None else caller.account.name
-    return {"tenant": caller.tenant, "key": caller.idempotency_key, "account": account}
+    key_tenant = None if caller.key_tenant is None else caller.key_tenant.name
+    return {"tenant": caller.tenant, "key": caller.idempotency_key, "key_tenant": key_tenant}
 
 
 async def with_number(caller: Authenticated, number: int) -> int:
@@ -134,7 +133,7 @@ def remaining(answer: httpx.Response) -> str:
 
 async def test_a_key_is_its_tenant(client: httpx.AsyncClient) -> None:
     answer = await client.get("/whoami", headers=bearer(FREE, Idempotency_Key="k"))
-    assert answer.json() == {"tenant": "other", "key": "k", "account": "other"}
+    assert answer.json() == {"tenant": "other", "key": "k", "key_tenant": "other"}
     assert (await client.get("/whoami", headers=bearer(FREE, OpenAI_Organization="other"))).status_code == 200
     assert (await client.get("/whoami", headers={"authorization": f"bearer {FREE}"})).status_code == 200
 
@@ -183,7 +182,7 @@ async def test_in_the_open_the_header_is_ignored(client: httpx.AsyncClient, acce
     access.keys_needed = False
     for headers in ({}, bearer("anything"), bearer(LIMITED), {"Authorization": "?"}):
         answer = await client.get("/whoami", headers=headers)
-        assert answer.json() == {"tenant": "default", "key": None, "account": None}
+        assert answer.json() == {"tenant": "default", "key": None, "key_tenant": None}
         assert not any(name in answer.headers for name in RATE_HEADERS)
     named = await client.get("/whoami", headers=bearer("anything", OpenAI_Organization="mine"))
     assert named.json()["tenant"] == "mine"
@@ -265,40 +264,6 @@ async def test_the_openapi_document_knows_the_keys(client: httpx.AsyncClient) ->
     assert "security" not in document["paths"]["/in_the_open"]["get"]
     headers = {one["name"] for one in document["paths"]["/whoami"]["get"]["parameters"]}
     assert headers == {"OpenAI-Organization", "Idempotency-Key"}
-
-
-ALLOWED = {
-    Tier.INTERACTIVE: [Tier.INTERACTIVE, Tier.STANDARD, Tier.BATCH],
-    Tier.STANDARD: [Tier.STANDARD, Tier.BATCH],
-    Tier.BATCH: [Tier.BATCH],
-}
-
-
-@pytest.mark.parametrize("highest", Tier)
-@pytest.mark.parametrize("asked", Tier)
-def test_nobody_goes_above_their_tier(highest: Tier, asked: Tier) -> None:
-    caller = Caller("acme", account=tenant("acme", highest))
-    if asked in ALLOWED[highest]:
-        assert tier_of(caller, asked) is asked
-        return
-    with pytest.raises(PermissionDeniedError) as caught:
-        tier_of(caller, asked)
-    assert (caught.value.status, caught.value.code, caught.value.param) == (403, "priority_not_allowed", "priority")
-    assert caught.value.message.endswith(f"allowed is: {', '.join(ALLOWED[highest])}.")
-
-
-def test_who_asks_for_no_tier_gets_standard_or_less() -> None:
-    without = {highest: tier_of(Caller("acme", account=tenant("acme", highest)), None) for highest in Tier}
-    assert without == {
-        Tier.INTERACTIVE: Tier.STANDARD,
-        Tier.STANDARD: Tier.STANDARD,
-        Tier.BATCH: Tier.BATCH,
-    }
-
-
-@pytest.mark.parametrize("asked", [None, *Tier])
-def test_in_the_open_every_tier_is_allowed(asked: Tier | None) -> None:
-    assert tier_of(Caller(), asked) is (asked or Tier.STANDARD)
 
 
 async def test_what_is_not_http_passes() -> None:

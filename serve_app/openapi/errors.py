@@ -147,9 +147,12 @@ def error_responses(*errors: ApiError, needs_key: bool = True) -> Responses:
     for error in (*_ALL_ROUTES, *(_ROUTES_WITH_KEY if needs_key else ()), *errors):
         envelope = ErrorEnvelope(error=to_error_body(error))
         examples.setdefault(error.status, {})[error.code] = {"value": envelope.model_dump()}
-    return {status: _response(status, examples[status]) for status in sorted(examples)}
-
-
-def _response(status: int, examples: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": _SCHEMA, "examples": examples}}
-    return {"description": _DESCRIPTIONS[status], "headers": _HEADERS.get(status, {}), "content": content}
+    responses: Responses = {}
+    for status in sorted(examples):
+        content = {"application/json": {"schema": _SCHEMA, "examples": examples[status]}}
+        responses[status] = {
+            "description": _DESCRIPTIONS[status],
+            "headers": _HEADERS.get(status, {}),
+            "content": content,
+        }
+    return responses

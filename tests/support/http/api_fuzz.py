@@ -157,6 +157,13 @@ class Fuzz:
                         self._some(operation, mode, -(-each // 2), session, seed + 1000 * turn + number)
                 turn += 1
 
+    def check(self, statuses: set[int]) -> None:
+        """Each operation was tried, these statuses were among the answers, and no answer was a fault of the server."""
+        assert all(self.seen.values())
+        seen = {status for answers in self.seen.values() for status in answers}
+        assert statuses <= seen
+        assert max(seen) < 500
+
     def _some(self, operation: Any, mode: GenerationMode, count: int, session: requests.Session, seed: int) -> None:
         answers = self.seen[operation.method.upper(), operation.path]
 

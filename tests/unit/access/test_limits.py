@@ -258,11 +258,13 @@ def test_a_video_is_taken_just_when_it_fits(limit: float, used: float, booked: f
 
 
 @given(st.floats(1, 1000), st.lists(st.tuples(st.floats(0.1, 100), st.booleans()), max_size=100))
-def test_a_day_stays_within_its_limit_when_estimates_are_right(limit: float, asked: list[tuple[float, bool]]) -> None:
+def test_a_day_stays_within_its_limit_when_estimates_are_right(
+    limit: float, requests: list[tuple[float, bool]]
+) -> None:
     """Each video is booked while it is made and used once it has ended."""
     quotas = Quotas(Clock())
     used = booked = 0.0
-    for cost, ends in asked:
+    for cost, ends in requests:
         if refusal(quotas, acme(gpu_seconds_per_day=limit), used, booked, cost) is not None:
             continue
         booked += cost
@@ -272,11 +274,11 @@ def test_a_day_stays_within_its_limit_when_estimates_are_right(limit: float, ask
 
 
 @given(st.integers(1, 20), st.lists(st.tuples(st.floats(0, 60), st.booleans()), max_size=100))
-def test_videos_a_minute_hold_whatever_else_is_refused(per_minute: int, asked: list[tuple[float, bool]]) -> None:
+def test_videos_a_minute_hold_whatever_else_is_refused(per_minute: int, requests: list[tuple[float, bool]]) -> None:
     clock = Clock()
     quotas = Quotas(clock)
     taken: list[float] = []
-    for pause, fits in asked:
+    for pause, fits in requests:
         clock.now += pause
         error = refusal(quotas, acme(per_minute, 10), cost_s=1 if fits else 11)
         if error is None:

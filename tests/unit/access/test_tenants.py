@@ -29,9 +29,9 @@ def table(key: str, expires_at: float | None = None, revoked_at: float | None = 
     return AccessTable(1, {"acme": ACME}, {entry.hash: entry})
 
 
-def refusal(known: AccessTable, key: str, now: float = 100.0) -> UnauthenticatedError:
+def refusal(access: AccessTable, key: str, now: float = 100.0) -> UnauthenticatedError:
     with pytest.raises(UnauthenticatedError) as caught:
-        find_tenant(known, key, now)
+        find_tenant(access, key, now)
     assert caught.value.headers == {"WWW-Authenticate": "Bearer"}
     return caught.value
 
@@ -65,13 +65,13 @@ def test_a_key_is_good_before_it_expires_and_never_after(expires_at: float, now:
 
 def test_each_refusal_says_why_and_what_to_do() -> None:
     key, other = new_key(), new_key()
-    gone = AccessTable(2, {}, table(key).keys)
+    without_tenants = AccessTable(2, {}, table(key).keys)
     refusals = {
         "not known": refusal(table(key), other),
         "no API key of this server": refusal(table(key), f"{key}x"),
         "was revoked": refusal(table(key, revoked_at=50.0), key),
         "has expired": refusal(table(key, expires_at=100.0), key),
-        "tenant that was removed": refusal(gone, key),
+        "tenant that was removed": refusal(without_tenants, key),
     }
     for words, error in refusals.items():
         assert words in error.message

@@ -104,7 +104,7 @@ def test_what_a_video_was_made_from(relation: Relation, remixed: str | None, enh
     assert (video.remixed_from_video_id, video.enhanced_from_video_id) == (remixed, enhanced)
 
 
-def test_who_is_told_of_the_end() -> None:
+def test_a_video_shows_its_webhook() -> None:
     video = to_video(dataclasses.replace(JOB, webhook_url="https://example.com/hook"), RETENTION)
     assert video.webhook_url == "https://example.com/hook"
 
@@ -129,7 +129,7 @@ def test_an_event_for_each_move() -> None:
     }
 
 
-def test_progress_tells_step_and_place() -> None:
+def test_progress_shows_step_and_place() -> None:
     place = Place(position=2, starts_at=1_700_000_012.9, finishes_at=1_700_000_100.2)
     job = dataclasses.replace(JOB, step=5, progress=0.24, place=place)
     assert to_progress(job).model_dump(mode="json") == {
@@ -145,7 +145,7 @@ def test_progress_tells_step_and_place() -> None:
     }
 
 
-def test_a_model_tells_bounds_and_defaults() -> None:
+def test_a_model_shows_bounds_and_defaults() -> None:
     model = shapes_settings().model
     (served,) = to_model_list(model).model_dump(mode="json")["data"]
     assert served["id"] == "mochi-1"

@@ -27,14 +27,14 @@ class Handle:
 
     def __init__(self, answer: Callable[[str], Any]) -> None:
         self._answer = answer
-        self.asked: list[str] = []
+        self.prompts: list[str] = []
 
     @property
     def classify(self) -> "Handle":
         return self
 
     async def remote(self, prompt: str) -> Any:
-        self.asked.append(prompt)
+        self.prompts.append(prompt)
         return await self._answer(prompt)
 
 
@@ -90,7 +90,7 @@ async def test_what_the_list_refuses_is_not_shown_to_the_classifier(write: Write
     with pytest.raises(ContentPolicyError):
         await safety.check("secretword")
     await safety.check("a red circle")
-    assert handle.asked == ["a red circle"]
+    assert handle.prompts == ["a red circle"]
 
 
 @pytest.mark.parametrize("error", [ActorUnavailableError("away", b"0" * 16), BackPressureError(1, 1)])

@@ -37,7 +37,7 @@ def test_counts_past_the_length_the_tokenizer_pads_and_cuts_to() -> None:
     assert [count(""), count("red"), count("red " * 100)] == [1, 2, 101]
 
 
-def test_a_tokenizer_that_cuts_is_told_not_to(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cuts_counts_the_whole_text(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     tokenizer = Tokenizer.from_file(f"{SHAPES}/tokenizer/tokenizer.json")
     tokenizer.enable_truncation(16)

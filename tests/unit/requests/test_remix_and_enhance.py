@@ -166,7 +166,7 @@ async def test_a_public_webhook_is_kept(client: httpx.AsyncClient, services: Fak
 
 
 @pytest.mark.parametrize(
-    ("most", "asked", "got"),
+    ("highest", "requested", "tier"),
     [
         (Tier.INTERACTIVE, None, "standard"),
         (Tier.INTERACTIVE, "interactive", "interactive"),
@@ -177,13 +177,13 @@ async def test_a_public_webhook_is_kept(client: httpx.AsyncClient, services: Fak
         (Tier.BATCH, "batch", "batch"),
     ],
 )
-async def test_no_priority_above_the_tenants(most: Tier, asked: str | None, got: str | None) -> None:
-    services, headers = keyed_services("acme", highest=most)
+async def test_no_priority_above_the_tenants(highest: Tier, requested: str | None, tier: str | None) -> None:
+    services, headers = keyed_services("acme", highest=highest)
     async with fed_client(services) as client:
-        body = {"prompt": "a red circle"} | ({} if asked is None else {"priority": asked})
+        body = {"prompt": "a red circle"} | ({} if requested is None else {"priority": requested})
         answer = await client.post("/v1/videos", json=body, headers=headers["acme"])
-        if got is None:
+        if tier is None:
             assert refusal(answer) == (403, "priority", "priority_not_allowed")
             assert services.memory.jobs == {}
         else:
-            assert answer.json()["priority"] == got
+            assert answer.json()["priority"] == tier

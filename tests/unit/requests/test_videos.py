@@ -118,7 +118,7 @@ def test_a_size_is_width_times_height() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "part"),
     [
         ("width", 65, "multiple of 16"),
         ("width", 16, "from 32 to 128"),
@@ -165,11 +165,11 @@ def test_a_size_is_width_times_height() -> None:
         ("priority", "", "interactive, standard or batch"),
     ],
 )
-def test_a_bad_value_is_named_quoted_and_put_right(name: str, value: object, told: str) -> None:
+def test_a_bad_value_is_named_quoted_and_put_right(name: str, value: object, part: str) -> None:
     error = refused(**{name: value})
     assert (error.status, error.param, error.code) == (400, name, "invalid_value")
     assert f"'{name}'" in error.message
-    assert told in error.message
+    assert part in error.message
     assert len(error.message) < 500
 
 

@@ -92,19 +92,25 @@ def _start_serve(schema: ServeDeploySchema) -> Any:
 
 
 def _start_ray(plan: LaunchPlan) -> None:
+    """Raises StartupError when Ray does not come up within its own bound of half a minute."""
     sys.path.insert(0, os.getcwd())
-    with ray_private.agent_on_free_port():
-        ray.init(
-            address="local",
-            _node_ip_address=LOOPBACK,
-            include_dashboard=True,
-            dashboard_host=LOOPBACK,
-            dashboard_port=plan.dashboard_port,
-            object_store_memory=OBJECT_STORE_BYTES,
-            namespace="serve",
-            logging_level=logging.WARNING,
-            log_to_driver=True,
-        )
+    try:
+        with ray_private.agent_on_free_port():
+            ray.init(
+                address="local",
+                _node_ip_address=LOOPBACK,
+                include_dashboard=True,
+                dashboard_host=LOOPBACK,
+                dashboard_port=plan.dashboard_port,
+                object_store_memory=OBJECT_STORE_BYTES,
+                namespace="serve",
+                logging_level=logging.WARNING,
+                log_to_driver=True,
+            )
+    except Exception as error:  # Ray raises no class of its own for it
+        raise StartupError(
+            f"Ray did not start ({error_line(str(error))}); if this machine is busy, try again"
+        ) from error
 
 
 def check_gpus(settings: AppSettings, found_gpus: float) -> None:

@@ -25,7 +25,7 @@ GOOD = Ended("video_1", "completed", steps=8, steps_run=8, completions=1, moves=
 PARTS = ("registry", "sampler", "decoder", "encoder", "ingress", "storage")
 SPEC_FIELDS = ("prompt", "seed", "num_frames", "num_inference_steps")
 PAUSE_S = (0.5, 2.5)
-LIMIT_S = 120.0
+LIMIT_S = 900.0
 
 
 def outcome(*ended: Ended, **about: object) -> Outcome:

@@ -2,6 +2,8 @@
 
 import ipaddress
 import socket
+from functools import lru_cache
+from urllib.parse import urlsplit
 
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AccessMode
@@ -45,10 +47,31 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         pass  # a name
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return False
-    return bool(found) and all(ipaddress.ip_address(str(address[0])).is_loopback for *_, address in found)
+    return bool(addresses) and all(ipaddress.ip_address(str(address[0])).is_loopback for *_, address in addresses)
+
+
+@lru_cache(maxsize=64)
+def is_loopback_header(host: str) -> bool:
+    """Whether the value of a header Host, with or without a port, is a name or an address of this machine.
+
+    No name is looked up: a page may have made its own stand for 127.0.0.1.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if host.strip() != host or any(c in host for c in "/?#@\\"):
+            return False
+    except ValueError:
+        return False
+    name = name.removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def current_http_host() -> str | None:

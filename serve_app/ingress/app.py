@@ -29,9 +29,9 @@ from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryClient
 from serve_app.requests.body import CONTENT_TYPES
 
-LOOK_EVERY_S = 0.2
-# How long a replica that was told to leave is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
-ROUTES_GONE_S = 1.0
+DRAINING_CHECK_S = 0.2
+# How long a draining replica is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
+ROUTED_S = 1.0
 
 
 def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
@@ -49,7 +49,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
         redoc_url=None,
         # A path with a slash too many is no route.
         redirect_slashes=False,
-        lifespan=lambda _: _following(services),
+        lifespan=lambda _: _running(services),
         # Not included as routers, which FastAPI matches more slowly. They are tried in this order.
         routes=[
             *videos.router.routes,
@@ -57,10 +57,10 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
             *content.router.routes,
             *short_routes.router.routes,
             *short_routes.unsupported.routes,
+            *WebPage(services.settings.model).routes,
         ],
     )
     app.state.services = services
-    WebPage(services.settings.model).add_to(app)
     install_error_handlers(app)
     bodies = RequestBodies(services.checks.schemas, CONTENT_TYPES)
     install_document(app, services.settings, services.keys_needed, bodies)
@@ -71,23 +71,23 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
 
 
 @asynccontextmanager
-async def _following(services: Services) -> AsyncIterator[None]:
-    """The feed of the jobs, for as long as the app runs."""
-    following = [asyncio.create_task(services.feed.run()), asyncio.create_task(_leave_in_time(services.feed))]
+async def _running(services: Services) -> AsyncIterator[None]:
+    """What runs in the background for as long as the app does."""
+    tasks = [asyncio.create_task(services.feed.run()), asyncio.create_task(_shut_down_when_draining(services.feed))]
     yield
-    for task in following:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*following, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _leave_in_time(feed: FeedFollower) -> None:
-    """End streams and long polls of a replica that is to leave: their clients come back, to another one.
+async def _shut_down_when_draining(feed: FeedFollower) -> None:
+    """End the streams and long polls of a replica that is to go away: their clients ask again, at another one.
 
-    Not at once, or the HTTP front, which has yet to hear of it, would send them here again.
+    Not at once, or the HTTP front, which still routes to this replica, would send them here again.
     """
     while not is_draining():
-        await asyncio.sleep(LOOK_EVERY_S)
-    await asyncio.sleep(ROUTES_GONE_S)
+        await asyncio.sleep(DRAINING_CHECK_S)
+    await asyncio.sleep(ROUTED_S)
     feed.begin_shutdown()
 
 

@@ -1,9 +1,7 @@
 """Who sends a request, and how often they may: a FastAPI dependency, and the headers of rate limits on every answer.
 
-install_authentication(app, access)      once, after all other middleware: what answers lies within it
-caller: Annotated[Caller, Depends(authenticate)]
-
-What a request says in its headers: whose it is, and by which key its repeats are known.
+install_authentication(app, access)      # once, after all other middleware: what answers lies within it
+async def route(caller: AuthenticatedCaller)
 """
 
 import re
@@ -29,7 +27,7 @@ REPLAYED_HEADER = "Idempotent-Replayed"
 # What `authenticate` reads beside the key, as ASGI writes it.
 CALLER_HEADERS = frozenset({TENANT_HEADER.lower().encode(), KEY_HEADER.lower().encode()})
 
-_KEY = "[ -~]{1,255}"
+_IDEMPOTENCY_KEY = "[ -~]{1,255}"
 
 
 def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
@@ -48,8 +46,8 @@ TenantName = Annotated[
 ]
 IdempotencyKey = Annotated[
     str,
-    AfterValidator(_matching(_KEY, "1 to 255 printable ASCII characters")),
-    WithJsonSchema({"type": "string", "pattern": f"^{_KEY}$"}),
+    AfterValidator(_matching(_IDEMPOTENCY_KEY, "1 to 255 printable ASCII characters")),
+    WithJsonSchema({"type": "string", "pattern": f"^{_IDEMPOTENCY_KEY}$"}),
 ]
 
 
@@ -73,8 +71,8 @@ REPLAYED_DOCS: dict[str, Any] = {
 }
 
 
-# In the scope, which all that handles a request share; the answer may be any Response, or that of an error.
-_TOLD = "mochi_serve.rate_limit_headers"
+# Where in a request's scope the headers for its answer lie: that may be any Response, or the answer to an error.
+_RATE_HEADERS = "mochi_serve.rate_limit_headers"
 
 _bearer = HTTPBearer(
     auto_error=False,
@@ -85,15 +83,14 @@ _bearer = HTTPBearer(
 
 
 class Access(Protocol):
-    """What is known of tenants and keys; `app.state.access`. `table` is asked on each request: it answers from memory.
-
-    keys_needed: whether a request without a key is refused.
-    """
+    """The tenants and keys of a replica: `app.state.access`."""
 
     @property
-    def keys_needed(self) -> bool: ...
+    def keys_needed(self) -> bool:
+        """Whether a request without a key is refused."""
 
-    async def table(self) -> AccessTable: ...
+    async def table(self) -> AccessTable:
+        """Called on each request: it answers from memory."""
 
 
 def install_authentication(app: FastAPI, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
@@ -103,7 +100,7 @@ def install_authentication(app: FastAPI, access: Access, clock: Callable[[], flo
     app.state.rate_limits = RateLimits(clock)
 
 
-async def account(
+async def tenant_by_key(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Tenant | None:
     """The tenant of the request's key, counted against its limit; None where no keys are needed.
@@ -123,17 +120,17 @@ async def account(
 
 
 async def authenticate(
-    tenant: Annotated[Tenant | None, Depends(account)],
+    tenant: Annotated[Tenant | None, Depends(tenant_by_key)],
     organization: OrganizationHeader = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> Caller:
     """Who sends the request.
 
-    FastAPI calls `account` before it looks at the headers: nothing is told to a stranger, not even that one is wrong.
+    FastAPI calls `tenant_by_key` before it looks at the headers: a stranger is not even told that a header is wrong.
 
     Raises:
-        UnauthenticatedError: as `account` does, or the request names another tenant than its key's.
-        RateLimitError: as `account` does.
+        UnauthenticatedError: as `tenant_by_key` does, or the request names another tenant than its key's.
+        RateLimitError: as `tenant_by_key` does.
     """
     if tenant is None:
         return Caller(organization or DEFAULT_TENANT, idempotency_key)
@@ -151,14 +148,14 @@ AuthenticatedCaller = Annotated[Caller, Depends(authenticate)]
 
 async def authenticate_by_key(request: Request) -> Caller:
     """`authenticate`, called by hand, for a request with none of `CALLER_HEADERS`. Raises as it does."""
-    return await authenticate(await account(request, await _bearer(request)))
+    return await authenticate(await tenant_by_key(request, await _bearer(request)))
 
 
 class RateLimitHeaders:
-    """Adds to each answer, also that of an error, what `authenticate` found out about the tenant's limit of requests.
+    """Adds to each answer, also that of an error, how much is left of the tenant's limit of requests.
 
-    Starlette sends the 500 of an error that nobody foresaw outside of all that is added to an app, unless a middleware
-    within this one answers it, as `http_guards.CrashAnswer` does.
+    Starlette answers an error that no handler foresaw outside of all middleware, unless a middleware within this one
+    answers it, as `guards.CrashAnswer` does.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -168,11 +165,11 @@ class RateLimitHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told: dict[str, str] = scope.setdefault(_TOLD, {})
+        rate_limit_headers: dict[str, str] = scope.setdefault(_RATE_HEADERS, {})
 
         async def send_with_headers(message: Message) -> None:
-            if told and message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(told)
+            if rate_limit_headers and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(rate_limit_headers)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -189,9 +186,9 @@ def _count_request(request: Request, tenant: Tenant) -> None:
     if tenant.requests_per_minute is None:
         return
     limits: RateLimits = request.app.state.rate_limits
-    taken = limits.take(tenant.name, tenant.requests_per_minute)
-    request.scope[_TOLD].update(taken.headers)
-    if not taken.granted:
-        wait_s = whole_seconds(taken.wait_s)
-        message = f"This tenant may send {taken.limit} requests a minute; try again in {wait_s} s."
+    result = limits.take(tenant.name, tenant.requests_per_minute)
+    request.scope[_RATE_HEADERS].update(result.headers)
+    if not result.granted:
+        wait_s = whole_seconds(result.wait_s)
+        message = f"This tenant may send {result.limit} requests a minute; try again in {wait_s} s."
         raise RateLimitError(message, "rate_limit_exceeded", wait_s)

@@ -24,28 +24,23 @@ log = logging.getLogger("ray.serve")
 
 RETRY_AFTER_S = 2
 
-_HANDLED = (
-    ApiError,
-    HTTPException,
-    RegistryUnavailableError,
-    RequestValidationError,
-    WorkerError,
-    Exception,
-)
-
 
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every exception of a route with the envelope."""
-    for kind in _HANDLED:
-        app.add_exception_handler(kind, _answer)
+    for kind in (ApiError, HTTPException, RegistryUnavailableError, RequestValidationError, WorkerError, Exception):
+        app.add_exception_handler(kind, _handle_error)
 
 
-async def _answer(request: Request, error: Exception) -> JSONResponse:
+async def _handle_error(request: Request, error: Exception) -> JSONResponse:
     api_error = to_api_error(request, error)
     if api_error.status >= 500:
         log.error(f"{request.method} {request.url.path}: {type(error).__name__}: {error}")
-    envelope = ErrorEnvelope(error=to_error_body(api_error))
-    return JSONResponse(envelope.model_dump(), api_error.status, api_error.headers)
+    return error_response(api_error)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The error in OpenAI's envelope."""
+    return JSONResponse(ErrorEnvelope(error=to_error_body(error)).model_dump(), error.status, error.headers)
 
 
 def to_api_error(request: Request, error: Exception) -> ApiError:
@@ -54,9 +49,9 @@ def to_api_error(request: Request, error: Exception) -> ApiError:
         case ApiError():
             return error
         case HTTPException():
-            return _from_starlette(request, error)
+            return _routing_error(request, error)
         case RequestValidationError():
-            return _from_fastapi(error)
+            return _invalid_parameter(error)
         case RegistryUnavailableError():
             return _unavailable(str(error), "registry_unavailable")
         case StorageUnavailableError():
@@ -72,26 +67,26 @@ def _unavailable(message: str, code: str) -> ServiceUnavailableError:
     return ServiceUnavailableError(message, code=code, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
-def _from_starlette(request: Request, error: HTTPException) -> ApiError:
-    asked = f"{request.method} {quote(request.url.path)[1:-1]}"
+def _routing_error(request: Request, error: HTTPException) -> ApiError:
+    target = f"{request.method} {quote(request.url.path)[1:-1]}"
     if error.status_code == 404:
-        return NotFoundError(f"Invalid URL ({asked}); /openapi.json lists the routes.", code="unknown_url")
+        return NotFoundError(f"Invalid URL ({target}); /openapi.json lists the routes.", code="unknown_url")
     if error.status_code == 405:
-        allowed = ", ".join(sorted(_methods(request)))
-        return MethodNotAllowedError(f"Not allowed: {asked}; allowed is {allowed}.", headers={"Allow": allowed})
+        allowed = ", ".join(sorted(_allowed_methods(request)))
+        return MethodNotAllowedError(f"Not allowed: {target}; allowed is {allowed}.", headers={"Allow": allowed})
     return InvalidRequestError(str(error.detail))
 
 
-def _methods(request: Request) -> set[str]:
+def _allowed_methods(request: Request) -> set[str]:
     """All methods of a path: Starlette's own answer names only those of the first route that has it."""
-    found: set[str] = set()
+    methods: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
-    return found
+            methods |= route.methods or set()
+    return methods
 
 
-def _from_fastapi(error: RequestValidationError) -> ApiError:
+def _invalid_parameter(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     name = str(first["loc"][-1])
     return InvalidRequestError(f"Invalid '{name}': got {quote(first.get('input'))}. {first['msg']}.", name)

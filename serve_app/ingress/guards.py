@@ -4,24 +4,21 @@ The guards are plain ASGI, around the routes from the inside out: CrashAnswer, C
 answers pass them, refusals and crashes too.
 """
 
-import ipaddress
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.access.exposure import is_loopback_header
 from serve_app.config import AppSettings
 from serve_app.errors import ApiError, ConfigError, InvalidRequestError, PermissionDeniedError, quote
-from serve_app.ingress.error_answers import to_api_error
-from serve_app.openapi.schemas import ErrorEnvelope
-from serve_app.openapi.views import to_error_body
+from serve_app.ingress.error_answers import error_response, to_api_error
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 CORS_METHODS = ("GET", "HEAD", "POST", "DELETE")
@@ -72,39 +69,48 @@ def install_guards(app: FastAPI, settings: AppSettings, loopback_only: bool) -> 
     app.add_middleware(SecurityHeaders, headers=security_headers(settings))
 
 
-def checked_origins(given: Iterable[str]) -> tuple[str, ...]:
+def checked_origins(origins: Iterable[str]) -> tuple[str, ...]:
     """The origins as browsers write them. Raises ConfigError for what no browser sends as an origin."""
-    found = tuple(origin.strip().rstrip("/").lower() for origin in given)
-    for origin in found:
+    written = tuple(origin.strip().rstrip("/").lower() for origin in origins)
+    for origin in written:
         if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
             raise ConfigError(
                 f"access.cors_origins: {origin!r} is no web origin; write scheme://host or scheme://host:port, "
                 "for example https://studio.example.com, or '*' for all"
             )
-    return found
+    return written
 
 
 def security_headers(settings: AppSettings) -> dict[str, str]:
     """The headers that every answer has unless its route says otherwise."""
-    shared = "cross-origin" if settings.access.cors_origins else "same-origin"
+    resource_policy = "cross-origin" if settings.access.cors_origins else "same-origin"
     return {
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "x-frame-options": "DENY",
-        "content-security-policy": content_security_policy(settings),
+        "content-security-policy": content_policy(settings),
         "cross-origin-opener-policy": "same-origin",
-        "cross-origin-resource-policy": shared,
+        "cross-origin-resource-policy": resource_policy,
         "permissions-policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
     }
 
 
-def content_security_policy(settings: AppSettings) -> str:
-    """A page may use the app's own files only, and the store that downloads are redirected to."""
-    store = settings.storage
-    link = "" if store.public_endpoint is None else f" http{'s' * store.public_secure}://{store.public_endpoint}"
+# Of the web page, which has all that it loads from this server. blob: what it fetched with an API key, and previews
+# that came as events.
+PAGE_CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'"
+)
+
+
+def content_policy(settings: AppSettings) -> str:
+    """The Content-Security-Policy of all other answers: they may use this server, and the store that links lead to."""
+    storage = settings.storage
+    store = "" if storage.public_endpoint is None else f" http{'s' * storage.public_secure}://{storage.public_endpoint}"
     return (
-        f"default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:{link}; "
-        f"media-src 'self' blob:{link}; connect-src 'self'{link}; object-src 'none'; base-uri 'none'; "
+        f"default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:{store}; "
+        f"media-src 'self' blob:{store}; connect-src 'self'{store}; object-src 'none'; base-uri 'none'; "
         "form-action 'self'; frame-ancestors 'none'"
     )
 
@@ -127,25 +133,22 @@ class SecurityHeaders:
 
         await self._app(scope, receive, send_with_headers)
 
-    def _completed(self, given: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        headers = list(given)
-        present = {name.lower(): value for name, value in headers}
-        headers += [header for header in self._headers if header[0] not in present]
-        if b"cache-control" not in present and _is_api_answer(present.get(b"content-type", b"")):
-            headers.append((b"cache-control", b"no-store"))
-        return headers
-
-
-def _is_api_answer(content_type: bytes) -> bool:
-    return content_type.startswith((b"application/json", b"text/event-stream"))
+    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        completed = list(headers)
+        present = {name.lower(): value for name, value in completed}
+        completed += [header for header in self._headers if header[0] not in present]
+        is_api_answer = present.get(b"content-type", b"").startswith((b"application/json", b"text/event-stream"))
+        if is_api_answer and b"cache-control" not in present:
+            completed.append((b"cache-control", b"no-store"))
+        return completed
 
 
 class BrowserGuard:
     """Keeps pages of other sites from driving a server that asks for no keys.
 
     A browser lets any page send requests to this machine, and where a site's name is made to stand for 127.0.0.1 (DNS
-    rebinding) even read the answers. The first tell themselves by Origin and Sec-Fetch-Site, which no page can forge;
-    the second by a Host that is no name of this machine.
+    rebinding) even read the answers. The first are known by Origin and Sec-Fetch-Site, which no page can forge; the
+    second by a Host that is no name of this machine.
 
     Args:
         origins: whose pages may do all the same; may hold "*".
@@ -158,15 +161,15 @@ class BrowserGuard:
         self._loopback_only = loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._refusal(scope) if scope["type"] == "http" else None
-        if refused is None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
             return await self._app(scope, receive, send)
-        await _enveloped(refused)(scope, receive, send)
+        await error_response(refusal)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        if self._loopback_only and not all(map(is_loopback_host, hosts)):
+        if self._loopback_only and not all(map(is_loopback_header, hosts)):
             return PermissionDeniedError(
                 f"This server is for this machine only, and {quote(', '.join(hosts))} is none of its names; "
                 "use http://127.0.0.1 or http://localhost with the port.",
@@ -184,28 +187,10 @@ class BrowserGuard:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin is None:
             return site in (None, "same-origin", "none")
-        # The browser's own word, for where a proxy in front has changed the Host.
+        # A browser says this itself: it counts where a proxy in front has changed the Host.
         if site == "same-origin" or ANY_ORIGIN in self._origins or origin.lower() in self._origins:
             return True
         return len(hosts) == 1 and is_same_host(origin, hosts[0])
-
-
-@lru_cache(maxsize=64)
-def is_loopback_host(host: str) -> bool:
-    """Whether the value of a header Host, with or without a port, is a name or an address of this machine."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        if host.strip() != host or any(c in host for c in "/?#@\\"):
-            return False
-    except ValueError:
-        return False
-    name = name.removesuffix(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def is_same_host(origin: str, host: str) -> bool:
@@ -231,15 +216,15 @@ class EnvelopedCORS(CORSMiddleware):
         answer = super().preflight_response(request_headers)
         if answer.status_code < 400:
             return answer
-        kept = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
-        text = bytes(answer.body).decode()
-        return _enveloped(InvalidRequestError(f"{text}; see access.cors_origins.", code="cors_refused", headers=kept))
+        headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+        message = f"{bytes(answer.body).decode()}; see access.cors_origins."
+        return error_response(InvalidRequestError(message, code="cors_refused", headers=headers))
 
 
 class CrashAnswer:
-    """Answers what no handler foresaw from inside the other guards, so that this answer has their headers too.
+    """Answers errors that no handler foresaw, inside the other guards, so that this answer has their headers too.
 
-    Starlette's own place for it is outside of all middleware. The exception goes on to there, to be logged.
+    Starlette's own place for it is outside of all middleware; the exception goes on to there, where it is logged.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -250,18 +235,14 @@ class CrashAnswer:
             return await self._app(scope, receive, send)
         started = False
 
-        async def send_and_note(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send_noted)
         except Exception as error:
             if not started:
-                await _enveloped(to_api_error(Request(scope), error))(scope, receive, send)
+                await error_response(to_api_error(Request(scope), error))(scope, receive, send)
             raise
-
-
-def _enveloped(error: ApiError) -> JSONResponse:
-    return JSONResponse(ErrorEnvelope(error=to_error_body(error)).model_dump(), error.status, error.headers)

@@ -1,7 +1,9 @@
 """The web page: itself at /, its files under /web. It needs no network but this server.
 
 All files are read once, so a path can only name what was there at the start. Their names carry no versions: browsers
-ask each time, and the ETag tells them that nothing changed.
+ask each time, and the ETag says that nothing changed. It is made of the content, so that it is the same at every
+replica. (Starlette's StaticFiles and GZipMiddleware would read and compress each file for each request, take paths like
+/web/./app.js, zip for who refuses it, answer HEAD otherwise than GET, and give both representations one tag.)
 """
 
 import gzip
@@ -9,15 +11,18 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from deployments.settings import ModelSettings
+from serve_app.ingress.guards import PAGE_CONTENT_POLICY
 
 FOLDER = Path(__file__).parents[1] / "web"
 INDEX = "index.html"
 EXAMPLES = "examples.json"
-# Where the prompts of `EXAMPLES` come from, by the last part of the model's source: the included one knows few words.
+# Which file is sent as `EXAMPLES`, by the last part of the model's source: the included model knows few words.
 EXAMPLES_OF = {"shapes": "examples/shapes.json"}
 OTHER_EXAMPLES = "examples/general.json"
 
@@ -31,84 +36,46 @@ CONTENT_TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".woff2": "font/woff2",
 }
-COMPRESSED = (".woff2",)
-# blob: what was fetched with an API key, and previews that came as events.
-CONTENT_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "font-src 'self'",
-        "connect-src 'self'",
-        "img-src 'self' blob:",
-        "media-src 'self' blob:",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-    )
-)
-HEADERS = {
-    "Cache-Control": "no-cache",
-    "Content-Security-Policy": CONTENT_POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Vary": "Accept-Encoding",
-    "X-Content-Type-Options": "nosniff",
-}
+COMPRESSED = (".woff2",)  # already
+HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_CONTENT_POLICY, "Vary": "Accept-Encoding"}
 
 
 @dataclass(frozen=True, slots=True)
 class WebFile:
-    """A file as it is sent. zipped: the same with gzip, None where that would save nothing."""
+    """A file as it is sent."""
 
     data: bytes
-    zipped: bytes | None
+    gzip_data: bytes | None  # the same, compressed; None where that would save nothing
     content_type: str
-    etag: str
+    etag: str  # without quotes
 
 
 class WebPage:
-    """The handlers; `add_to` gives them their routes.
+    """The page's files, and its routes.
 
     Args:
         model: the one that is served; its example prompts are shown.
         folder: the page's files.
 
     Raises:
-        OSError: a file cannot be read. KeyError: one has a suffix without a content type.
+        OSError: a file cannot be read.
+        KeyError: a file has a suffix without a content type.
     """
 
     def __init__(self, model: ModelSettings, folder: Path = FOLDER) -> None:
-        self._files = read_files(folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        self._files = {path.relative_to(folder).as_posix(): read_file(path) for path in paths}
         self._files[EXAMPLES] = self._files[examples_of(model)]
+        self.routes: list[BaseRoute] = [Route("/", self.send_index), Route("/web/{path:path}", self.send_file)]
 
-    def add_to(self, app: FastAPI) -> None:
-        for path in ("/", "/web/{path:path}"):
-            app.add_api_route(path, self.send, methods=["GET", "HEAD"], include_in_schema=False)
+    async def send_index(self, request: Request) -> Response:
+        return _answer(request, self._files[INDEX])
 
-    async def send(self, request: Request) -> Response:
-        """Answer with a file of the page, or with 304 if the browser has it."""
-        file = self._files.get(request.path_params.get("path", INDEX))
+    async def send_file(self, request: Request) -> Response:
+        file = self._files.get(request.path_params["path"])
         if file is None:
             raise HTTPException(404)
-        etag, data, encoding = self._coded(request, file)
-        headers = HEADERS | {"ETag": etag} | encoding
-        if etag in _listed(request, "if-none-match"):
-            return Response(status_code=304, headers=headers)
-        headers |= {"Content-Type": file.content_type, "Content-Length": str(len(data))}
-        return Response(b"" if request.method == "HEAD" else data, headers=headers)
-
-    def _coded(self, request: Request, file: WebFile) -> tuple[str, bytes, dict[str, str]]:
-        if file.zipped is None or "gzip" not in _listed(request, "accept-encoding"):
-            return f'"{file.etag}"', file.data, {}
-        # Another representation must have another tag: RFC 9110, 8.8.3.
-        return f'"{file.etag}-gzip"', file.zipped, {"Content-Encoding": "gzip"}
-
-
-def read_files(folder: Path) -> dict[str, WebFile]:
-    """All files below the folder, by their path in it."""
-    return {path.relative_to(folder).as_posix(): _read(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        return _answer(request, file)
 
 
 def examples_of(model: ModelSettings) -> str:
@@ -116,11 +83,27 @@ def examples_of(model: ModelSettings) -> str:
     return EXAMPLES_OF.get(Path(model.source).name, OTHER_EXAMPLES)
 
 
-def _read(path: Path) -> WebFile:
+def read_file(path: Path) -> WebFile:
+    """Raises as `WebPage` does."""
     data = path.read_bytes()
-    zipped = None if path.suffix in COMPRESSED else gzip.compress(data, mtime=0)
-    smaller = zipped if zipped is not None and len(zipped) < len(data) else None
-    return WebFile(data, smaller, CONTENT_TYPES[path.suffix], hashlib.sha256(data).hexdigest()[:32])
+    gzip_data = None if path.suffix in COMPRESSED else gzip.compress(data, mtime=0)
+    if gzip_data is not None and len(gzip_data) >= len(data):
+        gzip_data = None
+    return WebFile(data, gzip_data, CONTENT_TYPES[path.suffix], hashlib.sha256(data).hexdigest()[:32])
+
+
+def _answer(request: Request, file: WebFile) -> Response:
+    """The file as the browser takes it, or 304 if the browser has it."""
+    data = file.data
+    headers = HEADERS | {"ETag": f'"{file.etag}"'}
+    if file.gzip_data is not None and "gzip" in _listed(request, "accept-encoding"):
+        data = file.gzip_data
+        # Another representation must have another tag: RFC 9110, 8.8.3.
+        headers |= {"ETag": f'"{file.etag}-gzip"', "Content-Encoding": "gzip"}
+    if headers["ETag"] in _listed(request, "if-none-match"):
+        return Response(status_code=304, headers=headers)
+    headers |= {"Content-Type": file.content_type, "Content-Length": str(len(data))}
+    return Response(b"" if request.method == "HEAD" else data, headers=headers)
 
 
 def _listed(request: Request, header: str) -> list[str]:

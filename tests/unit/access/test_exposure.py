@@ -1,8 +1,10 @@
 """Whether the app may listen where it was told to."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from serve_app.access.exposure import check_exposure, is_loopback, keys_needed, no_keys_notice
+from serve_app.access.exposure import check_exposure, is_loopback, is_loopback_header, keys_needed, no_keys_notice
 from serve_app.access.tenants import AccessTable, ApiKey, Tenant
 from serve_app.config import AccessMode
 from serve_app.errors import ConfigError
@@ -47,3 +49,45 @@ def test_no_key_at_all_is_told() -> None:
     assert notice is not None and "mochi-serve keys create --tenant NAME" in notice
     assert no_keys_notice("keys", AccessTable(1, {"acme": acme}, {"hash": key})) is None
     assert no_keys_notice("auto", empty) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LocalHost:8000",
+        "localhost.",
+        "app.localhost:80",
+        "127.0.0.1",
+        "127.9.9.9:1",
+        "[::1]",
+        "[::1]:8000",
+    ],
+)
+def test_headers_that_name_this_machine(host: str) -> None:
+    assert is_loopback_header(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        " ",
+        "localhost.evil.example",
+        "notlocalhost",
+        "127.0.0.1.nip.io",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "[::",
+        "::1",
+    ]
+    + ["[::ffff:8.8.8.8]", "10.0.0.1", "localhost/x", "evil@localhost", "localhost\\evil", "localhost#x", "①②⑦.0.0.1"],
+)
+def test_other_headers(host: str) -> None:
+    assert not is_loopback_header(host)
+
+
+@given(st.text())
+def test_any_header_has_an_answer(host: str) -> None:
+    assert is_loopback_header(host) in (True, False)

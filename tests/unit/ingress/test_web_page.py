@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from serve_app.ingress.error_answers import install_error_handlers
+from serve_app.ingress.guards import install_guards
 from serve_app.ingress.web_page import CONTENT_TYPES, FOLDER, WebPage, examples_of
 from tests.support.http.fakes import shapes_settings
 
@@ -18,9 +19,10 @@ OWN_SCRIPTS = [name for name in SCRIPTS if not name.startswith("vendor/")]
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
+    settings = shapes_settings()
+    app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False, routes=WebPage(settings.model).routes)
     install_error_handlers(app)
-    WebPage(shapes_settings().model).add_to(app)
+    install_guards(app, settings, loopback_only=False)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

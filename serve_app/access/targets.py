@@ -1,7 +1,8 @@
 """Where webhooks may be sent: to public addresses, as long as the settings do not allow more.
 
-A URL is checked when it is given, and its name is resolved then so that the client is told at once. What counts is the
-check of the address itself, in `webhook_client` when a connection is made: a name may resolve to another one by then.
+A URL is checked when it is given, and its name is resolved then, so that the client is told at once. What counts is the
+check of the address itself, in `serve_app.webhooks.client` when a connection is made: by then the name may resolve to
+another address.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from yarl import URL
@@ -18,7 +20,7 @@ from serve_app.errors import InvalidRequestError, quote
 PARAM = "webhook_url"
 MAX_LENGTH = 2000
 SCHEMES = ("http", "https")
-RESOLVE_S = 5.0
+RESOLVE_S = 5.0  # for the check of a URL that is given
 
 IPAddress = IPv4Address | IPv6Address
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
@@ -35,9 +37,6 @@ _NOT_PUBLIC_6 = (IPv6Network("3fff::/20"),)  # documentation, RFC 9637
 _UNICAST_6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
-# Its own few threads: names that take long to resolve do not hold up what else the process runs in threads.
-_RESOLVERS = ThreadPoolExecutor(4, thread_name_prefix="webhook-names")
-
 
 def is_public(address: str | IPAddress) -> bool:
     """Whether the address is one of the internet's own, reached by unicast.
@@ -51,7 +50,8 @@ def is_public(address: str | IPAddress) -> bool:
     if isinstance(address, IPv4Address):
         odd = address.is_multicast or any(address in network for network in _NOT_PUBLIC_4)
         return address.is_global and not odd
-    embedded = address.ipv4_mapped or _behind_nat64(address)
+    behind_nat64 = IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else None
+    embedded = address.ipv4_mapped or behind_nat64
     if embedded is not None:
         return is_public(embedded)
     if address.sixtofour is not None and not is_public(address.sixtofour):
@@ -60,29 +60,21 @@ def is_public(address: str | IPAddress) -> bool:
     return address in _UNICAST_6 and address.is_global and not odd
 
 
-def _behind_nat64(address: IPv6Address) -> IPv4Address | None:
-    return IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else None
-
-
-def check_url(url: str, allow_private: bool) -> None:
-    """Refuse a URL that no webhook is sent to, by what is written in it alone.
-
-    Raises:
-        InvalidRequestError: says what is wrong, and never shows the URL's user, password or path.
-    """
-    _parse(url, allow_private)
-
-
-async def check_target(url: str, allow_private: bool, resolve: Resolve | None = None) -> None:
-    """`check_url`, and the name's addresses must all be public.
+async def check_target(
+    url: str, allow_private: bool, resolve: Resolve | None = None, timeout_s: float = RESOLVE_S
+) -> None:
+    """Refuse a URL that no webhook is sent to.
 
     A name that cannot be resolved now is accepted: it is resolved again for each delivery.
 
     Args:
-        resolve: the addresses of a host and port; raises OSError.
+        url: as the client gave it.
+        allow_private: accept hosts that are not public, too; then no name is resolved.
+        resolve: the addresses of a host and port; raises OSError. By default the system's resolver.
+        timeout_s: how long to wait for `resolve`.
 
     Raises:
-        InvalidRequestError: says what is wrong.
+        InvalidRequestError: says what is wrong, and never shows the URL's user, password or path.
     """
     parsed = _parse(url, allow_private)
     if allow_private:
@@ -90,23 +82,31 @@ async def check_target(url: str, allow_private: bool, resolve: Resolve | None = 
     host = _host(parsed)
     found: Sequence[AddressInfo] = ()
     with suppress(OSError):  # TimeoutError is one
-        async with asyncio.timeout(RESOLVE_S):
+        async with asyncio.timeout(timeout_s):
             found = await (resolve or system_resolve)(host, parsed.port or 0)
     if not all(is_public(str(info[4][0])) for info in found):
         raise _private(host)
 
 
 async def system_resolve(host: str, port: int) -> Sequence[AddressInfo]:
-    """The addresses of `host` for TCP, as the system's resolver tells them.
+    """The addresses of `host` for TCP, as the system's resolver knows them.
 
     Raises:
         OSError: there are none, or the resolver does not answer.
     """
     loop = asyncio.get_running_loop()
     try:
-        return await loop.run_in_executor(_RESOLVERS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        return await loop.run_in_executor(
+            _resolver_threads(), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
     except UnicodeError:  # a label that is empty or longer than DNS has them
         raise OSError(f"{quote(host)} is no name that can be resolved") from None
+
+
+@cache
+def _resolver_threads() -> ThreadPoolExecutor:
+    """A few threads for names alone: one that takes long to resolve does not hold up other work in threads."""
+    return ThreadPoolExecutor(4, thread_name_prefix="webhook-names")
 
 
 def _parse(url: str, allow_private: bool) -> URL:

@@ -1,7 +1,7 @@
-"""Tenants, their keys and what they used: plain functions of a connection, the same for SQLite and Postgres.
+"""Tenants, their keys and what they used, in SQL. Functions of a connection.
 
-Every change of tenants or keys counts the version up in its own transaction, so whoever keeps the table in memory knows
-by one number when to read it again.
+Every change of tenants or keys increments a version in the same transaction. Whoever keeps the tenants and keys in
+memory reads them again when this one number has changed.
 """
 
 import base64
@@ -25,23 +25,23 @@ SECRET_BYTES = 24
 
 @dataclass(frozen=True, slots=True)
 class DayUsage:
-    """What a tenant's videos that ended on a day cost. day: days since 1970-01-01, UTC."""
+    """What a tenant's videos that ended on one day cost."""
 
     tenant: str
-    day: int
+    day: int  # days since 1970-01-01, UTC
     gpu_seconds: float
     videos: int
 
 
 def load_access(connection: Connection) -> AccessTable:
-    """All tenants and keys. The version is never newer than what is told with it."""
+    """All tenants and keys. The version is read first, so that it is never newer than what comes with it."""
     version = access_version(connection)
-    found = {tenant.name: tenant for tenant in list_tenants(connection)}
-    return AccessTable(version, found, {key.hash: key for key in list_keys(connection)})
+    tenants_by_name = {tenant.name: tenant for tenant in list_tenants(connection)}
+    return AccessTable(version, tenants_by_name, {key.hash: key for key in list_keys(connection)})
 
 
 def access_version(connection: Connection) -> int:
-    """0 as long as there never was a tenant."""
+    """The number of changes so far, 0 before the first."""
     value = connection.execute(select(meta.c.value).where(meta.c.name == VERSION)).scalar_one_or_none()
     return 0 if value is None else int(value)
 
@@ -61,29 +61,29 @@ def create_tenant(connection: Connection, name: str, *, now: float) -> Tenant:
     tenant = Tenant(name, Tier.STANDARD, new_webhook_secret(), now)
     query = insert_into(connection, tenants).on_conflict_do_nothing().returning(tenants.c.name)
     if connection.execute(query, asdict(tenant)).first() is not None:
-        _count_up(connection)
+        _increment_version(connection)
         return tenant
-    known = get_tenant(connection, name)
-    assert known is not None
-    return known
+    existing = get_tenant(connection, name)
+    assert existing is not None
+    return existing
 
 
 def change_tenant(connection: Connection, name: str, *, changes: Mapping[str, Any]) -> Tenant | None:
-    """Set fields of Tenant; None if there is no such tenant. changes: by field."""
+    """Set fields of Tenant, by their names; None if there is no such tenant."""
     if not changes:
         return get_tenant(connection, name)
     query = update(tenants).where(tenants.c.name == name).values(**changes).returning(*tenants.c)
     row = connection.execute(query).one_or_none()
     if row is None:
         return None
-    _count_up(connection)
+    _increment_version(connection)
     return _to_tenant(row)
 
 
 def set_tenant(connection: Connection, name: str, *, changes: Mapping[str, Any], now: float) -> Tenant:
-    """As `change_tenant`; one that is not there is made first."""
-    made = create_tenant(connection, name, now=now)
-    return change_tenant(connection, name, changes=changes) or made
+    """As `change_tenant`; a tenant that is not there is made first."""
+    tenant = create_tenant(connection, name, now=now)
+    return change_tenant(connection, name, changes=changes) or tenant
 
 
 def delete_tenant(connection: Connection, name: str) -> bool:
@@ -91,12 +91,12 @@ def delete_tenant(connection: Connection, name: str) -> bool:
     if not connection.execute(delete(tenants).where(tenants.c.name == name)).rowcount:
         return False
     connection.execute(delete(api_keys).where(api_keys.c.tenant == name))
-    _count_up(connection)
+    _increment_version(connection)
     return True
 
 
 def list_keys(connection: Connection, tenant: str | None = None) -> list[ApiKey]:
-    """Keys by tenant and age, those that are not valid any more too."""
+    """All keys, or those of one tenant, by tenant and age; also those that are no longer valid."""
     query = select(api_keys).order_by(api_keys.c.tenant, api_keys.c.created_at, api_keys.c.id)
     if tenant is not None:
         query = query.where(api_keys.c.tenant == tenant)
@@ -106,34 +106,36 @@ def list_keys(connection: Connection, tenant: str | None = None) -> list[ApiKey]
 def create_key(
     connection: Connection, tenant: str, *, label: str, expires_at: float | None, now: float
 ) -> tuple[ApiKey, str]:
-    """Make a key, and its tenant if it is a new one.
+    """Make a key, and its tenant if there is none.
 
     Args:
-        label: what the key is for, in the operator's words. expires_at, now: Unix seconds.
+        label: what the key is for, in the operator's words.
+        expires_at: Unix seconds.
+        now: Unix seconds.
 
     Returns:
-        What is kept of the key, and the key itself, which is told here and never again.
+        What is kept of the key, and the key itself, which is returned here and never again.
     """
     create_tenant(connection, tenant, now=now)
     plain = new_key()
     key = ApiKey(f"key_{uuid4().hex[:16]}", tenant, key_hash(plain), key_hint(plain), label, now, expires_at)
     connection.execute(insert(api_keys).values(**asdict(key)))
-    _count_up(connection)
+    _increment_version(connection)
     return key, plain
 
 
 def revoke_key(connection: Connection, key_id: str, *, now: float) -> ApiKey | None:
     """End a key for good; one that was revoked before stays as it is. None if no key has this id."""
-    mine = api_keys.c.id == key_id
-    valid = update(api_keys).where(mine, api_keys.c.revoked_at.is_(None))
-    if connection.execute(valid.values(revoked_at=now)).rowcount:
-        _count_up(connection)
-    row = connection.execute(select(api_keys).where(mine)).one_or_none()
+    is_this = api_keys.c.id == key_id
+    unrevoked = update(api_keys).where(is_this, api_keys.c.revoked_at.is_(None))
+    if connection.execute(unrevoked.values(revoked_at=now)).rowcount:
+        _increment_version(connection)
+    row = connection.execute(select(api_keys).where(is_this)).one_or_none()
     return None if row is None else _to_key(row)
 
 
 def installation_webhook_secret(connection: Connection) -> str:
-    """What webhooks of tenants without a row are signed with; drawn at first need."""
+    """The secret that signs the webhooks of tenants that have no row; drawn when it is first needed."""
     row = {"name": WEBHOOK_SECRET, "value": new_webhook_secret()}
     connection.execute(insert_into(connection, meta).on_conflict_do_nothing(), row)
     found: str = connection.execute(select(meta.c.value).where(meta.c.name == WEBHOOK_SECRET)).scalar_one()
@@ -141,12 +143,12 @@ def installation_webhook_secret(connection: Connection) -> str:
 
 
 def new_webhook_secret() -> str:
-    """`whsec_` and 24 random bytes in base64, as Standard Webhooks has it."""
+    """`whsec_` and 24 random bytes in base64, the form of Standard Webhooks."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
 def record_usage(connection: Connection, tenant: str, *, ended_at: float, gpu_seconds: float) -> None:
-    """Count one video that ended then (Unix seconds); called in the transaction that ends it."""
+    """Count one video that ended at that time, Unix seconds; called in the transaction that ends it."""
     row = {"tenant": tenant, "day": day_of(ended_at), "gpu_seconds": gpu_seconds, "videos": 1}
     query = insert_into(connection, usage)
     added = {
@@ -157,25 +159,26 @@ def record_usage(connection: Connection, tenant: str, *, ended_at: float, gpu_se
 
 
 def day_usage(connection: Connection, tenant: str, *, day: int) -> DayUsage:
-    """What the tenant's videos that ended on the day cost, and how many they are."""
+    """What the tenant used on the day; zero if nothing."""
     query = select(usage).where(usage.c.tenant == tenant, usage.c.day == day)
     row = connection.execute(query).one_or_none()
     return DayUsage(tenant, day, gpu_seconds=0.0, videos=0) if row is None else DayUsage(**row._mapping)
 
 
 def usage_since(connection: Connection, *, day: int, tenant: str | None = None) -> list[DayUsage]:
-    """The days from `day` on, oldest first; of one tenant, or of all."""
+    """What was used on the days from `day` on, oldest first; by one tenant, or by all."""
     query = select(usage).where(usage.c.day >= day).order_by(usage.c.day, usage.c.tenant)
     if tenant is not None:
         query = query.where(usage.c.tenant == tenant)
     return [DayUsage(**row._mapping) for row in connection.execute(query)]
 
 
-def _count_up(connection: Connection) -> None:
-    query = insert_into(connection, meta)
-    more = cast(cast(meta.c.value, Integer) + 1, String)
-    counted = query.on_conflict_do_update(index_elements=[meta.c.name], set_={"value": more})
-    connection.execute(counted, {"name": VERSION, "value": "1"})
+def _increment_version(connection: Connection) -> None:
+    incremented = cast(cast(meta.c.value, Integer) + 1, String)
+    query = insert_into(connection, meta).on_conflict_do_update(
+        index_elements=[meta.c.name], set_={"value": incremented}
+    )
+    connection.execute(query, {"name": VERSION, "value": "1"})
 
 
 def _to_tenant(row: Row[Any]) -> Tenant:

@@ -1,8 +1,8 @@
 """One database connection on one thread, with group commit: what arrives together is committed together.
 
-An operation is a plain function of a connection and its arguments. It may be run again when its transaction was rolled
-back, so it touches nothing but the database. One that raises takes nothing from the others, and no result is told
-before the commit that makes it durable.
+An operation is a plain function of a connection and its arguments. It may be run again after its transaction was rolled
+back, so it must change nothing but the database. An operation that raises does not undo the others of its group, and
+its caller gets no result before the commit that makes it durable.
 """
 
 import asyncio
@@ -17,50 +17,33 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from deployments.errors import RegistryUnavailableError
-from serve_app.database.engine import is_conflict, is_full, is_outage, migrate, open_engine, wrote
+from serve_app.database.engine import (
+    forget_writes,
+    has_written,
+    is_conflict,
+    is_full,
+    is_outage,
+    migrate,
+    open_engine,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-MAX_GROUP = 256
-MAX_RERUNS = 20
-
-
-@dataclass(slots=True)
-class _Operation:
-    function: Callable[[Connection], Any]
-    future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-    result: Any = None
-    error: Exception | None = None
-
-    def run(self, connection: Connection) -> None:
-        self.result = self.error = None
-        self.result = self.function(connection)
-
-    def settle(self) -> None:
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
-
-
-class _SpoiledError(Exception):
-    """An operation raised after it had written: what the others of its group wrote cannot be told from its own."""
+MAX_GROUP = 256  # operations in one transaction
+MAX_RERUNS = 20  # of a transaction that was in another's way
 
 
 class Database:
-    """Runs operations in order on its own thread; the first one that finds it there brings the schema up to date.
+    """Runs operations in order on its own thread; the first one that reaches the database brings its schema up to date.
 
-    A database that is away when this is made is no error here: it is one of the operations until it is back.
+    The database may be away when this object is made: then operations fail until it is back.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         self._migrated = False
-        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="database", daemon=True)
+        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()  # None: close
+        self._thread = threading.Thread(target=self._run_groups, name="database", daemon=True)
         self._thread.start()
 
     async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -73,7 +56,7 @@ class Database:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._queue.put(_Operation(lambda connection: function(connection, *args, **kwargs), future, loop))
+        self._queue.put(_Operation(lambda connection: function(connection, *args, **kwargs), loop, future))
         try:
             result: T = await future
         except DBAPIError as error:
@@ -88,16 +71,15 @@ class Database:
         self._thread.join()
         self._engine.dispose()
 
-    def _work(self) -> None:
-        while True:
-            group, closing = self._next_group()
-            if group:
-                self._complete(group)
-                _tell(group)
-            if closing:
-                return
+    def _run_groups(self) -> None:
+        is_closing = False
+        while not is_closing:
+            group, is_closing = self._next_group()
+            self._commit_or_fail(group)
+            _resolve(group)
 
-    def _next_group(self) -> tuple[list[_Operation], bool]:
+    def _next_group(self) -> tuple[list["_Operation"], bool]:
+        """Waits for the first operation and takes those that are queued behind it; and whether to close after them."""
         group: list[_Operation] = []
         item = self._queue.get()
         while item is not None:
@@ -110,55 +92,83 @@ class Database:
                 return group, False
         return group, True
 
-    def _complete(self, group: Sequence[_Operation]) -> None:
-        """Whatever happens, each operation has its result or its error."""
+    def _commit_or_fail(self, group: Sequence["_Operation"]) -> None:
+        """Whatever happens, each operation has its result or its error afterwards."""
+        if not group:
+            return
         try:
-            self._migrate_once()
+            if not self._migrated:
+                migrate(self._engine)
+                self._migrated = True
             self._commit(group)
         except Exception as error:  # the transaction as a whole failed: none of it happened
-            if len(group) > 1 and is_full(error):  # what only reads still can
+            if len(group) > 1 and is_full(error):
+                # A full database can still be read: operations that write nothing succeed on their own.
                 for operation in group:
-                    self._complete([operation])
+                    self._commit_or_fail([operation])
             else:
                 for operation in group:
                     operation.error = error
 
-    def _migrate_once(self) -> None:
-        if not self._migrated:
-            migrate(self._engine)
-            self._migrated = True
-
-    def _commit(self, group: Sequence[_Operation]) -> None:
-        """One transaction. What another registry's got in the way of is run again, for nothing of it happened."""
-        run = _run_together
+    def _commit(self, group: Sequence["_Operation"]) -> None:
+        """Run the group in one transaction, and again if a transaction of another registry was in its way."""
+        run_group = _run_together
         for rerun in range(MAX_RERUNS + 1):
             try:
                 with self._engine.begin() as connection:
-                    run(connection, group)
+                    run_group(connection, group)
                 return
             except _SpoiledError:
-                run = _run_apart
+                run_group = _run_apart
             except DBAPIError as error:
                 if rerun == MAX_RERUNS or not is_conflict(error):
                     raise
 
 
+@dataclass(slots=True)
+class _Operation:
+    function: Callable[[Connection], Any]
+    loop: asyncio.AbstractEventLoop  # of the caller
+    future: asyncio.Future[Any]  # what the caller waits for
+    result: Any = None
+    error: Exception | None = None
+
+    def run(self, connection: Connection) -> None:
+        self.result = None
+        self.error = None
+        self.result = self.function(connection)
+
+    def resolve(self) -> None:
+        """Hand the result or the error to the caller. Call it in the caller's loop."""
+        if self.future.done():  # the caller was cancelled
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class _SpoiledError(Exception):
+    """An operation raised after it had written: its changes cannot be told from those of its group."""
+
+
 def _run_together(connection: Connection, group: Sequence[_Operation]) -> None:
-    """The fast way. Whoever raises before writing, as refusals do, leaves nothing behind."""
+    """The fast way. An operation that raises before it writes, as refusals do, leaves nothing to undo."""
     for operation in group:
-        wrote(connection, clear=True)
+        forget_writes(connection)
         try:
             operation.run(connection)
         except Exception as error:
             if is_conflict(error) or is_outage(error):
                 raise
-            if isinstance(error, DBAPIError) or wrote(connection):
+            # After an error of its own, Postgres takes no further statement in the transaction.
+            if isinstance(error, DBAPIError) or has_written(connection):
                 raise _SpoiledError from error
             operation.error = error
 
 
 def _run_apart(connection: Connection, group: Sequence[_Operation]) -> None:
-    """The slow way: each in a savepoint of its own."""
+    """The slow way: each operation in a savepoint of its own."""
     for operation in group:
         try:
             with connection.begin_nested():
@@ -169,16 +179,16 @@ def _run_apart(connection: Connection, group: Sequence[_Operation]) -> None:
             operation.error = error
 
 
-def _tell(group: Sequence[_Operation]) -> None:
-    """Wake each event loop once, not once for each operation."""
+def _resolve(group: Sequence[_Operation]) -> None:
+    """Hand the results to the callers: each event loop is woken once, not once for each operation."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Operation]] = defaultdict(list)
     for operation in group:
         by_loop[operation.loop].append(operation)
     for loop, operations in by_loop.items():
         if not loop.is_closed():
-            loop.call_soon_threadsafe(_settle, operations)
+            loop.call_soon_threadsafe(_resolve_here, operations)
 
 
-def _settle(operations: Sequence[_Operation]) -> None:
+def _resolve_here(operations: Sequence[_Operation]) -> None:
     for operation in operations:
-        operation.settle()
+        operation.resolve()

@@ -1,7 +1,4 @@
-"""What differs between SQLite and Postgres: how to connect, and what an error of theirs means.
-
-INSERT with ON CONFLICT, which SQLite and Postgres spell alike and SQLAlchemy has in each dialect.
-"""
+"""What differs between SQLite and Postgres: how to connect, what an error means, and INSERT with ON CONFLICT."""
 
 import sqlite3
 from pathlib import Path
@@ -17,7 +14,7 @@ _MIGRATION_LOCK = 0x6D6F636869  # any constant: two registries that start at onc
 _WROTE = "wrote"
 _CONFLICTS = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 # A server that is gone without a word is noticed within seconds, not after the system's two hours.
-_CONNECTING = {
+_CONNECT_ARGS = {
     "connect_timeout": "5",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -28,16 +25,63 @@ _PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 10000")
 
 
 def open_engine(url: str) -> Engine:
-    """An engine of one connection; what the URL says of it goes before our own choice."""
+    """An engine of one connection. Parameters of the URL take precedence over our own."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         engine = create_engine(url, pool_size=1, max_overflow=0)
         _prepare_sqlite(engine)
     else:
-        chosen = {name: value for name, value in _CONNECTING.items() if name not in parsed.query}
-        engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=chosen)
+        connect_args = {name: value for name, value in _CONNECT_ARGS.items() if name not in parsed.query}
+        engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=connect_args)
     event.listen(engine, "before_cursor_execute", _note_write)
     return engine
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest version; safe to call from several processes at once."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+
+
+def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """INSERT that takes ON CONFLICT; SQLite and Postgres spell it alike, SQLAlchemy has it in each dialect."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def has_written(connection: Connection) -> bool:
+    """Whether anything but a SELECT was run on the connection since `forget_writes`."""
+    wrote: bool = connection.info.get(_WROTE, False)
+    return wrote
+
+
+def forget_writes(connection: Connection) -> None:
+    """See `has_written`."""
+    connection.info[_WROTE] = False
+
+
+def is_conflict(error: Exception) -> bool:
+    """Two transactions were in each other's way: this one was rolled back and may be run again."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONFLICTS
+
+
+def is_outage(error: Exception) -> bool:
+    """The database is away, locked or full; the statement itself is not wrong."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError | InterfaceError) and not _is_wrong_sql(error)
+
+
+def is_full(error: Exception) -> bool:
+    """The database has no space to write. It can still be read."""
+    original = error.orig if isinstance(error, DBAPIError) else None
+    if isinstance(original, sqlite3.Error):
+        return getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return str(getattr(original, "sqlstate", None) or "").startswith("53100")
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -60,49 +104,6 @@ def _note_write(connection: Connection, _cursor: Any, statement: str, *_: Any) -
         connection.info[_WROTE] = True
 
 
-def wrote(connection: Connection, clear: bool = False) -> bool:
-    """Whether anything but a SELECT was run on the connection since this was cleared."""
-    known: bool = connection.info.get(_WROTE, False)
-    if clear:
-        connection.info[_WROTE] = False
-    return known
-
-
-def is_conflict(error: Exception) -> bool:
-    """Two transactions were in each other's way: this one was rolled back and may be run again."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONFLICTS
-
-
-def is_outage(error: Exception) -> bool:
-    """The database is away, locked or full: it is not what was asked."""
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    return isinstance(error, OperationalError | InterfaceError) and not _is_wrong_sql(error)
-
-
-def is_full(error: Exception) -> bool:
-    """No space to write. To read still works."""
-    original = error.orig if isinstance(error, DBAPIError) else None
-    if isinstance(original, sqlite3.Error):
-        return getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return str(getattr(original, "sqlstate", None) or "").startswith("53100")
-
-
 def _is_wrong_sql(error: DBAPIError) -> bool:
-    """SQLite says so with the same class that it has for outages."""
+    """SQLite reports wrong SQL with the same class of error as an outage."""
     return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-
-
-def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest version; safe to call from several processes at once."""
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
-
-
-def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)

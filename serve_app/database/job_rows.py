@@ -1,4 +1,4 @@
-"""A job and its row in SQL: there and back."""
+"""Jobs to rows of SQL, and rows to jobs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -12,13 +12,14 @@ from serve_app.jobs import Job, JobError, JobState, Origin, Relation, Tier
 
 MAX_IDS = 500  # in one statement: SQLite bounds its parameters
 
-_SPLIT = {"error_code", "error_message", "origin_id", "origin_relation"}
-_FIELDS = {field.name for field in fields(Job)} - {"error", "origin", "place", "preview_step", "last_move"}
-JOB = select(*(column for column in jobs.c if column.name in _FIELDS | _SPLIT))
+_OWN_COLUMNS = {field.name for field in fields(Job)} - {"error", "origin", "place", "preview_step", "last_move"}
+_ERROR_AND_ORIGIN = {"error_code", "error_message", "origin_id", "origin_relation"}
+JOB = select(*(column for column in jobs.c if column.name in _OWN_COLUMNS | _ERROR_AND_ORIGIN))
+"""Selects what `job_from_row` needs."""
 
 
 def new_row(job: Job) -> dict[str, Any]:
-    """The values of a job just accepted; the columns left out begin with their defaults."""
+    """The values of a job that was just accepted; the columns left out begin with their defaults."""
     return {
         "id": job.id,
         "model": job.model,
@@ -48,24 +49,27 @@ def changed_columns(changes: Mapping[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def job_of(row: Mapping[Any, Any]) -> Job:
+def job_from_row(row: Mapping[Any, Any]) -> Job:
+    """The job of a row that `JOB` selected."""
     values: dict[str, Any] = dict(row)
-    code, message = values.pop("error_code"), values.pop("error_message")
-    values["error"] = None if code is None else JobError(code, message)
-    origin_id, relation = values.pop("origin_id"), values.pop("origin_relation")
-    values["origin"] = None if origin_id is None else Origin(origin_id, Relation(relation))
-    values["spec"] = VideoSpec(**values["spec"])
-    known = {
+    code = values.pop("error_code")
+    message = values.pop("error_message")
+    origin_id = values.pop("origin_id")
+    relation = values.pop("origin_relation")
+    values |= {
+        "spec": VideoSpec(**values["spec"]),
         "state": JobState(values["state"]),
         "stage": Stage(values["stage"]),
         "tier": Tier(values["tier"]),
+        "error": None if code is None else JobError(code, message),
+        "origin": None if origin_id is None else Origin(origin_id, Relation(relation)),
     }
-    return Job(**values | known)
+    return Job(**values)
 
 
 def find_jobs(connection: Connection, query: Select[Any]) -> list[Job]:
-    """The jobs of a query that selects what JOB selects."""
-    return [job_of(row) for row in connection.execute(query).mappings()]
+    """The jobs that a query made from `JOB` finds."""
+    return [job_from_row(row) for row in connection.execute(query).mappings()]
 
 
 def get_job(connection: Connection, job_id: str) -> Job | None:
@@ -83,6 +87,6 @@ def get_jobs(connection: Connection, ids: Iterable[str]) -> list[Job]:
 
 
 def batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """As many as one statement takes, again and again."""
+    """The ids in parts, none longer than one statement takes."""
     for start in range(0, len(ids), MAX_IDS):
         yield ids[start : start + MAX_IDS]

@@ -1,10 +1,8 @@
-"""Every change of a job: plain functions of a connection, the same for SQLite and Postgres.
+"""Jobs in SQL: every change of a job, and what a registry asks of all of them. Functions of a connection.
 
-A job moves only through `_move`, which checks the table of allowed moves and writes the history in the same
-transaction. Whoever changes a row has locked it (Postgres; in SQLite a transaction is alone), so that of two registries
-on one database never both hold a job, and none undoes what the other counted.
-
-What a registry asks of the jobs as a whole: those that wait, those that are held, what they did.
+A job changes its state only through `_move`, which checks the table of allowed moves and writes the history in the same
+transaction. A function locks the row that it changes (in Postgres; in SQLite a transaction is alone), so that two
+registries on one database never both hold a job, and neither undoes what the other counted.
 """
 
 from collections.abc import Mapping
@@ -38,20 +36,21 @@ NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_a
 def claim(
     connection: Connection, *, stage: Stage, leases: Mapping[str, str], owner: str, now: float, lease_s: float
 ) -> list[Job]:
-    """Give those of the jobs `leases` (lease by id) that still wait for `stage` to `owner`.
+    """Give those of the jobs that still wait for `stage` to `owner`; returns them.
 
-    What another registry claims at this moment is passed over, not waited for.
+    Jobs that another registry claims at this moment are passed over, not waited for.
+
+    Args:
+        leases: the lease of each job, by its id.
     """
-    held = {"lease_owner": owner, "lease_expires_at": now + lease_s}
+    held: dict[str, Any] = {"lease_owner": owner, "lease_expires_at": now + lease_s}
     claimed = []
     for ids in batches(sorted(leases)):
         waiting = JOB.where(jobs.c.id.in_(ids), WAITING, jobs.c.stage == stage).order_by(jobs.c.id)
         for job in find_jobs(connection, waiting.with_for_update(skip_locked=True)):
-            first = now if job.started_at is None else job.started_at
-            lease = leases[job.id]
-            claimed.append(
-                _move(connection, job, JobState(stage), now, "claimed", started_at=first, lease=lease, **held)
-            )
+            held["lease"] = leases[job.id]
+            held["started_at"] = now if job.started_at is None else job.started_at
+            claimed.append(_move(connection, job, JobState(stage), now, "claimed", **held))
     return claimed
 
 
@@ -65,10 +64,10 @@ def renew(
     progress: float,
     used: Usage,
 ) -> bool:
-    """Extend the lease, keep the progress and add what was used; False if the lease is no longer this one."""
+    """Extend the lease, write the progress and add what was used; False if the lease is no longer this one."""
     query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease == lease)
-    counted = {"steps_run": jobs.c.steps_run + used.steps, "device_s": jobs.c.device_s + used.device_s}
-    values = {"lease_expires_at": expires_at, "step": step, "progress": progress, **counted}
+    usage = {"steps_run": jobs.c.steps_run + used.steps, "device_s": jobs.c.device_s + used.device_s}
+    values = {"lease_expires_at": expires_at, "step": step, "progress": progress, **usage}
     return bool(connection.execute(query.values(**values)).rowcount)
 
 
@@ -87,34 +86,37 @@ def finish_stage(
     now: float,
     used: Usage,
 ) -> Job | None:
-    """The stage's output is in storage: on to the next stage, or completed. None if the lease is not this one.
+    """The stage's output is in storage: the job goes on to the next stage, or is completed.
 
     Args:
         seconds: wall time by part of the stage.
         now: Unix seconds.
         used: what is not in the row yet.
+
+    Returns:
+        The job as it is now; None if the lease is not this one.
     """
-    job = _held(connection, job_id, lease)
+    job = _lock_leased(connection, job_id, lease)
     if job is None:
         return None
-    ended = _usage_columns(job, used)
-    ended["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
-    following = NEXT_STAGE[job.stage]
-    if following is None:
-        ended |= {"completed_at": now, "progress": 1.0}
-        return _move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **ended)
-    ended |= {
-        "stage": following,
+    changes = _usage_fields(job, used)
+    changes["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
+    next_stage = NEXT_STAGE[job.stage]
+    if next_stage is None:
+        changes |= {"completed_at": now, "progress": 1.0}
+        return _move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **changes)
+    changes |= {
+        "stage": next_stage,
         "available_at": now,
         "step": job.spec.num_inference_steps if job.stage is Stage.SAMPLING else job.step,
-        "progress": overall_progress(following, 0, 1),
+        "progress": overall_progress(next_stage, 0, 1),
     }
-    return _move(connection, job, JobState.QUEUED, now, f"{job.stage} done", **NO_LEASE, **ended)
+    return _move(connection, job, JobState.QUEUED, now, f"{job.stage} done", **NO_LEASE, **changes)
 
 
 def give_back(connection: Connection, job_id: str, lease: str, *, now: float, note: str) -> Job | None:
     """Undo a claim that never reached a replica; costs no attempt. None if the lease is not this one."""
-    job = _held(connection, job_id, lease)
+    job = _lock_leased(connection, job_id, lease)
     if job is None:
         return None
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now)
@@ -124,12 +126,12 @@ def park(
     connection: Connection, job_id: str, lease: str, *, now: float, step: int, used: Usage, note: str
 ) -> Job | None:
     """Back to the queue with all `step` steps kept; costs no attempt. None if the lease is not this one."""
-    job = _held(connection, job_id, lease)
+    job = _lock_leased(connection, job_id, lease)
     if job is None:
         return None
-    kept: dict[str, Any] = {"checkpoint_step": step, "parks": job.parks + 1, "available_at": now}
-    kept |= _at_step(job, step) | _usage_columns(job, used)
-    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **kept)
+    changes: dict[str, Any] = {"checkpoint_step": step, "parks": job.parks + 1, "available_at": now}
+    changes |= _step_fields(job, step) | _usage_fields(job, used)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes)
 
 
 def retry(
@@ -148,18 +150,24 @@ def retry(
     """Back to the queue of the same stage, as `attempt` from the last checkpoint, not before `available_at`.
 
     Args:
-        deaths, died_at: as in Job, what they are from now on.
+        now: Unix seconds.
+        available_at: Unix seconds.
+        note: why, for people.
+        attempt: the number of the next one.
+        used: what is not in the row yet.
+        deaths: as in Job, from now on.
+        died_at: as in Job, from now on.
 
     Returns:
         The job as it waits; None if the lease is not this one.
     """
-    job = _held(connection, job_id, lease)
+    job = _lock_leased(connection, job_id, lease)
     if job is None:
         return None
-    again = {"attempt": attempt, "available_at": available_at, "deaths": deaths, "died_at": died_at}
+    changes = {"attempt": attempt, "available_at": available_at, "deaths": deaths, "died_at": died_at}
     if job.stage is Stage.SAMPLING:
-        again |= _at_step(job, job.checkpoint_step)
-    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **again, **_usage_columns(job, used))
+        changes |= _step_fields(job, job.checkpoint_step)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes, **_usage_fields(job, used))
 
 
 def cancel(
@@ -168,16 +176,17 @@ def cancel(
     """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
 
     Args:
-        lease: of the replica that used it; counted only if it holds the job.
+        now: Unix seconds.
+        lease: of the replica that reported `used`, which is counted only if this lease still holds the job.
         used: what is not in the row yet.
     """
-    job = _locked(connection, job_id)
+    job = _lock_job(connection, job_id)
     if job is None or job.final:
         return job
-    end: dict[str, Any] = {"error": JobError("cancelled", "the job was cancelled"), "completed_at": now}
+    changes: dict[str, Any] = {"error": JobError("cancelled", "the job was cancelled"), "completed_at": now}
     if lease is not None and job.lease == lease:
-        end |= _usage_columns(job, used)
-    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **end)
+        changes |= _usage_fields(job, used)
+    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **changes)
 
 
 def delete(
@@ -189,16 +198,19 @@ def delete(
     lease: str | None = None,
     used: Usage = NO_USAGE,
 ) -> Job | DeletedVideo | None:
-    """Forget a job, ended before if need be; None if there is none, or not of this tenant (None: of any).
+    """Delete a job, and end it first if need be. None if there is no such job of this tenant.
 
     Args:
-        lease, used: as of `cancel`.
+        tenant: None stands for all.
+        now: Unix seconds.
+        lease: as of `cancel`.
+        used: as of `cancel`.
 
     Returns:
         The job as it ended, or its tombstone if it was deleted before.
     """
-    job = _locked(connection, job_id)
-    found = get_deleted_video(connection, job_id) if job is None else job
+    job = _lock_job(connection, job_id)
+    found = job or get_deleted_video(connection, job_id)
     if found is None or tenant not in (None, found.tenant):
         return None
     if job is None:
@@ -210,43 +222,11 @@ def delete(
 
 def fail(connection: Connection, job_id: str, lease: str, *, now: float, error: JobError, used: Usage) -> Job | None:
     """End the job as failed. None if the lease is not this one."""
-    job = _held(connection, job_id, lease)
+    job = _lock_leased(connection, job_id, lease)
     if job is None:
         return None
-    end = {"error": error, "completed_at": now}
-    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, **end, **_usage_columns(job, used))
-
-
-def _at_step(job: Job, step: int) -> dict[str, Any]:
-    return {"step": step, "progress": overall_progress(job.stage, step, job.spec.num_inference_steps)}
-
-
-def _usage_columns(job: Job, used: Usage) -> dict[str, Any]:
-    return {"steps_run": job.steps_run + used.steps, "device_s": job.device_s + used.device_s}
-
-
-def _locked(connection: Connection, job_id: str) -> Job | None:
-    found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
-    return found[0] if found else None
-
-
-def _held(connection: Connection, job_id: str, lease: str) -> Job | None:
-    job = _locked(connection, job_id)
-    return job if job is not None and job.lease == lease else None
-
-
-def _move(connection: Connection, job: Job, state: JobState, now: float, note: str, **changes: Any) -> Job:
-    """`job` is locked by this transaction; `changes` are fields of Job."""
-    check_move(job.state, state)
-    changes |= {"state": state, "moves": job.moves + 1}
-    moved = replace(job, **changes)
-    connection.execute(update(jobs).where(jobs.c.id == job.id).values(**changed_columns(changes)))
-    move = Move(now, moved.state, moved.stage, moved.attempt, note)
-    connection.execute(insert(job_moves).values(job_id=job.id, **asdict(move)))
-    if moved.final:
-        add_delivery(connection, moved, now=now)
-        record_usage(connection, moved.tenant, ended_at=now, gpu_seconds=moved.device_s)
-    return replace(moved, last_move=move)
+    changes = {"error": error, "completed_at": now}
+    return _move(connection, job, JobState.FAILED, now, error.code, **NO_LEASE, **changes, **_usage_fields(job, used))
 
 
 def queued_ids(connection: Connection) -> list[tuple[str, Stage]]:
@@ -262,8 +242,8 @@ def leased_jobs(connection: Connection) -> list[Job]:
 
 def count_live(connection: Connection) -> dict[tuple[JobState, Stage], int]:
     """How many jobs are in each live state and stage."""
-    counted = select(jobs.c.state, jobs.c.stage, func.count()).group_by(jobs.c.state, jobs.c.stage)
-    rows = [row for live in (WAITING, LEASED) for row in connection.execute(counted.where(live))]
+    counts = select(jobs.c.state, jobs.c.stage, func.count()).group_by(jobs.c.state, jobs.c.stage)
+    rows = [row for live in (WAITING, LEASED) for row in connection.execute(counts.where(live))]
     return {(JobState(state), Stage(stage)): count for state, stage, count in rows}
 
 
@@ -282,7 +262,41 @@ def history(connection: Connection, job_id: str) -> list[Move]:
 
 
 def last_completed(connection: Connection, *, limit: int) -> list[Job]:
-    """The jobs completed last, newest first: what work costs can be learned from them."""
+    """The jobs that were completed last, newest first: what work costs is learned from them."""
     done = JOB.where(jobs.c.state == JobState.COMPLETED, ENDED)
     newest = (jobs.c.completed_at.desc(), jobs.c.id.desc())
     return find_jobs(connection, done.order_by(*newest).limit(limit))
+
+
+def _step_fields(job: Job, step: int) -> dict[str, Any]:
+    return {"step": step, "progress": overall_progress(job.stage, step, job.spec.num_inference_steps)}
+
+
+def _usage_fields(job: Job, used: Usage) -> dict[str, Any]:
+    return {"steps_run": job.steps_run + used.steps, "device_s": job.device_s + used.device_s}
+
+
+def _lock_job(connection: Connection, job_id: str) -> Job | None:
+    """Lock its row until the end of the transaction; None if it is unknown."""
+    found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
+    return found[0] if found else None
+
+
+def _lock_leased(connection: Connection, job_id: str, lease: str) -> Job | None:
+    """As `_lock_job`; None also if the lease is no longer this one."""
+    job = _lock_job(connection, job_id)
+    return job if job is not None and job.lease == lease else None
+
+
+def _move(connection: Connection, job: Job, state: JobState, now: float, note: str, **changes: Any) -> Job:
+    """Write the state and other changed fields of a job that this transaction has locked, and its history."""
+    check_move(job.state, state)
+    changes |= {"state": state, "moves": job.moves + 1}
+    moved = replace(job, **changes)
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(**changed_columns(changes)))
+    move = Move(now, moved.state, moved.stage, moved.attempt, note)
+    connection.execute(insert(job_moves).values(job_id=job.id, **asdict(move)))
+    if moved.final:
+        add_delivery(connection, moved, now=now)
+        record_usage(connection, moved.tenant, ended_at=now, gpu_seconds=moved.device_s)
+    return replace(moved, last_move=move)

@@ -1,4 +1,4 @@
-"""The few facts about the database itself."""
+"""Facts about the database itself, by name: its id, and which registries work on it."""
 
 from uuid import uuid4
 
@@ -7,9 +7,12 @@ from sqlalchemy import Connection, delete, select
 from serve_app.database.engine import insert_into
 from serve_app.database.schema import meta
 
+_HEARTBEAT = "registry:"
+_NAME_LENGTH = 64
+
 
 def installation_id(connection: Connection) -> str:
-    """The name of this database, drawn once: what is in storage under another one belongs to others."""
+    """The id of this database, drawn once: files in storage under another id belong to others."""
     row = {"name": "installation_id", "value": uuid4().hex}
     connection.execute(insert_into(connection, meta).on_conflict_do_nothing(), row)
     found: str = connection.execute(select(meta.c.value).where(meta.c.name == "installation_id")).scalar_one()
@@ -18,36 +21,30 @@ def installation_id(connection: Connection) -> str:
 
 def touch(connection: Connection, *, now: float) -> None:
     """One small durable write: it raises if the database cannot be written."""
-    row = {"name": "touched_at", "value": repr(now)}
-    query = insert_into(connection, meta).on_conflict_do_update(
-        index_elements=[meta.c.name], set_={"value": row["value"]}
-    )
-    connection.execute(query, row)
-
-
-_BEAT = "registry:"
+    _write(connection, "touched_at", repr(now))
 
 
 def write_heartbeat(connection: Connection, owner: str, *, now: float) -> None:
     """The registry of `owner` works on this database at `now`, Unix seconds."""
-    row = {"name": _beat_name(owner), "value": repr(now)}
-    query = insert_into(connection, meta).on_conflict_do_update(
-        index_elements=[meta.c.name], set_={"value": row["value"]}
-    )
-    connection.execute(query, row)
+    _write(connection, _heartbeat_name(owner), repr(now))
 
 
 def read_heartbeats(connection: Connection, owner: str, *, since: float) -> tuple[float | None, dict[str, float]]:
-    """When the registry of `owner` said so last, and each other one by its owner, all by their own clocks.
+    """The last heartbeat of the registry of `owner`, and those of the others by owner; all by their own clocks.
 
-    What is older than `since` is forgotten.
+    Heartbeats older than `since` are deleted.
     """
-    found = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_BEAT)))
-    known = {name: float(value) for name, value in found}
-    connection.execute(delete(meta).where(meta.c.name.in_([name for name, at in known.items() if at < since])))
-    own = known.pop(_beat_name(owner), None)
-    return own, {name.removeprefix(_BEAT): at for name, at in known.items() if at >= since}
+    found = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_HEARTBEAT)))
+    heartbeats = {name: float(value) for name, value in found}
+    connection.execute(delete(meta).where(meta.c.name.in_([name for name, at in heartbeats.items() if at < since])))
+    own = heartbeats.pop(_heartbeat_name(owner), None)
+    return own, {name.removeprefix(_HEARTBEAT): at for name, at in heartbeats.items() if at >= since}
 
 
-def _beat_name(owner: str) -> str:
-    return f"{_BEAT}{owner}"[:64]
+def _heartbeat_name(owner: str) -> str:
+    return f"{_HEARTBEAT}{owner}"[:_NAME_LENGTH]
+
+
+def _write(connection: Connection, name: str, value: str) -> None:
+    query = insert_into(connection, meta).on_conflict_do_update(index_elements=[meta.c.name], set_={"value": value})
+    connection.execute(query, {"name": name, "value": value})

@@ -1,10 +1,9 @@
-"""What the sweeper asks and tells of jobs that have ended.
+"""Jobs that have ended and their files: what the sweeper asks of SQL, and what it writes. Functions of a connection.
 
-Videos that their clients deleted: the job goes at once, its files soon after, and a tombstone in between.
-
-The tombstone tells a repeated request that the video was there, and the sweeper whose files to delete. They are
-deleted twice: a worker that lost its job may write for a while longer, so `files_gone_at`, when they were last
-deleted, is final only from LATE_WRITES_S after the job's end on. Functions of a connection, as in `jobs_sql`.
+A video that its client deleted: its job is deleted at once, its files soon after, and in between there is a tombstone,
+a row of `deleted_videos`. The tombstone answers a repeated request to delete, and names the files to the sweeper. They
+are deleted twice, since a worker that lost its job may write for a while longer: `files_gone_at`, when the files were
+last deleted, is final only from LATE_WRITES_S after the job was deleted.
 """
 
 from collections.abc import Sequence
@@ -22,8 +21,23 @@ from serve_app.database.schema import (
     job_moves,
     jobs,
 )
-from serve_app.database.webhooks import forget_deliveries_of
+from serve_app.database.webhooks import delete_deliveries
 from serve_app.jobs import Job, JobState
+
+# A worker hears of the end of its job within seconds. One that waits for a store that is away goes on for a minute, and
+# for what one request may take. What is written later still is an orphan.
+LATE_WRITES_S = 300.0
+
+_FILES_ARE_GONE = deleted_videos.c.files_gone_at >= deleted_videos.c.deleted_at + LATE_WRITES_S
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedVideo:
+    """A tombstone."""
+
+    id: str
+    tenant: str
+    deleted_at: float  # Unix seconds
 
 
 def jobs_with_work_files(connection: Connection, *, limit: int) -> list[str]:
@@ -33,7 +47,7 @@ def jobs_with_work_files(connection: Connection, *, limit: int) -> list[str]:
 
 
 def mark_work_files_deleted(connection: Connection, ids: Sequence[str]) -> None:
-    """Those files are deleted. A job that has not ended may write new ones and stays as it is."""
+    """The work files of these jobs are deleted. A job that has not ended may write new ones and stays as it is."""
     for some in batches(ids):
         connection.execute(update(jobs).where(jobs.c.id.in_(some), ENDED).values(has_work_files=False))
 
@@ -41,18 +55,20 @@ def mark_work_files_deleted(connection: Connection, ids: Sequence[str]) -> None:
 def expired_jobs(
     connection: Connection, *, completed_before: float | None, failed_before: float | None, limit: int
 ) -> list[str]:
-    """Ids of the jobs that ended before then (Unix seconds), longest ended first; None keeps them for ever.
+    """Ids of jobs that ended before a time, Unix seconds, longest ended first; None keeps them for ever.
 
     Args:
-        completed_before: for completed jobs. failed_before: for failed and cancelled ones.
+        completed_before: for completed jobs.
+        failed_before: for failed and cancelled jobs.
+        limit: the most ids.
     """
     found: list[tuple[float, str]] = []
-    kept = {
+    ended_before = {
         JobState.COMPLETED: completed_before,
         JobState.FAILED: failed_before,
         JobState.CANCELLED: failed_before,
     }
-    for state, before in kept.items():
+    for state, before in ended_before.items():
         if before is not None:
             query = select(jobs.c.completed_at, jobs.c.id).where(jobs.c.state == state, jobs.c.completed_at < before)
             query = query.where(ENDED).order_by(jobs.c.completed_at, jobs.c.id).limit(limit)
@@ -61,13 +77,11 @@ def expired_jobs(
 
 
 def delete_expired_jobs(connection: Connection, ids: Sequence[str]) -> None:
-    """Forget these jobs with their histories and idempotency keys; one that has not ended stays as it is."""
+    """Delete these jobs with histories, idempotency keys and webhooks; one that has not ended stays as it is."""
     for some in batches(ids):
-        gone = delete(jobs).where(jobs.c.id.in_(some), ENDED).returning(jobs.c.id)
-        deleted = list(connection.scalars(gone))
-        connection.execute(delete(job_moves).where(job_moves.c.job_id.in_(deleted)))
-        connection.execute(delete(idempotency_keys).where(idempotency_keys.c.job_id.in_(deleted)))
-        forget_deliveries_of(connection, deleted)
+        deleted = list(connection.scalars(delete(jobs).where(jobs.c.id.in_(some), ENDED).returning(jobs.c.id)))
+        _delete_history_and_key(connection, deleted)
+        delete_deliveries(connection, deleted)
 
 
 def job_states(connection: Connection, ids: Sequence[str]) -> dict[str, JobState]:
@@ -79,26 +93,10 @@ def job_states(connection: Connection, ids: Sequence[str]) -> dict[str, JobState
     return found
 
 
-# A worker hears of the end of its job within seconds. One that waits for a store that is away goes on for a minute, and
-# for what one request may take. What is written later still is an orphan.
-LATE_WRITES_S = 300.0
-
-_CLEAN = deleted_videos.c.files_gone_at >= deleted_videos.c.deleted_at + LATE_WRITES_S
-
-
-@dataclass(frozen=True, slots=True)
-class DeletedVideo:
-    """A tombstone. deleted_at: Unix seconds."""
-
-    id: str
-    tenant: str
-    deleted_at: float
-
-
 def delete_ended_job(connection: Connection, job_id: str, *, now: float) -> Job | None:
-    """Forget a job that has ended, with its history and its idempotency key; what is still to be told of it is told.
+    """Delete a job that has ended, with its history and its idempotency key, and write its tombstone.
 
-    In its place it leaves a tombstone, in the same transaction; the sweeper deletes the files.
+    Its webhooks stay and are still sent. The sweeper deletes the files.
 
     Returns:
         The job as it was; None if it is unknown. One that is not final stays: cancel it first.
@@ -107,41 +105,48 @@ def delete_ended_job(connection: Connection, job_id: str, *, now: float) -> Job 
     if not found or not found[0].final:
         return found[0] if found else None
     connection.execute(delete(jobs).where(jobs.c.id == job_id))
-    connection.execute(delete(job_moves).where(job_moves.c.job_id == job_id))
-    connection.execute(delete(idempotency_keys).where(idempotency_keys.c.job_id == job_id))
+    _delete_history_and_key(connection, [job_id])
     tombstone = {"id": job_id, "tenant": found[0].tenant, "deleted_at": now}
     connection.execute(insert(deleted_videos).values(**tombstone))
     return found[0]
 
 
 def get_deleted_video(connection: Connection, job_id: str) -> DeletedVideo | None:
-    """Of a video that was deleted within the last day or so."""
+    """The tombstone of a video that was deleted within the last day or so."""
     columns = deleted_videos.c.id, deleted_videos.c.tenant, deleted_videos.c.deleted_at
     row = connection.execute(select(*columns).where(deleted_videos.c.id == job_id)).one_or_none()
     return None if row is None else DeletedVideo(*row)
 
 
 def deleted_videos_with_files(connection: Connection, *, limit: int) -> list[str]:
-    """Ids of deleted videos whose files were not deleted yet, longest deleted first."""
-    return _ids(connection, (DELETED_WITH_FILES,), limit)
+    """Ids of deleted videos whose files have not been deleted yet, longest deleted first."""
+    return _deleted_ids(connection, DELETED_WITH_FILES, limit=limit)
 
 
 def deleted_videos_with_late_files(connection: Connection, *, now: float, limit: int) -> list[str]:
     """Ids of deleted videos that may have files again, written after they were deleted, longest deleted first."""
-    return _ids(connection, (deleted_videos.c.deleted_at <= now - LATE_WRITES_S, ~_CLEAN), limit)
-
-
-def _ids(connection: Connection, conditions: tuple[ColumnElement[bool], ...], limit: int) -> list[str]:
-    query = select(deleted_videos.c.id).where(*conditions)
-    return list(connection.scalars(query.order_by(deleted_videos.c.deleted_at, deleted_videos.c.id).limit(limit)))
+    ended = deleted_videos.c.deleted_at <= now - LATE_WRITES_S
+    return _deleted_ids(connection, ended, ~_FILES_ARE_GONE, limit=limit)
 
 
 def mark_video_files_deleted(connection: Connection, ids: Sequence[str], *, now: float) -> None:
-    """The files of these videos are deleted; `now` is when that was begun."""
+    """The files of these deleted videos are gone; `now` is when the deletion of the files began."""
     for some in batches(ids):
         connection.execute(update(deleted_videos).where(deleted_videos.c.id.in_(some)).values(files_gone_at=now))
 
 
 def forget_deleted_videos(connection: Connection, *, before: float) -> int:
     """Remove the tombstones from before that time whose files are gone for good; returns how many."""
-    return connection.execute(delete(deleted_videos).where(deleted_videos.c.deleted_at < before, _CLEAN)).rowcount
+    return connection.execute(
+        delete(deleted_videos).where(deleted_videos.c.deleted_at < before, _FILES_ARE_GONE)
+    ).rowcount
+
+
+def _delete_history_and_key(connection: Connection, ids: Sequence[str]) -> None:
+    connection.execute(delete(job_moves).where(job_moves.c.job_id.in_(ids)))
+    connection.execute(delete(idempotency_keys).where(idempotency_keys.c.job_id.in_(ids)))
+
+
+def _deleted_ids(connection: Connection, *conditions: ColumnElement[bool], limit: int) -> list[str]:
+    query = select(deleted_videos.c.id).where(*conditions)
+    return list(connection.scalars(query.order_by(deleted_videos.c.deleted_at, deleted_videos.c.id).limit(limit)))

@@ -1,8 +1,8 @@
-"""The tables. Times are Unix seconds in double precision; `spec` and `seconds` are JSON objects.
+"""The tables of the database. Times are Unix seconds in double precision.
 
-Changed only together with a migration in `serve_app/migrations/versions`; a test holds the two together. Each index
-costs every new job a write, so those that only some states need are partial: their conditions stand here, because a
-database takes such an index only for a query that says the same words.
+This file is changed only together with a migration in `serve_app/database/migrations/versions`; a test compares the
+two. Each index costs every new job a write, so an index that only some states need is partial. Its condition stands
+here, because a database uses a partial index only for a query that has the same condition.
 """
 
 from sqlalchemy import (
@@ -28,33 +28,33 @@ jobs = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("model", String(128), nullable=False),
-    Column("spec", JSON, nullable=False),
+    Column("spec", JSON, nullable=False),  # a VideoSpec
     Column("state", String(16), nullable=False),
-    Column("stage", String(16), nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("step", Integer, nullable=False),
-    Column("checkpoint_step", Integer, nullable=False, server_default="0"),
-    Column("steps_run", Integer, nullable=False, server_default="0"),
-    Column("progress", Double, nullable=False),
+    Column("stage", String(16), nullable=False),  # the stage that the job runs or waits for
+    Column("attempt", Integer, nullable=False),  # 1 and up; one more whenever a stage was lost or failed
+    Column("step", Integer, nullable=False),  # denoising steps done
+    Column("checkpoint_step", Integer, nullable=False, server_default="0"),  # where a new attempt begins
+    Column("steps_run", Integer, nullable=False, server_default="0"),  # in all attempts
+    Column("progress", Double, nullable=False),  # 0 to 1
     Column("tenant", String(64), nullable=False, server_default="default"),
     Column("tier", String(16), nullable=False, server_default="standard"),
-    Column("device_s", Double, nullable=False, server_default="0"),
-    Column("parks", Integer, nullable=False, server_default="0"),
-    Column("deaths", Integer, nullable=False, server_default="0"),
-    Column("died_at", Double),
-    Column("has_work_files", Boolean, nullable=False, server_default=true()),
+    Column("device_s", Double, nullable=False, server_default="0"),  # in all attempts
+    Column("parks", Integer, nullable=False, server_default="0"),  # how often it made room for another job
+    Column("deaths", Integer, nullable=False, server_default="0"),  # replicas that died in a row at `died_at`
+    Column("died_at", Double),  # a progress
+    Column("has_work_files", Boolean, nullable=False, server_default=true()),  # under jobs/<id>/ in storage
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("completed_at", Double),
-    Column("available_at", Double, nullable=False),
-    Column("lease", String(64)),
-    Column("lease_owner", String(128)),
+    Column("available_at", Double, nullable=False),  # waits at least until then
+    Column("lease", String(64)),  # token of the replica that runs it
+    Column("lease_owner", String(128)),  # the registry that gave the lease
     Column("lease_expires_at", Double),
     Column("error_code", String(64)),
     Column("error_message", Text),
-    Column("seconds", JSON, nullable=False),
-    Column("moves", Integer, nullable=False, server_default="1"),
-    Column("origin_id", String(64)),
+    Column("seconds", JSON, nullable=False),  # wall time by "<stage>.<part>"
+    Column("moves", Integer, nullable=False, server_default="1"),  # length of its history
+    Column("origin_id", String(64)),  # the job that it was made from
     Column("origin_relation", String(16)),
     Column("webhook_url", Text),
     Index("jobs_by_time", "created_at", "id"),
@@ -79,7 +79,7 @@ Index(
     postgresql_where=ENDED_WITH_FILES,
 )
 
-# The first entry of a job's history, that it was accepted, is in its row of `jobs` and nowhere else.
+# The histories of jobs. The first entry, that the job was accepted, is in its row of `jobs` and nowhere else.
 job_moves = Table(
     "job_moves",
     metadata,
@@ -89,22 +89,24 @@ job_moves = Table(
     Column("state", String(16), nullable=False),
     Column("stage", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("note", Text, nullable=False),
+    Column("note", Text, nullable=False),  # why, for people
     Index("job_moves_by_job", "job_id", "id"),
 )
 
+# The keys of clients for their own requests.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
     Column("tenant", String(64), primary_key=True),
     Column("key", String(255), primary_key=True),
-    Column("fingerprint", String(64), nullable=False),
+    Column("fingerprint", String(64), nullable=False),  # of the request
     Column("job_id", String(64), nullable=False),
     Column("created_at", Double, nullable=False),
     Index("idempotency_keys_by_time", "created_at"),
     Index("idempotency_keys_by_job", "job_id"),
 )
 
+# Facts about the database itself; see `serve_app.database.meta` and `serve_app.database.access`.
 meta = Table(
     "meta",
     metadata,
@@ -117,7 +119,7 @@ tenants = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("max_tier", String(16), nullable=False),
-    Column("weight", Double),
+    Column("weight", Double),  # null here and below: the default of the settings
     Column("requests_per_minute", Integer),
     Column("videos_per_minute", Integer),
     Column("max_queued", Integer),
@@ -126,14 +128,13 @@ tenants = Table(
     Column("created_at", Double, nullable=False),
 )
 
-# `hash`: SHA-256 of the key in hexadecimal digits; the key itself is nowhere.
 api_keys = Table(
     "api_keys",
     metadata,
     Column("id", String(32), primary_key=True),
     Column("tenant", String(64), nullable=False),
-    Column("hash", String(64), nullable=False, unique=True),
-    Column("hint", String(16), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),  # SHA-256 of the key in hex; the key is nowhere
+    Column("hint", String(16), nullable=False),  # the first characters of the key
     Column("label", String(128), nullable=False),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
@@ -141,17 +142,17 @@ api_keys = Table(
     Index("api_keys_by_tenant", "tenant", "created_at"),
 )
 
-# What the jobs that ended on a day (days since 1970-01-01, UTC) cost.
+# What the jobs that ended on a day cost.
 usage = Table(
     "usage",
     metadata,
     Column("tenant", String(64), primary_key=True),
-    Column("day", Integer, primary_key=True),
+    Column("day", Integer, primary_key=True),  # days since 1970-01-01, UTC
     Column("gpu_seconds", Double, nullable=False),
     Column("videos", Integer, nullable=False),
 )
 
-# Written in the transaction that ends the job. `next_at` is null once it was taken or given up.
+# One row for each event and URL, written in the transaction that ends the job.
 webhook_deliveries = Table(
     "webhook_deliveries",
     metadata,
@@ -159,12 +160,12 @@ webhook_deliveries = Table(
     Column("job_id", String(64), nullable=False),
     Column("tenant", String(64), nullable=False),
     Column("url", Text, nullable=False),
-    Column("type", String(32), nullable=False),
-    Column("created_at", Double, nullable=False),
+    Column("type", String(32), nullable=False),  # of the event
+    Column("created_at", Double, nullable=False),  # when the job ended
     Column("attempts", Integer, nullable=False, server_default="0"),
-    Column("next_at", Double),
+    Column("next_at", Double),  # of the next try; null once it was taken or given up
     Column("delivered_at", Double),
-    Column("status", Integer),
+    Column("status", Integer),  # of the last answer
     Column("error", Text),
     Index("webhook_deliveries_by_job", "job_id"),
 )
@@ -177,14 +178,14 @@ Index(
     postgresql_where=UNDELIVERED,
 )
 
-# Jobs that their clients deleted: so that a repeated request finds out, and until their files are gone.
+# Tombstones of jobs that their clients deleted; see `serve_app.database.retention`.
 deleted_videos = Table(
     "deleted_videos",
     metadata,
     Column("id", String(64), primary_key=True),
     Column("tenant", String(64), nullable=False),
     Column("deleted_at", Double, nullable=False),
-    Column("files_gone_at", Double),
+    Column("files_gone_at", Double),  # when the files were last deleted
     Index("deleted_videos_by_time", "deleted_at"),
 )
 DELETED_WITH_FILES = deleted_videos.c.files_gone_at.is_(None)

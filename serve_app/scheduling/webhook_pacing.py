@@ -1,7 +1,4 @@
-"""Who webhooks are being sent to at this moment, so that one slow target holds up no others. Pure.
-
-When a webhook that was not taken is sent again. Pure.
-"""
+"""The pace of webhooks: how many are sent at once, and when one that was not taken is sent again. Pure."""
 
 from collections import Counter
 from datetime import UTC
@@ -15,16 +12,13 @@ MAX_AT_ONCE = 20
 MAX_PER_TENANT = 12
 MAX_PER_ORIGIN = 4
 
-
-def origin_of(url: str) -> str:
-    """Scheme, host and port, as they are written in the URL."""
-    scheme, _, rest = url.partition("://")
-    ends = [at for at in (rest.find("/"), rest.find("?")) if at >= 0]
-    return f"{scheme}://{rest[: min(ends)] if ends else rest}"
+LONGEST_PAUSE_S = HOUR_S
+GONE = 410
+MAX_DOUBLINGS = 40
 
 
 class DeliveryLimits:
-    """Counts what is under way, by origin and by tenant."""
+    """Counts the deliveries under way by origin and by tenant, so that one slow target does not hold up the others."""
 
     def __init__(self) -> None:
         self._origins: Counter[str] = Counter()
@@ -32,7 +26,7 @@ class DeliveryLimits:
 
     @property
     def free(self) -> int:
-        """How many may be added in all."""
+        """How many more may begin in all."""
         return MAX_AT_ONCE - self._tenants.total()
 
     @property
@@ -43,8 +37,8 @@ class DeliveryLimits:
     def full_tenants(self) -> list[str]:
         return sorted(tenant for tenant, count in self._tenants.items() if count >= MAX_PER_TENANT)
 
-    def enter(self, tenant: str, url: str) -> bool:
-        """Add one; False, and nothing is added, if there is no room for it."""
+    def begin(self, tenant: str, url: str) -> bool:
+        """Count a delivery that begins; False, and nothing is counted, if it would exceed a limit."""
         origin = origin_of(url)
         full = self._origins[origin] >= MAX_PER_ORIGIN or self._tenants[tenant] >= MAX_PER_TENANT
         if full or self.free <= 0:
@@ -53,8 +47,8 @@ class DeliveryLimits:
         self._tenants[tenant] += 1
         return True
 
-    def leave(self, tenant: str, url: str) -> None:
-        """Take one away that was added."""
+    def end(self, tenant: str, url: str) -> None:
+        """A delivery that began has ended."""
         for counter, name in ((self._origins, origin_of(url)), (self._tenants, tenant)):
             counter[name] -= 1
             if counter[name] <= 0:
@@ -62,13 +56,16 @@ class DeliveryLimits:
 
     def copy(self) -> Self:
         other = type(self)()
-        other._origins, other._tenants = self._origins.copy(), self._tenants.copy()
+        other._origins = self._origins.copy()
+        other._tenants = self._tenants.copy()
         return other
 
 
-LONGEST_PAUSE_S = HOUR_S
-GONE = 410
-MAX_DOUBLINGS = 40
+def origin_of(url: str) -> str:
+    """Scheme, host and port, as they are written in the URL."""
+    scheme, _, rest = url.partition("://")
+    ends = [at for at in (rest.find("/"), rest.find("?")) if at >= 0]
+    return f"{scheme}://{rest[: min(ends)] if ends else rest}"
 
 
 def next_try(
@@ -81,7 +78,7 @@ def next_try(
     settings: WebhookSettings,
     jitter: float,
 ) -> float | None:
-    """When to send it again, Unix seconds; None: it is given up. The last try is `give_up_h` after the event.
+    """When to send a webhook again, Unix seconds; None: it is given up. The last try is `give_up_h` after the event.
 
     Args:
         status: of the answer to the last try; None if there was no answer.
@@ -90,17 +87,17 @@ def next_try(
         created_at: of the event, Unix seconds.
         now: Unix seconds.
         settings: the first pause, and when to give up.
-        jitter: 0 to 1, drawn; takes up to half of the pause, so that what failed together does not return together.
+        jitter: 0 to 1, drawn; shortens the pause by up to a half, so that what failed together is not sent together.
     """
     give_up_at = created_at + settings.give_up_h * HOUR_S
     if status == GONE or now >= give_up_at:
         return None
     doubled = retry_pause(min(attempts, MAX_DOUBLINGS) + 1, settings.first_pause_s, LONGEST_PAUSE_S)
-    wanted = min(LONGEST_PAUSE_S, retry_after_s(retry_after, now))
-    return min(give_up_at, now + max(wanted, doubled * (1 - jitter / 2)))
+    requested = min(LONGEST_PAUSE_S, parse_retry_after(retry_after, now))
+    return min(give_up_at, now + max(requested, doubled * (1 - jitter / 2)))
 
 
-def retry_after_s(header: str | None, now: float) -> float:
+def parse_retry_after(header: str | None, now: float) -> float:
     """Seconds that the header Retry-After asks to wait (RFC 9110: seconds or a date); 0 without one, or a bad one."""
     if header is None:
         return 0.0

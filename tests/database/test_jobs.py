@@ -1,54 +1,31 @@
+"""Every change of a job in SQL, and what is asked of all jobs."""
+
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
-from dataclasses import replace
 
-import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import Stage
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import find_accepted, insert_job
 from serve_app.database.job_rows import get_job, get_jobs
 from serve_app.jobs import (
-    Acceptance,
     Job,
     JobError,
     JobState,
     Move,
     Submission,
-    Tier,
     Usage,
     overall_progress,
 )
 from tests.support.postgres import fresh_database
-
-SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 2**53 - 1)
-LEASE_S = 30.0
-DAY_S = 86_400.0
-NOTHING = Usage()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
+from tests.support.sql_jobs import SPEC, accept, claim, claim_all, end_job
 
 
 async def insert(database: Database, *ids: str) -> None:
     for n, job_id in enumerate(ids):
         await accept(database, Submission(job_id, "mochi-1", SPEC), float(n))
-
-
-async def accept(database: Database, submission: Submission, now: float) -> Acceptance:
-    return await database.run(insert_job, submission, now=now, keep_keys_s=DAY_S)
-
-
-async def claim(database: Database, stage: Stage, now: float = 100.0, owner: str = "here", **leases: str) -> list[Job]:
-    return await database.run(jobs_sql.claim, stage=stage, leases=leases, owner=owner, now=now, lease_s=LEASE_S)
 
 
 async def get(database: Database, job_id: str) -> Job:
@@ -57,40 +34,36 @@ async def get(database: Database, job_id: str) -> Job:
     return job
 
 
+async def finish(database: Database, lease: str, now: float, device_s: float) -> Job | None:
+    """The stage of job `a` is done."""
+    return await database.run(jobs_sql.finish_stage, "a", lease, seconds={}, now=now, used=Usage(device_s=device_s))
+
+
+async def retry(
+    database: Database, lease: str, now: float, used: Usage, deaths: int = 0, died_at: float | None = None
+) -> Job | None:
+    """Job `a` is lost in its first attempt; it may be tried again after two seconds."""
+    return await database.run(
+        jobs_sql.retry,
+        "a",
+        lease,
+        now=now,
+        available_at=now + 2.0,
+        note="replica lost",
+        attempt=2,
+        used=used,
+        deaths=deaths,
+        died_at=died_at,
+    )
+
+
 async def sampling(database: Database) -> Job:
     """Job `a`, held by a sampler under the lease `s`."""
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="e")
-    await database.run(jobs_sql.finish_stage, "a", "e", seconds={}, now=101.0, used=Usage(device_s=0.25))
+    await finish(database, "e", now=101.0, device_s=0.25)
     (job,) = await claim(database, Stage.SAMPLING, now=102.0, a="s")
     return job
-
-
-async def test_a_job_comes_back_as_it_was_accepted(database: Database) -> None:
-    spec = replace(SPEC, prompt="ein rotes Rechteck, ‘ÄÖÜ’ 🎈", guidance_scale=3.25)
-    accepted = await accept(database, Submission("video_1", "mochi-1", spec, "acme", Tier.BATCH), 12.5)
-    assert not accepted.repeated
-    job = accepted.job
-    assert job == await get(database, "video_1")
-    assert (job.spec, job.state, job.stage, job.attempt) == (spec, JobState.QUEUED, Stage.ENCODING, 1)
-    assert (job.tenant, job.tier, job.created_at, job.available_at) == ("acme", Tier.BATCH, 12.5, 12.5)
-    assert await database.run(get_job, "video_2") is None
-
-
-async def test_the_same_id_again_is_the_same_job(database: Database) -> None:
-    await insert(database, "a")
-    (running,) = await claim(database, Stage.ENCODING, a="t")
-    again = await accept(database, Submission("a", "mochi-1", SPEC), 99.0)
-    assert again == Acceptance(running, repeated=True)
-    assert len(await database.run(jobs_sql.history, "a")) == 2
-
-
-async def test_what_is_found_accepted_is_what_would_be_inserted(database: Database) -> None:
-    submission = Submission("a", "mochi-1", SPEC)
-    assert await database.run(find_accepted, submission, now=0.0, keep_keys_s=DAY_S) is None
-    assert await database.run(get_job, "a") is None
-    accepted = await accept(database, submission, 0.0)
-    assert await database.run(find_accepted, submission, now=1.0, keep_keys_s=DAY_S) == replace(accepted, repeated=True)
 
 
 async def test_a_job_runs_through_its_stages_and_completes_once(database: Database) -> None:
@@ -99,14 +72,11 @@ async def test_a_job_runs_through_its_stages_and_completes_once(database: Databa
         (job,) = await claim(database, stage, now=100.0 + n, a=f"t{n}")
         assert (job.state, job.lease, job.lease_expires_at) == (JobState(stage), f"t{n}", 130.0 + n)
         assert job == await get(database, "a")
-        used = Usage(steps=8 if stage is Stage.SAMPLING else 0, device_s=0.5)
+        used = Usage(steps=8 if stage is Stage.SAMPLING else 0, device_s=0.5)  # 12 are in the row already
         ended = await database.run(jobs_sql.finish_stage, "a", f"t{n}", seconds={"work": 1.0}, now=100.5 + n, used=used)
         assert ended is not None and ended.lease is None
         assert ended == await get(database, "a")
-        assert (
-            await database.run(jobs_sql.finish_stage, "a", f"t{n}", seconds={}, now=300.0, used=Usage(device_s=9.0))
-            is None
-        )
+        assert await finish(database, f"t{n}", now=300.0, device_s=9.0) is None
     done = await get(database, "a")
     assert (done.state, done.progress, done.started_at, done.completed_at) == (JobState.COMPLETED, 1.0, 100.0, 102.5)
     assert (done.step, done.steps_run, done.device_s) == (SPEC.num_inference_steps, 8, 1.5)
@@ -133,10 +103,7 @@ async def test_only_what_waits_for_that_stage_is_claimed(database: Database) -> 
     assert [job.id for job in await claim(database, Stage.ENCODING, a="t4", c="t5")] == ["c"]
     await database.run(jobs_sql.cancel, "b", now=101.0)
     assert await claim(database, Stage.ENCODING, b="t6") == []
-    assert (
-        await database.run(jobs_sql.claim, stage=Stage.ENCODING, leases={}, owner="here", now=0.0, lease_s=LEASE_S)
-        == []
-    )
+    assert await claim(database, Stage.ENCODING) == []
 
 
 async def test_two_registries_never_claim_the_same_job_and_never_deadlock(
@@ -166,11 +133,7 @@ async def _claim_by_two(database: Database, other: Database, seed: int) -> None:
     for n in range(30):
         for name, registry in (("x", database), ("y", other)):
             leases = dict.fromkeys(draw.sample(ids, 6), f"{name}{n}")
-            calls.append(
-                registry.run(
-                    jobs_sql.claim, stage=Stage.ENCODING, leases=leases, owner=name, now=100.0, lease_s=LEASE_S
-                )
-            )
+            calls.append(claim_all(registry, Stage.ENCODING, leases, owner=name))
     claimed = [job for jobs in await asyncio.gather(*calls) for job in jobs]
     assert len({job.id for job in claimed}) == len(claimed)
     assert all([await get(database, job.id) == job for job in claimed])
@@ -182,18 +145,7 @@ async def test_a_retry_waits_its_pause_and_begins_at_the_checkpoint(database: Da
     await sampling(database)
     assert await database.run(jobs_sql.keep_checkpoint, "a", "s", step=8)
     assert await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=11, progress=0.5, used=Usage(11, 2.0))
-    job = await database.run(
-        jobs_sql.retry,
-        "a",
-        "s",
-        now=103.0,
-        available_at=105.0,
-        note="replica lost",
-        attempt=2,
-        used=Usage(1, 0.5),
-        deaths=1,
-        died_at=0.5,
-    )
+    job = await retry(database, "s", now=103.0, used=Usage(1, 0.5), deaths=1, died_at=0.5)
     assert job is not None and job == await get(database, "a")
     assert (job.state, job.stage, job.attempt, job.lease) == (JobState.QUEUED, Stage.SAMPLING, 2, None)
     assert (job.step, job.steps_run, job.device_s) == (8, 12, 2.75)
@@ -225,42 +177,15 @@ async def test_giving_back_costs_no_attempt(database: Database) -> None:
 async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="old")
-    await database.run(
-        jobs_sql.retry,
-        "a",
-        "old",
-        now=101.0,
-        available_at=101.0,
-        note="lost",
-        attempt=2,
-        used=NOTHING,
-        deaths=0,
-        died_at=None,
-    )
+    await retry(database, "old", now=101.0, used=Usage())
     await claim(database, Stage.ENCODING, now=102.0, a="new")
     before = await get(database, "a")
-    spent = Usage(5, 5.0)
-    assert not await database.run(jobs_sql.renew, "a", "old", expires_at=999.0, step=5, progress=0.5, used=spent)
+    used = Usage(5, 5.0)
+    assert not await database.run(jobs_sql.renew, "a", "old", expires_at=999.0, step=5, progress=0.5, used=used)
     assert not await database.run(jobs_sql.keep_checkpoint, "a", "old", step=5)
-    assert (
-        await database.run(jobs_sql.finish_stage, "a", "old", seconds={}, now=103.0, used=Usage(device_s=1.0)) is None
-    )
-    assert (
-        await database.run(
-            jobs_sql.retry,
-            "a",
-            "old",
-            now=103.0,
-            available_at=103.0,
-            note="",
-            attempt=2,
-            used=spent,
-            deaths=1,
-            died_at=0.1,
-        )
-        is None
-    )
-    assert await database.run(jobs_sql.park, "a", "old", now=103.0, step=5, used=spent, note="") is None
+    assert await finish(database, "old", now=103.0, device_s=1.0) is None
+    assert await retry(database, "old", now=103.0, used=used, deaths=1, died_at=0.1) is None
+    assert await database.run(jobs_sql.park, "a", "old", now=103.0, step=5, used=used, note="") is None
     assert await database.run(jobs_sql.give_back, "a", "old", now=103.0, note="") is None
     assert await database.run(jobs_sql.fail, "a", "old", now=103.0, error=JobError("x", "y"), used=Usage()) is None
     assert await get(database, "a") == before
@@ -315,7 +240,7 @@ async def test_a_cancelled_job_is_nobodys_and_stays_so(database: Database) -> No
     assert cancelled is not None and cancelled == await get(database, "a")
     assert (cancelled.state, cancelled.lease, cancelled.completed_at) == (JobState.CANCELLED, None, 103.0)
     assert await database.run(jobs_sql.cancel, "a", now=104.0) == cancelled
-    assert not await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=1, progress=0.1, used=NOTHING)
+    assert not await database.run(jobs_sql.renew, "a", "s", expires_at=140.0, step=1, progress=0.1, used=Usage())
     assert await database.run(jobs_sql.cancel, "b", now=104.0) is None
 
 
@@ -345,24 +270,13 @@ async def test_many_jobs_are_found_at_once_in_the_order_asked_for(database: Data
     await asyncio.gather(*(accept(database, Submission(job_id, "mochi-1", SPEC), 1.0) for job_id in ids))
     asked = [*reversed(ids), "unknown"]
     assert [job.id for job in await database.run(get_jobs, asked)] == ids[::-1]
-    assert (
-        len(
-            await database.run(
-                jobs_sql.claim, stage=Stage.ENCODING, leases=dict.fromkeys(ids, "t"), owner="x", now=2.0, lease_s=1.0
-            )
-        )
-        == 1200
-    )
+    assert len(await claim_all(database, Stage.ENCODING, dict.fromkeys(ids, "t"))) == 1200
 
 
 async def test_those_completed_last_are_found(database: Database) -> None:
     ids = ["a", "b", "c", "d"]
     await insert(database, *ids)
     for n, job_id in enumerate(ids[:3]):
-        for stage in Stage:
-            await database.run(
-                jobs_sql.claim, stage=stage, leases={job_id: "t"}, owner="here", now=100.0, lease_s=LEASE_S
-            )
-            await database.run(jobs_sql.finish_stage, job_id, "t", seconds={}, now=200.0 - n, used=Usage(device_s=1.0))
+        await end_job(database, job_id, JobState.COMPLETED, at=200.0 - n)
     await database.run(jobs_sql.cancel, "d", now=500.0)
     assert [job.id for job in await database.run(jobs_sql.last_completed, limit=2)] == ["a", "b"]

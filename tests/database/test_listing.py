@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, event, text
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import Stage
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
@@ -21,8 +21,8 @@ from serve_app.database.listing import list_jobs
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState, Order
+from tests.support.sql_jobs import SPEC
 
-SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 TENANTS = ("acme", "globex", "initech")
 TIMES = 12
 
@@ -48,13 +48,6 @@ def row(n: int, draw: random.Random, created_at: float) -> dict[str, Any]:
         "has_work_files": draw.random() < 0.01,
         "seconds": {},
     }
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 import asyncio
 import base64
 import json
-import logging
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Concatenate
 
 import pytest
@@ -26,17 +26,25 @@ from serve_app.database.connection import Database, P, T
 from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import MAX_PER_ORIGIN
-from serve_app.webhooks.sender import HOLD_MARGIN_S, WebhookSender, payload, signed_headers
+from serve_app.webhooks.sender import Timing, WebhookSender, payload, signed_headers
+from tests.support.background import running
+from tests.support.deliveries import get_delivery
+from tests.support.logs import serve_log
 from tests.support.webhook_receiver import Got, Reply, receiving
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 SECRETS = {name: "whsec_" + base64.b64encode(name.encode() * 8).decode() for name in ("acme", "globex")}
 SOON = WebhookSettings(allow_private=True, timeout_s=200, first_pause_s=0.01)
-HELD_S = SOON.timeout_s + HOLD_MARGIN_S
+HELD_S = SOON.timeout_s + Timing().hold_margin_s
 
 
 async def secret_of(tenant: str) -> str:
     return SECRETS[tenant]
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'jobs.db'}"
 
 
 @pytest.fixture
@@ -54,14 +62,8 @@ async def sending(
     **parts: Any,
 ) -> AsyncIterator[WebhookSender]:
     sender = WebhookSender(database, settings, secret, **parts)
-    running = asyncio.create_task(sender.run())
-    try:
+    async with running(sender.run()):
         yield sender
-        assert not running.done()
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
 
 
 async def add(
@@ -71,14 +73,9 @@ async def add(
     await database.run(webhooks_sql.add_delivery, job, now=time.time())
 
 
-async def of(database: Database, job_id: str) -> Delivery:
-    (found,) = await database.run(webhooks_sql.deliveries_of, f"video_{job_id}")
-    return found
-
-
 async def when(database: Database, job_id: str, true: Callable[[Delivery], bool]) -> Delivery:
     """The delivery as soon as that is true of it."""
-    while not true(found := await of(database, job_id)):
+    while not true(found := await get_delivery(database, job_id)):
         await asyncio.sleep(0.01)
     return found
 
@@ -185,16 +182,16 @@ async def test_gone_is_given_up_at_once(database: Database) -> None:
 
 
 async def test_after_a_day_it_is_given_up_with_a_last_try_and_a_word_in_the_log(
-    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     def in_a_day() -> float:
         return time.time() + 24 * HOUR_S
 
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     async with receiving(replying(500)) as receiver:
         await add(database, "1", receiver.url())
-        async with sending(database, clock=in_a_day):
-            delivery = await done(database, "1")
+        with serve_log(caplog):
+            async with sending(database, clock=in_a_day):
+                delivery = await done(database, "1")
     assert (delivery.attempts, delivery.status, len(receiver.requests)) == (1, 500, 1)
     assert "evt_1" in caplog.text and "given up after 1 tries" in caplog.text
 
@@ -286,7 +283,7 @@ class LosesResults(Database):
         self.asked = asyncio.Event()
 
     async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if function is webhooks_sql.delivered:
+        if function is webhooks_sql.mark_delivered:
             self.asked.set()
             await asyncio.Event().wait()
         return await super().run(function, *args, **kwargs)
@@ -299,7 +296,7 @@ async def test_what_was_sent_but_not_noted_is_sent_again_under_its_id(database_u
         async with sending(dying):
             await dying.asked.wait()
         dying.close()
-        assert (await of(database, "1")).attempts == 0
+        assert (await get_delivery(database, "1")).attempts == 0
         async with sending(database, clock=lambda: time.time() + HELD_S):
             await done(database, "1")
     assert [got.headers["webhook-id"] for got in receiver.requests] == ["evt_1", "evt_1"]
@@ -307,7 +304,7 @@ async def test_what_was_sent_but_not_noted_is_sent_again_under_its_id(database_u
 
 KILLED = """
 import asyncio, sys
-from serve_app.config import HOUR_S, WebhookSettings
+from serve_app.config import WebhookSettings
 from serve_app.database.connection import Database
 from serve_app.webhooks.sender import WebhookSender
 
@@ -419,14 +416,14 @@ class AwayOnce(Database):
 
 async def test_a_database_that_is_away_is_asked_again(database_url: str, database: Database) -> None:
     away = AwayOnce(database_url)
-    ahead = [0.0]
+    ahead = [0.0]  # of the clock, seconds
     async with receiving() as receiver:
         await add(database, "1", receiver.url())
-        async with sending(away, clock=lambda: time.time() + ahead[0]) as sender:
+        async with sending(away, clock=lambda: time.time() + ahead[0], timing=Timing(outage_pause_s=0.01)) as sender:
             await receiver.next()
             ahead[0] = HELD_S  # its result was not written: it is sent again when its hold is over
             sender.wake()
             assert (await receiver.next()).headers["webhook-id"] == "evt_1"
             await done(database, "1")
-        assert webhooks_sql.delivered in away.seen
+        assert webhooks_sql.mark_delivered in away.seen
     away.close()

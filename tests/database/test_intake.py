@@ -1,36 +1,58 @@
+"""How a job is accepted: once by its id, and once by its idempotency key."""
+
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection, delete, func, select
 
-from deployments.messages import VideoSpec
+from deployments.messages import Stage
+from serve_app.config import DAY_S
+from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.database.intake import find_accepted, forget_old_keys, insert_job
+from serve_app.database.job_rows import get_job
 from serve_app.database.schema import idempotency_keys, jobs
 from serve_app.errors import IdempotencyKeyReusedError
-from serve_app.jobs import Acceptance, Submission
+from serve_app.jobs import Acceptance, JobState, Submission, Tier
+from tests.support.sql_jobs import SPEC, accept, claim
 
-SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 FIRST = Submission("a", "mochi-1", SPEC, "acme", idempotency_key="order 7", fingerprint="f1")
-DAY_S = 86_400.0
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    database.close()
-
-
-async def accept(database: Database, submission: Submission, now: float) -> Acceptance:
-    return await database.run(insert_job, submission, now=now, keep_keys_s=DAY_S)
 
 
 def _rows(connection: Connection) -> tuple[int, int]:
     counts = (select(func.count()).select_from(table) for table in (jobs, idempotency_keys))
     return tuple(connection.execute(count).scalar_one() for count in counts)  # type: ignore[return-value]
+
+
+async def test_a_job_comes_back_as_it_was_accepted(database: Database) -> None:
+    spec = replace(SPEC, prompt="ein rotes Rechteck, ‘ÄÖÜ’ 🎈", guidance_scale=3.25)
+    accepted = await accept(database, Submission("video_1", "mochi-1", spec, "acme", Tier.BATCH), 12.5)
+    assert not accepted.repeated
+    job = accepted.job
+    assert job == await database.run(get_job, "video_1")
+    assert (job.spec, job.state, job.stage, job.attempt) == (spec, JobState.QUEUED, Stage.ENCODING, 1)
+    assert (job.tenant, job.tier, job.created_at, job.available_at) == ("acme", Tier.BATCH, 12.5, 12.5)
+    assert await database.run(get_job, "video_2") is None
+
+
+async def test_the_same_id_again_is_the_same_job(database: Database) -> None:
+    await accept(database, Submission("a", "mochi-1", SPEC), 0.0)
+    (running,) = await claim(database, Stage.ENCODING, a="t")
+    again = await accept(database, Submission("a", "mochi-1", SPEC), 99.0)
+    assert again == Acceptance(running, repeated=True)
+    assert len(await database.run(jobs_sql.history, "a")) == 2
+
+
+async def test_what_is_found_accepted_is_what_would_be_inserted(database: Database) -> None:
+    submission = Submission("a", "mochi-1", SPEC)
+    assert await database.run(find_accepted, submission, now=0.0, keep_keys_s=DAY_S) is None
+    assert await database.run(get_job, "a") is None
+    accepted = await accept(database, submission, 0.0)
+    assert await database.run(find_accepted, submission, now=1.0, keep_keys_s=DAY_S) == replace(accepted, repeated=True)
+
+
+# Idempotency keys
 
 
 async def test_the_same_key_and_request_give_the_same_job(database: Database) -> None:

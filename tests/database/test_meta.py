@@ -1,0 +1,17 @@
+"""Facts about the database itself."""
+
+from serve_app.database import meta as meta_sql
+from serve_app.database.connection import Database
+
+
+async def test_an_installation_keeps_its_name(database_url: str, database: Database) -> None:
+    name = await database.run(meta_sql.installation_id)
+    other = Database(database_url)
+    assert await other.run(meta_sql.installation_id) == name
+    assert len(name) == 32
+    other.close()
+
+
+async def test_a_touch_can_be_repeated(database: Database) -> None:
+    for now in (1.0, 2.0):
+        await database.run(meta_sql.touch, now=now)

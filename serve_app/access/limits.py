@@ -101,8 +101,8 @@ def duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class DayUsage:
-    """GPU-seconds of a tenant's day, for which one more video is asked."""
+class DayBooking:
+    """GPU-seconds of a tenant's day with one more video."""
 
     used_s: float  # of its videos that ended today (UTC)
     booked_s: float  # estimated, of those that have not ended
@@ -119,7 +119,7 @@ class Quotas:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._videos = RateLimits(clock)
 
-    def refusal(self, tenant: Tenant | None, usage: DayUsage, now: float) -> RateLimitError | None:
+    def refusal(self, tenant: Tenant | None, booking: DayBooking, now: float) -> RateLimitError | None:
         """Why the tenant may not have one more video. A video that it may have is counted, a refused one is not.
 
         Args:
@@ -132,30 +132,30 @@ class Quotas:
         if tenant is None:
             return None
         limit_s = tenant.gpu_seconds_per_day
-        if limit_s is not None and usage.used_s + usage.booked_s + usage.cost_s > limit_s:
-            return _beyond_day(limit_s, usage, now)
+        if limit_s is not None and booking.used_s + booking.booked_s + booking.cost_s > limit_s:
+            return _beyond_day(limit_s, booking, now)
         if tenant.videos_per_minute is None:
             return None
-        taken = self._videos.take(tenant.name, tenant.videos_per_minute)
-        if taken.granted:
+        result = self._videos.take(tenant.name, tenant.videos_per_minute)
+        if result.granted:
             return None
-        wait_s = whole_seconds(taken.wait_s)
-        message = f"This tenant may make {taken.limit} videos a minute; try again in {wait_s} s."
+        wait_s = whole_seconds(result.wait_s)
+        message = f"This tenant may make {result.limit} videos a minute; try again in {wait_s} s."
         return RateLimitError(message, "rate_limit_exceeded", wait_s)
 
 
-def _beyond_day(limit_s: float, usage: DayUsage, now: float) -> RateLimitError:
+def _beyond_day(limit_s: float, booking: DayBooking, now: float) -> RateLimitError:
     """The refusal of a video that does not fit into what is left of the day's `limit_s` GPU-seconds.
 
     What a video will cost is an estimate, so a day may end a little above its limit, and never by more than the videos
     that were being made cost beyond their estimates.
     """
     message = (
-        f"This tenant may use {limit_s:g} GPU-seconds a day (UTC): {usage.used_s:.4g} are used, "
-        f"{usage.booked_s:.4g} are booked by videos that are not finished, and this one needs about "
-        f"{usage.cost_s:.4g}. "
+        f"This tenant may use {limit_s:g} GPU-seconds a day (UTC): {booking.used_s:.4g} are used, "
+        f"{booking.booked_s:.4g} are booked by videos that are not finished, and this one needs about "
+        f"{booking.cost_s:.4g}. "
     )
-    if usage.cost_s > limit_s:
+    if booking.cost_s > limit_s:
         message += "It never fits: ask for fewer steps, fewer frames or a smaller size."
     else:
         message += "Ask for less, or try again after midnight UTC."

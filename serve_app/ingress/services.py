@@ -31,7 +31,7 @@ from serve_app.openapi.views import to_video
 from serve_app.prompts.tokens import CountTokens
 from serve_app.registry_api import RegistryApi
 from serve_app.requests.schema import request_schema
-from serve_app.requests.videos import CheckedRequest, EnhanceRequests, RemixRequests, VideoRequests
+from serve_app.requests.videos import CheckedRequest, EnhanceRequestChecker, RemixRequestChecker, VideoRequestChecker
 from serve_app.scheduling.fitting import advice
 
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
@@ -55,12 +55,12 @@ class RequestChecks:
     """What checks the body of each route that makes videos, for one model."""
 
     def __init__(self, model: ModelSettings, count_tokens: CountTokens | None) -> None:
-        self.create = VideoRequests(model, request_schema(model, "CreateVideoRequest"), count_tokens)
-        self.generate = VideoRequests(
+        self.create = VideoRequestChecker(model, request_schema(model, "CreateVideoRequest"), count_tokens)
+        self.generate = VideoRequestChecker(
             model, request_schema(model, "GenerateRequest", prompt_field="text"), count_tokens
         )
-        self.remix = RemixRequests(self.create)
-        self.enhance = EnhanceRequests(self.create)
+        self.remix = RemixRequestChecker(self.create)
+        self.enhance = EnhanceRequestChecker(self.create)
         self.schemas: dict[str, type[BaseModel]] = {
             "create_video": self.create.schema,
             "generate": self.generate.schema,

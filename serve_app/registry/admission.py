@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deployments.messages import Stage, VideoSpec
-from serve_app.access.limits import DayUsage, Quotas
+from serve_app.access.limits import DayBooking, Quotas
 from serve_app.access.tenants import day_of
 from serve_app.database import access as access_sql
 from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
@@ -49,8 +49,8 @@ class AdmissionControl:
         booked_s = 0.0
         if account is not None and account.gpu_seconds_per_day is not None:
             booked_s = self._booked_s(account.name) + self._coming_s.get(account.name, 0.0)
-        usage = DayUsage(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new.spec))
-        return self._quotas.refusal(account, usage, now)
+        booking = DayBooking(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new.spec))
+        return self._quotas.refusal(account, booking, now)
 
     @contextmanager
     def coming(self, new: Submission) -> Iterator[None]:

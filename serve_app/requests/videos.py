@@ -36,8 +36,8 @@ class CheckedRequest:
 
 
 @dataclass(frozen=True)
-class VideoRequests:
-    """Requests for new videos of one model."""
+class VideoRequestChecker:
+    """Checks requests for new videos of one model."""
 
     model: ModelSettings
     schema: type[VideoRequest]  # as `request_schema` makes it for the model
@@ -103,30 +103,30 @@ class VideoRequests:
             check_tokens(param, text, self.count_tokens, self.model.max_sequence_length)
 
 
-class RemixRequests:
-    """Requests for another prompt in place of a video's own; all else stays."""
+class RemixRequestChecker:
+    """Checks requests for another prompt in place of a video's own; all else stays."""
 
-    def __init__(self, requests: VideoRequests) -> None:
-        self._requests = requests
-        self.schema = derived_schema(RemixRequest, requests.schema, "RemixVideoRequest")
+    def __init__(self, videos: VideoRequestChecker) -> None:
+        self._videos = videos
+        self.schema = derived_schema(RemixRequest, videos.schema, "RemixVideoRequest")
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
-        """Raises InvalidRequestError as `VideoRequests.check` does."""
+        """Raises InvalidRequestError as `VideoRequestChecker.check` does."""
         request = check_fields(self.schema, fields)
         spec = replace(source.spec, prompt=request.prompt)
-        self._requests.check_tokens(spec)
+        self._videos.check_tokens(spec)
         return _derived(spec, request, Origin(source.id, Relation.REMIX))
 
 
-class EnhanceRequests:
-    """Requests for the same video in more denoising steps."""
+class EnhanceRequestChecker:
+    """Checks requests for the same video in more denoising steps."""
 
-    def __init__(self, requests: VideoRequests) -> None:
-        self._model = requests.model
-        self.schema = derived_schema(EnhanceRequest, requests.schema, "EnhanceVideoRequest")
+    def __init__(self, videos: VideoRequestChecker) -> None:
+        self._model = videos.model
+        self.schema = derived_schema(EnhanceRequest, videos.schema, "EnhanceVideoRequest")
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
-        """Raises InvalidRequestError as `VideoRequests.check` does, and if the steps are no more than the video has."""
+        """Raises InvalidRequestError as `VideoRequestChecker.check` does, and if the steps are too few."""
         request = check_fields(self.schema, fields)
         source_steps = source.spec.num_inference_steps
         if "num_inference_steps" in request.model_fields_set:

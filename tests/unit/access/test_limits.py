@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from serve_app.access.limits import DayUsage, Quotas, RateLimitResult, RateLimits, duration, whole_seconds
+from serve_app.access.limits import DayBooking, Quotas, RateLimitResult, RateLimits, duration, whole_seconds
 from serve_app.access.tenants import Tenant
 from serve_app.errors import RateLimitError
 from serve_app.jobs import Tier
@@ -193,7 +193,7 @@ def acme(videos_per_minute: int | None = None, gpu_seconds_per_day: float | None
 def refusal(
     quotas: Quotas, tenant: Tenant | None, used_s: float = 0, booked_s: float = 0, cost_s: float = 1
 ) -> RateLimitError | None:
-    return quotas.refusal(tenant, DayUsage(used_s=used_s, booked_s=booked_s, cost_s=cost_s), now=NOON)
+    return quotas.refusal(tenant, DayBooking(used_s=used_s, booked_s=booked_s, cost_s=cost_s), now=NOON)
 
 
 def refused(

@@ -12,21 +12,21 @@ from serve_app.jobs import Tier
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.requests.body import Form, UploadedFile
 from serve_app.requests.schema import request_schema
-from serve_app.requests.videos import DRAWN_SEEDS, VideoRequests
+from serve_app.requests.videos import DRAWN_SEEDS, VideoRequestChecker
 from tests.support.http.fakes import shapes_settings
 
 MODEL = shapes_settings().model
-REQUESTS = VideoRequests(MODEL, request_schema(MODEL, "Request"), load_token_counter(MODEL.source))
+CHECKER = VideoRequestChecker(MODEL, request_schema(MODEL, "Request"), load_token_counter(MODEL.source))
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
 )
-NAMES = st.sampled_from([*REQUESTS.schema.model_fields, "input_reference"]) | st.text(max_size=10)
+NAMES = st.sampled_from([*CHECKER.schema.model_fields, "input_reference"]) | st.text(max_size=10)
 
 
 def spec(**fields: object) -> VideoSpec:
-    return REQUESTS.check({"prompt": "a red circle", **fields}).spec
+    return CHECKER.check({"prompt": "a red circle", **fields}).spec
 
 
 def refused(**fields: object) -> InvalidRequestError:
@@ -61,7 +61,7 @@ def test_own_fields_are_taken_as_given() -> None:
         "seed": 2**63 - 1,
         "exact": True,
     }
-    assert REQUESTS.check(given_fields).spec == VideoSpec(**{**given_fields, "guidance_scale": 1.0})
+    assert CHECKER.check(given_fields).spec == VideoSpec(**{**given_fields, "guidance_scale": 1.0})
 
 
 def test_null_is_not_given() -> None:
@@ -221,7 +221,7 @@ def test_an_unknown_model_names_the_one_served() -> None:
 def test_an_unknown_field_lists_the_known() -> None:
     error = refused(num_step=3)
     assert (error.param, error.code) == ("num_step", "unknown_parameter")
-    assert all(name in error.message for name in REQUESTS.schema.model_fields)
+    assert all(name in error.message for name in CHECKER.schema.model_fields)
 
 
 @pytest.mark.parametrize("name", ["input_reference", "input_reference[image_url]"])
@@ -232,7 +232,7 @@ def test_reference_images_are_unsupported(name: str) -> None:
 
 def test_numbers_of_a_form_are_read_from_text() -> None:
     form = Form(prompt="5", width="128", guidance_scale="2.5", seed="9007199254740993", seconds="1")
-    made = REQUESTS.check(form).spec
+    made = CHECKER.check(form).spec
     assert (made.prompt, made.width, made.guidance_scale, made.seed) == ("5", 128, 2.5, 9007199254740993)
     assert made.num_frames == 25
 
@@ -240,36 +240,36 @@ def test_numbers_of_a_form_are_read_from_text() -> None:
 @pytest.mark.parametrize("text", ["", " 64", "6_4", "64.0", "0x40", "٦٤", "nan", "9" * 5000, "true"])
 def test_what_is_no_number_in_a_form(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="'width'"):
-        REQUESTS.check(Form(prompt="a", width=text))
+        CHECKER.check(Form(prompt="a", width=text))
 
 
 @pytest.mark.parametrize(("text", "exact"), [("true", True), ("false", False)])
 def test_exact_in_a_form(text: str, exact: bool) -> None:
-    assert REQUESTS.check(Form(prompt="a", exact=text)).spec.exact is exact
+    assert CHECKER.check(Form(prompt="a", exact=text)).spec.exact is exact
 
 
 @pytest.mark.parametrize("text", ["", "True", "1", "yes", " true"])
 def test_what_is_neither_true_nor_false_in_a_form(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="'exact'.* true or false"):
-        REQUESTS.check(Form(prompt="a", exact=text))
+        CHECKER.check(Form(prompt="a", exact=text))
 
 
 def test_true_is_a_word_like_others_in_a_prompt() -> None:
-    assert REQUESTS.check(Form(prompt="true")).spec.prompt == "true"
+    assert CHECKER.check(Form(prompt="true")).spec.prompt == "true"
 
 
 @pytest.mark.parametrize("tier", Tier)
 def test_priorities_are_the_tiers(tier: Tier) -> None:
     for fields in ({"prompt": "a", "priority": tier.value}, Form(prompt="a", priority=tier.value)):
-        assert REQUESTS.check(fields).tier is tier
+        assert CHECKER.check(fields).tier is tier
 
 
 def test_without_a_priority_the_tenant_decides() -> None:
-    assert REQUESTS.check({"prompt": "a"}).tier is None
+    assert CHECKER.check({"prompt": "a"}).tier is None
 
 
 def fingerprint(**fields: object) -> str:
-    return REQUESTS.check({"prompt": "a red circle", **fields}).fingerprint
+    return CHECKER.check({"prompt": "a red circle", **fields}).fingerprint
 
 
 def test_a_fingerprint_is_a_sha256_that_stays_the_same() -> None:
@@ -320,25 +320,25 @@ def test_every_field_is_in_the_fingerprint(fields: dict[str, object]) -> None:
 
 def test_the_model_is_in_the_fingerprint() -> None:
     renamed = MODEL.model_copy(update={"name": "mochi-2"})
-    other = VideoRequests(renamed, request_schema(renamed, "Request"), None)
+    other = VideoRequestChecker(renamed, request_schema(renamed, "Request"), None)
     assert other.check({"prompt": "a red circle"}).fingerprint != fingerprint()
 
 
 def test_a_form_and_the_short_route_have_the_fingerprint_of_json() -> None:
-    short = VideoRequests(MODEL, request_schema(MODEL, "Short", "text"), None)
+    short = VideoRequestChecker(MODEL, request_schema(MODEL, "Short", "text"), None)
     form = Form(prompt="a red circle", seed="7", guidance_scale="2.50", exact="true", priority="batch")
     rest = {"seed": 7, "guidance_scale": 2.5, "exact": True, "priority": "batch"}
-    assert REQUESTS.check(form).fingerprint == fingerprint(**rest)
+    assert CHECKER.check(form).fingerprint == fingerprint(**rest)
     assert short.check({"text": "a red circle", **rest}).fingerprint == fingerprint(**rest)
 
 
 def test_a_file_in_place_of_text() -> None:
     with pytest.raises(InvalidRequestError, match="got a file"):
-        REQUESTS.check(Form(prompt=UploadedFile()))
+        CHECKER.check(Form(prompt=UploadedFile()))
 
 
 def test_the_short_route_calls_the_prompt_text() -> None:
-    short = VideoRequests(MODEL, request_schema(MODEL, "Short", "text"), REQUESTS.count_tokens)
+    short = VideoRequestChecker(MODEL, request_schema(MODEL, "Short", "text"), CHECKER.count_tokens)
     assert short.check({"text": "a red circle"}).spec.prompt == "a red circle"
     for fields, param in (({}, "text"), ({"text": "x1 " * 40}, "text"), ({"prompt": "x"}, "prompt")):
         with pytest.raises(InvalidRequestError) as caught:
@@ -350,7 +350,7 @@ def test_the_short_route_calls_the_prompt_text() -> None:
 def test_any_fields_make_a_spec_within_the_bounds_or_a_refusal(fields: dict[str, object], as_form: bool) -> None:
     fields = {"prompt": "a", **fields}
     try:
-        made = REQUESTS.check(Form(fields) if as_form else fields).spec
+        made = CHECKER.check(Form(fields) if as_form else fields).spec
     except InvalidRequestError as error:
         assert error.message.encode("utf-8")
         return

@@ -7,7 +7,7 @@ registry's feed, so a stream costs the registry nothing but its previews; closin
 
 import re
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -48,7 +48,7 @@ async def follow_video(
     """
     services = services_of(request)
     job = await services.job(video_id, caller)  # raises before the answer begins
-    events = VideoEvents.after(services, caller, last_event_id).of(job)
+    events = VideoEvents.after(services, caller, last_event_id).stream(job)
     return StreamingResponse(events, headers=HEADERS, media_type="text/event-stream")
 
 
@@ -69,7 +69,7 @@ class VideoEvents:
         match = _EVENT_ID.fullmatch(last_event_id or "")
         return cls(services, caller, int(match[1]) if match else 0)
 
-    async def of(self, job: Job) -> AsyncIterator[bytes]:
+    async def stream(self, job: Job) -> AsyncGenerator[bytes, None]:
         """Events until the job ends or is deleted, or this replica is to end, in the form of the HTML standard, 9.2.
 
         While the registry is away there are heartbeats alone.

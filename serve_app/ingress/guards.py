@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.access.exposure import is_loopback_header
+from serve_app.access.exposure import is_loopback_header, keys_needed
 from serve_app.config import AppSettings
 from serve_app.errors import ApiError, ConfigError, InvalidRequestError, PermissionDeniedError, quote
 from serve_app.ingress.error_answers import error_response, to_api_error
@@ -64,7 +64,7 @@ def install_guards(app: FastAPI, settings: AppSettings, loopback_only: bool) -> 
             max_age=CORS_MAX_AGE_S,
         )
     # A request that needs a key needs no guard: no other site's page has the key, and browsers do not add it.
-    if settings.access.mode != "keys":
+    if not keys_needed(settings.access.mode):
         app.add_middleware(BrowserGuard, origins=origins, loopback_only=loopback_only)
     app.add_middleware(SecurityHeaders, headers=security_headers(settings))
 

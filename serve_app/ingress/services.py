@@ -116,15 +116,15 @@ class Services:
         # The id is made here, so that a call repeated after a lost answer is the same job.
         job_id = new_job_id()
         submission = Submission(
-            job_id,
-            self.settings.model.name,
-            request.spec,
-            caller.tenant,
-            tier,
-            caller.idempotency_key,
-            request.fingerprint,
-            request.origin,
-            request.webhook_url,
+            job_id=job_id,
+            model=self.settings.model.name,
+            spec=request.spec,
+            tenant=caller.tenant,
+            tier=tier,
+            idempotency_key=caller.idempotency_key,
+            fingerprint=request.fingerprint,
+            origin=request.origin,
+            webhook_url=request.webhook_url,
         )
         try:
             accepted = await self.registry.submit(submission)

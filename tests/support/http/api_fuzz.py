@@ -118,16 +118,17 @@ FRAMING = {"content-length", "transfer-encoding"}
 
 @dataclass
 class Fuzz:
-    """What was asked, and answered: (method, path) and status -> how often."""
+    """Requests to a server, and what it answered."""
 
     url: str
-    ids: Callable[[], list[str]]
-    headers: dict[str, str] = field(default_factory=dict)
-    seen: dict[tuple[str, str], Counter[int]] = field(default_factory=dict)
+    ids: Callable[[], list[str]]  # of videos that are there
+    headers: dict[str, str] = field(default_factory=dict)  # of all requests
+    statuses: dict[tuple[str, str], Counter[int]] = field(default_factory=dict)
+    """How often each status was answered, by method and path."""
 
     @property
     def cases(self) -> int:
-        return sum(answers.total() for answers in self.seen.values())
+        return sum(statuses.total() for statuses in self.statuses.values())
 
     def run(self, cases: int, seed: int = 0) -> None:
         """At least so many, shared out to all operations, half of them as the document does not allow them."""
@@ -147,7 +148,7 @@ class Fuzz:
             return headers and {name: value for name, value in headers.items() if name.lower() not in FRAMING}
 
         operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
-        self.seen |= {(operation.method.upper(), operation.path): Counter() for operation in operations}
+        self.statuses |= {(operation.method.upper(), operation.path): Counter() for operation in operations}
         each = -(-cases // len(operations))
         with requests.Session() as session:
             turn = 0
@@ -159,13 +160,13 @@ class Fuzz:
 
     def check(self, statuses: set[int]) -> None:
         """Each operation was tried, these statuses were among the answers, and no answer was a fault of the server."""
-        assert all(self.seen.values())
-        seen = {status for answers in self.seen.values() for status in answers}
-        assert statuses <= seen
-        assert max(seen) < 500
+        assert all(self.statuses.values())
+        answered = {status for counts in self.statuses.values() for status in counts}
+        assert statuses <= answered
+        assert max(answered) < 500
 
     def _some(self, operation: Any, mode: GenerationMode, count: int, session: requests.Session, seed: int) -> None:
-        answers = self.seen[operation.method.upper(), operation.path]
+        statuses = self.statuses[operation.method.upper(), operation.path]
 
         @hypothesis_seed(seed)
         @settings(
@@ -177,7 +178,7 @@ class Fuzz:
         @given(case=operation.as_strategy(generation_mode=mode))
         def one(case: Any) -> None:
             answer = case.call(self.url, session=session, headers=self.headers, allow_redirects=False, timeout=30)
-            answers[answer.status_code] += 1
+            statuses[answer.status_code] += 1
             case.validate_response(answer, headers=self.headers, excluded_checks=EXCLUDED)
 
         one()

@@ -13,15 +13,15 @@ from serve_app.ingress.services import Services
 from tests.support.http.fakes import FakeServices, MemoryRegistry
 
 
-def told_first(registry: MemoryRegistry, app: ASGIApp) -> ASGIApp:
-    """What a test did to the registry is known to its followers before the next request, as what clients write is."""
+def flush_before_requests(registry: MemoryRegistry, app: ASGIApp) -> ASGIApp:
+    """Followers know what a test did to the registry before the next request, as they know what clients wrote."""
 
-    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+    async def flush_first(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and registry.reachable:
             await registry.feed.flush()
         await app(scope, receive, send)
 
-    return told
+    return flush_first
 
 
 @asynccontextmanager
@@ -30,7 +30,7 @@ async def fed_client(services: FakeServices, raise_app_exceptions: bool = True) 
     app = create_app(services)
     async with app.router.lifespan_context(app):
         await services.feed.access()  # the first word of the registry
-        transport = httpx.ASGITransport(told_first(services.memory, app), raise_app_exceptions)
+        transport = httpx.ASGITransport(flush_before_requests(services.memory, app), raise_app_exceptions)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield client
 
@@ -46,7 +46,7 @@ async def unfed_client(services: FakeServices) -> AsyncIterator[httpx.AsyncClien
 @asynccontextmanager
 async def serving(services: Services, memory: MemoryRegistry) -> AsyncIterator[str]:
     """The app under uvicorn on a free port; gives its URL."""
-    app = told_first(memory, create_app(services))
+    app = flush_before_requests(memory, create_app(services))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     task = asyncio.create_task(server.serve())
     while not server.started:

@@ -1,6 +1,6 @@
 """The events of a video while the registry dies and comes back: every move once, then the end."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
 import httpx
@@ -38,8 +38,8 @@ async def job(registry: MemoryRegistry, made: str) -> Job:
     return registry.jobs[made]
 
 
-def follow(services: FakeServices, job: Job) -> AsyncIterator[bytes]:
-    return VideoEvents.after(services, Caller(), None).of(job)
+def follow(services: FakeServices, job: Job) -> AsyncGenerator[bytes, None]:
+    return VideoEvents.after(services, Caller(), None).stream(job)
 
 
 async def events(stream: AsyncIterator[bytes], count: int) -> list[Event]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -28,8 +28,8 @@ async def made(client: httpx.AsyncClient) -> str:
     return str((await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"])
 
 
-def stream(services: FakeServices, video_id: str, last_event_id: str | None = None) -> AsyncIterator[bytes]:
-    return VideoEvents.after(services, CALLER, last_event_id).of(services.memory.jobs[video_id])
+def stream(services: FakeServices, video_id: str, last_event_id: str | None = None) -> AsyncGenerator[bytes, None]:
+    return VideoEvents.after(services, CALLER, last_event_id).stream(services.memory.jobs[video_id])
 
 
 async def until(stream: AsyncIterator[bytes], name: str, pings: bool = False) -> list[Event]:
@@ -84,7 +84,7 @@ async def test_a_video_that_has_ended(
 
 async def test_the_life_of_a_video(services: FakeServices, made: str) -> None:
     registry = services.memory
-    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, made)) as told:
         assert [event.name for event in await until(told, "progress")] == ["state", "progress"]
         registry.move(made, JobState.ENCODING)
         assert states(await until(told, "progress")) == ["encoding"]
@@ -105,7 +105,7 @@ async def test_the_life_of_a_video(services: FakeServices, made: str) -> None:
 
 
 async def test_progress_is_told_only_when_it_is_another(services: FakeServices, made: str) -> None:
-    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, made)) as told:
         await until(told, "progress")
         services.memory.feed.publish_progress(made)
         await services.memory.feed.flush()
@@ -115,7 +115,7 @@ async def test_progress_is_told_only_when_it_is_another(services: FakeServices, 
 
 
 async def test_the_place_in_the_queue_is_told(services: FakeServices, made: str) -> None:
-    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, made)) as told:
         await until(told, "progress")
         services.memory.feed.publish_places({made: Place(4, 100.5, 200.5)})
         await services.memory.feed.flush()
@@ -162,7 +162,7 @@ async def test_going_on_elsewhere_tells_nothing_twice(services: FakeServices, ma
     services.memory.complete(made)
     await services.memory.feed.flush()
     while not seen or seen[-1].name != "done":
-        async with aclosing(stream(services, made, last)) as told:  # type: ignore[type-var]
+        async with aclosing(stream(services, made, last)) as told:
             seen.append(await next_event(told))
             last = seen[-1].id
     assert seen == await whole(stream(services, made))
@@ -172,7 +172,7 @@ async def test_previews_are_told_once_each(services: FakeServices, made: str) ->
     registry = services.memory
     registry.move(made, JobState.SAMPLING, step=4, preview_step=4)
     registry.previews[made] = b"first"
-    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, made)) as told:
         first = (await until(told, "preview"))[-1]
         assert (first.data["step"], b64decode(first.data["image"]), first.data["video_id"]) == (4, b"first", made)
         step(services, made, 5)
@@ -187,14 +187,14 @@ async def test_previews_are_told_once_each(services: FakeServices, made: str) ->
 
 async def test_a_preview_that_is_gone_is_no_event(services: FakeServices, made: str) -> None:
     services.memory.move(made, JobState.SAMPLING, step=4, preview_step=4)
-    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, made)) as told:
         await until(told, "progress")
         services.memory.move(made, JobState.CANCELLED)
         assert "preview" not in [event.name for event in await whole(told)]
 
 
 async def test_a_deletion_ends_it(client: httpx.AsyncClient, services: FakeServices, made: str) -> None:
-    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, made)) as told:
         await until(told, "progress")
         assert (await client.delete(f"/v1/videos/{made}")).status_code == 200
         last = [event for event in await whole(told) if event.name in ("deleted", "done")]
@@ -207,7 +207,7 @@ QUICK_HEARTBEATS = Timing(heartbeat_s=0.01)
 
 async def test_heartbeats_while_nothing_happens(services: FakeServices, made: str) -> None:
     services.timing = QUICK_HEARTBEATS
-    async with aclosing(stream(services, made)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, made)) as told:
         await until(told, "progress")
         assert [(await next_event(told)).name for _ in range(3)] == ["ping"] * 3
         services.memory.move(made, JobState.ENCODING)
@@ -217,7 +217,7 @@ async def test_heartbeats_while_nothing_happens(services: FakeServices, made: st
 async def test_a_registry_that_is_away_interrupts_nothing(unfed: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
     services.timing = QUICK_HEARTBEATS
-    async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, video_id)) as told:
         await until(told, "progress")
         services.memory.reachable = False
         assert (await until(told, "ping", pings=True))[-1].name == "ping"
@@ -231,7 +231,7 @@ async def test_a_registry_that_is_away_interrupts_nothing(unfed: httpx.AsyncClie
 async def test_without_a_feed_it_looks_for_itself(unfed: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
     services.timing = QUICK_HEARTBEATS
-    async with aclosing(stream(services, video_id)) as told:  # type: ignore[type-var]
+    async with aclosing(stream(services, video_id)) as told:
         await until(told, "progress")
         services.memory.complete(video_id)
         events = await whole(told)
@@ -243,7 +243,7 @@ async def test_a_closed_stream_cancels_nothing_and_leaves_nothing(services: Fake
     told = stream(services, made)
     await until(told, "progress")
     assert made in services.feed.watched
-    await told.aclose()  # type: ignore[attr-defined]
+    await told.aclose()
     assert not services.feed.watched
     assert services.memory.jobs[made].state is JobState.QUEUED
     assert services.memory.calls["cancel"] == 0

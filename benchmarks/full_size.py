@@ -107,8 +107,8 @@ def random_prompt(dim: int, length: int, tokens: int = TEXT_TOKENS, seed: int = 
     return Prompt(embeds * mask[:, None], mask)
 
 
-def our_row(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Sample:
-    """A row before its first step, as the sampler starts it."""
+def our_sample(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Sample:
+    """A sample before its first step, as the sampler starts it."""
     embeds = {
         "prompt_embeds": prompt.embeds,
         "prompt_mask": prompt.mask,
@@ -118,31 +118,31 @@ def our_row(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt)
     return start_sample(transformer, spec, embeds, rope_tables(transformer, spec.clip.latents))
 
 
-def our_step(transformer: Any, rows: list[Sample], block: RunBlock = run_block) -> Step:
-    """A step of `rows` that can be repeated: the rows stay what they were."""
+def our_step(transformer: Any, samples: list[Sample], block: RunBlock = run_block) -> Step:
+    """A step of `samples` that can be repeated: they stay what they were."""
 
     @torch.no_grad()
     def step() -> list[Tensor]:
-        return [row.latents for row in denoise_step(transformer, rows, block)]
+        return [stepped.latents for stepped in denoise_step(transformer, samples, block)]
 
     return step
 
 
-def stock_step(transformer: Any, row: Sample, prompt: Prompt, negative: Prompt) -> Step:
+def stock_step(transformer: Any, sample: Sample, prompt: Prompt, negative: Prompt) -> Step:
     """The same step as `MochiPipeline` does it: latents and timestep in the model's dtype, text padded, all text
     layers run again, and diffusers' own attention processors, which ask the device for the prompts' lengths."""
     device, dtype = transformer.device, transformer.dtype
-    latents = row.latents[None].to(dtype)
+    latents = sample.latents[None].to(dtype)
     embeds = torch.stack([negative.embeds, prompt.embeds]).to(device, dtype)
     mask = torch.stack([negative.mask, prompt.mask]).to(device)
-    sigma, following = row.sigmas[row.step], row.sigmas[row.step + 1]
+    sigma, next_sigma = sample.sigmas[sample.step], sample.sigmas[sample.step + 1]
 
     @torch.no_grad()
     def step() -> Tensor:
         timestep = (sigma * 1000).expand(2).to(dtype)
         both = transformer(torch.cat([latents] * 2), embeds, timestep, mask, return_dict=False)[0].float()
-        velocity = both[:1] + row.guidance_scale * (both[1:] - both[:1])
-        stepped: Tensor = (latents.float() + (following - sigma) * velocity).to(dtype)
+        velocity = both[:1] + sample.guidance_scale * (both[1:] - both[:1])
+        stepped: Tensor = (latents.float() + (next_sigma - sigma) * velocity).to(dtype)
         return stepped
 
     return step

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ from deployments.messages import Checkpointed, Directive, Event, Finished, Parke
 from deployments.mochi.denoise import Sample
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.connections import Connections, bucket_opener
-from deployments.sampler.mochi_sampler import MochiSampler
-from deployments.sampler.step_loop import Step
-from deployments.settings import StorageSettings
+from deployments.sampler.mochi_sampler import MochiSampler, SamplerParts, load_parts
+from deployments.settings import StorageSettings, WorkerSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed import LocalStorage
 from tests.support.ports import free_block
@@ -96,24 +95,27 @@ async def measure(repeats: int, jobs: int, pairs: int) -> dict[str, Any]:
 
 
 class StepTimes:
-    """Takes the place of the step function in a sampler's StepLoop and notes when each pass began and ended.
+    """Notes when each pass of a sampler began and ended.
 
-    begun, ended: seconds of `time.perf_counter`, in order. Every job here runs alone and in one batch, so a pass is
-    one denoise step of it. The wrapped function returns when the device has done the step, min_step_s included. It
-    is put there from outside because the sampler has no other use for such times.
+    Every job here runs alone and in one batch, so a pass is one denoise step of it. The step function returns when
+    the device has done the step, min_step_s included.
     """
 
-    def __init__(self, sampler: Any) -> None:
-        self.begun: list[float] = []
-        self.ended: list[float] = []
-        self._step: Step = sampler._loop._step
-        sampler._loop._step = self
+    def __init__(self) -> None:
+        self.begun: list[float] = []  # seconds of `time.perf_counter`, in order
+        self.ended: list[float] = []  # the same
 
-    def __call__(self, rows: Sequence[Sample]) -> list[Sample]:
-        self.begun.append(time.perf_counter())
-        stepped = self._step(rows)
-        self.ended.append(time.perf_counter())
-        return stepped
+    def load_parts(self, settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
+        """The sampler's parts, with a step function that notes its times."""
+        parts = load_parts(settings, model_folder, device)
+
+        def step(samples: Sequence[Sample]) -> list[Sample]:
+            self.begun.append(time.perf_counter())
+            stepped = parts.step(samples)
+            self.ended.append(time.perf_counter())
+            return stepped
+
+        return replace(parts, step=step)
 
 
 @dataclass
@@ -124,10 +126,7 @@ class Replica:
     log: ReportLog
     store: ObjectStore
     embeds: bytes
-    times: StepTimes = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.times = StepTimes(self.sampler)
+    times: StepTimes
 
     async def job(self, name: str, video: VideoSpec) -> StageTask:
         """A task that can be sampled: its embeddings are in the store."""
@@ -139,7 +138,7 @@ class Replica:
 
     def checkpoint_each(self, seconds: float) -> None:
         """From the next job on."""
-        self.sampler._sampling = self.sampler._sampling.model_copy(update={"checkpoint_s": seconds})
+        self.sampler.recorder.checkpoint_s = seconds
 
     async def begun(self, steps: int) -> None:
         """Return once so many steps in all have begun."""
@@ -167,11 +166,12 @@ def replica(store: ObjectStore, **sampling: float) -> Iterator[Replica]:
     changed = settings.sampling.model_copy(update=sampling)
     settings = settings.model_copy(update={"sampling": changed, "slots": 1})
     log = ReportLog()
+    times = StepTimes()
     connections = Connections(REPLICA, log, store, bucket_opener(settings.storage))
-    sampler = undecorated(MochiSampler)(settings, connections=connections)
+    sampler = undecorated(MochiSampler)(settings, connections, load_parts=times.load_parts)
     encoder = TextEncoder(SHAPES, settings.model.dtype, torch.device("cpu"), settings.model.max_sequence_length)
     try:
-        yield Replica(sampler, log, store, save(encoder.encode(CLIP.prompt, CLIP.negative_prompt)))
+        yield Replica(sampler, log, store, save(encoder.encode(CLIP.prompt, CLIP.negative_prompt)), times)
     finally:
         sampler.__del__()
 

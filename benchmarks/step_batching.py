@@ -1,4 +1,4 @@
-"""Denoise steps shared by several rows, beside the stock pipeline called one prompt at a time.
+"""Denoise steps shared by several samples, beside the stock pipeline called one prompt at a time.
 
     python benchmarks/step_batching.py
     python benchmarks/step_batching.py --rounds 31 --out benchmarks/results/step_batching.json
@@ -51,26 +51,26 @@ def main() -> None:
     result = {
         "benchmark": "step_batching",
         "machine": describe_machine(torch.device("cpu")),
-        **batching_section(arguments.rows, arguments.rounds),
+        **batching_section(arguments.samples, arguments.rounds),
     }
     publish(result, arguments.out)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     return parser.parse_args()
 
 
-def batching_section(rows: Sequence[int], rounds: int) -> dict[str, Any]:
+def batching_section(samples: Sequence[int], rounds: int) -> dict[str, Any]:
     """Measure, print the table, return what it says."""
     contenders = Contenders()
-    contenders.check(max(rows))
+    contenders.check(max(samples))
     runs: dict[int, Callable[[int], object]] = {0: contenders.stock_clip}
-    runs |= {n: partial(contenders.our_clips, n) for n in rows}
+    runs |= {n: partial(contenders.our_clips, n) for n in samples}
     section = summarise(take_turns(runs, rounds), contenders.spec(0).num_inference_steps)
     Console().print(as_table(section))
     return section
@@ -116,20 +116,20 @@ class Contenders:
         return latents
 
     @torch.no_grad()
-    def our_clips(self, rows: int, first: int) -> list[Tensor]:
-        """Clips first to first + rows - 1 in one batch, from embeddings to latents."""
+    def our_clips(self, count: int, first: int) -> list[Tensor]:
+        """Clips first to first + count - 1 in one batch, from embeddings to latents."""
         rope = rope_tables(self._transformer, self.spec(first).clip.latents)
-        states: list[Sample] = [
+        samples: list[Sample] = [
             start_sample(self._transformer, self.spec(n), self._embeds[n % len(PROMPTS)], rope)
-            for n in range(first, first + rows)
+            for n in range(first, first + count)
         ]
-        while not states[0].done:
-            states = denoise_step(self._transformer, states)
-        return [state.latents for state in states]
+        while not samples[0].done:
+            samples = denoise_step(self._transformer, samples)
+        return [sample.latents for sample in samples]
 
-    def check(self, rows: int) -> None:
+    def check(self, count: int) -> None:
         """Both must make the same videos, or the times would compare nothing."""
-        for n, ours in enumerate(self.our_clips(rows, 0)):
+        for n, ours in enumerate(self.our_clips(count, 0)):
             stock = self.stock_clip(n)
             error = float((ours - stock).norm() / stock.norm())
             if error > TOLERANCE:
@@ -168,19 +168,23 @@ def take_turns(runs: Mapping[int, Callable[[int], object]], rounds: int) -> dict
 
 
 def summarise(seconds: dict[int, list[float]], steps: int) -> dict[str, Any]:
-    """Medians. Key 0 of `seconds` is the stock pipeline, the others are rows of a batch."""
+    """Medians. Key 0 of `seconds` is the stock pipeline, the others are samples of a batch."""
     stock = _point(1, seconds[0], seconds[0], steps)
-    curve = [{"rows": rows} | _point(rows, taken, seconds[0], steps) for rows, taken in seconds.items() if rows]
+    curve = [
+        {"samples": samples} | _point(samples, taken, seconds[0], steps)
+        for samples, taken in seconds.items()
+        if samples
+    ]
     return {"steps": steps, "rounds": len(seconds[0]), "stock": stock, "curve": curve}
 
 
-def _point(rows: int, taken: list[float], stock: list[float], steps: int) -> dict[str, float]:
+def _point(samples: int, taken: list[float], stock: list[float], steps: int) -> dict[str, float]:
     median = statistics.median(taken)
     return {
-        "clips_per_s": round(rows / median, 3),
-        "ratio": round(rows * statistics.median(stock) / median, 3),
+        "clips_per_s": round(samples / median, 3),
+        "ratio": round(samples * statistics.median(stock) / median, 3),
         "ms_per_step": round(median / steps * 1e3, 3),
-        "ms_per_step_and_row": round(median / steps / rows * 1e3, 3),
+        "ms_per_step_and_sample": round(median / steps / samples * 1e3, 3),
         "spread": round(spread(taken), 3),
     }
 
@@ -195,10 +199,10 @@ def spread(taken: list[float]) -> float:
 
 def as_table(section: dict[str, Any]) -> Table:
     title = f"{section['steps']} guided steps of 64x64x25, medians of {section['rounds']} rounds"
-    table = Table("rows", "clips/s", "of stock", "ms a step", "ms a step and row", "spread", title=title)
-    for point in [{"rows": "stock"} | section["stock"], *section["curve"]]:
-        figures = [f"{point[key]:.2f}" for key in ("clips_per_s", "ratio", "ms_per_step", "ms_per_step_and_row")]
-        table.add_row(str(point["rows"]), *figures, f"{point['spread']:.0%}")
+    table = Table("samples", "clips/s", "of stock", "ms a step", "ms a step and sample", "spread", title=title)
+    for point in [{"samples": "stock"} | section["stock"], *section["curve"]]:
+        figures = [f"{point[key]:.2f}" for key in ("clips_per_s", "ratio", "ms_per_step", "ms_per_step_and_sample")]
+        table.add_row(str(point["samples"]), *figures, f"{point['spread']:.0%}")
     return table
 
 

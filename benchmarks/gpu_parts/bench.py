@@ -124,7 +124,7 @@ class Clip:
     spec: VideoSpec
     prompt: fs.Prompt
     negative: fs.Prompt
-    row: Sample
+    sample: Sample
     lengths: list[int]
 
     def our_operations(self) -> int:
@@ -184,8 +184,8 @@ class Bench:
         prompt = fs.random_prompt(dim, length, padded, seed=1)
         negative = fs.random_prompt(dim, fs.NEGATIVE_LENGTH, padded, seed=2)
         spec = self.spec(frames)
-        row = fs.our_row(transformer, spec, prompt, negative)
-        return Clip(transformer, spec, prompt, negative, row, [fs.NEGATIVE_LENGTH, length])
+        sample = fs.our_sample(transformer, spec, prompt, negative)
+        return Clip(transformer, spec, prompt, negative, sample, [fs.NEGATIVE_LENGTH, length])
 
     def rate(self, operations: int, ms: float) -> Values:
         """TFLOP/s, and its share of the best product if that is known."""

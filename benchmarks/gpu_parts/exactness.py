@@ -46,11 +46,11 @@ def _video(bench: Bench, device: torch.device) -> tuple[Tensor, Tensor]:
     dim = transformer.config.text_embed_dim
     prompt = fs.random_prompt(dim, WORDS, MODEL_TEXT_TOKENS, seed=1)
     negative = fs.random_prompt(dim, fs.NEGATIVE_LENGTH, MODEL_TEXT_TOKENS, seed=2)
-    row = fs.our_row(transformer, bench.sizes.included, prompt, negative)
-    while not row.done:
-        row = denoise_step(transformer, [row])[0]
-    pieces = StreamingDecoder(vae).decode(denormalise(vae, row.latents).to(vae.dtype))
-    return row.latents.cpu(), torch.cat([to_uint8(piece).cpu() for piece in pieces])
+    sample = fs.our_sample(transformer, bench.sizes.included, prompt, negative)
+    while not sample.done:
+        sample = denoise_step(transformer, [sample])[0]
+    pieces = StreamingDecoder(vae).decode(denormalise(vae, sample.latents).to(vae.dtype))
+    return sample.latents.cpu(), torch.cat([to_uint8(piece).cpu() for piece in pieces])
 
 
 def block(bench: Bench) -> Rows:

@@ -90,11 +90,11 @@ def memory(bench: Bench) -> Rows:
 
 
 def _our_step(clip: Clip, samples: int = 1, block: RunBlock = run_block) -> fs.Step:
-    return fs.our_step(clip.transformer, [clip.row] * samples, block)
+    return fs.our_step(clip.transformer, [clip.sample] * samples, block)
 
 
 def _stock_step(clip: Clip) -> fs.Step:
-    return fs.stock_step(clip.transformer, clip.row, clip.prompt, clip.negative)
+    return fs.stock_step(clip.transformer, clip.sample, clip.prompt, clip.negative)
 
 
 def _step(
@@ -136,7 +136,7 @@ def _pipeline(bench: Bench, clip: Clip) -> Values:
 
 def _change_error(clip: Clip, step: fs.Step, reference: fs.Step) -> Values:
     """Relative error of what one step adds to the latents."""
-    before = clip.row.latents
+    before = clip.sample.latents
     (got,), (wanted,) = _latents(step), _latents(reference)
     return {"error": relative_error(got - before, wanted - before)}
 
@@ -178,14 +178,14 @@ def _foretold(bench: Bench) -> Values:
 
 
 def _taken(bench: Bench) -> Values:
-    """The peak above the weights of making a row with a prompt of full length and stepping once."""
+    """The peak above the weights of making a sample with a prompt of full length and stepping once."""
     transformer, sizes = bench.transformer(), bench.sizes
     before = torch.cuda.memory_allocated(bench.device) if bench.on_cuda else 0
 
-    def sample() -> None:
+    def make_and_step() -> None:
         _our_step(bench.clip(transformer, sizes.long_frames, sizes.text_tokens))()
 
-    peak = peak_bytes(bench.device, sample)
+    peak = peak_bytes(bench.device, make_and_step)
     if peak is None:
         raise NotHereError("needs CUDA")
     return {"needed_gb": gigabytes(peak - before)}

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from deployments.errors import TransientError
 
-CRF = 17
+CRF = 17  # libx264's quality: 0 is lossless, 51 the worst
 PRESET = "veryfast"
-POSTER_QUALITY = 85
-STDERR_BYTES = 2000
-FINISH_TIMEOUT_S = 300.0
+POSTER_QUALITY = 85  # WebP's, 0 to 100
+STDERR_BYTES = 2000  # of ffmpeg's last words, in an error
+FINISH_TIMEOUT_S = 300.0  # from the last frame to the whole file
 
 # The frames are full-range RGB; players take untagged H.264 for one of two matrices, so convert and say which.
 _TO_BT709 = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,format=yuv420p"
@@ -25,9 +25,15 @@ _EXACT = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-ma
 
 
 class Mp4Writer:
-    """One mp4 being written: H.264, yuv420p, BT.709, index in front (faststart), no sound.
+    """Writes one mp4: H.264, yuv420p, BT.709, index in front (faststart), no sound.
 
     Call `finish` for a whole file or `kill` to give up; one of them must be called.
+
+    Args:
+        path: of the file.
+        width: of the frames, pixels.
+        height: of the frames, pixels.
+        fps: frames a second.
     """
 
     def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
@@ -38,6 +44,11 @@ class Mp4Writer:
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
         )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether ffmpeg is still there."""
+        return self._process.poll() is None
 
     def write(self, frames: Tensor) -> None:
         """Append frames.
@@ -75,7 +86,7 @@ class Mp4Writer:
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None and not self._process.stdin.closed:
-            with suppress(OSError):  # the bytes still buffered have nowhere to go
+            with suppress(OSError):  # nobody reads the bytes that are still buffered
                 self._process.stdin.close()
         self._stderr.close()
 

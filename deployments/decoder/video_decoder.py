@@ -1,5 +1,6 @@
 """Stage 3: latents to an mp4, a poster and a spritesheet; once for a model, the map its previews are made with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,7 @@ from ray import serve
 from safetensors.torch import load
 from torch import Tensor
 
-from deployments.clip import SPATIAL_COMPRESSION
+from deployments.clip import ClipShape
 from deployments.decoder.mp4_encoder import Mp4Writer, poster
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.errors import PermanentError
@@ -25,12 +26,15 @@ from deployments.settings import WorkerSettings
 from deployments.storage.model_store import safetensors_header
 from deployments.storage.scratch import scratch_folder
 
+OpenWriter = Callable[[Path, int, int, int], Mp4Writer]
+"""Begins an mp4, by path, width, height and frames a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stills:
     """The pictures of a video, WebP files."""
 
-    poster: bytes
+    poster: bytes  # the middle frame
     spritesheet: bytes
 
 
@@ -42,52 +46,62 @@ class VideoDecoder(StageReplica):
     model_parts = ("vae",)
 
     def __init__(
-        self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
+        self,
+        settings: WorkerSettings,
+        connections: Connections | None = None,
+        timing: Timing = Timing(),
+        open_writer: OpenWriter = Mp4Writer,
     ) -> None:
         super().__init__(settings, connections, timing)
         model = settings.model
+        self._open_writer = open_writer
         self._vae = load_vae(self._folder, model.dtype, self._device)
         self._decoder = StreamingDecoder(self._vae)
-        self._mapped: set[str] = set()
-        self._fitted: tuple[str, PreviewFit] | None = None
+        self._revisions_with_map: set[str] = set()  # of transformers whose preview map is in storage
+        self._finished_fit: tuple[str, PreviewFit] | None = None  # of the last video, and its transformer's revision
         self.start_worker(slots=1)
-        shape = (12, 2, model.height.minimum // SPATIAL_COMPRESSION, model.width.minimum // SPATIAL_COMPRESSION)
-        self.worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(shape)))))
+        smallest = ClipShape(model.width.minimum, model.height.minimum, num_frames=7)
+        self.worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(smallest.latents)))))
 
     async def run(self, task: StageTask) -> None:
         await super().run(task)
-        await self._keep_preview()
+        # After the job's end was reported: it waits for no preview map and does not fail with one.
+        await self._store_preview_map()
 
     async def work(self, running: RunningTask) -> None:
         """Decode the latents of the task and store the video and its pictures."""
-        job_id, clock, store = running.task.job_id, running.clock, TaskStore(self._store, running)
+        job_id = running.task.job_id
+        store = TaskStore(self._store, running)
         data = await store.get(latents_key(job_id))
-        latents, revision = load(data)["latents"], made_by(data)
-        fit = PreviewFit() if revision and revision not in self._mapped else None
-        clock.lap("load")
+        latents = load(data)["latents"]
+        revision = transformer_revision(data)
+        fit = PreviewFit() if revision and revision not in self._revisions_with_map else None
+        running.clock.lap("load")
         with scratch_folder("mochi-video-") as folder:
             path = folder / "video.mp4"
             stills = await running.in_thread(self._write_video, running, latents, path, fit)
             await store.put_result(video_key(job_id, "thumbnail"), stills.poster, "image/webp")
             await store.put_result(video_key(job_id, "spritesheet"), stills.spritesheet, "image/webp")
             await store.put_result_file(video_key(job_id), path, "video/mp4")
-        clock.lap("store")
-        if revision and fit:
-            self._fitted = revision, fit
+        running.clock.lap("store")
+        if fit is not None:
+            self._finished_fit = revision, fit
 
-    async def _keep_preview(self) -> None:
-        """After the job's end was reported: it waits for no preview and does not fail with one."""
-        fitted, self._fitted = self._fitted, None
-        if fitted and await keep_preview(self._folder, self._store, *fitted):
-            self._mapped.add(fitted[0])
+    async def _store_preview_map(self) -> None:
+        if self._finished_fit is None:
+            return
+        revision, fit = self._finished_fit
+        self._finished_fit = None
+        if await keep_preview(self._folder, self._store, revision, fit):
+            self._revisions_with_map.add(revision)
 
     def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> Stills:
         """Write the mp4; returns the pictures."""
         spec = running.task.spec
         check_latents(latents, spec)
-        writer = Mp4Writer(path, spec.width, spec.height, spec.fps)
+        writer = self._open_writer(path, spec.width, spec.height, spec.fps)
         try:
-            stills = self._feed(writer, running, latents, fit)
+            stills = self._decode_into(writer, running, latents, fit)
             writer.finish()
         except BaseException:
             writer.kill()
@@ -95,33 +109,34 @@ class VideoDecoder(StageReplica):
         running.clock.lap("mp4")
         return stills
 
-    def _feed(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> Stills:
-        """Decode piece by piece into the writer; returns a poster of the middle frame and the spritesheet."""
-        spec, clock = running.task.spec, running.clock
+    def _decode_into(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> Stills:
+        """Decode piece by piece into the writer, the pictures and the preview map's fit; returns the pictures."""
+        spec = running.task.spec
         sprites = Spritesheet(spec.num_frames, spec.width, spec.height)
-        done, image = 0, b""
+        middle_frame = b""
+        done = 0
         running.progress(done, spec.num_frames)
         for index, piece in enumerate(self._decoder.decode(self._to_vae(latents))):
             frames = to_uint8(piece).cpu()
-            clock.lap("decode")
+            running.clock.lap("decode")
             writer.write(frames)
             sprites.add(frames)
             middle = spec.num_frames // 2 - done
             if 0 <= middle < len(frames):
-                image = poster(frames[middle])
-            if fit:
+                middle_frame = poster(frames[middle])
+            if fit is not None:
                 fit.add(latents[:, index], frames)
             done += len(frames)
-            clock.lap("mp4")
+            running.clock.lap("mp4")
             running.progress(done, spec.num_frames)
-        return Stills(image, sprites.webp())
+        return Stills(middle_frame, sprites.webp())
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         return denormalise(self._vae, latents.to(self._device)).to(self._vae.dtype)
 
 
-def made_by(data: bytes) -> str:
-    """The revision of the transformer that made these latents, from their header; empty if it does not say."""
+def transformer_revision(data: bytes) -> str:
+    """Of the transformer that made these latents, from their header; empty if it does not say."""
     revision = safetensors_header(BytesIO(data)).get("__metadata__", {}).get("revision", "")
     return str(revision)
 

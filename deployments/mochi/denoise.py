@@ -1,7 +1,7 @@
-"""The mathematics of sampling: schedule, noise, and one denoising step of a batch of rows.
+"""The mathematics of sampling: schedule, noise, and one denoising step of a batch of samples.
 
-Free functions on plain state. A row is one sample: all that a half-made video is. Rows at different steps, with
-different guidance and prompts, share a batch as long as their latents have the same shape.
+Free functions on plain state. A `Sample` is all that a half-made video is. Samples at different steps, with different
+guidance and prompts, share a batch as long as their latents have the same shape.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,41 +20,33 @@ from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
 
-TRAIN_TIMESTEPS = 1000
-THRESHOLD_NOISE = 0.025
-ROPE_AREA = 192 * 192
+TRAIN_TIMESTEPS = 1000  # of sigma 1, in the transformer's unit of time
+THRESHOLD_NOISE = 0.025  # sigma where the schedule turns from linear to quadratic
+ROPE_AREA = 192 * 192  # pixels, to which the rotary embedding scales every picture
 
 
 @dataclass(frozen=True, slots=True)
 class TextConditioning:
-    """What the transformer needs of one prompt, computed once for a request.
+    """What the transformer needs of one prompt, computed once for a request."""
 
-    caption: [L, D'] text tokens after `caption_proj`, model dtype. pooled: [D] pooled prompt, model dtype.
-    length: valid tokens, known on the host; the rest of L is padding.
-    """
-
-    caption: Tensor
-    pooled: Tensor
-    length: int
+    caption: Tensor  # [L, D'] text tokens after `caption_proj`, model dtype
+    pooled: Tensor  # [D] pooled prompt, model dtype
+    length: int  # valid tokens; the rest of L is padding
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample between two steps.
+    """A video between two denoising steps."""
 
-    latents: [12, T, H/8, W/8] fp32. step: denoising steps done. sigmas: [N + 1] fp32, 0 (noise) to 1 (video),
-    on the device of the latents, so that a step copies nothing between host and device.
-    guidance_scale: 1.0 runs without the negative prompt, as the reference pipeline does.
-    rope: the rotary tables of the row's shape; rows of one shape share them.
-    """
-
-    latents: Tensor
-    step: int
+    latents: Tensor  # [12, T, H/8, W/8] fp32
+    step: int  # denoising steps done
     sigmas: Tensor
-    guidance_scale: float
+    """[N + 1] fp32, 0 (noise) to 1 (video); on the device of the latents, so that a step copies nothing between host
+    and device."""
+    guidance_scale: float  # 1.0 runs without the negative prompt, as the reference pipeline does
     prompt: TextConditioning
     negative: TextConditioning
-    rope: Rope
+    rope: Rope  # of the shape of the latents; samples of one shape share it
 
     @property
     def num_steps(self) -> int:
@@ -65,12 +57,13 @@ class Sample:
         return self.step >= self.num_steps
 
     @property
-    def rows(self) -> int:
+    def cfg_rows(self) -> int:
+        """Rows of a batch: 2 with guidance (classifier-free: with and without the prompt), 1 without."""
         return cfg_rows(self.guidance_scale)
 
     @property
     def guided(self) -> bool:
-        return self.rows > 1
+        return self.cfg_rows > 1
 
 
 def sigma_schedule(num_steps: int, threshold_noise: float = THRESHOLD_NOISE, linear_steps: int | None = None) -> Tensor:
@@ -95,6 +88,7 @@ def sigma_schedule(num_steps: int, threshold_noise: float = THRESHOLD_NOISE, lin
 
 
 def _rising(num_steps: int, threshold_noise: float, linear_steps: int) -> list[float]:
+    """The published formula, [num_steps] in fp64; the last sigma, 1, is not in it."""
     difference = linear_steps - threshold_noise * num_steps
     quadratic_steps = num_steps - linear_steps
     quadratic = difference / (linear_steps * quadratic_steps**2)
@@ -115,7 +109,8 @@ def condition(transformer: "MochiTransformer3DModel", embeds: Tensor, mask: Tens
     """Project and pool one encoded prompt.
 
     Args:
-        embeds: [L, D] text embeddings. mask: [L] bool on the CPU, true for the valid tokens, which come first.
+        embeds: [L, D] text embeddings.
+        mask: [L] bool on the CPU, true for the valid tokens, which come first.
 
     Raises:
         ValueError: the mask has a hole; lengths would then say something else than the mask.
@@ -124,15 +119,15 @@ def condition(transformer: "MochiTransformer3DModel", embeds: Tensor, mask: Tens
     if not bool(mask[:length].all()):
         raise ValueError("prompt mask must be true for the first tokens and false behind; the tokenizer pads left")
     weight = transformer.time_embed.caption_proj.weight
-    rows = embeds.to(weight.device, weight.dtype)[None]
-    pooled = transformer.time_embed.pooler(rows, mask.to(weight.device)[None])
-    return TextConditioning(transformer.time_embed.caption_proj(rows)[0], pooled[0], length)
+    batch = embeds.to(weight.device, weight.dtype)[None]
+    pooled = transformer.time_embed.pooler(batch, mask.to(weight.device)[None])
+    return TextConditioning(transformer.time_embed.caption_proj(batch)[0], pooled[0], length)
 
 
 def start_sample(
     transformer: "MochiTransformer3DModel", spec: VideoSpec, embeds: Mapping[str, Tensor], rope: Rope
 ) -> Sample:
-    """The state of a sample before its first step, on the transformer's device.
+    """A sample before its first step, on the transformer's device.
 
     Args:
         embeds: `prompt_embeds` and `negative_embeds` [L, D], `prompt_mask` and `negative_mask` [L] bool, on the CPU.
@@ -174,50 +169,50 @@ def _positions(frames: int, height: int, width: int, device: torch.device) -> Te
 
 
 def denoise_step(
-    transformer: "MochiTransformer3DModel", rows: Sequence[Sample], block: RunBlock = run_block
+    transformer: "MochiTransformer3DModel", samples: Sequence[Sample], block: RunBlock = run_block
 ) -> list[Sample]:
-    """Advance every row by one Euler step: x += (sigma[i+1] - sigma[i]) * v, all in fp32.
+    """Advance every sample by one Euler step: x += (sigma[i+1] - sigma[i]) * v, all in fp32.
 
-    One forward pass for all rows, guided ones twice: v = v_negative + guidance_scale * (v_prompt - v_negative).
-    Nothing here waits for the device.
+    One forward pass for all samples, guided ones with two rows: v = v_negative + guidance_scale * (v_prompt -
+    v_negative). Nothing here waits for the device.
 
     Args:
         block: what runs a transformer block; ``torch.compile(run_block)`` is another choice.
 
     Raises:
-        ValueError: no rows, rows of different shapes, or a row that is done.
+        ValueError: no samples, samples of different shapes, or one that is done.
     """
-    _check_batch(rows)
-    guided = [row for row in rows if row.guided]
+    _check_batch(samples)
+    guided = [sample for sample in samples if sample.guided]
     velocity = predict_velocity(
         transformer,
-        torch.stack([row.latents for row in [*guided, *rows]]),
-        torch.stack([row.sigmas[row.step] * TRAIN_TIMESTEPS for row in [*guided, *rows]]),
-        [row.negative for row in guided] + [row.prompt for row in rows],
-        rows[0].rope,
+        torch.stack([sample.latents for sample in [*guided, *samples]]),
+        torch.stack([sample.sigmas[sample.step] * TRAIN_TIMESTEPS for sample in [*guided, *samples]]),
+        [sample.negative for sample in guided] + [sample.prompt for sample in samples],
+        samples[0].rope,
         block,
     ).float()
     negatives = iter(velocity[: len(guided)])
     return [
-        _advance(row, own, next(negatives) if row.guided else None)
-        for row, own in zip(rows, velocity[len(guided) :], strict=True)
+        _advance(sample, own, next(negatives) if sample.guided else None)
+        for sample, own in zip(samples, velocity[len(guided) :], strict=True)
     ]
 
 
-def _check_batch(rows: Sequence[Sample]) -> None:
-    if not rows:
-        raise ValueError("a batch needs at least one row")
-    if len({row.latents.shape for row in rows}) > 1:
-        raise ValueError("rows of one batch must have latents of the same shape")
-    if any(row.done for row in rows):
-        raise ValueError("a row of the batch has no steps left")
+def _check_batch(samples: Sequence[Sample]) -> None:
+    if not samples:
+        raise ValueError("a batch needs at least one sample")
+    if len({sample.latents.shape for sample in samples}) > 1:
+        raise ValueError("samples of one batch must have latents of the same shape")
+    if any(sample.done for sample in samples):
+        raise ValueError("a sample of the batch has no steps left")
 
 
-def _advance(row: Sample, velocity: Tensor, negative: Tensor | None) -> Sample:
+def _advance(sample: Sample, velocity: Tensor, negative: Tensor | None) -> Sample:
     if negative is not None:
-        velocity = negative + row.guidance_scale * (velocity - negative)
-    width = row.sigmas[row.step + 1] - row.sigmas[row.step]
-    return replace(row, latents=row.latents + width * velocity, step=row.step + 1)
+        velocity = negative + sample.guidance_scale * (velocity - negative)
+    width = sample.sigmas[sample.step + 1] - sample.sigmas[sample.step]
+    return replace(sample, latents=sample.latents + width * velocity, step=sample.step + 1)
 
 
 def predict_velocity(
@@ -234,8 +229,11 @@ def predict_velocity(
     cut off: no video token ever sees it.
 
     Args:
-        latents: [B, 12, T, h, w] fp32. timesteps: [B] fp32, 0 to 1000. texts: B conditionings.
-        rope: see `rope_tables`. block: see `denoise_step`.
+        latents: [B, 12, T, h, w] fp32.
+        timesteps: [B] fp32, 0 to 1000.
+        texts: B conditionings.
+        rope: see `rope_tables`.
+        block: see `denoise_step`.
 
     Returns:
         [B, 12, T, h, w] in the model's dtype.

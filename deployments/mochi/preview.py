@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 FORMAT = "mochi-serve-preview-1"
 FILE = "preview.json"
 RIDGE = 1e-3
-LONG_SIDE = 160
-QUALITY = 70
-WEBP_METHOD = 2
+LONG_SIDE = 160  # pixels
+QUALITY = 70  # WebP's, 0 to 100
+WEBP_METHOD = 2  # 0 is fast, 6 small
 
+# The places of what is summed up for each pixel: the latents, a one, the three colours.
+_LATENTS = slice(0, LATENT_CHANNELS)
 _ONE = LATENT_CHANNELS
 _COLOURS = slice(LATENT_CHANNELS + 1, LATENT_CHANNELS + 4)
 _logger = logging.getLogger("ray.serve")
@@ -36,13 +38,10 @@ _logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreviewMap:
-    """RGB in 0 to 1 = latents @ weights + bias, for latents as they are sampled (not denormalised).
+    """RGB in 0 to 1 = latents @ weights + bias, for latents as they are sampled (not denormalised)."""
 
-    weights: [12, 3] fp32. bias: [3] fp32. Both on the CPU.
-    """
-
-    weights: Tensor
-    bias: Tensor
+    weights: Tensor  # [12, 3] fp32 on the CPU
+    bias: Tensor  # [3] fp32 on the CPU
 
     def rgb(self, latents: Tensor) -> Tensor:
         """[12, h, w] to [h, w, 3] fp32 on the CPU, not clamped."""
@@ -56,10 +55,11 @@ class PreviewFit:
         self._moments = torch.zeros(LATENT_CHANNELS + 4, LATENT_CHANNELS + 4, dtype=torch.float64)
 
     def add(self, latents: Tensor, frames: Tensor) -> None:
-        """Take in one latent frame and the frames it was decoded to.
+        """Add one latent frame and the frames it was decoded to: one for the first of a clip, six for each other.
 
         Args:
-            latents: [12, h, w], normalised. frames: [t, 8h, 8w, 3] uint8 on the CPU.
+            latents: [12, h, w], normalised.
+            frames: [t, 8h, 8w, 3] uint8 on the CPU.
 
         Raises:
             ValueError: the frames are not eight times the size of the latents.
@@ -83,10 +83,9 @@ class PreviewFit:
             ValueError: nothing was added.
         """
         mean, covariance = self._statistics()
-        own, colours = slice(0, LATENT_CHANNELS), _COLOURS
         ridge = RIDGE * torch.eye(LATENT_CHANNELS, dtype=torch.float64)
-        weights = torch.linalg.solve(covariance[own, own] + ridge, covariance[own, colours])
-        return PreviewMap(weights.float(), (mean[colours] - mean[own] @ weights).float())
+        weights = torch.linalg.solve(covariance[_LATENTS, _LATENTS] + ridge, covariance[_LATENTS, _COLOURS])
+        return PreviewMap(weights.float(), (mean[_COLOURS] - mean[_LATENTS] @ weights).float())
 
     def r_squared(self, preview: PreviewMap) -> float:
         """The share of the colours' variance over what was added that `preview` explains; at most 1.
@@ -99,7 +98,8 @@ class PreviewFit:
         if spread <= 0:
             raise ValueError("the frames are of one colour: there is no variance to explain")
         error = torch.zeros(LATENT_CHANNELS + 4, 3, dtype=torch.float64)
-        error[:LATENT_CHANNELS], error[_ONE] = preview.weights.double(), preview.bias.double()
+        error[_LATENTS] = preview.weights.double()
+        error[_ONE] = preview.bias.double()
         error[_COLOURS] = -torch.eye(3, dtype=torch.float64)
         return 1 - float((error.T @ self._moments @ error).trace()) / float(self._moments[_ONE, _ONE]) / spread
 
@@ -121,14 +121,16 @@ def _block_means(frames: Tensor) -> Tensor:
 
 
 def predicted_clean(before: Tensor, after: Tensor, sigma_before: Tensor | float, sigma_after: Tensor | float) -> Tensor:
-    """Where the sample is heading: latents + (1 - sigma) * velocity, the velocity told by its last step.
+    """Where the sample is heading: latents + (1 - sigma) * velocity, with the velocity of its last step.
 
     Early latents are nearly all noise; this shows the video from the first steps on, without another forward pass.
     Guidance is in it. Nothing here waits for the device.
 
     Args:
-        before, after: the same part of the latents around one Euler step, fp32, any shape.
-        sigma_before, sigma_after: the step's sigmas, `before` < `after`.
+        before: a part of the latents before an Euler step, fp32, any shape.
+        after: the same part after it.
+        sigma_before: of the step.
+        sigma_after: of the step; larger than `sigma_before`.
     """
     return after + (1 - sigma_after) * (after - before) / (sigma_after - sigma_before)
 
@@ -136,7 +138,7 @@ def predicted_clean(before: Tensor, after: Tensor, sigma_before: Tensor | float,
 def preview_image(preview: PreviewMap, latents: Tensor) -> bytes:
     """A WebP of the middle latent frame, the longer side 160 pixels: a few kB, a few milliseconds.
 
-    Shows the latents it is given; hand it `predicted_clean` where the step before is at hand.
+    Shows the latents it is given; give it `predicted_clean` where the step before is known.
 
     Args:
         latents: [12, T, h, w], normalised; the middle frame alone, [12, 1, h, w], does.

@@ -1,4 +1,4 @@
-"""Which samples may be in residence together, by the memory they take."""
+"""Which samples may be on the device together, by the memory that they take."""
 
 import asyncio
 
@@ -8,50 +8,51 @@ from deployments.errors import PermanentError
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 
-LOOK_EVERY_S = 0.2
-
 
 class MemoryGate:
-    """Lets a sample in when it fits beside those that are there; one that never fits is refused.
+    """Reserves the device's memory for samples: one that does not fit beside the others waits.
 
     Args:
-        budget: bytes for samples, see `memory_measure.memory_budget`.
+        profile: what a sample takes.
+        budget: bytes for all samples, see `memory_measure.memory_budget`.
+        poll_s: seconds between two looks at whether a task that waits was stopped or is to be parked.
     """
 
-    def __init__(self, profile: MemoryProfile, budget: int) -> None:
+    def __init__(self, profile: MemoryProfile, budget: int, poll_s: float = 0.2) -> None:
         self._profile = profile
         self._budget = budget
-        self._inside: dict[str, SampleFootprint] = {}
-        self._left = asyncio.Event()
+        self._poll_s = poll_s
+        self._reserved: dict[str, SampleFootprint] = {}  # by lease
+        self._released = asyncio.Event()
 
     @property
     def max_tokens(self) -> int:
-        """The largest guided sample that fits alone."""
+        """Tokens of the largest guided sample that fits alone."""
         return self._profile.max_tokens(self._budget)
 
-    async def enter(self, running: RunningTask, sample: SampleFootprint) -> bool:
-        """Wait until the sample fits; False if the task was asked to yield before.
+    async def reserve(self, running: RunningTask, footprint: SampleFootprint) -> bool:
+        """Wait until the sample fits; False if the task was asked to park before.
 
         Raises:
             PermanentError: `too_large`: it does not fit alone.
             StoppedError: the task was stopped while it waited.
         """
-        if not self._profile.fits([], sample, self._budget):
+        if not self._profile.fits([], footprint, self._budget):
             raise PermanentError(
                 "too_large",
-                f"the sample has {latent_tokens(sample.shape)} tokens; {self.max_tokens} fit this replica's memory; "
-                "ask for fewer frames or a smaller size",
+                f"the sample has {latent_tokens(footprint.shape)} tokens; {self.max_tokens} fit this replica's "
+                "memory; ask for fewer frames or a smaller size",
             )
-        while not self._profile.fits(list(self._inside.values()), sample, self._budget):
+        while not self._profile.fits(list(self._reserved.values()), footprint, self._budget):
             running.raise_if_stopped()
             if running.park_reason is not None:
                 return False
-            self._left.clear()
-            await wait_for(self._left, LOOK_EVERY_S)
-        self._inside[running.task.lease] = sample
+            self._released.clear()
+            await wait_for(self._released, self._poll_s)
+        self._reserved[running.task.lease] = footprint
         return True
 
-    def leave(self, running: RunningTask) -> None:
-        """The sample's memory is free again."""
-        self._inside.pop(running.task.lease, None)
-        self._left.set()
+    def release(self, running: RunningTask) -> None:
+        """Free the memory of the task's sample, if any was reserved."""
+        self._reserved.pop(running.task.lease, None)
+        self._released.set()

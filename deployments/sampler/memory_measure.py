@@ -1,18 +1,13 @@
-"""Measuring what a sample costs on this device, once, and how much memory there is.
+"""What a sample takes of this device's memory, measured once and kept, and how much memory there is.
 
-On CUDA the allocator tells exactly. On the CPU the process's high-water mark is read around a step: it counts what
-libraries take beside torch (the included model: 1.3 to 1.8 times what torch asks for), but noise of some 100 kB, and
-more on machines with many cores, where the kernel counts in batches, blurs small models. Three things keep noise from
-harm: the highest of several steps counts, the line lies above every measurement, and a token never costs less than
-what attention surely holds of it at once.
+Measurements on the CPU are noisy (see `peak_memory`). Three things keep the noise from harm: the highest of several
+steps counts, the line lies above every measurement, and a token never costs less than what attention surely holds of
+it at once.
 """
 
-import ctypes
 import hashlib
 import json
 import logging
-import resource
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +21,7 @@ from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, SPATIAL_COMPRE
 from deployments.mochi.denoise import Sample, condition, denoise_step, rope_tables, sigma_schedule
 from deployments.replica.host import available_bytes, describe_device, total_bytes
 from deployments.sampler.memory_profile import MemoryProfile, fit_line
+from deployments.sampler.peak_memory import cuda_peak, process_peak
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import default_cache
 
@@ -33,36 +29,18 @@ if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
 
 FORMAT = "mochi-serve-memory-1"
-FOLDER = "memory"
-STEPS = 3
-HEADROOM = 0.05
-PROBE_SIDE = 256 // SPATIAL_COMPRESSION
-TEXTS_PER_PROBE = 4
-PROBE_RATIO = 4
-ATTENTION_TENSORS = 8
-LATENT_COPIES = 2
+FOLDER = "memory"  # in the models' cache
+HEADROOM = 0.05  # of the device's whole memory, that is left to others
+
+PROBE_SIDE = 256 // SPATIAL_COMPRESSION  # latents of a side of the probes' pictures, at most
+TEXTS_PER_PROBE = 4  # tokens of the small probe, in those of the longest prompt
+PROBE_RATIO = 4  # tokens of the large probe, in those of the small one
+STEPS = 3  # of each probe, of which the one that takes most counts
+
+ATTENTION_TENSORS = 8  # of a token's width, that attention surely holds at once
+LATENT_COPIES = 2  # of a sample's latents between steps: its newest and the one before
 
 _logger = logging.getLogger("ray.serve")
-
-
-def memory_profile(
-    transformer: "MochiTransformer3DModel", model: ModelSettings, revision: str, cache: Path | None = None
-) -> MemoryProfile:
-    """The profile of this model on this device: from the cache folder, or measured now and kept there.
-
-    Args:
-        revision: see `model_store.model_fingerprint`.
-        cache: the models' cache folder; by default `model_store.default_cache()`.
-    """
-    key = _key(transformer, model, revision)
-    path = (cache or default_cache()) / FOLDER / f"{_name(key)}.json"
-    kept = _read(path, key)
-    if kept is not None:
-        return kept
-    profile = measure(transformer, probe_shapes(model), model.max_sequence_length)
-    _logger.info("a step takes %d bytes for each token of a row on %s", profile.step_token_bytes, key["device"])
-    _write(path, key, profile)
-    return profile
 
 
 def memory_budget(device: torch.device) -> int:
@@ -103,9 +81,9 @@ def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[LatentShape
     Raises:
         ValueError: fewer than two sizes.
     """
-    weight, config = transformer.proj_out.weight, transformer.config
-    width = config.num_attention_heads * config.attention_head_dim
-    points = [(latent_tokens(shape), _guided_step_bytes(transformer, shape, text_tokens)) for shape in shapes]
+    weight = transformer.proj_out.weight
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    points = [(latent_tokens(shape), guided_step_bytes(transformer, shape, text_tokens)) for shape in shapes]
     per_row = [(tokens, -(-used // GUIDED_ROWS)) for tokens, used in points]
     slope, intercept = fit_line(per_row, least_slope=ATTENTION_TENSORS * width * weight.element_size())
     return MemoryProfile(
@@ -117,13 +95,14 @@ def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[LatentShape
     )
 
 
-def _guided_step_bytes(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> int:
+@torch.no_grad()
+def guided_step_bytes(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> int:
     """The most that a step took of several, after one that sets up what is kept for good."""
-    row = _probe(transformer, shape, text_tokens)
-    peak = _cuda_peak if row.latents.is_cuda else _process_peak
+    sample = probe_sample(transformer, shape, text_tokens)
+    peak = cuda_peak if sample.latents.is_cuda else process_peak
     with _one_thread():
-        denoise_step(transformer, [row])
-        return max(peak(lambda: denoise_step(transformer, [row])) for _ in range(STEPS))
+        denoise_step(transformer, [sample])
+        return max(peak(lambda: denoise_step(transformer, [sample])) for _ in range(STEPS))
 
 
 @contextmanager
@@ -138,7 +117,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _probe(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> Sample:
+def probe_sample(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> Sample:
+    """A guided sample of zeros, with prompts of full length."""
     device = transformer.proj_out.weight.device
     embeds = torch.zeros(text_tokens, transformer.config.text_embed_dim)
     text = condition(transformer, embeds, torch.ones(text_tokens, dtype=torch.bool))
@@ -153,55 +133,31 @@ def _probe(transformer: "MochiTransformer3DModel", shape: LatentShape, text_toke
     )
 
 
-def _cuda_peak(work: Callable[[], object]) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    return torch.cuda.max_memory_allocated() - before
+Measure = Callable[["MochiTransformer3DModel", Sequence[LatentShape], int], MemoryProfile]
 
 
-def _process_peak(work: Callable[[], object]) -> int:
-    """How far `work` takes the process's memory above where it is; never negative.
+def memory_profile(
+    transformer: "MochiTransformer3DModel",
+    model: ModelSettings,
+    revision: str,
+    cache: Path | None = None,
+    measure: Measure = measure,
+) -> MemoryProfile:
+    """The profile of this model on this device: from the cache folder, or measured now and kept there.
 
-    Linux: freed memory that malloc keeps is given back first, or `work` would use it unseen; then the high-water mark
-    is reset. Elsewhere, and where /proc is not writable, the mark cannot be reset: it only shows what goes above the
-    highest point since the process began.
+    Args:
+        revision: see `model_store.model_fingerprint`.
+        cache: the models' cache folder; by default `model_store.default_cache()`.
     """
-    _give_back_freed()
-    before = _reset_high_water()
-    work()
-    return max(0, _high_water() - before)
-
-
-def _give_back_freed() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-    if trim is not None:
-        trim(0)
-
-
-def _reset_high_water() -> int:
-    """Bytes that the process has now, or its highest so far where the mark cannot be reset."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return _high_water()
-    return _status_bytes("VmRSS")
-
-
-def _high_water() -> int:
-    try:
-        return _status_bytes("VmHWM")
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {name}")
+    key = _key(transformer, model, revision)
+    path = (cache or default_cache()) / FOLDER / f"{_name(key)}.json"
+    kept = _read(path, key)
+    if kept is not None:
+        return kept
+    profile = measure(transformer, probe_shapes(model), model.max_sequence_length)
+    _logger.info("a step takes %d bytes for each token of a row on %s", profile.step_token_bytes, key["device"])
+    _write(path, key, profile)
+    return profile
 
 
 def _key(transformer: "MochiTransformer3DModel", model: ModelSettings, revision: str) -> dict[str, str]:

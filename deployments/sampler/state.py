@@ -1,11 +1,10 @@
-"""All of a half-made video as one object: what a checkpoint holds, and what moves to another replica.
+"""The whole state of a half-made video as one object, and the objects of a job in storage: its checkpoints.
 
-A safetensors object. Its tensors: `latents` [12, T, H/8, W/8] fp32 and the encoded prompts (`prompt_embeds`,
-`negative_embeds` [L, D], `prompt_mask`, `negative_mask` [L] bool). Its header: format, model revision, dtype, step,
-the request itself as JSON, and a SHA-256 over all of these and every tensor's bytes. Sigmas and noise are not in it:
-they follow from the request.
-
-Checkpoints of samples in object storage: the newest two of each job, by step.
+A checkpoint is what another replica goes on from, after this one parked the sample or died. It is a safetensors
+object. Its tensors: `latents` [12, T, H/8, W/8] fp32 and the encoded prompts (`prompt_embeds` and `negative_embeds`
+[L, D], `prompt_mask` and `negative_mask` [L] bool). Its header: format, model revision, dtype, step, the request
+itself as JSON, and a SHA-256 over all of these and every tensor's bytes. Sigmas and noise are not in it: they follow
+from the request.
 """
 
 import asyncio
@@ -29,6 +28,7 @@ from deployments.storage.object_store import Store
 
 FORMAT = "mochi-serve-sample-1"
 EMBEDS = ("prompt_embeds", "prompt_mask", "negative_embeds", "negative_mask")
+KEPT_CHECKPOINTS = 2  # of each job: the newest and, should that be damaged, the one before
 
 
 class CheckpointRefusedError(PermanentError):
@@ -40,17 +40,15 @@ class CheckpointRefusedError(PermanentError):
 
 @dataclass(frozen=True, slots=True)
 class SampleState:
-    """A sample after `step` denoising steps, on the CPU.
-
-    revision: of the model that made it, see `model_store.model_fingerprint`; latents of another are worth nothing.
-    """
+    """A sample after `step` denoising steps, on the CPU."""
 
     spec: VideoSpec
     revision: str
-    dtype: str
+    """Of the transformer that made it, see `model_store.model_fingerprint`; to another one its latents mean nothing."""
+    dtype: str  # of that transformer
     step: int
-    latents: Tensor
-    embeds: Mapping[str, Tensor]
+    latents: Tensor  # [12, T, H/8, W/8] fp32
+    embeds: Mapping[str, Tensor]  # the encoded prompts, by the names of EMBEDS
 
 
 def pack(state: SampleState) -> bytes:
@@ -72,7 +70,10 @@ def unpack(name: str, data: bytes, spec: VideoSpec, revision: str, dtype: str) -
 
     Args:
         name: of the checkpoint, for the error.
-        spec, revision, dtype: what it must have been made for and by.
+        data: what `pack` made.
+        spec: the request that it must have been made for.
+        revision: of the transformer that must have made it.
+        dtype: of that transformer.
 
     Raises:
         CheckpointRefusedError: it is damaged or foreign; the text says in what.
@@ -88,16 +89,7 @@ def unpack(name: str, data: bytes, spec: VideoSpec, revision: str, dtype: str) -
             raise CheckpointRefusedError(name, f"its {key} is {header[key]!r}, this model's is {wanted!r}")
     if json.loads(header["spec"]) != asdict(spec):
         raise CheckpointRefusedError(name, "it was made for another request")
-    return _state(name, header, tensors, spec)
-
-
-def _state(name: str, header: dict[str, str], tensors: dict[str, Tensor], spec: VideoSpec) -> SampleState:
-    step, latents = int(header["step"]), tensors.pop("latents")
-    if tuple(latents.shape) != spec.clip.latents or not 0 <= step <= spec.num_inference_steps:
-        raise CheckpointRefusedError(name, f"step {step} and latents {tuple(latents.shape)} do not fit the request")
-    if not bool(torch.isfinite(latents).all()):
-        raise CheckpointRefusedError(name, "its latents are not finite")
-    return SampleState(spec, header["revision"], header["dtype"], step, latents, tensors)
+    return _checked_state(name, header, tensors, spec)
 
 
 def _parse(name: str, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -109,6 +101,16 @@ def _parse(name: str, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header, tensors
 
 
+def _checked_state(name: str, header: dict[str, str], tensors: dict[str, Tensor], spec: VideoSpec) -> SampleState:
+    step = int(header["step"])
+    latents = tensors.pop("latents")
+    if tuple(latents.shape) != spec.clip.latents or not 0 <= step <= spec.num_inference_steps:
+        raise CheckpointRefusedError(name, f"step {step} and latents {tuple(latents.shape)} do not fit the request")
+    if not bool(torch.isfinite(latents).all()):
+        raise CheckpointRefusedError(name, "its latents are not finite")
+    return SampleState(spec, header["revision"], header["dtype"], step, latents, tensors)
+
+
 def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(dict(sorted(header.items()))).encode())
     for name in sorted(tensors):
@@ -118,14 +120,13 @@ def _checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-KEEP = 2
-
-
 class Checkpoints:
-    """Writes and reads the states of one model's samples.
+    """Writes and reads the states of one model's samples in object storage, the newest two of each job.
 
     Args:
-        revision, dtype: of the model; a state of another is refused.
+        store: where they lie.
+        revision: of the transformer; a state that another one made is refused.
+        dtype: of the transformer; a state of another is refused.
     """
 
     def __init__(self, store: Store, revision: str, dtype: str) -> None:
@@ -134,7 +135,7 @@ class Checkpoints:
         self._dtype = dtype
 
     async def newest(self, job_id: str, spec: VideoSpec) -> SampleState | None:
-        """The last whole state of the job, None if there is none; what is refused or gone is logged by its name."""
+        """The last whole state of the job, None if there is none; one that is refused or missing is logged."""
         for key in reversed(await self._keys(job_id)):
             try:
                 data = await self._store.get(key)
@@ -146,13 +147,13 @@ class Checkpoints:
     async def save(self, job_id: str, state: SampleState) -> None:
         """Write the state whole, and only then delete the others but the newest before it.
 
-        Those of later steps go too: the job would have gone on from them had they not been refused.
+        Those of later steps are deleted too: the job would have gone on from them had they not been refused.
         """
         data = await asyncio.to_thread(pack, state)
         written = checkpoint_key(job_id, state.step)
         await self._store.put(written, data, "application/octet-stream")
         keys = await self._keys(job_id)
-        kept = [key for key in keys if key <= written][-KEEP:]
+        kept = [key for key in keys if key <= written][-KEPT_CHECKPOINTS:]
         for key in keys:
             if key not in kept:
                 await self._store.delete(key)

@@ -1,9 +1,9 @@
-"""The one thread that denoises: it takes samples in, steps them in batches, and lets them go between two steps.
+"""The one thread that denoises: samples enter it, are stepped in batches, and leave it between two steps.
 
-    while there are samples: take in who came, let go who leaves, step the next batch
+    while there are samples: receive new ones, remove those to be stopped or parked, step the next batch
 
-Everything else (storage, reports, checkpoints) runs beside it and only reads `LoopEntry.row`, which never changes in
-place: a step makes new rows.
+Everything else (storage, reports, checkpoints) runs beside it and only reads `LoopEntry.sample`, which never changes
+in place: a step makes new samples.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 
@@ -24,51 +25,54 @@ from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_batcher import Load, StepBatcher
 
 Step = Callable[[Sequence[Sample]], list[Sample]]
+"""One denoising step of samples that share a shape; returns when the device has done it."""
+
 AfterStep = Callable[[Sample], None]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
 class LoopEntry:
-    """A sample in the loop.
-
-    prepare: makes its first row, on the loop's thread. after_step: told each new row there; raises StoppedError.
-    row: the newest, None before `prepare`; before: the one before it.
-    left: resolved with the row it left with, done or not.
-    """
+    """A sample in the loop, or on its way there, until `result` is set."""
 
     running: RunningTask
-    prepare: Callable[[], Sample]
-    after_step: AfterStep
-    exact: bool
-    left: asyncio.Future[Sample]
-    row: Sample | None = None
-    before: Sample | None = None
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    prepare: Callable[[], Sample]  # makes it, on the loop's thread
+    after_step: AfterStep  # called there with it as it was prepared, and after each step; may raise StoppedError
+    exact: bool  # it shares its pass with no other sample
+    result: asyncio.Future[Sample]  # as it left the loop, done or not
+    sample: Sample | None = None  # after its last step; None until it is prepared
+    previous: Sample | None = None  # one step before `sample`
 
-    def resolve(self, row: Sample) -> None:
-        self._tell(lambda: self.left.set_result(row))
+    def finish(self, sample: Sample) -> None:
+        """Set the result. From the loop's thread."""
+        self._call_unless_done(self.result.set_result, sample)
 
     def fail(self, error: BaseException) -> None:
-        """Nobody wants the row of a stopped sample: its memory goes back now, not when cycles are next collected."""
+        """Set what awaiting the result raises. From the loop's thread."""
         if isinstance(error, StoppedError):
-            self.row, error.__traceback__ = None, None
-        self._tell(lambda: self.left.set_exception(error))
+            # Nobody wants the sample of a stopped task: its memory is freed now, and not when Python next looks for
+            # cycles, of which a traceback makes one.
+            self.sample = None
+            self.previous = None
+            error.__traceback__ = None
+        self._call_unless_done(self.result.set_exception, error)
 
-    def _tell(self, tell: Callable[[], None]) -> None:
-        def unless_done() -> None:
-            if not self.left.done():
-                tell()
+    def _call_unless_done(self, set_result: Callable[[T], None], value: T) -> None:
+        def call() -> None:
+            if not self.result.done():
+                set_result(value)
 
-        self.loop.call_soon_threadsafe(unless_done)
+        self.result.get_loop().call_soon_threadsafe(call)
 
 
 class StepLoop:
-    """Runs on a thread of its own from the first sample on.
+    """Runs on a thread of its own.
 
     Args:
-        step: one denoising step of rows that share a shape.
-        max_tokens: of all rows of one forward pass, see `step_batcher`.
-        warm_up: run first on the thread, so that no sample pays for what happens once; what it raises is raised here.
+        step: see `Step`.
+        max_tokens: tokens of all rows of one forward pass, see `step_batcher`.
+        warm_up: runs first on the thread, so that no sample pays for what happens once; what it raises is raised here.
         now_ns: a monotonic clock in nanoseconds; each pass is timed with it, see `shares`.
     """
 
@@ -83,140 +87,140 @@ class StepLoop:
         self._now_ns = now_ns
         self._batcher: StepBatcher[LoopEntry] = StepBatcher(max_tokens)
         self._inbox: queue.SimpleQueue[LoopEntry | None] = queue.SimpleQueue()
-        self._residents: list[LoopEntry] = []
-        self._entering = threading.Lock()
+        self._entries: list[LoopEntry] = []
+        self._add_lock = threading.Lock()
         self._closed = False
-        warm: Future[object] = Future()
-        threading.Thread(target=self._work, args=(warm_up, warm), name="denoise", daemon=True).start()
-        warm.result()
+        warmed_up: Future[object] = Future()
+        threading.Thread(target=self._run, args=(warm_up, warmed_up), name="denoise", daemon=True).start()
+        warmed_up.result()
 
-    def rows(self) -> list[Sample]:
-        """The newest row of each sample inside; only for `prepare`, on the loop's thread."""
-        return [resident.row for resident in self._residents if resident.row is not None]
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples in the loop; only for `LoopEntry.prepare`, on the loop's thread."""
+        return [entry.sample for entry in self._entries if entry.sample is not None]
 
-    def enter(
-        self, running: RunningTask, prepare: Callable[[], Sample], after_step: AfterStep, exact: bool
-    ) -> LoopEntry:
-        """Take a sample in at the next boundary between steps. Await its `left`; it may not be cancelled.
+    def add(self, running: RunningTask, prepare: Callable[[], Sample], after_step: AfterStep, exact: bool) -> LoopEntry:
+        """Add a sample, see `LoopEntry`; it enters between two steps. Its `result` may not be cancelled.
 
         Raises:
             StoppedError: the loop was closed.
         """
-        future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
-        resident = LoopEntry(running, prepare, after_step, exact, future)
-        with self._entering:
+        entry = LoopEntry(running, prepare, after_step, exact, asyncio.get_running_loop().create_future())
+        with self._add_lock:
             if self._closed:
                 raise StoppedError("the step loop was closed")
-            self._inbox.put(resident)
-        return resident
+            self._inbox.put(entry)
+        return entry
 
     def close(self) -> None:
         """End the thread after the step it is in; who is inside then fails with StoppedError. From any thread."""
-        with self._entering:
+        with self._add_lock:
             self._closed = True
             self._inbox.put(None)
 
-    def _work(self, warm_up: Callable[[], object], warm: "Future[object]") -> None:
+    def _run(self, warm_up: Callable[[], object], warmed_up: "Future[object]") -> None:
         with torch.no_grad():
             try:
-                warm.set_result(warm_up())
+                warmed_up.set_result(warm_up())
             except Exception as error:
-                warm.set_exception(error)
+                warmed_up.set_exception(error)
                 return
-            while self._take_in():
-                self._let_go()
-                self._advance(self._batcher.next_pass())
-            for resident in self._residents:
-                resident.fail(StoppedError("the step loop was closed"))
+            while self._receive():
+                self._remove_stopped_and_parked()
+                self._step_batch(self._batcher.next_pass())
+            for entry in self._entries:
+                entry.fail(StoppedError("the step loop was closed"))
 
-    def _take_in(self) -> bool:
-        """Admit who came, waiting for somebody if nobody is inside; False if the loop is to end."""
-        wait = not self._residents
+    def _receive(self) -> bool:
+        """Start the samples that came, waiting for one if there is none inside; False if the loop is to end."""
+        wait = not self._entries
         while wait or not self._inbox.empty():
             wait = False
-            resident = self._inbox.get()
-            if resident is None:
+            entry = self._inbox.get()
+            if entry is None:
                 return False
-            self._admit(resident)
+            self._start(entry)
         return True
 
-    def _admit(self, resident: LoopEntry) -> None:
+    def _start(self, entry: LoopEntry) -> None:
         try:
-            resident.running.raise_if_stopped()
-            row = resident.prepare()
-            resident.after_step(row)
+            entry.running.raise_if_stopped()
+            sample = entry.prepare()
+            entry.after_step(sample)
         except Exception as error:
-            resident.fail(error)
+            entry.fail(error)
             return
-        resident.row = row
-        if row.done:
-            resident.resolve(row)
+        entry.sample = sample
+        if sample.done:
+            entry.finish(sample)
             return
-        self._residents.append(resident)
-        self._batcher.join(resident, _load(row, resident.exact))
+        self._entries.append(entry)
+        self._batcher.add(entry, _load(sample, entry.exact))
 
-    def _let_go(self) -> None:
-        """Who was told to stop or to yield leaves here, whether it ran in the last batch or not."""
-        for resident in list(self._residents):
+    def _remove_stopped_and_parked(self) -> None:
+        """At every boundary between two steps, whether the sample ran in the last batch or not."""
+        for entry in list(self._entries):
             try:
-                resident.running.raise_if_stopped()
+                entry.running.raise_if_stopped()
             except Exception as error:
-                self._remove(resident)
-                resident.fail(error)
+                self._remove(entry)
+                entry.fail(error)
                 continue
-            if resident.running.park_reason is not None and resident.row is not None:
-                self._remove(resident)
-                resident.resolve(resident.row)
+            if entry.running.park_reason is not None and entry.sample is not None:
+                self._remove(entry)
+                entry.finish(entry.sample)
 
-    def _advance(self, batch: list[LoopEntry]) -> None:
+    def _step_batch(self, batch: list[LoopEntry]) -> None:
         if not batch:
             return
         try:
-            rows = self._run_pass(batch)
+            samples = self._run_pass(batch)
         except Exception as error:
-            for resident in batch:
-                self._remove(resident)
-                resident.fail(error)
+            for entry in batch:
+                self._remove(entry)
+                entry.fail(error)
             return
-        for resident, row in zip(batch, rows, strict=True):
-            self._advanced(resident, row)
+        for entry, sample in zip(batch, samples, strict=True):
+            self._finish_step(entry, sample)
 
     def _run_pass(self, batch: list[LoopEntry]) -> list[Sample]:
-        """The stepped rows. The time is charged to the samples, also when the pass fails: it held the device."""
-        rows = [resident.row for resident in batch if resident.row is not None]
+        """The stepped samples. The time is charged to them, also when the pass fails: it held the device."""
+        samples = [entry.sample for entry in batch if entry.sample is not None]
         begun = self._now_ns()
         try:
-            return self._step(rows)
+            return self._step(samples)
         finally:
-            for resident, share in zip(batch, shares(self._now_ns() - begun, rows), strict=True):
-                resident.running.add_device_ns(share)
+            for entry, share in zip(batch, shares(self._now_ns() - begun, samples), strict=True):
+                entry.running.add_device_ns(share)
 
-    def _advanced(self, resident: LoopEntry, row: Sample) -> None:
-        resident.before, resident.row = resident.row, row
+    def _finish_step(self, entry: LoopEntry, sample: Sample) -> None:
+        # In this order: who reads `previous` and then `sample`, from another thread, gets two different steps.
+        previous = entry.sample
+        entry.sample = sample
+        entry.previous = previous
         try:
-            resident.after_step(row)
+            entry.after_step(sample)
         except Exception as error:
-            self._remove(resident)
-            resident.fail(error)
+            self._remove(entry)
+            entry.fail(error)
             return
-        if row.done:
-            self._remove(resident)
-            resident.resolve(row)
+        if sample.done:
+            self._remove(entry)
+            entry.finish(sample)
 
-    def _remove(self, resident: LoopEntry) -> None:
-        self._residents.remove(resident)
-        self._batcher.leave(resident)
-
-
-def shares(nanoseconds: int, rows: Sequence[Sample]) -> list[int]:
-    """What each sample of a pass pays of its time, by tokens x rows of the pass; the sum is `nanoseconds` exactly."""
-    loads = [_load(row, exact=False) for row in rows]
-    ends = list(accumulate(load.tokens * load.rows for load in loads))
-    paid = [nanoseconds * end // ends[-1] for end in ends]
-    return [end - begin for begin, end in pairwise([0, *paid])]
+    def _remove(self, entry: LoopEntry) -> None:
+        self._entries.remove(entry)
+        self._batcher.remove(entry)
 
 
-def _load(row: Sample, exact: bool) -> Load:
-    channels, frames, height, width = row.latents.shape
+def shares(nanoseconds: int, samples: Sequence[Sample]) -> list[int]:
+    """The part of a pass's time that each sample is charged, by its tokens in the pass; the sum is `nanoseconds`."""
+    ends = list(accumulate(_load(sample, exact=False).pass_tokens for sample in samples))
+    charged = [nanoseconds * end // ends[-1] for end in ends]
+    return [end - begin for begin, end in pairwise([0, *charged])]
+
+
+def _load(sample: Sample, exact: bool) -> Load:
+    channels, frames, height, width = sample.latents.shape
     shape = (channels, frames, height, width)
-    return Load(shape, latent_tokens(shape), row.rows, exact)
+    return Load(shape, latent_tokens(shape), sample.cfg_rows, exact)

@@ -31,29 +31,24 @@ DTYPE: DtypeName = "float32"
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one request; steps are its own denoising steps.
-
-    comes: at this tick. checkpoint_every: so many steps, 0 for never. moves: after which step it is told to yield, and
-    to which engine it goes. in_a_step: it is told things in the middle of the step after, not between two.
-    cancelled_at: after this step, None for never.
-    """
+    """What happens to one request; steps are its own denoising steps."""
 
     video: VideoSpec
-    comes: int = 0
-    engine: int = 0
-    checkpoint_every: int = 0
-    moves: tuple[tuple[int, int], ...] = ()
-    in_a_step: bool = False
-    cancelled_at: int | None = None
+    arrival: int = 0  # the tick at which it comes
+    engine: int = 0  # the one that it comes to
+    checkpoint_every: int = 0  # steps; 0 for never
+    moves: tuple[tuple[int, int], ...] = ()  # after which step it is asked to park, and to which engine it goes
+    mid_step: bool = False  # it is asked to park and stopped in the middle of the step after, not between two
+    cancelled_at: int | None = None  # after this step; None for never
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """crashes: at which tick which engine loses all that it holds. max_tokens: of a pass."""
+    """What happens to some requests."""
 
     plans: tuple[Plan, ...]
-    max_tokens: int
-    crashes: tuple[tuple[int, int], ...] = ()
+    max_tokens: int  # of a pass
+    crashes: tuple[tuple[int, int], ...] = ()  # at which tick which engine loses all that it holds
 
 
 @cache
@@ -79,13 +74,14 @@ def read(data: bytes, video: VideoSpec) -> SampleState:
     return unpack("sample", data, video, REVISION, DTYPE)
 
 
-def to_row(state: SampleState) -> Sample:
-    row = start_sample(transformer(), state.spec, state.embeds, rope_tables(transformer(), state.spec.clip.latents))
-    return replace(row, latents=state.latents, step=state.step)
+def to_sample(state: SampleState) -> Sample:
+    rope = rope_tables(transformer(), state.spec.clip.latents)
+    sample = start_sample(transformer(), state.spec, state.embeds, rope)
+    return replace(sample, latents=state.latents, step=state.step)
 
 
-def step(rows: Sequence[Sample]) -> list[Sample]:
-    return denoise_step(transformer(), rows)
+def step(samples: Sequence[Sample]) -> list[Sample]:
+    return denoise_step(transformer(), samples)
 
 
 @torch.no_grad()
@@ -93,31 +89,27 @@ def advance(data: bytes, video: VideoSpec, until: int) -> bytes:
     """From stored state to stored state without the loop; for another process."""
     torch.set_num_threads(1)
     state = read(data, video)
-    row = to_row(state)
-    while row.step < until:
-        (row,) = step([row])
-    return pack(replace(state, step=row.step, latents=row.latents))
+    sample = to_sample(state)
+    while sample.step < until:
+        (sample,) = step([sample])
+    return pack(replace(state, step=sample.step, latents=sample.latents))
 
 
 @dataclass(eq=False)
 class PlayedSample:
-    """A request on its way.
-
-    data: its last state in storage, after `saved` steps. step: the last that was run. run, lost: how many steps were
-    run for it, and were so in vain. latents: the end.
-    """
+    """A request on its way."""
 
     plan: Plan
-    data: bytes = field(repr=False)
+    data: bytes = field(repr=False)  # its last state in storage
     engine: int
-    saved: int = 0
-    step: int = 0
-    run: int = 0
-    lost: int = 0
-    moved: int = 0
+    saved_step: int = 0  # of that state
+    step: int = 0  # the last that was run
+    steps_run: int = 0  # in all
+    steps_lost: int = 0  # of those, with a crash
+    moves: int = 0  # that were made
     cancelled: bool = False
-    latents: Tensor | None = field(default=None, repr=False)
-    resident: LoopEntry | None = field(default=None, repr=False)
+    latents: Tensor | None = field(default=None, repr=False)  # at the end
+    entry: LoopEntry | None = field(default=None, repr=False)
     running: RunningTask = field(default_factory=running_task, repr=False)
 
     @property
@@ -125,63 +117,65 @@ class PlayedSample:
         return self.cancelled or self.latents is not None
 
     @property
-    def left(self) -> bool:
-        return self.resident is not None and self.resident.left.done()
+    def has_left(self) -> bool:
+        return self.entry is not None and self.entry.result.done()
 
     def enter(self, loop: StepLoop) -> None:
         state = read(self.data, self.plan.video)
-        self.step, self.running = state.step, running_task(video=self.plan.video)
-        self.resident = loop.enter(self.running, lambda: to_row(state), self._after_step, self.plan.video.exact)
+        self.step = state.step
+        self.running = running_task(video=self.plan.video)
+        self.entry = loop.add(self.running, lambda: to_sample(state), self._after_step, self.plan.video.exact)
 
-    def _after_step(self, row: Sample) -> None:
-        self.run += row.step - self.step
-        self.step = row.step
-        if not self.plan.in_a_step:
-            self._tell()
-        self.running.progress(row.step, row.num_steps)
+    def _after_step(self, sample: Sample) -> None:
+        self.steps_run += sample.step - self.step
+        self.step = sample.step
+        if not self.plan.mid_step:
+            self._direct()
+        self.running.progress(sample.step, sample.num_steps)
 
-    def _tell(self) -> None:
+    def _direct(self) -> None:
         """What the registry has to say after this many steps."""
         plan = self.plan
         if plan.cancelled_at is not None and self.step >= plan.cancelled_at:
             self.running.stop()
-        elif self.moved < len(plan.moves) and self.step >= plan.moves[self.moved][0]:
+        elif self.moves < len(plan.moves) and self.step >= plan.moves[self.moves][0]:
             self.running.ask_to_park("it moves")
 
     def look(self) -> None:
         """What goes on beside the thread, while it stands before its next pass."""
-        if self.resident is None or self.left:
+        if self.entry is None or self.has_left:
             return
-        if self.plan.in_a_step:
-            self._tell()
-        row, every = self.resident.row, self.plan.checkpoint_every
-        if row is not None and every and row.step >= self.saved + every:
-            self._save(row)
+        if self.plan.mid_step:
+            self._direct()
+        sample = self.entry.sample
+        every = self.plan.checkpoint_every
+        if sample is not None and every and sample.step >= self.saved_step + every:
+            self._save(sample)
 
-    def _save(self, row: Sample) -> None:
-        self.data = pack(replace(read(self.data, self.plan.video), step=row.step, latents=row.latents))
-        self.saved = row.step
+    def _save(self, sample: Sample) -> None:
+        self.data = pack(replace(read(self.data, self.plan.video), step=sample.step, latents=sample.latents))
+        self.saved_step = sample.step
 
     def collect(self) -> None:
         """Heed how it left its engine, if it did."""
-        if self.resident is None or not self.left:
+        if self.entry is None or not self.has_left:
             return
         try:
-            row = self.resident.left.result()
+            sample = self.entry.result.result()
         except StoppedError:
             self.cancelled = self.running.stopped
-            self.lost += 0 if self.cancelled else self.step - self.saved
+            self.steps_lost += 0 if self.cancelled else self.step - self.saved_step
         else:
-            self._let_go(row)
-        self.resident = None
+            self._finish_or_move(sample)
+        self.entry = None
 
-    def _let_go(self, row: Sample) -> None:
-        if row.done:
-            self.latents = row.latents
+    def _finish_or_move(self, sample: Sample) -> None:
+        if sample.done:
+            self.latents = sample.latents
             return
-        self._save(row)
-        self.engine = self.plan.moves[self.moved][1]
-        self.moved += 1
+        self._save(sample)
+        self.engine = self.plan.moves[self.moves][1]
+        self.moves += 1
 
 
 class Engine:
@@ -196,8 +190,8 @@ class Engine:
         """Samples that come to an idle engine do not race for its first pass: the one that is first has it alone."""
         was_idle = not self._alive()
         sample.enter(self._loop)
-        assert sample.resident is not None
-        self._inside = [*self._alive(), sample.resident]
+        assert sample.entry is not None
+        self._inside = [*self._alive(), sample.entry]
         if was_idle:
             await self._gate.at_gate(*self._inside)
 
@@ -211,10 +205,10 @@ class Engine:
         self._loop.close()
         self._gate.open()
         if alive := self._alive():
-            await asyncio.wait([resident.left for resident in alive])
+            await asyncio.wait([entry.result for entry in alive])
 
     def _alive(self) -> list[LoopEntry]:
-        return [resident for resident in self._inside if not resident.left.done()]
+        return [entry for entry in self._inside if not entry.result.done()]
 
 
 def play(scenario: Scenario) -> list[PlayedSample]:
@@ -244,7 +238,7 @@ async def _play(scenario: Scenario, samples: list[PlayedSample]) -> None:
 async def _tick(tick: int, engines: list[Engine], samples: list[PlayedSample]) -> None:
     for sample in samples:
         sample.collect()
-        if not sample.over and sample.resident is None and sample.plan.comes <= tick:
+        if not sample.over and sample.entry is None and sample.plan.arrival <= tick:
             await engines[sample.engine].enter(sample)
     for engine in engines:
         await engine.tick()

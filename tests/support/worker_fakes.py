@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import pytest
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
 from deployments.mochi.denoise import Sample
+from deployments.mochi.preview import FILE
 from deployments.replica.connections import Connections
 from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask, Timing
@@ -108,6 +110,11 @@ def worker_settings(stage: Stage, source: Path = SHAPES) -> WorkerSettings:
     return whole.model_copy(update={"model": whole.model.model_copy(update={"source": str(source)})})
 
 
+def model_without_map(folder: Path) -> Path:
+    """A copy of the included model in `folder`, without its preview map."""
+    return Path(shutil.copytree(SHAPES, folder / "model", ignore=shutil.ignore_patterns(FILE)))
+
+
 def spec(prompt: str = "a red circle moving right", **changes: Any) -> VideoSpec:
     values: dict[str, Any] = {
         "negative_prompt": "",
@@ -193,9 +200,9 @@ class GatedStep:
     async def at_gate(self, *entries: LoopEntry) -> list[Sample]:
         """The samples of the pass that is held, as soon as one is; none once all of these entries have left."""
         for entry in entries:
-            entry.left.add_done_callback(lambda _: self._news.set())
+            entry.result.add_done_callback(lambda _: self._news.set())
         while self._waiting is None:
-            if entries and all(entry.left.done() for entry in entries):
+            if entries and all(entry.result.done() for entry in entries):
                 return []
             self._news.clear()
             await self._news.wait()

@@ -53,9 +53,9 @@ def prompts() -> tuple[fs.Prompt, fs.Prompt]:
     return fs.random_prompt(32, 5, TOKENS, seed=1), fs.random_prompt(32, 1, TOKENS, seed=2)
 
 
-def first_row(transformer: Any) -> Sample:
+def first_sample(transformer: Any) -> Sample:
     with torch.no_grad():
-        return fs.our_row(transformer, SPEC, *prompts())
+        return fs.our_sample(transformer, SPEC, *prompts())
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -66,7 +66,7 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_stock_step_formula_equals_the_counter(layers: int) -> None:
     """By the MATH backend, whose attention is two products that the counter sees."""
     transformer = fs.random_transformer(CPU, torch.float32, **fs.TINY | {"num_layers": layers})
-    step = fs.stock_step(transformer, first_row(transformer), *prompts())
+    step = fs.stock_step(transformer, first_sample(transformer), *prompts())
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     formula = flops.stock_step_flops(transformer.config, SPEC.clip.latents, [1, 5], TOKENS)
@@ -77,7 +77,7 @@ def test_stock_step_formula_equals_the_counter(layers: int) -> None:
 def test_our_forward_formula_equals_the_counter(lengths: list[int]) -> None:
     transformer = fs.meta_transformer(**fs.TINY)
     shape, longest = SPEC.clip.latents, max(lengths)
-    prompt = first_row(fs.random_transformer(CPU, torch.float32, **fs.TINY)).prompt
+    prompt = first_sample(fs.random_transformer(CPU, torch.float32, **fs.TINY)).prompt
     text = type(prompt)(prompt.caption.to(META), prompt.pooled.to(META), 0)
     texts = [type(prompt)(text.caption, text.pooled, length) for length in lengths]
     rope = rope_tables(transformer, shape)
@@ -121,31 +121,31 @@ def test_random_weights_come_from_the_seed(transformer: Any) -> None:
 
 
 def test_stock_step_and_ours_agree(transformer: Any) -> None:
-    row = first_row(transformer)
-    stock: Any = fs.stock_step(transformer, row, *prompts())()
-    ours: Any = fs.our_step(transformer, [row])()
+    sample = first_sample(transformer)
+    stock: Any = fs.stock_step(transformer, sample, *prompts())()
+    ours: Any = fs.our_step(transformer, [sample])()
     assert relative_error(ours[0], stock[0]) <= 1e-5
-    assert relative_error(ours[0], row.latents) > 1e-5
+    assert relative_error(ours[0], sample.latents) > 1e-5
 
 
 def test_stock_step_is_the_pipelines(transformer: Any) -> None:
-    """Four steps of the pipeline from the row's own noise are four of the stand-in's, each on the last one's result."""
+    """Four steps of the pipeline, from the sample's own noise, are four of the stand-in's, each on the last result."""
     pipeline = fs.stock_pipeline(transformer, fs.random_vae(CPU, torch.float32, **fs.TINY_VAE))
     wanted = fs.run_pipeline(pipeline, SPEC, *prompts())
-    row = first_row(transformer)
-    for n in range(row.num_steps):
-        stepped: Any = fs.stock_step(transformer, Sample(**_fields(row) | {"step": n}), *prompts())()
-        row = Sample(**_fields(row) | {"latents": stepped[0]})
-    assert relative_error(row.latents, wanted) <= 1e-6
+    sample = first_sample(transformer)
+    for n in range(sample.num_steps):
+        stepped: Any = fs.stock_step(transformer, Sample(**_fields(sample) | {"step": n}), *prompts())()
+        sample = Sample(**_fields(sample) | {"latents": stepped[0]})
+    assert relative_error(sample.latents, wanted) <= 1e-6
 
 
-def _fields(row: Sample) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in Sample.__slots__}
+def _fields(sample: Sample) -> dict[str, Any]:
+    return {name: getattr(sample, name) for name in Sample.__slots__}
 
 
 def test_bf16_stays_finite() -> None:
     transformer = fs.random_transformer(CPU, torch.bfloat16, **fs.TINY)
-    latents: Any = fs.our_step(transformer, [first_row(transformer)])()
+    latents: Any = fs.our_step(transformer, [first_sample(transformer)])()
     assert torch.isfinite(latents[0]).all()
     assert 0.5 < float(latents[0].std()) < 2
 
@@ -162,10 +162,10 @@ def test_constants_of_a_request_are_what_the_formula_says(transformer: Any) -> N
 
 
 def test_blocks_compile_without_a_graph_break(transformer: Any) -> None:
-    row = first_row(transformer)
+    sample = first_sample(transformer)
     compiled = torch.compile(run_block, backend="eager", fullgraph=True)
-    eager: Any = fs.our_step(transformer, [row])()
-    traced: Any = fs.our_step(transformer, [row], compiled)()
+    eager: Any = fs.our_step(transformer, [sample])()
+    traced: Any = fs.our_step(transformer, [sample], compiled)()
     assert relative_error(traced[0], eager[0]) <= 1e-6
 
 
@@ -191,7 +191,7 @@ def test_turns_and_summary() -> None:
     section = step_batching.summarise({0: [2.0, 2.0, 9.0], 8: [4.0, 4.0, 4.0]}, steps=20)
     assert section["stock"]["clips_per_s"] == 0.5
     point = section["curve"][0]
-    assert (point["rows"], point["clips_per_s"], point["ratio"], point["spread"]) == (8, 2.0, 4.0, 0.0)
+    assert (point["samples"], point["clips_per_s"], point["ratio"], point["spread"]) == (8, 2.0, 4.0, 0.0)
     assert step_batching.as_table(section).row_count == 2
 
 

@@ -48,11 +48,11 @@ class Generator:
         """
         rope = rope_tables(self._transformer, specs[0].clip.latents)
         embeds = [self._encoder.encode(spec.prompt, spec.negative_prompt) for spec in specs]
-        rows = [start_sample(self._transformer, spec, each, rope) for spec, each in zip(specs, embeds, strict=True)]
-        while any(not row.done for row in rows):
-            stepped = iter(denoise_step(self._transformer, [row for row in rows if not row.done]))
-            rows = [row if row.done else next(stepped) for row in rows]
-        return [row.latents for row in rows]
+        samples = [start_sample(self._transformer, spec, each, rope) for spec, each in zip(specs, embeds, strict=True)]
+        while any(not sample.done for sample in samples):
+            stepped = iter(denoise_step(self._transformer, [sample for sample in samples if not sample.done]))
+            samples = [sample if sample.done else next(stepped) for sample in samples]
+        return [sample.latents for sample in samples]
 
     def sampling_seconds(self, spec: VideoSpec) -> float:
         """How long the sampling of one clip alone takes, its prompt encoded as well."""

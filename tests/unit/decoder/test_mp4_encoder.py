@@ -93,8 +93,9 @@ def test_an_error_at_the_end_is_raised_too(tmp_path: Path) -> None:
 def test_kill_ends_ffmpeg(tmp_path: Path) -> None:
     writer = Mp4Writer(tmp_path / "v.mp4", WIDTH, HEIGHT, FPS)
     writer.write(moving_square())
+    assert writer.is_running
     writer.kill()
-    assert writer._process.poll() is not None
+    assert not writer.is_running
     writer.kill()
 
 

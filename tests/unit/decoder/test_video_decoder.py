@@ -1,6 +1,5 @@
 """The decoder's replica: latents in, mp4 and pictures out."""
 
-import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -12,15 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from deployments.decoder import video_decoder
 from deployments.decoder.mp4_encoder import Mp4Writer
 from deployments.decoder.spritesheet import Spritesheet
-from deployments.decoder.video_decoder import VideoDecoder, check_latents
+from deployments.decoder.video_decoder import OpenWriter, VideoDecoder, check_latents
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.keys import checkpoint_key, latents_key, video_key
 from deployments.messages import Event, Failed, Finished, Progress, Stage, Started, VideoSpec
 from deployments.mochi.loading import load_vae
-from deployments.mochi.preview import FILE, PreviewFit, from_json, preview_key
+from deployments.mochi.preview import PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.replica.running_task import Timing
 from tests.support.memory_store import MemoryStore
@@ -28,6 +26,7 @@ from tests.support.worker_fakes import (
     SHAPES,
     ReportLog,
     connections,
+    model_without_map,
     spec,
     task,
     undecorated,
@@ -50,14 +49,21 @@ def put_latents(store: MemoryStore, shape: tuple[int, ...] = (12, 3, 8, 8)) -> t
     return latents
 
 
-def replica(log: ReportLog, store: MemoryStore, source: Path = SHAPES, timing: Timing = Timing()) -> Any:
-    return undecorated(VideoDecoder)(worker_settings(Stage.DECODING, source), connections(log, store), timing)
+def replica(
+    log: ReportLog,
+    store: MemoryStore,
+    source: Path = SHAPES,
+    timing: Timing = Timing(),
+    open_writer: OpenWriter = Mp4Writer,
+) -> Any:
+    settings = worker_settings(Stage.DECODING, source)
+    return undecorated(VideoDecoder)(settings, connections(log, store), timing, open_writer)
 
 
 @pytest.fixture
 def unmapped(tmp_path: Path) -> Path:
     """The included model without its preview map."""
-    return Path(shutil.copytree(SHAPES, tmp_path / "model", ignore=shutil.ignore_patterns(FILE)))
+    return model_without_map(tmp_path)
 
 
 async def test_pictures_then_video_then_finished(tmp_path: Path) -> None:
@@ -96,14 +102,13 @@ async def test_a_stop_kills_ffmpeg_and_leaves_nothing(monkeypatch: pytest.Monkey
     def at_progress(event: Event) -> bool:
         return isinstance(event, Progress)
 
-    monkeypatch.setattr(video_decoder, "Mp4Writer", Noted)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     log, store = ReportLog(stop_at=at_progress), sampled((12, 100, 8, 8))
-    await replica(log, store).run(task(Stage.DECODING, spec(num_frames=595)))
+    await replica(log, store, open_writer=Noted).run(task(Stage.DECODING, spec(num_frames=595)))
     assert store.written == []
     assert [type(event) for event in log.ends] == [Started]
     (writer,) = killed
-    assert writer._process.poll() is not None
+    assert not writer.is_running
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +215,7 @@ async def test_a_failed_video_leaves_no_map(unmapped: Path) -> None:
     assert store.written == []
 
 
-async def test_latents_that_do_not_tell_their_model_leave_no_map(unmapped: Path) -> None:
+async def test_latents_without_a_revision_leave_no_map(unmapped: Path) -> None:
     store = MemoryStore()
     store.objects[latents_key("video_1")] = save({"latents": torch.zeros(12, 3, 8, 8)})
     await replica(ReportLog(), store, unmapped).run(task(Stage.DECODING))

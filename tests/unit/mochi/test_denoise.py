@@ -51,7 +51,7 @@ def without_grad() -> Iterator[None]:
         yield
 
 
-def row(pipeline: Any, transformer: Any, video: VideoSpec) -> Sample:
+def first_sample(pipeline: Any, transformer: Any, video: VideoSpec) -> Sample:
     embeds, mask, negative, negative_mask = pipeline.encode_prompt(
         video.prompt, video.negative_prompt, max_sequence_length=16
     )
@@ -126,27 +126,27 @@ def test_noise_is_the_pipelines(pipeline: Any) -> None:
     assert torch.equal(initial_noise(RED), drawn[0])
 
 
-def test_staggered_rows_equal_the_pipeline_alone(pipeline: Any, transformer: Any) -> None:
-    """Three rows that differ in everything but shape; the second and third join while the first is under way."""
+def test_staggered_samples_equal_the_pipeline_alone(pipeline: Any, transformer: Any) -> None:
+    """Three samples that differ in everything but shape; the second and third join while the first is under way."""
     videos = [RED, BLUE, UNGUIDED]
-    rows = [row(pipeline, transformer, video) for video in videos]
+    samples = [first_sample(pipeline, transformer, video) for video in videos]
     for _ in range(3):
-        (rows[0],) = denoise_step(transformer, rows[:1])
-    while not all(r.done for r in rows):
-        alive = [i for i, r in enumerate(rows) if not r.done]
-        for i, advanced in zip(alive, denoise_step(transformer, [rows[i] for i in alive]), strict=True):
-            rows[i] = advanced
-    for video, final in zip(videos, rows, strict=True):
+        (samples[0],) = denoise_step(transformer, samples[:1])
+    while not all(sample.done for sample in samples):
+        alive = [i for i, sample in enumerate(samples) if not sample.done]
+        for i, advanced in zip(alive, denoise_step(transformer, [samples[i] for i in alive]), strict=True):
+            samples[i] = advanced
+    for video, final in zip(videos, samples, strict=True):
         assert final.latents.dtype == torch.float32
         assert relative_error(final.latents, reference(pipeline, video)) <= 1e-4
 
 
 def test_other_sizes_equal_the_pipeline(pipeline: Any, transformer: Any) -> None:
     video = spec(width=96, height=48, num_frames=7, num_inference_steps=3)
-    state = row(pipeline, transformer, video)
-    while not state.done:
-        (state,) = denoise_step(transformer, [state])
-    assert relative_error(state.latents, reference(pipeline, video)) <= 1e-4
+    sample = first_sample(pipeline, transformer, video)
+    while not sample.done:
+        (sample,) = denoise_step(transformer, [sample])
+    assert relative_error(sample.latents, reference(pipeline, video)) <= 1e-4
 
 
 @pytest.mark.parametrize("shape", [(12, 5, 8, 8), (12, 3, 6, 14)])
@@ -160,9 +160,9 @@ def test_rope_is_the_models(transformer: Any, shape: tuple[int, int, int, int]) 
 
 def test_a_step_never_waits_for_the_device(pipeline: Any, transformer: Any) -> None:
     """Fake tensors have no values: whatever needs one on the host raises, as diffusers' own processor does."""
-    rows = [row(pipeline, transformer, RED), row(pipeline, transformer, UNGUIDED)]
+    samples = [first_sample(pipeline, transformer, RED), first_sample(pipeline, transformer, UNGUIDED)]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert [r.step for r in denoise_step(transformer, rows)] == [1, 1]
+        assert [stepped.step for stepped in denoise_step(transformer, samples)] == [1, 1]
 
 
 def test_the_stock_processor_does_wait(pipeline: Any) -> None:
@@ -175,9 +175,9 @@ def test_the_stock_processor_does_wait(pipeline: Any) -> None:
 
 
 def test_bad_batches_are_refused(pipeline: Any, transformer: Any) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="at least one sample"):
         denoise_step(transformer, [])
-    small, wide = (row(pipeline, transformer, spec(width=w, num_inference_steps=2)) for w in (32, 64))
+    small, wide = (first_sample(pipeline, transformer, spec(width=w, num_inference_steps=2)) for w in (32, 64))
     with pytest.raises(ValueError, match="same shape"):
         denoise_step(transformer, [small, wide])
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Who may be in residence beside whom."""
+"""Which samples may be on the device together."""
 
 import asyncio
 
@@ -19,32 +19,32 @@ def budget(samples: int) -> int:
     return PROFILE.needed([SAMPLE] * samples)
 
 
-async def test_as_many_as_fit_come_in_and_the_next_waits_for_one_to_leave() -> None:
-    admission = MemoryGate(PROFILE, budget(2))
+async def test_as_many_as_fit_get_memory_and_the_next_waits_for_a_release() -> None:
+    gate = MemoryGate(PROFILE, budget(2))
     tasks = [running_task(f"video_{n}") for n in range(3)]
-    assert await admission.enter(tasks[0], SAMPLE)
-    assert await admission.enter(tasks[1], SAMPLE)
-    waiting = asyncio.create_task(admission.enter(tasks[2], SAMPLE))
+    assert await gate.reserve(tasks[0], SAMPLE)
+    assert await gate.reserve(tasks[1], SAMPLE)
+    waiting = asyncio.create_task(gate.reserve(tasks[2], SAMPLE))
     await asyncio.sleep(0.05)
     assert not waiting.done()
-    admission.leave(tasks[0])
+    gate.release(tasks[0])
     assert await waiting
 
 
-async def test_who_waits_heeds_stop_and_yield() -> None:
-    admission = MemoryGate(PROFILE, budget(1))
+async def test_a_task_that_waits_heeds_stop_and_park() -> None:
+    gate = MemoryGate(PROFILE, budget(1))
     first, second, third = (running_task(f"video_{n}") for n in range(3))
-    assert await admission.enter(first, SAMPLE)
+    assert await gate.reserve(first, SAMPLE)
     second.ask_to_park("room for another")
-    assert not await admission.enter(second, SAMPLE)
+    assert not await gate.reserve(second, SAMPLE)
     third.stop()
     with pytest.raises(StoppedError):
-        await admission.enter(third, SAMPLE)
+        await gate.reserve(third, SAMPLE)
 
 
 async def test_what_never_fits_is_refused_for_good() -> None:
-    admission = MemoryGate(PROFILE, budget(1) - 1)
+    gate = MemoryGate(PROFILE, budget(1) - 1)
     with pytest.raises(PermanentError, match="80 tokens; 79 fit") as caught:
-        await admission.enter(running_task(), SAMPLE)
+        await gate.reserve(running_task(), SAMPLE)
     assert caught.value.code == "too_large"
-    assert admission.max_tokens == 79
+    assert gate.max_tokens == 79

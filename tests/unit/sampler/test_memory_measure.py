@@ -1,7 +1,7 @@
 """Measuring the included model's memory on the CPU, and keeping the result."""
 
 import json
-import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,22 @@ from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
 from deployments.messages import Stage
 from deployments.mochi.loading import load_transformer
 from deployments.replica.host import total_bytes
-from deployments.sampler import memory_measure
-from deployments.sampler.memory_measure import measure, memory_budget, memory_profile, probe_shapes
+from deployments.sampler.memory_measure import (
+    ATTENTION_TENSORS,
+    guided_step_bytes,
+    measure,
+    memory_budget,
+    memory_profile,
+    probe_sample,
+    probe_shapes,
+)
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
+from deployments.sampler.peak_memory import high_water, process_peak
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import CACHE_VARIABLE
 from serve_app.config import load_settings
 from tests.support import ROOT
-from tests.support.worker_fakes import SHAPES, worker_settings
+from tests.support.worker_fakes import SHAPES, captured, worker_settings
 
 CPU = torch.device("cpu")
 MODEL = worker_settings(Stage.SAMPLING).model
@@ -38,9 +46,8 @@ def measured(transformer: Any) -> MemoryProfile:
     return measure(transformer, (SMALL, LARGE), MODEL.max_sequence_length)
 
 
-@torch.no_grad()
 def step_bytes(transformer: Any, shape: LatentShape) -> int:
-    return memory_measure._guided_step_bytes(transformer, shape, MODEL.max_sequence_length)
+    return guided_step_bytes(transformer, shape, MODEL.max_sequence_length)
 
 
 def test_a_shape_between_costs_what_is_foretold(transformer: Any, measured: MemoryProfile) -> None:
@@ -66,11 +73,11 @@ def test_the_threads_are_as_before(transformer: Any) -> None:
 
 
 def test_what_is_held_is_counted_exactly(transformer: Any, measured: MemoryProfile) -> None:
-    row = memory_measure._probe(transformer, SMALL, MODEL.max_sequence_length)
+    sample = probe_sample(transformer, SMALL, MODEL.max_sequence_length)
     tokens = latent_tokens(SMALL)
-    assert measured.held_token_bytes * tokens == 2 * row.latents.nbytes
-    assert measured.table_token_bytes * tokens == sum(table.nbytes for table in row.rope)
-    assert measured.held_row_bytes == row.prompt.caption.nbytes
+    assert measured.held_token_bytes * tokens == 2 * sample.latents.nbytes
+    assert measured.table_token_bytes * tokens == sum(table.nbytes for table in sample.rope)
+    assert measured.held_row_bytes == sample.prompt.caption.nbytes
 
 
 def test_the_models_largest_video_fits_this_machine(measured: MemoryProfile) -> None:
@@ -101,85 +108,86 @@ def test_a_model_of_one_large_size_is_probed_small() -> None:
     assert [latent_tokens(shape) for shape in probe_shapes(pinned)] == [1024, 4096]
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[LatentShape, ...]]:
-    """What was measured, in place of measuring."""
-    calls: list[tuple[LatentShape, ...]] = []
+class CountedMeasure:
+    """In place of measuring; profile n is of the n-th measurement."""
 
-    def noted(transformer: Any, shapes: tuple[LatentShape, ...], text_tokens: int) -> MemoryProfile:
-        calls.append(shapes)
-        return MemoryProfile(len(calls), 0, 0, 0, 0)
+    def __init__(self) -> None:
+        self.calls: list[Sequence[LatentShape]] = []
 
-    monkeypatch.setattr(memory_measure, "measure", noted)
-    return calls
+    def __call__(self, transformer: Any, shapes: Sequence[LatentShape], text_tokens: int) -> MemoryProfile:
+        self.calls.append(shapes)
+        return MemoryProfile(len(self.calls), 0, 0, 0, 0)
 
 
-def test_a_profile_is_measured_once(transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = counted(monkeypatch)
-    first = memory_profile(transformer, MODEL, "abc", tmp_path)
-    assert memory_profile(transformer, MODEL, "abc", tmp_path) == first
-    assert calls == [probe_shapes(MODEL)]
+def test_a_profile_is_measured_once(transformer: Any, tmp_path: Path) -> None:
+    counted = CountedMeasure()
+    first = memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
+    assert memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted) == first
+    assert counted.calls == [probe_shapes(MODEL)]
     (kept,) = (tmp_path / "memory").iterdir()
     assert json.loads(kept.read_text())["key"]["device"].startswith("cpu (")
 
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"max_sequence_length": 15}])
-def test_another_setting_is_measured_anew(
-    change: dict[str, Any], transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = counted(monkeypatch)
-    memory_profile(transformer, MODEL, "abc", tmp_path)
-    memory_profile(transformer, model(**change), "abc", tmp_path)
-    assert len(calls) == 2
+def test_another_setting_is_measured_anew(change: dict[str, Any], transformer: Any, tmp_path: Path) -> None:
+    counted = CountedMeasure()
+    memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
+    memory_profile(transformer, model(**change), "abc", tmp_path, measure=counted)
+    assert len(counted.calls) == 2
 
 
-def test_another_model_or_number_of_threads_is_measured_anew(
-    transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = counted(monkeypatch)
-    memory_profile(transformer, MODEL, "abc", tmp_path)
-    memory_profile(transformer, MODEL, "abd", tmp_path)
-    monkeypatch.setattr(memory_measure, "describe_device", lambda device: "cpu (77 threads)")
-    memory_profile(transformer, MODEL, "abc", tmp_path)
-    assert len(calls) == 3
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """How many torch uses, as before after the test."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_another_model_or_number_of_threads_is_measured_anew(transformer: Any, tmp_path: Path, threads: int) -> None:
+    counted = CountedMeasure()
+    memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
+    memory_profile(transformer, MODEL, "abd", tmp_path, measure=counted)
+    torch.set_num_threads(threads + 1)
+    memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
+    assert len(counted.calls) == 3
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"key": 1}', '{"key": KEY, "profile": {"step_token_bytes": 0}}', "\0"]
 )
 def test_a_damaged_profile_is_measured_anew_and_mended(
-    text: str, transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    text: str, transformer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls = counted(monkeypatch)
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
-    memory_profile(transformer, MODEL, "abc", tmp_path)
+    counted = CountedMeasure()
+    memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
     (kept,) = (tmp_path / "memory").iterdir()
     kept.write_text(text.replace("KEY", json.dumps(json.loads(kept.read_text())["key"])))
-    assert memory_profile(transformer, MODEL, "abc", tmp_path).step_token_bytes == 2
+    with captured(caplog):
+        assert memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted).step_token_bytes == 2
     assert "damaged and measured anew" in caplog.text
-    assert memory_profile(transformer, MODEL, "abc", tmp_path).step_token_bytes == 2
-    assert len(calls) == 2
+    assert memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted).step_token_bytes == 2
+    assert len(counted.calls) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(
-    transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counted(monkeypatch)
+def test_a_cache_that_cannot_be_written_is_no_obstacle(transformer: Any, tmp_path: Path) -> None:
+    counted = CountedMeasure()
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert memory_profile(transformer, MODEL, "abc", blocked).step_token_bytes == 1
+    assert memory_profile(transformer, MODEL, "abc", blocked, measure=counted).step_token_bytes == 1
 
 
 def test_the_models_cache_is_the_default(transformer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted(monkeypatch)
+    counted = CountedMeasure()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    memory_profile(transformer, MODEL, "abc")
+    memory_profile(transformer, MODEL, "abc", measure=counted)
     assert len(list((tmp_path / "memory").iterdir())) == 1
 
 
 def test_the_whole_way_with_a_real_measurement(transformer: Any, tmp_path: Path) -> None:
     profile = memory_profile(transformer, MODEL, "abc", tmp_path)
     assert memory_profile(transformer, MODEL, "abc", tmp_path) == profile
-    assert profile.step_token_bytes >= memory_measure.ATTENTION_TENSORS * 128 * 4
+    assert profile.step_token_bytes >= ATTENTION_TENSORS * 128 * 4
 
 
 def test_where_the_mark_cannot_be_reset_only_new_heights_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +200,8 @@ def test_where_the_mark_cannot_be_reset_only_new_heights_count(monkeypatch: pyte
     monkeypatch.setattr(Path, "read_text", refuse)
     high = torch.ones(20_000_000)
     del high
-    assert memory_measure._process_peak(lambda: torch.ones(1000)) <= 4_000_000
-    assert memory_measure._high_water() > 50_000_000
+    assert process_peak(lambda: torch.ones(1000)) <= 4_000_000
+    assert high_water() > 50_000_000
 
 
 def test_a_step_is_seen_even_in_memory_that_malloc_kept() -> None:
@@ -203,7 +211,7 @@ def test_a_step_is_seen_even_in_memory_that_malloc_kept() -> None:
             del blocks
 
     work()
-    assert memory_measure._process_peak(work) > 12_000_000
+    assert process_peak(work) > 12_000_000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

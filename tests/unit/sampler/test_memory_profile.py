@@ -45,21 +45,21 @@ def test_the_largest_sample_is_the_largest_that_fits_alone(
 
 @given(profiles, st.lists(groups, max_size=5), groups, budgets)
 def test_what_fits_leaves_room_for_those_before(
-    profile: MemoryProfile, residents: list[SampleFootprint], candidate: SampleFootprint, budget: int
+    profile: MemoryProfile, others: list[SampleFootprint], candidate: SampleFootprint, budget: int
 ) -> None:
-    if profile.fits(residents, candidate, budget):
-        assert profile.needed(residents) <= budget
+    if profile.fits(others, candidate, budget):
+        assert profile.needed(others) <= budget
         assert profile.fits([], candidate, budget)
-        assert profile.fits([candidate, *residents[1:]], residents[0], budget) if residents else True
+        assert profile.fits([candidate, *others[1:]], others[0], budget) if others else True
 
 
 @given(profiles, st.lists(groups, max_size=5), groups)
 def test_one_more_never_costs_less(
-    profile: MemoryProfile, residents: list[SampleFootprint], added: SampleFootprint
+    profile: MemoryProfile, others: list[SampleFootprint], added: SampleFootprint
 ) -> None:
-    more = profile.needed([*residents, added])
-    assert more > profile.needed(residents)
-    assert more <= profile.needed(residents) + profile.needed([added])
+    more = profile.needed([*others, added])
+    assert more > profile.needed(others)
+    assert more <= profile.needed(others) + profile.needed([added])
 
 
 @given(profiles, shapes, st.integers(1, 16), st.integers(0, 3))
@@ -116,4 +116,4 @@ def test_impossible_numbers_are_refused() -> None:
         MemoryProfile(0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="held_row_bytes is -1"):
         MemoryProfile(1, 0, 0, -1, 0)
-    assert SampleFootprint(SMALL).rows == GUIDED_ROWS
+    assert SampleFootprint(SMALL).cfg_rows == GUIDED_ROWS

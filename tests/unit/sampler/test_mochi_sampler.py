@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,12 +32,18 @@ from deployments.messages import (
 )
 from deployments.mochi.denoise import Sample
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
-from deployments.replica.running_task import Timing
-from deployments.sampler import mochi_sampler
+from deployments.replica.running_task import RunningTask, Timing
 from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
-from deployments.sampler.mochi_sampler import LATENTS_FORMAT, MochiSampler, check_finite
-from deployments.sampler.step_loop import Step
+from deployments.sampler.mochi_sampler import (
+    LATENTS_FORMAT,
+    MochiSampler,
+    SamplerParts,
+    check_finite,
+    load_parts,
+)
+from deployments.sampler.state import SampleState
+from deployments.settings import WorkerSettings
 from tests.support.memory_store import MemoryStore
 from tests.support.worker_fakes import (
     SHAPES,
@@ -44,6 +51,8 @@ from tests.support.worker_fakes import (
     ReportLog,
     captured,
     connections,
+    model_without_map,
+    running_task,
     spec,
     task,
     undecorated,
@@ -77,19 +86,33 @@ def job(number: int, video: VideoSpec) -> StageTask:
     return replace(task(Stage.SAMPLING, video), job_id=f"video_{number}", lease=f"lease_{number}")
 
 
+Change = Callable[[SamplerParts], SamplerParts]
 Replica = Callable[..., Any]
 
 
 @pytest.fixture
 def replica() -> Iterator[Replica]:
-    """Makes a sampler, with these changes to the sampling settings; told to end with the test, as Serve does."""
+    """Makes a sampler, with these changes to its parts and to the sampling settings; it ends with the test."""
     made: list[Any] = []
 
-    def make(log: ReportLog, store: MemoryStore, timing: Timing = Timing(), **sampling: float) -> Any:
-        settings = worker_settings(Stage.SAMPLING)
+    def make(
+        log: ReportLog,
+        store: MemoryStore,
+        *changes: Change,
+        timing: Timing = Timing(),
+        source: Path = SHAPES,
+        **sampling: float,
+    ) -> Any:
+        def load_changed_parts(settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
+            parts = load_parts(settings, model_folder, device)
+            for change in changes:
+                parts = change(parts)
+            return parts
+
+        settings = worker_settings(Stage.SAMPLING, source)
         changed = settings.sampling.model_copy(update=sampling)
         settings = settings.model_copy(update={"sampling": changed, "slots": 4, "torch_threads": 1})
-        made.append(undecorated(MochiSampler)(settings, connections(log, store), timing))
+        made.append(undecorated(MochiSampler)(settings, connections(log, store), timing, load_changed_parts))
         return made[-1]
 
     yield make
@@ -98,24 +121,33 @@ def replica() -> Iterator[Replica]:
 
 
 class Passes:
-    """Counts the passes of a sampler's transformer and their rows, for latents of 3 frames without guidance.
+    """A change to a sampler's parts: its passes are counted, and may fail or wait."""
 
-    out_of_memory_at: the number of the pass that fails. may_go_on: cleared, it holds the next pass; held: it does.
-    """
-
-    def __init__(self, sampler: Any, out_of_memory_at: int | None = None) -> None:
+    def __init__(self, out_of_memory_at: int | None = None) -> None:
         self.count = 0
-        self.rows = 0
-        self.may_go_on, self.held = threading.Event(), threading.Event()
+        self.samples = 0  # in all passes together
+        self.prepared = 0  # samples
+        self.may_go_on = threading.Event()  # cleared, it holds the next pass
+        self.held = threading.Event()  # a pass is held
         self.may_go_on.set()
-        self._out_of_memory_at = out_of_memory_at
-        sampler._transformer.patch_embed.register_forward_pre_hook(self._note)
+        self._out_of_memory_at = out_of_memory_at  # the number of the pass that fails
 
-    def _note(self, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    def __call__(self, parts: SamplerParts) -> SamplerParts:
+        def prepare(state: SampleState, others: Sequence[Sample]) -> Sample:
+            self.prepared += 1
+            return parts.prepare(state, others)
+
+        def step(samples: Sequence[Sample]) -> list[Sample]:
+            self._begin(samples)
+            return parts.step(samples)
+
+        return replace(parts, prepare=prepare, step=step)
+
+    def _begin(self, samples: Sequence[Sample]) -> None:
         self.count += 1
         if self.count == self._out_of_memory_at:
             raise torch.OutOfMemoryError("tried to allocate 3 GiB")
-        self.rows += inputs[0].shape[0] // 3
+        self.samples += len(samples)
         if not self.may_go_on.is_set():
             self.held.set()
             self.may_go_on.wait()
@@ -233,7 +265,7 @@ LONG = spec(num_inference_steps=40, guidance_scale=1.0)
 async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been(replica: Replica, exact: bool) -> None:
     first_task = job(1, replace(LONG, exact=exact))
     store, first_log = embedded(first_task), ReportLog(park_at=at_step(3))
-    first_passes = Passes(first := replica(first_log, store, min_step_s=0.05))
+    first = replica(first_log, store, first_passes := Passes(), min_step_s=0.05)
     await first.run(first_task)
     started, parked = first_log.ends
     assert isinstance(started, Started) and isinstance(parked, Parked)
@@ -242,26 +274,26 @@ async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been
     assert latents_key("video_1") not in store.objects
 
     second_log = ReportLog()
-    second_passes = Passes(second := replica(second_log, store))
+    second = replica(second_log, store, second_passes := Passes())
     await second.run(replace(first_task, lease="lease_2", checkpoint_step=parked.step))
     assert isinstance(second_log.ends[-1], Finished)
     assert all(event.begun_at == parked.step for event in second_log.events if isinstance(event, Progress))
-    assert (first_passes.rows, second_passes.rows) == (parked.step, 40 - parked.step)
+    assert (first_passes.samples, second_passes.samples) == (parked.step, 40 - parked.step)
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
 async def test_a_sample_that_is_parked_again_and_again_ends_the_same(replica: Replica) -> None:
     given, done = job(1, LONG), 0
-    store, rows = embedded(given), 0
+    store, samples = embedded(given), 0
     while latents_key("video_1") not in store.objects:
         log = ReportLog(park_at=at_step(done + 1))
-        passes = Passes(sampler := replica(log, store, min_step_s=0.05))
+        sampler = replica(log, store, passes := Passes(), min_step_s=0.05)
         await sampler.run(replace(given, lease=f"lease_{done}", checkpoint_step=done))
-        rows += passes.rows
+        samples += passes.samples
         if isinstance(parked := log.ends[-1], Parked):
             assert parked.step > done
             done = parked.step
-    assert rows == 40
+    assert samples == 40
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -294,9 +326,9 @@ async def test_after_a_crash_the_newest_checkpoint_is_gone_on_from(replica: Repl
     kept = max(event.step for event in log.ends if isinstance(event, Checkpointed))
     assert latents_key("video_1") not in store.objects
 
-    passes = Passes(second := replica(ReportLog(), store))
+    second = replica(ReportLog(), store, passes := Passes())
     await second.run(replace(given, lease="lease_2", checkpoint_step=kept))
-    assert passes.rows == 40 - kept
+    assert passes.samples == 40 - kept
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -309,9 +341,9 @@ async def test_damaged_checkpoints_cost_steps_and_not_the_job(replica: Replica) 
     key = checkpoint_key("video_1", parked.step)
     store.objects[key] = store.objects[key][:-1]
 
-    passes = Passes(second := replica(ReportLog(), store))
+    second = replica(ReportLog(), store, passes := Passes())
     await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
-    assert passes.rows == 40
+    assert passes.samples == 40
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -334,7 +366,7 @@ async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica
 async def test_a_sample_that_cannot_be_parked_is_tried_again(replica: Replica) -> None:
     given = job(1, LONG)
     log, store = ReportLog(park_at=at_step(3)), embedded(given, down=lambda key: True)
-    await replica(log, store, Timing(store_away_s=0), min_step_s=0.05).run(given)
+    await replica(log, store, timing=Timing(store_away_s=0), min_step_s=0.05).run(given)
     failed = log.ends[-1]
     assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("storage_unavailable", True)
 
@@ -375,12 +407,12 @@ async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(r
 
 
 async def go_on(replica: Replica, store: MemoryStore, tasks: list[StageTask], log: ReportLog) -> int:
-    """Do what is left of the tasks on a fresh replica, from where the first one let go; the rows that took."""
-    passes = Passes(sampler := replica(ReportLog(), store))
+    """Do what is left of the tasks on a fresh replica, from where the first one let go; the steps that took."""
+    sampler = replica(ReportLog(), store, passes := Passes())
     for each in tasks:
         kept = max(event.step for event in log.events_of(each.job_id) if isinstance(event, Checkpointed | Parked))
         await sampler.run(replace(each, lease=f"{each.lease} again", checkpoint_step=kept))
-    return passes.rows
+    return passes.samples
 
 
 async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step(replica: Replica) -> None:
@@ -393,7 +425,7 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
         return False
 
     log, store = ReportLog(stop_at=look), embedded(*tasks)
-    passes = Passes(sampler := replica(log, store, min_step_s=0.02), out_of_memory_at=12)
+    sampler = replica(log, store, passes := Passes(out_of_memory_at=12), min_step_s=0.02)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
 
     ends = [log.events_of(each.job_id) for each in tasks]
@@ -412,7 +444,7 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
     (refused,) = [event for event in log.events_of("video_3") if isinstance(event, Failed)]
     assert refused.transient and refused.code == "replica_unhealthy"
 
-    assert passes.rows + await go_on(replica, store, tasks, log) == 3 * 40
+    assert passes.samples + await go_on(replica, store, tasks, log) == 3 * 40
     for each in tasks:
         assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
 
@@ -420,7 +452,7 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
 async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> None:
     tasks = [job(number, replace(LONG, seed=number, width=32 + 32 * (number % 2))) for number in range(4)]
     log, store = ReportLog(), embedded(*tasks)
-    passes = Passes(sampler := replica(log, store, min_step_s=0.02))
+    sampler = replica(log, store, passes := Passes(), min_step_s=0.02)
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
     while sum(isinstance(event, Progress) and event.done > 0 for event in log.events) < 4:
         await asyncio.sleep(0.01)
@@ -437,7 +469,7 @@ async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> 
         assert checkpoint_key(each.job_id, parked.step) in store.objects
     assert log.announced[-1].slots == 0
 
-    assert passes.rows + await go_on(replica, store, tasks, log) == 4 * 40
+    assert passes.samples + await go_on(replica, store, tasks, log) == 4 * 40
     for each in tasks:
         assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
 
@@ -489,11 +521,17 @@ class SlowStore(MemoryStore):
             await self.may_go_on.wait()
 
 
-def tell(sampler: Any, *directives: Directive, lease: str = "lease_1") -> None:
+def direct(sampler: Any, *directives: Directive, lease: str = "lease_1") -> None:
     """As the registry would."""
     for directive in directives:
         running = sampler.worker.tasks[lease]
         running.stop() if directive is Directive.STOP else running.ask_to_park("make room")
+
+
+async def has_stepped(sampler: Any, lease: str = "lease_1") -> None:
+    """Return once the task has done a step."""
+    while not ((running := sampler.worker.tasks.get(lease)) and running.latest and running.latest.done):
+        await asyncio.sleep(0.01)
 
 
 async def test_a_request_to_park_that_answers_the_start_costs_no_loading(replica: Replica) -> None:
@@ -507,15 +545,15 @@ async def test_a_request_to_park_that_answers_the_start_costs_no_loading(replica
 async def test_a_request_to_park_while_the_state_is_loaded_runs_no_step(replica: Replica) -> None:
     given, log = job(1, LONG), ReportLog()
     store = SlowStore(embedded(given), "prompt_embeds")
-    passes = Passes(sampler := replica(log, store))
+    sampler = replica(log, store, passes := Passes())
     call = asyncio.create_task(sampler.run(given))
     await store.held.wait()
-    tell(sampler, Directive.PARK)
+    direct(sampler, Directive.PARK)
     store.may_go_on.set()
     await call
     assert log.ends[1:] == [Parked(0, "make room")]
     assert passes.count == 0 and store.changes == []
-    assert sampler._rope == {}, "nothing was prepared on the device"
+    assert passes.prepared == 0
 
 
 async def test_a_request_to_park_while_a_checkpoint_is_loaded_lets_go_of_that_checkpoint(replica: Replica) -> None:
@@ -526,10 +564,10 @@ async def test_a_request_to_park_while_a_checkpoint_is_loaded_lets_go_of_that_ch
     assert isinstance(parked, Parked)
 
     log, store = ReportLog(), SlowStore(kept, "sample-")
-    passes = Passes(sampler := replica(log, store))
+    sampler = replica(log, store, passes := Passes())
     call = asyncio.create_task(sampler.run(replace(given, checkpoint_step=parked.step)))
     await store.held.wait()
-    tell(sampler, Directive.PARK, Directive.PARK)
+    direct(sampler, Directive.PARK, Directive.PARK)
     store.may_go_on.set()
     await call
     assert log.ends[1:] == [Parked(parked.step, "make room")]
@@ -538,16 +576,15 @@ async def test_a_request_to_park_while_a_checkpoint_is_loaded_lets_go_of_that_ch
 
 async def test_a_request_to_park_while_there_is_no_memory_gives_the_slot_back(replica: Replica) -> None:
     tasks, log = [job(1, LONG), job(2, LONG)], ReportLog()
-    sampler = replica(log, embedded(*tasks))
-    passes = Passes(sampler)
-    profile, sample = MemoryProfile(100, 0, 10, 0, 0), SampleFootprint(LONG.clip.latents, 1)
-    sampler._admission = MemoryGate(profile, profile.needed([replace(sample, rows=2)]))
-    sampler._admission._inside["of another"] = replace(sample, rows=2)
+    profile, taken = MemoryProfile(100, 0, 10, 0, 0), SampleFootprint(LONG.clip.latents)
+    gate = MemoryGate(profile, budget=profile.needed([taken]))
+    assert await gate.reserve(running_task("video_3"), taken)
+    sampler = replica(log, embedded(*tasks), passes := Passes(), lambda parts: replace(parts, memory=gate))
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
     while sum(running.at_work for running in sampler.worker.tasks.values()) < 2:
         await asyncio.sleep(0.01)
-    tell(sampler, Directive.PARK)
-    tell(sampler, Directive.PARK, Directive.STOP, lease="lease_2")
+    direct(sampler, Directive.PARK)
+    direct(sampler, Directive.PARK, Directive.STOP, lease="lease_2")
     await asyncio.gather(*calls)
     assert log.events_of("video_1")[1:] == [Parked(0, "make room")]
     assert [type(event) for event in log.events_of("video_2")] == [Started]
@@ -557,14 +594,14 @@ async def test_a_request_to_park_while_there_is_no_memory_gives_the_slot_back(re
 async def test_a_request_to_park_in_the_last_step_is_too_late(replica: Replica) -> None:
     given, log = job(1, spec(num_inference_steps=2, guidance_scale=1.0)), ReportLog()
     store = embedded(given)
-    passes = Passes(sampler := replica(log, store, min_step_s=0.05))
+    sampler = replica(log, store, passes := Passes(), min_step_s=0.05)
     call = asyncio.create_task(sampler.run(given))
     while passes.count < 1:
         await asyncio.sleep(0.001)
     passes.may_go_on.clear()
     await asyncio.to_thread(passes.held.wait)
     assert passes.count == 2
-    tell(sampler, Directive.PARK, Directive.PARK)
+    direct(sampler, Directive.PARK, Directive.PARK)
     passes.may_go_on.set()
     await call
     assert [type(event) for event in log.ends] == [Started, Finished]
@@ -577,7 +614,7 @@ async def test_a_request_to_park_waits_for_no_checkpoint_that_is_on_its_way(repl
     sampler = replica(log, store, checkpoint_s=0.05, min_step_s=0.02)
     call = asyncio.create_task(sampler.run(given))
     await store.held.wait()
-    tell(sampler, Directive.PARK)
+    direct(sampler, Directive.PARK)
     await call
     parked = log.ends[-1]
     assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
@@ -614,35 +651,42 @@ async def test_a_parked_sample_leaves_older_checkpoints_alone(replica: Replica) 
     assert len(kept) == 2, "the job's next checkpoint tidies up"
 
 
-@pytest.mark.parametrize("told", [(Directive.STOP,), (Directive.PARK, Directive.STOP)])
+@pytest.mark.parametrize("directives", [(Directive.STOP,), (Directive.PARK, Directive.STOP)])
 async def test_a_stop_while_the_state_is_written_begins_no_other_write(
-    replica: Replica, told: tuple[Directive, ...]
+    replica: Replica, directives: tuple[Directive, ...]
 ) -> None:
     given, log = job(1, LONG), ReportLog()
     store = SlowStore(embedded(given), "sample-")
     sampler = replica(log, store, checkpoint_s=1000, min_step_s=0.02)
     call = asyncio.create_task(sampler.run(given))
-    while not sampler._loop.rows():
-        await asyncio.sleep(0.01)
-    tell(sampler, Directive.PARK)
+    await has_stepped(sampler)
+    direct(sampler, Directive.PARK)
     await store.held.wait()
-    tell(sampler, *told)
+    direct(sampler, *directives)
     store.may_go_on.set()
     await call
     assert len(store.written) == 1, "the one that was on its way"
 
 
-async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+class CallingGate(MemoryGate):
+    """Has memory for all, and calls `on_release` when a sample has left the loop."""
+
+    def __init__(self, on_release: Callable[[], None]) -> None:
+        super().__init__(MemoryProfile(1, 0, 0, 0, 0), budget=1 << 40)
+        self._on_release = on_release
+
+    def release(self, running: RunningTask) -> None:
+        super().release(running)
+        self._on_release()
+
+
+async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica) -> None:
     given, log = job(1, LONG), ReportLog()
     store = embedded(given)
-    sampler = replica(log, store)
-
-    def stop(latents: torch.Tensor) -> torch.Tensor:
-        tell(sampler, Directive.STOP)
-        return latents
-
-    monkeypatch.setattr(mochi_sampler, "check_finite", stop)
+    gate = CallingGate(lambda: direct(sampler, Directive.STOP))
+    sampler = replica(log, store, passes := Passes(), lambda parts: replace(parts, memory=gate))
     await sampler.run(given)
+    assert passes.count == 40
     assert store.changes == []
     assert [type(event) for event in log.ends] == [Started]
 
@@ -656,7 +700,7 @@ async def test_a_store_that_comes_back_costs_no_step(replica: Replica) -> None:
 
     given = job(1, LONG)
     log, store = ReportLog(park_at=at_step(3)), embedded(given, down=down)
-    await replica(log, store, Timing(store_retry_s=0.001), min_step_s=0.05).run(given)
+    await replica(log, store, timing=Timing(store_retry_s=0.001), min_step_s=0.05).run(given)
     parked = log.ends[-1]
     assert isinstance(parked, Parked) and store.written == [checkpoint_key("video_1", parked.step)]
     assert len(set(refused)) == 1
@@ -686,49 +730,51 @@ async def test_an_unforeseen_error_beside_the_sampling_is_logged_and_the_next_ch
 
 
 async def test_a_picture_that_fails_costs_neither_the_sample_nor_its_checkpoints(
-    replica: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> bytes:
         raise ZeroDivisionError("no colours")
 
-    monkeypatch.setattr(mochi_sampler, "picture", fail)
     given, log = job(1, LONG), ReportLog()
+    sampler = replica(
+        log, embedded(given), lambda parts: replace(parts, render_preview=fail), checkpoint_s=0.1, min_step_s=0.02
+    )
     with captured(caplog):
-        await replica(log, embedded(given), checkpoint_s=0.1, min_step_s=0.02).run(given)
+        await sampler.run(given)
     failed = [record for record in caplog.records if "no preview this time" in record.getMessage()]
     assert 1 <= len(failed) <= 40 // 5, "it is tried again at the next preview's turn only"
     assert any(isinstance(event, Checkpointed) for event in log.ends) and isinstance(log.ends[-1], Finished)
 
 
-async def test_the_first_step_waits_for_no_preview_map(replica: Replica) -> None:
+async def test_the_first_step_waits_for_no_preview_map(replica: Replica, tmp_path: Path) -> None:
     given, log = job(1, LONG), ReportLog()
-    sampler = replica(log, SlowStore(embedded(given), "preview"))
-    sampler._folder = sampler._folder / "without a map"
+    sampler = replica(log, SlowStore(embedded(given), "preview"), source=model_without_map(tmp_path))
     await sampler.run(given)
     assert [type(event) for event in log.ends] == [Started, Finished]
 
 
-async def test_the_device_time_of_a_batch_is_told_by_its_samples(replica: Replica) -> None:
+async def test_the_device_time_of_a_batch_is_shared_by_its_samples(replica: Replica) -> None:
     tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
     log, clock, took = ReportLog(), Clock(), list[int]()
-    sampler = replica(log, embedded(*tasks))
-    step: Step = sampler._loop._step
 
-    def timed(rows: Sequence[Sample]) -> list[Sample]:
-        took.append(1_000_000_000 + len(took))
-        clock.advance(took[-1])
-        return step(rows)
+    def timed(parts: SamplerParts) -> SamplerParts:
+        def step(samples: Sequence[Sample]) -> list[Sample]:
+            took.append(1_000_000_000 + len(took))
+            clock.advance(took[-1])
+            return parts.step(samples)
 
-    sampler._loop._step, sampler._loop._now_ns = timed, clock
+        return replace(parts, step=step, now_ns=clock)
+
+    sampler = replica(log, embedded(*tasks), timed)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
-    told = [event.device_s for event in log.events if isinstance(event, Finished)]
-    assert sum(round(seconds * 1e9) for seconds in told) == sum(took)
+    reported = [event.device_s for event in log.events if isinstance(event, Finished)]
+    assert sum(round(seconds * 1e9) for seconds in reported) == sum(took)
     for each in tasks:
         own = [r.event.device_s for r in log.reports if r.job_id == each.job_id and isinstance(r.event, Progress)]
         assert own == sorted(own)
 
 
-async def test_a_parked_sample_tells_its_device_time(replica: Replica) -> None:
+async def test_a_parked_sample_reports_its_device_time(replica: Replica) -> None:
     given, log = job(1, LONG), ReportLog(park_at=at_step(3))
     await replica(log, embedded(given), min_step_s=0.05).run(given)
     parked = log.ends[-1]

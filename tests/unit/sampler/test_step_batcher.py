@@ -4,18 +4,18 @@ from hypothesis import strategies as st
 
 from deployments.sampler.step_batcher import Load, StepBatcher
 
-SMALL = Load("small", tokens=10, rows=2)
-LARGE = Load("large", tokens=100, rows=2)
+SMALL = Load("small", tokens=10, cfg_rows=2)
+LARGE = Load("large", tokens=100, cfg_rows=2)
 
 
 def batcher(*loads: Load, max_tokens: int = 1000) -> StepBatcher[int]:
     made = StepBatcher[int](max_tokens)
     for key, load in enumerate(loads):
-        made.join(key, load)
+        made.add(key, load)
     return made
 
 
-def test_an_empty_residence_has_no_pass() -> None:
+def test_without_samples_there_is_no_pass() -> None:
     assert batcher().next_pass() == []
 
 
@@ -40,20 +40,20 @@ def test_an_exact_sample_shares_with_none() -> None:
     assert [some.next_pass() for _ in range(3)] == [[0, 2], [1], [0, 2]]
 
 
-def test_who_leaves_is_not_chosen_and_may_come_again() -> None:
+def test_a_sample_that_was_removed_is_not_chosen_and_may_come_again() -> None:
     some = batcher(SMALL, SMALL)
-    some.leave(0)
+    some.remove(0)
     assert some.next_pass() == [1]
-    some.join(0, SMALL)
+    some.add(0, SMALL)
     assert sorted(some.next_pass()) == [0, 1]
     with pytest.raises(ValueError, match="already"):
-        some.join(0, SMALL)
+        some.add(0, SMALL)
     with pytest.raises(KeyError):
-        some.leave(7)
+        some.remove(7)
 
 
 loads = st.builds(
-    Load, shape=st.sampled_from("abc"), tokens=st.integers(1, 50), rows=st.integers(1, 2), exact=st.booleans()
+    Load, shape=st.sampled_from("abc"), tokens=st.integers(1, 50), cfg_rows=st.integers(1, 2), exact=st.booleans()
 )
 
 
@@ -71,13 +71,13 @@ def test_every_pass_is_allowed_and_nobody_starves(these: list[Load], max_tokens:
             waited[key] = 0 if key in chosen else waited[key] + 1
             assert waited[key] < max(12, len(present))
         if len(present) > 1 and data.draw(st.booleans()):
-            gone = data.draw(st.sampled_from(sorted(present)))
-            some.leave(gone)
-            del present[gone], waited[gone]
+            removed = data.draw(st.sampled_from(sorted(present)))
+            some.remove(removed)
+            del present[removed], waited[removed]
         elif len(present) < 12 and data.draw(st.booleans()):
             present[following] = data.draw(loads)
             waited[following] = 0
-            some.join(following, present[following])
+            some.add(following, present[following])
             following += 1
 
 
@@ -85,4 +85,4 @@ def check_pass(chosen: list[Load], max_tokens: int) -> None:
     assert len({load.shape for load in chosen}) == 1
     if len(chosen) > 1:
         assert not any(load.exact for load in chosen)
-        assert sum(load.tokens * load.rows for load in chosen) <= max_tokens
+        assert sum(load.pass_tokens for load in chosen) <= max_tokens

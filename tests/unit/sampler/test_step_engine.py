@@ -58,11 +58,11 @@ def plans(pool: list[VideoSpec]) -> st.SearchStrategy[Plan]:
     return st.builds(
         Plan,
         video=st.builds(lambda video, exact: replace(video, exact=exact), st.sampled_from(pool), exact),
-        comes=st.integers(0, 4),
+        arrival=st.integers(0, 4),
         engine=engines,
         checkpoint_every=st.integers(0, 3),
         moves=st.lists(st.tuples(steps, engines), max_size=3).map(lambda moves: tuple(sorted(moves))),
-        in_a_step=st.booleans(),
+        mid_step=st.booleans(),
         cancelled_at=st.none() | st.none() | steps,
     )
 
@@ -131,8 +131,8 @@ def check(scenario: Scenario) -> None:
     for sample in play(scenario):
         if not sample.cancelled:
             check_final(sample.plan.video, final(sample))
-            assert sample.run == sample.plan.video.num_inference_steps + sample.lost
-        assert sample.lost == 0 or scenario.crashes
+            assert sample.steps_run == sample.plan.video.num_inference_steps + sample.steps_lost
+        assert sample.steps_lost == 0 or scenario.crashes
 
 
 def check_final(video: VideoSpec, latents: Tensor) -> None:
@@ -175,10 +175,10 @@ def test_every_kind_of_event_at_once() -> None:
     scenario = Scenario(
         plans=(
             Plan(slow, checkpoint_every=2, moves=((3, 1), (5, 0))),
-            Plan(guided, comes=1, in_a_step=True, moves=((2, 1),)),
-            Plan(unguided, comes=2, checkpoint_every=1),
-            Plan(other, comes=2, cancelled_at=2),
-            Plan(replace(guided, exact=True), comes=3, checkpoint_every=2, moves=((4, 1),)),
+            Plan(guided, arrival=1, mid_step=True, moves=((2, 1),)),
+            Plan(unguided, arrival=2, checkpoint_every=1),
+            Plan(other, arrival=2, cancelled_at=2),
+            Plan(replace(guided, exact=True), arrival=3, checkpoint_every=2, moves=((4, 1),)),
         ),
         max_tokens=200,
         crashes=((4, 0), (6, 0), (9, 1)),
@@ -186,13 +186,13 @@ def test_every_kind_of_event_at_once() -> None:
     check(scenario)
     ended = play(scenario)
     assert [sample.cancelled for sample in ended] == [False, False, False, True, False]
-    assert sum(sample.lost for sample in ended) > 0
-    assert sum(sample.moved for sample in ended) >= 3
+    assert sum(sample.steps_lost for sample in ended) > 0
+    assert sum(sample.moves for sample in ended) >= 3
 
 
 def test_the_same_scenario_gives_the_same_bits() -> None:
     """One that fails can be played again."""
-    plans = tuple(Plan(video, comes=n // 2, moves=((2, n % 2),)) for n, video in enumerate(REQUESTS[10:15]))
+    plans = tuple(Plan(video, arrival=n // 2, moves=((2, n % 2),)) for n, video in enumerate(REQUESTS[10:15]))
     first, second = (play(Scenario(plans, 48)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(final(one), final(other))

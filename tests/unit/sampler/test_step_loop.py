@@ -1,4 +1,4 @@
-"""The denoising thread with rows of a few bytes and a step that only counts; see `GatedStep` for who comes when."""
+"""The denoising thread with samples of a few bytes and a step that only counts; see `GatedStep` for who comes when."""
 
 import asyncio
 import gc
@@ -22,32 +22,32 @@ from tests.support.worker_fakes import Clock, GatedStep, running_task
 
 TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 ROPE = (torch.zeros(1), torch.zeros(1))
-TOKENS_OF_ROW = 4
+TOKENS_OF_SAMPLE = 4
 
 
-def row(name: int, steps: int = 3, frames: int = 1) -> Sample:
+def sample(name: int, steps: int = 3, frames: int = 1) -> Sample:
     """Its latents begin as its name; a guidance of 1 makes one row of a pass of it."""
     latents = torch.full((12, frames, 4, 4), float(name))
     return Sample(latents, 0, torch.linspace(0, 1, steps + 1), 1.0, TEXT, TEXT, ROPE)
 
 
-def count(rows: Sequence[Sample]) -> list[Sample]:
-    return [replace(each, latents=each.latents.clone(), step=each.step + 1) for each in rows]
+def count(samples: Sequence[Sample]) -> list[Sample]:
+    return [replace(each, latents=each.latents.clone(), step=each.step + 1) for each in samples]
 
 
-def seen(rows: Sequence[Sample]) -> list[tuple[int, int]]:
+def seen(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     """(name, step) of each."""
-    return [(int(each.latents.flatten()[0]), each.step) for each in rows]
+    return [(int(each.latents.flatten()[0]), each.step) for each in samples]
 
 
 def enter(
     loop: StepLoop,
     first: Sample,
     running: RunningTask | None = None,
-    after_step: AfterStep = lambda row: None,
+    after_step: AfterStep = lambda sample: None,
     exact: bool = False,
 ) -> LoopEntry:
-    return loop.enter(running or running_task(), lambda: first, after_step, exact)
+    return loop.add(running or running_task(), lambda: first, after_step, exact)
 
 
 @asynccontextmanager
@@ -73,59 +73,59 @@ def denoising_threads() -> set[threading.Thread]:
 async def passes(gate: GatedStep, *inside: LoopEntry) -> list[list[tuple[int, int]]]:
     """Let one pass after the other through until all have left; what they were."""
     made = []
-    while rows := await gate.at_gate(*inside):
-        made.append(seen(rows))
+    while samples := await gate.at_gate(*inside):
+        made.append(seen(samples))
         gate.let_through()
     return made
 
 
 async def test_samples_join_and_leave_between_steps() -> None:
     async with gated() as (loop, gate):
-        first = enter(loop, row(1, steps=4))
+        first = enter(loop, sample(1, steps=4))
         assert seen(await gate.at_gate()) == [(1, 0)]
-        second = enter(loop, row(2, steps=2))
+        second = enter(loop, sample(2, steps=2))
         gate.let_through()
         assert await passes(gate, first, second) == [[(1, 1), (2, 0)], [(1, 2), (2, 1)], [(1, 3)]]
-        assert (await first.left).step == 4
-        assert (await second.left).step == 2
+        assert (await first.result).step == 4
+        assert (await second.result).step == 2
 
 
 async def test_one_may_leave_while_the_others_go_on() -> None:
     async with gated() as (loop, gate):
-        first = enter(loop, row(1, steps=2))
+        first = enter(loop, sample(1, steps=2))
         await gate.at_gate()
-        second = enter(loop, row(2, steps=3))
+        second = enter(loop, sample(2, steps=3))
         gate.let_through()
         await gate.at_gate()
         gate.let_through()
         await gate.at_gate()
-        assert (await first.left).done and not second.left.done()
+        assert (await first.result).done and not second.result.done()
         gate.let_through()
         assert len(await passes(gate, second)) == 1
 
 
-async def test_after_step_hears_of_each_row_and_the_newest_is_at_hand() -> None:
+async def test_after_step_gets_each_new_sample_and_the_newest_is_at_hand() -> None:
     heard: list[int] = []
     async with gated() as (loop, gate):
-        resident = enter(loop, row(1, steps=3), after_step=lambda new: heard.append(new.step))
+        entry = enter(loop, sample(1, steps=3), after_step=lambda new: heard.append(new.step))
         await gate.at_gate()
-        assert resident.row is not None and resident.row.step == 0 and heard == [0]
-        await passes(gate, resident)
+        assert entry.sample is not None and entry.sample.step == 0 and heard == [0]
+        await passes(gate, entry)
     assert heard == [0, 1, 2, 3]
-    assert resident.row.step == 3
+    assert entry.sample.step == 3
 
 
-async def test_rows_are_those_inside() -> None:
+async def test_samples_are_those_inside() -> None:
     inside: list[list[tuple[int, int]]] = []
 
     def prepare() -> Sample:
-        inside.append(seen(loop.rows()))
-        return row(2)
+        inside.append(seen(loop.samples))
+        return sample(2)
 
     async with gated() as (loop, gate):
-        first = enter(loop, row(1))
+        first = enter(loop, sample(1))
         await gate.at_gate()
-        second = loop.enter(running_task(), prepare, lambda new: None, exact=False)
+        second = loop.add(running_task(), prepare, lambda new: None, exact=False)
         gate.let_through()
         await passes(gate, first, second)
     assert inside == [[(1, 1)]]
@@ -133,38 +133,38 @@ async def test_rows_are_those_inside() -> None:
 
 async def test_shapes_take_turns() -> None:
     async with gated() as (loop, gate):
-        all_of_them = [enter(loop, row(1, frames=1))]
+        all_of_them = [enter(loop, sample(1, frames=1))]
         await gate.at_gate()
-        all_of_them += [enter(loop, row(name, frames=frames)) for name, frames in ((2, 2), (3, 1), (4, 3))]
+        all_of_them += [enter(loop, sample(name, frames=frames)) for name, frames in ((2, 2), (3, 1), (4, 3))]
         made = await passes(gate, *all_of_them)
     names = [[name for name, _ in those] for those in made]
     assert names == [[1], [1, 3], [2], [4], [1, 3], [2], [4], [3], [2], [4]]
 
 
 async def test_a_pass_has_no_more_than_its_tokens() -> None:
-    async with gated(max_tokens=2 * TOKENS_OF_ROW) as (loop, gate):
-        first = enter(loop, row(0))
+    async with gated(max_tokens=2 * TOKENS_OF_SAMPLE) as (loop, gate):
+        first = enter(loop, sample(0))
         await gate.at_gate()
-        others = [enter(loop, row(name)) for name in range(1, 5)]
+        others = [enter(loop, sample(name)) for name in range(1, 5)]
         made = await passes(gate, first, *others)
     assert max(len(names) for names in made) == 2
     assert sum(len(names) for names in made) == 5 * 3
 
 
 async def test_guidance_counts_twice() -> None:
-    async with gated(max_tokens=3 * TOKENS_OF_ROW) as (loop, gate):
-        first = enter(loop, replace(row(0), guidance_scale=2.0))
+    async with gated(max_tokens=3 * TOKENS_OF_SAMPLE) as (loop, gate):
+        first = enter(loop, replace(sample(0), guidance_scale=2.0))
         await gate.at_gate()
-        second = enter(loop, replace(row(1), guidance_scale=2.0))
+        second = enter(loop, replace(sample(1), guidance_scale=2.0))
         made = await passes(gate, first, second)
     assert [len(names) for names in made] == [1] * 6
 
 
 async def test_an_exact_sample_runs_alone() -> None:
     async with gated() as (loop, gate):
-        first = enter(loop, row(1))
+        first = enter(loop, sample(1))
         await gate.at_gate()
-        others = [enter(loop, row(2), exact=True), enter(loop, row(3)), enter(loop, row(4), exact=True)]
+        others = [enter(loop, sample(2), exact=True), enter(loop, sample(3)), enter(loop, sample(4), exact=True)]
         made = await passes(gate, first, *others)
     names = [[name for name, _ in those] for those in made]
     assert all(those in ([2], [4]) for those in names if {2, 4} & set(those))
@@ -173,12 +173,12 @@ async def test_an_exact_sample_runs_alone() -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "yield"])
-async def test_who_is_not_in_the_pass_leaves_at_the_next_boundary_and_not_only_at_its_turn(how: str) -> None:
+async def test_a_sample_outside_the_pass_leaves_at_the_next_boundary_and_not_only_at_its_turn(how: str) -> None:
     async with gated() as (loop, gate):
-        enter(loop, row(1, frames=1))
+        enter(loop, sample(1, frames=1))
         await gate.at_gate()
-        enter(loop, row(2, frames=2))
-        victim = enter(loop, row(3, frames=3), running := running_task())
+        enter(loop, sample(2, frames=2))
+        victim = enter(loop, sample(3, frames=3), running := running_task())
         for _ in range(3):
             await gate.at_gate()
             gate.let_through()
@@ -188,73 +188,73 @@ async def test_who_is_not_in_the_pass_leaves_at_the_next_boundary_and_not_only_a
         running.stop() if how == "stop" else running.ask_to_park("make room")
         gate.let_through()
         assert seen(await gate.at_gate()) == [(2, 1)]
-        assert victim.left.done()
+        assert victim.result.done()
         if how == "stop":
             with pytest.raises(StoppedError):
-                await victim.left
+                await victim.result
         else:
-            assert seen([await victim.left]) == [(3, 1)]
+            assert seen([await victim.result]) == [(3, 1)]
 
 
-async def test_a_yield_in_the_middle_of_a_step_keeps_that_step() -> None:
+async def test_a_park_in_the_middle_of_a_step_keeps_that_step() -> None:
     async with gated() as (loop, gate):
-        resident = enter(loop, row(1), victim := running_task())
+        entry = enter(loop, sample(1), victim := running_task())
         await gate.at_gate()
         victim.ask_to_park("make room")
         gate.let_through()
-        assert (await resident.left).step == 1
+        assert (await entry.result).step == 1
 
 
-async def test_a_yield_in_the_last_step_is_too_late() -> None:
+async def test_a_park_in_the_last_step_is_too_late() -> None:
     async with gated() as (loop, gate):
-        resident = enter(loop, row(1, steps=1), victim := running_task())
+        entry = enter(loop, sample(1, steps=1), victim := running_task())
         await gate.at_gate()
         victim.ask_to_park("make room")
         gate.let_through()
-        assert (await resident.left).done
+        assert (await entry.result).done
 
 
-async def test_a_yield_is_heeded_once_and_a_stop_after_it_wins() -> None:
+async def test_a_park_is_heeded_once_and_a_stop_after_it_wins() -> None:
     async with gated() as (loop, gate):
-        twice = enter(loop, row(1), told_twice := running_task())
+        twice = enter(loop, sample(1), asked_twice := running_task())
         await gate.at_gate()
-        stopped = enter(loop, row(2), told_both := running_task())
+        stopped = enter(loop, sample(2), asked_and_stopped := running_task())
         gate.let_through()
         await gate.at_gate()
         for _ in range(2):
-            told_twice.ask_to_park("make room")
-        told_both.ask_to_park("make room")
-        told_both.stop()
+            asked_twice.ask_to_park("make room")
+        asked_and_stopped.ask_to_park("make room")
+        asked_and_stopped.stop()
         gate.let_through()
-        assert seen([await twice.left]) == [(1, 2)]
+        assert seen([await twice.result]) == [(1, 2)]
         with pytest.raises(StoppedError):
-            await stopped.left
+            await stopped.result
 
 
-async def test_a_yield_before_the_first_step_runs_none() -> None:
+async def test_a_park_before_the_first_step_runs_none() -> None:
     async with gated() as (loop, gate):
-        first, late = enter(loop, row(1)), running_task()
+        first, late = enter(loop, sample(1)), running_task()
         await gate.at_gate()
         late.ask_to_park("make room")
-        second = enter(loop, row(2), late)
+        second = enter(loop, sample(2), late)
         gate.let_through()
         assert seen(await gate.at_gate()) == [(1, 1)]
-        assert seen([await second.left]) == [(2, 0)]
-        assert not first.left.done()
+        assert seen([await second.result]) == [(2, 0)]
+        assert not first.result.done()
 
 
-async def test_who_was_stopped_outside_is_not_prepared() -> None:
+async def test_a_task_stopped_outside_is_not_prepared() -> None:
     prepared: list[bool] = []
 
     def prepare() -> Sample:
         prepared.append(True)
-        return row(1)
+        return sample(1)
 
     async with gated() as (loop, _):
         running = running_task()
         running.stop()
         with pytest.raises(StoppedError):
-            await loop.enter(running, prepare, lambda new: None, exact=False).left
+            await loop.add(running, prepare, lambda new: None, exact=False).result
     assert prepared == []
 
 
@@ -267,37 +267,37 @@ def failing(error: Exception) -> Callable[..., Sample]:
 
 async def test_a_failing_prepare_fails_that_sample_only() -> None:
     async with gated() as (loop, gate):
-        first = enter(loop, row(1))
+        first = enter(loop, sample(1))
         await gate.at_gate()
-        broken = loop.enter(running_task(), failing(KeyError("prompt_mask")), lambda new: None, exact=False)
-        third = enter(loop, row(3))
+        broken = loop.add(running_task(), failing(KeyError("prompt_mask")), lambda new: None, exact=False)
+        third = enter(loop, sample(3))
         gate.let_through()
         assert seen(await gate.at_gate()) == [(1, 1), (3, 0)]
         with pytest.raises(KeyError, match="prompt_mask"):
-            await broken.left
+            await broken.result
         await passes(gate, first, third)
-        assert (await first.left).done and (await third.left).done
+        assert (await first.result).done and (await third.result).done
 
 
 async def test_a_failing_step_fails_its_pass_only() -> None:
-    def step(rows: Sequence[Sample]) -> list[Sample]:
-        if any(name == 2 and at == 1 for name, at in seen(rows)):
+    def step(samples: Sequence[Sample]) -> list[Sample]:
+        if any(name == 2 and at == 1 for name, at in seen(samples)):
             raise torch.OutOfMemoryError("tried 3 GiB")
-        return count(rows)
+        return count(samples)
 
     async with gated(step) as (loop, gate):
-        first = enter(loop, row(1, frames=2))
+        first = enter(loop, sample(1, frames=2))
         await gate.at_gate()
-        beside = [enter(loop, row(2)), enter(loop, row(3))]
+        beside = [enter(loop, sample(2)), enter(loop, sample(3))]
         await passes(gate, first, *beside)
-        assert (await first.left).done
-        for resident in beside:
+        assert (await first.result).done
+        for entry in beside:
             with pytest.raises(torch.OutOfMemoryError):
-                await resident.left
-            assert resident.row is not None and resident.row.step == 1, "the last finished step can be saved"
-        late = enter(loop, row(4))
+                await entry.result
+            assert entry.sample is not None and entry.sample.step == 1, "the last finished step can be saved"
+        late = enter(loop, sample(4))
         await passes(gate, late)
-        assert (await late.left).done
+        assert (await late.result).done
 
 
 async def test_a_failing_after_step_fails_that_sample_only() -> None:
@@ -306,35 +306,35 @@ async def test_a_failing_after_step_fails_that_sample_only() -> None:
             raise ZeroDivisionError
 
     async with gated() as (loop, gate):
-        first = enter(loop, row(1))
+        first = enter(loop, sample(1))
         await gate.at_gate()
-        broken = enter(loop, row(2), after_step=after_step)
+        broken = enter(loop, sample(2), after_step=after_step)
         made = await passes(gate, first, broken)
-        assert (await first.left).done
+        assert (await first.result).done
         with pytest.raises(ZeroDivisionError):
-            await broken.left
+            await broken.result
     assert [name for names in made for name, _ in names].count(2) == 2
 
 
 async def test_a_sample_that_comes_done_leaves_without_a_step() -> None:
     async with gated() as (loop, gate):
-        resident = enter(loop, replace(row(1), step=3))
-        assert await passes(gate, resident) == []
-        assert (await resident.left).done
+        entry = enter(loop, replace(sample(1), step=3))
+        assert await passes(gate, entry) == []
+        assert (await entry.result).done
 
 
-async def test_closing_fails_who_is_inside_or_comes_later() -> None:
+async def test_closing_fails_samples_inside_and_those_that_come_later() -> None:
     async with gated() as (loop, gate):
-        inside = enter(loop, row(1))
+        inside = enter(loop, sample(1))
         await gate.at_gate()
-        coming = enter(loop, row(2))
+        coming = enter(loop, sample(2))
         loop.close()
         with pytest.raises(StoppedError, match="closed"):
-            enter(loop, row(3))
+            enter(loop, sample(3))
         gate.let_through()
-        for resident in (inside, coming):
+        for entry in (inside, coming):
             with pytest.raises(StoppedError, match="closed"):
-                await resident.left
+                await entry.result
 
 
 async def test_closing_an_idle_loop_ends_its_thread() -> None:
@@ -350,12 +350,12 @@ async def test_the_thread_warms_up_first_and_computes_no_gradients() -> None:
     def note() -> None:
         grads.append((threading.current_thread().name, torch.is_grad_enabled()))
 
-    def step(rows: Sequence[Sample]) -> list[Sample]:
+    def step(samples: Sequence[Sample]) -> list[Sample]:
         note()
-        return count(rows)
+        return count(samples)
 
     loop = StepLoop(step, 100, warm_up=note)
-    await enter(loop, row(1, steps=1)).left
+    await enter(loop, sample(1, steps=1)).result
     loop.close()
     assert grads == [("denoise", False)] * 2
 
@@ -379,12 +379,12 @@ def without_collection() -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["done", "stopped", "stopped by after_step", "yielded"])
 @pytest.mark.usefixtures("without_collection")
-async def test_who_left_keeps_no_memory(how: str) -> None:
+async def test_a_sample_that_left_keeps_no_memory(how: str) -> None:
     tensors: list[weakref.ref[torch.Tensor]] = []
     running = running_task()
 
     def prepare() -> Sample:
-        return row(1, steps=3)
+        return sample(1, steps=3)
 
     def after_step(new: Sample) -> None:
         tensors.append(weakref.ref(new.latents))
@@ -392,21 +392,21 @@ async def test_who_left_keeps_no_memory(how: str) -> None:
             raise StoppedError("cancelled")
 
     async with gated() as (loop, gate):
-        resident = loop.enter(running, prepare, after_step, exact=False)
+        entry = loop.add(running, prepare, after_step, exact=False)
         await gate.at_gate()
         if how == "stopped":
             running.stop()
         elif how == "yielded":
             running.ask_to_park("make room")
-        await passes(gate, resident)
-        assert (resident.left.exception() is None) == (not how.startswith("stopped"))
-        del resident
+        await passes(gate, entry)
+        assert (entry.result.exception() is None) == (not how.startswith("stopped"))
+        del entry
         await until(lambda: all(ref() is None for ref in tensors))
         assert len(tensors) >= 2
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Who left has told so a moment before the thread is done with it."""
+    """The result is set a moment before the thread is done with the sample."""
     for _ in range(500):
         if true():
             return
@@ -415,29 +415,29 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def guided(name: int, steps: int = 3, frames: int = 1) -> Sample:
-    return replace(row(name, steps, frames), guidance_scale=2.0)
+    return replace(sample(name, steps, frames), guidance_scale=2.0)
 
 
 @given(st.integers(0, 10**13), st.lists(st.sampled_from((1.0, 2.0)), min_size=1, max_size=12))
 def test_the_shares_of_a_pass_are_its_time_exactly(nanoseconds: int, scales: list[float]) -> None:
-    rows = [replace(row(1), guidance_scale=scale) for scale in scales]
-    paid = shares(nanoseconds, rows)
+    samples = [replace(sample(1), guidance_scale=scale) for scale in scales]
+    paid = shares(nanoseconds, samples)
     assert sum(paid) == nanoseconds
-    for share, each in zip(paid, rows, strict=True):
-        assert abs(share - nanoseconds * each.rows / sum(r.rows for r in rows)) <= 1 + nanoseconds * 1e-15
+    for share, each in zip(paid, samples, strict=True):
+        assert abs(share - nanoseconds * each.cfg_rows / sum(s.cfg_rows for s in samples)) <= 1 + nanoseconds * 1e-15
 
 
 async def test_each_sample_pays_its_part_of_the_passes_it_was_in() -> None:
     """Alone, then beside a guided one that counts twice, then the guided one alone."""
     clock, took = Clock(), iter((1_000_000_000, 900_000_000, 600_000_001))
 
-    def step(rows: Sequence[Sample]) -> list[Sample]:
+    def step(samples: Sequence[Sample]) -> list[Sample]:
         clock.advance(next(took))
-        return count(rows)
+        return count(samples)
 
     one, two = running_task(), running_task()
     async with gated(step, now_ns=clock) as (loop, gate):
-        first = enter(loop, row(1, steps=2), one)
+        first = enter(loop, sample(1, steps=2), one)
         await gate.at_gate()
         second = enter(loop, guided(2, steps=2), two)
         gate.let_through()
@@ -450,30 +450,30 @@ async def test_each_sample_pays_its_part_of_the_passes_it_was_in() -> None:
 async def test_the_progress_of_a_step_has_its_time_in_it() -> None:
     clock, running = Clock(), running_task()
 
-    def step(rows: Sequence[Sample]) -> list[Sample]:
+    def step(samples: Sequence[Sample]) -> list[Sample]:
         clock.advance(250_000_000)
-        return count(rows)
+        return count(samples)
 
-    told: list[float] = []
+    reported: list[float] = []
 
     def after_step(new: Sample) -> None:
         running.progress(new.step, new.num_steps)
         assert running.latest is not None
-        told.append(running.latest.device_s)
+        reported.append(running.latest.device_s)
 
     async with gated(step, now_ns=clock) as (loop, gate):
-        await passes(gate, enter(loop, row(1), running, after_step))
-    assert told == [0, 0.25, 0.5, 0.75]
+        await passes(gate, enter(loop, sample(1), running, after_step))
+    assert reported == [0, 0.25, 0.5, 0.75]
 
 
 async def test_a_pass_that_fails_is_paid_for_too() -> None:
     clock, running = Clock(), running_task()
 
-    def step(rows: Sequence[Sample]) -> list[Sample]:
+    def step(samples: Sequence[Sample]) -> list[Sample]:
         clock.advance(3_000_000_000)
         raise torch.OutOfMemoryError("tried 3 GiB")
 
     async with gated(step, now_ns=clock) as (loop, gate):
-        await passes(gate, resident := enter(loop, row(1), running))
-        assert isinstance(resident.left.exception(), torch.OutOfMemoryError)
+        await passes(gate, entry := enter(loop, sample(1), running))
+        assert isinstance(entry.result.exception(), torch.OutOfMemoryError)
     assert running.device_s == 3

@@ -1,8 +1,8 @@
 """Where webhooks may be sent: to public addresses, as long as the settings do not allow more.
 
-A URL is checked when it is given, and its name is resolved then, so that the client is told at once. What counts is the
-check of the address itself, in `serve_app.webhooks.client` when a connection is made: by then the name may resolve to
-another address.
+A URL is checked when it is given, and its name is resolved then, so that the client is told at
+once. What counts is the check of the address itself, in `serve_app.webhooks.client` when a
+connection is made: by then the name may resolve to another address.
 """
 
 import asyncio
@@ -26,12 +26,13 @@ IPAddress = IPv4Address | IPv6Address
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
 Resolve = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
 
-# Top-level domains and names that stand for no public host (RFC 6761, 6762, 8375, ICANN's .internal) and thereby all
-# the names of the clouds' metadata services, metadata.google.internal and instance-data.ec2.internal among them.
+# Top-level domains and names that stand for no public host (RFC 6761, 6762, 8375, ICANN's
+# .internal) and thereby all the names of the clouds' metadata services, metadata.google.internal
+# and instance-data.ec2.internal among them.
 PRIVATE_DOMAINS = ("localhost", "localdomain", "local", "internal", "intranet", "lan", "home.arpa", "metadata.goog")
 
-# Not in every Python's `is_global`: the old 6to4 relays, and Azure's platform services, which answer at a public
-# address from within each of its machines.
+# Not in every Python's `is_global`: the old 6to4 relays, and Azure's platform services, which
+# answer at a public address from within each of its machines.
 _NOT_PUBLIC_4 = (IPv4Network("192.88.99.0/24"), IPv4Network("168.63.129.16/32"))
 _NOT_PUBLIC_6 = (IPv6Network("3fff::/20"),)  # documentation, RFC 9637
 _UNICAST_6 = IPv6Network("2000::/3")
@@ -41,7 +42,8 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 def is_public(address: str | IPAddress) -> bool:
     """Whether the address is one of the internet's own, reached by unicast.
 
-    An IPv6 address that stands for an IPv4 one (mapped, NAT64 by RFC 6052, 6to4) is as public as that one.
+    An IPv6 address that stands for an IPv4 one (mapped, NAT64 by RFC 6052, 6to4) is as public as
+    that one.
 
     Raises:
         ValueError: it is no address.

@@ -1,7 +1,7 @@
 """Tenants, their keys and what they used, in SQL. Functions of a connection.
 
-Every change of tenants or keys increments a version in the same transaction. Whoever keeps the tenants and keys in
-memory reads them again when this one number has changed.
+Every change of tenants or keys increments a version in the same transaction. Whoever keeps the
+tenants and keys in memory reads them again when this one number has changed.
 """
 
 import base64
@@ -138,8 +138,8 @@ def installation_webhook_secret(connection: Connection) -> str:
     """The secret that signs the webhooks of tenants that have no row; drawn when it is first needed."""
     row = {"name": WEBHOOK_SECRET, "value": new_webhook_secret()}
     connection.execute(insert_into(connection, meta).on_conflict_do_nothing(), row)
-    found: str = connection.execute(select(meta.c.value).where(meta.c.name == WEBHOOK_SECRET)).scalar_one()
-    return found
+    secret: str = connection.execute(select(meta.c.value).where(meta.c.name == WEBHOOK_SECRET)).scalar_one()
+    return secret
 
 
 def new_webhook_secret() -> str:

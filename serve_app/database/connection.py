@@ -1,8 +1,9 @@
 """One database connection on one thread, with group commit: what arrives together is committed together.
 
-An operation is a plain function of a connection and its arguments. It may be run again after its transaction was rolled
-back, so it must change nothing but the database. An operation that raises does not undo the others of its group, and
-its caller gets no result before the commit that makes it durable.
+An operation is a plain function of a connection and its arguments. It may be run again after its
+transaction was rolled back, so it must change nothing but the database. An operation that raises
+does not undo the others of its group, and its caller gets no result before the commit that makes it
+durable.
 """
 
 import asyncio
@@ -50,8 +51,8 @@ class Database:
         """`function(connection, ...)` in a transaction; returns when it is committed.
 
         Raises:
-            RegistryUnavailableError: the database is away, locked or full. Nothing was written, unless the
-                connection was lost in the very commit: then nobody knows.
+            RegistryUnavailableError: the database is away, locked or full. Nothing was written,
+                unless the connection was lost in the very commit: then nobody knows.
             Exception: what the function raised; its changes are rolled back.
         """
         loop = asyncio.get_running_loop()
@@ -103,7 +104,8 @@ class Database:
             self._commit(group)
         except Exception as error:  # the transaction as a whole failed: none of it happened
             if len(group) > 1 and is_full(error):
-                # A full database can still be read: operations that write nothing succeed on their own.
+                # A full database can still be read: operations that write nothing succeed on their
+                # own.
                 for operation in group:
                     self._commit_or_fail([operation])
             else:

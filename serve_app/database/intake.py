@@ -1,7 +1,7 @@
 """How a job becomes durable: in one transaction with its idempotency key.
 
-An idempotency key is a client's own name for a request: the same request sent again gives the same job. A key belongs
-to one tenant and is forgotten after a while.
+An idempotency key is a client's own name for a request: the same request sent again gives the same
+job. A key belongs to one tenant and is forgotten after a while.
 """
 
 from sqlalchemy import Connection, delete, or_, select
@@ -82,7 +82,8 @@ def _reserve_key(connection: Connection, submission: Submission, *, now: float, 
         return None
     while True:
         earlier = _find_by_key(connection, submission, now=now, keep_keys_s=keep_keys_s)
-        # Another registry may write the key between the look and the write: the next look finds its job.
+        # Another registry may write the key between the look and the write: the next look finds its
+        # job.
         if earlier is not None or _write_key(connection, submission, now=now, keep_keys_s=keep_keys_s):
             return earlier
 
@@ -112,8 +113,8 @@ def _find_by_key(connection: Connection, submission: Submission, *, now: float, 
 def _write_key(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> bool:
     """False, and nothing is written, if the key is there.
 
-    A key that is too old or has lost its job is deleted first. That is a statement of its own: it sees a key of another
-    registry only together with the job of that key.
+    A key that is too old or has lost its job is deleted first. That is a statement of its own: it
+    sees a key of another registry only together with the job of that key.
     """
     is_this = (keys.c.tenant == submission.tenant, keys.c.key == submission.idempotency_key)
     connection.execute(delete(keys).where(*is_this, or_(keys.c.created_at <= now - keep_keys_s, _HAS_NO_JOB)))

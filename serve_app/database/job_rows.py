@@ -73,17 +73,23 @@ def find_jobs(connection: Connection, query: Select[Any]) -> list[Job]:
 
 
 def get_job(connection: Connection, job_id: str) -> Job | None:
-    found = find_jobs(connection, JOB.where(jobs.c.id == job_id))
-    return found[0] if found else None
+    jobs_found = find_jobs(connection, JOB.where(jobs.c.id == job_id))
+    return jobs_found[0] if jobs_found else None
+
+
+def lock_job(connection: Connection, job_id: str) -> Job | None:
+    """As `get_job`, with its row locked until the end of the transaction."""
+    jobs_found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
+    return jobs_found[0] if jobs_found else None
 
 
 def get_jobs(connection: Connection, ids: Iterable[str]) -> list[Job]:
     """The jobs with these ids, in their order; unknown ones are left out."""
     ids = list(ids)
-    found: dict[str, Job] = {}
-    for some in batches(ids):
-        found |= {job.id: job for job in find_jobs(connection, JOB.where(jobs.c.id.in_(some)))}
-    return [found[job_id] for job_id in ids if job_id in found]
+    jobs_by_id: dict[str, Job] = {}
+    for batch in batches(ids):
+        jobs_by_id |= {job.id: job for job in find_jobs(connection, JOB.where(jobs.c.id.in_(batch)))}
+    return [jobs_by_id[job_id] for job_id in ids if job_id in jobs_by_id]
 
 
 def batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:

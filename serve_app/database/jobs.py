@@ -1,8 +1,9 @@
 """Jobs in SQL: every change of a job, and what a registry asks of all of them. Functions of a connection.
 
-A job changes its state only through `_move`, which checks the table of allowed moves and writes the history in the same
-transaction. A function locks the row that it changes (in Postgres; in SQLite a transaction is alone), so that two
-registries on one database never both hold a job, and neither undoes what the other counted.
+A job changes its state only through `_move`, which checks the table of allowed moves and writes the
+history in the same transaction. A function locks the row that it changes (in Postgres; in SQLite a
+transaction is alone), so that two registries on one database never both hold a job, and neither
+undoes what the other counted.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from deployments.messages import Stage
 from serve_app.database.access import record_usage
-from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, get_job
+from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, get_job, lock_job
 from serve_app.database.retention import DeletedVideo, delete_ended_job, get_deleted_video
 from serve_app.database.schema import ENDED, LEASED, WAITING, job_moves, jobs
 from serve_app.database.webhooks import add_delivery
@@ -43,14 +44,14 @@ def claim(
     Args:
         leases: the lease of each job, by its id.
     """
-    held: dict[str, Any] = {"lease_owner": owner, "lease_expires_at": now + lease_s}
+    lease_fields: dict[str, Any] = {"lease_owner": owner, "lease_expires_at": now + lease_s}
     claimed = []
     for ids in batches(sorted(leases)):
         waiting = JOB.where(jobs.c.id.in_(ids), WAITING, jobs.c.stage == stage).order_by(jobs.c.id)
         for job in find_jobs(connection, waiting.with_for_update(skip_locked=True)):
-            held["lease"] = leases[job.id]
-            held["started_at"] = now if job.started_at is None else job.started_at
-            claimed.append(_move(connection, job, JobState(stage), now, "claimed", **held))
+            lease_fields["lease"] = leases[job.id]
+            lease_fields["started_at"] = now if job.started_at is None else job.started_at
+            claimed.append(_move(connection, job, JobState(stage), now, "claimed", **lease_fields))
     return claimed
 
 
@@ -177,10 +178,11 @@ def cancel(
 
     Args:
         now: Unix seconds.
-        lease: of the replica that reported `used`, which is counted only if this lease still holds the job.
+        lease: of the replica that reported `used`, which is counted only if this lease still holds
+            the job.
         used: what is not in the row yet.
     """
-    job = _lock_job(connection, job_id)
+    job = lock_job(connection, job_id)
     if job is None or job.final:
         return job
     changes: dict[str, Any] = {"error": JobError("cancelled", "the job was cancelled"), "completed_at": now}
@@ -209,7 +211,7 @@ def delete(
     Returns:
         The job as it ended, or its tombstone if it was deleted before.
     """
-    job = _lock_job(connection, job_id)
+    job = lock_job(connection, job_id)
     found = job or get_deleted_video(connection, job_id)
     if found is None or tenant not in (None, found.tenant):
         return None
@@ -276,15 +278,9 @@ def _usage_fields(job: Job, used: Usage) -> dict[str, Any]:
     return {"steps_run": job.steps_run + used.steps, "device_s": job.device_s + used.device_s}
 
 
-def _lock_job(connection: Connection, job_id: str) -> Job | None:
-    """Lock its row until the end of the transaction; None if it is unknown."""
-    found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
-    return found[0] if found else None
-
-
 def _lock_leased(connection: Connection, job_id: str, lease: str) -> Job | None:
-    """As `_lock_job`; None also if the lease is no longer this one."""
-    job = _lock_job(connection, job_id)
+    """As `lock_job`; None also if the lease is no longer this one."""
+    job = lock_job(connection, job_id)
     return job if job is not None and job.lease == lease else None
 
 

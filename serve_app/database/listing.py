@@ -1,7 +1,8 @@
 """Pages of jobs by time of creation. Each page is read from an index, so that it costs no more than its length.
 
-Each kind of filter has an index that begins with the filtered columns and ends with the order. A filter of several
-states becomes several bounded queries, whose results are merged: one query would have to sort everything it finds.
+Each kind of filter has an index that begins with the filtered columns and ends with the order. A
+filter of several states becomes several bounded queries, whose results are merged: one query would
+have to sort everything it finds.
 """
 
 import math
@@ -59,8 +60,9 @@ def _page_queries(limit: int, cursor: Job | None, order: Order, wanted: JobFilte
 def _on_one_index(prefix: dict[str, str], low: _Position, high: _Position, order: Order) -> Select[Any]:
     """The jobs between two entries, both exclusive, of the index on the prefix and the time.
 
-    The prefix is compared and sorted with the rest, although it is the same for all: with a condition of its own,
-    Postgres might take the index on the time alone and pass over any number of other tenants' jobs.
+    The prefix is compared and sorted with the rest, although it is the same for all: with a
+    condition of its own, Postgres might take the index on the time alone and pass over any number
+    of other tenants' jobs.
     """
     columns = (*(jobs.c[name] for name in prefix), *_KEY)
     between = (tuple_(*columns) > tuple_(*prefix.values(), *low), tuple_(*columns) < tuple_(*prefix.values(), *high))

@@ -15,8 +15,8 @@ def installation_id(connection: Connection) -> str:
     """The id of this database, drawn once: files in storage under another id belong to others."""
     row = {"name": "installation_id", "value": uuid4().hex}
     connection.execute(insert_into(connection, meta).on_conflict_do_nothing(), row)
-    found: str = connection.execute(select(meta.c.value).where(meta.c.name == "installation_id")).scalar_one()
-    return found
+    name: str = connection.execute(select(meta.c.value).where(meta.c.name == "installation_id")).scalar_one()
+    return name
 
 
 def touch(connection: Connection, *, now: float) -> None:
@@ -34,8 +34,8 @@ def read_heartbeats(connection: Connection, owner: str, *, since: float) -> tupl
 
     Heartbeats older than `since` are deleted.
     """
-    found = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_HEARTBEAT)))
-    heartbeats = {name: float(value) for name, value in found}
+    rows = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_HEARTBEAT)))
+    heartbeats = {name: float(value) for name, value in rows}
     connection.execute(delete(meta).where(meta.c.name.in_([name for name, at in heartbeats.items() if at < since])))
     own = heartbeats.pop(_heartbeat_name(owner), None)
     return own, {name.removeprefix(_HEARTBEAT): at for name, at in heartbeats.items() if at >= since}

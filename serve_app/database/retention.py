@@ -1,9 +1,10 @@
 """Jobs that have ended and their files: what the sweeper asks of SQL, and what it writes. Functions of a connection.
 
-A video that its client deleted: its job is deleted at once, its files soon after, and in between there is a tombstone,
-a row of `deleted_videos`. The tombstone answers a repeated request to delete, and names the files to the sweeper. They
-are deleted twice, since a worker that lost its job may write for a while longer: `files_gone_at`, when the files were
-last deleted, is final only from LATE_WRITES_S after the job was deleted.
+A video that its client deleted: its job is deleted at once, its files soon after, and in between
+there is a tombstone, a row of `deleted_videos`. The tombstone answers a repeated request to delete,
+and names the files to the sweeper. They are deleted twice, since a worker that lost its job may
+write for a while longer: `files_gone_at`, when the files were last deleted, is final only from
+LATE_WRITES_S after the job was deleted.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
-from serve_app.database.job_rows import JOB, batches, find_jobs
+from serve_app.database.job_rows import batches, lock_job
 from serve_app.database.schema import (
     DELETED_WITH_FILES,
     ENDED,
@@ -24,8 +25,8 @@ from serve_app.database.schema import (
 from serve_app.database.webhooks import delete_deliveries
 from serve_app.jobs import Job, JobState
 
-# A worker hears of the end of its job within seconds. One that waits for a store that is away goes on for a minute, and
-# for what one request may take. What is written later still is an orphan.
+# A worker hears of the end of its job within seconds. One that waits for a store that is away goes
+# on for a minute, and for what one request may take. What is written later still is an orphan.
 LATE_WRITES_S = 300.0
 
 _FILES_ARE_GONE = deleted_videos.c.files_gone_at >= deleted_videos.c.deleted_at + LATE_WRITES_S
@@ -48,8 +49,8 @@ def jobs_with_work_files(connection: Connection, *, limit: int) -> list[str]:
 
 def mark_work_files_deleted(connection: Connection, ids: Sequence[str]) -> None:
     """The work files of these jobs are deleted. A job that has not ended may write new ones and stays as it is."""
-    for some in batches(ids):
-        connection.execute(update(jobs).where(jobs.c.id.in_(some), ENDED).values(has_work_files=False))
+    for batch in batches(ids):
+        connection.execute(update(jobs).where(jobs.c.id.in_(batch), ENDED).values(has_work_files=False))
 
 
 def expired_jobs(
@@ -78,19 +79,19 @@ def expired_jobs(
 
 def delete_expired_jobs(connection: Connection, ids: Sequence[str]) -> None:
     """Delete these jobs with histories, idempotency keys and webhooks; one that has not ended stays as it is."""
-    for some in batches(ids):
-        deleted = list(connection.scalars(delete(jobs).where(jobs.c.id.in_(some), ENDED).returning(jobs.c.id)))
+    for batch in batches(ids):
+        deleted = list(connection.scalars(delete(jobs).where(jobs.c.id.in_(batch), ENDED).returning(jobs.c.id)))
         _delete_history_and_key(connection, deleted)
         delete_deliveries(connection, deleted)
 
 
 def job_states(connection: Connection, ids: Sequence[str]) -> dict[str, JobState]:
     """The states of those of the jobs that exist."""
-    found: dict[str, JobState] = {}
-    for some in batches(ids):
-        rows = connection.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(some)))
-        found |= {job_id: JobState(state) for job_id, state in rows}
-    return found
+    states: dict[str, JobState] = {}
+    for batch in batches(ids):
+        rows = connection.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(batch)))
+        states |= {job_id: JobState(state) for job_id, state in rows}
+    return states
 
 
 def delete_ended_job(connection: Connection, job_id: str, *, now: float) -> Job | None:
@@ -101,14 +102,14 @@ def delete_ended_job(connection: Connection, job_id: str, *, now: float) -> Job 
     Returns:
         The job as it was; None if it is unknown. One that is not final stays: cancel it first.
     """
-    found = find_jobs(connection, JOB.where(jobs.c.id == job_id).with_for_update())
-    if not found or not found[0].final:
-        return found[0] if found else None
+    job = lock_job(connection, job_id)
+    if job is None or not job.final:
+        return job
     connection.execute(delete(jobs).where(jobs.c.id == job_id))
     _delete_history_and_key(connection, [job_id])
-    tombstone = {"id": job_id, "tenant": found[0].tenant, "deleted_at": now}
+    tombstone = {"id": job_id, "tenant": job.tenant, "deleted_at": now}
     connection.execute(insert(deleted_videos).values(**tombstone))
-    return found[0]
+    return job
 
 
 def get_deleted_video(connection: Connection, job_id: str) -> DeletedVideo | None:
@@ -131,8 +132,8 @@ def deleted_videos_with_late_files(connection: Connection, *, now: float, limit:
 
 def mark_video_files_deleted(connection: Connection, ids: Sequence[str], *, now: float) -> None:
     """The files of these deleted videos are gone; `now` is when the deletion of the files began."""
-    for some in batches(ids):
-        connection.execute(update(deleted_videos).where(deleted_videos.c.id.in_(some)).values(files_gone_at=now))
+    for batch in batches(ids):
+        connection.execute(update(deleted_videos).where(deleted_videos.c.id.in_(batch)).values(files_gone_at=now))
 
 
 def forget_deleted_videos(connection: Connection, *, before: float) -> int:

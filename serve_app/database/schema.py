@@ -1,8 +1,9 @@
 """The tables of the database. Times are Unix seconds in double precision.
 
-This file is changed only together with a migration in `serve_app/database/migrations/versions`; a test compares the
-two. Each index costs every new job a write, so an index that only some states need is partial. Its condition stands
-here, because a database uses a partial index only for a query that has the same condition.
+This file is changed only together with a migration in `serve_app/database/migrations/versions`; a
+test compares the two. Each index costs every new job a write, so an index that only some states
+need is partial. Its condition stands here, because a database uses a partial index only for a query
+that has the same condition.
 """
 
 from sqlalchemy import (
@@ -79,7 +80,8 @@ Index(
     postgresql_where=ENDED_WITH_FILES,
 )
 
-# The histories of jobs. The first entry, that the job was accepted, is in its row of `jobs` and nowhere else.
+# The histories of jobs. The first entry, that the job was accepted, is in its row of `jobs` and
+# nowhere else.
 job_moves = Table(
     "job_moves",
     metadata,

@@ -1,8 +1,9 @@
 """Webhook deliveries in SQL: which are due, and what became of them. Functions of a connection.
 
-A delivery is written in the transaction that ends its job (a transactional outbox), so none is lost. Whoever sends it
-holds it for that time: its `next_at` lies a little ahead, so that another registry sends it if the holder dies. A
-delivery is therefore sent once or more often, always under the same id.
+A delivery is written in the transaction that ends its job (a transactional outbox), so none is
+lost. Whoever sends it holds it for that time: its `next_at` lies a little ahead, so that another
+registry sends it if the holder dies. A delivery is therefore sent once or more often, always under
+the same id.
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,8 @@ def add_delivery(connection: Connection, job: Job, *, now: float) -> None:
 def hold_due(connection: Connection, *, now: float, hold_s: float, limits: DeliveryLimits) -> list[Delivery]:
     """Hold, until `now + hold_s`, the deliveries that are due and within the limits; longest due first.
 
-    Deliveries that another registry holds at this moment are passed over, not waited for. `limits` stays as it is.
+    Deliveries that another registry holds at this moment are passed over, not waited for. `limits`
+    stays as it is.
     """
     limits = limits.copy()
     held: list[Delivery] = []
@@ -109,7 +111,8 @@ def mark_failed(
         error: what was wrong.
 
     Returns:
-        The delivery as it is now; None if another registry holds it since, or it is deleted: nothing is written.
+        The delivery as it is now; None if another registry holds it since, or it is deleted:
+        nothing is written.
     """
     values = {"attempts": delivery.attempts + 1, "next_at": next_at, "status": status, "error": error}
     query = update(deliveries).where(deliveries.c.id == delivery.id, deliveries.c.next_at == delivery.next_at)
@@ -120,8 +123,8 @@ def mark_failed(
 
 def delete_deliveries(connection: Connection, job_ids: Sequence[str]) -> None:
     """Delete the deliveries of these jobs, also those that were not sent yet."""
-    for some in batches(job_ids):
-        connection.execute(delete(deliveries).where(deliveries.c.job_id.in_(some)))
+    for batch in batches(job_ids):
+        connection.execute(delete(deliveries).where(deliveries.c.job_id.in_(batch)))
 
 
 def forget_old_deliveries(connection: Connection, *, before: float, limit: int) -> int:

@@ -1,10 +1,11 @@
 """Orphans: files in the bucket that no job needs, left by a crash or by a replica that wrote after it lost its job.
 
-Each installation, which is a database with an id of its own, writes a marker into the bucket. Orphans are deleted only
-while there is no marker but the installation's own, and that one is older than `orphan_days`: what looks like an orphan
-may be another installation's video. A database that was restored from a backup has the same id but does not know the
-jobs that came after the backup: their videos are orphans. `orphan_days` is the time to notice that. It must be longer
-than the time since the backup, or the first sweep deletes the videos that are older.
+Each installation, which is a database with an id of its own, writes a marker into the bucket.
+Orphans are deleted only while there is no marker but the installation's own, and that one is older
+than `orphan_days`: what looks like an orphan may be another installation's video. A database that
+was restored from a backup has the same id but does not know the jobs that came after the backup:
+their videos are orphans. `orphan_days` is the time to notice that. It must be longer than the time
+since the backup, or the first sweep deletes the videos that are older.
 """
 
 import logging
@@ -30,8 +31,8 @@ MARKER_TEXT = (
 def is_needed(kind: FileKind, state: JobState | None) -> bool:
     """Whether a job in `state` may still need a file of this kind. None: there is no such job.
 
-    Work files are needed until the job ends. The video is needed from the moment that it is written until it is
-    deleted with its job. A job that failed or was cancelled needs neither.
+    Work files are needed until the job ends. The video is needed from the moment that it is written
+    until it is deleted with its job. A job that failed or was cancelled needs neither.
     """
     if state is None:
         return False
@@ -110,6 +111,7 @@ class OrphanSweeper:
         files = [file for file in map(parse_key, old) if file is not None]
         if not files:
             return []
-        # Read after the listing, never before it: a job is in SQL before any file of it is in storage.
+        # Read after the listing, never before it: a job is in SQL before any file of it is in
+        # storage.
         states = await self._database.run(job_states, sorted({file.job_id for file in files}))
         return [file.key for file in files if not is_needed(file.kind, states.get(file.job_id))]

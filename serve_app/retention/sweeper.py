@@ -1,9 +1,10 @@
 """The sweeper deletes what has expired: files first, then the rows in SQL, so that a crash between them loses no track.
 
-It deletes four kinds of things. Work files (embeddings, checkpoints, latents), as soon as their job has ended. Jobs
-that ended longer ago than `retention` says, with their videos. The files of videos that their clients deleted, which
-tombstones in SQL keep track of. Orphans, see `serve_app.retention.orphans`. Every sweep may be killed at any moment,
-repeated, and run by two registries at once.
+It deletes four kinds of things. Work files (embeddings, checkpoints, latents), as soon as their job
+has ended. Jobs that ended longer ago than `retention` says, with their videos. The files of videos
+that their clients deleted, which tombstones in SQL keep track of. Orphans, see
+`serve_app.retention.orphans`. Every sweep may be killed at any moment, repeated, and run by two
+registries at once.
 """
 
 import asyncio
@@ -109,7 +110,8 @@ class Sweeper:
     async def sweep_deleted(self) -> int:
         """Delete the files of deleted videos, and forget these videos after a day; returns how many had files.
 
-        What a worker writes after that is deleted some minutes later; see `serve_app.database.retention`.
+        What a worker writes after that is deleted some minutes later; see
+        `serve_app.database.retention`.
 
         Raises:
             WorkerError: the object store is away or refuses.

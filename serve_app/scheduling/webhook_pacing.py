@@ -87,7 +87,8 @@ def next_try(
         created_at: of the event, Unix seconds.
         now: Unix seconds.
         settings: the first pause, and when to give up.
-        jitter: 0 to 1, drawn; shortens the pause by up to a half, so that what failed together is not sent together.
+        jitter: 0 to 1, drawn; shortens the pause by up to a half, so that what failed together is
+            not sent together.
     """
     give_up_at = created_at + settings.give_up_h * HOUR_S
     if status == GONE or now >= give_up_at:

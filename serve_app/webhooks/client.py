@@ -31,9 +31,9 @@ class Answer:
 class WebhookClient:
     """Sends webhooks; an async context.
 
-    The addresses are checked when the connection is made, whatever a name resolved to before. Each try has its own
-    connection. Proxies of the environment are not used, cookies are not kept, redirects are not followed. TLS is
-    verified.
+    The addresses are checked when the connection is made, whatever a name resolved to before. Each
+    try has its own connection. Proxies of the environment are not used, cookies are not kept,
+    redirects are not followed. TLS is verified.
 
     Args:
         timeout_s: for a whole try, from the lookup of the name to the answer's head.

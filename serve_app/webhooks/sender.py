@@ -1,7 +1,8 @@
 """Sends the ends of jobs to the URLs that their clients named, signed in the form of Standard Webhooks.
 
-Each is sent at least once. One that was not answered with a 2xx is sent again, after pauses that double, until it is
-given up. The deliveries are in SQL (`serve_app.database.webhooks`), so that none is lost when a registry dies.
+Each is sent at least once. One that was not answered with a 2xx is sent again, after pauses that
+double, until it is given up. The deliveries are in SQL (`serve_app.database.webhooks`), so that
+none is lost when a registry dies.
 """
 
 import asyncio

@@ -1,14 +1,17 @@
 """Real parts: an object store, databases, routes behind sockets."""
 
+from pathlib import Path
+
+import pytest
+
 from tests.support.http.api_stand_in import api
 from tests.support.http.fixtures import client, services, unfed
-from tests.support.postgres import database_url, postgres_uri
+from tests.support.postgres import postgres_uri
 from tests.support.storage import local_port, object_store, storage_settings
 
 __all__ = [
     "api",
     "client",
-    "database_url",
     "local_port",
     "object_store",
     "postgres_uri",
@@ -16,3 +19,9 @@ __all__ = [
     "storage_settings",
     "unfed",
 ]
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """An empty SQLite: tests/database tests the SQL on Postgres as well."""
+    return f"sqlite:///{tmp_path / 'jobs.db'}"

@@ -10,11 +10,11 @@ from aiohttp import web
 
 
 @dataclass(frozen=True)
-class Got:
-    """A request as it arrived; the names of its headers in small letters."""
+class ReceivedRequest:
+    """A request as it arrived."""
 
-    path: str
-    headers: dict[str, str]
+    path: str  # with the query, as it was sent
+    headers: dict[str, str]  # their names in small letters
     body: bytes
 
 
@@ -22,15 +22,15 @@ Reply = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Receiver:
-    """Answers by `reply`; what arrived is in `requests`, in order, and each wakes `next`."""
+    """Answers each request by `reply`."""
 
     def __init__(self, reply: Reply | None) -> None:
-        self.requests: list[Got] = []
-        self.base = ""
-        self.inside = 0
-        self.most_inside = 0
+        self.requests: list[ReceivedRequest] = []  # in the order of their arrival
+        self.base = ""  # of its URLs: scheme, host and port
+        self.open_requests = 0
+        self.most_open_requests = 0
         self._reply = reply or accept
-        self._arrived: asyncio.Queue[Got] = asyncio.Queue()
+        self._arrived: asyncio.Queue[ReceivedRequest] = asyncio.Queue()
 
     def url(self, path: str = "/hook") -> str:
         return self.base + path
@@ -39,21 +39,21 @@ class Receiver:
     def port(self) -> int:
         return int(self.base.rpartition(":")[2])
 
-    async def next(self) -> Got:
+    async def next(self) -> ReceivedRequest:
         """The next request, when it has arrived."""
         return await self._arrived.get()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        got = Got(request.path_qs, headers, await request.read())
-        self.requests.append(got)
-        self._arrived.put_nowait(got)
-        self.inside += 1
-        self.most_inside = max(self.most_inside, self.inside)
+        received = ReceivedRequest(request.path_qs, headers, await request.read())
+        self.requests.append(received)
+        self._arrived.put_nowait(received)
+        self.open_requests += 1
+        self.most_open_requests = max(self.most_open_requests, self.open_requests)
         try:
             return await self._reply(request)
         finally:
-            self.inside -= 1
+            self.open_requests -= 1
 
 
 async def accept(_: web.BaseRequest) -> web.StreamResponse:

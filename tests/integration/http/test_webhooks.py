@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Concatenate
 
 import pytest
@@ -30,7 +29,7 @@ from serve_app.webhooks.sender import Timing, WebhookSender, payload, signed_hea
 from tests.support.background import running
 from tests.support.deliveries import get_delivery
 from tests.support.logs import serve_log
-from tests.support.webhook_receiver import Got, Reply, receiving
+from tests.support.webhook_receiver import ReceivedRequest, Reply, receiving
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 SECRETS = {name: "whsec_" + base64.b64encode(name.encode() * 8).decode() for name in ("acme", "globex")}
@@ -40,11 +39,6 @@ HELD_S = SOON.timeout_s + Timing().hold_margin_s
 
 async def secret_of(tenant: str) -> str:
     return SECRETS[tenant]
-
-
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.db'}"
 
 
 @pytest.fixture
@@ -73,19 +67,19 @@ async def add(
     await database.run(webhooks_sql.add_delivery, job, now=time.time())
 
 
-async def when(database: Database, job_id: str, true: Callable[[Delivery], bool]) -> Delivery:
-    """The delivery as soon as that is true of it."""
-    while not true(found := await get_delivery(database, job_id)):
+async def until_true(database: Database, job_id: str, condition: Callable[[Delivery], bool]) -> Delivery:
+    """The delivery as soon as the condition is true of it."""
+    while not condition(found := await get_delivery(database, job_id)):
         await asyncio.sleep(0.01)
     return found
 
 
-async def done(database: Database, job_id: str) -> Delivery:
-    return await when(database, job_id, lambda delivery: delivery.next_at is None)
+async def until_done(database: Database, job_id: str) -> Delivery:
+    return await until_true(database, job_id, lambda delivery: delivery.next_at is None)
 
 
-async def tried(database: Database, job_id: str) -> Delivery:
-    return await when(database, job_id, lambda delivery: delivery.attempts > 0)
+async def until_tried(database: Database, job_id: str) -> Delivery:
+    return await until_true(database, job_id, lambda delivery: delivery.attempts > 0)
 
 
 def replying(*statuses: int, **headers: str) -> Reply:
@@ -98,7 +92,7 @@ def replying(*statuses: int, **headers: str) -> Reply:
     return reply
 
 
-def unwrapped(got: Got, tenant: str = "acme") -> dict[str, Any]:
+def unwrapped(got: ReceivedRequest, tenant: str = "acme") -> dict[str, Any]:
     """The event, after the `openai` package and Standard Webhooks' own found its signature right."""
     client = OpenAI(api_key="x", webhook_secret=SECRETS[tenant])
     event: dict[str, Any] = client.webhooks.unwrap(got.body, got.headers).model_dump()
@@ -114,14 +108,14 @@ def unwrapped(got: Got, tenant: str = "acme") -> dict[str, Any]:
         (JobState.CANCELLED, "video.cancelled"),
     ],
 )
-async def test_an_end_is_told_in_the_form_that_openais_package_unwraps(
+async def test_an_end_is_sent_in_the_form_that_openais_package_unwraps(
     database: Database, state: JobState, kind: str
 ) -> None:
     async with receiving() as receiver, sending(database) as sender:
         await add(database, "1", receiver.url(), state)
         sender.wake()
         got = await receiver.next()
-        delivery = await done(database, "1")
+        delivery = await until_done(database, "1")
     assert json.loads(got.body) == {
         "id": "evt_1",
         "object": "event",
@@ -146,7 +140,7 @@ async def test_each_tenant_has_its_own_secret_and_a_changed_body_is_noticed(data
     unwrapped(got, "globex")
     with pytest.raises(WebhookVerificationError):
         Webhook(SECRETS["acme"]).verify(got.body, got.headers)
-    forged = Got(got.path, got.headers, got.body.replace(b"completed", b"cancelled"))
+    forged = ReceivedRequest(got.path, got.headers, got.body.replace(b"completed", b"cancelled"))
     with pytest.raises(InvalidWebhookSignatureError):
         unwrapped(forged, "globex")
 
@@ -155,7 +149,7 @@ async def test_what_is_not_taken_is_sent_again_under_the_same_id_until_it_is(dat
     async with receiving(replying(500, 404, 302, 429, 200)) as receiver, sending(database) as sender:
         await add(database, "1", receiver.url())
         sender.wake()
-        delivery = await done(database, "1")
+        delivery = await until_done(database, "1")
     assert (delivery.attempts, delivery.status, delivery.error) == (5, 200, None)
     assert len(receiver.requests) == 5
     assert {got.body for got in receiver.requests} == {payload(delivery)}
@@ -175,7 +169,7 @@ async def test_gone_is_given_up_at_once(database: Database) -> None:
     async with receiving(replying(410)) as receiver, sending(database) as sender:
         await add(database, "1", receiver.url())
         sender.wake()
-        delivery = await done(database, "1")
+        delivery = await until_done(database, "1")
     assert (delivery.attempts, delivery.status, delivery.delivered_at) == (1, 410, None)
     assert delivery.error is not None and "410 Gone" in delivery.error
     assert len(receiver.requests) == 1
@@ -191,7 +185,7 @@ async def test_after_a_day_it_is_given_up_with_a_last_try_and_a_word_in_the_log(
         await add(database, "1", receiver.url())
         with serve_log(caplog):
             async with sending(database, clock=in_a_day):
-                delivery = await done(database, "1")
+                delivery = await until_done(database, "1")
     assert (delivery.attempts, delivery.status, len(receiver.requests)) == (1, 500, 1)
     assert "evt_1" in caplog.text and "given up after 1 tries" in caplog.text
 
@@ -202,7 +196,7 @@ async def test_retry_after_is_respected(database: Database) -> None:
     async with receiving(replying(503, **{"Retry-After": "120"})) as receiver:
         await add(database, "1", receiver.url())
         async with sending(database, clock=lambda: now):
-            delivery = await tried(database, "1")
+            delivery = await until_tried(database, "1")
     assert delivery.next_at == now + 120
 
 
@@ -211,7 +205,7 @@ async def test_a_redirect_is_not_followed(database: Database) -> None:
         async with receiving(replying(307, Location=inner.url())) as receiver, sending(database) as sender:
             await add(database, "1", receiver.url())
             sender.wake()
-            delivery = await tried(database, "1")
+            delivery = await until_tried(database, "1")
         assert inner.requests == []
     assert delivery.status == 307 and delivery.delivered_at is None
 
@@ -223,7 +217,7 @@ async def test_an_idle_sender_sends_at_once_when_it_is_woken(database: Database)
             sender.wake()
             async with asyncio.timeout(40):  # it looks by itself only after a minute
                 assert (await receiver.next()).headers["webhook-id"] == f"evt_{job_id}"
-            await done(database, job_id)
+            await until_done(database, job_id)
 
 
 class Gate:
@@ -244,12 +238,12 @@ async def test_a_slow_target_holds_up_no_other(database: Database) -> None:
             await add(database, f"slow{n}", slow.url())
         await add(database, "quick", quick.url())
         async with sending(database):
-            await done(database, "quick")
-            assert slow.most_inside <= MAX_PER_ORIGIN
+            await until_done(database, "quick")
+            assert slow.most_open_requests <= MAX_PER_ORIGIN
             gate.open.set()
             for n in range(30):
-                await done(database, f"slow{n}")
-    assert slow.most_inside <= MAX_PER_ORIGIN
+                await until_done(database, f"slow{n}")
+    assert slow.most_open_requests <= MAX_PER_ORIGIN
     assert len({got.headers["webhook-id"] for got in slow.requests}) == len(slow.requests) == 30
 
 
@@ -258,7 +252,7 @@ async def test_a_target_that_hangs_is_a_failure_after_the_timeout(database: Data
     async with receiving(Gate()) as receiver, sending(database, impatient) as sender:
         await add(database, "1", receiver.url())
         sender.wake()
-        delivery = await tried(database, "1")
+        delivery = await until_tried(database, "1")
     assert (delivery.status, delivery.error) == (None, "there was no answer within 0.1 s")
     assert delivery.next_at is not None
 
@@ -270,7 +264,7 @@ async def test_of_two_registries_only_one_sends(database_url: str, database: Dat
             await add(database, str(n), receiver.url(), tenant=("acme", "globex")[n % 2])
         async with sending(database), sending(other):
             for n in range(40):
-                await done(database, str(n))
+                await until_done(database, str(n))
     other.close()
     assert len(receiver.requests) == 40
 
@@ -289,7 +283,7 @@ class LosesResults(Database):
         return await super().run(function, *args, **kwargs)
 
 
-async def test_what_was_sent_but_not_noted_is_sent_again_under_its_id(database_url: str, database: Database) -> None:
+async def test_a_delivery_without_a_result_is_sent_again_under_its_id(database_url: str, database: Database) -> None:
     dying = LosesResults(database_url)
     async with receiving() as receiver:
         await add(database, "1", receiver.url())
@@ -298,7 +292,7 @@ async def test_what_was_sent_but_not_noted_is_sent_again_under_its_id(database_u
         dying.close()
         assert (await get_delivery(database, "1")).attempts == 0
         async with sending(database, clock=lambda: time.time() + HELD_S):
-            await done(database, "1")
+            await until_done(database, "1")
     assert [got.headers["webhook-id"] for got in receiver.requests] == ["evt_1", "evt_1"]
 
 
@@ -331,7 +325,7 @@ async def test_after_a_kill_in_the_middle_it_is_delivered(database_url: str, dat
             await process.wait()
         gate.open.set()
         async with sending(database, clock=lambda: time.time() + HELD_S):
-            delivery = await done(database, "1")
+            delivery = await until_done(database, "1")
         second = await receiver.next()
     assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
     assert (delivery.status, delivery.attempts) == (200, 1)
@@ -362,7 +356,7 @@ async def test_a_name_that_becomes_private_after_the_check_is_not_connected_to(
         await check_target(url, False, resolve)
         await add(database, "1", url)
         async with sending(database, strict, resolve=resolve):
-            delivery = await tried(database, "1")
+            delivery = await until_tried(database, "1")
     assert delivery.status is None
     assert delivery.error is not None and f"{private} is not a public address" in delivery.error
     assert receiver.requests == []
@@ -373,7 +367,7 @@ async def test_a_private_target_in_the_table_is_not_connected_to(database: Datab
     async with receiving() as receiver, sending(database, WebhookSettings()) as sender:
         await add(database, "1", f"http://{host}:{receiver.port}/")
         sender.wake()
-        delivery = await tried(database, "1")
+        delivery = await until_tried(database, "1")
         assert delivery.status is None and delivery.error is not None
         assert receiver.requests == []
 
@@ -386,7 +380,7 @@ async def test_a_secret_that_cannot_sign_is_a_failure_that_does_not_show_it(data
     async with receiving() as receiver, sending(database, secret=broken) as sender:
         await add(database, "1", receiver.url())
         sender.wake()
-        delivery = await tried(database, "1")
+        delivery = await until_tried(database, "1")
     assert delivery.error == "it could not be signed: the tenant's webhook secret is not whsec_ and base64"
     assert receiver.requests == []
 
@@ -396,8 +390,8 @@ async def test_a_defect_costs_a_try_and_holds_up_no_other(database: Database) ->
         await add(database, "1", receiver.url(), tenant="unknown")
         await add(database, "2", receiver.url())
         sender.wake()
-        assert (await done(database, "2")).status == 204
-        assert "an error of the server" in str((await tried(database, "1")).error)
+        assert (await until_done(database, "2")).status == 204
+        assert "an error of the server" in str((await until_tried(database, "1")).error)
 
 
 class AwayOnce(Database):
@@ -424,6 +418,6 @@ async def test_a_database_that_is_away_is_asked_again(database_url: str, databas
             ahead[0] = HELD_S  # its result was not written: it is sent again when its hold is over
             sender.wake()
             assert (await receiver.next()).headers["webhook-id"] == "evt_1"
-            await done(database, "1")
+            await until_done(database, "1")
         assert webhooks_sql.mark_delivered in away.seen
     away.close()

@@ -21,11 +21,6 @@ async def store(storage_settings: StorageSettings) -> AsyncIterator[AgingStore]:
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.db'}"
-
-
-@pytest.fixture
 def database(database_url: str) -> Iterator[CrashingDatabase]:
     database = CrashingDatabase(database_url)
     yield database

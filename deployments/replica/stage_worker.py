@@ -69,7 +69,12 @@ class StageWorker:
             self._loop.create_task(self._report_forever()),
             self._loop.create_task(self._leave_when_draining()),
             self._loop.create_task(
-                run_forever(self._release_reservations, f"{info.stage}: reserved slots", logger.logger)
+                run_forever(
+                    self._release_reservations,
+                    name=f"{info.stage}: reserved slots",
+                    log=logger.logger,
+                    retry_s=timing.reservations_every_s,
+                )
             ),
         ]
 

@@ -207,6 +207,7 @@ class MemoryFeed(FeedFollower):
     """The feed of the registry, which a test can interrupt or let fall behind."""
 
     interrupted = False  # reads ask the registry
+    known_access: AccessTable | None = None  # tenants and keys as sent before the feed was interrupted
     without_history = False  # as after a restart of the registry
     late_histories = 0  # so many next histories lack their last move
 
@@ -217,6 +218,9 @@ class MemoryFeed(FeedFollower):
     @property
     def valid(self) -> bool:
         return not self.interrupted and super().valid
+
+    async def access(self) -> AccessTable:
+        return self.known_access or await super().access()
 
     def get(self, job_id: str) -> Job | None:
         return self.late_jobs.get(job_id) or super().get(job_id)

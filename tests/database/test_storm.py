@@ -24,7 +24,7 @@ BAD = Weather(
 )
 STEADY = replace(BAD, faults=("outage", "jump", "death", "silence", "leave"))  # nothing is mended by a restart
 TWO = replace(BAD, clusters=2, faults=(*BAD.faults, "absence"))
-PATIENCE_S = 25
+PATIENCE_S = 300
 EXPECTED_ENDS = {"replica_died", "out_of_memory"}
 
 

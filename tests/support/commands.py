@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from serve_app.cli.main import app
 from tests.support import ROOT
 
-PATIENCE_S = 30
+PATIENCE_S = 300
 
 
 def call(url: str, *arguments: str, key: str | None = None) -> Result:

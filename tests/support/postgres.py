@@ -11,7 +11,7 @@ import psutil
 import psycopg
 import pytest
 
-END_S = 30
+END_S = 120
 
 
 class Postgres:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-PATIENCE_S = 30.0
+PATIENCE_S = 300
 
 
 def gone(pids: Iterable[int]) -> bool:

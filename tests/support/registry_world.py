@@ -49,7 +49,7 @@ class Workers:
         await call.ended
 
     async def next(self) -> Call:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(300):
             return await self.sent.get()
 
 
@@ -99,7 +99,7 @@ class World:
         return job
 
     async def reaches(self, job_id: str, state: JobState) -> Job:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(300):
             while (job := await self.job(job_id)).state is not state:
                 await asyncio.sleep(0.01)
         return job

@@ -249,7 +249,7 @@ async def exchange(url: str, *pieces: bytes, until_closed: bool = False) -> byte
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
     sending = asyncio.create_task(_send(writer, pieces))
     try:
-        return await asyncio.wait_for(reader.read() if until_closed else _answer(reader), 30)
+        return await asyncio.wait_for(reader.read() if until_closed else _answer(reader), 300)
     except ConnectionResetError:
         return b""
     finally:

@@ -164,7 +164,7 @@ def handle(ray_cluster: None, folder: Path) -> Iterator[Any]:
 
 
 async def test_a_replica_answers_many_at_once_and_none_when_it_is_gone(handle: Any) -> None:
-    classify = classify_with(handle, timeout_s=60)
+    classify = classify_with(handle, timeout_s=300)
     verdicts: list[Verdict] = await asyncio.gather(*map(classify, PROMPTS * 5))
     assert [v.probability > 0.5 for v in verdicts] == WRONG * 5
     await asyncio.to_thread(serve.delete, "classifier")

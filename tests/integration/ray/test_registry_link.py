@@ -86,7 +86,7 @@ async def test_what_the_method_raises_comes_out_as_itself(name: str) -> None:
 
 async def test_a_restart_is_waited_out(name: str) -> None:
     actor = _make(name)
-    link = RegistryLink(name, NAMESPACE, timeout_s=60)
+    link = RegistryLink(name, NAMESPACE, timeout_s=300)
     first = await link.call(Registry.pid)
     os.kill(first, signal.SIGKILL)
     assert await link.call(Registry.pid) != first
@@ -94,7 +94,7 @@ async def test_a_restart_is_waited_out(name: str) -> None:
 
 
 async def test_an_actor_made_anew_is_found(name: str) -> None:
-    link = RegistryLink(name, NAMESPACE, timeout_s=60)
+    link = RegistryLink(name, NAMESPACE, timeout_s=300)
     actor = _make(name)
     first = await link.call(Registry.pid)
     ray.kill(actor)

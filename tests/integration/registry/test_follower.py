@@ -76,7 +76,7 @@ async def following(cluster: Cluster, count: int) -> AsyncIterator[list[FeedFoll
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         while not true():
             await asyncio.sleep(0.005)
 

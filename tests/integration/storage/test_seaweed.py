@@ -34,7 +34,7 @@ async def _running(port: int, folder: Path) -> AsyncIterator[LocalStorage]:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         while not condition():
             await asyncio.sleep(0.02)
 

@@ -154,7 +154,7 @@ async def test_no_replica_took_it_costs_no_attempt(world: World) -> None:
     world.workers.refuse = True
     await world.replicas()
     await world.submit("a")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(300):
         while not any(move.note.startswith("no replica") for move in await world.registry.history("a") or []):
             await asyncio.sleep(0.01)
     world.workers.refuse = False

@@ -37,7 +37,7 @@ def submission(number: int, tenant: str = ACME, key: str | None = None, **spec: 
 async def limit(world: World, tenant: str = ACME, **limits: Any) -> None:
     """Set the tenant's limits; returns when the registry knows them."""
     made = await world.registry._database.run(access_sql.set_tenant, tenant, changes=limits, now=1.0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(300):
         while world.registry._state.access.tenants.get(tenant) != made:
             await asyncio.sleep(0.01)
 

@@ -253,7 +253,7 @@ async def test_a_client_that_leaves_in_the_middle(services: FakeServices) -> Non
     async with fed_client(services) as client:
         video_id = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
         asking = asyncio.create_task(client.get(f"/v1/videos/{video_id}/events"))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(300):
             while video_id not in services.feed.watched:
                 await asyncio.sleep(0.001)
         asking.cancel()

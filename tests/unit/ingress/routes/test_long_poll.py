@@ -18,7 +18,7 @@ async def make(client: httpx.AsyncClient) -> str:
 
 async def waiting(services: FakeServices, video_id: str) -> None:
     """Until somebody waits for the video."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         while video_id not in services.feed.watched:
             await asyncio.sleep(0.001)
 

@@ -79,7 +79,7 @@ class VideoEvents:
                 change.clear()
                 try:
                     job = await self.services.job(job.id, self.caller)
-                    async for event in self._news(job):
+                    async for event in self._new_events(job):
                         yield self._format(event, job)
                 except NotFoundError:
                     yield self._format(DeletedEvent(video_id=job.id), job)
@@ -91,7 +91,7 @@ class VideoEvents:
                 if not await self.services.wait_for_change(change, self.services.timing.heartbeat_s):
                     yield HEARTBEAT
 
-    async def _news(self, job: Job) -> AsyncIterator[VideoEvent]:
+    async def _new_events(self, job: Job) -> AsyncIterator[VideoEvent]:
         """The events that were not sent yet.
 
         Each is noted as sent when the next is asked for: if the registry is away for the next one, none is lost and
@@ -99,7 +99,7 @@ class VideoEvents:
         """
         if self.moves < job.moves:
             history = await self.services.history(job.id, self.caller)
-            for number, move in list(enumerate(history, 1))[self.moves :]:
+            for number, move in enumerate(history[self.moves :], start=self.moves + 1):
                 yield to_state(job.id, number, move)
                 self.moves = number
         if job.final:

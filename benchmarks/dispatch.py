@@ -120,13 +120,13 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 class Move(NamedTuple):
-    """A line of the history. at: Unix seconds; state and stage: what the job moved to."""
+    """A line of a job's history."""
 
-    number: int
+    number: int  # of the line, over all jobs
     job_id: str
-    at: float
-    state: str
-    stage: str
+    at: float  # Unix seconds
+    state: str  # that the job moved to
+    stage: str  # that the job moved to
     attempt: int
 
 
@@ -185,7 +185,8 @@ def submit(client: Any, steps: int, **fields: Any) -> str:
 def wait_for_end(server: Server, job_ids: Collection[str]) -> None:
     """Until all are completed. Raises SystemExit if one ends otherwise."""
     history = History(server)
-    waiting, seen = set(job_ids), 0
+    waiting = set(job_ids)
+    seen = 0
 
     def all_ended() -> bool:
         nonlocal seen

@@ -19,10 +19,10 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Flops:
-    """linear: matrix products with weights. attention: scores and weighted sums."""
+    """Operations, a multiplication and an addition each counted."""
 
-    linear: int
-    attention: int
+    linear: int  # matrix products with weights
+    attention: int  # scores and weighted sums
 
     @property
     def total(self) -> int:
@@ -86,7 +86,9 @@ def conditioning_flops(config: Config, text: int) -> Flops:
 
     text: tokens, padding included.
     """
-    embed, width, caption = config["text_embed_dim"], _width(config), config["pooled_projection_dim"]
+    embed = config["text_embed_dim"]
+    width = _width(config)
+    caption = config["pooled_projection_dim"]
     projection = text * embed * caption
     pooler = (text + 1) * embed * 2 * embed + embed * embed + embed * width
     return Flops(2 * (projection + pooler), 4 * (text + 1) * embed)

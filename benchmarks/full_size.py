@@ -42,10 +42,10 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Stand-ins for T5's output. embeds: [L, 4096] normal, zero for the padding. mask: [L] bool. On the CPU."""
+    """Stands in for T5's output. On the CPU."""
 
-    embeds: Tensor
-    mask: Tensor
+    embeds: Tensor  # [L, 4096] normal, zero for the padding
+    mask: Tensor  # [L] bool
 
 
 def random_transformer(device: torch.device, dtype: torch.dtype, seed: int = 0, **config: Any) -> Any:
@@ -131,11 +131,13 @@ def our_step(transformer: Any, samples: list[Sample], block: RunBlock = run_bloc
 def stock_step(transformer: Any, sample: Sample, prompt: Prompt, negative: Prompt) -> Step:
     """The same step as `MochiPipeline` does it: latents and timestep in the model's dtype, text padded, all text
     layers run again, and diffusers' own attention processors, which ask the device for the prompts' lengths."""
-    device, dtype = transformer.device, transformer.dtype
+    device = transformer.device
+    dtype = transformer.dtype
     latents = sample.latents[None].to(dtype)
     embeds = torch.stack([negative.embeds, prompt.embeds]).to(device, dtype)
     mask = torch.stack([negative.mask, prompt.mask]).to(device)
-    sigma, next_sigma = sample.sigmas[sample.step], sample.sigmas[sample.step + 1]
+    sigma = sample.sigmas[sample.step]
+    next_sigma = sample.sigmas[sample.step + 1]
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -160,7 +162,8 @@ def stock_pipeline(transformer: Any, vae: Any) -> Any:
 
 def run_pipeline(pipeline: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Tensor:
     """The pipeline's latents, [12, T, h, w]."""
-    device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
+    device = pipeline.transformer.device
+    dtype = pipeline.transformer.dtype
     out = pipeline(
         prompt_embeds=prompt.embeds[None].to(device, dtype),
         prompt_attention_mask=prompt.mask[None].to(device),
@@ -180,7 +183,8 @@ def run_pipeline(pipeline: Any, spec: VideoSpec, prompt: Prompt, negative: Promp
 
 def step_constants(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Step:
     """What the stock pipeline computes at every step and ours once for a request: rotary tables and text layers."""
-    device, dtype = transformer.device, transformer.dtype
+    device = transformer.device
+    dtype = transformer.dtype
     shape: LatentShape = spec.clip.latents
     embeds = torch.stack([negative.embeds, prompt.embeds]).to(device, dtype)
     mask = torch.stack([negative.mask, prompt.mask]).to(device)

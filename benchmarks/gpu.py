@@ -82,9 +82,9 @@ def _arguments() -> argparse.Namespace:
 def chosen(names: str) -> tuple[Part, ...]:
     """The parts named, in their own order."""
     wanted = set(names.split(","))
-    known = [part.name for part in PARTS]
-    if unknown := wanted.difference(known):
-        message = f"there is no part {', '.join(sorted(unknown))}; choose from {', '.join(known)}"
+    names_of_parts = [part.name for part in PARTS]
+    if unknown := wanted.difference(names_of_parts):
+        message = f"there is no part {', '.join(sorted(unknown))}; choose from {', '.join(names_of_parts)}"
         raise argparse.ArgumentTypeError(message)
     return tuple(part for part in PARTS if part.name in wanted)
 

@@ -120,11 +120,13 @@ def run_load(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def summarise(seen: dict[str, Any]) -> dict[str, Any]:
     """What the clients saw (`load_users.Figures.write`), held against the bars."""
-    seconds, times = seen["seconds"], seen["times"]
+    seconds = seen["seconds"]
+    times = seen["times"]
     kinds = {name: spread(times[name], seconds) for name in KINDS if times.get(name)}
     together = spread([time for of_kind in times.values() for time in of_kind], seconds)
     failures = seen["failures"]
-    fast, soon = together["rate"] >= RATE_BAR, together["p95_ms"] <= P95_BAR_MS
+    fast = together["rate"] >= RATE_BAR
+    soon = together["p95_ms"] <= P95_BAR_MS
     return {
         "seconds": round(seconds, 1),
         **together,
@@ -187,7 +189,8 @@ def load_table(load: dict[str, Any]) -> Table:
     table = Table("", "requests", "/s", "median", "p95", "max", "bar", "holds", title=title)
     for name, of in load["kinds"].items():
         table.add_row(name, *_figures(of))
-    bars, holds = load["bars"], load["holds"]
+    bars = load["bars"]
+    holds = load["holds"]
     table.add_row("all", *_figures(load), f"p95 {bars['p95_ms'] / 1000:g} s", yes(holds, "p95_ms"))
     table.add_row("", "", "", "", "", "", f"{bars['rate']:g}/s", yes(holds, "rate"))
     table.add_row("failures", f"{load['failed']}", "", "", "", "", "0", yes(holds, "failed"))

@@ -11,12 +11,13 @@ MP4_MARK = b"ftyp"
 
 
 class Figures:
-    """What the clients saw. times: milliseconds of each request by its kind, from when all clients were there."""
+    """What the clients saw."""
 
     def __init__(self) -> None:
-        self.measuring = False
+        self.measuring = False  # all clients are there
         self.begun = 0.0
         self.times: dict[str, list[float]] = defaultdict(list)
+        """Milliseconds of each request, by its kind, while measuring."""
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
 
@@ -29,7 +30,8 @@ class Figures:
 
     def begin(self, **_: Any) -> None:
         """All clients are there."""
-        self.measuring, self.begun = True, time.perf_counter()
+        self.measuring = True
+        self.begun = time.perf_counter()
 
     def write(self, path: Path) -> None:
         """The end of the measurement."""
@@ -52,13 +54,13 @@ def events_in(body: bytes) -> Iterator[dict[str, Any]]:
 
 
 def video_at_the_end(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The video as the last event tells it. Raises ValueError if the stream broke off or left a move out."""
-    told = 0
+    """The video in the last event. Raises ValueError if the stream broke off or left a move out."""
+    moves = 0
     for event in events:
         if event["type"] == "state":
-            told += 1
-            if event["number"] != told:
-                raise ValueError(f"the stream of events told move {event['number']} after {told - 1}")
+            moves += 1
+            if event["number"] != moves:
+                raise ValueError(f"the stream of events had move {event['number']} after {moves - 1}")
         if event["type"] == "done":
             video: dict[str, Any] = event["video"]
             return video

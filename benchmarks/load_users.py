@@ -57,7 +57,7 @@ def _end(environment: Any) -> None:
 
 
 class Client(FastHttpUser):
-    """A client with a connection of its own. seen: a video to look at; own: the one that it waits for."""
+    """A client with a connection of its own."""
 
     wait_time = between(*PAUSE_S)
     network_timeout = 60.0
@@ -69,8 +69,8 @@ class Client(FastHttpUser):
         self.chance = random.Random(next(numbers))
         self.round_s = options.num_users / options.videos_a_second
         self.submit_at = time.monotonic() + self.chance.uniform(0, self.round_s)
-        self.seen: str | None = None
-        self.own: str | None = None
+        self.seen: str | None = None  # a video to look at
+        self.own: str | None = None  # the video that it waits for
         self.streams = False
 
     @task
@@ -128,7 +128,8 @@ class Client(FastHttpUser):
         self.finish(video)
 
     def finish(self, video: dict[str, Any]) -> None:
-        self.seen, self.own = self.own, None
+        self.seen = self.own
+        self.own = None
         if video["status"] != "completed":
             figures.failures[f"a video was not made: {video['error']}"] += 1
             return

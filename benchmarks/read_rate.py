@@ -20,9 +20,11 @@ def read_rate(url: str, callers: int, seconds: float) -> float:
 
 
 async def _read_rate(url: str, callers: int, seconds: float) -> float:
-    loop, split = asyncio.get_running_loop(), urlsplit(url)
+    loop = asyncio.get_running_loop()
+    split = urlsplit(url)
     request = f"GET {split.path} HTTP/1.1\r\nHost: {split.netloc}\r\n\r\n".encode()
-    host, port = split.hostname or "", split.port or 80
+    host = split.hostname or ""
+    port = split.port or 80
     opened = [await loop.create_connection(lambda: _Caller(request), host, port) for _ in range(callers)]
     made = [caller for _, caller in opened]
     begun = time.perf_counter()
@@ -39,11 +41,12 @@ async def _read_rate(url: str, callers: int, seconds: float) -> float:
 
 
 class _Caller(asyncio.Protocol):
-    """One connection. answers: how many were 200; broken: has an exception once something else came."""
+    """One connection."""
 
     def __init__(self, request: bytes) -> None:
-        self.answers = 0
+        self.answers = 0  # that were 200
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Has an exception once another answer came."""
         self._request = request
         self._write: Callable[[bytes], None] | None = None
         self._parser = httptools.HttpResponseParser(self)

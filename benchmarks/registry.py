@@ -79,7 +79,8 @@ P99_BAR_S = 0.25
 RATIO_BAR = 0.8
 
 SPEC = VideoSpec("a red circle moving right, seen from above", "", 64, 64, 25, 24, 20, 3.0, 1)
-QUEUED, FAILED = JobState.QUEUED, JobState.FAILED
+QUEUED = JobState.QUEUED
+FAILED = JobState.FAILED
 SHARES = {JobState.COMPLETED: 0.85, JobState.FAILED: 0.12, JobState.CANCELLED: 0.03}
 _BEGIN = [(JobState.ENCODING, Stage.ENCODING, "claimed"), (QUEUED, Stage.SAMPLING, "encoding done")]
 _SAMPLED = [(JobState.SAMPLING, Stage.SAMPLING, "claimed"), (QUEUED, Stage.DECODING, "sampling done")]
@@ -124,10 +125,10 @@ def _arguments() -> argparse.Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A database with so many ended jobs."""
+    """A database with ended jobs."""
 
-    kind: str
-    jobs: int
+    kind: str  # sqlite or postgres
+    jobs: int  # how many
     url: str
 
 
@@ -360,7 +361,8 @@ class Callers:
         return self._seconds
 
     async def _caller(self, number: int, begin: float, end: float) -> None:
-        tenant, tier = f"tenant-{number % TENANTS}", list(Tier)[number % len(Tier)]
+        tenant = f"tenant-{number % TENANTS}"
+        tier = list(Tier)[number % len(Tier)]
         answered = time.perf_counter()
         while answered < end:
             asked = answered
@@ -373,11 +375,11 @@ class Callers:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One round on one database, in seconds. pages: of each listing."""
+    """One round on one database."""
 
-    over_s: float
-    submits: list[float]
-    pages: dict[str, list[float]]
+    over_s: float  # seconds of submitting
+    submits: list[float]  # seconds of each
+    pages: dict[str, list[float]]  # seconds of each page, by listing
 
 
 def take_turns(

@@ -97,7 +97,8 @@ class Contenders:
 
     def stock_clip(self, n: int) -> Tensor:
         """[12, T, h, w] of clip n by diffusers."""
-        spec, embeds = self.spec(n), self._embeds[n % len(PROMPTS)]
+        spec = self.spec(n)
+        embeds = self._embeds[n % len(PROMPTS)]
         out = self._pipeline(
             prompt_embeds=embeds["prompt_embeds"][None],
             prompt_attention_mask=embeds["prompt_mask"][None],

@@ -83,10 +83,10 @@ def _arguments() -> argparse.Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What comes when. long: tier and steps of the jobs submitted at once; arrivals: seconds after them."""
+    """Which jobs come, and when."""
 
-    long: tuple[tuple[str, int], ...]
-    arrivals: tuple[float, ...]
+    long: tuple[tuple[str, int], ...]  # tier and steps of the jobs submitted at once
+    arrivals: tuple[float, ...]  # of the interactive jobs, seconds after those
 
 
 def plan(jobs: int, seed: int) -> Plan:
@@ -100,11 +100,11 @@ def plan(jobs: int, seed: int) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """An interactive job as its client sees it, Unix seconds. stepped: when it was told that a step was done."""
+    """An interactive job as its client sees it."""
 
     job_id: str
-    accepted: float
-    stepped: float
+    accepted: float  # Unix seconds
+    stepped: float  # Unix seconds, when the server said that a step was done
 
 
 def measure(preemption: bool, jobs: int, seed: int) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _no_step_twice(section: dict[str, Any]) -> dict[str, bool]:
     return {"holds": section["steps_run_twice"] == 0 and section["steps_run"] == section["steps"]}
 
 
-def _figures(of: dict[str, float]) -> list[str]:
-    return [f"{of[name]:.2f} s" for name in ("median_s", "p95_s", "max_s")]
+def _figures(spread: dict[str, float]) -> list[str]:
+    return [f"{spread[name]:.2f} s" for name in ("median_s", "p95_s", "max_s")]
 
 
 if __name__ == "__main__":

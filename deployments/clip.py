@@ -15,7 +15,7 @@ TEMPORAL_COMPRESSION = 6  # frames for one latent frame, after the first
 PATCH = 2  # latents of a side for one token
 PIXELS_PER_TOKEN = SPATIAL_COMPRESSION * PATCH
 
-GUIDED_ROWS = 2
+GUIDED_ROWS = 2  # of a guided sample in a pass: with and without its prompt
 
 LatentShape = tuple[int, int, int, int]
 """(channels, latent frames, latent rows, latent columns): (12, T, H/8, W/8)."""

@@ -39,19 +39,16 @@ Rows = Iterator[Row]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows that share something built for them.
-
-    needs_s: what it takes on an H100, reckoned with room to spare; with less time left it is not begun.
-    """
+    """Rows that share something built for them."""
 
     name: str
-    needs_s: float
+    needs_s: float  # seconds on an H100, reckoned with room to spare; with less time left it is not begun
     rows: Callable[["Bench"], Rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large everything is. transformer, vae, text_encoder: differences from Mochi 1's own architecture."""
+    """How large everything is."""
 
     width: int = 848
     height: int = 480
@@ -76,6 +73,7 @@ class Sizes:
         (128, 8, 482, 850),
     )
     included: VideoSpec = field(default_factory=partial(fs.clip_spec, 96, 96, 37, steps=8))
+    # Differences from Mochi 1's own architecture.
     transformer: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
     text_encoder: dict[str, Any] = field(default_factory=dict)
@@ -124,28 +122,26 @@ class Clip:
     spec: VideoSpec
     prompt: fs.Prompt
     negative: fs.Prompt
-    sample: Sample
-    lengths: list[int]
+    sample: Sample  # before its first step
+    lengths: list[int]  # text tokens of the negative prompt and of the prompt
 
     def our_operations(self) -> int:
         shape = self.spec.clip.latents
         return forward_flops(self.transformer.config, shape, self.lengths, max(self.lengths)).total
 
     def stock_operations(self) -> int:
-        shape, padded = self.spec.clip.latents, len(self.prompt.mask)
+        shape = self.spec.clip.latents
+        padded = len(self.prompt.mask)
         return stock_step_flops(self.transformer.config, shape, self.lengths, padded).total
 
 
 class Bench:
-    """The device, the sizes, and what several parts use.
-
-    best_product: the fastest bf16 product so far, TFLOP/s: the ceiling that other rates are held against.
-    """
+    """The device, the sizes, and what several parts use."""
 
     def __init__(self, device: torch.device, sizes: Sizes) -> None:
         self.device = device
         self.sizes = sizes
-        self.best_product = 0.0
+        self.best_product = 0.0  # the fastest bf16 product so far, TFLOP/s: other rates are held against it
         self._transformer: Any = None
 
     @property
@@ -167,7 +163,8 @@ class Bench:
 
     def take_transformer(self) -> Any:
         """For a part that changes the weights: whoever comes later gets new ones."""
-        transformer, self._transformer = self.transformer(), None
+        transformer = self.transformer()
+        self._transformer = None
         return transformer
 
     def spec(self, frames: int) -> VideoSpec:
@@ -179,7 +176,8 @@ class Bench:
 
     def clip(self, transformer: Any, frames: int, length: int | None = None) -> Clip:
         """Before its first step. length: of the prompt, text tokens."""
-        dim, padded = transformer.config.text_embed_dim, self.sizes.text_tokens
+        dim = transformer.config.text_embed_dim
+        padded = self.sizes.text_tokens
         length = length or self.sizes.prompt_length
         prompt = fs.random_prompt(dim, length, padded, seed=1)
         negative = fs.random_prompt(dim, fs.NEGATIVE_LENGTH, padded, seed=2)

@@ -49,7 +49,8 @@ def product_shapes(tokens: int, width: int) -> dict[str, tuple[int, int, int]]:
 
 def bf16_product(bench: Bench, m: int, k: int, n: int, warm_up: int = 2) -> Values:
     """[m, k] times [k, n], as a linear layer stores it."""
-    left, right = _random(bench, m, k), _random(bench, n, k)
+    left = _random(bench, m, k)
+    right = _random(bench, n, k)
     ms = milliseconds(bench.device, lambda: F.linear(left, right), RUNS, warm_up)
     bench.best_product = max(bench.best_product, tflops(2 * m * k * n, ms))
     return {"shape": f"{m}x{k}x{n}", "tflops": rounded(tflops(2 * m * k * n, ms))}
@@ -71,7 +72,8 @@ def fp8_product(bench: Bench, m: int, k: int, n: int) -> Values:
 
 def warm_product(bench: Bench, m: int, k: int, n: int) -> Values:
     """After seconds of products, when clocks have fallen to what power and heat allow."""
-    left, right = _random(bench, m, k), _random(bench, n, k)
+    left = _random(bench, m, k)
+    right = _random(bench, n, k)
     end = time.perf_counter() + bench.sizes.load_s
     while time.perf_counter() < end:
         for _ in range(RUNS):

@@ -60,7 +60,8 @@ def our_decoder(bench: Bench) -> Rows:
     """The long video frame by frame: whether it is right, the first frame, all of it, and its kernels."""
     vae = _vae(bench)
     latents = _latents(bench, bench.sizes.long_frames)
-    some, corner = latents[:, :FEW_FRAMES], latents[:, :3, :8, :8]
+    some = latents[:, :FEW_FRAMES]
+    corner = latents[:, :3, :8, :8]
     wanted = vae.decode(corner[None], return_dict=False)[0][0]
     decoder = StreamingDecoder(vae)
     yield Row("change", "decoded by the frame", partial(_decoding_error, decoder, corner, wanted))

@@ -18,7 +18,8 @@ from deployments.mochi.loading import load_transformer, load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
-WORDS, MODEL_TEXT_TOKENS = 9, 64
+WORDS = 9
+MODEL_TEXT_TOKENS = 64
 
 RunAny = Callable[[torch.dtype], Tensor]
 
@@ -75,11 +76,16 @@ def _random_block(bench: Bench) -> Any:
 
 def _ways(bench: Bench, weights: Any) -> dict[str, RunAny]:
     """The video tokens that each way of running the block gives for the same inputs, by the dtype of both."""
-    sizes, device, tokens = bench.sizes, bench.device, bench.sizes.block_tokens
+    sizes = bench.sizes
+    device = bench.device
+    tokens = bench.sizes.block_tokens
     random = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
-    video, text = random(2, tokens, sizes.model_width), random(2, sizes.text_tokens, sizes.caption)
-    embedding, angles = random(2, sizes.model_width), random(tokens, sizes.heads, sizes.head_dim // 2)
-    rope, lengths = (angles.cos(), angles.sin()), sizes.lengths
+    video = random(2, tokens, sizes.model_width)
+    text = random(2, sizes.text_tokens, sizes.caption)
+    embedding = random(2, sizes.model_width)
+    angles = random(tokens, sizes.heads, sizes.head_dim // 2)
+    rope = (angles.cos(), angles.sin())
+    lengths = sizes.lengths
     mask = torch.arange(sizes.text_tokens, device=device) < torch.tensor(lengths, device=device)[:, None]
 
     def diffusers(dtype: torch.dtype) -> Tensor:

@@ -30,7 +30,8 @@ VIDEO_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0
 def long_steps(bench: Bench) -> Rows:
     """Ours and stock at the model's largest video, and where their time goes."""
     clip = bench.clip(bench.transformer(), bench.sizes.long_frames)
-    ours, stock = _our_step(clip), _stock_step(clip)
+    ours = _our_step(clip)
+    stock = _stock_step(clip)
     yield _step("ours", bench, clip, ours, clip.our_operations())
     yield _kinds("our step", bench, ours)
     yield _step("stock", bench, clip, stock, clip.stock_operations())
@@ -40,7 +41,8 @@ def long_steps(bench: Bench) -> Rows:
 def short_steps(bench: Bench) -> Rows:
     """Every eager way to do a step of half the length, with the waits for the device."""
     clip = bench.clip(bench.transformer(), bench.sizes.short_frames)
-    ours, stock = clip.our_operations(), clip.stock_operations()
+    ours = clip.our_operations()
+    stock = clip.stock_operations()
     yield _step("ours", bench, clip, _our_step(clip), ours, syncs=True)
     yield _step("ours, 2 samples", bench, clip, _our_step(clip, 2), 2 * ours, samples=2, syncs=True)
     yield _step("stock", bench, clip, _stock_step(clip), stock, syncs=True)
@@ -137,7 +139,8 @@ def _pipeline(bench: Bench, clip: Clip) -> Values:
 def _change_error(clip: Clip, step: fs.Step, reference: fs.Step) -> Values:
     """Relative error of what one step adds to the latents."""
     before = clip.sample.latents
-    (got,), (wanted,) = _latents(step), _latents(reference)
+    (got,) = _latents(step)
+    (wanted,) = _latents(reference)
     return {"error": relative_error(got - before, wanted - before)}
 
 
@@ -166,7 +169,8 @@ def _foretold(bench: Bench) -> Values:
     """As a sampler does when it starts; `deployments.sampler.memory_measure` needs pydantic."""
     from deployments.sampler.memory_measure import measure, memory_budget
 
-    transformer, shape = bench.transformer(), bench.spec(bench.sizes.long_frames).clip.latents
+    transformer = bench.transformer()
+    shape = bench.spec(bench.sizes.long_frames).clip.latents
     start = time.perf_counter()
     profile = measure(transformer, bench.sizes.probes, bench.sizes.text_tokens)
     measuring_ms = (time.perf_counter() - start) * 1e3
@@ -179,7 +183,8 @@ def _foretold(bench: Bench) -> Values:
 
 def _taken(bench: Bench) -> Values:
     """The peak above the weights of making a sample with a prompt of full length and stepping once."""
-    transformer, sizes = bench.transformer(), bench.sizes
+    transformer = bench.transformer()
+    sizes = bench.sizes
     before = torch.cuda.memory_allocated(bench.device) if bench.on_cuda else 0
 
     def make_and_step() -> None:

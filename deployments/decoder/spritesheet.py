@@ -13,9 +13,9 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-GRIDS = ((4, 4), (4, 3), (3, 3), (3, 2), (2, 2), (2, 1), (1, 1))
-LONG_SIDE = 320
-QUALITY = 75
+GRIDS = ((4, 4), (4, 3), (3, 3), (3, 2), (2, 2), (2, 1), (1, 1))  # columns, rows
+LONG_SIDE = 320  # pixels of a cell
+QUALITY = 75  # WebP's, 0 to 100
 
 
 def grid(num_frames: int) -> tuple[int, int]:
@@ -48,22 +48,22 @@ class Spritesheet:
     def __init__(self, num_frames: int, width: int, height: int) -> None:
         self._columns, rows = grid(num_frames)
         self._cells = {frame: cell for cell, frame in enumerate(shown_frames(num_frames))}
-        self._size = cell_size(width, height)
-        self._sheet = Image.new("RGB", (self._columns * self._size[0], rows * self._size[1]))
-        self._seen = 0
+        self._cell_size = cell_size(width, height)
+        self._sheet = Image.new("RGB", (self._columns * self._cell_size[0], rows * self._cell_size[1]))
         self._num_frames = num_frames
+        self._added = 0  # frames so far
 
     def add(self, frames: "Tensor") -> None:
-        """Take in the next frames of the clip, [t, height, width, 3] uint8 RGB on the CPU."""
-        for index, frame in enumerate(frames, self._seen):
+        """Add the next frames of the clip, [t, height, width, 3] uint8 RGB on the CPU."""
+        for index, frame in enumerate(frames, self._added):
             if index in self._cells:
                 self._paste(frame, self._cells[index])
-        self._seen += len(frames)
+        self._added += len(frames)
 
     def _paste(self, frame: "Tensor", cell: int) -> None:
         row, column = divmod(cell, self._columns)
-        small = Image.fromarray(frame.numpy()).resize(self._size, Image.Resampling.LANCZOS)
-        self._sheet.paste(small, (column * self._size[0], row * self._size[1]))
+        small = Image.fromarray(frame.numpy()).resize(self._cell_size, Image.Resampling.LANCZOS)
+        self._sheet.paste(small, (column * self._cell_size[0], row * self._cell_size[1]))
 
     def webp(self) -> bytes:
         """The finished picture, the same bytes for the same frames.
@@ -71,8 +71,8 @@ class Spritesheet:
         Raises:
             ValueError: frames are missing, or there were too many.
         """
-        if self._seen != self._num_frames:
-            raise ValueError(f"the clip has {self._num_frames} frames; {self._seen} were added")
+        if self._added != self._num_frames:
+            raise ValueError(f"the clip has {self._num_frames} frames; {self._added} were added")
         file = BytesIO()
         self._sheet.save(file, format="WEBP", quality=QUALITY)
         return file.getvalue()

@@ -194,7 +194,8 @@ def _rotate(x: Tensor, rope: Rope) -> Tensor:
     """
     pairs = x.float().view(*x.shape[:-1], -1, 2)
     if is_compiling():
-        (even, odd), (cos, sin) = pairs.unbind(-1), rope
+        even, odd = pairs.unbind(-1)
+        cos, sin = rope
         turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     else:
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*rope))

@@ -28,9 +28,9 @@ class StreamingConv3d(nn.Module):
         if original.pad_mode != "replicate":
             raise ValueError(f"pad_mode is {original.pad_mode!r}; only 'replicate', Mochi's own, can be streamed")
         self.conv = original.conv
-        self.past = original.time_pad
-        self.space = (original.width_pad, original.width_pad, original.height_pad, original.height_pad, 0, 0)
-        self.cache: Tensor | None = None
+        self.past_frames = original.time_pad  # that the kernel sees before a frame
+        self.padding = (original.width_pad, original.width_pad, original.height_pad, original.height_pad, 0, 0)
+        self.cache: Tensor | None = None  # the last `past_frames` inputs of the chunk before
 
     def forget(self) -> None:
         """Start a new video."""
@@ -38,15 +38,13 @@ class StreamingConv3d(nn.Module):
 
     def forward(self, inputs: Tensor, conv_cache: None = None) -> tuple[Tensor, None]:
         """inputs: [B, C, t, h, w], the next t frames. The second value is what diffusers' blocks expect."""
-        if self.past:
-            inputs = torch.cat([self._before(inputs), inputs], dim=2)
-            self.cache = inputs[:, :, -self.past :].clone()
-        return self.conv(F.pad(inputs, self.space, mode="replicate")), None
-
-    def _before(self, inputs: Tensor) -> Tensor:
-        if self.cache is not None:
-            return self.cache
-        return inputs[:, :, :1].expand(-1, -1, self.past, -1, -1)
+        if self.past_frames:
+            before = self.cache
+            if before is None:
+                before = inputs[:, :, :1].expand(-1, -1, self.past_frames, -1, -1)
+            inputs = torch.cat([before, inputs], dim=2)
+            self.cache = inputs[:, :, -self.past_frames :].clone()
+        return self.conv(F.pad(inputs, self.padding, mode="replicate")), None
 
 
 class StreamingDecoder:
@@ -74,11 +72,12 @@ class StreamingDecoder:
         try:
             for index in range(latents.shape[1]):
                 frames = self._vae.decoder(latents[None, :, index : index + 1])[0][0]
-                yield frames[:, self._dropped(frames.shape[1]) :] if index == 0 else frames
+                yield frames[:, self._count_dropped(frames.shape[1]) :] if index == 0 else frames
         finally:
+            # Also when the caller stops halfway: the next video must not begin where this one ended.
             self._forget()
 
-    def _dropped(self, count: int) -> int:
+    def _count_dropped(self, count: int) -> int:
         """How many of the first latent frame's frames the VAE drops, so that 6k + 1 remain of 6 (k + 1)."""
         ratio: int = self._vae.temporal_compression_ratio
         return ratio - 1 if self._vae.drop_last_temporal_frames and count >= ratio else 0

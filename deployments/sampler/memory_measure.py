@@ -53,7 +53,8 @@ def memory_budget(device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
-        free, total = available_bytes(), total_bytes()
+        free = available_bytes()
+        total = total_bytes()
     return max(0, free - int(HEADROOM * total))
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+PROC = Path("/proc/self")  # Linux's files of this process
+
 Work = Callable[[], object]
 
 
@@ -25,7 +27,7 @@ def cuda_peak(work: Work) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def process_peak(work: Work) -> int:
+def process_peak(work: Work, proc: Path = PROC) -> int:
     """Bytes by which `work` takes the process's memory above where it is; never negative.
 
     Linux: freed memory that malloc keeps is given back first, or `work` would use it unseen; then the high-water mark
@@ -35,31 +37,31 @@ def process_peak(work: Work) -> int:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
-    before = _reset_high_water()
+    before = _reset_high_water(proc)
     work()
-    return max(0, high_water() - before)
+    return max(0, high_water(proc) - before)
 
 
-def high_water() -> int:
+def high_water(proc: Path = PROC) -> int:
     """Bytes of the process at its highest, since it began or since the mark was reset."""
     try:
-        return _status_bytes("VmHWM")
+        return _status_bytes(proc, "VmHWM")
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _reset_high_water() -> int:
+def _reset_high_water(proc: Path) -> int:
     """Bytes that the process has now, or its highest so far where the mark cannot be reset."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        (proc / "clear_refs").write_text("5")
     except OSError:
-        return high_water()
-    return _status_bytes("VmRSS")
+        return high_water(proc)
+    return _status_bytes(proc, "VmRSS")
 
 
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _status_bytes(proc: Path, name: str) -> int:
+    for line in (proc / "status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {name}")
+    raise OSError(f"{proc}/status has no {name}")

@@ -81,7 +81,8 @@ def _vae_psnr(bench: Bench, cases: Sequence[Case]) -> Json:
 
 def sweep(bench: Bench, options: argparse.Namespace) -> Json:
     """The same prompts and seeds with other steps, and with other guidance."""
-    cases, spec = _cases("sweep", options), bench.spec
+    cases = _cases("sweep", options)
+    spec = bench.spec
     curves = {
         "steps": [(steps, spec.guidance_scale) for steps in options.sweep_steps],
         "guidance": [(spec.num_inference_steps, scale) for scale in options.sweep_guidance],
@@ -157,7 +158,8 @@ def figure(bench: Bench, options: argparse.Namespace) -> None:
     from models.shapes.reading.charts import draw_quality, draw_sheet
 
     ones, pairs = SHEET_CLIPS
-    folder, seed = options.out.parent, SEEDS["score"]
+    folder = options.out.parent
+    seed = SEEDS["score"]
     draw_quality(needed(options.out, NEEDED["figure"], bench.folder)["sweep"], folder / "quality.png")
     cases = draw_cases(ones, "held out", False, seed) + draw_cases(pairs, "held out", True, seed)
     draw_sheet([case.prompt for case in cases], list(bench.clips(cases))).save(folder / "sheet.png", optimize=True)
@@ -185,12 +187,13 @@ EXPERIMENTS: dict[str, Callable[[Bench, argparse.Namespace], Json]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, load: Callable[[Path, int], Generator] = Generator) -> None:
+    """Do what the command line says. load: loads the model of a folder, that reads so many tokens."""
     options = parse(__doc__ or "", argv)
     torch.set_num_threads(options.threads)
     _refuse_early(options)
     if set(options.what) != {"card"}:
-        bench = _bench(options)
+        bench = _bench(options, load)
         for name in options.what:
             if name in EXPERIMENTS:
                 _experiment(name, bench, options)
@@ -211,7 +214,7 @@ def _refuse_early(options: argparse.Namespace) -> None:
             needed(options.out, [name for name in names if name not in options.what], options.model)
 
 
-def _bench(options: argparse.Namespace) -> Bench:
+def _bench(options: argparse.Namespace, load: Callable[[Path, int], Generator]) -> Bench:
     model = load_settings(PROFILE).model
     spec = VideoSpec(
         prompt="",
@@ -224,7 +227,7 @@ def _bench(options: argparse.Namespace) -> Bench:
         guidance_scale=options.guidance_scale,
         seed=0,
     )
-    return Bench(options.model, Generator(options.model, model.max_sequence_length), spec, options.batch)
+    return Bench(options.model, load(options.model, model.max_sequence_length), spec, options.batch)
 
 
 def _experiment(name: str, bench: Bench, options: argparse.Namespace) -> None:

@@ -25,8 +25,12 @@ PROMPTS = (
     "a white triangle rising up towards the top over dark green",
     "there is a tiny cyan disc gently floating up",
 )
-COLUMNS, TILE, GAP = 3, 240, 12
-CAPTION, CAPTION_SIZE, CAPTION_LETTERS = 46, 14, 37
+COLUMNS = 3
+TILE = 240
+GAP = 12
+CAPTION = 46
+CAPTION_SIZE = 14
+CAPTION_LETTERS = 37
 POLL_S = 0.1
 
 
@@ -83,9 +87,11 @@ def grid(frames: Sequence[Frames]) -> Image.Image:
     rows = -(-len(frames) // COLUMNS)
     size = COLUMNS * (TILE + GAP) + GAP, rows * (TILE + CAPTION) + GAP
     picture = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=CAPTION_SIZE)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=CAPTION_SIZE)
     for number, (frame, prompt) in enumerate(zip(frames, PROMPTS, strict=True)):
-        left, top = GAP + number % COLUMNS * (TILE + GAP), GAP + number // COLUMNS * (TILE + CAPTION)
+        left = GAP + number % COLUMNS * (TILE + GAP)
+        top = GAP + number // COLUMNS * (TILE + CAPTION)
         picture.paste(Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC), (left, top))
         caption = "\n".join(textwrap.wrap(prompt, CAPTION_LETTERS))
         draw.multiline_text(

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,14 +29,12 @@ WORK = Path("data/train-shapes")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides what comes out. The first bucket is trained on first, alone.
-
-    measured: the clips that the latents' mean and standard deviation are measured on.
-    """
+    """All that decides what comes out."""
 
     autoencoder: AutoencoderPlan = field(default_factory=AutoencoderPlan)
     text_encoder: TextPlan = field(default_factory=TextPlan)
     transformer: TransformerPlan = field(default_factory=TransformerPlan)
+    # The first is trained on first, alone.
     buckets: tuple[Bucket, ...] = (
         Bucket(4000, 64, 64, 37, batch=32),
         Bucket(5000, 96, 96, 37, batch=20),
@@ -44,7 +43,7 @@ class Recipe:
         Bucket(800, 96, 96, 25, batch=24),
         Bucket(800, 64, 64, 25, batch=32),
     )
-    measured: int = 64
+    measured: int = 64  # clips, over which the latents' mean and standard deviation are taken
     seed: int = 11
 
     def shortened(self, fraction: float) -> "Recipe":
@@ -63,9 +62,9 @@ def _part(count: int, fraction: float) -> int:
     return max(4, int(count * fraction))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not 0 < arguments.fraction <= 1:
         parser.error("--fraction is a part: above 0 and at most 1")
     if arguments.fraction < 1 and arguments.out is None:

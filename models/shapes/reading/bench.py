@@ -12,17 +12,17 @@ from models.shapes.reading.mp4 import through_mp4
 from models.shapes.reading.reading import Frames
 from models.shapes.reading.scoring import Case, Result, drawn_clip, outcomes, read_back
 
-TELL_EVERY_S = 10
+REPORT_EVERY_S = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every experiment works with. spec: a clip's size, length, steps and guidance, of no prompt yet."""
+    """What every experiment works with."""
 
-    folder: Path
+    folder: Path  # of the model
     generator: Generator
-    spec: VideoSpec
-    batch: int
+    spec: VideoSpec  # a clip's size, length, steps and guidance, of no prompt yet
+    batch: int  # clips that are sampled at once
 
     def results(self, name: str, cases: Sequence[Case], spec: VideoSpec | None = None) -> list[Result]:
         """Make and read a clip for each case."""
@@ -49,19 +49,21 @@ class _Progress:
     """How many clips of how many, and how they were."""
 
     def __init__(self, name: str, total: int) -> None:
-        self._name, self._total = name, total
+        self._name = name
+        self._total = total
         self._results: list[Result] = []
-        self._begun = self._told = time.monotonic()
+        self._begun = time.monotonic()
+        self._reported = self._begun
 
     def done(self, result: Result) -> Result:
         self._results.append(result)
         now = time.monotonic()
-        if now - self._told > TELL_EVERY_S or len(self._results) == self._total:
-            self._told = now
-            self._tell((now - self._begun) / len(self._results))
+        if now - self._reported > REPORT_EVERY_S or len(self._results) == self._total:
+            self._reported = now
+            self._report((now - self._begun) / len(self._results))
         return result
 
-    def _tell(self, each: float) -> None:
+    def _report(self, each: float) -> None:
         right = sum(outcomes(self._results, "all_three"))
         say(f"{self._name}: {len(self._results)}/{self._total} clips, {right} right, {each:.1f} s a clip")
 

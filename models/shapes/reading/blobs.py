@@ -11,7 +11,7 @@ Ints = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """The voxels of one blob: frame, row and column, each [N]."""
+    """The voxels of one blob, each field [N]."""
 
     frame: Ints
     row: Ints
@@ -75,7 +75,8 @@ def connected(mask: Mask) -> Ints:
 def _neighbours(mask: Mask) -> tuple[Ints, Ints]:
     """The pairs of true voxels that share a side, as positions among the true ones."""
     number = np.cumsum(mask).reshape(mask.shape) - 1
-    firsts, seconds = [], []
+    firsts = []
+    seconds = []
     for axis in range(mask.ndim):
         size = mask.shape[axis]
         both = np.take(mask, range(size - 1), axis) & np.take(mask, range(1, size), axis)

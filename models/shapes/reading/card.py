@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from models.shapes.reading.scoring import MEASURES
-from models.shapes.reading.second_training import HEADLINE, TOLD_AFTER, told_losses
+from models.shapes.reading.second_training import HEADLINE, REPORTED_AFTER, reported_losses
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+BEGIN = "<!-- figures: begin -->"
+END = "<!-- figures: end -->"
 
 Json = dict[str, Any]
 
@@ -35,7 +36,8 @@ def split_card(path: Path) -> tuple[str, str]:
 
 def figures(found: Json) -> str:
     """Markdown tables of `score`, `compare` and `sizes`, and of a second training where there was one."""
-    score, compare = found["score"], found["compare"]
+    score = found["score"]
+    compare = found["compare"]
     sizes = {name: each for name, each in found["sizes"].items() if name != "made_with"}
     parts = [
         _shares(score["made"]),
@@ -81,8 +83,9 @@ def _compared(compare: Json) -> str:
         ]
         for name in ("draft", "enhanced")
     ]
-    gain, clips = compare["paired"]["redraw_psnr_gain_db"], compare["draft"]["clips"]
-    told = (
+    gain = compare["paired"]["redraw_psnr_gain_db"]
+    clips = compare["draft"]["clips"]
+    sentence = (
         f"Over {clips} pairs of the same prompt and seed the enhanced video's redraw PSNR is {gain['mean']:.2f} dB "
         f"better in the mean (95 % interval {gain['low']:.2f} to {gain['high']:.2f}), and better in "
         f"{compare['paired']['clips_with_a_gain']} pairs."
@@ -90,16 +93,16 @@ def _compared(compare: Json) -> str:
     threads = compare["made_with"]["threads"]
     sampling = f"sampling on {threads} thread{'' if threads == 1 else 's'}"
     head = ["", "steps", sampling, "colour, direction, shape right", "everything right", "redraw PSNR"]
-    return f"{_table(head, rows)}\n\n{told}"
+    return f"{_table(head, rows)}\n\n{sentence}"
 
 
 def _trained_again(included: Json, second: Json) -> str:
     same = included["made_with"]["sha256"] == second["made_with"]["sha256"]
     log = [
-        [name.replace("_", " "), f"{stage['seconds'] / 60:.0f}", *[f"{loss:.4f}" for loss in told_losses(stage)]]
+        [name.replace("_", " "), f"{stage['seconds'] / 60:.0f}", *[f"{loss:.4f}" for loss in reported_losses(stage)]]
         for name, stage in second["log"]["stages"].items()
     ]
-    head = ["stage", "minutes", *[f"loss after {part:.0%}" for part in TOLD_AFTER]]
+    head = ["stage", "minutes", *[f"loss after {part:.0%}" for part in REPORTED_AFTER]]
     parts = [
         f"Trained from nothing a second time, by the same command, on {second['log']['device']}"
         + ("; the weights are the same to the last bit:" if same else ":"),

@@ -12,9 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.shapes.reading.reading import Frames
 
-BLUE, ORANGE, GRID = "#1f5fbf", "#c8600a", "#e3e3e3"
+BLUE = "#1f5fbf"
+ORANGE = "#c8600a"
+GRID = "#e3e3e3"
 SHEET_COLUMNS = 8
-TILE, GAP, CAPTION, MARGIN = 96, 4, 24, 10
+TILE = 96
+GAP = 4
+CAPTION = 24
+MARGIN = 10
 CAPTION_SIZE = 14
 
 Point = dict[str, Any]
@@ -64,7 +69,8 @@ def draw_sheet(prompts: Sequence[str], clips: Sequence[Frames]) -> Image.Image:
     row = CAPTION + TILE + GAP
     across = SHEET_COLUMNS * (tile[0] + GAP) - GAP
     sheet = Image.new("RGB", (across + 2 * MARGIN, len(clips) * row + 2 * MARGIN - GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION_SIZE)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=CAPTION_SIZE)
     for number, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
         top = MARGIN + number * row
         draw.text((MARGIN, top + CAPTION / 2), prompt, fill="#222222", font=font, anchor="lm")

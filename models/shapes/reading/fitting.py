@@ -14,7 +14,8 @@ from models.shapes.scenes.scene import SHAPES
 FIT_FRAMES = 12
 # Half of the side of the square that is looked at: the farthest corner of a shape (1.4 radii of the circle of equal
 # area, at most 1.1 times that for a triangle), then room for the blur of an edge.
-WINDOW_RADII, WINDOW_MARGIN = 1.6, 4
+WINDOW_RADII = 1.6
+WINDOW_MARGIN = 4
 # Gauss-Newton on so smooth a problem, started within a pixel or two, is at rest after four or five rounds.
 ROUNDS = 6
 # Pixels: small against an edge (three pixels), large against the rounding of fp32.
@@ -26,10 +27,10 @@ _UNITS = torch.eye(5, dtype=torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A way in pixels: the centre at frame 0 and the step for each frame, (x, y) both."""
+    """A straight way, (x, y) in pixels."""
 
-    start: tuple[float, float]
-    step: tuple[float, float]
+    start: tuple[float, float]  # the centre in frame 0
+    step: tuple[float, float]  # from each frame to the next
 
     def at(self, frames: Tensor) -> Tensor:
         """Centres [n, 2] in the frames [n]."""
@@ -38,12 +39,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A shape of some radius in pixels on its way; error: mean square of what is left, in coverage."""
+    """A shape on its way."""
 
     shape: str
-    radius: float
+    radius: float  # pixels
     line: Line
-    error: float
+    error: float  # mean square of the difference to the clip, in coverage
 
 
 def rough_line(blob: Blob) -> Line:
@@ -80,8 +81,10 @@ class _Window:
         half = int(WINDOW_RADII * radius) + WINDOW_MARGIN
         reach = torch.arange(-half, half + 1)
         at_pixel = line.at(self._frames.float()).floor().long()
-        columns, rows = at_pixel[:, :1] + reach, at_pixel[:, 1:] + reach
-        self._x, self._y = (columns + 0.5)[:, None, :], (rows + 0.5)[:, :, None]
+        columns = at_pixel[:, :1] + reach
+        rows = at_pixel[:, 1:] + reach
+        self._x = (columns + 0.5)[:, None, :]
+        self._y = (rows + 0.5)[:, :, None]
         height, width = coverage.shape[1:]
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         self._weight = inside.float()
@@ -96,11 +99,13 @@ class _Window:
         """
         middle = [s + self._middle * v for s, v in zip(line.start, line.step, strict=True)]
         found = torch.tensor([radius, *middle, *(self._span * v for v in line.step)], dtype=torch.float64)
-        best, error = found, float("inf")
+        best = found
+        error = float("inf")
         for _ in range(ROUNDS):
             rest = self._rest(shape, found)
             if float(rest.square().mean()) < error:
-                best, error = found, float(rest.square().mean())
+                best = found
+                error = float(rest.square().mean())
             slopes = [(self._rest(shape, found + DIFFERENCE * unit) - rest) / DIFFERENCE for unit in _UNITS]
             slope = torch.stack(slopes, dim=1)
             # A trace of damping: of a figure seen in one frame the way is unknown, and stays what it was.

@@ -10,18 +10,14 @@ from models.shapes.scenes.scene import Figure, Scene
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What of a scene is right; of two figures, of both.
+    """What of a scene is right; of two figures, of both."""
 
-    number: as many figures as asked for, and nothing else, not even for a part of the clip.
-    speed: None if nothing was to move.
-    """
-
-    number: bool
+    number: bool  # as many figures as asked for, and nothing else, not even for a part of the clip
     colour: bool
     direction: bool
     shape: bool
     size: bool
-    speed: bool | None
+    speed: bool | None  # None if nothing was to move
     background: bool
 
     @property

@@ -95,7 +95,8 @@ def _inner_colour(pixels: Floats, ground: Floats, blob: Blob) -> Floats:
 
 
 def _track(fit: Fit, side: int) -> Track:
-    (x, y), (dx, dy) = fit.line.start, fit.line.step
+    x, y = fit.line.start
+    dx, dy = fit.line.step
     return Track(fit.radius / side, (x / side, y / side), (dx / side, dy / side))
 
 

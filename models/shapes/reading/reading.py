@@ -18,20 +18,20 @@ ROUNDING = 1 / 12
 
 @dataclass(frozen=True, slots=True)
 class Flicker:
-    """A blob of `area` pixels, seen in too few of a clip's frames to be a figure."""
+    """A blob, seen in too few of a clip's frames to be a figure."""
 
-    area: float
+    area: float  # pixels
     frames_seen: int
-    num_frames: int
+    num_frames: int  # of the clip
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The figures of a clip, the largest first, each with its fitted track; and what else was seen."""
+    """What a clip shows."""
 
     background: str
-    figures: tuple[Figure, ...] = ()
-    tracks: tuple[Track, ...] = ()
+    figures: tuple[Figure, ...] = ()  # the largest first
+    tracks: tuple[Track, ...] = ()  # the fitted track of each figure
     flickers: tuple[Flicker, ...] = ()
 
     @property

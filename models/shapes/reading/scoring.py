@@ -26,12 +26,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A clip of a case, read back. psnr: see `redraw_psnr`, in dB."""
+    """A clip of a case, read back."""
 
     case: Case
     reading: Reading
     verdict: Verdict
-    psnr: float
+    psnr: float  # dB, see `redraw_psnr`
 
 
 class Miss(TypedDict):
@@ -45,10 +45,10 @@ class Miss(TypedDict):
 
 
 class Summary(TypedDict):
-    """Of a set of clips. shares: for each of `MEASURES`."""
+    """Of a set of clips."""
 
     clips: int
-    shares: dict[str, Share]
+    shares: dict[str, Share]  # of the clips that are right, by measure
     redraw_psnr_db: Mean
     wrong: list[Miss]
 

@@ -1,4 +1,4 @@
-"""A model trained anew from nothing, beside the included one: what is kept of it, and what the card tells."""
+"""A model trained anew from nothing, beside the included one: what is kept of it, and what the card says."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,7 @@ from models.shapes.reading.results import FILE, Json, needed
 from models.shapes.training.export import LOG_FILE
 
 HEADLINE = "held out, one figure"
-# The parts of a stage after which its loss is told.
-TOLD_AFTER = (0.1, 0.25, 0.5, 0.75, 1.0)
+REPORTED_AFTER = (0.1, 0.25, 0.5, 0.75, 1.0)  # the parts of a stage after which the card gives its loss
 
 
 def second_training(folder: Path) -> Json:
@@ -25,8 +24,8 @@ def second_training(folder: Path) -> Json:
     return {"made": headline, "log": log, "made_with": score["made_with"]}
 
 
-def told_losses(stage: Json) -> list[float]:
-    """The loss after each part of `TOLD_AFTER`; nothing of a stage that has none."""
+def reported_losses(stage: Json) -> list[float]:
+    """The loss after each part of `REPORTED_AFTER`; nothing of a stage that has none."""
     losses = stage.get("loss", [])
     last = len(losses) - 1
-    return [losses[round(part * last)][1] for part in TOLD_AFTER if losses]
+    return [losses[round(part * last)][1] for part in REPORTED_AFTER if losses]

@@ -12,10 +12,10 @@ RESAMPLES = 10_000
 
 
 class Share(TypedDict):
-    """right of `of`, and the 95 % interval; shares are 0 to 1."""
+    """A share of outcomes that are right, 0 to 1, and its 95 % interval."""
 
-    right: int
-    of: int
+    right: int  # outcomes
+    of: int  # outcomes in all
     share: float
     low: float
     high: float
@@ -36,13 +36,15 @@ def share(outcomes: Sequence[bool]) -> Share:
     Raises:
         ValueError: no outcomes.
     """
-    right, of = sum(outcomes), len(outcomes)
-    if of == 0:
+    right = sum(outcomes)
+    count = len(outcomes)
+    if count == 0:
         raise ValueError("a share of nothing; pass at least one outcome")
-    middle = (right + Z**2 / 2) / (of + Z**2)
-    half = Z / (of + Z**2) * math.sqrt(right * (of - right) / of + Z**2 / 4)
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return Share(right=right, of=of, share=_rounded(right / of), low=_rounded(low), high=_rounded(high))
+    middle = (right + Z**2 / 2) / (count + Z**2)
+    half = Z / (count + Z**2) * math.sqrt(right * (count - right) / count + Z**2 / 4)
+    low = _rounded(max(0.0, middle - half))
+    high = _rounded(min(1.0, middle + half))
+    return Share(right=right, of=count, share=_rounded(right / count), low=low, high=high)
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Mean:

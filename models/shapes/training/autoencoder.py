@@ -15,20 +15,28 @@ from torch import Tensor
 
 from models.shapes.scenes.draw import draw_clip
 from models.shapes.scenes.scene import BACKGROUNDS, CLIP_FRAMES, Scene, draw_scene, draw_tracks
-from models.shapes.training.optimise import Stage, group, python_random, set_rate, update
+from models.shapes.training.optimise import (
+    CHECKPOINT_EVERY_S,
+    Stage,
+    Update,
+    group,
+    python_random,
+    set_rate,
+    update,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of `batch` clips: `frames` of them, the picture's shorter side `side`, cut down to `cut`.
+    """The piece of a clip that is trained on.
 
     Windows around a figure show many colours for the same work; whole pictures show what is served.
     """
 
-    batch: int
+    batch: int  # clips
     frames: int
-    side: int
-    cut: int
+    side: int  # of the square picture, pixels
+    cut: int  # of the square around a figure that is cut out of it, pixels
 
 
 WINDOWS = (Window(10, 7, 64, 48), Window(4, 13, 64, 64), Window(10, 7, 96, 48), Window(2, 13, 96, 96))
@@ -40,11 +48,11 @@ LATENT_NOISE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderPlan:
-    """steps: in all. windows: taken in turn. decoder_share: the part of the steps that trains the decoder alone."""
+    """How the autoencoder is trained."""
 
-    steps: int = 2000
-    windows: tuple[Window, ...] = WINDOWS
-    decoder_share: float = 0.3
+    steps: int = 2000  # in all
+    windows: tuple[Window, ...] = WINDOWS  # in turn
+    decoder_share: float = 0.3  # the part of the steps that trains the decoder alone
     lr: float = 2e-3
     seed: int = 1
 
@@ -78,14 +86,20 @@ def _start_linear(vae: AutoencoderKLMochi) -> None:
     vae.encoder.proj_in.weight[:, :3] = mixes @ _opponent(torch.eye(3)).T
 
 
-def train_autoencoder(plan: AutoencoderPlan, folder: Path, device: torch.device) -> tuple[AutoencoderKLMochi, Stage]:
+def train_autoencoder(
+    plan: AutoencoderPlan,
+    folder: Path,
+    device: torch.device,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+    update: Update = update,
+) -> tuple[AutoencoderKLMochi, Stage]:
     """Train, or go on where a stopped run was. Returns the autoencoder, and the stage for its log."""
     torch.manual_seed(plan.seed)
     vae = new_autoencoder().to(device)
     _join_chunks(vae)
     optimiser = torch.optim.AdamW([group(vae.parameters(), plan.lr, 1e-4)], betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(plan.seed)
-    stage = Stage("autoencoder", folder, plan, generator, vae=vae, optimiser=optimiser)
+    stage = Stage("autoencoder", folder, plan, generator, checkpoint_every_s, vae=vae, optimiser=optimiser)
     together = int(plan.steps * (1 - plan.decoder_share))
     for step in stage:
         set_rate(optimiser, step, plan.steps)
@@ -120,7 +134,8 @@ def _draw(rng: random.Random, window: Window) -> tuple[Tensor, Tensor]:
     clip = draw_clip(scene, tracks, window.side, window.side, window.frames)
     weights = _weights(clip, scene)
     left, top = (_edge(rng, centre, window) for centre in rng.choice(tracks).at(window.frames // 2))
-    right, bottom = left + window.cut, top + window.cut
+    right = left + window.cut
+    bottom = top + window.cut
     return clip[..., top:bottom, left:right], weights[..., top:bottom, left:right]
 
 

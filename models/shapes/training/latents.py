@@ -20,13 +20,13 @@ PROMPTS_OF_A_CLIP = 4
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Clips of one size. batch: how many make a training batch of about equal work."""
+    """Clips of one size."""
 
     clips: int
-    height: int
-    width: int
+    height: int  # pixels
+    width: int  # pixels
     frames: int
-    batch: int
+    batch: int  # clips of a training batch; batches of all buckets are about equal work
 
     @property
     def name(self) -> str:
@@ -35,15 +35,12 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class LatentClips:
-    """latents: [N, 12, T, h, w] fp16, normalised. prompts: N lists of ways to say the clip.
-
-    seconds: what drawing and encoding them took.
-    """
+    """The clips of a bucket, encoded."""
 
     bucket: Bucket
-    latents: Tensor
-    prompts: list[list[str]]
-    seconds: float
+    latents: Tensor  # [N, 12, T, h, w] fp16, normalised
+    prompts: list[list[str]]  # N lists of ways to say the clip
+    seconds: float  # that drawing and encoding them took
 
 
 @torch.no_grad()
@@ -51,7 +48,8 @@ def measure_latents(vae: AutoencoderKLMochi, seed: int, clips: int, device: torc
     """Write mean and standard deviation of each latent channel, over so many clips, into the autoencoder's config."""
     rng = random.Random(seed)
     latents = torch.cat([_encode(vae, [_draw(rng, 64, 64, 25)[0]], device) for _ in range(clips)])
-    mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    mean = latents.mean((0, 2, 3, 4))
+    deviation = latents.std((0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=deviation.tolist())
 
 
@@ -75,7 +73,8 @@ def _encode_clips(
 ) -> tuple[Tensor, list[list[str]]]:
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
     deviation = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    latents, prompts = [], []
+    latents = []
+    prompts = []
     for first in range(0, bucket.clips, ENCODED_TOGETHER):
         count = min(ENCODED_TOGETHER, bucket.clips - first)
         drawn = [_draw(rng, bucket.height, bucket.width, bucket.frames) for _ in range(count)]

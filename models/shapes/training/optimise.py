@@ -5,7 +5,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 WARMUP_STEPS = 100
-FLOOR = 0.02
-REPORT_EVERY = 50
+FLOOR = 0.02  # of the base learning rate, at the end
+REPORT_EVERY = 50  # steps
 CHECKPOINT_EVERY_S = 120.0
 
 
@@ -32,6 +32,9 @@ def set_rate(optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
 def group(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> dict[str, Any]:
     """A parameter group that `set_rate` knows the base rate of."""
     return {"params": list(parameters), "lr": lr, "base_lr": lr, "weight_decay": weight_decay}
+
+
+Update = Callable[[torch.optim.Optimizer, Tensor, Iterable[nn.Parameter]], None]
 
 
 def update(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
@@ -79,7 +82,7 @@ def claim(folder: Path, recipe: str) -> None:
 
 
 class Plan(Protocol):
-    """What a stage is told: how many steps, and more that only the stage reads."""
+    """The settings of a stage: how many steps, and more that only the stage reads."""
 
     @property
     def steps(self) -> int: ...
@@ -88,15 +91,32 @@ class Plan(Protocol):
 class Stage:
     """The steps of one stage: counted, reported, and kept so that a stopped run goes on where it was.
 
-    `plan` is what the stage was told to do. `generator` draws all the randomness of the stage. `parts` are what has a
-    `state_dict`.
+    Args:
+        name: of the stage, in reports and as the name of its checkpoint.
+        folder: of the checkpoint.
+        plan: the stage's settings.
+        generator: draws all the randomness of the stage.
+        checkpoint_every_s: seconds between two checkpoints.
+        parts: what has a `state_dict`: networks, optimiser.
     """
 
-    def __init__(self, name: str, folder: Path, plan: Plan, generator: torch.Generator, **parts: Any) -> None:
-        self._name, self._steps, self._plan = name, plan.steps, repr(plan)
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        plan: Plan,
+        generator: torch.Generator,
+        checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+        **parts: Any,
+    ) -> None:
+        self._name = name
+        self._steps = plan.steps
+        self._plan = repr(plan)
         self._path = folder / f"{name}.checkpoint.pt"
-        self._generator, self._parts = generator, parts
-        self._spent = 0.0
+        self._generator = generator
+        self._checkpoint_every_s = checkpoint_every_s
+        self._parts = parts
+        self._spent_s = 0.0  # by earlier runs
         self._loss: float | None = None
         self._curve: list[list[float]] = []
 
@@ -109,14 +129,14 @@ class Stage:
             if (step + 1) % REPORT_EVERY == 0 or step + 1 == self._steps:
                 self._curve.append([step + 1, round(self.loss, 5)])
                 self._report(step + 1, (now - begun) / (step + 1 - first))
-            if now - written > CHECKPOINT_EVERY_S or step + 1 == self._steps:
+            if now - written > self._checkpoint_every_s or step + 1 == self._steps:
                 self._save(step + 1, now - begun)
                 written = now
-        self._spent += time.monotonic() - begun
+        self._spent_s += time.monotonic() - begun
 
     def log(self) -> dict[str, Any]:
         """What the stage did: its plan, the seconds of all its runs, and the loss every `REPORT_EVERY` steps."""
-        return {"plan": self._plan, "seconds": round(self._spent, 1), "loss": self._curve}
+        return {"plan": self._plan, "seconds": round(self._spent_s, 1), "loss": self._curve}
 
     @property
     def loss(self) -> float:
@@ -136,18 +156,20 @@ class Stage:
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         self._generator.set_state(state["generator"])
-        self._spent, self._loss, self._curve = state["seconds"], state["loss"], state["curve"]
+        self._spent_s = state["seconds"]
+        self._loss = state["loss"]
+        self._curve = state["curve"]
         return int(state["step"])
 
     def _save(self, step: int, seconds: float) -> None:
         state = {name: part.state_dict() for name, part in self._parts.items()}
-        state |= {"step": step, "seconds": self._spent + seconds}
+        state |= {"step": step, "seconds": self._spent_s + seconds}
         state |= {"generator": self._generator.get_state(), "loss": self._loss, "curve": self._curve}
         save(self._path, state)
 
     def _report(self, step: int, each: float) -> None:
-        left = (self._steps - step) * each / 60
-        say(f"{self._name} {step}/{self._steps}  loss {self.loss:.4f}  {each:.2f} s a step, {left:.0f} min left")
+        remaining = (self._steps - step) * each / 60
+        say(f"{self._name} {step}/{self._steps}  loss {self.loss:.4f}  {each:.2f} s a step, {remaining:.0f} min left")
 
 
 def say(line: str) -> None:

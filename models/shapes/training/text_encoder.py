@@ -40,10 +40,10 @@ CHOICES = [len(BACKGROUNDS), MAX_FIGURES, *map(len, _TABLES * MAX_FIGURES)]
 
 @dataclass(frozen=True, slots=True)
 class TextPlan:
-    """batch: prompts in each step."""
+    """How the text encoder is trained."""
 
     steps: int = 1200
-    batch: int = 128
+    batch: int = 128  # prompts in each step
     lr: float = 2e-3
     seed: int = 3
 

@@ -11,7 +11,9 @@ MAX_TOKENS = 64
 _SPACE = "\u2581"
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 # Log probabilities: a word as a whole is always likelier than its letters.
-_WORD, _LETTER, _GAP = -2.0, -8.0, -5.0
+_WORD = -2.0
+_LETTER = -8.0
+_GAP = -5.0
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:

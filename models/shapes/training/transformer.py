@@ -26,12 +26,15 @@ from models.shapes.training.tokenizer import MAX_TOKENS
 
 DROPPED_PROMPTS = 0.12
 # Mochi's schedule spends half its steps at sigma below 0.025, so some of the training does, too.
-NEAR_NOISE_SHARE, NEAR_NOISE = 0.2, 0.05
-SIGMA_MEAN, SIGMA_DEVIATION = -0.6, 1.2
+NEAR_NOISE_SHARE = 0.2
+NEAR_NOISE = 0.05
+SIGMA_MEAN = -0.6
+SIGMA_DEVIATION = 1.2
 # Near noise most of the loss cannot be learned: where in the picture a figure is, nobody can tell. Such a share of the
 # loss, relative to what is left near video and falling with sigma, is weighed away: it would drown what shape is
 # learned from (Karras et al., 2024, learn these weights).
-CHANCE, CHANCE_REACH = 4.0, 0.065
+CHANCE = 4.0
+CHANCE_REACH = 0.065
 # Of the constant part of a token: at pure noise, all that its place can be told by. Mochi's queries have no bias.
 PATCH_BIAS = 0.5
 # The text encoder can read already: it follows slowly.
@@ -40,18 +43,15 @@ TEXT_RATE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class TransformerPlan:
-    """first_steps of `steps` go to the first bucket alone, which is the cheapest; the rest to all, by `shares`.
+    """How the transformer is trained, and the text encoder with it."""
 
-    compiled: compile the blocks where that is possible: a third more steps in the same time, on two CPU cores.
-    """
-
-    steps: int = 12500
-    first_steps: int = 2200
-    shares: tuple[float, ...] = (0.04, 0.76, 0.05, 0.05, 0.06, 0.04)
+    steps: int = 12500  # in all
+    first_steps: int = 2200  # of these, on the first bucket alone, which is the cheapest
+    shares: tuple[float, ...] = (0.04, 0.76, 0.05, 0.05, 0.06, 0.04)  # of the buckets in the other steps
     lr: float = 1.5e-3
-    decay: float = 0.999
+    decay: float = 0.999  # of the average of the weights
     seed: int = 5
-    compiled: bool = True
+    compiled: bool = True  # the blocks, where that is possible: a third more steps in the same time, on two CPU cores
 
 
 class TextToVideo(nn.Module):

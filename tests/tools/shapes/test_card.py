@@ -9,6 +9,7 @@ import torch
 
 from models.shapes.evaluate import SEEDS, card, compare, main, score, sizes
 from models.shapes.reading.card import BEGIN, END, figures
+from models.shapes.reading.generating import Generator
 from models.shapes.reading.results import WEIGHTS, Json, keep, needed, weight_sums
 from models.shapes.reading.scoring import draw_cases
 from tests.support.shapes_bench import MODEL, bench, cases_of_score, made_by
@@ -147,9 +148,11 @@ def test_results_that_this_run_does_not_make_are_refused_before_the_work(written
         main(["score", "compare", "card", "--out", str(written)])
 
 
-def test_a_card_is_written_without_the_model_being_loaded(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.shapes.evaluate.Generator", None)
-    main(["card", "--out", str(written), "--threads", "1"])
+def test_a_card_is_written_without_the_model_being_loaded(written: Path) -> None:
+    def load(folder: Path, max_tokens: int) -> Generator:
+        raise AssertionError("the model was loaded")
+
+    main(["card", "--out", str(written), "--threads", "1"], load)
     assert "100.0%" in (written.parent / "README.md").read_text()
 
 

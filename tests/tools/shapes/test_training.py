@@ -79,13 +79,16 @@ def _arguments() -> dict[str, Tensor]:
     }
 
 
-def _walk(folder: Path, steps: int, stop_after: int | None = None) -> tuple[list[float], Stage]:
+def _walk(
+    folder: Path, steps: int, stop_after: int | None = None, checkpoint_every_s: float = 120
+) -> tuple[list[float], Stage]:
     """A stage that follows random numbers downhill."""
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     optimiser = torch.optim.AdamW([group(model.parameters(), 0.1, 0.0)])
     generator = torch.Generator().manual_seed(3)
-    stage = Stage("walk", folder, AutoencoderPlan(steps=steps), generator, model=model, optimiser=optimiser)
+    plan = AutoencoderPlan(steps=steps)
+    stage = Stage("walk", folder, plan, generator, checkpoint_every_s, model=model, optimiser=optimiser)
     for done, step in enumerate(stage):
         if done == stop_after:
             break
@@ -96,12 +99,11 @@ def _walk(folder: Path, steps: int, stop_after: int | None = None) -> tuple[list
     return [*model.weight.data.flatten().tolist(), *model.bias.data.tolist()], stage
 
 
-def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     whole, log = _walk(_folder(tmp_path, "whole"), 60)
-    monkeypatch.setattr("models.shapes.training.optimise.CHECKPOINT_EVERY_S", 0.0)
     torn = _folder(tmp_path, "torn")
-    _walk(torn, 60, stop_after=23)
-    resumed, resumed_log = _walk(torn, 60)
+    _walk(torn, 60, stop_after=23, checkpoint_every_s=0)
+    resumed, resumed_log = _walk(torn, 60, checkpoint_every_s=0)
     assert resumed == whole
     assert resumed_log.log()["loss"] == log.log()["loss"] and len(log.log()["loss"]) == 2
 
@@ -125,16 +127,13 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_a_killed_autoencoder_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_a_killed_autoencoder_goes_on_exactly(tmp_path: Path, step: int) -> None:
     """In the steps that train both halves, and in those that train the decoder alone."""
     plan = AutoencoderPlan(steps=5, windows=TINY_WINDOWS)
     whole, _ = train_autoencoder(plan, _folder(tmp_path, "whole"), CPU)
     torn = _folder(tmp_path, "torn")
-    with monkeypatch.context() as patch:
-        patch.setattr("models.shapes.training.optimise.CHECKPOINT_EVERY_S", 0.0)
-        patch.setattr("models.shapes.training.autoencoder.update", _dying_at(step))
-        with pytest.raises(Killed):
-            train_autoencoder(plan, torn, CPU)
+    with pytest.raises(Killed):
+        train_autoencoder(plan, torn, CPU, checkpoint_every_s=0, update=_dying_at(step))
     resumed, _ = train_autoencoder(plan, torn, CPU)
     for kept, wanted in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
         assert torch.equal(kept, wanted)
@@ -214,7 +213,7 @@ def _weights(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--fraction", "0"], "above 0 and at most 1"),
         (["--fraction", "nan", "--out", "x"], "above 0 and at most 1"),
@@ -222,13 +221,10 @@ def _weights(folder: Path) -> dict[str, str]:
         (["--device", "tpu"], "choose from"),
     ],
 )
-def test_a_bad_argument_is_refused(
-    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["train", *arguments])
+def test_a_bad_argument_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2 and told in capsys.readouterr().err
+        main(arguments)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_the_files_of_the_included_model_are_those_that_were_trained() -> None:

@@ -1,3 +1,6 @@
+"""The state of a sample as bytes, and the checkpoints of a job in a store in memory."""
+
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -6,11 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.keys import checkpoint_key
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import initial_noise
-from deployments.sampler.state import CheckpointRefusedError, SampleState, pack, unpack
+from deployments.sampler.state import CheckpointRefusedError, Checkpoints, SampleState, pack, unpack
+from tests.support.memory_store import MemoryStore
+from tests.support.worker_fakes import captured
 
-SPEC = VideoSpec("a red circle", "", 64, 48, 13, 24, 20, 3.0, 2**60, exact=True)
+SPEC = VideoSpec("a red circle", "", 64, 48, 13, 24, 60, 3.0, 2**60, exact=True)
+JOB = "video_1"
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with captured(caplog):
+        yield caplog
 
 
 def state(step: int = 7, dtype: torch.dtype = torch.bfloat16) -> SampleState:
@@ -22,7 +36,7 @@ def state(step: int = 7, dtype: torch.dtype = torch.bfloat16) -> SampleState:
         "negative_embeds": torch.randn(16, 64, generator=generator).to(dtype),
         "negative_mask": ~mask.flip(0),
     }
-    return SampleState(SPEC, "revision", "bfloat16", step, initial_noise(SPEC), embeds)
+    return SampleState(SPEC, "revision", "bfloat16", step, initial_noise(SPEC) * (1 + step), embeds)
 
 
 DATA = pack(state())
@@ -64,6 +78,145 @@ def test_a_foreign_state_is_refused_by_name() -> None:
     with pytest.raises(CheckpointRefusedError, match="format is None"):
         read(save({"latents": torch.zeros(1)}))
     with pytest.raises(CheckpointRefusedError, match="do not fit the request"):
-        read(pack(replace(state(), step=21)))
+        read(pack(replace(state(), step=61)))
     with pytest.raises(CheckpointRefusedError, match="not finite"):
         read(pack(replace(state(), latents=torch.full((12, 3, 6, 8), torch.nan))))
+
+
+def key(step: int) -> str:
+    return checkpoint_key(JOB, step)
+
+
+def checkpoints(store: MemoryStore, revision: str = "revision", dtype: str = "bfloat16") -> Checkpoints:
+    return Checkpoints(store, revision, dtype)
+
+
+async def store_with(*steps: int) -> MemoryStore:
+    store = MemoryStore()
+    for step in steps:
+        await checkpoints(store).save(JOB, state(step))
+    return store
+
+
+def damage(store: MemoryStore, step: int) -> None:
+    data = bytearray(store.objects[key(step)])
+    data[-1] ^= 1
+    store.objects[key(step)] = bytes(data)
+
+
+async def step_of(made: Checkpoints) -> int | None:
+    newest = await made.newest(JOB, SPEC)
+    return None if newest is None else newest.step
+
+
+async def test_a_job_without_checkpoints_has_none() -> None:
+    store = await store_with()
+    await checkpoints(store).save("video_10", state(3))
+    assert await checkpoints(store).newest(JOB, SPEC) is None
+
+
+async def test_the_newest_comes_back_bit_for_bit() -> None:
+    newest = await checkpoints(await store_with(9, 10, 11)).newest(JOB, SPEC)
+    assert newest is not None and newest.step == 11
+    assert torch.equal(newest.latents, state(11).latents)
+    assert all(torch.equal(newest.embeds[name], tensor) for name, tensor in state(11).embeds.items())
+
+
+async def test_a_damaged_one_falls_back_to_the_one_before(log: pytest.LogCaptureFixture) -> None:
+    store = await store_with(5, 10)
+    damage(store, 10)
+    assert await step_of(checkpoints(store)) == 5
+    (message,) = log.messages
+    assert key(10) in message and "damaged" in message
+
+
+async def test_with_both_damaged_the_job_starts_from_step_0(log: pytest.LogCaptureFixture) -> None:
+    store = await store_with(5, 10)
+    damage(store, 5)
+    store.objects[key(10)] = store.objects[key(10)][:100]
+    assert await step_of(checkpoints(store)) is None
+    assert [key(10) in log.messages[0], key(5) in log.messages[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("reader", "video", "why"),
+    [
+        ({"revision": "other"}, SPEC, "its revision is 'revision', this model's is 'other'"),
+        ({"dtype": "float32"}, SPEC, "its dtype is 'bfloat16', this model's is 'float32'"),
+        ({}, replace(SPEC, seed=2), "it was made for another request"),
+    ],
+)
+async def test_a_foreign_one_is_refused_by_name(
+    reader: dict[str, str], video: VideoSpec, why: str, log: pytest.LogCaptureFixture
+) -> None:
+    made = checkpoints(await store_with(7), **reader)
+    assert await made.newest(JOB, video) is None
+    assert key(7) in log.messages[0] and why in log.messages[0]
+
+
+async def test_one_that_is_deleted_before_it_is_read_is_passed_over(log: pytest.LogCaptureFixture) -> None:
+    """A replica that lost its lease may still be at work on the same job, and deletes what is older than its own."""
+
+    class Vanishing(MemoryStore):
+        async def get(self, key: str) -> bytes:
+            if key == checkpoint_key(JOB, 10):
+                raise PermanentError("object_missing", f"no object {key}")
+            return await super().get(key)
+
+    store = Vanishing()
+    store.objects = (await store_with(5, 10)).objects
+    assert await step_of(checkpoints(store)) == 5
+    assert key(10) in log.messages[0]
+
+
+async def test_a_store_that_is_away_is_no_damage() -> None:
+    """The job must wait for the store, not begin again."""
+
+    class Away(MemoryStore):
+        async def get(self, key: str) -> bytes:
+            raise StorageUnavailableError(f"no answer for {key}")
+
+    store = Away()
+    store.objects = (await store_with(5, 10)).objects
+    with pytest.raises(StorageUnavailableError):
+        await checkpoints(store).newest(JOB, SPEC)
+
+
+async def test_two_are_kept_and_the_oldest_goes_only_when_the_new_one_is_whole() -> None:
+    store = await store_with(5, 10, 15, 100)
+    assert await store.list_keys("jobs/") == [key(15), key(100)]
+    assert store.changes == [
+        ("put", key(5)),
+        ("put", key(10)),
+        ("put", key(15)),
+        ("delete", key(5)),
+        ("put", key(100)),
+        ("delete", key(10)),
+    ]
+
+
+async def test_a_write_that_fails_loses_nothing() -> None:
+    store = await store_with(5, 10)
+    before = dict(store.objects)
+    store.down = lambda key: True
+    with pytest.raises(StorageUnavailableError):
+        await checkpoints(store).save(JOB, state(15))
+    assert store.objects == before
+    assert await step_of(checkpoints(store)) == 10
+
+
+async def test_a_job_that_began_again_is_not_robbed_of_its_new_one_by_those_that_were_refused() -> None:
+    store = await store_with(40, 47)
+    damage(store, 40)
+    damage(store, 47)
+    made = checkpoints(store)
+    assert await step_of(made) is None
+    for step in (5, 6):
+        await made.save(JOB, state(step))
+        assert await step_of(made) == step
+    assert await store.list_keys("jobs/") == [key(5), key(6)]
+
+
+async def test_one_written_twice_is_kept_beside_the_one_before() -> None:
+    store = await store_with(5, 10, 10)
+    assert await store.list_keys("jobs/") == [key(5), key(10)]

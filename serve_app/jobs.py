@@ -26,7 +26,7 @@ class JobState(StrEnum):
 
 
 class Tier(StrEnum):
-    """How urgent a job is; a waiting one of a higher tier goes first. Highest first."""
+    """How urgent a job is: a waiting job of a higher tier goes first. Written here from the highest to the lowest."""
 
     INTERACTIVE = "interactive"
     STANDARD = "standard"
@@ -34,10 +34,10 @@ class Tier(StrEnum):
 
 
 class Relation(StrEnum):
-    """What a job took over from the one it was made from: REMIX all but the prompt, ENHANCE all but the steps."""
+    """What a job took over from the video that it was made from."""
 
-    REMIX = "remix"
-    ENHANCE = "enhance"
+    REMIX = "remix"  # all but the prompt
+    ENHANCE = "enhance"  # all but the number of steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +88,25 @@ def check_move(old: JobState, new: JobState) -> None:
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed: a stable code and a text for people."""
+    """Why a job failed."""
 
-    code: str
-    message: str
+    code: str  # stable, for programs
+    message: str  # for people
 
 
 class Place(NamedTuple):
-    """Where a waiting or running job stands; a tuple, as thousands of them at a time go to the ingress replicas.
+    """Where a waiting or running job stands in the queue.
 
-    position: jobs that go before it to a slot of its stage, None once it runs. starts_at, finishes_at: Unix seconds,
-    forecast from measured step times; None as long as nothing was measured.
+    It is a tuple, because thousands of them at a time go to the ingress replicas. The two times are forecasts from
+    measured step times; they are None as long as nothing was measured.
     """
 
-    position: int | None
-    starts_at: float | None
-    finishes_at: float | None
+    position: int | None  # jobs that go before it to a slot of its stage; None once it runs
+    starts_at: float | None  # Unix seconds
+    finishes_at: float | None  # Unix seconds
 
     def for_job(self, job: "Job") -> "Place":
-        """What of it holds for the job in its state now."""
+        """The part of it that means something for the job in its state now."""
         position = self.position if job.state is JobState.QUEUED else None
         starts_at = None if job.state is JobState.SAMPLING else self.starts_at
         return Place(position, starts_at, self.finishes_at)
@@ -114,60 +114,50 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One entry of a job's history. at: Unix seconds. note: why, for people."""
+    """One entry of a job's history: what the job was from then on."""
 
-    at: float
+    at: float  # Unix seconds
     state: JobState
     stage: Stage
     attempt: int
-    note: str
+    note: str  # the reason, for people
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the registry tells it. Times are Unix seconds.
-
-    stage: the stage it runs or waits for. attempt: 1 and up; grows when a stage was lost or failed.
-    step: denoising steps done of spec.num_inference_steps. checkpoint_step: the step that a new attempt begins at.
-    steps_run: denoising steps run in all, as reported; more than `step` only if some were lost and run again.
-    device_s: seconds of devices spent on it in all, as reported. parks: how often it was parked.
-    deaths: replicas that died in a row while it was at one place of its work; died_at: that place, as `progress`.
-    moves: length of its history, 1 when it was accepted. origin: the job it was made from. webhook_url: who is told of
-    its end. seconds: wall time by stage and part. place, preview_step: told by a registry, not kept; the second is the
-    step of the newest preview, None without one. last_move: told by the write that made it, else None.
-    """
+    """A job as the registry knows it. All times are Unix seconds."""
 
     id: str
     model: str
     spec: VideoSpec
     state: JobState
-    stage: Stage
-    attempt: int
+    stage: Stage  # the stage that it runs or waits for
+    attempt: int  # 1 and up; grows when a stage failed or its replica was lost
     created_at: float
-    step: int = 0
-    checkpoint_step: int = 0
-    steps_run: int = 0
-    progress: float = 0.0
+    step: int = 0  # denoising steps done, of spec.num_inference_steps
+    checkpoint_step: int = 0  # a new attempt begins at this step
+    steps_run: int = 0  # denoising steps run in all; more than `step` if some were lost and run again
+    progress: float = 0.0  # of the whole job, 0 to 1
     tenant: str = DEFAULT_TENANT
     tier: Tier = Tier.STANDARD
-    device_s: float = 0.0
-    parks: int = 0
-    deaths: int = 0
-    died_at: float | None = None
+    device_s: float = 0.0  # seconds of devices that it used in all
+    parks: int = 0  # how often it was parked
+    deaths: int = 0  # replicas that died in a row while it was at one place of its work
+    died_at: float | None = None  # that place, as `progress`
     started_at: float | None = None
-    completed_at: float | None = None
-    available_at: float = 0.0
-    lease: str | None = None
-    lease_owner: str | None = None
+    completed_at: float | None = None  # when it ended, however
+    available_at: float = 0.0  # a waiting job may not be claimed before
+    lease: str | None = None  # the token of the replica's hold on it; None while it waits and when it has ended
+    lease_owner: str | None = None  # the cluster whose registry granted the lease
     lease_expires_at: float | None = None
     error: JobError | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    moves: int = 1
-    origin: Origin | None = None
-    webhook_url: str | None = None
-    place: Place | None = None
-    preview_step: int | None = None
-    last_move: Move | None = field(default=None, compare=False)
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time, by "stage.part"
+    moves: int = 1  # the length of its history
+    origin: Origin | None = None  # the video that it was made from
+    webhook_url: str | None = None  # gets an event when the job ends
+    place: Place | None = None  # not in SQL: filled in by a registry
+    preview_step: int | None = None  # the step of its newest preview; not in SQL
+    last_move: Move | None = field(default=None, compare=False)  # only from the write that made it
 
     @property
     def final(self) -> bool:
@@ -179,36 +169,31 @@ class Job:
         return self.suspect_at(self.progress)
 
     def suspect_at(self, progress: float) -> bool:
-        """`suspect`, if it is so far now."""
+        """Whether a replica died with it, and it has not passed that place if it is so far now."""
         return self.died_at is not None and progress <= self.died_at
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request for a job, checked.
-
-    idempotency_key: the client's own name for the request; within a day the same key of a tenant is the same job.
-    fingerprint: of what was asked, so that another request under the same key is noticed.
-    origin, webhook_url: as in Job.
-    """
+    """A checked request for a job."""
 
     job_id: str
     model: str
     spec: VideoSpec
     tenant: str = DEFAULT_TENANT
     tier: Tier = Tier.STANDARD
-    idempotency_key: str | None = None
-    fingerprint: str = ""
-    origin: Origin | None = None
-    webhook_url: str | None = None
+    idempotency_key: str | None = None  # the client's name for the request: for a day, one job a key and tenant
+    fingerprint: str = ""  # of the request's fields, so that another request under the same key is noticed
+    origin: Origin | None = None  # the video that it is made from
+    webhook_url: str | None = None  # gets an event when the job ends
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """A job that is durable. repeated: it was so before, by its id or its idempotency key."""
+    """The answer to a submission: the job is durable."""
 
     job: Job
-    repeated: bool
+    repeated: bool  # an earlier submission with this id or idempotency key made the job
 
 
 def first_move(at: float) -> Move:
@@ -218,13 +203,12 @@ def first_move(at: float) -> Move:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a listing holds; what is empty or None restricts nothing. Times are Unix seconds, created_after
-    inclusive, created_before exclusive."""
+    """Which jobs a listing holds. A field that is empty or None restricts nothing."""
 
     states: tuple[JobState, ...] = ()
     tenant: str | None = None
-    created_after: float | None = None
-    created_before: float | None = None
+    created_after: float | None = None  # Unix seconds, inclusive
+    created_before: float | None = None  # Unix seconds, exclusive
 
     def matches(self, job: Job) -> bool:
         """Whether the job is in the listing."""
@@ -255,22 +239,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """One page of a listing. has_more: further jobs follow the last one here."""
+    """One page of a listing."""
 
     jobs: tuple[Job, ...]
-    has_more: bool
+    has_more: bool  # further jobs follow the last one of this page
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the registry knows of the whole: announced replicas by stage, live jobs by state.
+    """What the registry knows of the whole installation."""
 
-    database: "ok", or what is wrong with it.
-    """
-
-    replicas: dict[Stage, tuple[ReplicaInfo, ...]]
-    queue: dict[JobState, int]
-    database: str = "ok"
+    replicas: dict[Stage, tuple[ReplicaInfo, ...]]  # those that announce themselves
+    queue: dict[JobState, int]  # the number of live jobs
+    database: str = "ok"  # or what is wrong with it
 
 
 def overall_progress(stage: Stage, done: int, total: int) -> float:

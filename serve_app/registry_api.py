@@ -9,7 +9,7 @@ from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Or
 
 
 class RegistryApi(WorkerRegistry, Protocol):
-    """What the ingress asks and the workers report; `serve_app.registry.actor.JobRegistry` does it.
+    """What the ingress asks for and the workers report; `serve_app.registry.actor.JobRegistry` does it.
 
     Each method may be called again when its answer was lost, and may raise RegistryUnavailableError.
     """
@@ -40,7 +40,7 @@ class RegistryApi(WorkerRegistry, Protocol):
         ...
 
     async def preview(self, job_id: str) -> bytes | None:
-        """The newest picture (WebP) of a video that is being sampled."""
+        """The newest picture (WebP) of a video that is being sampled; None if there is none."""
         ...
 
     async def cancel(self, job_id: str) -> Job | None:
@@ -55,8 +55,13 @@ class RegistryApi(WorkerRegistry, Protocol):
         """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
         ...
 
-    async def follow(self, follower: str, cursor: Cursor) -> Batch:
-        """What has changed since `cursor`; an ingress replica asks again and again."""
+    async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
+        """What has changed since `cursor`; without news the call is held for a moment. A follower polls for ever.
+
+        Args:
+            follower: its name, the same in each call.
+            cursor: of the last batch.
+        """
         ...
 
     async def health(self) -> Health:
@@ -98,8 +103,8 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
     async def park(self, job_id: str) -> bool:
         return await self._link.call(RegistryApi.park, job_id)
 
-    async def follow(self, follower: str, cursor: Cursor) -> Batch:
-        return await self._link.call(RegistryApi.follow, follower, cursor)
+    async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
+        return await self._link.call(RegistryApi.poll_feed, follower, cursor)
 
     async def health(self) -> Health:
         return await self._link.call(RegistryApi.health)

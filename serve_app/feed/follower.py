@@ -1,4 +1,4 @@
-"""Follows the registry: one long poll for each ingress replica, from which all reads of its clients are answered."""
+"""An ingress replica's side of the feed: one long poll of the registry, and reads that are answered from it."""
 
 import asyncio
 import logging
@@ -9,60 +9,64 @@ from contextlib import contextmanager
 from typing import Protocol
 from uuid import uuid4
 
+from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.tenants import AccessTable
 from serve_app.feed.job_cache import JobCache
-from serve_app.feed.publisher import VALID_S, Batch, Cursor
+from serve_app.feed.publisher import Batch, Cursor
+from serve_app.feed.read_leases import FeedTiming
 from serve_app.jobs import Job, JobFilter, JobPage, Move, Order
 
 log = logging.getLogger("ray.serve")
 
-# As long as a call of the registry may take.
-FIRST_WORD_S = 15.0
 
+class FeedSource(Protocol):
+    """What a follower polls; `serve_app.registry_api.RegistryApi` is one."""
 
-class Follows(Protocol):
-    """Whom the jobs are followed at; `serve_app.registry_api.RegistryApi`."""
-
-    async def follow(self, follower: str, cursor: Cursor) -> Batch: ...
+    async def poll_feed(self, follower: str, cursor: Cursor) -> Batch: ...
 
 
 class FeedFollower:
-    """The mirror of the jobs and whether it may be believed: for `VALID_S` seconds from when the last poll was sent.
+    """Answers reads from a cache of the jobs while its read lease lasts: `valid_s` from when it sent the last poll.
 
-    What is asked while it may not be, or what it does not know, is None: then the registry is to be asked.
+    Without a lease, and for what the cache does not know, the answer is None: then the registry must be asked.
     """
 
-    def __init__(self, registry: Follows) -> None:
+    def __init__(self, registry: FeedSource, timing: FeedTiming = FeedTiming()) -> None:
+        self.name = uuid4().hex
+        self.shutting_down = False
         self._registry = registry
-        self._name = uuid4().hex
+        self._timing = timing
         self._jobs = JobCache()
         self._valid_until = 0.0
-        self._applied = asyncio.Event()
-        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self.shutting_down = False
+        self._batch_applied = asyncio.Event()
+        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)  # by job id
 
     async def run(self) -> None:
-        """Follow for ever; a registry that is away is there again later."""
-        while True:
-            asked_at = time.monotonic()
-            try:
-                batch = await self._registry.follow(self._name, self._jobs.cursor)
-                changed = self._jobs.apply(batch)
-            except RegistryUnavailableError as error:
-                log.warning(f"the feed of the jobs is interrupted; reads ask the registry: {error}")
-                continue
-            except Exception:  # the outermost loop: without it, keys that are revoked would be heard of no more
-                log.exception("the feed of the jobs is interrupted; it begins anew in a second")
-                self._jobs, self._valid_until = JobCache(access=self._jobs.access), 0.0
-                await asyncio.sleep(1)
-                continue
-            self._valid_until = asked_at + VALID_S
-            self._applied.set()
-            self._wake(changed & self._watchers.keys())
+        """Poll for ever."""
+        await run_forever(self._poll, "following the feed of the jobs", log, self._timing.retry_s)
+
+    async def _poll(self) -> float:
+        """Returns the pause until the next poll, which is none: the registry holds a poll until it has news."""
+        sent_at = time.monotonic()
+        try:
+            batch = await self._registry.poll_feed(self.name, self._jobs.cursor)
+            changed = self._jobs.apply(batch)
+        except RegistryUnavailableError:
+            raise  # reads ask the registry when the lease has ended; the cache can be brought up to date later
+        except Exception:
+            # A cache with half a batch in it must not be read again. It begins anew, but for the tenants and keys:
+            # without them nobody would be let in.
+            self._jobs = JobCache(access=self._jobs.access)
+            self._valid_until = 0.0
+            raise
+        self._valid_until = sent_at + self._timing.valid_s
+        self._batch_applied.set()
+        self._wake(changed & self._watchers.keys())
+        return 0.0
 
     def begin_shutdown(self) -> None:
-        """This replica is to end: whoever watches a job is woken and told so by `shutting_down`."""
+        """Wake everyone who watches a job: this replica is about to end, and `shutting_down` says so."""
         self.shutting_down = True
         self._wake(self._watchers)
 
@@ -72,13 +76,14 @@ class FeedFollower:
                 watcher.set()
 
     @property
-    def watched(self) -> frozenset[str]:
-        """The ids of the jobs that somebody watches."""
-        return frozenset(self._watchers)
+    def valid(self) -> bool:
+        """Whether reads are answered from the cache now."""
+        return self._jobs.complete and time.monotonic() < self._valid_until
 
     @property
-    def valid(self) -> bool:
-        return self._jobs.complete and time.monotonic() < self._valid_until
+    def watched_jobs(self) -> frozenset[str]:
+        """Ids of the jobs that somebody watches."""
+        return frozenset(self._watchers)
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id) if self.valid else None
@@ -90,29 +95,23 @@ class FeedFollower:
         return self._jobs.page(limit, after, order, wanted) if self.valid else None
 
     async def access(self) -> AccessTable:
-        """Tenants and keys as last heard of; waits for the first word of the registry.
+        """Tenants and keys by the last batch; waits for the first one.
 
         Raises:
-            RegistryUnavailableError: it has not said one, and does not for a while.
+            RegistryUnavailableError: there was none, and there is none for a while.
         """
-        if self._jobs.access is None:
-            await self._first_word()
-        assert self._jobs.access is not None
+        give_up_at = time.monotonic() + self._timing.first_batch_s
+        while self._jobs.access is None:
+            self._batch_applied.clear()
+            if not await wait_for(self._batch_applied, give_up_at - time.monotonic()):
+                raise RegistryUnavailableError(
+                    "the job registry has not told yet who may do what; try again in a few seconds"
+                )
         return self._jobs.access
-
-    async def _first_word(self) -> None:
-        try:
-            async with asyncio.timeout(FIRST_WORD_S):
-                while self._jobs.access is None:
-                    self._applied.clear()
-                    await self._applied.wait()
-        except TimeoutError:
-            told = "the job registry has not told yet who may do what; try again in a few seconds"
-            raise RegistryUnavailableError(told) from None
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job is another; whoever waits for it clears it."""
+        """An event that is set whenever the job has changed; whoever waits for it clears it."""
         watcher = asyncio.Event()
         self._watchers[job_id].add(watcher)
         try:

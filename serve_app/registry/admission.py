@@ -2,12 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import Stage
 from serve_app.access.limits import DayBooking, Quotas
-from serve_app.access.tenants import day_of
+from serve_app.access.tenants import Tenant, day_of
 from serve_app.database import access as access_sql
 from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
 from serve_app.jobs import Job, Submission
@@ -19,61 +20,68 @@ Refusal = TooLargeError | QueueFullError | RateLimitError
 
 
 class AdmissionControl:
-    """Asked by the registry for each new job."""
+    """Decides on each new job."""
 
     def __init__(self, state: RegistryState, estimates: QueueEstimates) -> None:
         self._state = state
         self._estimates = estimates
         self._quotas = Quotas(time.monotonic)
-        self._coming_s: defaultdict[str, float] = defaultdict(float)
+        self._reserved_s: defaultdict[str, float] = defaultdict(float)  # GPU-seconds of `reserving`, by tenant
+
+    @property
+    def reserved_s(self) -> Mapping[str, float]:
+        """Estimated GPU-seconds of the jobs that are being written, by tenant."""
+        return MappingProxyType(self._reserved_s)
 
     async def refusal(self, new: Submission) -> Refusal | None:
-        """Why the job may not be accepted; a request that may be is counted against its tenant's limits.
+        """Why the job may not be accepted, or None. A job that may be is counted against its tenant's limits.
 
         Raises:
             RegistryUnavailableError: what the tenant has used cannot be read now.
         """
-        state, account = self._state, self._state.access.tenants.get(new.tenant)
-        samplers = state.replicas.alive(Stage.SAMPLING, time.monotonic())
-        tokens, limit = new.spec.clip.tokens, memory_limit(samplers)
+        state = self._state
+        tokens = new.spec.clip.tokens
+        limit = memory_limit(state.replicas.alive(Stage.SAMPLING, time.monotonic()))
         if limit is not None and tokens > limit:
             return TooLargeError(tokens, limit)
-        # Nothing is waited for between the checks and `coming`: many at once would pass them together.
-        now, used_s = time.time(), 0.0
-        if account is not None and account.gpu_seconds_per_day is not None:
-            used_s = (await state.database.run(access_sql.day_usage, account.name, day=day_of(now))).gpu_seconds
-        max_queued = None if account is None else account.max_queued
-        full = state.waiting.refusal(new.tenant, max_queued, self._estimates.retry_after_s)
-        if full is not None:
-            return full
-        booked_s = 0.0
-        if account is not None and account.gpu_seconds_per_day is not None:
-            booked_s = self._booked_s(account.name) + self._coming_s.get(account.name, 0.0)
-        booking = DayBooking(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new.spec))
-        return self._quotas.refusal(account, booking, now)
+        tenant = state.access.tenants.get(new.tenant)
+        now = state.unix_time()
+        used_s = 0.0
+        if tenant is not None and tenant.gpu_seconds_per_day is not None:
+            used_s = (await state.database.run(access_sql.day_usage, tenant.name, day=day_of(now))).gpu_seconds
+        # From here to `reserving` nothing is awaited: of many requests at once all would pass the checks together.
+        max_queued = None if tenant is None else tenant.max_queued
+        full = state.waiting.full_error(new.tenant, max_queued, self._estimates.retry_after_s)
+        return full or self._quotas.refusal(tenant, self._day_booking(tenant, new, used_s), now)
 
     @contextmanager
-    def coming(self, new: Submission) -> Iterator[None]:
-        """Counts a job that is being written, so that many at once do not pass the bounds together."""
-        cost_s = self._cost_s(new.spec)
-        self._coming_s[new.tenant] += cost_s
+    def reserving(self, new: Submission) -> Iterator[None]:
+        """Count a job while it is written, so that many at once do not pass the bounds together."""
+        cost_s = self._cost_s(new)
+        self._reserved_s[new.tenant] += cost_s
         try:
-            with self._state.waiting.coming(new.tenant):
+            with self._state.waiting.reserving(new.tenant):
                 yield
         finally:
-            self._coming_s[new.tenant] -= cost_s
-            if self._coming_s[new.tenant] < 1e-9:  # clients make up the names of tenants: none may stay
-                del self._coming_s[new.tenant]
+            self._reserved_s[new.tenant] -= cost_s
+            if self._reserved_s[new.tenant] < 1e-9:  # clients make up the names of tenants: none may stay
+                del self._reserved_s[new.tenant]
 
-    def _booked_s(self, tenant: str) -> float:
-        """GPU-seconds of the tenant's live jobs: spent so far, and as estimated until they end."""
+    def booked_s(self, tenant: str) -> float:
+        """GPU-seconds of the tenant's live jobs: what they used so far, and what they still need by the estimates."""
         live = (self._state.as_of_now(job) for job in self._state.feed.live_jobs() if job.tenant == tenant)
         return sum(job.device_s + self._left_s(job) for job in live)
+
+    def _day_booking(self, tenant: Tenant | None, new: Submission, used_s: float) -> DayBooking:
+        booked_s = 0.0
+        if tenant is not None and tenant.gpu_seconds_per_day is not None:  # to sum up its jobs takes a while
+            booked_s = self.booked_s(tenant.name) + self._reserved_s.get(tenant.name, 0.0)
+        return DayBooking(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new))
 
     def _left_s(self, job: Job) -> float:
         steps = job.spec.num_inference_steps - job.step
         stages = list(Stage)[list(Stage).index(job.stage) :]
         return sum(self._state.costs.estimate(stage, job.spec, steps) for stage in stages)
 
-    def _cost_s(self, spec: VideoSpec) -> float:
-        return sum(self._state.costs.estimate(stage, spec, spec.num_inference_steps) for stage in Stage)
+    def _cost_s(self, new: Submission) -> float:
+        return sum(self._state.costs.estimate(stage, new.spec, new.spec.num_inference_steps) for stage in Stage)

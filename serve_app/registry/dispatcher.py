@@ -4,8 +4,10 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
+from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Stage, StageTask
 from serve_app.database import jobs as jobs_sql
@@ -18,67 +20,55 @@ from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.fair_share import Charge
 
 Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
-
-TICK_S = 1.0
-RECONCILE_S = 5.0
-TAKEN_OVER_S = 10.0
-FROZEN_S = 1.0
+"""Carries a task to a replica, calls the function with the replica's name, and returns when its call has ended."""
 
 
 class Dispatcher:
     """Claims jobs for the open slots and sends them to replicas.
 
     Args:
-        send: carries a task to a replica and returns when its call has ended.
-        alone: no other registry can be on this database, so leases of others are those of a dead server.
+        state: shared with the other parts of the registry.
+        reports: handles what becomes of a lease.
+        send: carries a task to a replica.
     """
 
-    def __init__(self, state: RegistryState, reports: JobReports, send: Send, alone: bool) -> None:
+    def __init__(self, state: RegistryState, reports: JobReports, send: Send) -> None:
+        self.ready = asyncio.Event()  # set when the leases from before the start are in memory
         self._state = state
+        self._timing = state.timing.dispatch
         self._reports = reports
         self._send = send
-        self._alone = alone
-        self._foreign = ForeignLeases(state.settings.lease_s)
-        self._calls: dict[str, Lease] = {}
-        self._doubtful: dict[str, str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._compared_at = 0.0
-        self._outranked_at = -math.inf
-        self.leases_known = asyncio.Event()
+        self._foreign_leases = ForeignLeases(state.settings.lease_s)
+        self._calls: dict[str, Lease] = {}  # by token: tasks that are with a replica or on the way to one
+        self._call_tasks: set[asyncio.Task[None]] = set()
+        self._unconfirmed_claims: dict[str, str] = {}  # token by job id: SQL did not say whether the claim was written
+        self._reconciled_at = 0.0
+        self._outranked_at = -math.inf  # when an urgent job was last found not to be the next one
+
+    @property
+    def calls(self) -> Mapping[str, Lease]:
+        """The leases whose tasks are with a replica or on the way to one, by token."""
+        return MappingProxyType(self._calls)
+
+    @property
+    def unconfirmed_claims(self) -> Mapping[str, str]:
+        """The tokens of claims of which nobody knows whether they were written, by job id."""
+        return MappingProxyType(self._unconfirmed_claims)
 
     async def run(self) -> None:
-        """For ever: rounds, each begun by a wake-up or after a moment."""
-        await self._until_done(self._take_over)
-        self.leases_known.set()
-        while True:
-            self._state.wake.clear()
-            pause = await self._until_done(self._round)
-            await self._wait(pause)
-
-    async def _wait(self, pause: float) -> None:
-        """Until there may be something to do. A registry that was frozen meanwhile has heard no report: its leases
-        live on for as long."""
-        begun = time.monotonic()
-        try:
-            async with asyncio.timeout(pause):
-                await self._state.wake.wait()
-        except TimeoutError:
-            pass
-        late = time.monotonic() - begun - pause
-        if late > FROZEN_S:
-            log.warning(f"the registry stood still for {late:.0f} s; leases are kept that much longer")
-            self._state.leases.extend(late)
+        """Hand out work for ever."""
+        await run_forever(self._work, "handing out jobs", log, self._timing.retry_s)
 
     async def close(self) -> None:
         """Let go of the calls in flight; their replicas go on."""
-        for task in self._tasks:
+        for task in self._call_tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._call_tasks, return_exceptions=True)
 
     def open_slots(self, stage: Stage) -> int:
         """Slots that replicas announced and no call holds, nor a lease from before a restart of the registry.
 
-        What a replica holds beyond its slots, because it leaves or is gone, takes none from the others.
+        What a replica holds beyond its slots, because it leaves or has died, takes none from the others.
         """
         free = {info.replica: info.slots for info in self._state.replicas.alive(stage, time.monotonic())}
         unplaced = 0
@@ -90,183 +80,203 @@ class Dispatcher:
                 free[lease.replica] -= 1
         return sum(max(0, slots) for slots in free.values()) - unplaced
 
-    async def _until_done(self, part: Callable[[], Awaitable[float]]) -> float:
-        """The outermost loop of the registry: a database that is away now is there again later."""
-        while True:
-            try:
-                return await part()
-            except Exception:
-                log.exception("The registry could not go on; it tries again in a second")
-                await asyncio.sleep(1)
+    async def _work(self) -> float:
+        """One round and the wait for the next one. Returns the further pause, which is none."""
+        if not self.ready.is_set():
+            await self._take_over()
+            self.ready.set()
+        self._state.wake.clear()
+        pause_s = await self._round()
+        begun_at = time.monotonic()
+        await wait_for(self._state.wake, pause_s)
+        late_s = time.monotonic() - begun_at - pause_s
+        if late_s > self._timing.frozen_s:  # while the process stood still no report could arrive
+            log.warning(f"the registry stood still for {late_s:.0f} s; leases are kept that much longer")
+            self._state.leases.extend_all(late_s)
+        return 0.0
 
-    async def _take_over(self) -> float:
+    async def _take_over(self) -> None:
         """After a start: what this cluster leased goes on if its workers say so, what a dead one leased lapses."""
-        state, now = self._state, time.monotonic()
+        state = self._state
+        now = time.monotonic()
         for job in await state.database.run(jobs_sql.last_completed, limit=200):
-            state.learn_from(job)
+            state.learn_costs_of_job(job)
         for job in await state.database.run(jobs_sql.leased_jobs):
             state.feed.publish(job)
             if job.lease_owner == state.owner:
-                state.leases.resume(job, now, TAKEN_OVER_S)
-            elif self._alone:
-                await self._reports.lost(Lease.of(job, now, 0.0), "the server was stopped")
-        await self._compare_waiting()
-        return 0.0
+                state.leases.resume(job, now, self._timing.takeover_s)
+            elif state.alone:
+                await self._reports.lose_attempt(Lease.from_row(job, now, 0.0), "the server was stopped")
+        await self._reconcile_waiting()
 
     async def _round(self) -> float:
         """Returns how long to wait for a wake-up, seconds."""
-        state, now = self._state, time.monotonic()
+        state = self._state
+        now = time.monotonic()
         state.replicas.prune(now)
         state.mailbox.keep_only(state.replicas.names())
-        await self._undo_doubtful()
+        await self._undo_unconfirmed_claims()
         for lease in state.leases.lapsed(now):
-            await self._reports.lost(lease, f"no report for {state.settings.lease_s:g} s")
-        await self._compare(now)
+            await self._reports.lose_attempt(lease, f"no report for {state.settings.lease_s:g} s")
+        await self._reconcile(now)
         for stage in Stage:
-            await self._fill(stage)
+            await self._fill_slots(stage)
         self._preempt()
-        soon = state.waiting.next_in_s()
-        return TICK_S if soon is None else min(TICK_S, soon)
+        pause_ends_in_s = state.waiting.next_pause_ends_in_s()
+        return self._timing.tick_s if pause_ends_in_s is None else min(self._timing.tick_s, pause_ends_in_s)
 
-    async def _compare(self, now: float) -> None:
+    # Comparing memory with SQL
+
+    async def _reconcile(self, now: float) -> None:
         """See what another registry on the database has done; alone, only mend the mirror now and then."""
-        if now - self._compared_at < (RECONCILE_S if self._alone else TICK_S):
+        alone = self._state.alone
+        if now - self._reconciled_at < (self._timing.reconcile_s if alone else self._timing.tick_s):
             return
-        self._compared_at = now
-        if not self._alone:
-            await self._compare_leases()
-        await self._compare_waiting()
+        self._reconciled_at = now
+        if not alone:
+            await self._reconcile_leases()
+        await self._reconcile_waiting()
 
-    async def _compare_waiting(self) -> None:
+    async def _reconcile_waiting(self) -> None:
         state = self._state
         missing = state.waiting.reconcile(await state.database.run(jobs_sql.queued_ids))
         for job in await state.database.run(get_jobs, missing):
-            state.follow(job, None)
-        await self._compare_feed()
-
-    async def _compare_feed(self) -> None:
-        """What neither waits here nor is leased here was moved by a write whose answer was lost, or by another."""
-        state = self._state
+            state.update_job(job, None)
+        # What neither waits here nor is leased here was moved by a write whose answer was lost, or by another registry.
         unsure = [
-            job.id for job in state.feed.live_jobs() if not (state.waiting.holds(job.id) or state.leases.of_job(job.id))
+            job.id
+            for job in state.feed.live_jobs()
+            if job.id not in state.waiting and state.leases.of_job(job.id) is None
         ]
-        known = {job.id: job for job in await state.database.run(get_jobs, unsure)}
-        for job in known.values():
+        found = await state.database.run(get_jobs, unsure)
+        for job in found:
             state.feed.publish(job)
-        state.feed.publish_deletions(job_id for job_id in unsure if job_id not in known)
+        state.feed.publish_deletions(set(unsure) - {job.id for job in found})
 
-    async def _compare_leases(self) -> None:
-        state, now = self._state, time.monotonic()
+    async def _reconcile_leases(self) -> None:
+        state = self._state
+        now = time.monotonic()
         before = state.leases.all()
         leased = await state.database.run(jobs_sql.leased_jobs)
-        held = {job.lease for job in leased}
+        tokens = {job.lease for job in leased}
         for lease in before:
-            if lease.token not in held and state.leases.held(lease.job_id, lease.token) is lease:
-                self._reports.lease_gone(lease)
-        # Also one of our own that is not known here: its claim was on its way when the registry before was killed.
-        foreign = [job for job in leased if job.lease and state.leases.held(job.id, job.lease) is None]
-        for job in self._foreign.lapsed(foreign, now):
-            why = f"no report to {job.lease_owner} for {state.settings.lease_s:g} s"
-            await self._reports.lost(Lease.of(job, now, 0.0), why)
+            if lease.token not in tokens:
+                self._reports.stop_lost_lease(lease)
+        # A foreign lease may be of this cluster too: its claim was on its way when the registry before was killed.
+        foreign = [job for job in leased if job.lease and state.leases.find(job.id, job.lease) is None]
+        for job in self._foreign_leases.lapsed(foreign, now):
+            reason = f"no report to {job.lease_owner} for {state.settings.lease_s:g} s"
+            await self._reports.lose_attempt(Lease.from_row(job, now, 0.0), reason)
 
-    async def _fill(self, stage: Stage) -> None:
+    # Claims and calls
+
+    async def _fill_slots(self, stage: Stage) -> None:
         state = self._state
-        taken = state.waiting.take(stage, self.open_slots(stage), self._suspects_allowed(stage))
-        if not taken:
+        claim = state.waiting.begin_claim(stage, self.open_slots(stage), self._suspects_allowed(stage))
+        if not claim:
             return
-        leases = {job.id: uuid.uuid4().hex for job, _ in taken}
+        tokens = {job.id: uuid.uuid4().hex for job, _ in claim}
         claimed: dict[str, Job] | None = None
         try:
-            found = await state.database.run(
+            jobs = await state.database.run(
                 jobs_sql.claim,
                 stage=stage,
-                leases=leases,
+                leases=tokens,
                 owner=state.owner,
-                now=time.time(),
+                now=state.unix_time(),
                 lease_s=state.settings.lease_s,
             )
-            claimed = {job.id: job for job in found}
+            claimed = {job.id: job for job in jobs}
         except RegistryUnavailableError:
-            self._doubtful |= leases
+            self._unconfirmed_claims |= tokens
             raise
         finally:
-            state.waiting.claimed(taken, None if claimed is None else set(claimed))
-        for job, charge in taken:
+            state.waiting.end_claim(claim, None if claimed is None else set(claimed))
+        for job, charge in claim:
             if job.id in claimed:
-                self._begin(claimed[job.id], charge)
+                self._begin_call(claimed[job.id], charge)
 
-    async def _undo_doubtful(self) -> None:
-        """A claim whose end was not told may have been written; nobody would ever work under its leases."""
-        for job_id, token in list(self._doubtful.items()):
+    async def _undo_unconfirmed_claims(self) -> None:
+        """A claim without an answer may have been written; nobody would ever work under its lease."""
+        for job_id, token in list(self._unconfirmed_claims.items()):
             job = await self._state.database.run(
-                jobs_sql.give_back, job_id, token, now=time.time(), note="the end of its claim was not told"
+                jobs_sql.give_back, job_id, token, now=self._state.unix_time(), note="the end of its claim was not told"
             )
-            self._state.follow(job)
-            del self._doubtful[job_id]
+            self._state.update_job(job)
+            del self._unconfirmed_claims[job_id]
 
     def _suspects_allowed(self, stage: Stage) -> int:
         """So many more jobs that a replica died with may run: no two on one replica, or both would be blamed."""
         replicas = sum(1 for info in self._state.replicas.alive(stage, time.monotonic()) if info.slots)
         return replicas - sum(1 for lease in self._state.leases.of_stage(stage) if lease.suspect)
 
-    def _begin(self, job: Job, charge: Charge) -> None:
-        if (ended := self._state.leases.of_job(job.id)) is not None:  # in SQL; nobody has told it here
-            self._reports.lease_gone(ended)
+    def _begin_call(self, job: Job, charge: Charge) -> None:
+        if (ended := self._state.leases.of_job(job.id)) is not None:
+            self._reports.stop_lost_lease(ended)  # SQL says that it has ended; the answer to that write was lost
         lease = self._state.leases.grant(job, time.monotonic(), charge)
         self._state.feed.publish(job)
         self._calls[lease.token] = lease
-        task = asyncio.create_task(self._dispatch(lease))
-        self._tasks.add(task)
-        task.add_done_callback(self._dispatched)
+        task = asyncio.create_task(self._call(lease))
+        self._call_tasks.add(task)
+        task.add_done_callback(self._call_ended)
 
-    def _dispatched(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _call_ended(self, task: asyncio.Task[None]) -> None:
+        self._call_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("A lease could not be ended; it lapses by itself", exc_info=error)
 
-    async def _dispatch(self, lease: Lease) -> None:
-        def chosen(replica: str) -> None:
+    async def _call(self, lease: Lease) -> None:
+        """Send the task. When the call has ended and the lease is still there, its end was not reported."""
+
+        def note_replica(replica: str) -> None:
             lease.replica = replica
 
-        job, died = lease.job, False
+        job = lease.job
         task = StageTask(job.id, lease.token, lease.stage, job.attempt, job.spec, job.checkpoint_step)
+        reason = "the replica ended its call without a result"
+        replica_died = False
         try:
-            await self._send(task, chosen)
-            why = "the replica ended its call without a result"
+            await self._send(task, note_replica)
         except NoReplicaError as error:
             await self._give_back(lease, str(error))
             return
         except Exception as error:  # whatever ended the call, the lease tells whether the work was done
-            why, died = f"the replica was lost ({type(error).__name__})", isinstance(error, ReplicaDiedError)
+            reason = f"the replica was lost ({type(error).__name__})"
+            replica_died = isinstance(error, ReplicaDiedError)
             if lease.replica is not None:
                 self._state.replicas.forget(lease.replica)
         finally:
             del self._calls[lease.token]
             self._state.wake.set()
-        if self._state.leases.held(job.id, lease.token) is lease:
-            await self._reports.lost(lease, why, died)
+        if self._state.leases.find(job.id, lease.token) is lease:
+            await self._reports.lose_attempt(lease, reason, replica_died)
 
     async def _give_back(self, lease: Lease, note: str) -> None:
         """The claim never reached a replica."""
-        job = await self._state.database.run(jobs_sql.give_back, lease.job_id, lease.token, now=time.time(), note=note)
+        job = await self._state.database.run(
+            jobs_sql.give_back, lease.job_id, lease.token, now=self._state.unix_time(), note=note
+        )
         self._state.end_lease(lease)
-        self._state.follow(job)
+        self._state.update_job(job)
+
+    # Room for urgent jobs
 
     def _preempt(self) -> None:
-        state, stage = self._state, Stage.SAMPLING
-        urgent = state.waiting.urgent(stage) if state.scheduling.preemption else 0
-        if not self._to_park(urgent) or time.monotonic() - self._outranked_at < TICK_S:
+        state = self._state
+        stage = Stage.SAMPLING
+        urgent = state.waiting.count_urgent(stage) if state.scheduling.preemption else 0
+        if not self._leases_to_park(urgent) or time.monotonic() - self._outranked_at < self._timing.tick_s:
             return
-        first = state.waiting.urgent_first(stage, self._suspects_allowed(stage))
-        if first < urgent:
-            self._outranked_at = time.monotonic()  # to tell the order of a long queue takes a while
-        for lease in self._to_park(first):
+        at_head = state.waiting.count_urgent_at_head(stage, self._suspects_allowed(stage))
+        if at_head < urgent:  # some must wait their turn; to find the order of a long queue takes a while
+            self._outranked_at = time.monotonic()
+        for lease in self._leases_to_park(at_head):
             log.info(f"[{lease.job_id}] yields its slot to an interactive job")
-            state.tell(lease, Directive.PARK)
+            state.send_directive(lease, Directive.PARK)
 
-    def _to_park(self, urgent: int) -> list[Lease]:
+    def _leases_to_park(self, urgent: int) -> list[Lease]:
         if not urgent:
             return []
-        state, stage = self._state, Stage.SAMPLING
-        sampling, max_parks = state.leases.of_stage(stage), state.scheduling.max_parks
-        return leases_to_park(sampling, urgent, self.open_slots(stage), max_parks)
+        sampling = self._state.leases.of_stage(Stage.SAMPLING)
+        open_slots = self.open_slots(Stage.SAMPLING)
+        return leases_to_park(sampling, urgent, open_slots, self._state.scheduling.max_parks)

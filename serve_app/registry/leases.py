@@ -18,8 +18,9 @@ from serve_app.scheduling.fair_share import Charge
 class Lease:
     """One replica's hold on one stage of one job.
 
-    What the replica has used is one reading, `reported`, with marks of where it was taken over: `saved` into the
-    job's row, `learned` into the estimates. A mark is never behind what it marks, so nothing is counted twice.
+    What the replica has used is one reading, `reported`. Two marks say how much of it was taken over: `saved` into the
+    job's row, `learned` into the estimates. What is between mark and reading is taken over next, so nothing is counted
+    twice.
     """
 
     job: Job  # as it was claimed
@@ -28,37 +29,47 @@ class Lease:
     deadline: float  # seconds on the monotonic clock
     saved_at: float  # seconds on the monotonic clock
     charge: Charge | None = None  # what its tenant was booked; None if a registry before this one did so
-    replica: str | None = None
-    reported: Usage = Usage()  # steps: the denoising step it is at
-    saved: Usage = Usage()
-    learned: Usage = Usage()
+    replica: str | None = None  # None until one was chosen
+    reported: Usage = Usage()  # what the replica used, as it said last; `steps` is the denoising step that it is at
+    saved: Usage = Usage()  # the part of it that is in the job's row
+    learned: Usage = Usage()  # the part of it that is in the estimates
     saved_before: Usage = Usage()  # `saved` as the claim found it
     progress: float = 0.0  # of the whole job, 0 to 1
-    begun: bool = False  # its replica has said so
-    stepped: bool = False  # its replica has told a step
-    resumed: bool = False  # a registry before this one granted it, and its replica has not told its usage since
+    has_begun: bool = False  # its replica has reported that it began
+    has_stepped: bool = False  # its replica has reported a step
+    is_resumed: bool = False  # a registry before this one granted it, and its replica has not reported usage since
     directive: Directive = Directive.CONTINUE  # what reports are answered
     checkpoint_step: int = 0  # the newest checkpoint in storage
     preview: bytes | None = None  # the newest picture of the half-made video, WebP
     preview_step: int | None = None
 
     @classmethod
-    def of(cls, job: Job, now: float, lease_s: float, charge: Charge | None = None) -> Self:
-        """The lease that the job's row tells of."""
+    def from_row(cls, job: Job, now: float, lease_s: float, charge: Charge | None = None) -> Self:
+        """The lease that the job's row holds."""
         assert job.lease is not None
-        lease = cls(job, job.lease, job.stage, now + lease_s, now, charge, progress=job.progress)
-        lease.saved = lease.learned = lease.saved_before = Usage(job.step)
-        # A checkpoint is told when it is there, progress is saved later.
-        lease.reported = Usage(max(job.step, job.checkpoint_step))
-        lease.checkpoint_step = job.checkpoint_step
-        return lease
+        in_row = Usage(job.step)
+        return cls(
+            job=job,
+            token=job.lease,
+            stage=job.stage,
+            deadline=now + lease_s,
+            saved_at=now,
+            charge=charge,
+            # A checkpoint is reported when it is there, progress only now and then: the row may be behind it.
+            reported=Usage(max(job.step, job.checkpoint_step)),
+            saved=in_row,
+            learned=in_row,
+            saved_before=in_row,
+            progress=job.progress,
+            checkpoint_step=job.checkpoint_step,
+        )
 
     @property
-    def job_now(self) -> Job:
-        """The job with what its replica has told since the claim.
+    def current_job(self) -> Job:
+        """The job with what its replica has reported since the claim.
 
-        It is the row as claimed and what was saved since, so it holds only because every write under a lease is one
-        of `saving`, or moves the job on.
+        It is the row as it was claimed and what was saved since. This holds because every write under a lease goes
+        through `saving`, or moves the job on.
         """
         saved = self.saved - self.saved_before
         return replace(
@@ -90,25 +101,27 @@ class Lease:
         return max(0, self.job.spec.num_inference_steps - self.step)
 
     def begin_at(self, step: int) -> None:
-        """Its replica begins there, which is earlier than was thought if it refused the newest checkpoint."""
-        self.stepped = True
+        """Its replica begins at this step: an earlier one than expected if it refused the newest checkpoint."""
+        self.has_stepped = True
         self.reported = replace(self.reported, steps=step)
         self.learned = replace(self.learned, steps=step)
         self.saved = replace(self.saved, steps=min(self.saved.steps, step))
         self.saved_before = replace(self.saved_before, steps=min(self.saved_before.steps, step))
 
     def report(self, step: int, device_s: float) -> None:
-        """Note what the replica told: the step it is at, and the seconds of its device so far.
+        """Note a report of the replica. It may arrive late, after a newer one.
 
-        A report may come late, after a newer one.
+        Args:
+            step: the denoising step that it is at.
+            device_s: seconds of its device, since the lease began.
         """
         self.reported = Usage(max(self.step, step), max(self.reported.device_s, device_s))
-        if self.resumed:
-            # What was saved before the restart of the registry is not known: the device's time is counted from here.
-            self.resumed = False
+        if self.is_resumed:
+            # How much of it was saved before the restart is not known: the device's time is counted from here.
+            self.is_resumed = False
             self.saved = replace(self.saved, device_s=self.reported.device_s)
             self.saved_before = replace(self.saved_before, device_s=self.reported.device_s)
-            if self.stage is Stage.SAMPLING:  # that time was for more steps than are known
+            if self.stage is Stage.SAMPLING:  # that time was for more steps than this registry knows
                 self.learned = self.reported
 
     def keep_checkpoint(self, step: int) -> None:
@@ -118,7 +131,7 @@ class Lease:
 
     @contextmanager
     def saving(self) -> Iterator[Usage]:
-        """Give what was used since it was last saved, for the row; a write that fails leaves it to the next one."""
+        """Gives what is to be added to the row. If the write fails, the next one gets it."""
         used = self.reported - self.saved
         self.saved += used
         try:
@@ -128,7 +141,7 @@ class Lease:
             raise
 
     def learn(self) -> Usage:
-        """What its replica used since the last call, for the estimates."""
+        """What its replica used since the last call, to be added to the estimates."""
         used = self.reported - self.learned
         self.learned = self.reported
         return used
@@ -136,24 +149,27 @@ class Lease:
 
 @dataclass(slots=True)
 class LeaseTable:
-    """The leases this registry granted and has not seen end."""
+    """The leases that this registry granted and has not seen end."""
 
-    lease_s: float
+    lease_s: float  # a lease lapses when nothing is reported for so long
+    saves_per_lease: float  # how often in lease_s a renewal is written to SQL
     _by_job: dict[str, Lease] = field(default_factory=dict)
 
     def grant(self, job: Job, now: float, charge: Charge | None = None) -> Lease:
-        lease = Lease.of(job, now, self.lease_s, charge)
+        lease = Lease.from_row(job, now, self.lease_s, charge)
         self._by_job[job.id] = lease
         return lease
 
     def resume(self, job: Job, now: float, patience_s: float) -> Lease:
-        """A lease that a registry before this one granted; its worker says so within patience_s, or it lapses."""
+        """A lease that a registry before this one granted. It lapses if its worker reports nothing for patience_s."""
         lease = self.grant(job, now)
-        lease.begun = lease.stepped = lease.resumed = True
+        lease.has_begun = True
+        lease.has_stepped = True
+        lease.is_resumed = True
         lease.deadline = now + min(patience_s, self.lease_s)
         return lease
 
-    def held(self, job_id: str, token: str) -> Lease | None:
+    def find(self, job_id: str, token: str) -> Lease | None:
         lease = self._by_job.get(job_id)
         return lease if lease is not None and lease.token == token else None
 
@@ -163,16 +179,16 @@ class LeaseTable:
     def renew(self, lease: Lease, now: float) -> None:
         lease.deadline = now + self.lease_s
 
-    def extend(self, seconds: float) -> None:
-        """For a time in which no report could be heard."""
+    def extend_all(self, seconds: float) -> None:
+        """For a time in which no report could arrive."""
         for lease in self._by_job.values():
             lease.deadline += seconds
 
     def needs_saving(self, lease: Lease, now: float) -> bool:
-        """SQL is told of a renewal a few times per lease, not at every report."""
-        return now - lease.saved_at >= self.lease_s / 4
+        """Whether it is time to write a renewal to SQL: a few times per lease, not at every report."""
+        return now - lease.saved_at >= self.lease_s / self.saves_per_lease
 
-    def drop(self, lease: Lease) -> None:
+    def remove(self, lease: Lease) -> None:
         if self._by_job.get(lease.job_id) is lease:
             del self._by_job[lease.job_id]
 
@@ -190,23 +206,24 @@ class LeaseTable:
 class ForeignLeases:
     """Leases of other registries on the same database: one that is not renewed for lease_s has lapsed.
 
-    The time is this machine's own monotonic clock, from when a renewal was first seen: no wall clocks of two machines
-    are compared, and none that jumps lapses anything.
+    The time is this machine's monotonic clock, from when a renewal was first seen: the wall clocks of two machines are
+    not compared, and one that jumps lapses nothing.
     """
 
     lease_s: float
-    _seen: dict[str, tuple[float | None, float]] = field(default_factory=dict)
+    _renewals: dict[str, tuple[float | None, float]] = field(default_factory=dict)  # token: (expiry in SQL, seen at)
 
     def lapsed(self, leased: Iterable[Job], now: float) -> list[Job]:
-        """Those of `leased` jobs, read just now, that have not been renewed for lease_s."""
-        before, self._seen = self._seen, {}
+        """Those of the `leased` jobs, read just now, whose lease was not renewed for lease_s."""
+        before = self._renewals
+        self._renewals = {}
         lapsed = []
         for job in leased:
             assert job.lease is not None
             renewal, since = before.get(job.lease, (None, now))
             if renewal != job.lease_expires_at:
                 since = now
-            self._seen[job.lease] = (job.lease_expires_at, since)
+            self._renewals[job.lease] = (job.lease_expires_at, since)
             if now - since >= self.lease_s:
                 lapsed.append(job)
         return lapsed
@@ -235,4 +252,4 @@ def _opens_soon(lease: Lease) -> bool:
 
 
 def _may_be_parked(lease: Lease, max_parks: int) -> bool:
-    return lease.begun and lease.job.tier is not Tier.INTERACTIVE and lease.job.parks < max_parks
+    return lease.has_begun and lease.job.tier is not Tier.INTERACTIVE and lease.job.parks < max_parks

@@ -1,4 +1,4 @@
-"""Sends a task to a replica of its stage by Ray's load-aware choice."""
+"""The replicas: which ones are there, how a task gets to one of a stage, and directives on their way to them."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import ReplicaUnavailableError
 
+from deployments.background import wait_for
 from deployments.messages import Directive, ReplicaInfo, Stage, StageTask
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 
@@ -31,7 +32,9 @@ def deployment_handle(stage: Stage) -> Any:
 
 
 class StageRouter:
-    """Holds one deployment handle a stage; a handle stays good across redeploys.
+    """Sends a task to a replica of its stage by Ray's load-aware choice.
+
+    It holds one deployment handle a stage; a handle stays good across redeploys.
 
     Args:
         handle_of: gives the handle of a stage; asked once for each.
@@ -44,7 +47,7 @@ class StageRouter:
         """Run the task on a replica and return when its call has ended.
 
         Args:
-            chosen: told the replica's id before the task is sent.
+            chosen: called with the replica's id before the task is sent.
 
         Raises:
             NoReplicaError: none took the task within a few seconds, or the one that was chosen has its slot no more, or
@@ -77,36 +80,37 @@ class ReplicaTable:
     """The replicas that announced themselves within the last `forget_s` seconds."""
 
     forget_s: float
-    _seen: dict[str, tuple[ReplicaInfo, float]] = field(default_factory=dict)
+    _announced: dict[str, tuple[ReplicaInfo, float]] = field(default_factory=dict)  # with the moment, by name
 
     def announce(self, info: ReplicaInfo, now: float) -> bool:
-        """True if this replica was not known, or has other slots than before."""
-        before = self._seen.get(info.replica)
-        self._seen[info.replica] = (info, now)
+        """True if this replica is new here, or has other slots than before."""
+        before = self._announced.get(info.replica)
+        self._announced[info.replica] = (info, now)
         return before is None or before[0].slots != info.slots
 
     def forget(self, replica: str) -> None:
-        self._seen.pop(replica, None)
+        self._announced.pop(replica, None)
 
     def alive(self, stage: Stage, now: float) -> list[ReplicaInfo]:
-        return [i for i, at in self._seen.values() if i.stage is stage and now - at < self.forget_s]
+        return [info for info, at in self._announced.values() if info.stage is stage and now - at < self.forget_s]
 
     def slots(self, stage: Stage, now: float) -> int:
         return sum(info.slots for info in self.alive(stage, now))
 
     def prune(self, now: float) -> None:
-        self._seen = {k: v for k, v in self._seen.items() if now - v[1] < self.forget_s}
+        """Forget those that are silent."""
+        self._announced = {name: entry for name, entry in self._announced.items() if now - entry[1] < self.forget_s}
 
     def names(self) -> set[str]:
-        return set(self._seen)
+        return set(self._announced)
 
 
 @dataclass(slots=True)
 class Mailbox:
-    """Directives on their way to the replicas, which hold a call open for them."""
+    """Directives on their way to the replicas, each of which holds a call open for them."""
 
-    _mail: dict[str, dict[str, Directive]] = field(default_factory=dict)
-    _bells: dict[str, asyncio.Event] = field(default_factory=dict)
+    _mail: dict[str, dict[str, Directive]] = field(default_factory=dict)  # by replica, then by lease
+    _bells: dict[str, asyncio.Event] = field(default_factory=dict)  # of the calls that are held open, by replica
 
     def post(self, replica: str, lease: str, directive: Directive) -> None:
         self._mail.setdefault(replica, {})[lease] = directive
@@ -114,18 +118,14 @@ class Mailbox:
             self._bells[replica].set()
 
     def keep_only(self, replicas: set[str]) -> None:
-        """Nobody will ask for the mail of others."""
+        """Throw the mail of all others away: nobody will collect it."""
         self._mail = {replica: mail for replica, mail in self._mail.items() if replica in replicas}
 
     async def collect(self, replica: str, wait_s: float) -> dict[str, Directive]:
-        """What is there for the replica, or comes within wait_s seconds; by lease."""
+        """The directives for the replica that are there, or that come within wait_s seconds; by lease."""
         bell = self._bells[replica] = asyncio.Event()
         if replica not in self._mail and wait_s > 0:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await bell.wait()
-            except TimeoutError:
-                pass
-        if self._bells.get(replica) is bell:
+            await wait_for(bell, wait_s)
+        if self._bells.get(replica) is bell:  # a newer call of the replica may have put its own there
             del self._bells[replica]
         return self._mail.pop(replica, {})

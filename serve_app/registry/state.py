@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from deployments.messages import Directive, Stage
@@ -10,15 +11,25 @@ from serve_app.access.tenants import NO_TENANTS, AccessTable
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database.connection import Database
 from serve_app.feed.publisher import FeedPublisher
+from serve_app.feed.read_leases import Presence, ReadLeases
 from serve_app.jobs import Job
 from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
+from serve_app.registry.timing import RegistryTiming
 from serve_app.scheduling.estimates import CostModel
-from serve_app.scheduling.waiting_jobs import WaitingJobs
+from serve_app.scheduling.waiting_jobs import WaitingJobs, WaitingJobsSnapshot
 
 log = logging.getLogger("ray.serve")
 
-FORGET_REPLICA_S = 10.0
+
+@dataclass(frozen=True, slots=True)
+class StateSnapshot:
+    """What a registry has in memory at a moment."""
+
+    leases: Mapping[str, str]  # the token, by job id
+    waiting: WaitingJobsSnapshot
+    access: AccessTable
+    presence: Presence
 
 
 @dataclass
@@ -29,72 +40,100 @@ class RegistryState:
     settings: JobSettings
     scheduling: SchedulingSettings
     owner: str  # name of this cluster in the leases, the same after a restart of the actor
+    alone: bool = True  # no other registry can be on this database
+    restarted: bool = False  # a registry of this owner ran before, and its followers may still have read leases
+    timing: RegistryTiming = RegistryTiming()
+    unix_time: Callable[[], float] = time.time  # the wall clock, which may jump
     costs: CostModel = field(default_factory=CostModel)
-    replicas: ReplicaTable = field(default_factory=lambda: ReplicaTable(FORGET_REPLICA_S))
     mailbox: Mailbox = field(default_factory=Mailbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # set when there may be something to hand out
     access: AccessTable = NO_TENANTS  # tenants and keys as last read
-    on_end: Callable[[], None] = lambda: None  # called when a job has ended that somebody wants to be told of
+    on_job_end: Callable[[], None] = lambda: None  # called when a job with a webhook has ended
+    replicas: ReplicaTable = field(init=False)
     leases: LeaseTable = field(init=False)
     waiting: WaitingJobs = field(init=False)
     feed: FeedPublisher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.leases = LeaseTable(self.settings.lease_s)
-        self.waiting = WaitingJobs(self.settings, self.weight, self.scheduling.promote_after_s, self.costs)
-        self.feed = FeedPublisher(self.as_of_now)
+        timing = self.timing
+        self.replicas = ReplicaTable(timing.forget_replica_s)
+        self.leases = LeaseTable(self.settings.lease_s, timing.saves_per_lease)
+        self.waiting = WaitingJobs(
+            self.settings,
+            self.weight,
+            self.scheduling.promote_after_s,
+            self.costs,
+            outage_pause_s=timing.outage_pause_s,
+            unix_time=self.unix_time,
+        )
+        read_leases = ReadLeases(
+            timing.feed, timing.presence, alone=self.alone, restarted=self.restarted, now=time.monotonic()
+        )
+        self.feed = FeedPublisher(self.as_of_now, read_leases, timing.feed)
+
+    def snapshot(self) -> StateSnapshot:
+        """For tests and for people: what is in memory now."""
+        return StateSnapshot(
+            leases={lease.job_id: lease.token for lease in self.leases.all()},
+            waiting=self.waiting.snapshot(),
+            access=self.access,
+            presence=self.feed.leases.presence,
+        )
 
     def weight(self, tenant: str) -> float:
-        """Its share in GPU-seconds: that of its account, or what the settings say."""
+        """The tenant's share in GPU-seconds: that of its account, or what the settings say."""
         account = self.access.tenants.get(tenant)
-        known = None if account is None else account.weight
-        return self.scheduling.weight(tenant) if known is None else known
+        if account is None or account.weight is None:
+            return self.scheduling.weight(tenant)
+        return account.weight
 
     def as_of_now(self, job: Job) -> Job:
-        """The job with what its replica has told since its last move."""
+        """The job with what its replica has reported since its last move."""
         lease = self.leases.of_job(job.id)
-        return job if lease is None or lease.token != job.lease else lease.job_now
+        return job if lease is None or lease.token != job.lease else lease.current_job
 
-    def follow(self, job: Job | None, pause_s: float | None = 0.0) -> None:
-        """Take note of what a write made of a job; None if the write found its lease gone.
+    def update_job(self, job: Job | None, pause_s: float | None = 0.0) -> None:
+        """Take over what a write made of a job: into the queues, the feed, the dispatcher and the webhooks.
 
         Args:
+            job: as the write left it; None if the write found its lease gone, and changed nothing.
             pause_s: until it may be claimed again; None for a job that was read and not just written.
         """
-        if job is not None:
-            self.waiting.follow(job, pause_s)
-            self.feed.publish(job)
-            self.wake.set()
-            if job.final and job.webhook_url is not None:
-                self.on_end()
+        if job is None:
+            return
+        self.waiting.update(job, pause_s)
+        self.feed.publish(job)
+        self.wake.set()
+        if job.final and job.webhook_url is not None:
+            self.on_job_end()
 
-    def follow_end(self, lease: Lease, job: Job | None, pause_s: float = 0.0) -> None:
-        """Take note of what the end of a lease made of its job; see `follow`."""
-        self.learn(lease)
+    def end_lease_with(self, lease: Lease, job: Job | None, pause_s: float = 0.0) -> None:
+        """The lease is over, and its last write made this of the job; the arguments as in `update_job`."""
+        self.learn_costs(lease)
         self.end_lease(lease)
-        self.follow(job, pause_s)
+        self.update_job(job, pause_s)
 
     def end_lease(self, lease: Lease) -> None:
         """The lease is over: what its tenant was booked becomes what was used."""
-        if self.leases.held(lease.job_id, lease.token) is not lease:
+        if self.leases.find(lease.job_id, lease.token) is not lease:
             return
-        self.leases.drop(lease)
+        self.leases.remove(lease)
         if lease.charge is not None:
             self.waiting.settle(lease.stage, lease.charge, lease.reported.device_s)
         self.wake.set()
 
-    def tell(self, lease: Lease, directive: Directive) -> None:
+    def send_directive(self, lease: Lease, directive: Directive) -> None:
         """Reaches the replica at once if it is known, else with the answer to its next report."""
         lease.directive = directive
         if lease.replica is not None:
             self.mailbox.post(lease.replica, lease.token, directive)
 
-    def learn(self, lease: Lease) -> None:
-        """Take what its replica used since the last time into the estimates; encoding and decoding only as a whole."""
+    def learn_costs(self, lease: Lease) -> None:
+        """Take what the replica used since the last time into the estimates; encoding and decoding only as a whole."""
         used = lease.learn()
         self.costs.observe(lease.stage, lease.job.spec, used.steps, used.device_s)
 
-    def learn_from(self, job: Job) -> None:
+    def learn_costs_of_job(self, job: Job) -> None:
         """Take what a completed job cost, if one replica a stage did it from beginning to end."""
         if job.attempt > 1 or job.parks:
             return

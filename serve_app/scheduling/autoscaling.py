@@ -20,7 +20,8 @@ class DemandPolicy:
     """Called by the Serve controller about ten times a second; it never blocks and never raises.
 
     Args:
-        registry, namespace: name of the registry actor.
+        registry: name of the registry actor.
+        namespace: Ray's namespace that the actor is in.
         stage: the stage whose demand counts.
         slots: jobs that one replica works on at once.
     """
@@ -30,27 +31,27 @@ class DemandPolicy:
         self._namespace = namespace
         self._stage = stage
         self._slots = slots
-        self._answer: Any = None
+        self._pending: Any = None  # the reference to the registry's next answer
         self._asked_at = 0.0
-        self._wanted: int | None = None
+        self._replicas_wanted: int | None = None  # by the last answer
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         try:
-            self._follow_registry()
+            self._poll_registry()
         except Exception as error:  # an exception here would wedge the status of every application
             log.warning(f"demand of {self._stage} is unknown, replicas stay as they are: {error!r}")
-            self._answer = None
-        wanted = context.target_num_replicas if self._wanted is None else self._wanted
+            self._pending = None
+        wanted = context.target_num_replicas if self._replicas_wanted is None else self._replicas_wanted
         return wanted, {}
 
-    def _follow_registry(self) -> None:
-        if self._answer is None:
+    def _poll_registry(self) -> None:
+        if self._pending is None:
             if time.monotonic() - self._asked_at < ASK_EVERY_S:
                 return
             self._asked_at = time.monotonic()
             actor = ray.get_actor(self._registry, namespace=self._namespace)
-            self._answer = actor.demand.remote()
-        ready, _ = ray.wait([self._answer], timeout=0)
+            self._pending = actor.demand.remote()
+        ready, _ = ray.wait([self._pending], timeout=0)
         if ready:
-            answer, self._answer = self._answer, None
-            self._wanted = math.ceil(ray.get(answer)[self._stage] / self._slots)
+            answer, self._pending = self._pending, None
+            self._replicas_wanted = math.ceil(ray.get(answer)[self._stage] / self._slots)

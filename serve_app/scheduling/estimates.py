@@ -19,8 +19,8 @@ from math import inf
 from deployments.clip import cfg_rows
 from deployments.messages import Stage, VideoSpec
 
-# What an observation still counts after one more: about the last ten make up the rate.
-_KEPT = 0.9
+# The weight of an observation falls to this with each further one: about the last ten make up the rate.
+_FADING = 0.9
 
 # Computed for one H100 at 848x480, 163 frames (44,520 tokens), uncompiled: 64 steps with guidance 587 s, decoding 8 s.
 _NOMINAL = {Stage.ENCODING: 0.1, Stage.SAMPLING: 1e-4, Stage.DECODING: 2e-4}
@@ -30,14 +30,14 @@ _Size = tuple[Stage, int, int]
 
 @dataclass(slots=True)
 class _Rate:
-    """Seconds per unit of work, as the quotient of two sums that fade, so that a long span counts more."""
+    """Seconds per unit of work: the quotient of two sums that fade, so that a long span counts more."""
 
     seconds: float = 0.0
     units: float = 0.0
 
     def observe(self, seconds: float, units: float) -> None:
-        self.seconds = self.seconds * _KEPT + seconds
-        self.units = self.units * _KEPT + units
+        self.seconds = self.seconds * _FADING + seconds
+        self.units = self.units * _FADING + units
 
     @property
     def value(self) -> float:
@@ -45,11 +45,11 @@ class _Rate:
 
 
 class CostModel:
-    """Estimates for all stages. It holds one rate for each size that was measured, and one for each stage."""
+    """Estimates for all stages: one rate for each size that was measured, and one for each stage over all sizes."""
 
     def __init__(self) -> None:
-        self._sizes: dict[_Size, _Rate] = {}
-        self._stages: dict[Stage, _Rate] = {}
+        self._rate_of_size: dict[_Size, _Rate] = {}
+        self._rate_of_stage: dict[Stage, _Rate] = {}
 
     def observe(self, stage: Stage, spec: VideoSpec, steps: int, device_s: float) -> None:
         """Learn from a span of work.
@@ -63,8 +63,8 @@ class CostModel:
         units = _units(stage, spec, steps)
         if units <= 0 or not 0 < device_s < inf:
             return
-        self._sizes.setdefault(_size(stage, spec), _Rate()).observe(device_s, units)
-        self._stages.setdefault(stage, _Rate()).observe(device_s, units)
+        self._rate_of_size.setdefault(_size(stage, spec), _Rate()).observe(device_s, units)
+        self._rate_of_stage.setdefault(stage, _Rate()).observe(device_s, units)
 
     def estimate(self, stage: Stage, spec: VideoSpec, steps_left: int) -> float:
         """GPU-seconds that the stage still takes, > 0.
@@ -76,20 +76,23 @@ class CostModel:
         """
         return self._rate(stage, spec) * _units(stage, spec, max(1, steps_left))
 
-    def measured(self, stage: Stage) -> bool:
+    def is_measured(self, stage: Stage) -> bool:
         """Whether estimates of the stage rest on a measurement."""
-        return stage in self._stages
+        return stage in self._rate_of_stage
 
     def _rate(self, stage: Stage, spec: VideoSpec) -> float:
-        rate = self._sizes.get(_size(stage, spec)) or self._stages.get(stage)
+        rate = self._rate_of_size.get(_size(stage, spec)) or self._rate_of_stage.get(stage)
         return rate.value if rate is not None else _NOMINAL[stage]
 
 
 def _units(stage: Stage, spec: VideoSpec, steps: int) -> int:
     tokens = spec.clip.tokens
-    return {Stage.ENCODING: 1, Stage.SAMPLING: steps * cfg_rows(spec.guidance_scale) * tokens, Stage.DECODING: tokens}[
-        stage
-    ]
+    units = {
+        Stage.ENCODING: 1,
+        Stage.SAMPLING: steps * cfg_rows(spec.guidance_scale) * tokens,
+        Stage.DECODING: tokens,
+    }
+    return units[stage]
 
 
 def _size(stage: Stage, spec: VideoSpec) -> _Size:
@@ -100,44 +103,39 @@ def _size(stage: Stage, spec: VideoSpec) -> _Size:
 
 @dataclass(frozen=True, slots=True)
 class QueuedWork:
-    """A waiting job. wall_s: seconds that it will hold a slot. tail_s: seconds from there to its end (later stages)."""
+    """The work of a waiting job, in seconds of wall time."""
 
     job_id: str
-    wall_s: float
-    tail_s: float
+    wall_s: float  # it will hold a slot of its stage for so long
+    tail_s: float  # the later stages take so long
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds from now until a job gets a slot of its stage, and until the whole job is done."""
+    """When a job is likely to start and to end, in seconds from now."""
 
-    starts_in_s: float
-    finishes_in_s: float
+    starts_in_s: float  # it gets a slot of its stage
+    finishes_in_s: float  # the whole job is done
 
 
 def forecast(waiting: Sequence[QueuedWork], running: Sequence[float], slots: int) -> dict[str, Forecast]:
-    """What to expect for each waiting job, by id.
+    """The forecast of each waiting job, by id.
 
     Args:
         waiting: in the order in which they will be served.
         running: seconds left of each held slot; one that is overdue (below 0) is taken to end now.
-        slots: open and held ones together. Without any nothing can be forecast and the result is empty.
+        slots: open and held ones together. Without any nothing can be forecast, and the result is empty.
     """
-    free_in_s = _free_in_s(running, slots)
-    expected = {}
-    for job in waiting if free_in_s else ():
+    if slots <= 0:
+        return {}
+    # Where more slots are held than there are (a replica leaves), the first ones that end are not used again.
+    held = sorted(max(0.0, left) for left in running)[-slots:]
+    free_in_s = [0.0] * (slots - len(held)) + held  # a heap: seconds until each slot is free
+    heapify(free_in_s)
+    forecasts = {}
+    for job in waiting:
         start = free_in_s[0]
         end = start + job.wall_s
         heapreplace(free_in_s, end)
-        expected[job.job_id] = Forecast(start, end + job.tail_s)
-    return expected
-
-
-def _free_in_s(running: Sequence[float], slots: int) -> list[float]:
-    """Heap of the seconds until each slot is free. Where more are held than there are, the first to end are gone."""
-    if slots <= 0:
-        return []
-    held = sorted(max(0.0, left) for left in running)[-slots:]
-    free = [0.0] * (slots - len(held)) + held
-    heapify(free)
-    return free
+        forecasts[job.job_id] = Forecast(start, end + job.tail_s)
+    return forecasts

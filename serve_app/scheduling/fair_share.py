@@ -7,8 +7,9 @@ GPU-seconds divided by a weight:
   A tag that is behind V is forgotten, and all are when a tier has no job that waits or runs.
 - Its oldest job has the finish tag F = s + cost / weight. The lowest F is served; then s = F of the tenant and V = F.
 - `settle` moves s by (measured - booked) / weight.
-- A job that has waited one more span in the highest tier is overdue: from then on its claim a = CLAIM_GROWTH x seconds
-  is taken off its F when it is compared (and V = F - a). Its tenant borrows a and pays it back with its next jobs.
+- A job that has waited one more span in the highest tier is overdue: from then on its credit a = CREDIT_GROWTH x
+  seconds is taken off its F when it is compared (and V = F - a). Its tenant borrows a and pays it back with its next
+  jobs.
 
 What follows, and tests/unit/scheduling/test_fair_queue.py holds. W: GPU-seconds served to a tenant in a tier, w: its
 weight, c: its costliest job. W / w grows as s does, so differences of s are differences of shares.
@@ -20,11 +21,11 @@ weight, c: its costliest job. W / w grows as s does, so differences of s are dif
 - With `settle`: let O and U be the most by which the jobs of a tenant that run at the same time are over- and
   under-estimated, each in sum. Then V - (c+O)/w <= s <= V + U/w, and in any interval the difference is at most
   (c_i+O_i+U_i)/w_i + (c_j+O_j+U_j)/w_j, with jobs counted as booked until they are settled.
-- With overdue jobs s <= V + a: to each bound the largest claim of the one ahead is added, and nothing else.
+- With overdue jobs s <= V + a: to each bound the largest credit of the one ahead is added, and nothing else.
 - No starvation. Let x be overdue from o, C the cost over weight of x and of the jobs before it of its tenant, A the
   tenant's loan at o. F >= V holds for all that wait, so a job that comes after o has F > V(o), while x has
-  F <= V(o) + A + C. Claims grow alike, so nothing that comes after o + (A + C) / CLAIM_GROWTH goes before x, whatever
-  its tier, tenant or weight: x is served at the latest when all that came before that moment has been.
+  F <= V(o) + A + C. Credits grow alike, so nothing that comes after o + (A + C) / CREDIT_GROWTH goes before x,
+  whatever its tier, tenant or weight: x is served at the latest when all that came before that moment has been.
 """
 
 from bisect import bisect_left, insort
@@ -35,73 +36,78 @@ from serve_app.jobs import Tier
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job that waits for the stage.
-
-    order: FIFO inside its tenant, (created_at, id). since: its claim grows from here, monotonic seconds. not_before: a
-    pause between attempts ends here, monotonic seconds; until then it is passed over and does not block its tenant.
-    cost_s: estimated GPU-seconds that it still needs in this stage, > 0. suspect: replicas died with it.
-    """
+class QueueEntry:
+    """A job that waits for the stage. All moments are monotonic seconds."""
 
     job_id: str
     tenant: str
     tier: Tier
-    order: tuple[float, str]
-    since: float
-    not_before: float
-    cost_s: float
-    suspect: bool = False
+    order: tuple[float, str]  # first in, first out inside its tenant: (created_at, id)
+    since: float  # it waits from here on: after so many spans it rises a tier, then its credit grows
+    not_before: float  # the pause between attempts ends here; until then it is passed over and blocks nobody
+    cost_s: float  # estimated GPU-seconds that it still needs in this stage, > 0
+    suspect: bool = False  # replicas died with it
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What `take` booked on a tenant, in GPU-seconds; to be settled once. tier: the one it was served in."""
+    """What `take` booked on a tenant; to be settled once."""
 
     tenant: str
-    tier: Tier
-    cost_s: float
+    tier: Tier  # the one that the job was served in
+    cost_s: float  # GPU-seconds
 
 
-Item = tuple[tuple[float, str], str, Waiting]  # sorts by age; no two are equal in the first two
+Item = tuple[tuple[float, str], str, QueueEntry]  # sorts by age; no two are equal in the first two
 
 
-def sort_item(job: Waiting) -> Item:
-    return (job.order, job.job_id, job)
+def sort_item(entry: QueueEntry) -> Item:
+    return (entry.order, entry.job_id, entry)
 
 
 @dataclass(slots=True)
 class _Flow:
-    """The backlog of a tenant in a tier, each list oldest first. unsettled: charges not yet settled."""
+    """The backlog of one tenant in one tier."""
 
-    start: float
-    unsettled: int = 0
-    plain: list[Item] = field(default_factory=list)
-    suspects: list[Item] = field(default_factory=list)
+    start: float  # the start tag s of the module's text
+    unsettled: int = 0  # charges that are not settled yet
+    plain: list[Item] = field(default_factory=list)  # oldest first
+    suspects: list[Item] = field(default_factory=list)  # oldest first
 
     @property
     def backlogged(self) -> bool:
         return bool(self.plain or self.suspects)
 
-    def add(self, job: Waiting) -> None:
-        insort(self.suspects if job.suspect else self.plain, sort_item(job))
+    def add(self, entry: QueueEntry) -> None:
+        insort(self.suspects if entry.suspect else self.plain, sort_item(entry))
 
-    def discard(self, job: Waiting) -> None:
-        items: list[Item] = self.suspects if job.suspect else self.plain
-        del items[bisect_left(items, (job.order, job.job_id), key=lambda item: item[:2])]
+    def discard(self, entry: QueueEntry) -> None:
+        items: list[Item] = self.suspects if entry.suspect else self.plain
+        del items[bisect_left(items, (entry.order, entry.job_id), key=lambda item: item[:2])]
 
-    def head(self, suspects: bool) -> Item | None:
-        """The oldest that may be served."""
-        heads = self.plain[:1] + (self.suspects[:1] if suspects else [])
+    def head(self, with_suspects: bool) -> Item | None:
+        """The oldest job that may be served."""
+        heads = self.plain[:1] + (self.suspects[:1] if with_suspects else [])
         return min(heads) if heads else None
 
 
-class Share:
-    """One tier: its tenants and its clock, the V of the module's text."""
+class TierShares:
+    """The tenants of one tier, and the tier's clock: the V of the module's text."""
 
     def __init__(self, weight: Callable[[str], float]) -> None:
         self._weight = weight
         self.clock = 0.0
         self.flows: dict[str, _Flow] = {}
+
+    @property
+    def backlog(self) -> int:
+        """Jobs that wait, of all tenants."""
+        return sum(len(flow.plain) + len(flow.suspects) for flow in self.flows.values())
+
+    @property
+    def unsettled(self) -> int:
+        """Charges that are not settled yet, of all tenants."""
+        return sum(flow.unsettled for flow in self.flows.values())
 
     def start(self, tenant: str) -> float:
         """Start tag of the tenant's oldest job, or of one that came now."""
@@ -110,44 +116,53 @@ class Share:
             return self.clock
         return flow.start if flow.backlogged else max(self.clock, flow.start)
 
-    def finish(self, start: float, job: Waiting) -> float:
-        return start + job.cost_s / self._weight(job.tenant)
+    def finish(self, start: float, entry: QueueEntry) -> float:
+        return start + entry.cost_s / self._weight(entry.tenant)
 
-    def join(self, job: Waiting) -> None:
-        flow = self.flows.setdefault(job.tenant, _Flow(self.clock))
-        flow.start = self.start(job.tenant)
-        flow.add(job)
+    def join(self, entry: QueueEntry) -> None:
+        flow = self.flows.setdefault(entry.tenant, _Flow(self.clock))
+        flow.start = self.start(entry.tenant)
+        flow.add(entry)
 
-    def leave(self, job: Waiting) -> None:
-        self.flows[job.tenant].discard(job)
-        self._forget([job.tenant])
+    def leave(self, entry: QueueEntry) -> None:
+        self.flows[entry.tenant].discard(entry)
+        self._forget_old_tags([entry.tenant])
 
-    def swap(self, old: Waiting, new: Waiting) -> None:
-        """The tenant keeps its start tag, also if it has no other job."""
+    def swap(self, old: QueueEntry, new: QueueEntry) -> None:
+        """Put `new` in the place of `old`. The tenant keeps its start tag, also if it has no other job."""
         self.flows[old.tenant].discard(old)
         self.flows[old.tenant].add(new)
 
-    def serve(self, claim: Callable[[Waiting], float], suspects: bool) -> Waiting | None:
-        """Take out the job with the lowest finish tag less its claim."""
-        heads = [(flow, head) for flow in self.flows.values() if (head := flow.head(suspects))]
+    def serve(self, credit: Callable[[QueueEntry], float], with_suspects: bool) -> QueueEntry | None:
+        """Take out the job with the lowest finish tag less its credit, and book its cost on its tenant.
+
+        Args:
+            credit: what is taken off the tag of an overdue job.
+            with_suspects: whether a suspect may be served.
+        """
+        heads = [(flow, head) for flow in self.flows.values() if (head := flow.head(with_suspects))]
         if not heads:
             return None
-        tag, (_, _, job) = min((self.finish(flow.start, head[2]) - claim(head[2]), head) for flow, head in heads)
+        tag, (_, _, entry) = min((self.finish(flow.start, head[2]) - credit(head[2]), head) for flow, head in heads)
+        # A credit may put the tag behind the clock. The clock never goes back: a tenant that joins would begin ahead
+        # of those that have waited.
         self.clock = max(self.clock, tag)
-        self._book(job)
-        if not suspects:
-            self._hold_suspects()
-        self._forget(list(self.flows))
-        return job
-
-    def _book(self, job: Waiting) -> None:
-        flow = self.flows[job.tenant]
-        flow.discard(job)
-        flow.start = self.finish(flow.start, job)
+        flow = self.flows[entry.tenant]
+        flow.discard(entry)
+        # The whole cost, whatever the credit was: so the tenant pays back with its next jobs what it borrowed.
+        flow.start = self.finish(flow.start, entry)
         flow.unsettled += 1
+        if not with_suspects:
+            self._hold_passed_over()
+        self._forget_old_tags(list(self.flows))
+        return entry
 
-    def _hold_suspects(self) -> None:
-        """Whoever waits with nothing but suspects keeps its turn, and saves nothing up beyond it."""
+    def _hold_passed_over(self) -> None:
+        """A tenant that waits with nothing but suspects keeps its turn, and saves nothing up beyond it.
+
+        It was passed over while the clock went on. Its finish tag goes with the clock: it is the next one when suspects
+        may be served again, but not also with the jobs that it would have had served meanwhile.
+        """
         for flow in self.flows.values():
             if flow.suspects and not flow.plain:
                 flow.start += max(0.0, self.clock - self.finish(flow.start, flow.suspects[0][2]))
@@ -160,13 +175,13 @@ class Share:
             )
         flow.start += (used_s - charge.cost_s) / self._weight(charge.tenant)
         flow.unsettled -= 1
-        self._forget(list(self.flows))
+        self._forget_old_tags(list(self.flows))
         if not any(other.backlogged or other.unsettled for other in self.flows.values()):
             self.flows.clear()
             self.clock = 0.0
 
-    def _forget(self, tenants: Iterable[str]) -> None:
-        """Drop the tags that are behind the clock: they say no more than a new one would."""
+    def _forget_old_tags(self, tenants: Iterable[str]) -> None:
+        """Forget tags that are behind the clock: a new one would say the same."""
         for tenant in tenants:
             flow = self.flows[tenant]
             if not flow.backlogged and not flow.unsettled and flow.start <= self.clock:

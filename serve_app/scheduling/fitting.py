@@ -12,9 +12,9 @@ from deployments.settings import ModelSettings
 
 def memory_limit(samplers: Iterable[ReplicaInfo]) -> int | None:
     """Tokens of the largest sample that one of these replicas holds; None if there is none or one does not say."""
-    told = [info.max_tokens for info in samplers]
-    known = [tokens for tokens in told if tokens is not None]
-    return max(known) if known and len(known) == len(told) else None
+    limits = [info.max_tokens for info in samplers]
+    announced = [tokens for tokens in limits if tokens is not None]
+    return max(announced) if announced and len(announced) == len(limits) else None
 
 
 def largest_fitting(model: ModelSettings, max_tokens: int, width: int, height: int, num_frames: int) -> list[ClipShape]:
@@ -42,7 +42,7 @@ def largest_fitting(model: ModelSettings, max_tokens: int, width: int, height: i
 
 
 def advice(model: ModelSettings, max_tokens: int, spec: VideoSpec) -> str:
-    """A sentence that tells what to ask for instead of `spec`."""
+    """A sentence for people: what to ask for instead of `spec`."""
     asked = ClipShape(spec.width, spec.height, spec.num_frames)
     fitting = largest_fitting(model, max_tokens, spec.width, spec.height, spec.num_frames)
     if not fitting:

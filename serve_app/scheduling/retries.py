@@ -14,7 +14,7 @@ from serve_app.jobs import Job, JobError, retry_pause
 
 MAX_DEATHS = 2
 OUTAGE_PAUSE_S = 2.0
-# Not the job's fault and not the replica's: no attempt is counted, however long it lasts.
+# Neither the job's fault nor the replica's: no attempt is counted, however long it lasts.
 OUTAGES = frozenset({"storage_unavailable", "replica_unhealthy"})
 REPLICA_DIED = "replica_died"
 DEADLY = frozenset({REPLICA_DIED, "out_of_memory"})
@@ -22,31 +22,42 @@ DEADLY = frozenset({REPLICA_DIED, "out_of_memory"})
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Another attempt of the same stage, after a pause. deaths, died_at: as in Job."""
+    """Another attempt at the same stage."""
 
-    attempt: int
-    pause_s: float
-    deaths: int
-    died_at: float | None
+    attempt: int  # its number
+    pause_s: float  # it begins after this pause
+    deaths: int  # as in Job
+    died_at: float | None  # as in Job
 
 
-def after_failure(job: Job, event: Failed, progress: float, settings: JobSettings, jitter: float) -> Retry | JobError:
+def after_failure(
+    job: Job,
+    event: Failed,
+    *,
+    progress: float,
+    settings: JobSettings,
+    jitter: float,
+    outage_pause_s: float = OUTAGE_PAUSE_S,
+) -> Retry | JobError:
     """Decide what follows.
 
     Args:
         job: as it was when its attempt began or later.
+        event: how the attempt ended.
         progress: how far it was, 0 to 1.
+        settings: how often an attempt is made, and the pauses between them.
         jitter: 0 to 1, drawn; takes up to half of the pause, so that what failed together does not return together.
+        outage_pause_s: the pause after an outage, for which no attempt is counted.
     """
     if not event.transient:
         return JobError(event.code, event.message)
     if event.code in OUTAGES:
-        return Retry(job.attempt, OUTAGE_PAUSE_S, job.deaths, job.died_at)
+        return Retry(job.attempt, outage_pause_s, job.deaths, job.died_at)
     deaths, died_at = job.deaths, job.died_at
     if event.code in DEADLY:
         deaths, died_at = (job.deaths + 1 if job.suspect_at(progress) else 1), progress
     if deaths >= MAX_DEATHS and event.code in DEADLY:
-        return _convicted(job, event, progress)
+        return _deadly_job_error(job, event, progress)
     if job.attempt >= settings.max_attempts:
         return JobError(event.code, f"{event.message} (attempt {job.attempt} of {job.attempt}, the last one)")
     attempt = job.attempt + 1
@@ -54,8 +65,9 @@ def after_failure(job: Job, event: Failed, progress: float, settings: JobSetting
     return Retry(attempt, pause * (1 - jitter / 2), deaths, died_at)
 
 
-def _convicted(job: Job, event: Failed, progress: float) -> JobError:
+def _deadly_job_error(job: Job, event: Failed, progress: float) -> JobError:
     advice = "Ask for a smaller size or fewer frames; the log of the replica tells more."
     what = "ran out of memory" if event.code == "out_of_memory" else "died"
-    told = f"{MAX_DEATHS} replicas {what} at the same place of this job's work ({job.stage}, {progress:.0%} done)"
-    return JobError(event.code, f"{told}; it is not given to another one. {advice} Last: {event.message}")
+    where = f"at the same place of this job's work ({job.stage}, {progress:.0%} done)"
+    message = f"{MAX_DEATHS} replicas {what} {where}; it is not given to another one. {advice} Last: {event.message}"
+    return JobError(event.code, message)

@@ -1,159 +1,211 @@
 """The waiting jobs, mirrored from SQL: a fair queue for each stage, and the bounds on how many may wait.
 
-The mirror follows what this registry does and is compared with SQL every few seconds, because another registry may
-work on the same database. A claim is decided by SQL: a job that waits here and not there is simply not claimed.
+The mirror is updated by what this registry writes, and compared with SQL every few seconds, because another registry
+may work on the same database. A claim is decided by SQL: a job that waits here and not there is simply not claimed.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from deployments.messages import Stage
 from serve_app.config import JobSettings
 from serve_app.errors import QueueFullError
 from serve_app.jobs import Job, JobState, Tier, retry_pause
 from serve_app.scheduling.estimates import CostModel
-from serve_app.scheduling.fair_queue import FairQueue
-from serve_app.scheduling.fair_share import Charge, Waiting
+from serve_app.scheduling.fair_queue import FairQueue, FairQueueSnapshot
+from serve_app.scheduling.fair_share import Charge, QueueEntry
 from serve_app.scheduling.retries import OUTAGE_PAUSE_S
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingJobsSnapshot:
+    """What waits at a moment."""
+
+    job_ids: frozenset[str]
+    queues: Mapping[Stage, FairQueueSnapshot]
+    reserved: Mapping[str, int]  # jobs that are being written, by tenant
+    in_claim: frozenset[str]  # jobs whose claim SQL has not answered yet
+
+
 class WaitingJobs:
-    """All jobs in the state `queued`, each in the queue of its stage."""
+    """All jobs in the state `queued`, each in the queue of its stage.
+
+    Args:
+        settings: how many jobs may wait, and the pauses between attempts.
+        weight: a tenant's share of the GPU-seconds, > 0.
+        promote_after_s: a job that has waited this long goes with the tier above.
+        costs: what a job is estimated to cost.
+        outage_pause_s: the longest pause after an outage.
+        unix_time: the wall clock.
+    """
 
     def __init__(
-        self, jobs: JobSettings, weight: Callable[[str], float], promote_after_s: float, costs: CostModel
+        self,
+        settings: JobSettings,
+        weight: Callable[[str], float],
+        promote_after_s: float,
+        costs: CostModel,
+        outage_pause_s: float = OUTAGE_PAUSE_S,
+        unix_time: Callable[[], float] = time.time,
     ) -> None:
-        self._settings = jobs
+        self._settings = settings
         self._costs = costs
+        self._outage_pause_s = outage_pause_s
+        self._unix_time = unix_time
         self._queues = {stage: FairQueue(weight, promote_after_s) for stage in Stage}
         self._jobs: dict[str, Job] = {}
-        self._coming: Counter[str] = Counter()
-        self._being_claimed: set[str] = set()
+        self._reserved: Counter[str] = Counter()  # by tenant
+        self._in_claim: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def holds(self, job_id: str) -> bool:
-        """Whether it waits, as far as is known here, or is being claimed at this moment."""
-        return job_id in self._jobs or job_id in self._being_claimed
+    def __contains__(self, job_id: object) -> bool:
+        """Whether it waits, as far as this registry knows, or is being claimed at this moment."""
+        return job_id in self._jobs or job_id in self._in_claim
 
-    def follow(self, job: Job, pause_s: float | None = None) -> None:
-        """Take note of what became of a job; call it right after the write, in the order of the writes.
+    def snapshot(self) -> WaitingJobsSnapshot:
+        """For tests and for people: what waits now."""
+        return WaitingJobsSnapshot(
+            job_ids=frozenset(self._jobs),
+            queues={stage: queue.snapshot() for stage, queue in self._queues.items()},
+            reserved=dict(self._reserved),
+            in_claim=frozenset(self._in_claim),
+        )
+
+    def update(self, job: Job, pause_s: float | None = None) -> None:
+        """Take over what a write or a look into SQL says of a job. Call it right after the write, in the same order.
 
         Args:
             pause_s: until it may be claimed again; None for a job that was read and not just written.
         """
-        self.drop(job.id)
+        self.remove(job.id)
         if job.state is JobState.QUEUED:
             self._jobs[job.id] = job
-            self._queues[job.stage].put(self._waiting(job, self._pause_left_s(job) if pause_s is None else pause_s))
+            self._queues[job.stage].put(self._entry(job, self._pause_left_s(job) if pause_s is None else pause_s))
 
-    def drop(self, job_id: str) -> None:
-        """It does not wait any more."""
+    def remove(self, job_id: str) -> None:
+        """The job does not wait any more."""
         job = self._jobs.pop(job_id, None)
         if job is not None:
             self._queues[job.stage].remove(job_id)
 
-    def take(self, stage: Stage, count: int, suspects: int) -> list[tuple[Job, Charge]]:
-        """The next jobs for `count` slots, at most `suspects` of them suspects. End with `claimed`."""
-        taken: list[tuple[Job, Charge]] = []
-        while len(taken) < count and (found := self._queues[stage].take(time.monotonic(), suspects)):
-            waiting, charge = found
-            suspects -= waiting.suspect
-            job = self._jobs[waiting.job_id]
-            self.drop(job.id)
-            self._being_claimed.add(job.id)
-            taken.append((job, charge))
-        return taken
+    def begin_claim(self, stage: Stage, count: int, suspects: int) -> list[tuple[Job, Charge]]:
+        """Take out the next jobs for `count` slots, at most `suspects` of them suspects. `end_claim` must follow."""
+        claim: list[tuple[Job, Charge]] = []
+        while len(claim) < count and (found := self._queues[stage].take(time.monotonic(), suspects)):
+            entry, charge = found
+            suspects -= entry.suspect
+            job = self._jobs[entry.job_id]
+            self.remove(job.id)
+            self._in_claim.add(job.id)
+            claim.append((job, charge))
+        return claim
 
-    def claimed(self, taken: Iterable[tuple[Job, Charge]], claimed: set[str] | None) -> None:
-        """How the claim ended: the ids that SQL gave; None if SQL did not answer and all still wait."""
-        for job, charge in taken:
-            self._being_claimed.discard(job.id)
-            if claimed is None:
-                self.follow(job, 0.0)  # before the charge is undone: its tenant keeps its turn
-            if claimed is None or job.id not in claimed:
+    def end_claim(self, claim: Iterable[tuple[Job, Charge]], claimed_ids: set[str] | None) -> None:
+        """Take over how a claim ended.
+
+        Args:
+            claim: the jobs that `begin_claim` gave.
+            claimed_ids: those of them that SQL gave; None if SQL did not answer: then all of them still wait.
+        """
+        for job, charge in claim:
+            self._in_claim.discard(job.id)
+            if claimed_ids is None:
+                self.update(job, 0.0)  # before the charge is undone: so its tenant keeps its turn
+            if claimed_ids is None or job.id not in claimed_ids:
                 self.settle(job.stage, charge, 0.0)
 
     def settle(self, stage: Stage, charge: Charge, used_s: float) -> None:
-        """Correct what a tenant was booked by what was used."""
+        """Correct what a tenant was booked by the GPU-seconds that were used."""
         self._queues[stage].settle(charge, used_s)
 
     def reconcile(self, queued: Iterable[tuple[str, Stage]]) -> list[str]:
-        """Compare with what SQL says waits: drops what does not, returns the ids that are not known here."""
-        told = dict(queued)
+        """Compare with what waits in SQL: forgets other jobs, and returns the ids that are missing here."""
+        in_sql = dict(queued)
         for job in list(self._jobs.values()):
-            if told.get(job.id) is not job.stage:
-                self.drop(job.id)
-        return [job_id for job_id in told if job_id not in self._jobs and job_id not in self._being_claimed]
+            if in_sql.get(job.id) is not job.stage:
+                self.remove(job.id)
+        return [job_id for job_id in in_sql if job_id not in self]
 
-    def refusal(self, tenant: str, max_queued: int | None, retry_after_s: Callable[[], int]) -> QueueFullError | None:
-        """Why one more job of the tenant may not wait, or None. max_queued: its own bound, if it has one."""
-        jobs, coming = self._settings, self._coming
-        allowed = jobs.max_queued_per_tenant if max_queued is None else max_queued
-        if len(self._jobs) + coming.total() >= jobs.max_queued:
-            return QueueFullError(jobs.max_queued, None, retry_after_s())
+    def full_error(
+        self, tenant: str, max_queued: int | None, retry_after_s: Callable[[], int]
+    ) -> QueueFullError | None:
+        """Why one more job of the tenant may not wait, or None.
+
+        Args:
+            max_queued: how many jobs of the tenant may wait; None if it has no bound of its own.
+            retry_after_s: when there is likely room; asked only if there is none now.
+        """
+        settings = self._settings
+        if len(self._jobs) + self._reserved.total() >= settings.max_queued:
+            return QueueFullError(settings.max_queued, None, retry_after_s())
+        allowed = settings.max_queued_per_tenant if max_queued is None else max_queued
         of_tenant = sum(queue.count(tenant) for queue in self._queues.values())
-        if of_tenant + coming[tenant] >= allowed:
+        if of_tenant + self._reserved[tenant] >= allowed:
             return QueueFullError(allowed, tenant, retry_after_s())
         return None
 
     @contextmanager
-    def coming(self, tenant: str) -> Iterator[None]:
-        """Counts a job that is being written, so that many at once do not pass the bounds together."""
-        self._coming[tenant] += 1
+    def reserving(self, tenant: str) -> Iterator[None]:
+        """Count a job while it is written, so that many at once do not pass the bounds together."""
+        self._reserved[tenant] += 1
         try:
             yield
         finally:
-            self._coming[tenant] -= 1
-            if not self._coming[tenant]:  # clients make up the names of tenants: none may stay
-                del self._coming[tenant]
+            self._reserved[tenant] -= 1
+            if not self._reserved[tenant]:  # clients make up the names of tenants: none may stay
+                del self._reserved[tenant]
 
-    def urgent(self, stage: Stage) -> int:
+    def count_urgent(self, stage: Stage) -> int:
         """Interactive jobs that could run now."""
-        return self._queues[stage].waiting_tiers(time.monotonic())[Tier.INTERACTIVE]
+        return self._queues[stage].count_available(time.monotonic())[Tier.INTERACTIVE]
 
-    def urgent_first(self, stage: Stage, suspects: int) -> int:
+    def count_urgent_at_head(self, stage: Stage, suspects: int) -> int:
         """Those of them that go to the next slots before any other job, if `suspects` more suspects may run."""
-        first = 0
-        for waiting in self._queues[stage].order(time.monotonic()):
-            if waiting.suspect and suspects <= 0:
+        at_head = 0
+        for entry in self._queues[stage].order(time.monotonic()):
+            if entry.suspect and suspects <= 0:
                 continue
-            if waiting.tier is not Tier.INTERACTIVE:
+            if entry.tier is not Tier.INTERACTIVE:
                 break
-            first, suspects = first + 1, suspects - waiting.suspect
-        return min(first, self.urgent(stage))
+            at_head += 1
+            suspects -= entry.suspect
+        return min(at_head, self.count_urgent(stage))
 
     def order(self, stage: Stage) -> list[Job]:
         """The jobs of a stage in the order in which they would go to slots if no other came."""
-        return [self._jobs[waiting.job_id] for waiting in self._queues[stage].order(time.monotonic())]
+        return [self._jobs[entry.job_id] for entry in self._queues[stage].order(time.monotonic())]
 
-    def next_in_s(self) -> float | None:
+    def next_pause_ends_in_s(self) -> float | None:
         """Seconds until the pause of some job is over; None if none pauses."""
         now = time.monotonic()
-        times = [at for queue in self._queues.values() if (at := queue.next_at(now)) is not None]
-        return max(0.0, min(times) - now) if times else None
+        ends = [at for queue in self._queues.values() if (at := queue.next_pause_end(now)) is not None]
+        return max(0.0, min(ends) - now) if ends else None
 
-    def count(self) -> Counter[Stage]:
+    def count_by_stage(self) -> Counter[Stage]:
+        """How many jobs wait for each stage."""
         return Counter({stage: len(queue) for stage, queue in self._queues.items()})
 
     def _pause_left_s(self, job: Job) -> float:
         """By the wall clock, which may have jumped: never longer than the pause can have been."""
         settings = self._settings
         longest = retry_pause(job.attempt, settings.retry_pause_s, settings.max_retry_pause_s)
-        return min(max(0.0, job.available_at - time.time()), max(longest, OUTAGE_PAUSE_S))
+        return min(max(0.0, job.available_at - self._unix_time()), max(longest, self._outage_pause_s))
 
-    def _waiting(self, job: Job, pause_s: float) -> Waiting:
-        """The claim of a job that was parked begins anew: else an old one takes the slot that it made room with."""
-        now, waits_from = time.monotonic(), job.available_at if job.parks else job.created_at
-        return Waiting(
+    def _entry(self, job: Job, pause_s: float) -> QueueEntry:
+        # The credit of a job that was parked begins anew: else an old one took the slot that it made room with.
+        waits_from = job.available_at if job.parks else job.created_at
+        now = time.monotonic()
+        return QueueEntry(
             job_id=job.id,
             tenant=job.tenant,
             tier=job.tier,
             order=(job.created_at, job.id),
-            since=now - max(0.0, time.time() - waits_from),
+            since=now - max(0.0, self._unix_time() - waits_from),
             not_before=now + pause_s,
             cost_s=self._costs.estimate(job.stage, job.spec, job.spec.num_inference_steps - job.step),
             suspect=job.suspect,

@@ -1,10 +1,15 @@
-"""The registry without Ray: a real database, and workers played by the test."""
+"""The registry without Ray: a real database that may fail, and workers played by the test."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Concatenate
 
+from sqlalchemy import Connection
+
+from deployments.errors import RegistryUnavailableError
 from deployments.messages import (
     Directive,
     Event,
@@ -17,12 +22,47 @@ from deployments.messages import (
     VideoSpec,
 )
 from serve_app.config import JobSettings, SchedulingSettings
+from serve_app.database.connection import Database, P, T
 from serve_app.errors import NoReplicaError
 from serve_app.jobs import Job, JobState, Submission, Tier
 from serve_app.registry.actor import JobRegistry
+from serve_app.registry.timing import RegistryTiming
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 SETTINGS = JobSettings(retry_pause_s=0.01, max_attempts=3)
+
+
+@dataclass
+class Faults:
+    """What goes wrong with a database, by the function that is run; it outlives the database."""
+
+    errors: dict[Any, Exception] = field(default_factory=dict)  # raised instead of running the function
+    lost_answers: set[Any] = field(default_factory=set)  # run and committed once, and the connection is lost then
+    calls: Counter[Any] = field(default_factory=Counter)
+
+    def take_away(self, function: Any) -> None:
+        """The function finds no database from now on."""
+        self.errors[function] = RegistryUnavailableError("away on purpose")
+
+
+class FlakyDatabase(Database):
+    """A database with faults."""
+
+    def __init__(self, url: str, faults: Faults) -> None:
+        super().__init__(url)
+        self.faults = faults
+
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self.faults.calls[function] += 1
+        if function in self.faults.errors:
+            error = self.faults.errors[function]
+            await asyncio.sleep(0.05)
+            raise error
+        result = await super().run(function, *args, **kwargs)
+        if function in self.faults.lost_answers:
+            self.faults.lost_answers.remove(function)
+            raise RegistryUnavailableError("the connection was lost in the commit")
+        return result
 
 
 @dataclass
@@ -55,17 +95,34 @@ class Workers:
 
 @dataclass
 class World:
-    """A registry on a database that outlives it, and its workers."""
+    """A registry on a database that outlives it, its workers, and a wall clock."""
 
     url: str
     settings: JobSettings = SETTINGS
     scheduling: SchedulingSettings = SchedulingSettings()
     owner: str = "cluster-1"
+    timing: RegistryTiming = RegistryTiming()
     workers: Workers = field(default_factory=Workers)
+    faults: Faults = field(default_factory=Faults)
+    clock_shift_s: float = 0.0
     registry: JobRegistry = field(init=False)
+    database: FlakyDatabase = field(init=False)  # the registry's own
 
     def start(self) -> None:
-        self.registry = JobRegistry(self.url, self.settings, self.scheduling, self.owner, self.workers)
+        self.registry = JobRegistry(
+            database_url=self.url,
+            jobs=self.settings,
+            scheduling=self.scheduling,
+            owner=self.owner,
+            send=self.workers,
+            timing=self.timing,
+            open_database=self._open_database,
+            unix_time=lambda: time.time() + self.clock_shift_s,
+        )
+
+    def _open_database(self, url: str) -> FlakyDatabase:
+        self.database = FlakyDatabase(url, self.faults)
+        return self.database
 
     async def stop(self) -> None:
         await self.registry.close()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate
 
-import pytest
 from sqlalchemy import Connection
 
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, TransientError
@@ -27,15 +26,11 @@ from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.database.listing import list_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
+from serve_app.feed.read_leases import FeedTiming, PresenceTiming
 from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
-from serve_app.registry import actor as job_registry
-from serve_app.registry import dispatcher, queue_estimates
-from serve_app.registry import reports as job_reports
-from serve_app.registry import state as state
 from serve_app.registry.actor import JobRegistry
+from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from serve_app.registry_api import RegistryApi
-from serve_app.scheduling import retries
-from serve_app.scheduling import waiting_jobs as waiting_room
 from tests.support.registry_world import SPEC
 
 STEPS = 6
@@ -46,17 +41,21 @@ SETTINGS = JobSettings(retry_pause_s=0.01, max_retry_pause_s=0.2, max_attempts=1
     update={"lease_s": LEASE_S}
 )
 SCHEDULING = SchedulingSettings(weights={"a": 3}, promote_after_s=2)
+# The same machinery at a pace that fits steps of milliseconds.
 WORKER_TIMING = Timing(
     announce_retry_s=0.05, report_every_s=0.005, heartbeat_s=0.2, end_retry_s=0.02, drain_poll_s=0.02
 )
-# The same machinery at a pace that fits steps of milliseconds.
-PACE: dict[Any, dict[str, float]] = {
-    dispatcher: {"TICK_S": 0.1, "RECONCILE_S": 0.3, "TAKEN_OVER_S": LEASE_S},
-    job_registry: {"HOLD_S": 0.2},
-    state: {"FORGET_REPLICA_S": 1.0},
-    retries: {"OUTAGE_PAUSE_S": 0.02},
-}
-TELLING_TIME = (dispatcher, job_registry, job_reports, queue_estimates, waiting_room)
+TIMING = RegistryTiming(
+    dispatch=DispatchTiming(tick_s=0.1, reconcile_s=0.3, takeover_s=LEASE_S, retry_s=0.1),
+    feed=FeedTiming(valid_s=0.2, hold_s=0.1),
+    presence=PresenceTiming(beat_every_s=0.1, exclusive_s=0.3, silent_s=1.5),
+    directive_hold_s=0.2,
+    forget_replica_s=1.0,
+    outage_pause_s=0.02,
+)
+# Where nothing fails no lease lapses, and nothing is to be mended: memory agrees with SQL by itself.
+CALM_SETTINGS = SETTINGS.model_copy(update={"lease_s": 60.0})
+CALM_TIMING = replace(TIMING, dispatch=replace(TIMING.dispatch, reconcile_s=1000.0))
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,6 @@ class Weather:
 
 
 @dataclass
-class Clock:
-    """Stands for the module `time` where the registry asks it: a wall clock that may jump."""
-
-    shift: float = 0.0
-    monotonic: Callable[[], float] = time.monotonic
-
-    def time(self) -> float:
-        return time.time() + self.shift
-
-
-@dataclass
 class Truth:
     """What really happened to the jobs, noted by the workers; `working` and `together` by lease."""
 
@@ -106,7 +94,9 @@ class Truth:
 class StormDatabase(Database):
     """The database of a cluster, which is away at times, and at times does not tell that it has committed."""
 
-    storm: "Storm"
+    def __init__(self, url: str, storm: "Storm") -> None:
+        super().__init__(url)
+        self.storm = storm
 
     async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         storm = self.storm
@@ -220,6 +210,7 @@ class Life:
     """One life of a registry; calls in flight end with it."""
 
     registry: JobRegistry
+    database: StormDatabase
     ended: asyncio.Future[None]
 
 
@@ -239,8 +230,19 @@ class Cluster:
         return self.life.registry
 
     def start(self) -> None:
-        registry = JobRegistry(self.storm.url, SETTINGS, SCHEDULING, self.owner, self._send)
-        self.life = Life(registry, asyncio.get_running_loop().create_future())
+        storm = self.storm
+        database = StormDatabase(storm.url, storm)
+        registry = JobRegistry(
+            database_url=storm.url,
+            jobs=SETTINGS if storm.weather.faults else CALM_SETTINGS,
+            scheduling=SCHEDULING,
+            owner=self.owner,
+            send=self._send,
+            timing=TIMING if storm.weather.faults else CALM_TIMING,
+            open_database=lambda url: database,
+            unix_time=storm.unix_time,
+        )
+        self.life = Life(registry, database, asyncio.get_running_loop().create_future())
 
     async def kill(self) -> None:
         """Nothing in memory is left, and no call is answered; the replicas go on with what they have."""
@@ -323,7 +325,8 @@ class Storm:
     def __init__(self, url: str, weather: Weather, seed: int) -> None:
         self.url, self.weather = url, weather
         self.draw = random.Random(seed)
-        self.truth, self.clock = Truth(), Clock()
+        self.truth = Truth()
+        self.clock_shift_s = 0.0
         self.database_away = False
         self.clusters = [Cluster(self, f"cluster-{n}") for n in range(weather.clusters)]
         self.surprises: list[str] = []
@@ -331,15 +334,9 @@ class Storm:
     def chance(self, probability: float) -> bool:
         return probability > 0 and self.draw.random() < probability
 
-    def prepare(self, patch: pytest.MonkeyPatch) -> None:
-        for module, values in PACE.items():
-            for name, value in values.items():
-                patch.setattr(module, name, value)
-        for module in TELLING_TIME:
-            patch.setattr(module, "time", self.clock)
-        if not self.weather.faults:  # nothing is to be mended: the mirror is right by itself
-            patch.setattr(dispatcher, "RECONCILE_S", 1000.0)
-        patch.setattr(job_registry, "Database", type("OfThisStorm", (StormDatabase,), {"storm": self}))
+    def unix_time(self) -> float:
+        """A wall clock that may jump."""
+        return time.time() + self.clock_shift_s
 
     async def blow(self, patience_s: float) -> dict[str, Job]:
         """From the first submission to the last end; the jobs as they ended. Raises TimeoutError if one is stuck."""
@@ -462,7 +459,7 @@ class Storm:
         self.database_away = False
 
     async def _jump(self) -> None:
-        self.clock.shift = self.draw.choice((-3600.0, 0.0, 3600.0))
+        self.clock_shift_s = self.draw.choice((-3600.0, 0.0, 3600.0))
 
     async def _death(self) -> None:
         self._replica().die()
@@ -486,17 +483,16 @@ class Storm:
         yield f"surprises: {self.surprises}"
         for cluster in self.clusters:
             if cluster.life is not None:
-                registry = cluster.registry
-                yield f"{cluster.owner}: waiting {list(registry._state.waiting._jobs)}"
-                yield from map(repr, registry._state.leases.all())
-                yield f"calls {registry._dispatcher._calls}, doubtful {registry._dispatcher._doubtful}"
+                yield f"{cluster.owner}: {cluster.registry.snapshot()}"
             for replica in cluster.replicas:
                 held = [task.job_id for task in replica.calls.values()]
                 yield f"{replica.name}: dead {replica.died.done()}, leaving {replica.leaving}, holds {held}"
 
-    def sql(self, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+    def sql(self, function: Callable[[Connection], T]) -> Coroutine[Any, Any, T]:
         """What the database itself says."""
-        return self.clusters[0].registry._database.run(function, *args)
+        life = self.clusters[0].life
+        assert life is not None
+        return life.database.run(function)
 
 
 class _Watch(logging.Handler):

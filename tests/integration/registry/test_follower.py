@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +15,55 @@ from deployments.replica.registry_link import Method, P, T
 from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
-from serve_app.database.connection import Database
+from serve_app.database.intake import insert_job
 from serve_app.feed.follower import FeedFollower
+from serve_app.feed.publisher import Batch, Cursor
+from serve_app.feed.read_leases import FeedTiming, PresenceTiming
 from serve_app.jobs import EVERY_JOB, Job, JobPage, Submission
 from serve_app.registry.actor import JobRegistry
+from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from serve_app.registry_api import RegistryApi, RegistryClient
 from tests.support.postgres import fresh_database
-from tests.support.registry_world import SETTINGS, SPEC, Workers
+from tests.support.registry_world import SETTINGS, SPEC, Faults, FlakyDatabase, Workers
 
 
 @dataclass
 class Cluster:
-    """A registry that can be killed and started again, and the way to it as ingress replicas have it.
-
-    stuck: followers whose calls do not come through.
-    """
+    """A registry that can be killed and started again, and the way to it as ingress replicas have it."""
 
     url: str
     owner: str = "cluster"
+    timing: RegistryTiming = RegistryTiming()
     registry: JobRegistry = field(init=False)
+    database: FlakyDatabase = field(init=False)  # the registry's own
+    faults: Faults = field(default_factory=Faults)
     lives: int = 0
-    stuck: set[str] = field(default_factory=set)
+    stuck: set[str] = field(default_factory=set)  # followers whose calls do not come through
 
     def start(self) -> None:
         was_restarted = self.lives > 0
         self.registry = JobRegistry(
-            self.url, SETTINGS, SchedulingSettings(), self.owner, Workers(), was_restarted=lambda: was_restarted
+            database_url=self.url,
+            jobs=SETTINGS,
+            scheduling=SchedulingSettings(),
+            owner=self.owner,
+            send=Workers(),
+            was_restarted=lambda: was_restarted,
+            timing=self.timing,
+            open_database=self._open_database,
         )
         self.lives += 1
+
+    def _open_database(self, url: str) -> FlakyDatabase:
+        self.database = FlakyDatabase(url, self.faults)
+        return self.database
 
     async def restart(self) -> None:
         await self.registry.close()
         self.start()
 
     async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if method is RegistryApi.follow:
+        if method is RegistryApi.poll_feed:
             while args[0] in self.stuck:
                 await asyncio.sleep(0.01)
         life = self.lives
@@ -65,7 +79,7 @@ class Cluster:
 
 @asynccontextmanager
 async def following(cluster: Cluster, count: int) -> AsyncIterator[list[FeedFollower]]:
-    feeds = [FeedFollower(RegistryClient(cluster)) for _ in range(count)]
+    feeds = [FeedFollower(RegistryClient(cluster), cluster.timing.feed) for _ in range(count)]
     tasks = [asyncio.create_task(feed.run()) for feed in feeds]
     for feed in feeds:
         await until(lambda feed=feed: feed.valid)  # type: ignore[misc]
@@ -133,7 +147,7 @@ async def test_a_stuck_replica_does_not_tell_old_news(cluster: Cluster) -> None:
     async with following(cluster, 2) as (good, bad):
         job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
         await until(lambda: bad.get(job_id) is not None)
-        cluster.stuck.add(bad._name)
+        cluster.stuck.add(bad.name)
         await cluster.call(RegistryApi.cancel, job_id)
         assert (await seen(good, cluster, job_id)).state == "cancelled"  # type: ignore[union-attr]
         assert (await seen(bad, cluster, job_id)).state == "cancelled"  # type: ignore[union-attr]
@@ -147,7 +161,7 @@ async def test_a_restart_of_the_registry_tells_no_old_news(cluster: Cluster) -> 
     async with following(cluster, 2) as feeds:
         ids = [(await cluster.call(RegistryApi.submit, submission(number))).job.id for number in range(5)]
         # The replicas believe what they know for a while; the new registry's writes wait for that.
-        cluster.stuck |= {feed._name for feed in feeds}
+        cluster.stuck |= {feed.name for feed in feeds}
         await cluster.restart()
         await cluster.call(RegistryApi.cancel, ids[0])
         for feed in feeds:
@@ -201,28 +215,11 @@ async def retried(cluster: Cluster, method: Method[P, T], *args: P.args, **kwarg
             await asyncio.sleep(0.01)
 
 
-def with_a_lost_answer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The next write of this kind is done, and the connection is lost before it is told."""
-    write, run, lost = getattr(jobs_sql, name), Database.run, False
-
-    async def run_and_lose(self: Database, function: Any, *args: Any) -> Any:
-        nonlocal lost
-        result = await run(self, function, *args)
-        if function is write and not lost:
-            lost = True
-            raise RegistryUnavailableError("the connection was lost in the commit")
-        return result
-
-    monkeypatch.setattr(Database, "run", run_and_lose)
-
-
-async def test_a_deletion_whose_answer_was_lost_is_told_when_it_is_repeated(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_deletion_whose_answer_was_lost_is_told_when_it_is_repeated(cluster: Cluster) -> None:
     async with following(cluster, 2) as feeds:
         job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
         await cluster.call(RegistryApi.cancel, job_id)
-        with_a_lost_answer(monkeypatch, "delete")
+        cluster.faults.lost_answers.add(jobs_sql.delete)
         with pytest.raises(RegistryUnavailableError):
             await cluster.call(RegistryApi.delete, job_id, None)
         assert await cluster.call(RegistryApi.delete, job_id, None)
@@ -231,12 +228,11 @@ async def test_a_deletion_whose_answer_was_lost_is_told_when_it_is_repeated(
             assert not (await page(feed, cluster)).jobs
 
 
-async def test_a_job_whose_acceptance_was_lost_is_told_when_it_is_repeated(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_job_whose_acceptance_was_lost_is_told_when_it_is_repeated(cluster: Cluster) -> None:
+    cluster.timing = RegistryTiming(dispatch=DispatchTiming(reconcile_s=1000.0))
+    await cluster.restart()
     async with following(cluster, 2) as feeds:
-        monkeypatch.setattr("serve_app.registry.dispatcher.RECONCILE_S", 1000.0)
-        with_a_lost_answer(monkeypatch, "insert_job")
+        cluster.faults.lost_answers.add(insert_job)
         with pytest.raises(RegistryUnavailableError):
             await cluster.call(RegistryApi.submit, submission(1))
         accepted = await cluster.call(RegistryApi.submit, submission(1))
@@ -249,42 +245,65 @@ async def test_who_is_told_of_an_end_by_webhook_reads_it_back(cluster: Cluster) 
     """The secret is asked for before each try, and waits until all replicas know of the end."""
     async with following(cluster, 2) as feeds:
         job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
-        job = await cluster.registry._database.run(jobs_sql.cancel, job_id, now=5.0)
-        assert job is not None
-        cluster.registry._state.follow(job)
-        await cluster.registry._webhook_secret("default")
+        cluster.stuck |= {feed.name for feed in feeds}
+        cancelling = asyncio.create_task(cluster.call(RegistryApi.cancel, job_id))
+        while await cluster.database.run(jobs_sql.count_live):
+            await asyncio.sleep(0.001)
+        assert all(feed.get(job_id) is not None for feed in feeds)  # the end is written, and they do not know of it
+        asking = asyncio.create_task(cluster.registry.webhook_secret("default"))
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+        cluster.stuck.clear()
+        await asking
         assert [str(known.state) for feed in feeds if (known := feed.get(job_id))] == 2 * ["cancelled"]
+        await cancelling
 
 
-async def test_a_defect_does_not_end_the_feed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+class Garbled:
+    """A registry whose batches make no sense while `on`."""
+
+    def __init__(self, registry: RegistryClient) -> None:
+        self._registry = registry
+        self.on = False
+
+    async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
+        batch = await self._registry.poll_feed(follower, cursor)
+        nonsense: Any = None
+        return replace(batch, changes=nonsense) if self.on else batch
+
+
+async def test_a_defect_does_not_end_the_feed(cluster: Cluster) -> None:
     """A replica that followed no more would never hear of a key that is revoked."""
-    async with following(cluster, 1) as (feed,):
-        job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
-        with monkeypatch.context() as broken:
-            broken.setattr("serve_app.feed.job_cache.JobCache.apply", lambda *_: 1 / 0)
-            await until(lambda: not feed.valid)
-            assert feed.get(job_id) is None
-            assert await feed.access()
-        await until(lambda: feed.get(job_id) is not None)
+    registry = Garbled(RegistryClient(cluster))
+    feed = FeedFollower(registry)
+    following = asyncio.create_task(feed.run())
+    await until(lambda: feed.valid)
+    job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
+    registry.on = True
+    await until(lambda: not feed.valid)
+    assert feed.get(job_id) is None
+    assert await feed.access()
+    registry.on = False
+    await until(lambda: feed.get(job_id) is not None)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_without_a_word_of_the_registry_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.feed.follower.FIRST_WORD_S", 0.05)
-    feed = FeedFollower(RegistryClient(Cluster("sqlite://")))
+async def test_without_a_word_of_the_registry_nobody_waits_for_ever() -> None:
+    feed = FeedFollower(RegistryClient(Cluster("sqlite://")), FeedTiming(first_batch_s=0.05))
     with pytest.raises(RegistryUnavailableError, match="try again"):
         await feed.access()
 
 
 @pytest.fixture
-async def two_clusters(postgres_uri: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Cluster]]:
+async def two_clusters(postgres_uri: str) -> AsyncIterator[list[Cluster]]:
     """The second one is not started yet. All times of theirs are a quarter of what they are."""
-    for name, seconds in (("EVERY_S", 0.25), ("WHOLE_S", 0.75), ("SILENT_S", 3.75), ("COMING_S", 1.25)):
-        monkeypatch.setattr(f"serve_app.registry.feed_maintenance.{name}", seconds)
-    for module in ("publisher", "follower"):
-        monkeypatch.setattr(f"serve_app.feed.{module}.VALID_S", 0.5)
-    monkeypatch.setattr("serve_app.feed.publisher.HOLD_S", 0.25)
+    timing = RegistryTiming(
+        feed=FeedTiming(valid_s=0.5, hold_s=0.25),
+        presence=PresenceTiming(beat_every_s=0.25, exclusive_s=0.75, silent_s=3.75),
+    )
     with fresh_database(postgres_uri) as url:
-        clusters = [Cluster(url, owner) for owner in ("one", "two")]
+        clusters = [Cluster(url, owner, timing) for owner in ("one", "two")]
         clusters[0].start()
         yield clusters
         for cluster in clusters:
@@ -330,9 +349,10 @@ async def test_two_registries_on_one_database_tell_no_old_news(two_clusters: lis
 async def test_new_keys_reach_the_replicas(cluster: Cluster) -> None:
     async with following(cluster, 1) as (feed,):
         before = (await feed.access()).version
-        database = cluster.registry._database
-        key, _ = await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
-        await until(lambda: feed._jobs.access is not None and feed._jobs.access.version > before)
+        key, _ = await cluster.database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
+        async with asyncio.timeout(300):
+            while (await feed.access()).version <= before:
+                await asyncio.sleep(0.005)
         assert key.hash in (await feed.access()).keys
 
 
@@ -345,5 +365,5 @@ async def test_a_watcher_hears_of_its_job_alone(cluster: Cluster) -> None:
             heard_of_other = change.is_set()
             await cluster.call(RegistryApi.cancel, ids[0])
             assert change.is_set()
-        assert not feed._watchers
+        assert not feed.watched_jobs
         assert not heard_of_other

@@ -50,7 +50,7 @@ class MemoryRegistry:
         self.previews: dict[str, bytes] = {}
         self.moves: dict[str, list[Move]] = {}
         self.deleted: dict[str, str] = {}
-        self.feed = FeedPublisher(access=AccessTable(0, {}, {}))
+        self.feed = FeedPublisher(lambda job: self.jobs.get(job.id, job), access=AccessTable(0, {}, {}))
         self.keys: dict[tuple[str, str], Submission] = {}
         self.refusals: list[MochiServeError] = []  # raised one by one by the next submits that would make a job
         self.calls: Counter[str] = Counter()
@@ -67,7 +67,7 @@ class MemoryRegistry:
             await asyncio.sleep(0.001)  # the real link waits for longer; nothing may spin meanwhile
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
         answer: T = await getattr(self, method.__name__)(*args, **kwargs)
-        if self.lost_answers and method is not RegistryApi.follow:
+        if self.lost_answers and method is not RegistryApi.poll_feed:
             self.lost_answers -= 1
             raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
         return answer
@@ -141,7 +141,7 @@ class MemoryRegistry:
         await self.feed.flush()
         return True
 
-    async def follow(self, follower: str, cursor: Cursor) -> Batch:
+    async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
         await self.feed.wait_for_news(follower, cursor)
         return self.feed.batch_since(cursor)
 

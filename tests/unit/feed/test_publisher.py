@@ -1,6 +1,8 @@
 """The registry's feed and the mirrors that follow it: whatever happens and is lost on the way, they come to agree."""
 
 import asyncio
+import math
+import time
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -11,6 +13,7 @@ from deployments.messages import Stage, VideoSpec
 from serve_app.access.tenants import AccessTable
 from serve_app.feed.job_cache import JobCache
 from serve_app.feed.publisher import FIRST, Batch, Cursor, FeedPublisher, Key
+from serve_app.feed.read_leases import FeedTiming, PresenceTiming, ReadLeases
 from serve_app.jobs import (
     FINAL,
     MOVES,
@@ -43,24 +46,27 @@ def moved(job: Job, state: JobState, at: float = 50.0) -> Job:
 
 @dataclass
 class Truth:
-    """What SQL would hold, and a feed that is told of it. followed: jobs that it was told of from their beginning."""
+    """What SQL would hold, and a feed that it is published to."""
 
-    kept_ended: int = 3
+    max_ended: int = 3
+    timing: FeedTiming = FeedTiming()
     jobs: dict[str, Job] = field(default_factory=dict)
     histories: dict[str, list[Move]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
     feed: FeedPublisher = field(init=False)
     made: int = 0
     deleted: set[str] = field(default_factory=set)
-    followed: set[str] = field(default_factory=set)
+    followed: set[str] = field(default_factory=set)  # jobs that were published from their beginning
 
     def __post_init__(self) -> None:
         self.feed = self.new_feed()
 
     def new_feed(self) -> FeedPublisher:
-        return FeedPublisher(now_of=self.now_of, kept_ended=self.kept_ended, access=AccessTable(1, {}, {}))
+        return FeedPublisher(
+            self.as_of_now, timing=self.timing, max_ended=self.max_ended, access=AccessTable(1, {}, {})
+        )
 
-    def now_of(self, job: Job) -> Job:
+    def as_of_now(self, job: Job) -> Job:
         return replace(job, step=self.steps.get(job.id, 0))
 
     def accept(self, tenant: str) -> None:
@@ -134,7 +140,7 @@ class Truth:
         jobs = sorted(self.jobs.values(), key=lambda job: (job.created_at, job.id), reverse=order == "desc")
         if after is not None:
             jobs = jobs[[job.id for job in jobs].index(after) + 1 :]
-        jobs = [self.now_of(job) for job in jobs if matches(job, wanted)]
+        jobs = [self.as_of_now(job) for job in jobs if matches(job, wanted)]
         return JobPage(tuple(jobs[:limit]), len(jobs) > limit)
 
 
@@ -148,7 +154,7 @@ def check(mirror: JobCache, truth: Truth) -> None:
         if not job.final or (job.created_at, job.id) >= mirror.horizon:
             assert known is not None, job.id
         if known is not None:
-            assert known == truth.now_of(job)
+            assert known == truth.as_of_now(job)
         moves = mirror.moves(job.id)
         if known is not None and job.id in truth.followed:
             assert moves is not None, job.id
@@ -202,7 +208,7 @@ def test_mirrors_agree_with_the_truth(actions: list[tuple[object, ...]]) -> None
 
 
 async def test_only_pages_within_the_horizon_are_answered() -> None:
-    feed, mirror = FeedPublisher(kept_ended=3), JobCache()
+    feed, mirror = FeedPublisher(max_ended=3), JobCache()
     ended = [moved(replace(new_job(number), created_at=float(number)), JobState.CANCELLED) for number in range(10)]
     for job in ended:
         feed.publish(job)
@@ -229,7 +235,7 @@ async def test_the_job_at_the_horizon_is_known() -> None:
 
 
 async def test_deletions_are_told_also_of_what_was_forgotten() -> None:
-    feed, mirror = FeedPublisher(kept_ended=2), JobCache()
+    feed, mirror = FeedPublisher(max_ended=2), JobCache()
     ended = [moved(new_job(number), JobState.CANCELLED) for number in range(4)]
     for job in ended:
         feed.publish(job)
@@ -240,7 +246,8 @@ async def test_deletions_are_told_also_of_what_was_forgotten() -> None:
     mirror.apply(batch)
     assert mirror.get(ended[0].id) is None
     feed.publish_deletions([ended[1].id, ended[2].id, ended[3].id])
-    assert len(feed._log) == len(feed._ended) == 2
+    everything = feed.batch_since(Cursor())
+    assert (len(everything.changes), len(everything.deleted)) == (0, 2)
     mirror.apply(feed.batch_since(mirror.cursor))
     assert [mirror.get(job.id) for job in ended] == 4 * [None]
 
@@ -283,45 +290,41 @@ async def test_a_write_is_told_when_every_follower_has_it() -> None:
     truth = Truth()
     cursors = {name: (await ask(truth.feed, name, Cursor())).cursor for name in "ab"}
     truth.accept("acme")
-    told = asyncio.create_task(truth.feed.flush())
+    flushing = asyncio.create_task(truth.feed.flush())
     first = await ask(truth.feed, "a", cursors["a"])
     asking = asyncio.create_task(ask(truth.feed, "a", first.cursor))
     await asyncio.sleep(0)
-    assert not told.done()  # b has not come back
+    assert not flushing.done()  # b has not come back
     second = await ask(truth.feed, "b", cursors["b"])
     asking_too = asyncio.create_task(ask(truth.feed, "b", second.cursor))
-    await told
+    await flushing
     truth.accept("acme")  # ends the two polls
     await asyncio.gather(asking, asking_too)
 
 
-async def test_a_follower_that_is_silent_is_not_waited_for_longer_than_it_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("serve_app.feed.publisher.VALID_S", 0.05)
-    truth = Truth()
+async def test_a_follower_that_is_silent_is_not_waited_for_longer_than_it_answers() -> None:
+    truth = Truth(timing=FeedTiming(valid_s=0.05))
     await ask(truth.feed, "dead", Cursor())
     truth.accept("acme")
     async with asyncio.timeout(300):
         await truth.feed.flush()
 
 
-async def test_a_feed_born_again_waits_for_the_followers_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.feed.publisher.VALID_S", 0.3)
-    feed = FeedPublisher(born_again=True)
-    loop = asyncio.get_running_loop()
-    born = loop.time()
+async def test_a_feed_that_was_restarted_waits_for_the_followers_of_the_one_before() -> None:
+    timing = FeedTiming(valid_s=0.3)
+    started_at = time.monotonic()
+    feed = FeedPublisher(leases=ReadLeases(timing, restarted=True, now=started_at), timing=timing)
     feed.publish(new_job(1))
     await feed.flush()
-    assert loop.time() - born >= 0.29
+    assert time.monotonic() - started_at >= 0.29
 
 
 async def test_without_followers_nobody_is_waited_for() -> None:
     feed = FeedPublisher()
     feed.publish(new_job(1))
-    told = asyncio.create_task(feed.flush())
+    flushing = asyncio.create_task(feed.flush())
     await asyncio.sleep(0)
-    assert told.done()
+    assert flushing.done()
 
 
 async def test_old_news_changes_nothing() -> None:
@@ -338,16 +341,13 @@ async def test_old_news_changes_nothing() -> None:
     assert mirror.get(job.id) is None
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A poll that waits for nothing waits for ever."""
-    monkeypatch.setattr("serve_app.feed.publisher.HOLD_S", 1000.0)
+# A poll that waits for nothing waits for ever.
+PATIENT = FeedTiming(hold_s=1000.0)
 
 
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("news", ["moved", "progressed", "deleted", "access", "anew"])
 async def test_each_kind_of_news_ends_the_wait(news: str) -> None:
-    truth = Truth()
+    truth = Truth(timing=PATIENT)
     truth.accept("acme")
     await truth.feed.flush()  # no call is on its way any more
     (job,) = truth.jobs.values()
@@ -373,9 +373,8 @@ async def test_each_kind_of_news_ends_the_wait(news: str) -> None:
     assert batch.reset == (news == "anew")
 
 
-@pytest.mark.usefixtures("patient")
 async def test_who_is_behind_does_not_wait() -> None:
-    truth = Truth()
+    truth = Truth(timing=PATIENT)
     first = await ask(truth.feed, "a", Cursor())
     truth.accept("acme")
     await truth.feed.wait_for_news("b", first.cursor)  # the call for it is on its way
@@ -457,24 +456,22 @@ async def test_a_job_that_is_read_again_keeps_its_history() -> None:
     assert mirror.moves(job.id) == (first_move(job.created_at),)
 
 
-async def test_a_mirror_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.feed.job_cache.MAX_JOBS", 4)
-    feed, mirror = FeedPublisher(kept_ended=2), JobCache(_most=4)
+async def test_a_mirror_that_is_full_begins_anew() -> None:
+    feed, mirror = FeedPublisher(max_ended=2), JobCache(max_jobs=4)
     for number in range(5):
         feed.publish(moved(new_job(number), JobState.CANCELLED))
         mirror.apply(feed.batch_since(mirror.cursor))
-    assert len(mirror._jobs) == 5
+    assert len(mirror) == 5
     assert mirror.cursor.epoch == ""
     batch = feed.batch_since(mirror.cursor)
     mirror.apply(batch)
     assert batch.reset
-    assert len(mirror._jobs) == 2
+    assert len(mirror) == 2
     assert mirror.cursor == batch.cursor
 
 
-async def test_more_live_jobs_than_a_mirror_keeps_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.feed.job_cache.MAX_JOBS", 4)
-    feed, mirror = FeedPublisher(), JobCache(_most=4)
+async def test_more_live_jobs_than_a_mirror_keeps_are_told_once() -> None:
+    feed, mirror = FeedPublisher(), JobCache(max_jobs=4)
     for number in range(10):
         feed.publish(new_job(number))
     mirror.apply(feed.batch_since(mirror.cursor))
@@ -484,13 +481,15 @@ async def test_more_live_jobs_than_a_mirror_keeps_are_told_once(monkeypatch: pyt
     assert len(batch.changes) == 1
 
 
-async def test_of_the_others_followers_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_followers_of_the_others_are_waited_out() -> None:
     """A registry that comes to a database where others are."""
-    loop = asyncio.get_running_loop()
-    feed = FeedPublisher(quiet_until=loop.time() + 0.3)
-    at = loop.time()
+    timing, presence = FeedTiming(valid_s=0.1), PresenceTiming(exclusive_s=0.2)
+    leases = ReadLeases(timing, presence, alone=False)
+    feed = FeedPublisher(leases=leases, timing=timing)
+    arrived_at = time.monotonic()
+    leases.beat(arrived_at, silent_s=math.inf)
     await feed.flush()
-    assert loop.time() - at >= 0.29
+    assert time.monotonic() - arrived_at >= 0.29
 
 
 def test_all_final_states_end() -> None:

@@ -59,12 +59,12 @@ async def test_reads_come_from_the_feed(client: httpx.AsyncClient, services: Fak
     ids = [(await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"] for _ in range(3)]
     services.memory.move(ids[0], JobState.ENCODING)
     await client.post(f"/v1/videos/{ids[1]}/cancel")
-    before = services.memory.calls - Counter(follow=services.memory.calls["follow"])
+    before = services.memory.calls - Counter(poll_feed=services.memory.calls["poll_feed"])
     states = [(await client.get(f"/v1/videos/{video_id}")).json()["state"] for video_id in ids]
     assert states == ["encoding", "cancelled", "queued"]
     assert [video["id"] for video in (await client.get("/v1/videos")).json()["data"]] == ids[::-1]
     assert len((await client.get(f"/v1/videos/{ids[0]}/history")).json()["data"]) == 2
-    after = services.memory.calls - Counter(follow=services.memory.calls["follow"])
+    after = services.memory.calls - Counter(poll_feed=services.memory.calls["poll_feed"])
     assert after == before
 
 
@@ -89,7 +89,7 @@ async def test_without_a_feed_and_a_registry_reads_are_503(unfed: httpx.AsyncCli
 async def test_the_feed_ends_with_the_app(services: FakeServices) -> None:
     async with fed_client(services):
         assert services.feed.valid
-    calls = services.memory.calls["follow"]
+    calls = services.memory.calls["poll_feed"]
     services.memory.feed.publish_access(AccessTable(5, {}, {}))
     await services.memory.feed.flush()
-    assert services.memory.calls["follow"] == calls
+    assert services.memory.calls["poll_feed"] == calls

@@ -22,8 +22,7 @@ from deployments.messages import (
 from serve_app.config import JobSettings
 from serve_app.errors import TooLargeError
 from serve_app.jobs import JobState
-from serve_app.registry import dispatcher
-from serve_app.scheduling import retries
+from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from tests.support.registry_world import SPEC, Call, World
 
 
@@ -117,8 +116,9 @@ async def test_transient_failures_end_with_the_last_attempt(world: World) -> Non
     assert "attempt 3 of 3" in job.error.message
 
 
-async def test_an_outage_of_the_store_costs_no_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "OUTAGE_PAUSE_S", 0.01)
+async def test_an_outage_of_the_store_costs_no_attempt(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", timing=RegistryTiming(outage_pause_s=0.01))
+    world.start()
     await world.replicas()
     await world.submit("a")
     for _ in range(5):
@@ -127,16 +127,19 @@ async def test_an_outage_of_the_store_costs_no_attempt(world: World, monkeypatch
         await world.report(call, Failed("storage_unavailable", "no answer", transient=True))
         call.ended.set_result(None)
     assert (await world.workers.next()).task.attempt == 1
+    await world.stop()
 
 
 async def test_a_task_that_was_never_sent_does_not_hold_its_slot_for_a_lease(tmp_path: Path) -> None:
-    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=3600, retry_pause_s=0.01))
+    settings = JobSettings(lease_s=3600, retry_pause_s=0.01)
+    timing = RegistryTiming(dispatch=DispatchTiming(takeover_s=1.0))
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", settings, timing=timing)
     world.start()
     await world.replicas()
     await world.submit("a")
     await world.workers.next()
     await world.restart()
-    again = await world.next_after_loss(patience_s=dispatcher.TAKEN_OVER_S + 5)
+    again = await world.next_after_loss()
     assert (again.task.job_id, again.task.attempt) == ("a", 2)
     await world.stop()
 

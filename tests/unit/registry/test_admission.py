@@ -14,11 +14,26 @@ from deployments.messages import Progress, ReplicaInfo, Stage
 from serve_app.access.tenants import day_of
 from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_sql
+from serve_app.database.connection import Database
+from serve_app.database.intake import insert_job
 from serve_app.errors import ApiError, QueueFullError, RateLimitError, TooLargeError
-from serve_app.jobs import Acceptance, JobState, Submission
+from serve_app.feed.read_leases import PresenceTiming
+from serve_app.jobs import Acceptance, Job, JobState, Submission
+from serve_app.registry.admission import AdmissionControl
+from serve_app.registry.queue_estimates import QueueEstimates
+from serve_app.registry.state import RegistryState
+from serve_app.registry.timing import RegistryTiming
+from serve_app.scheduling.estimates import CostModel
 from tests.support.registry_world import SETTINGS, SPEC, World
 
 ACME = "acme"
+
+
+@pytest.fixture
+async def state(tmp_path: Path) -> AsyncIterator[RegistryState]:
+    database = Database(f"sqlite:///{tmp_path / 'state.db'}")
+    yield RegistryState(database, SETTINGS, SchedulingSettings(weights={"globex": 3.0}), "here")
+    database.close()
 
 
 @pytest.fixture
@@ -36,9 +51,9 @@ def submission(number: int, tenant: str = ACME, key: str | None = None, **spec: 
 
 async def limit(world: World, tenant: str = ACME, **limits: Any) -> None:
     """Set the tenant's limits; returns when the registry knows them."""
-    made = await world.registry._database.run(access_sql.set_tenant, tenant, changes=limits, now=1.0)
+    made = await world.database.run(access_sql.set_tenant, tenant, changes=limits, now=1.0)
     async with asyncio.timeout(300):
-        while world.registry._state.access.tenants.get(tenant) != made:
+        while world.registry.snapshot().state.access.tenants.get(tenant) != made:
             await asyncio.sleep(0.01)
 
 
@@ -51,14 +66,14 @@ async def at_once(world: World, count: int, tenant: str = ACME) -> tuple[list[Ac
     return accepted, refused
 
 
-def cost_s(world: World) -> float:
-    """Estimated GPU-seconds of one job."""
-    return world.registry._admission._cost_s(SPEC)
+def estimated_cost_s() -> float:
+    """GPU-seconds of one job, as long as nothing was measured."""
+    return sum(CostModel().estimate(stage, SPEC, SPEC.num_inference_steps) for stage in Stage)
 
 
 async def use(world: World, gpu_seconds: float, ago_days: int = 0, tenant: str = ACME) -> None:
     at = time.time() - ago_days * 86_400
-    await world.registry._database.run(access_sql.record_usage, tenant, ended_at=at, gpu_seconds=gpu_seconds)
+    await world.database.run(access_sql.record_usage, tenant, ended_at=at, gpu_seconds=gpu_seconds)
 
 
 async def test_of_many_at_once_no_more_wait_than_may(world: World) -> None:
@@ -93,7 +108,7 @@ async def test_of_many_at_once_no_more_are_made_a_minute(world: World) -> None:
 
 
 async def test_of_many_at_once_no_more_are_booked_than_the_day_has(world: World) -> None:
-    one = cost_s(world)
+    one = estimated_cost_s()
     await limit(world, gpu_seconds_per_day=3.5 * one)
     accepted, refused = await at_once(world, 40)
     assert len(accepted) == 3
@@ -101,7 +116,7 @@ async def test_of_many_at_once_no_more_are_booked_than_the_day_has(world: World)
 
 
 async def test_what_was_used_today_counts(world: World) -> None:
-    one = cost_s(world)
+    one = estimated_cost_s()
     await limit(world, gpu_seconds_per_day=3.5 * one)
     await use(world, 2 * one)
     await use(world, 100 * one, ago_days=1)
@@ -110,7 +125,7 @@ async def test_what_was_used_today_counts(world: World) -> None:
 
 
 async def test_what_was_cancelled_is_booked_no_more(world: World) -> None:
-    one = cost_s(world)
+    one = estimated_cost_s()
     await limit(world, gpu_seconds_per_day=1.5 * one)
     job = (await world.registry.submit(submission(1))).job
     with pytest.raises(RateLimitError):
@@ -129,7 +144,7 @@ async def test_what_was_used_until_a_cancel_is_counted(world: World, end: str) -
         await world.report(call, Progress(done, SPEC.num_inference_steps, device_s=device_s))
     before = (await world.job("video_1")).device_s
     await (world.registry.cancel("video_1") if end == "cancel" else world.registry.delete("video_1", ACME))
-    used = await world.registry._database.run(access_sql.day_usage, ACME, day=day_of(time.time()))
+    used = await world.database.run(access_sql.day_usage, ACME, day=day_of(time.time()))
     assert used.videos == 1
     assert used.gpu_seconds == pytest.approx(0.2 + 4.5)
     assert before == pytest.approx(0.2)
@@ -139,21 +154,22 @@ async def test_what_was_used_until_a_cancel_is_counted(world: World, end: str) -
         assert job.device_s == pytest.approx(4.7)
 
 
-async def test_steps_that_are_done_are_booked_as_they_were_spent(world: World) -> None:
+async def test_steps_that_are_done_are_booked_as_they_were_spent(state: RegistryState) -> None:
     """A job that is half done books what it took and what is left, in its stage and the ones after it."""
-    await world.replicas()
-    await limit(world, gpu_seconds_per_day=1e9)
-    await world.encoded("video_1", tenant=ACME)
-    acceptance = world.registry._admission
-    left = acceptance._booked_s(ACME)
-    await world.workers.next()
-    costs = world.registry._state.costs
+    admission = AdmissionControl(state, QueueEstimates(state))
+    waiting = Job("video_1", "mochi-1", SPEC, JobState.QUEUED, Stage.SAMPLING, 1, 0.0, tenant=ACME, device_s=0.2)
+    state.update_job(waiting)
     steps = SPEC.num_inference_steps
-    whole = costs.estimate(Stage.SAMPLING, SPEC, steps) + costs.estimate(Stage.DECODING, SPEC, steps)
-    job = world.registry._feed.live_jobs()[0]
-    assert left == pytest.approx(job.device_s + whole)
-    assert acceptance._booked_s("other") == 0
-    assert acceptance._left_s(replace(job, step=steps - 1)) < acceptance._left_s(job)
+    whole = state.costs.estimate(Stage.SAMPLING, SPEC, steps) + state.costs.estimate(Stage.DECODING, SPEC, steps)
+    assert admission.booked_s(ACME) == pytest.approx(0.2 + whole)
+    assert admission.booked_s("other") == 0
+    sampling = replace(waiting, state=JobState.SAMPLING, lease="token", moves=2)
+    state.update_job(sampling)
+    lease = state.leases.grant(sampling, now=0.0)
+    with lease.saving():
+        lease.report(steps - 1, device_s=0.0)
+    left = state.costs.estimate(Stage.SAMPLING, SPEC, 1) + state.costs.estimate(Stage.DECODING, SPEC, steps)
+    assert admission.booked_s(ACME) == pytest.approx(0.2 + left)
 
 
 async def test_a_refused_request_takes_none_of_the_minutes_share(world: World) -> None:
@@ -194,23 +210,18 @@ async def test_what_fits_no_sampler_is_refused_before_anything_is_counted(world:
 
 async def test_nothing_of_a_tenant_stays_in_memory_but_its_jobs(world: World) -> None:
     await asyncio.gather(*(world.registry.submit(submission(n, f"tenant-{n}")) for n in range(20)))
-    assert not world.registry._admission._coming_s
-    assert not world.registry._state.waiting._coming
+    snapshot = world.registry.snapshot()
+    assert (snapshot.reserved_s, snapshot.state.waiting.reserved) == ({}, {})
 
 
-async def test_a_database_that_fails_leaves_nothing_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_fails_leaves_nothing_counted(world: World) -> None:
     await limit(world, max_queued=1, gpu_seconds_per_day=1e9)
-    registry = world.registry
-
-    def fail(*_: object) -> None:
-        raise RegistryUnavailableError("on purpose")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("serve_app.database.jobs.insert_job", fail)
-        for number in range(3):
-            with pytest.raises(RegistryUnavailableError):
-                await registry.submit(submission(number))
-    await registry.submit(submission(9))
+    world.faults.take_away(insert_job)
+    for number in range(3):
+        with pytest.raises(RegistryUnavailableError):
+            await world.registry.submit(submission(number))
+    world.faults.errors.clear()
+    await world.registry.submit(submission(9))
 
 
 async def test_limits_hold_from_the_first_request_after_a_restart(world: World) -> None:
@@ -222,44 +233,38 @@ async def test_limits_hold_from_the_first_request_after_a_restart(world: World) 
         await world.registry.submit(submission(3))
 
 
-async def test_limits_are_known_before_anything_is_accepted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_limits_are_known_before_anything_is_accepted(world: World) -> None:
     """The jobs are known again, and the tenants cannot be read yet: nobody is let through as if without limits."""
     await limit(world, max_queued=1)
     await world.registry.submit(submission(0))
-    read, go_on = access_sql.load_access, False
-
-    def late(connection: Any) -> Any:
-        if not go_on:
-            raise RegistryUnavailableError("on purpose")
-        return read(connection)
-
-    monkeypatch.setattr("serve_app.database.access.load_access", late)
-    monkeypatch.setattr("serve_app.registry.feed_maintenance.EVERY_S", 0.01)
+    world.faults.take_away(access_sql.load_access)
+    world.timing = RegistryTiming(presence=PresenceTiming(beat_every_s=0.01))
     await world.restart()
     asking = asyncio.create_task(world.registry.submit(submission(1)))
-    await world.registry._dispatcher.leases_known.wait()
-    await world.registry.demand()
-    go_on = True
+    await world.registry.demand()  # it has taken over its jobs
+    world.faults.errors.clear()
     with pytest.raises(QueueFullError):
         await asking
 
 
-async def test_a_tenants_weight_is_that_of_its_account(world: World) -> None:
-    state = world.registry._state
+async def test_a_tenants_weight_is_that_of_its_account(state: RegistryState) -> None:
+    async def change(tenant: str, **changes: Any) -> None:
+        await state.database.run(access_sql.set_tenant, tenant, changes=changes, now=1.0)
+        state.access = await state.database.run(access_sql.load_access)
+
     assert (state.weight("globex"), state.weight(ACME)) == (3.0, 1.0)
-    await limit(world, "globex", max_queued=4)
+    await change("globex", max_queued=4)
     assert state.weight("globex") == 3.0
-    await limit(world, "globex", weight=0.25)
-    await limit(world, ACME, weight=5.0)
+    await change("globex", weight=0.25)
+    await change(ACME, weight=5.0)
     assert (state.weight("globex"), state.weight(ACME)) == (0.25, 5.0)
 
 
-async def test_the_day_of_usage_is_the_one_of_the_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = cost_s(world)
+async def test_the_day_of_usage_is_the_one_of_the_request(world: World) -> None:
+    one = estimated_cost_s()
     await limit(world, gpu_seconds_per_day=1.5 * one)
     await use(world, one)
     with pytest.raises(RateLimitError):
         await world.registry.submit(submission(1))
-    tomorrow = time.time() + 86_400
-    monkeypatch.setattr("serve_app.registry.admission.time.time", lambda: tomorrow)
+    world.clock_shift_s = 86_400.0
     await world.registry.submit(submission(2))

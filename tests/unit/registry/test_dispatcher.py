@@ -12,7 +12,7 @@ from deployments.messages import Directive, Failed, Finished, Progress, Stage, S
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.errors import IdempotencyKeyReusedError, QueueFullError, ReplicaDiedError
 from serve_app.jobs import JobState, Submission, Tier
-from tests.support.registry_world import SETTINGS, SPEC, Call, World
+from tests.support.registry_world import SPEC, Call, World
 
 ENCODER = (Stage.ENCODING,)
 SAMPLER = (Stage.SAMPLING,)
@@ -277,75 +277,3 @@ async def test_a_waiting_job_knows_its_place_and_its_times(world: World) -> None
     running = await world.job(other.task.job_id)
     assert running.place is not None and running.place.position is None
     assert (await world.job("a")).device_s == pytest.approx(10.2)
-
-
-async def test_two_registries_on_one_database_never_run_a_job_twice(database_url: str) -> None:
-    if database_url.startswith("sqlite"):
-        pytest.skip("one registry only on SQLite")
-    settings = SETTINGS.model_copy(update={"lease_s": 2.0})
-    old, new = World(database_url, settings, owner="old"), World(database_url, settings, owner="new")
-    old.start()
-    new.start()
-    for n in range(20):
-        await (old if n % 2 else new).submit(f"{n:02}")
-    for world in (old, new):
-        await world.replicas(slots=20, stages=ENCODER)
-    seen: dict[str, Call] = {}
-    async with asyncio.timeout(300):
-        while len(seen) < 20:
-            for world in (old, new):
-                await world.replicas(slots=20, stages=ENCODER)
-                while not world.workers.sent.empty():
-                    call = await world.workers.next()
-                    assert seen.setdefault(call.task.job_id, call) is call
-                    assert await world.report(call, Started("r", "cpu")) is Directive.CONTINUE
-            await asyncio.sleep(0.05)
-    await new.stop()
-    await old.stop()
-
-
-async def test_a_new_cluster_takes_over_what_the_old_one_lets_lapse(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if database_url.startswith("sqlite"):
-        pytest.skip("one registry only on SQLite")
-    monkeypatch.setattr(
-        "serve_app.registry.feed_maintenance.COMING_S", 0.0
-    )  # its first writes would take longer than a lease
-    settings = SETTINGS.model_copy(update={"lease_s": 1.5})
-    old, new = World(database_url, settings, owner="old"), World(database_url, settings, owner="new")
-    old.start()
-    await old.replicas(stages=ENCODER)
-    await old.submit("a")
-    await old.submit("b")
-    held = await old.workers.next()
-    new.start()
-    await old.stop()
-    waiting = await new.next_after_loss(slots=2)
-    assert (waiting.task.job_id, waiting.task.attempt) == ("b", 1)
-    async with asyncio.timeout(300):
-        while new.workers.sent.empty():
-            assert await new.report(waiting, Started("r", "cpu")) is Directive.CONTINUE
-            await asyncio.sleep(0.05)
-    again = await new.workers.next()
-    assert (again.task.job_id, again.task.attempt) == ("a", 2)
-    assert again.task.lease != held.task.lease
-    await new.stop()
-
-
-async def test_a_job_cancelled_through_another_registry_stops_here(database_url: str) -> None:
-    if database_url.startswith("sqlite"):
-        pytest.skip("one registry only on SQLite")
-    one, other = World(database_url, owner="one"), World(database_url, owner="other")
-    one.start()
-    other.start()
-    await one.replicas(stages=ENCODER)
-    await one.submit("a")
-    call = await one.workers.next()
-    assert await one.report(call, Started("r", "cpu")) is Directive.CONTINUE
-    await other.registry.cancel("a")
-    async with asyncio.timeout(300):
-        while await one.report(call, Started("r", "cpu")) is not Directive.STOP:
-            await asyncio.sleep(0.05)
-    await one.stop()
-    await other.stop()

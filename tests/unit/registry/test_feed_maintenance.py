@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
 
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.exposure import NO_KEYS
@@ -19,46 +17,43 @@ from serve_app.database.connection import Database
 from serve_app.database.intake import insert_job
 from serve_app.database.listing import list_jobs
 from serve_app.feed.job_cache import JobCache
-from serve_app.feed.publisher import FIRST, VALID_S, Cursor
+from serve_app.feed.publisher import FIRST, Cursor
+from serve_app.feed.read_leases import FeedTiming, Presence, PresenceTiming
 from serve_app.jobs import JobFilter, Submission
-from serve_app.registry import feed_maintenance
-from serve_app.registry.feed_maintenance import FeedMaintenance, OtherBeats
+from serve_app.registry.feed_maintenance import FeedMaintenance, OtherRegistries
 from serve_app.registry.state import RegistryState
-from tests.support.registry_world import SETTINGS, SPEC
+from serve_app.registry.timing import RegistryTiming
+from tests.support.registry_world import SETTINGS, SPEC, Faults, FlakyDatabase
 
-pytestmark = pytest.mark.usefixtures("fast")
-
-
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_maintenance, "EVERY_S", 0.005)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.db'}"
+FAST = RegistryTiming(presence=PresenceTiming(beat_every_s=0.005))
+# The bounds are a twentieth of what they are.
+SHORT = RegistryTiming(
+    feed=FeedTiming(valid_s=0.1),
+    presence=PresenceTiming(beat_every_s=0.005, exclusive_s=0.15, silent_s=0.75),
+)
 
 
 @pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    made = Database(url)
+async def database(database_url: str) -> AsyncIterator[FlakyDatabase]:
+    made = FlakyDatabase(database_url, Faults())
     yield made
     made.close()
 
 
-def state_on(database: Database, owner: str = "here") -> RegistryState:
-    return RegistryState(database, SETTINGS, SchedulingSettings(), owner)
+def state_on(database: Database, alone: bool = True, timing: RegistryTiming | None = None) -> RegistryState:
+    timing = timing or (FAST if alone else SHORT)
+    return RegistryState(database, SETTINGS, SchedulingSettings(), "here", alone=alone, timing=timing)
 
 
 class Running:
-    """An upkeep in the background."""
+    """A maintenance of the feed in the background."""
 
     def __init__(self, state: RegistryState, **options: Any) -> None:
-        self.upkeep = FeedMaintenance(state, **{"alone": True, **options})
-        self._task = asyncio.create_task(self.upkeep.run())
+        self.maintenance = FeedMaintenance(state, **options)
+        self._task = asyncio.create_task(self.maintenance.run())
 
     async def __aenter__(self) -> FeedMaintenance:
-        return self.upkeep
+        return self.maintenance
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
@@ -89,12 +84,11 @@ def listed(mirror: JobCache) -> list[int] | None:
     return None if page is None else [int(job.id.removeprefix("video_"), 16) for job in page.jobs]
 
 
-async def test_it_begins_with_the_newest_jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_maintenance, "RECENT", 3)
+async def test_it_begins_with_the_newest_jobs(database: Database) -> None:
     await accept(database, 1, 2, 3, 4)
     state = state_on(database)
-    async with Running(state) as upkeep:
-        await upkeep.begun.wait()
+    async with Running(state, newest_jobs=3) as maintenance:
+        await maintenance.ready.wait()
     assert sorted(job.created_at for job in state.feed.live_jobs()) == [102.0, 103.0, 104.0]
     assert state.feed.horizon == (102.0, f"video_{2:032x}")
     page = known(state).page(3, None, "desc", JobFilter())
@@ -106,16 +100,16 @@ async def test_it_begins_with_the_newest_jobs(database: Database, monkeypatch: p
 async def test_where_it_knows_all_there_is_no_horizon(database: Database) -> None:
     await accept(database, 1, 2)
     state = state_on(database)
-    async with Running(state) as upkeep:
-        await upkeep.begun.wait()
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
     assert state.feed.horizon == FIRST
     assert listed(known(state)) == [2, 1]
 
 
 async def test_new_keys_are_heard_of(database: Database) -> None:
     state = state_on(database)
-    async with Running(state) as upkeep:
-        await upkeep.begun.wait()
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
         assert state.feed.access == state.access
         assert not state.access.keys
         key, _ = await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
@@ -129,8 +123,8 @@ async def test_new_keys_are_heard_of(database: Database) -> None:
 
 async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
     state = state_on(database)
-    async with Running(state) as upkeep:
-        await upkeep.begun.wait()
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
         cursor = state.feed.batch_since(Cursor()).cursor
         await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
         await until(lambda: state.access.version > cursor.access)
@@ -139,21 +133,13 @@ async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
         assert told is not None and told.version > cursor.access
 
 
-async def test_it_reads_keys_only_when_they_changed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, reads = access_sql.load_access, 0
-
-    def counted(connection: Connection) -> Any:
-        nonlocal reads
-        reads += 1
-        return read(connection)
-
-    monkeypatch.setattr(access_sql, "load_access", counted)
+async def test_it_reads_keys_only_when_they_changed(database: FlakyDatabase) -> None:
     state = state_on(database)
-    async with Running(state) as upkeep:
-        await upkeep.begun.wait()
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
         for count in (1, 2):
             await asyncio.sleep(0.05)
-            assert reads == count
+            assert database.faults.calls[access_sql.load_access] == count
             await database.run(access_sql.create_tenant, f"tenant-{count}", now=1.0)
             await until(lambda count=count: f"tenant-{count}" in state.access.tenants)  # type: ignore[misc]
 
@@ -162,140 +148,102 @@ async def test_it_reads_keys_only_when_they_changed(database: Database, monkeypa
 async def test_a_server_without_keys_that_needs_them_says_so(
     database: Database, caplog: pytest.LogCaptureFixture, mode: str, noticed: bool
 ) -> None:
-    async with Running(state_on(database), mode=mode) as upkeep:
-        await upkeep.begun.wait()
+    async with Running(state_on(database), mode=mode) as maintenance:
+        await maintenance.ready.wait()
     assert (NO_KEYS in caplog.text) == noticed
 
 
-async def test_a_database_that_is_away_at_the_start(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    list_now, away = list_jobs, True
-
-    def sometimes(*args: Any, **options: Any) -> Any:
-        if away:
-            raise RegistryUnavailableError("away on purpose")
-        return list_now(*args, **options)
-
-    monkeypatch.setattr(feed_maintenance, "list_jobs", sometimes)
+@pytest.mark.parametrize("function", [list_jobs, access_sql.load_access])
+async def test_a_database_that_is_away_at_the_start(database: FlakyDatabase, function: Any) -> None:
+    """It is ready only with the newest jobs, and only with the tenants and keys."""
     await accept(database, 1)
+    database.faults.take_away(function)
     state = state_on(database)
-    async with Running(state) as upkeep:
-        await asyncio.sleep(0.05)
-        assert not upkeep.begun.is_set()
-        away = False
-        await asyncio.wait_for(upkeep.begun.wait(), 300)
+    async with Running(state) as maintenance:
+        await asyncio.sleep(0.15)
+        assert not maintenance.ready.is_set()
+        database.faults.errors.clear()
+        await asyncio.wait_for(maintenance.ready.wait(), 300)
     assert listed(known(state)) == [1]
-
-
-async def test_it_is_begun_only_with_the_keys(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, away = access_sql.load_access, True
-
-    def sometimes(connection: Connection) -> Any:
-        if away:
-            raise RegistryUnavailableError("away on purpose")
-        return load(connection)
-
-    monkeypatch.setattr(access_sql, "load_access", sometimes)
-    state = state_on(database)
-    async with Running(state) as upkeep:
-        await asyncio.sleep(0.05)
-        assert not upkeep.begun.is_set()
-        away = False
-        await asyncio.wait_for(upkeep.begun.wait(), 300)
-        assert state.feed.access is not None
+    assert state.feed.access is not None
 
 
 @pytest.mark.parametrize("error", [RegistryUnavailableError("away"), ZeroDivisionError("a defect")])
-async def test_whatever_fails_later_is_tried_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    version, away = access_sql.access_version, False
-
-    def sometimes(connection: Connection) -> int:
-        if away:
-            raise error
-        return version(connection)
-
-    monkeypatch.setattr(access_sql, "access_version", sometimes)
+async def test_whatever_fails_later_is_tried_again(database: FlakyDatabase, error: Exception) -> None:
     state = state_on(database)
-    async with Running(state) as upkeep:
-        await upkeep.begun.wait()
-        away = True
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
+        database.faults.errors[access_sql.access_version] = error
         await database.run(access_sql.create_tenant, "acme", now=1.0)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.15)
         assert "acme" not in state.access.tenants
-        away = False
+        database.faults.errors.clear()
         await until(lambda: "acme" in state.access.tenants)
 
 
 # Other registries
 
 
-@pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The bounds in seconds, all a twentieth of what they are."""
-    monkeypatch.setattr(feed_maintenance, "WHOLE_S", 0.15)
-    monkeypatch.setattr(feed_maintenance, "SILENT_S", 0.75)
-    monkeypatch.setattr(feed_maintenance, "COMING_S", 0.25)
-    yield
+def has_to_wait(state: RegistryState) -> bool:
+    """Whether a write must wait for followers that do not know of it, though no follower has asked here."""
+    now = time.monotonic()
+    return state.feed.leases.ends_without(0, published_at=now, now=now) is not None
 
 
 async def beat(database: Database, owner: str, at: float) -> None:
     await database.run(meta_sql.write_heartbeat, owner, now=at)
 
 
-async def test_alone_it_is_whole_and_says_nothing(database: Database) -> None:
+async def test_alone_it_is_complete_and_writes_no_heartbeat(database: Database) -> None:
     state = state_on(database)
-    async with Running(state) as upkeep:
-        assert state.feed.complete
-        await upkeep.begun.wait()
+    async with Running(state) as maintenance:
+        assert state.feed.is_complete()
+        await maintenance.ready.wait()
         await asyncio.sleep(0.05)
-        assert state.feed.complete
+        assert state.feed.is_complete()
     assert await database.run(meta_sql.read_heartbeats, "nobody", since=0.0) == (None, {})
 
 
-@pytest.mark.usefixtures("times")
-async def test_where_others_may_be_it_is_whole_when_it_has_looked(database: Database) -> None:
-    state = state_on(database)
-    async with Running(state, alone=False) as upkeep:
-        await upkeep.begun.wait()
-        assert not state.feed.complete
+async def test_where_others_may_be_it_is_complete_when_it_has_looked(database: Database) -> None:
+    state = state_on(database, alone=False)
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
+        assert not state.feed.is_complete()
         own, others = await database.run(meta_sql.read_heartbeats, "here", since=0.0)
         assert own is not None and not others
-        await until(lambda: state.feed.complete)
+        await until(lambda: state.feed.is_complete())
 
 
-@pytest.mark.usefixtures("times")
 @pytest.mark.parametrize("clock", [0.0, -3_600.0, 3_600.0])
-async def test_while_another_one_shows_signs_of_life_it_is_not_whole(database: Database, clock: float) -> None:
+async def test_while_another_one_shows_signs_of_life_it_is_not_complete(database: Database, clock: float) -> None:
     """However far apart the clocks of the two machines are."""
-    state = state_on(database)
-    async with Running(state, alone=False):
-        await until(lambda: state.feed.complete)
+    state = state_on(database, alone=False)
+    async with Running(state):
+        await until(lambda: state.feed.is_complete())
         end = time.monotonic() + 1.5
         await beat(database, "there", time.time() + clock)
-        await until(lambda: not state.feed.complete)
+        await until(lambda: not state.feed.is_complete())
         while time.monotonic() < end:
             await beat(database, "there", time.time() + clock)
-            assert not state.feed.complete
+            assert not state.feed.is_complete()
             await asyncio.sleep(0.01)
-        await until(lambda: state.feed.complete)
+        await until(lambda: state.feed.is_complete())
 
 
-@pytest.mark.usefixtures("times")
 async def test_what_another_one_did_is_known_when_it_is_gone(database: Database) -> None:
     """A job that it made and ended, and one of ours that it deleted: neither was told here."""
     await accept(database, 1, 2)
-    state = state_on(database)
+    state = state_on(database, alone=False)
     await database.run(jobs_sql.cancel, f"video_{1:032x}", now=200.0)
-    async with Running(state, alone=False):
-        await until(lambda: state.feed.complete)
+    async with Running(state):
+        await until(lambda: state.feed.is_complete())
         before = state.feed.batch_since(Cursor()).cursor
         await beat(database, "there", 1.0e9 * 2)
-        await until(lambda: not state.feed.complete)
+        await until(lambda: not state.feed.is_complete())
         await accept(database, 3)
         await database.run(jobs_sql.cancel, f"video_{3:032x}", now=201.0)
         await database.run(jobs_sql.delete, f"video_{1:032x}", tenant=None, now=202.0)
-        await until(lambda: state.feed.complete)
+        await until(lambda: state.feed.is_complete())
         assert state.feed.batch_since(before).reset
         mirror = known(state)
         assert listed(mirror) == [3, 2]
@@ -304,47 +252,36 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
         assert ended is not None and ended.final
 
 
-@pytest.mark.usefixtures("times")
-async def test_one_that_cannot_look_is_not_whole_for_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    beats, away = meta_sql.read_heartbeats, False
-
-    def sometimes(*args: Any, **options: Any) -> Any:
-        if away:
-            raise RegistryUnavailableError("away on purpose")
-        return beats(*args, **options)
-
-    monkeypatch.setattr(feed_maintenance, "read_heartbeats", sometimes)
-    state = state_on(database)
-    async with Running(state, alone=False):
-        await until(lambda: state.feed.complete)
-        away = True
-        await until(lambda: not state.feed.complete)
-        away = False
-        await until(lambda: state.feed.complete)
+async def test_one_that_cannot_look_is_not_complete_for_long(database: FlakyDatabase) -> None:
+    state = state_on(database, alone=False)
+    async with Running(state):
+        await until(lambda: state.feed.is_complete())
+        database.faults.take_away(meta_sql.read_heartbeats)
+        await until(lambda: not state.feed.is_complete())
+        assert state.feed.leases.presence is Presence.EXCLUSIVE  # it lapsed: nobody else was seen
+        database.faults.errors.clear()
+        await until(lambda: state.feed.is_complete())
 
 
-@pytest.mark.usefixtures("times")
 async def test_what_one_that_comes_writes_is_told_when_the_others_have_noticed_it(database: Database) -> None:
     loop = asyncio.get_running_loop()
-    state, begun_at = state_on(database), loop.time()
-    async with Running(state, alone=False) as upkeep:
-        await upkeep.begun.wait()
+    state, begun_at = state_on(database, alone=False), loop.time()
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
         await state.feed.flush()
         assert loop.time() - begun_at >= 0.25
-        at = loop.time()
-        await state.feed.flush()
-        assert state.feed.quiet_until < at
+        assert not has_to_wait(state)
 
 
-@pytest.mark.usefixtures("times")
 async def test_one_that_is_there_again_at_once_needs_no_notice(database: Database) -> None:
-    state = state_on(database)
-    async with Running(state, alone=False) as upkeep:
-        await upkeep.begun.wait()
-    again = state_on(database)
-    async with Running(again, alone=False) as upkeep:
-        await upkeep.begun.wait()
-        assert again.feed.quiet_until == float("-inf")
+    state = state_on(database, alone=False, timing=RegistryTiming())
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
+        assert has_to_wait(state)
+    again = state_on(database, alone=False, timing=RegistryTiming())
+    async with Running(again) as maintenance:
+        await maintenance.ready.wait()
+        assert not has_to_wait(again)
 
 
 async def test_beats_that_are_old_are_forgotten(database: Database) -> None:
@@ -361,7 +298,7 @@ async def test_a_long_name_is_known_as_its_own(database: Database) -> None:
 
 
 def test_an_owner_is_alive_while_its_beat_changes() -> None:
-    others = OtherBeats(15.0)
+    others = OtherRegistries(15.0)
     assert others.alive({"a": 1.0, "b": 7.0}, 100.0) == ["a", "b"]
     assert others.alive({"a": 1.0, "b": 6.0}, 110.0) == ["a", "b"]
     assert others.alive({"a": 1.0, "b": 6.0}, 114.9) == ["a", "b"]
@@ -371,7 +308,7 @@ def test_an_owner_is_alive_while_its_beat_changes() -> None:
 
 
 def test_seconds_are_far_enough_apart() -> None:
-    """One that comes is noticed before its writes are told; who is silent comes anew before it is taken for gone."""
-    assert feed_maintenance.WHOLE_S > feed_maintenance.EVERY_S
-    assert feed_maintenance.COMING_S >= feed_maintenance.WHOLE_S + VALID_S
-    assert feed_maintenance.SILENT_S / 2 > feed_maintenance.WHOLE_S
+    """A registry that is silent arrives anew before it is taken for gone, and the others look often enough."""
+    timing = PresenceTiming()
+    assert timing.exclusive_s > timing.beat_every_s
+    assert timing.silent_s > timing.arrives_after_s > timing.exclusive_s

@@ -16,7 +16,7 @@ def info(replica: str, stage: Stage = Stage.SAMPLING, slots: int = 1) -> Replica
 
 
 def test_a_lease_lives_by_its_renewals() -> None:
-    table = LeaseTable(lease_s=30)
+    table = LeaseTable(lease_s=30, saves_per_lease=4)
     lease = table.grant(JOB, 100)
     assert table.lapsed(129.9) == []
     table.renew(lease, 129.9)
@@ -25,19 +25,19 @@ def test_a_lease_lives_by_its_renewals() -> None:
 
 
 def test_only_the_newest_token_holds_a_job() -> None:
-    table = LeaseTable(lease_s=30)
+    table = LeaseTable(lease_s=30, saves_per_lease=4)
     old = table.grant(replace(JOB, lease="old"), 0)
     new = table.grant(replace(JOB, lease="new"), 1)
-    assert table.held("job", "old") is None
-    assert table.held("job", "new") is new
-    table.drop(old)
-    assert table.held("job", "new") is new
-    table.drop(new)
+    assert table.find("job", "old") is None
+    assert table.find("job", "new") is new
+    table.remove(old)
+    assert table.find("job", "new") is new
+    table.remove(new)
     assert table.of_job("job") is None
 
 
 def test_sql_is_told_a_few_times_a_lease() -> None:
-    table = LeaseTable(lease_s=40)
+    table = LeaseTable(lease_s=40, saves_per_lease=4)
     lease = table.grant(JOB, 0)
     assert not table.needs_saving(lease, 9.9)
     assert table.needs_saving(lease, 10)
@@ -60,7 +60,7 @@ def test_slots_are_those_of_replicas_that_still_announce_themselves() -> None:
 
 
 def test_what_was_used_is_saved_once() -> None:
-    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(JOB, 0)
     lease.report(7, 1.5)
     with lease.saving() as used:
         assert used == Usage(3, 1.5)
@@ -69,19 +69,19 @@ def test_what_was_used_is_saved_once() -> None:
 
 
 def test_what_could_not_be_saved_is_saved_the_next_time() -> None:
-    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(JOB, 0)
     lease.report(7, 1.5)
     with pytest.raises(ConnectionError), lease.saving():
         raise ConnectionError
-    assert lease.job_now.steps_run == JOB.steps_run
+    assert lease.current_job.steps_run == JOB.steps_run
     lease.report(8, 2.0)
     with lease.saving() as used:
         assert used == Usage(4, 2.0)
-    assert (lease.job_now.steps_run, lease.job_now.device_s) == (JOB.steps_run + 4, JOB.device_s + 2.0)
+    assert (lease.current_job.steps_run, lease.current_job.device_s) == (JOB.steps_run + 4, JOB.device_s + 2.0)
 
 
 def test_two_saves_at_once_save_nothing_twice() -> None:
-    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(JOB, 0)
     lease.report(7, 1.5)
     with pytest.raises(ConnectionError), lease.saving() as first:
         lease.report(9, 2.0)
@@ -93,25 +93,25 @@ def test_two_saves_at_once_save_nothing_twice() -> None:
 
 
 def test_a_report_that_comes_late_takes_nothing_back() -> None:
-    lease = LeaseTable(lease_s=30).grant(JOB, 0)
+    lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(JOB, 0)
     lease.report(9, 2.0)
     lease.report(7, 1.5)
     assert (lease.step, lease.reported) == (9, Usage(9, 2.0))
 
 
 def test_steps_before_a_refused_checkpoint_are_run_again_and_saved_again() -> None:
-    lease = LeaseTable(lease_s=30).grant(replace(JOB, checkpoint_step=6), 0)
+    lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(replace(JOB, checkpoint_step=6), 0)
     assert lease.step == 6
     lease.begin_at(2)
     lease.report(5, 1.0)
     assert (lease.step, lease.learn()) == (5, Usage(3, 1.0))
     with lease.saving() as used:
         assert used == Usage(3, 1.0)
-    assert lease.job_now.steps_run == JOB.steps_run + 3
+    assert lease.current_job.steps_run == JOB.steps_run + 3
 
 
 def test_a_resumed_lease_counts_the_device_from_its_first_report() -> None:
-    lease = LeaseTable(lease_s=30).resume(JOB, 0, patience_s=10)
+    lease = LeaseTable(lease_s=30, saves_per_lease=4).resume(JOB, 0, patience_s=10)
     assert lease.deadline == 10
     with lease.saving() as used:
         assert used == Usage()

@@ -9,7 +9,7 @@ from tests.support.registry_world import SPEC
 def lease(name: str, tier: Tier = Tier.BATCH, step: int = 5, frames: int = 25, parks: int = 0) -> Lease:
     spec = replace(SPEC, num_frames=frames)
     job = Job(name, "mochi-1", spec, JobState.SAMPLING, Stage.SAMPLING, 1, 0.0, tier=tier, lease=name, parks=parks)
-    return Lease(job, name, Stage.SAMPLING, 0, 0, reported=Usage(step), begun=True)
+    return Lease(job, name, Stage.SAMPLING, 0, 0, reported=Usage(step), has_begun=True)
 
 
 def parked(*leases: Lease, urgent: int = 1, open_slots: int = 0) -> list[str]:
@@ -44,5 +44,5 @@ def test_a_slot_that_opens_within_a_step_counts() -> None:
 
 def test_who_is_not_parked() -> None:
     fresh = lease("not begun")
-    fresh.begun = False
+    fresh.has_begun = False
     assert parked(lease("peer", Tier.INTERACTIVE), lease("often", parks=3), fresh, urgent=9) == []

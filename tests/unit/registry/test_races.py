@@ -1,12 +1,11 @@
 """Single moments at which the registry once lost a job, a count or a slot; the storms meet them only by chance."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, ClassVar, Concatenate
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import (
@@ -22,41 +21,23 @@ from deployments.messages import (
 )
 from serve_app.config import SchedulingSettings
 from serve_app.database import jobs as jobs_sql
-from serve_app.database.connection import Database, P, T
 from serve_app.jobs import Tier
-from serve_app.registry import actor as job_registry
-from serve_app.registry import dispatcher
+from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from tests.support.registry_world import SETTINGS, Call, World
 
 ENCODER = (Stage.ENCODING,)
 SAMPLER = (Stage.SAMPLING,)
 
 
-class Flaky(Database):
-    """untold: operations that lose the connection in their next commit. away: those that find no database."""
-
-    untold: ClassVar[set[Any]] = set()
-    away: ClassVar[set[Any]] = set()
-
-    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if function in self.away:
-            await asyncio.sleep(0.05)
-            raise RegistryUnavailableError("away")
-        result = await super().run(function, *args, **kwargs)
-        if function in self.untold:
-            self.untold.remove(function)
-            raise RegistryUnavailableError("lost in the commit")
-        return result
+# Comparisons with SQL come often; each report of progress is saved.
+TIMING = RegistryTiming(dispatch=DispatchTiming(reconcile_s=0.1), saves_per_lease=1e9)
 
 
 @pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(job_registry, "Database", Flaky)
-    monkeypatch.setattr(Flaky, "untold", set())
-    monkeypatch.setattr(Flaky, "away", set())
-    monkeypatch.setattr(dispatcher, "RECONCILE_S", 0.1)
+async def world(tmp_path: Path) -> AsyncIterator[World]:
     settings = SETTINGS.model_copy(update={"lease_s": 20.0})
-    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", settings, SchedulingSettings(promote_after_s=1))
+    scheduling = SchedulingSettings(promote_after_s=1)
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", settings, scheduling, timing=TIMING)
     world.start()
     yield world
     await world.stop()
@@ -72,7 +53,7 @@ async def sampled(world: World, **submit: Any) -> Call:
 
 
 async def test_a_claim_that_was_written_and_not_told_is_undone(world: World) -> None:
-    Flaky.untold.add(jobs_sql.claim)
+    world.faults.lost_answers.add(jobs_sql.claim)
     await world.submit("a")
     call = await world.next_after_loss()
     assert (call.task.job_id, call.task.attempt) == ("a", 1)
@@ -82,15 +63,14 @@ async def test_a_lease_whose_end_was_not_told_ends_with_the_next_claim(world: Wo
     await world.replicas(stages=ENCODER)
     await world.submit("a")
     encoding = await world.workers.next()
-    Flaky.untold.add(jobs_sql.finish_stage)
+    world.faults.lost_answers.add(jobs_sql.finish_stage)
     with pytest.raises(RegistryUnavailableError):
         await world.report(encoding, Finished())
     await world.replicas(stages=SAMPLER)
     sampling = await world.workers.next()
     assert (sampling.task.job_id, sampling.task.stage) == ("a", Stage.SAMPLING)
     assert await world.report(encoding, Finished()) is Directive.STOP
-    queue = world.registry._state.waiting._queues[Stage.ENCODING]
-    assert not [flow for share in queue._shares.values() for flow in share.flows.values() if flow.unsettled]
+    assert world.registry.snapshot().state.waiting.queues[Stage.ENCODING].unsettled == 0
 
 
 async def test_no_report_of_a_batch_is_lost_to_the_database_of_another(world: World) -> None:
@@ -99,22 +79,15 @@ async def test_no_report_of_a_batch_is_lost_to_the_database_of_another(world: Wo
     await world.encoded("b")
     await world.replicas(slots=2, stages=SAMPLER)
     calls = [await world.workers.next() for _ in range(2)]
-    leases = [world.registry._state.leases.of_job(call.task.job_id) for call in calls]
-    Flaky.away.add(jobs_sql.renew)
-    for lease in leases:
-        assert lease is not None
-        lease.saved_at = 0.0
+    world.faults.take_away(jobs_sql.renew)
     with pytest.raises(RegistryUnavailableError):
         await world.registry.report_all([Report(c.task.job_id, c.task.lease, Progress(3, 20)) for c in calls])
-    assert [lease and lease.step for lease in leases] == [3, 3]
+    assert [(await world.job(call.task.job_id)).step for call in calls] == [3, 3]
 
 
 async def test_what_is_told_late_counts_no_step_twice(world: World) -> None:
     call = await sampled(world, job_id="a")
-    lease = world.registry._state.leases.of_job("a")
-    assert lease is not None
     for done in (8, 12, 4, 16):
-        lease.saved_at = 0.0
         await world.report(call, Progress(done, 20))
     await world.report(call, Parked(18, "asked"))
     assert (await world.job("a")).steps_run == 18
@@ -122,16 +95,13 @@ async def test_what_is_told_late_counts_no_step_twice(world: World) -> None:
 
 async def test_seconds_that_could_not_be_saved_are_saved_later(world: World) -> None:
     call = await sampled(world, job_id="a")
-    lease = world.registry._state.leases.of_job("a")
-    assert lease is not None
-    lease.saved_at = 0.0
-    Flaky.away.add(jobs_sql.renew)
+    world.faults.take_away(jobs_sql.renew)
     failing = asyncio.create_task(world.report(call, Progress(2, 20, device_s=2.0)))
     await asyncio.sleep(0)  # it has begun to save
+    del world.faults.errors[jobs_sql.renew]
     await world.report(call, Progress(3, 20, device_s=3.0))
     with pytest.raises(RegistryUnavailableError):
         await failing
-    Flaky.away.clear()
     await world.report(call, Parked(4, "asked", device_s=4.0))
     assert (await world.job("a")).device_s == pytest.approx(4.2)
 

@@ -39,7 +39,7 @@ def test_before_anything_was_measured_the_estimate_goes_with_steps_tokens_and_ro
     assert model.estimate(Stage.DECODING, replace(SMALL, width=192), 0) == pytest.approx(
         2 * model.estimate(Stage.DECODING, SMALL, 0)
     )
-    assert not any(model.measured(stage) for stage in Stage)
+    assert not any(model.is_measured(stage) for stage in Stage)
 
 
 def test_the_nominal_rates_are_those_of_the_full_size() -> None:
@@ -54,8 +54,8 @@ def test_one_measurement_replaces_the_nominal_rate_of_its_stage_alone() -> None:
     before = model.estimate(Stage.DECODING, SMALL, 0)
     model.observe(Stage.SAMPLING, SMALL, 5, 10.0)
     assert model.estimate(Stage.SAMPLING, SMALL, 20) == pytest.approx(40.0)
-    assert model.measured(Stage.SAMPLING)
-    assert not model.measured(Stage.DECODING)
+    assert model.is_measured(Stage.SAMPLING)
+    assert not model.is_measured(Stage.DECODING)
     assert model.estimate(Stage.DECODING, SMALL, 0) == before
 
 
@@ -116,7 +116,7 @@ def test_a_span_without_steps_or_seconds_teaches_nothing(steps: int, device_s: f
     model = CostModel()
     before = model.estimate(Stage.SAMPLING, SMALL, 5)
     model.observe(Stage.SAMPLING, SMALL, steps, device_s)
-    assert not model.measured(Stage.SAMPLING)
+    assert not model.is_measured(Stage.SAMPLING)
     assert model.estimate(Stage.SAMPLING, SMALL, 5) == before
 
 

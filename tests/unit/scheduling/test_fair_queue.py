@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from serve_app.jobs import TIERS, Tier
-from serve_app.scheduling.fair_queue import CLAIM_GROWTH, FairQueue
-from serve_app.scheduling.fair_share import Charge, Waiting
+from serve_app.scheduling.fair_queue import CREDIT_GROWTH, FairQueue
+from serve_app.scheduling.fair_share import Charge, QueueEntry
 
 SPAN = 16.0
 # Powers of two, so that tags add up exactly and ties are real ones.
@@ -35,25 +35,25 @@ def weight(tenant: str) -> float:
     return WEIGHTS.get(tenant, 1.0)
 
 
-def queue(*jobs: Waiting) -> FairQueue:
+def queue(*jobs: QueueEntry) -> FairQueue:
     built = FairQueue(weight, SPAN)
     for job in jobs:
         built.put(job)
     return built
 
 
-def job(name: str, tenant: str = "a", cost: float = 1.0, tier: Tier = Tier.STANDARD, **more: Any) -> Waiting:
+def job(name: str, tenant: str = "a", cost: float = 1.0, tier: Tier = Tier.STANDARD, **more: Any) -> QueueEntry:
     """Waits from the moment 0; its age is its number, as in `x12`."""
-    plain = Waiting(name, tenant, tier, (float(name[1:]), name), since=0.0, not_before=0.0, cost_s=cost)
+    plain = QueueEntry(name, tenant, tier, (float(name[1:]), name), since=0.0, not_before=0.0, cost_s=cost)
     return replace(plain, **more)
 
 
-def drain(waiting: FairQueue, now: float = 0.0, suspects: int = 1) -> Iterator[Waiting]:
+def drain(waiting: FairQueue, now: float = 0.0, suspects: int = 1) -> Iterator[QueueEntry]:
     while taken := waiting.take(now, suspects):
         yield taken[0]
 
 
-def names(jobs: Iterator[Waiting]) -> list[str]:
+def names(jobs: Iterator[QueueEntry]) -> list[str]:
     return [one.job_id for one in jobs]
 
 
@@ -67,7 +67,7 @@ class Ledger:
         self.slack: dict[str, float] = defaultdict(float)
         self._seen: dict[tuple[str, str], list[float]] = {}
 
-    def add(self, one: Waiting) -> None:
+    def add(self, one: QueueEntry) -> None:
         self.waiting[one.tenant] += 1
         self.costliest[one.tenant] = max(self.costliest[one.tenant], one.cost_s)
 
@@ -136,7 +136,7 @@ def test_what_was_measured_stays_in_proportion_though_estimates_are_wrong(
 ) -> None:
     """A tuple puts jobs, a number settles one of those that run, None takes one; up to four run at once."""
     ledger, waiting = Ledger(), queue()
-    running: list[tuple[Waiting, Charge]] = []
+    running: list[tuple[QueueEntry, Charge]] = []
     ages = map("x{}".format, count())
     rest = [0, None] * sum(step[2] for step in steps if isinstance(step, tuple))
     for step in [*steps, *rest]:
@@ -161,7 +161,7 @@ def test_what_was_measured_stays_in_proportion_though_estimates_are_wrong(
 
 @untimed
 @given(st.lists(st.one_of(st.integers(0, 60), jobs_of_tenants), max_size=120))
-def test_overdue_jobs_run_ahead_by_their_claims_and_no_further(steps: list[tuple[str, float] | int]) -> None:
+def test_overdue_jobs_run_ahead_by_their_credit_and_no_further(steps: list[tuple[str, float] | int]) -> None:
     """A number takes a job after that many seconds."""
     ledger, waiting, now = Ledger(), queue(), 0.0
     for number, step in enumerate([*steps, *[1] * len(steps)]):
@@ -173,14 +173,14 @@ def test_overdue_jobs_run_ahead_by_their_claims_and_no_further(steps: list[tuple
         now += step
         if taken := waiting.take(now, 0):
             one = taken[0]
-            claim = CLAIM_GROWTH * max(0.0, now - one.since - SPAN)
-            ledger.slack[one.tenant] = max(ledger.slack[one.tenant], claim)
+            credit = CREDIT_GROWTH * max(0.0, now - one.since - SPAN)
+            ledger.slack[one.tenant] = max(ledger.slack[one.tenant], credit)
             ledger.served[one.tenant] += one.cost_s
             ledger.waiting[one.tenant] -= 1
             ledger.check_pairs()
 
 
-def overdue_at(one: Waiting) -> float:
+def overdue_at(one: QueueEntry) -> float:
     return one.since + SPAN * (1 + TIERS.index(one.tier))
 
 
@@ -192,10 +192,10 @@ newcomers = st.tuples(st.integers(0, 30), st.floats(0.01, 40), st.sampled_from(T
 def test_nothing_that_comes_after_a_computed_moment_goes_before_a_job(
     steps: list[tuple[int, float, Tier] | int],
 ) -> None:
-    """After o + (A + C) / CLAIM_GROWTH, see the module's text. A number takes a job after that many seconds."""
+    """After o + (A + C) / CREDIT_GROWTH, see the module's text. A number takes a job after that many seconds."""
     waiting, now = queue(), 0.0
-    arrived: dict[str, Waiting] = {}
-    served: list[tuple[float, Waiting]] = []
+    arrived: dict[str, QueueEntry] = {}
+    served: list[tuple[float, QueueEntry]] = []
     for number, step in enumerate([*steps, *[1] * len(steps)]):
         if isinstance(step, tuple):
             tenant, cost, tier = step
@@ -210,9 +210,9 @@ def test_nothing_that_comes_after_a_computed_moment_goes_before_a_job(
     for place, (_, x) in enumerate(served):
         before = served[:place]
         own = [(at, one) for at, one in before if one.tenant == x.tenant]
-        loan = CLAIM_GROWTH * max([0.0, *(at - overdue_at(one) for at, one in own)])
+        loan = CREDIT_GROWTH * max([0.0, *(at - overdue_at(one) for at, one in own)])
         ahead = sum(one.cost_s for at, one in own if at >= x.since) + x.cost_s
-        last = overdue_at(x) + (loan + ahead / weight(x.tenant)) / CLAIM_GROWTH
+        last = overdue_at(x) + (loan + ahead / weight(x.tenant)) / CREDIT_GROWTH
         assert all(one.since < last for _, one in before)
 
 
@@ -224,7 +224,7 @@ def test_a_job_is_served_under_endless_interactive_jobs(tier: Tier, others: int,
     victim = job("x0", "victim", 8.0, tier)
     waiting = FairQueue(lambda tenant: 1.0 if tenant == "victim" else 1000.0, SPAN)
     waiting.put(victim)
-    last = overdue_at(victim) + victim.cost_s / CLAIM_GROWTH
+    last = overdue_at(victim) + victim.cost_s / CREDIT_GROWTH
     for now in range(1 + others * int(last + 1) + 1):
         for k in range(others):
             tenant = {"endless": f"{now}/{k}", "one each": f"{k}", "one": "0"}[tenants]
@@ -255,7 +255,7 @@ def test_a_job_goes_one_tier_up_for_each_span_and_is_charged_there() -> None:
     for spans, tier in [(0.99, Tier.BATCH), (1, Tier.STANDARD), (1.99, Tier.STANDARD), (2, Tier.INTERACTIVE)]:
         waiting = queue(job("x1", tier=Tier.BATCH))
         assert first_tier(waiting, spans * SPAN) is tier
-        assert waiting.waiting_tiers(spans * SPAN) == {Tier.BATCH: 1}
+        assert waiting.count_available(spans * SPAN) == {Tier.BATCH: 1}
         assert waiting.take(spans * SPAN, 0) == (job("x1", tier=Tier.BATCH), Charge("a", tier, 1.0))
 
 
@@ -342,16 +342,16 @@ def test_an_undone_claim_costs_its_tenant_nothing() -> None:
 
 def test_paused_jobs_are_passed_over_and_block_nobody() -> None:
     waiting = queue(job("x1", not_before=8.0), job("x2"), job("x3", not_before=4.0))
-    assert waiting.next_at(0.0) == 4.0
-    assert waiting.next_at(4.0) == 8.0
-    assert waiting.next_at(8.0) is None
-    assert waiting.waiting_tiers(4.0) == {Tier.STANDARD: 2}
+    assert waiting.next_pause_end(0.0) == 4.0
+    assert waiting.next_pause_end(4.0) == 8.0
+    assert waiting.next_pause_end(8.0) is None
+    assert waiting.count_available(4.0) == {Tier.STANDARD: 2}
     assert [one.job_id for one in waiting.order(0.0)] == ["x2", "x3", "x1"]
     assert [one.job_id for one in waiting.order(8.0)] == ["x1", "x2", "x3"]
     assert names(drain(waiting)) == ["x2"]
     assert first_tier(waiting, 3.0) is None
     assert names(drain(waiting, 8.0)) == ["x1", "x3"]
-    assert waiting.next_at(0.0) is None
+    assert waiting.next_pause_end(0.0) is None
 
 
 @pytest.mark.parametrize("suspects", [0, -1])
@@ -431,24 +431,24 @@ class Slow:
     """The same rules over plain lists: everything is looked up anew, nothing is forgotten."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Waiting] = {}
+        self.jobs: dict[str, QueueEntry] = {}
         self.tier: dict[str, Tier] = {}
         self.tags: dict[tuple[Tier, str], float] = {}
         self.clock = dict.fromkeys(TIERS, 0.0)
         self.open: Counter[tuple[Tier, str]] = Counter()
         self.now = -inf
 
-    def tier_at(self, one: Waiting, now: float) -> Tier:
+    def tier_at(self, one: QueueEntry, now: float) -> Tier:
         return TIERS[max(0, TIERS.index(one.tier) - int((now - one.since) // SPAN))]
 
-    def awake(self, now: float) -> list[Waiting]:
+    def awake(self, now: float) -> list[QueueEntry]:
         return [one for one in self.jobs.values() if one.job_id in self.tier or one.not_before <= now]
 
-    def backlog(self, tier: Tier, tenant: str) -> list[Waiting]:
+    def backlog(self, tier: Tier, tenant: str) -> list[QueueEntry]:
         mine = [one for one in self.jobs.values() if one.tenant == tenant and self.tier.get(one.job_id) is tier]
         return sorted(mine, key=lambda one: one.order)
 
-    def put(self, one: Waiting) -> None:
+    def put(self, one: QueueEntry) -> None:
         old = self.jobs.get(one.job_id)
         if old is None or any(
             getattr(old, name) != getattr(one, name) for name in ("tenant", "tier", "since", "not_before")
@@ -462,14 +462,14 @@ class Slow:
         self.jobs.pop(job_id, None)
         self.tier.pop(job_id, None)
 
-    def join(self, jobs: list[Waiting], now: float) -> None:
+    def join(self, jobs: list[QueueEntry], now: float) -> None:
         backlogged = {(tier, self.jobs[job_id].tenant) for job_id, tier in self.tier.items()}
         for one in jobs:
             tier = self.tier[one.job_id] = self.tier_at(one, now)
             if (tier, one.tenant) not in backlogged:
                 self.tags[tier, one.tenant] = max(self.clock[tier], self.tags.get((tier, one.tenant), 0.0))
 
-    def take(self, now: float, suspects: int) -> tuple[Waiting, Charge] | None:
+    def take(self, now: float, suspects: int) -> tuple[QueueEntry, Charge] | None:
         self.now = now
         self.join(self.awake(now), now)
         for tier in TIERS:
@@ -478,7 +478,7 @@ class Slow:
                 allowed = [one for one in self.backlog(tier, tenant) if suspects > 0 or not one.suspect]
                 for one in allowed[:1]:
                     finish = self.tags[tier, tenant] + one.cost_s / weight(tenant)
-                    heads.append((finish - CLAIM_GROWTH * max(0.0, now - overdue_at(one)), one.order, finish, one))
+                    heads.append((finish - CREDIT_GROWTH * max(0.0, now - overdue_at(one)), one.order, finish, one))
             if heads:
                 tag, _, finish, one = min(heads)
                 self.clock[tier] = max(self.clock[tier], tag)
@@ -535,7 +535,7 @@ class AgainstSlow(RuleBasedStateMachine):
             old = sorted(self.slow.jobs.values(), key=lambda one: one.job_id)[pick % len(self.slow.jobs)]
             self.put_both(replace(old, cost_s=cost, suspect=suspect, order=(float(age), old.job_id)))
 
-    def put_both(self, one: Waiting) -> None:
+    def put_both(self, one: QueueEntry) -> None:
         self.queue.put(one)
         self.slow.put(one)
 
@@ -578,14 +578,14 @@ class AgainstSlow(RuleBasedStateMachine):
         assert {t: self.queue.count(t) for t in TENANTS} == {
             t: sum(one.tenant == t for one in self.slow.jobs.values()) for t in TENANTS
         }
-        assert self.queue.waiting_tiers(self.now) == Counter(one.tier for one in awake)
+        assert self.queue.count_available(self.now) == Counter(one.tier for one in awake)
         tiers = [self.slow.tier_at(one, self.now) for one in awake]
         assert first_tier(self.queue, self.now) is min(tiers, key=TIERS.index, default=None)
 
     @invariant()
     def the_next_pause_is_known(self) -> None:
         pauses = [one.not_before for one in self.slow.jobs.values() if one.not_before > self.now]
-        assert self.queue.next_at(self.now) == min(pauses, default=None)
+        assert self.queue.next_pause_end(self.now) == min(pauses, default=None)
 
 
 TestAgainstSlow = AgainstSlow.TestCase

@@ -14,7 +14,7 @@ DIED = Failed(REPLICA_DIED, "gone", transient=True)
 
 
 def after(job: Job, event: Failed, progress: float = 0.5, jitter: float = 0.0) -> Retry | JobError:
-    return after_failure(job, event, progress, SETTINGS, jitter)
+    return after_failure(job, event, progress=progress, settings=SETTINGS, jitter=jitter)
 
 
 def test_the_pause_doubles_up_to_its_maximum_and_jitter_takes_up_to_half() -> None:

@@ -56,7 +56,6 @@ def step(services: FakeServices, video_id: str, number: int) -> None:
     """The sampler has done so many steps."""
     job = services.memory.jobs[video_id]
     services.memory.jobs[video_id] = replace(job, step=number, progress=number / 20)
-    services.memory.feed.now_of = lambda job: services.memory.jobs.get(job.id, job)
     services.memory.feed.publish_progress(video_id)
 
 
@@ -242,9 +241,9 @@ async def test_without_a_feed_it_looks_for_itself(unfed: httpx.AsyncClient, serv
 async def test_a_closed_stream_cancels_nothing_and_leaves_nothing(services: FakeServices, made: str) -> None:
     told = stream(services, made)
     await until(told, "progress")
-    assert made in services.feed.watched
+    assert made in services.feed.watched_jobs
     await told.aclose()
-    assert not services.feed.watched
+    assert not services.feed.watched_jobs
     assert services.memory.jobs[made].state is JobState.QUEUED
     assert services.memory.calls["cancel"] == 0
 
@@ -254,11 +253,11 @@ async def test_a_client_that_leaves_in_the_middle(services: FakeServices) -> Non
         video_id = (await client.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
         asking = asyncio.create_task(client.get(f"/v1/videos/{video_id}/events"))
         async with asyncio.timeout(300):
-            while video_id not in services.feed.watched:
+            while video_id not in services.feed.watched_jobs:
                 await asyncio.sleep(0.001)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert not services.feed.watched
+        assert not services.feed.watched_jobs
         assert (await client.get(f"/v1/videos/{video_id}")).json()["state"] == "queued"
 
 
@@ -277,4 +276,4 @@ async def test_no_stream_of_nothing(client: httpx.AsyncClient, services: FakeSer
     answer = await client.get(f"/v1/videos/{video_id}/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
     assert answer.headers["content-type"] == "application/json"
-    assert not services.feed.watched
+    assert not services.feed.watched_jobs

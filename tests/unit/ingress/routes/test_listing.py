@@ -124,7 +124,7 @@ async def test_a_bad_filter_is_refused_by_name(
     assert (error["param"], error["code"]) == (name, "invalid_value")
     assert f"Invalid '{name}'" in error["message"]
     assert told in error["message"]
-    assert set(services.memory.calls) <= {"follow"}
+    assert set(services.memory.calls) <= {"poll_feed"}
 
 
 @LISTINGS

@@ -19,7 +19,7 @@ async def make(client: httpx.AsyncClient) -> str:
 async def waiting(services: FakeServices, video_id: str) -> None:
     """Until somebody waits for the video."""
     async with asyncio.timeout(300):
-        while video_id not in services.feed.watched:
+        while video_id not in services.feed.watched_jobs:
             await asyncio.sleep(0.001)
 
 
@@ -38,7 +38,7 @@ async def test_the_end_answers_at_once(
     answer = await polling
     assert answer.json()["state"] == state
     assert "openai-poll-after-ms" not in answer.headers
-    assert not services.feed.watched
+    assert not services.feed.watched_jobs
 
 
 async def test_a_final_video_is_not_waited_for(client: httpx.AsyncClient, services: FakeServices) -> None:
@@ -92,7 +92,7 @@ async def test_who_leaves_is_waited_for_no_more(client: httpx.AsyncClient, servi
     await waiting(services, video_id)
     polling.cancel()
     await asyncio.gather(polling, return_exceptions=True)
-    assert not services.feed.watched
+    assert not services.feed.watched_jobs
     assert services.memory.jobs[video_id].state is JobState.QUEUED
 
 
@@ -108,4 +108,4 @@ async def test_nothing_is_not_waited_for(client: httpx.AsyncClient, services: Fa
     for video_id in ("video_" + "0" * 32, "nothing"):
         answer = await client.get(f"/v1/videos/{video_id}?wait=60")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
-    assert not services.feed.watched
+    assert not services.feed.watched_jobs

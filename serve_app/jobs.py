@@ -1,8 +1,9 @@
 """A job and its moves. No I/O.
 
-queued -> encoding -> queued -> sampling -> queued -> decoding -> completed. `queued` means: waiting for a slot of
-`stage`; a running state means: a replica holds the job's lease. From any running state a lost or failed attempt goes
-back to `queued` at the same stage, and every live state may end in `failed` or `cancelled`.
+queued -> encoding -> queued -> sampling -> queued -> decoding -> completed. `queued` means: waiting
+for a slot of `stage`; a running state means: a replica holds the job's lease. From any running
+state a lost or failed attempt goes back to `queued` at the same stage, and every live state may end
+in `failed` or `cancelled`.
 """
 
 import secrets
@@ -97,8 +98,8 @@ class JobError:
 class Place(NamedTuple):
     """Where a waiting or running job stands in the queue.
 
-    It is a tuple, because thousands of them at a time go to the ingress replicas. The two times are forecasts from
-    measured step times; they are None as long as nothing was measured.
+    It is a tuple, because thousands of them at a time go to the ingress replicas. The two times are
+    forecasts from measured step times; they are None as long as nothing was measured.
     """
 
     position: int | None  # jobs that go before it to a slot of its stage; None once it runs

@@ -11,7 +11,8 @@ from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Or
 class RegistryApi(WorkerRegistry, Protocol):
     """What the ingress asks for and the workers report; `serve_app.registry.actor.JobRegistry` does it.
 
-    Each method may be called again when its answer was lost, and may raise RegistryUnavailableError.
+    Each method may be called again when its answer was lost, and may raise
+    RegistryUnavailableError.
     """
 
     async def submit(self, submission: Submission) -> Acceptance:
@@ -20,7 +21,8 @@ class RegistryApi(WorkerRegistry, Protocol):
         Raises:
             TooLargeError: none of the samplers has the memory for it.
             QueueFullError: as many jobs wait as may.
-            RateLimitError: the tenant asked for too many videos in a minute, or for too many GPU-seconds in a day.
+            RateLimitError: the tenant asked for too many videos in a minute, or for too many
+                GPU-seconds in a day.
             IdempotencyKeyReusedError: the key belongs to another request.
             RegistryUnavailableError: the database is away or full.
             With any of them nothing was written.

@@ -29,7 +29,8 @@ class FeedSource(Protocol):
 class FeedFollower:
     """Answers reads from a cache of the jobs while its read lease lasts: `valid_s` from when it sent the last poll.
 
-    Without a lease, and for what the cache does not know, the answer is None: then the registry must be asked.
+    Without a lease, and for what the cache does not know, the answer is None: then the registry
+    must be asked.
     """
 
     def __init__(self, registry: FeedSource, timing: FeedTiming = FeedTiming()) -> None:
@@ -55,8 +56,8 @@ class FeedFollower:
         except RegistryUnavailableError:
             raise  # reads ask the registry when the lease has ended; the cache can be brought up to date later
         except Exception:
-            # A cache with half a batch in it must not be read again. It begins anew, but for the tenants and keys:
-            # without them nobody would be let in.
+            # A cache with half a batch in it must not be read again. It begins anew, but for the
+            # tenants and keys: without them nobody would be let in.
             self._jobs = JobCache(access=self._jobs.access)
             self._valid_until = 0.0
             raise

@@ -16,7 +16,8 @@ class JobCache:
 
     Args:
         access: tenants and keys, if they are known already.
-        max_jobs: with more jobs, and twice as many as the feed began with, it begins anew with what is worth keeping.
+        max_jobs: with more jobs, and twice as many as the feed began with, it begins anew with what
+            is worth keeping.
     """
 
     def __init__(self, access: AccessTable | None = None, max_jobs: int = MAX_JOBS) -> None:

@@ -1,7 +1,8 @@
 """The registry's side of the feed: what it tells its followers, the ingress replicas, so that a read costs no call.
 
-A follower polls again and again with the cursor of the last batch, and gets what has changed since. Its next poll says
-that it has taken in everything before; until its read lease ends (`read_leases`) it answers reads from memory.
+A follower polls again and again with the cursor of the last batch, and gets what has changed since.
+Its next poll says that it has taken in everything before; until its read lease ends (`read_leases`)
+it answers reads from memory.
 """
 
 import asyncio
@@ -64,11 +65,11 @@ class _Entry:
     moves: list[tuple[int, Move]]  # (the number it was published under, move), without a gap up to the newest, or empty
 
     def update(self, job: Job) -> None:
-        known = 0 if self.job is None else self.job.moves
-        if job.moves > known:
-            # A move between was not heard of, or a job that was read from SQL comes without its last move: a history
-            # with a gap is worth nothing.
-            if job.moves > known + 1 or job.last_move is None:
+        moves_before = 0 if self.job is None else self.job.moves
+        if job.moves > moves_before:
+            # A move between was missed, or the job was read from SQL and comes without its last
+            # move: a history with a gap is worth nothing.
+            if job.moves > moves_before + 1 or job.last_move is None:
                 self.moves = []
             if job.last_move is not None:
                 self.moves.append((self.seq, job.last_move))
@@ -120,7 +121,8 @@ class FeedPublisher:
         if entry is None:
             entry = self._entries[job.id] = _Entry(0, None, [])
         elif entry.job is None or entry.job.moves > job.moves:
-            # What was read from SQL may be older than a write that ended meanwhile; a deleted job does not come back.
+            # What was read from SQL may be older than a write that ended meanwhile; a deleted job
+            # does not come back.
             return
         self._number(job.id, entry)
         entry.update(job)
@@ -150,8 +152,8 @@ class FeedPublisher:
         """Begin anew, because another registry may have changed jobs: each follower is told everything again.
 
         Args:
-            newest: all jobs that were created since `horizon`. The live jobs stay too, which the registry compares
-                with SQL itself.
+            newest: all jobs that were created since `horizon`. The live jobs stay too, which the
+                registry compares with SQL itself.
         """
         self._epoch = uuid4().hex
         for job_id in self._ended:
@@ -263,6 +265,6 @@ class FeedPublisher:
         seq = self._seq
         published_at = now = time.monotonic()
         while (ends_at := self.leases.ends_without(seq, published_at, now)) is not None:
-            # Each poll may be the last one that is missing. It says so by its cursor, and wakes this.
+            # Any poll may be the last one that is missing; its cursor says so.
             await wait_for(self._polled, ends_at - now)
             now = time.monotonic()

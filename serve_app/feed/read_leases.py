@@ -52,25 +52,27 @@ class _FollowerLease:
 class ReadLeases:
     """Keeps the promise that whoever wrote reads it back, whichever ingress replica is asked.
 
-    A follower (an ingress replica) has a read lease: for `valid_s` after it sent a poll that was answered, it answers
-    reads from memory and asks nobody. A lease cannot be taken back, so a writer waits: `ends_without` says until when.
+    A follower (an ingress replica) has a read lease: for `valid_s` after it sent a poll that was
+    answered, it answers reads from memory and asks nobody. A lease cannot be taken back, so a
+    writer waits: `ends_without` says until when.
 
-    Registries on one database do not hear of each other's writes. Only an EXCLUSIVE one gives out leases; the followers
-    of the others ask their registry, which asks SQL::
+    Registries on one database do not hear of each other's writes. Only an EXCLUSIVE one gives out
+    leases; the followers of the others ask their registry, which asks SQL::
 
-        start, or no heartbeat of its own for `arrives_after_s`
-                             |
-                             v
-                         ARRIVING     The others may not know of it yet, and their followers may have leases: unless
-                          |    |      it beat a moment ago, its writes wait for `exclusive_s` + `valid_s`.
-           no other beats |    | another beats
-                          v    v
-                   EXCLUSIVE -> SHARED    another registry's heartbeat has changed
-                   EXCLUSIVE <- SHARED    no heartbeat of another has changed for `silent_s`; the feed begins anew
+        start, or a heartbeat after `arrives_after_s` without one
+                              |
+                              v
+                          ARRIVING     Other registries may not know of this one yet: its
+                          |      |     writes wait for `exclusive_s` + `valid_s`.
+        `settled_looks`   |      |     `settled_looks` looks at
+        looks, and no     |      |     the heartbeats, and
+        other one beats   v      v     another one beats
+                   EXCLUSIVE -> SHARED   the heartbeat of another one has changed
+                             <-          none has changed for `silent_s`; the feed begins anew
 
-    A registry is ARRIVING for the first `settled_looks` looks at the heartbeats.
-    EXCLUSIVE lapses `exclusive_s` after the last look, so a registry that cannot read the heartbeats gives out no
-    leases. On SQLite a registry is alone: it is EXCLUSIVE for ever.
+    EXCLUSIVE lapses `exclusive_s` after the last look: a registry that cannot read the heartbeats
+    gives out no leases. One that is restarted within `arrives_after_s` is known to the others, and
+    its writes do not wait. On SQLite a registry is alone and EXCLUSIVE for ever.
 
     Args:
         timing: of the feed.
@@ -102,7 +104,8 @@ class ReadLeases:
         """A poll of the follower has arrived; it was sent earlier, so the lease ends before what is noted here.
 
         Args:
-            seq: the follower has taken in everything up to this number; below 0 if it knows nothing.
+            seq: the follower has taken in everything up to this number; below 0 if it knows
+                nothing.
         """
         self._followers[follower] = _FollowerLease(seq, now + self._timing.valid_s)
 
@@ -110,8 +113,8 @@ class ReadLeases:
         """When the last lease ends whose holder may not know `seq`, published at `published_at`; None if all know."""
         self._followers = {name: lease for name, lease in self._followers.items() if lease.ends_at > now}
         behind = max((lease.ends_at for lease in self._followers.values() if lease.seq < seq), default=-inf)
-        # A follower may poll on and on without having taken in `seq`. The answers hold `seq` from now on, so only a
-        # poll from before can give it a lease without.
+        # A follower may poll on and on without having taken in `seq`. The answers hold `seq` from
+        # now on, so only a poll from before can give it a lease without.
         behind = min(behind, published_at + self._timing.valid_s)
         end = max(behind, self._unheard_until)
         return end if end > now else None
@@ -134,8 +137,8 @@ class ReadLeases:
         if silent_s > self._presence.arrives_after_s:
             self._looks = 0
             self._exclusive_until = -inf
-            # Another one sees the heartbeat at its next look; if it cannot look, its EXCLUSIVE lapses. Its followers
-            # have leases for `valid_s` more.
+            # Another one sees the heartbeat at its next look; if it cannot look, its EXCLUSIVE
+            # lapses. Its followers have leases for `valid_s` more.
             self._unheard_until = now + self._presence.exclusive_s + self._timing.valid_s
 
     def look(self, others: Collection[str]) -> bool:

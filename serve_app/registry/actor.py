@@ -1,7 +1,8 @@
 """The detached actor that every job goes through: it accepts, shows and cancels jobs, and handles workers' reports.
 
-SQL is the truth (`jobs_sql`); what is in memory (`state`) can be lost at any moment. Killed, the actor starts again
-from SQL: leases that its workers still renew go on, the others lapse and their jobs return to the queue.
+SQL is the truth (`jobs_sql`); what is in memory (`state`) can be lost at any moment. Killed, the
+actor starts again from SQL: leases that its workers still renew go on, the others lapse and their
+jobs return to the queue.
 """
 
 import asyncio
@@ -80,7 +81,8 @@ class JobRegistry(RegistryApi):
         storage: where the files are; nothing is swept without.
         webhooks: how ends of jobs are sent; without, they wait in the database.
         access: whether requests need keys.
-        was_restarted: whether there was a registry of this owner before, which ingress replicas may still follow.
+        was_restarted: whether there was a registry of this owner before, which ingress replicas may
+            still follow.
         timing: how long its parts wait.
         open_database: makes the database of a URL.
         unix_time: the wall clock.
@@ -164,7 +166,8 @@ class JobRegistry(RegistryApi):
             accepted = await self._database.run(insert_job, submission, now=now, keep_keys_s=self._keep_keys_s)
             if not accepted.repeated:
                 self._state.update_job(accepted.job)
-        # Before anything else happens: a moment later it may be claimed, and have no place in the queue any more.
+        # Before anything else happens: a moment later it may be claimed, and have no place in the
+        # queue any more.
         job = self._as_of_now(accepted.job)
         self._feed.publish(job)  # again, for a repeated one: the answer to the write that made it may have been lost
         await self._flush_feed()
@@ -250,9 +253,9 @@ class JobRegistry(RegistryApi):
     async def webhook_secret(self, tenant: str) -> str:
         """The secret that signs the tenant's webhooks.
 
-        It is read from SQL: what is in memory may be from before a change, and receivers would refuse the event. It is
-        asked for before each try, and returned when all followers know of the end of the job: who gets the event reads
-        the job back.
+        It is read from SQL: what is in memory may be from before a change, and receivers would
+        refuse the event. It is asked for before each try, and returned when all followers know of
+        the end of the job: who gets the event reads the job back.
         """
         await self._flush_feed()
         account = await self._database.run(access_sql.get_tenant, tenant)
@@ -298,8 +301,8 @@ class JobRegistry(RegistryApi):
         return await self._state.mailbox.collect(info.replica, self._state.timing.directive_hold_s if wait else 0)
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
-        # All of them are handled, also if the database is away for one: a lease must not lapse because another one
-        # could not be saved.
+        # All of them are handled, also if the database is away for one: a lease must not lapse
+        # because another one could not be saved.
         answers = await asyncio.gather(*map(self.report, reports), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):

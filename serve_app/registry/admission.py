@@ -49,7 +49,8 @@ class AdmissionControl:
         used_s = 0.0
         if tenant is not None and tenant.gpu_seconds_per_day is not None:
             used_s = (await state.database.run(access_sql.day_usage, tenant.name, day=day_of(now))).gpu_seconds
-        # From here to `reserving` nothing is awaited: of many requests at once all would pass the checks together.
+        # From here to `reserving` nothing is awaited: of many requests at once all would pass the
+        # checks together.
         max_queued = None if tenant is None else tenant.max_queued
         full = state.waiting.full_error(new.tenant, max_queued, self._estimates.retry_after_s)
         return full or self._quotas.refusal(tenant, self._day_booking(tenant, new, used_s), now)

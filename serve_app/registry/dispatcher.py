@@ -68,7 +68,8 @@ class Dispatcher:
     def open_slots(self, stage: Stage) -> int:
         """Slots that replicas announced and no call holds, nor a lease from before a restart of the registry.
 
-        What a replica holds beyond its slots, because it leaves or has died, takes none from the others.
+        What a replica holds beyond its slots, because it leaves or has died, takes none from the
+        others.
         """
         free = {info.replica: info.slots for info in self._state.replicas.alive(stage, time.monotonic())}
         unplaced = 0
@@ -142,7 +143,8 @@ class Dispatcher:
         missing = state.waiting.reconcile(await state.database.run(jobs_sql.queued_ids))
         for job in await state.database.run(get_jobs, missing):
             state.update_job(job, None)
-        # What neither waits here nor is leased here was moved by a write whose answer was lost, or by another registry.
+        # What neither waits here nor is leased here was moved by a write whose answer was lost, or
+        # by another registry.
         unsure = [
             job.id
             for job in state.feed.live_jobs()
@@ -162,7 +164,8 @@ class Dispatcher:
         for lease in before:
             if lease.token not in tokens:
                 self._reports.stop_lost_lease(lease)
-        # A foreign lease may be of this cluster too: its claim was on its way when the registry before was killed.
+        # A foreign lease may be of this cluster too: its claim was on its way when the registry
+        # before was killed.
         foreign = [job for job in leased if job.lease and state.leases.find(job.id, job.lease) is None]
         for job in self._foreign_leases.lapsed(foreign, now):
             reason = f"no report to {job.lease_owner} for {state.settings.lease_s:g} s"

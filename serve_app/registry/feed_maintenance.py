@@ -17,7 +17,8 @@ from serve_app.feed.read_leases import Presence
 from serve_app.registry.state import RegistryState, log
 
 NEWEST_JOBS = 1000
-# Heartbeats of registries that ended are kept this long: far more than the clocks of two machines can be apart.
+# Heartbeats of registries that ended are kept this long: far more than the clocks of two machines
+# can be apart.
 FORGET_S = 86_400.0
 
 
@@ -102,8 +103,8 @@ class FeedMaintenance:
 class OtherRegistries:
     """Which registries are there: those whose heartbeat changes.
 
-    The time is this machine's monotonic clock, from when a heartbeat was first seen. The heartbeats are times too, of
-    the clocks of other machines: they are only compared with each other.
+    The time is this machine's monotonic clock, from when a heartbeat was first seen. The heartbeats
+    are times too, of the clocks of other machines: they are only compared with each other.
     """
 
     silent_s: float

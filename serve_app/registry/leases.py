@@ -1,7 +1,7 @@
 """Who works on what, in memory: leases with monotonic deadlines, and which of them make room for urgent jobs. Pure.
 
-SQL holds the truth about a lease; this is the registry's own view of it, so that a report costs no query and a jump of
-the wall clock lapses nothing.
+SQL holds the truth about a lease; this is the registry's own view of it, so that a report costs no
+query and a jump of the wall clock lapses nothing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,9 @@ from serve_app.scheduling.fair_share import Charge
 class Lease:
     """One replica's hold on one stage of one job.
 
-    What the replica has used is one reading, `reported`. Two marks say how much of it was taken over: `saved` into the
-    job's row, `learned` into the estimates. What is between mark and reading is taken over next, so nothing is counted
-    twice.
+    What the replica has used is one reading, `reported`. Two marks say how much of it was taken
+    over: `saved` into the job's row, `learned` into the estimates. What is between mark and reading
+    is taken over next, so nothing is counted twice.
     """
 
     job: Job  # as it was claimed
@@ -55,7 +55,8 @@ class Lease:
             deadline=now + lease_s,
             saved_at=now,
             charge=charge,
-            # A checkpoint is reported when it is there, progress only now and then: the row may be behind it.
+            # A checkpoint is reported when it is there, progress only now and then: the row may be
+            # behind it.
             reported=Usage(max(job.step, job.checkpoint_step)),
             saved=in_row,
             learned=in_row,
@@ -68,8 +69,8 @@ class Lease:
     def current_job(self) -> Job:
         """The job with what its replica has reported since the claim.
 
-        It is the row as it was claimed and what was saved since. This holds because every write under a lease goes
-        through `saving`, or moves the job on.
+        It is the row as it was claimed and what was saved since. This holds because every write
+        under a lease goes through `saving`, or moves the job on.
         """
         saved = self.saved - self.saved_before
         return replace(
@@ -117,7 +118,8 @@ class Lease:
         """
         self.reported = Usage(max(self.step, step), max(self.reported.device_s, device_s))
         if self.is_resumed:
-            # How much of it was saved before the restart is not known: the device's time is counted from here.
+            # How much of it was saved before the restart is not known: the device's time is counted
+            # from here.
             self.is_resumed = False
             self.saved = replace(self.saved, device_s=self.reported.device_s)
             self.saved_before = replace(self.saved_before, device_s=self.reported.device_s)
@@ -206,8 +208,8 @@ class LeaseTable:
 class ForeignLeases:
     """Leases of other registries on the same database: one that is not renewed for lease_s has lapsed.
 
-    The time is this machine's monotonic clock, from when a renewal was first seen: the wall clocks of two machines are
-    not compared, and one that jumps lapses nothing.
+    The time is this machine's monotonic clock, from when a renewal was first seen: the wall clocks
+    of two machines are not compared, and one that jumps lapses nothing.
     """
 
     lease_s: float
@@ -232,9 +234,9 @@ class ForeignLeases:
 def leases_to_park(sampling: Iterable[Lease], urgent: int, open_slots: int, max_parks: int) -> list[Lease]:
     """The leases to yield so that `urgent` waiting interactive jobs find a slot at the next step.
 
-    Slots that open by themselves within a step count too: those of jobs that yield already or are at their last step.
-    Of the others the cheapest to park go first: the lowest tier, then the smallest state, then the one with most steps
-    left, because it would hold its slot longest.
+    Slots that open by themselves within a step count too: those of jobs that yield already or are
+    at their last step. Of the others the cheapest to park go first: the lowest tier, then the
+    smallest state, then the one with most steps left, because it would hold its slot longest.
 
     Args:
         sampling: all leases of the sampling stage.

@@ -11,7 +11,8 @@ from serve_app.registry.state import RegistryState
 from serve_app.scheduling.estimates import Forecast, QueuedWork, forecast
 
 MIN_AGE_S = 0.5
-# A forecast of a long queue takes a while: no more than this share of the registry's time goes into it.
+# A forecast of a long queue takes a while: no more than this share of the registry's time goes into
+# it.
 MAX_TIME_SHARE = 0.05
 # Seconds between two times that the places are published, for each waiting job.
 PUBLISH_PAUSE_S = 0.0005

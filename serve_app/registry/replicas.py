@@ -22,7 +22,8 @@ DEPLOYMENTS = {
     Stage.DECODING: "VideoDecoder",
 }
 CHOICE_TIMEOUT_S = 5.0
-# Serve has no class for it: the slot was given back before the task came (deployments/replica/serve_private.py).
+# Serve has no class for it: the slot was given back before the task came
+# (deployments/replica/serve_private.py).
 SLOT_GONE = "unknown reserved slot"
 
 
@@ -50,8 +51,8 @@ class StageRouter:
             chosen: called with the replica's id before the task is sent.
 
         Raises:
-            NoReplicaError: none took the task within a few seconds, or the one that was chosen has its slot no more, or
-                is leaving; it was not begun.
+            NoReplicaError: none took the task within a few seconds, or the one that was chosen has
+                its slot no more, or is leaving; it was not begun.
             ReplicaDiedError: the replica's process ended during the call.
             Exception: whatever else ended the call.
         """

@@ -32,7 +32,8 @@ class JobReports:
         """Returns what the worker is to do next: continue, stop because its lease is over, or park the job.
 
         Raises:
-            RegistryUnavailableError: the database is away; the worker repeats what it must not lose.
+            RegistryUnavailableError: the database is away; the worker repeats what it must not
+                lose.
         """
         lease = self._state.leases.find(report.job_id, report.lease)
         if lease is None:
@@ -59,8 +60,8 @@ class JobReports:
     async def _take_progress(self, lease: Lease, event: Progress) -> None:
         is_sampling = lease.stage is Stage.SAMPLING
         if is_sampling and not lease.has_stepped:
-            # The first step says where the replica began: at the checkpoint of the task, or before it if it could not
-            # read that one. Steps that are run again must be counted again.
+            # The first step says where the replica began: at the checkpoint of the task, or before
+            # it if it could not read that one. Steps that are run again must be counted again.
             lease.begin_at(event.begun_at)
         # `done` counts frames when decoding; only a sampler's are denoising steps.
         lease.report(event.done if is_sampling else lease.step, event.device_s)
@@ -71,7 +72,8 @@ class JobReports:
         self._state.feed.publish_progress(lease.job_id)
         now = time.monotonic()
         if self._state.leases.needs_saving(lease, now):
-            # Set before the write and not after it: the reports that arrive meanwhile need not save again.
+            # Set before the write and not after it: the reports that arrive meanwhile need not save
+            # again.
             lease.saved_at = now
             if is_sampling:  # the other stages teach the estimates only as a whole, at their end
                 self._state.learn_costs(lease)
@@ -144,7 +146,8 @@ class JobReports:
         """Nothing more is reported under the lease: another attempt, or the end of the job.
 
         Args:
-            replica_died: the process of the replica ended. The job is a suspect if it had begun there.
+            replica_died: the process of the replica ended. The job is a suspect if it had begun
+                there.
         """
         code = REPLICA_DIED if replica_died and lease.has_begun else "replica_lost"
         await self.fail_attempt(lease, Failed(code, reason, transient=True))
@@ -153,7 +156,8 @@ class JobReports:
         """Another attempt, or the end of the job; either is one transaction.
 
         Raises:
-            RegistryUnavailableError: the database is away. The lease stays, and its worker reports the end again.
+            RegistryUnavailableError: the database is away. The lease stays, and its worker reports
+                the end again.
         """
         job = await self._state.database.run(get_job, lease.job_id)
         if job is None or job.lease != lease.token:

@@ -97,7 +97,8 @@ class RegistryState:
 
         Args:
             job: as the write left it; None if the write found its lease gone, and changed nothing.
-            pause_s: until it may be claimed again; None for a job that was read and not just written.
+            pause_s: until it may be claimed again; None for a job that was read and not just
+                written.
         """
         if job is None:
             return

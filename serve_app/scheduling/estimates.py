@@ -1,14 +1,15 @@
 """What a stage of a job costs, in GPU-seconds: a nominal rate at first, then what was measured. Pure.
 
-A job's work is counted in units: encoding is one, decoding has one per token, sampling one per denoising step, row and
-token (guidance makes two rows). The rate is seconds per unit. Attention grows faster than the tokens, so rates are kept
-for each size; a size that was never measured takes the rate of the stage over all sizes.
+A job's work is counted in units: encoding is one, decoding has one per token, sampling one per
+denoising step, row and token (guidance makes two rows). The rate is seconds per unit. Attention
+grows faster than the tokens, so rates are kept for each size; a size that was never measured takes
+the rate of the stage over all sizes.
 
 When each waiting job will start and finish: list scheduling over the slots of its stage. Pure.
 
-List scheduling (R. L. Graham, "Bounds for certain multiprocessing anomalies", 1966): in the order of the queue each job
-takes the slot that is free first. That is what the registry does, so the forecast is exact if the times are, and if
-nothing else comes.
+List scheduling (R. L. Graham, "Bounds for certain multiprocessing anomalies", 1966): in the order
+of the queue each job takes the slot that is free first. That is what the registry does, so the
+forecast is exact if the times are, and if nothing else comes.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,11 @@ from math import inf
 from deployments.clip import cfg_rows
 from deployments.messages import Stage, VideoSpec
 
-# The weight of an observation falls to this with each further one: about the last ten make up the rate.
+# Each observation makes the older ones weigh so much less: about the last ten make up the rate.
 _FADING = 0.9
 
-# Computed for one H100 at 848x480, 163 frames (44,520 tokens), uncompiled: 64 steps with guidance 587 s, decoding 8 s.
+# Computed for one H100 at 848x480, 163 frames (44,520 tokens), uncompiled: 64 steps with guidance
+# 587 s, decoding 8 s.
 _NOMINAL = {Stage.ENCODING: 0.1, Stage.SAMPLING: 1e-4, Stage.DECODING: 2e-4}
 
 _Size = tuple[Stage, int, int]
@@ -58,7 +60,8 @@ class CostModel:
             stage: what was run; encoding and decoding are observed as a whole.
             spec: of the job.
             steps: denoising steps done in the span; 0 in other stages.
-            device_s: seconds of the device that the job took; a span without steps or seconds teaches nothing.
+            device_s: seconds of the device that the job took; a span without steps or seconds
+                teaches nothing.
         """
         units = _units(stage, spec, steps)
         if units <= 0 or not 0 < device_s < inf:
@@ -72,7 +75,8 @@ class CostModel:
         Args:
             stage: the one the job waits for or runs.
             spec: of the job.
-            steps_left: denoising steps still to do; counted as at least one, and only while sampling.
+            steps_left: denoising steps still to do; counted as at least one, and only while
+                sampling.
         """
         return self._rate(stage, spec) * _units(stage, spec, max(1, steps_left))
 
@@ -124,11 +128,12 @@ def forecast(waiting: Sequence[QueuedWork], running: Sequence[float], slots: int
     Args:
         waiting: in the order in which they will be served.
         running: seconds left of each held slot; one that is overdue (below 0) is taken to end now.
-        slots: open and held ones together. Without any nothing can be forecast, and the result is empty.
+        slots: open and held ones together. Without any nothing can be forecast, and the result is
+            empty.
     """
     if slots <= 0:
         return {}
-    # Where more slots are held than there are (a replica leaves), the first ones that end are not used again.
+    # Where more slots are held than there are (a replica leaves), the first that end are lost.
     held = sorted(max(0.0, left) for left in running)[-slots:]
     free_in_s = [0.0] * (slots - len(held)) + held  # a heap: seconds until each slot is free
     heapify(free_in_s)

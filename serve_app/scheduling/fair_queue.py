@@ -1,8 +1,9 @@
 """The order of the jobs that wait for one stage: tiers, and in each tier fair shares between tenants. Pure.
 
-Between tiers priority is strict, but a job goes one tier up for each `promote_after_s` that it has waited. Inside a
-tier tenants share by `fair_share`, whose text says what follows from it. A job that has waited one more span in the
-highest tier is overdue, and its credit grows from then on: nothing waits for ever.
+Between tiers priority is strict, but a job goes one tier up for each `promote_after_s` that it has
+waited. Inside a tier tenants share by `fair_share`, whose text says what follows from it. A job
+that has waited one more span in the highest tier is overdue, and its credit grows from then on:
+nothing waits for ever.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -16,8 +17,9 @@ from operator import itemgetter
 from serve_app.jobs import TIERS, Tier
 from serve_app.scheduling.fair_share import Charge, Item, QueueEntry, TierShares, sort_item
 
-# An overdue tenant runs ahead of its share by this many GPU-seconds (over its weight) for each second it waits: small,
-# so that a long queue of old jobs does not push aside the small ones of others.
+# An overdue tenant runs ahead of its share by this many GPU-seconds (over its weight) for each
+# second it waits: small, so that a long queue of old jobs does not push aside the small ones of
+# others.
 CREDIT_GROWTH = 0.1
 
 _Agenda = list[tuple[float, str]]  # (moment, job id), sorted
@@ -125,7 +127,8 @@ class FairQueue:
         backlogs: dict[Tier, dict[str, list[QueueEntry]]] = {tier: defaultdict(list) for tier in TIERS}
         for job in (self._entries[job_id] for job_id in self._entries.keys() - set(paused)):
             backlogs[self._tier_at(job, now)][job.tenant].append(job)
-        # Serving a job changes no tag but its tenant's, so taking from the best head on and on is a merge.
+        # Serving a job changes no tag but its tenant's, so taking the best head again and again is a
+        # merge.
         served = [merge(*(self._tags(tier, jobs, now) for jobs in backlogs[tier].values())) for tier in TIERS]
         return [job for tier in served for _, (_, _, job) in tier] + [self._entries[job_id] for job_id in paused]
 

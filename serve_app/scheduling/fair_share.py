@@ -1,31 +1,38 @@
 """Fair shares between the tenants of one tier: self-clocked fair queueing. Pure.
 
-S. J. Golestani, "A self-clocked fair queueing scheme for broadband applications", INFOCOM 1994. All tags are
-GPU-seconds divided by a weight:
+S. J. Golestani, "A self-clocked fair queueing scheme for broadband applications", INFOCOM 1994. All
+tags are GPU-seconds divided by a weight:
 
-- A tenant with backlog has a start tag s. It joins with s = max(V, s), so that an idle tenant saves nothing up.
-  A tag that is behind V is forgotten, and all are when a tier has no job that waits or runs.
-- Its oldest job has the finish tag F = s + cost / weight. The lowest F is served; then s = F of the tenant and V = F.
+- A tenant with backlog has a start tag s. It joins with s = max(V, s), so that an idle tenant saves
+  nothing up. A tag that is behind V is forgotten, and all are when a tier has no job that waits or
+  runs.
+- Its oldest job has the finish tag F = s + cost / weight. The lowest F is served; then s = F of the
+  tenant and V = F.
 - `settle` moves s by (measured - booked) / weight.
-- A job that has waited one more span in the highest tier is overdue: from then on its credit a = CREDIT_GROWTH x
-  seconds is taken off its F when it is compared (and V = F - a). Its tenant borrows a and pays it back with its next
-  jobs.
+- A job that has waited one more span in the highest tier is overdue: from then on its credit
+  a = CREDIT_GROWTH x seconds is taken off its F when it is compared (and V = F - a). Its tenant
+  borrows a and pays it back with its next jobs.
 
-What follows, and tests/unit/scheduling/test_fair_queue.py holds. W: GPU-seconds served to a tenant in a tier, w: its
-weight, c: its costliest job. W / w grows as s does, so differences of s are differences of shares.
+What follows, and tests/unit/scheduling/test_fair_queue.py holds. W: GPU-seconds served to a tenant
+in a tier, w: its weight, c: its costliest job. W / w grows as s does, so differences of s are
+differences of shares.
 
-- Shares. A tenant that is passed over has F >= V, one that is served gets s <= V, hence V - c/w <= s <= V. Of two
-  tenants that both have backlog and began level (together in an idle tier) the one behind is behind by at most
-  one job of its own: W_i/w_i - W_j/w_j <= c_j/w_j. In any interval in which both have backlog the difference is at
-  most c_i/w_i + c_j/w_j: at its start one of them may have waited for nearly a job.
-- With `settle`: let O and U be the most by which the jobs of a tenant that run at the same time are over- and
-  under-estimated, each in sum. Then V - (c+O)/w <= s <= V + U/w, and in any interval the difference is at most
-  (c_i+O_i+U_i)/w_i + (c_j+O_j+U_j)/w_j, with jobs counted as booked until they are settled.
-- With overdue jobs s <= V + a: to each bound the largest credit of the one ahead is added, and nothing else.
-- No starvation. Let x be overdue from o, C the cost over weight of x and of the jobs before it of its tenant, A the
-  tenant's loan at o. F >= V holds for all that wait, so a job that comes after o has F > V(o), while x has
-  F <= V(o) + A + C. Credits grow alike, so nothing that comes after o + (A + C) / CREDIT_GROWTH goes before x,
-  whatever its tier, tenant or weight: x is served at the latest when all that came before that moment has been.
+- Shares. A tenant that is passed over has F >= V, one that is served gets s <= V, hence
+  V - c/w <= s <= V. Of two tenants that both have backlog and began level (together in an idle
+  tier) the one behind is behind by at most one job of its own: W_i/w_i - W_j/w_j <= c_j/w_j. In any
+  interval in which both have backlog the difference is at most c_i/w_i + c_j/w_j: at its start one
+  of them may have waited for nearly a job.
+- With `settle`: let O and U be the most by which the jobs of a tenant that run at the same time are
+  over- and under-estimated, each in sum. Then V - (c+O)/w <= s <= V + U/w, and in any interval the
+  difference is at most (c_i+O_i+U_i)/w_i + (c_j+O_j+U_j)/w_j, with jobs counted as booked until
+  they are settled.
+- With overdue jobs s <= V + a: to each bound the largest credit of the one ahead is added, and
+  nothing else.
+- No starvation. Let x be overdue from o, C the cost over weight of x and of the jobs before it of
+  its tenant, A the tenant's loan at o. F >= V holds for all that wait, so a job that comes after o
+  has F > V(o), while x has F <= V(o) + A + C. Credits grow alike, so nothing that comes after
+  o + (A + C) / CREDIT_GROWTH goes before x, whatever its tier, tenant or weight: x is served at the
+  latest when all that came before that moment has been.
 """
 
 from bisect import bisect_left, insort
@@ -144,12 +151,12 @@ class TierShares:
         if not heads:
             return None
         tag, (_, _, entry) = min((self.finish(flow.start, head[2]) - credit(head[2]), head) for flow, head in heads)
-        # A credit may put the tag behind the clock. The clock never goes back: a tenant that joins would begin ahead
-        # of those that have waited.
+        # A credit may put the tag behind the clock. The clock never goes back: a tenant that joins
+        # would begin ahead of those that have waited.
         self.clock = max(self.clock, tag)
         flow = self.flows[entry.tenant]
         flow.discard(entry)
-        # The whole cost, whatever the credit was: so the tenant pays back with its next jobs what it borrowed.
+        # The whole cost, whatever the credit was: the tenant pays back with its next jobs.
         flow.start = self.finish(flow.start, entry)
         flow.unsettled += 1
         if not with_suspects:
@@ -160,8 +167,9 @@ class TierShares:
     def _hold_passed_over(self) -> None:
         """A tenant that waits with nothing but suspects keeps its turn, and saves nothing up beyond it.
 
-        It was passed over while the clock went on. Its finish tag goes with the clock: it is the next one when suspects
-        may be served again, but not also with the jobs that it would have had served meanwhile.
+        It was passed over while the clock went on. Its finish tag goes with the clock: it is the
+        next one when suspects may be served again, but not also with the jobs that it would have
+        had served meanwhile.
         """
         for flow in self.flows.values():
             if flow.suspects and not flow.plain:

@@ -24,9 +24,10 @@ def largest_fitting(model: ModelSettings, max_tokens: int, width: int, height: i
         model: its bounds hold for what is suggested; width, height and num_frames are within them.
 
     Returns:
-        The same size with the most frames, and the same frames in the largest size near the same aspect ratio; each
-        only if the model allows one. If it allows neither, the one with most tokens that is both smaller and shorter;
-        nothing if that does not fit either. The video itself if it fits.
+        The same size with the most frames, and the same frames in the largest size near the same
+        aspect ratio; each only if the model allows one. If it allows neither, the one with most
+        tokens that is both smaller and shorter; nothing if that does not fit either. The video
+        itself if it fits.
     """
     asked = ClipShape(width, height, num_frames)
     if asked.tokens <= max_tokens:

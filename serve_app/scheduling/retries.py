@@ -1,9 +1,9 @@
 """What follows a failed attempt: another one, or the end. Pure.
 
-A job whose replica died, or ran out of memory, is a suspect until it has passed the place where that happened. A
-second time at the same place is the job's own doing: it is failed and not fed to a third replica. The registry runs no
-more suspects at once than there are replicas, so that jobs that shared a replica with a deadly one are not blamed
-together with it.
+A job whose replica died, or ran out of memory, is a suspect until it has passed the place where
+that happened. A second time at the same place is the job's own doing: it is failed and not fed to a
+third replica. The registry runs no more suspects at once than there are replicas, so that jobs that
+shared a replica with a deadly one are not blamed together with it.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ def after_failure(
         event: how the attempt ended.
         progress: how far it was, 0 to 1.
         settings: how often an attempt is made, and the pauses between them.
-        jitter: 0 to 1, drawn; takes up to half of the pause, so that what failed together does not return together.
+        jitter: 0 to 1, drawn; takes up to half of the pause, so that what failed together does not
+            return together.
         outage_pause_s: the pause after an outage, for which no attempt is counted.
     """
     if not event.transient:

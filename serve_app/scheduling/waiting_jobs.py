@@ -1,7 +1,8 @@
 """The waiting jobs, mirrored from SQL: a fair queue for each stage, and the bounds on how many may wait.
 
-The mirror is updated by what this registry writes, and compared with SQL every few seconds, because another registry
-may work on the same database. A claim is decided by SQL: a job that waits here and not there is simply not claimed.
+The mirror is updated by what this registry writes, and compared with SQL every few seconds, because
+another registry may work on the same database. A claim is decided by SQL: a job that waits here and
+not there is simply not claimed.
 """
 
 import time
@@ -80,7 +81,8 @@ class WaitingJobs:
         """Take over what a write or a look into SQL says of a job. Call it right after the write, in the same order.
 
         Args:
-            pause_s: until it may be claimed again; None for a job that was read and not just written.
+            pause_s: until it may be claimed again; None for a job that was read and not just
+                written.
         """
         self.remove(job.id)
         if job.state is JobState.QUEUED:
@@ -110,7 +112,8 @@ class WaitingJobs:
 
         Args:
             claim: the jobs that `begin_claim` gave.
-            claimed_ids: those of them that SQL gave; None if SQL did not answer: then all of them still wait.
+            claimed_ids: those of them that SQL gave; None if SQL did not answer: then all of them
+                still wait.
         """
         for job, charge in claim:
             self._in_claim.discard(job.id)
@@ -197,7 +200,8 @@ class WaitingJobs:
         return min(max(0.0, job.available_at - self._unix_time()), max(longest, self._outage_pause_s))
 
     def _entry(self, job: Job, pause_s: float) -> QueueEntry:
-        # The credit of a job that was parked begins anew: else an old one took the slot that it made room with.
+        # The credit of a job that was parked begins anew: else an old one took the slot that it
+        # made room with.
         waits_from = job.available_at if job.parks else job.created_at
         now = time.monotonic()
         return QueueEntry(

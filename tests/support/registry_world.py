@@ -138,9 +138,9 @@ class World:
             info = ReplicaInfo(f"{stage}-replica", stage, slots, "cpu", "mochi-1")
             await self.registry.announce(info, wait=False)
 
-    async def next_after_loss(self, slots: int = 1, patience_s: float = 20) -> Call:
+    async def next_after_loss(self, slots: int = 1) -> Call:
         """The next call, while replicas announce themselves again and again as they do."""
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(300):
             while self.workers.sent.empty():
                 await self.replicas(slots)
                 await asyncio.sleep(0.01)

@@ -300,16 +300,20 @@ async def test_a_refused_checkpoint_is_seen_in_the_steps_run(world: World) -> No
     assert (await world.job("a")).steps_run == 30
 
 
-async def test_parking_reaches_the_replica_at_once_and_by_its_reports(world: World) -> None:
+async def test_parking_reaches_the_replica_at_once_and_by_its_reports(tmp_path: Path) -> None:
+    # Only a directive ends the call that the replica holds open.
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", timing=RegistryTiming(directive_hold_s=1e6))
+    world.start()
     call = await sampling(world)
     info = ReplicaInfo("sampling-replica", Stage.SAMPLING, 1, "cpu", "mochi-1")
     held = asyncio.create_task(world.registry.announce(info, wait=True))
     await asyncio.sleep(0)
     assert await world.registry.park("a")
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(300):
         assert await held == {call.task.lease: Directive.PARK}
     assert await world.report(call, Progress(3, 20)) is Directive.PARK
     assert not await world.registry.park("unknown")
+    await world.stop()
 
 
 async def test_a_cancelled_job_stops_its_worker_and_stays_cancelled(world: World) -> None:

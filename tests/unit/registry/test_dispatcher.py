@@ -12,6 +12,7 @@ from deployments.messages import Directive, Failed, Finished, Progress, Stage, S
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.errors import IdempotencyKeyReusedError, QueueFullError, ReplicaDiedError
 from serve_app.jobs import JobState, Submission, Tier
+from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from tests.support.registry_world import SPEC, Call, World
 
 ENCODER = (Stage.ENCODING,)
@@ -216,7 +217,9 @@ async def test_out_of_memory_is_tried_once_more_and_then_told(world: World) -> N
 
 
 async def test_a_registry_that_stood_still_takes_no_lease_away(tmp_path: Path) -> None:
-    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=1.1, retry_pause_s=0.01))
+    settings = JobSettings(lease_s=1.1, retry_pause_s=0.01)
+    timing = RegistryTiming(dispatch=DispatchTiming(frozen_s=0.1))  # a busy machine lets it stand still too
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", settings, timing=timing)
     world.start()
     await world.replicas(stages=ENCODER)
     await world.submit("a")

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from ray import serve
@@ -42,7 +41,9 @@ class StageRouter:
     """
 
     def __init__(self, handle_of: Callable[[Stage], Any] = deployment_handle) -> None:
-        self._handle_of = cache(handle_of)
+        self._handle_of = handle_of
+        # Not by `functools.cache`, which cannot be pickled: the router travels to the actor.
+        self._handles: dict[Stage, Any] = {}
 
     async def __call__(self, task: StageTask, chosen: Callable[[str], None]) -> None:
         """Run the task on a replica and return when its call has ended.
@@ -56,7 +57,9 @@ class StageRouter:
             ReplicaDiedError: the replica's process ended during the call.
             Exception: whatever else ended the call.
         """
-        method = self._handle_of(task.stage).run
+        if task.stage not in self._handles:
+            self._handles[task.stage] = self._handle_of(task.stage)
+        method = self._handles[task.stage].run
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(CHOICE_TIMEOUT_S):

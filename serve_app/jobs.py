@@ -27,7 +27,7 @@ class JobState(StrEnum):
 
 
 class Tier(StrEnum):
-    """How urgent a job is: a waiting job of a higher tier goes first. Written here from the highest to the lowest."""
+    """How urgent a job is, the highest first: a waiting job of a higher tier goes first."""
 
     INTERACTIVE = "interactive"
     STANDARD = "standard"
@@ -75,8 +75,10 @@ NEXT_STAGE: dict[Stage, Stage | None] = {
 
 
 def new_job_id() -> str:
-    """`video_` and 32 hex digits: the time in milliseconds, so that ids made together lie together in an index, then
-    80 random bits."""
+    """`video_` and 32 hex digits: the time in milliseconds, then 80 random bits.
+
+    So ids that are made together lie together in an index.
+    """
     return f"video_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
@@ -226,7 +228,7 @@ EVERY_JOB = JobFilter()
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Work of replicas for a job. Two readings of one replica are subtracted, parts of a job are added."""
+    """Work of replicas for a job. Readings of a replica are subtracted, parts of a job are added."""
 
     steps: int = 0  # denoising steps
     device_s: float = 0.0  # seconds of a device
@@ -256,7 +258,7 @@ class Health:
 
 
 def overall_progress(stage: Stage, done: int, total: int) -> float:
-    """Share of the whole job done, 0 to 1, from the share of its stage: sampling is nearly all of the work."""
+    """Share of the whole job done, 0 to 1; sampling is nearly all of the work."""
     start, width = {Stage.ENCODING: (0.0, 0.02), Stage.SAMPLING: (0.02, 0.88), Stage.DECODING: (0.90, 0.10)}[stage]
     return start + width * (done / total if total else 0.0)
 

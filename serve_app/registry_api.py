@@ -9,14 +9,14 @@ from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Or
 
 
 class RegistryApi(WorkerRegistry, Protocol):
-    """What the ingress asks for and the workers report; `serve_app.registry.actor.JobRegistry` does it.
+    """What the ingress asks for and the workers report; `registry.actor.JobRegistry` does it.
 
     Each method may be called again when its answer was lost, and may raise
     RegistryUnavailableError.
     """
 
     async def submit(self, submission: Submission) -> Acceptance:
-        """Make the job durable, then answer. The same id or idempotency key again gives the same job.
+        """Make the job durable, then answer. The same id or idempotency key gives the same job.
 
         Raises:
             TooLargeError: none of the samplers has the memory for it.
@@ -50,15 +50,22 @@ class RegistryApi(WorkerRegistry, Protocol):
         ...
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
-        """End the job and forget it; its files go soon after. False if there is none of this tenant (None: of any)."""
+        """End the job and forget it; its files go soon after.
+
+        Args:
+            tenant: the job must be of this tenant; None: of any.
+
+        Returns:
+            False if there is no such job.
+        """
         ...
 
     async def park(self, job_id: str) -> bool:
-        """Ask the replica that samples the job to let go of it at the next step, state kept; False if none does."""
+        """Ask the replica that samples the job to park it at the next step; False if none does."""
         ...
 
     async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
-        """What has changed since `cursor`; without news the call is held for a moment. A follower polls for ever.
+        """What has changed since `cursor`; without news the call is held for a moment.
 
         Args:
             follower: its name, the same in each call.
@@ -67,7 +74,7 @@ class RegistryApi(WorkerRegistry, Protocol):
         ...
 
     async def health(self) -> Health:
-        """Replicas that are there, jobs that wait or run, and whether the database takes a write."""
+        """Replicas that are there, live jobs, and whether the database takes a write."""
         ...
 
     async def demand(self) -> dict[Stage, int]:

@@ -1,4 +1,4 @@
-"""An ingress replica's side of the feed: one long poll of the registry, and reads that are answered from it."""
+"""An ingress replica's side of the feed: a long poll of the registry, and reads answered from it."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ class FeedSource(Protocol):
 
 
 class FeedFollower:
-    """Answers reads from a cache of the jobs while its read lease lasts: `valid_s` from when it sent the last poll.
+    """Answers reads from a cache of the jobs, for `valid_s` from when it sent the last poll.
 
     Without a lease, and for what the cache does not know, the answer is None: then the registry
     must be asked.
@@ -48,7 +48,7 @@ class FeedFollower:
         await run_forever(self._poll, "following the feed of the jobs", log, self._timing.retry_s)
 
     async def _poll(self) -> float:
-        """Returns the pause until the next poll, which is none: the registry holds a poll until it has news."""
+        """Returns the pause until the next poll: none, as the registry holds a poll until it has news."""
         sent_at = time.monotonic()
         try:
             batch = await self._registry.poll_feed(self.name, self._jobs.cursor)
@@ -67,7 +67,7 @@ class FeedFollower:
         return 0.0
 
     def begin_shutdown(self) -> None:
-        """Wake everyone who watches a job: this replica is about to end, and `shutting_down` says so."""
+        """Wake everyone who watches a job: this replica ends, and `shutting_down` says so."""
         self.shutting_down = True
         self._wake(self._watchers)
 

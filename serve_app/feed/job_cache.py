@@ -1,4 +1,4 @@
-"""An ingress replica's copy of the jobs, made of the feed's batches. No I/O; the follower knows whether it holds."""
+"""An ingress replica's copy of the jobs, made of the feed's batches. No I/O."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
@@ -73,7 +73,7 @@ class JobCache:
         return moves if job is not None and len(moves) == job.moves else None
 
     def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage | None:
-        """The page that SQL would give; None if it reaches behind the horizon, where there are jobs not known here."""
+        """The page that SQL would give; None if it reaches behind the horizon."""
         cursor = None
         if after is not None:
             job = self._jobs.get(after)
@@ -97,7 +97,7 @@ class JobCache:
         return None
 
     def _keys_after(self, cursor: Key | None, order: Order) -> Iterator[Key]:
-        """Keys since the horizon, in the order of the listing, after `cursor` or from the first one."""
+        """Keys since the horizon in the order of the listing, after `cursor` or from the first."""
         begin = bisect_left(self._keys, self.horizon)
         end = len(self._keys)
         if cursor is not None:

@@ -1,4 +1,4 @@
-"""The registry's side of the feed: what it tells its followers, the ingress replicas, so that a read costs no call.
+"""The registry's side of the feed: what it publishes, so that a read costs no call.
 
 A follower polls again and again with the cursor of the last batch, and gets what has changed since.
 Its next poll says that it has taken in everything before; until its read lease ends (`read_leases`)
@@ -77,7 +77,7 @@ class _Entry:
 
 
 class FeedPublisher:
-    """The newest state of every live job and of the jobs that ended last, in the order of the changes.
+    """The newest state of all live jobs and the last ended ones, in the order of the changes.
 
     Args:
         as_of_now: adds what the job's replica has reported since its last move.
@@ -149,7 +149,7 @@ class FeedPublisher:
         self._wake_soon()
 
     def restart(self, newest: Iterable[Job], horizon: Key) -> None:
-        """Begin anew, because another registry may have changed jobs: each follower is told everything again.
+        """Publish everything again, because another registry may have changed jobs.
 
         Args:
             newest: all jobs that were created since `horizon`. The live jobs stay too, which the
@@ -173,7 +173,7 @@ class FeedPublisher:
         self._wake_soon()
 
     def publish_places(self, places: Mapping[str, Place]) -> None:
-        """The places of all jobs that wait or run, by id. No poll is woken for them: they change all the time."""
+        """The places of all live jobs, by id. They change all the time, so no poll is woken for them."""
         self._places = places
         self._places_version += 1
 
@@ -211,7 +211,7 @@ class FeedPublisher:
         return self.leases.is_exclusive(time.monotonic())
 
     async def wait_for_news(self, follower: str, cursor: Cursor) -> None:
-        """Note how far the follower is. Returns when there is something new for it, after `hold_s` at the latest."""
+        """Note how far the follower is. Returns when it has news, after `hold_s` at the latest."""
         same_epoch = cursor.epoch == self._epoch
         self.leases.renew(follower, cursor.seq if same_epoch else -1, time.monotonic())
         self._polled.set()

@@ -1,4 +1,4 @@
-"""Who may answer reads from memory, and until when: followers of a registry, and registries of a database. Pure.
+"""Who may answer reads from memory, and until when. Pure.
 
 All moments are seconds on the monotonic clock.
 """
@@ -31,7 +31,7 @@ class PresenceTiming:
 
     @property
     def arrives_after_s(self) -> float:
-        """A registry that did not beat for this long arrives anew: it does so before the others take it for gone."""
+        """Without a heartbeat for so long a registry arrives anew, before others take it for gone."""
         return self.silent_s / 2
 
 
@@ -101,7 +101,7 @@ class ReadLeases:
     # Followers
 
     def renew(self, follower: str, seq: int, now: float) -> None:
-        """A poll of the follower has arrived; it was sent earlier, so the lease ends before what is noted here.
+        """A poll of the follower has arrived. It was sent earlier, so its lease ends before this one.
 
         Args:
             seq: the follower has taken in everything up to this number; below 0 if it knows
@@ -110,7 +110,13 @@ class ReadLeases:
         self._followers[follower] = _FollowerLease(seq, now + self._timing.valid_s)
 
     def ends_without(self, seq: int, published_at: float, now: float) -> float | None:
-        """When the last lease ends whose holder may not know `seq`, published at `published_at`; None if all know."""
+        """When the last lease ends whose holder may not know `seq`; None if there is none.
+
+        Args:
+            seq: the number of a change.
+            published_at: when it was published.
+            now: the moment of the question.
+        """
         self._followers = {name: lease for name, lease in self._followers.items() if lease.ends_at > now}
         behind = max((lease.ends_at for lease in self._followers.values() if lease.seq < seq), default=-inf)
         # A follower may poll on and on without having taken in `seq`. The answers hold `seq` from
@@ -142,7 +148,7 @@ class ReadLeases:
             self._unheard_until = now + self._presence.exclusive_s + self._timing.valid_s
 
     def look(self, others: Collection[str]) -> bool:
-        """Count a look at the heartbeats that found these others. True: `hold_exclusive` may follow."""
+        """Count a look at the heartbeats of the others. True: `hold_exclusive` may follow."""
         self._looks += 1
         if others or self._looks <= self._presence.settled_looks:
             self._exclusive_until = -inf
@@ -150,5 +156,5 @@ class ReadLeases:
         return True
 
     def hold_exclusive(self, looked_at: float) -> None:
-        """No other registry was there at `looked_at`, and the feed has all that the others did before."""
+        """No other one was there at `looked_at`, and the feed has all that others did before."""
         self._exclusive_until = looked_at + self._presence.exclusive_s

@@ -1,4 +1,4 @@
-"""The detached actor that every job goes through: it accepts, shows and cancels jobs, and handles workers' reports.
+"""The detached actor that every job goes through: from its acceptance to the reports of its workers.
 
 SQL is the truth (`jobs_sql`); what is in memory (`state`) can be lost at any moment. Killed, the
 actor starts again from SQL: leases that its workers still renew go on, the others lapse and their
@@ -174,7 +174,7 @@ class JobRegistry(RegistryApi):
         return replace(accepted, job=job)
 
     async def _earlier_acceptance(self, submission: Submission, refusal: Exception) -> Acceptance:
-        """What was accepted when there was room stays accepted; anything else raises the refusal."""
+        """What was accepted before stays accepted; anything else raises the refusal."""
         now = self._state.unix_time()
         accepted = await self._database.run(find_accepted, submission, now=now, keep_keys_s=self._keep_keys_s)
         if accepted is None:
@@ -182,7 +182,7 @@ class JobRegistry(RegistryApi):
         return replace(accepted, job=self._as_of_now(accepted.job))
 
     async def _flush_feed(self) -> None:
-        """Whoever asks from now on, at whichever ingress replica, sees what was written until now."""
+        """Whoever asks from now on, at any ingress replica, sees what was written until now."""
         await self._feed_maintenance.ready.wait()
         await self._feed.flush()
 
@@ -235,7 +235,7 @@ class JobRegistry(RegistryApi):
 
     @contextmanager
     def _unsaved_usage(self, job_id: str) -> Iterator[tuple[str | None, Usage]]:
-        """For a write that ends a job whoever holds it: the token of its lease, and what is to be added to its row."""
+        """For a write that ends a job: the token of its lease, and the usage to be added to its row."""
         lease = self._state.leases.of_job(job_id)
         if lease is None:
             yield None, Usage()

@@ -1,4 +1,4 @@
-"""Whether one more job may be accepted: it fits a sampler, there is room in the queue, its tenant has a share left."""
+"""Whether one more job may be accepted: a sampler, the queue and its tenant have room for it."""
 
 import time
 from collections import defaultdict
@@ -34,7 +34,7 @@ class AdmissionControl:
         return MappingProxyType(self._reserved_s)
 
     async def refusal(self, new: Submission) -> Refusal | None:
-        """Why the job may not be accepted, or None. A job that may be is counted against its tenant's limits.
+        """Why the job may not be accepted; None if it may, and it is counted then.
 
         Raises:
             RegistryUnavailableError: what the tenant has used cannot be read now.
@@ -69,7 +69,7 @@ class AdmissionControl:
                 del self._reserved_s[new.tenant]
 
     def booked_s(self, tenant: str) -> float:
-        """GPU-seconds of the tenant's live jobs: what they used so far, and what they still need by the estimates."""
+        """GPU-seconds of the tenant's live jobs: used so far, and still needed by the estimates."""
         live = (self._state.as_of_now(job) for job in self._state.feed.live_jobs() if job.tenant == tenant)
         return sum(job.device_s + self._left_s(job) for job in live)
 

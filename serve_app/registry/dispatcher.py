@@ -1,4 +1,4 @@
-"""The loop that hands out work: lapse what is silent, fill the open slots in fair order, park for urgent jobs."""
+"""The loop that hands out work: lapse leases, fill open slots in fair order, park for urgent jobs."""
 
 import asyncio
 import math
@@ -20,7 +20,7 @@ from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.fair_share import Charge
 
 Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
-"""Carries a task to a replica, calls the function with the replica's name, and returns when its call has ended."""
+"""Carries a task to a replica, tells its name to the function, returns when the call has ended."""
 
 
 class Dispatcher:
@@ -66,7 +66,7 @@ class Dispatcher:
         await asyncio.gather(*self._call_tasks, return_exceptions=True)
 
     def open_slots(self, stage: Stage) -> int:
-        """Slots that replicas announced and no call holds, nor a lease from before a restart of the registry.
+        """Slots that replicas announced and no call holds, nor a lease from before a restart.
 
         What a replica holds beyond its slots, because it leaves or has died, takes none from the
         others.
@@ -97,7 +97,7 @@ class Dispatcher:
         return 0.0
 
     async def _take_over(self) -> None:
-        """After a start: what this cluster leased goes on if its workers say so, what a dead one leased lapses."""
+        """After a start: leases of this cluster go on if their workers say so, those of a dead one lapse."""
         state = self._state
         now = time.monotonic()
         for job in await state.database.run(jobs_sql.last_completed, limit=200):
@@ -129,7 +129,7 @@ class Dispatcher:
     # Comparing memory with SQL
 
     async def _reconcile(self, now: float) -> None:
-        """See what another registry on the database has done; alone, only mend the mirror now and then."""
+        """See what another registry on the database did; alone, only mend the mirror now and then."""
         alone = self._state.alone
         if now - self._reconciled_at < (self._timing.reconcile_s if alone else self._timing.tick_s):
             return
@@ -200,7 +200,7 @@ class Dispatcher:
                 self._begin_call(claimed[job.id], charge)
 
     async def _undo_unconfirmed_claims(self) -> None:
-        """A claim without an answer may have been written; nobody would ever work under its lease."""
+        """A claim without an answer may have been written; nobody would work under its lease."""
         for job_id, token in list(self._unconfirmed_claims.items()):
             job = await self._state.database.run(
                 jobs_sql.give_back, job_id, token, now=self._state.unix_time(), note="the end of its claim was not told"
@@ -209,7 +209,7 @@ class Dispatcher:
             del self._unconfirmed_claims[job_id]
 
     def _suspects_allowed(self, stage: Stage) -> int:
-        """So many more jobs that a replica died with may run: no two on one replica, or both would be blamed."""
+        """How many more suspects may run: no two on one replica, or both would be blamed."""
         replicas = sum(1 for info in self._state.replicas.alive(stage, time.monotonic()) if info.slots)
         return replicas - sum(1 for lease in self._state.leases.of_stage(stage) if lease.suspect)
 
@@ -229,7 +229,7 @@ class Dispatcher:
             log.error("A lease could not be ended; it lapses by itself", exc_info=error)
 
     async def _call(self, lease: Lease) -> None:
-        """Send the task. When the call has ended and the lease is still there, its end was not reported."""
+        """Send the task. If its lease is there when the call has ended, no end was reported."""
 
         def note_replica(replica: str) -> None:
             lease.replica = replica

@@ -1,4 +1,4 @@
-"""Keeps the registry's feed complete: what it begins with, tenants and keys, and whether another registry works too."""
+"""Keeps the feed complete: its first jobs, tenants and keys, and whether another registry is there."""
 
 import asyncio
 import math
@@ -86,7 +86,7 @@ class FeedMaintenance:
             log.info(f"other registries on this database: reads ask SQL while there is {names}")
 
     async def _beat(self) -> dict[str, float]:
-        """Write the heartbeat of this registry; returns those of the others by owner, each by its own clock."""
+        """Write the heartbeat of this registry; returns those of the others by owner."""
         state = self._state
         unix_now = state.unix_time()
         own, others = await state.database.run(read_heartbeats, state.owner, since=unix_now - FORGET_S)

@@ -1,4 +1,4 @@
-"""Who works on what, in memory: leases with monotonic deadlines, and which of them make room for urgent jobs. Pure.
+"""Who works on what, in memory: leases, and which of them make room for urgent jobs. Pure.
 
 SQL holds the truth about a lease; this is the registry's own view of it, so that a report costs no
 query and a jump of the wall clock lapses nothing.
@@ -102,7 +102,7 @@ class Lease:
         return max(0, self.job.spec.num_inference_steps - self.step)
 
     def begin_at(self, step: int) -> None:
-        """Its replica begins at this step: an earlier one than expected if it refused the newest checkpoint."""
+        """Its replica begins at this step: an earlier one if it refused the newest checkpoint."""
         self.has_stepped = True
         self.reported = replace(self.reported, steps=step)
         self.learned = replace(self.learned, steps=step)
@@ -163,7 +163,7 @@ class LeaseTable:
         return lease
 
     def resume(self, job: Job, now: float, patience_s: float) -> Lease:
-        """A lease that a registry before this one granted. It lapses if its worker reports nothing for patience_s."""
+        """A lease from before a restart. It lapses if its worker reports nothing for patience_s."""
         lease = self.grant(job, now)
         lease.has_begun = True
         lease.has_stepped = True
@@ -187,7 +187,7 @@ class LeaseTable:
             lease.deadline += seconds
 
     def needs_saving(self, lease: Lease, now: float) -> bool:
-        """Whether it is time to write a renewal to SQL: a few times per lease, not at every report."""
+        """Whether to write a renewal to SQL: a few times per lease, not at every report."""
         return now - lease.saved_at >= self.lease_s / self.saves_per_lease
 
     def remove(self, lease: Lease) -> None:
@@ -206,7 +206,7 @@ class LeaseTable:
 
 @dataclass(slots=True)
 class ForeignLeases:
-    """Leases of other registries on the same database: one that is not renewed for lease_s has lapsed.
+    """Leases of other registries on the database: one that is not renewed for lease_s has lapsed.
 
     The time is this machine's monotonic clock, from when a renewal was first seen: the wall clocks
     of two machines are not compared, and one that jumps lapses nothing.

@@ -1,4 +1,4 @@
-"""Where each job stands: its place in the queue, and when it will likely start and end, from measured step times."""
+"""Where each job stands: its place in the queue, and when it will likely start and end."""
 
 import math
 import time
@@ -21,7 +21,7 @@ MAX_RETRY_S = 60
 
 
 class QueueEstimates:
-    """Places of all jobs. They are estimated anew when somebody asks and they are old, or lack the job in question."""
+    """Places of all jobs, estimated anew when they are old, or lack the job that somebody asks for."""
 
     def __init__(self, state: RegistryState) -> None:
         self._state = state
@@ -41,7 +41,7 @@ class QueueEstimates:
         return self._place(job.id).for_job(job)
 
     def publish(self, feed: FeedPublisher) -> None:
-        """Bring the places that the followers know up to date, the less often the more of them there are."""
+        """Bring the places that the followers have up to date, less often if there are many."""
         self._estimate_if_older(max(MIN_AGE_S, len(self._positions) * PUBLISH_PAUSE_S))
         if self._published_at != self._estimated_at:
             self._published_at = self._estimated_at

@@ -1,4 +1,4 @@
-"""The replicas: which ones are there, how a task gets to one of a stage, and directives on their way to them."""
+"""The replicas: which ones are there, and how tasks and directives get to them."""
 
 import asyncio
 from collections.abc import Callable
@@ -126,7 +126,7 @@ class Mailbox:
         self._mail = {replica: mail for replica, mail in self._mail.items() if replica in replicas}
 
     async def collect(self, replica: str, wait_s: float) -> dict[str, Directive]:
-        """The directives for the replica that are there, or that come within wait_s seconds; by lease."""
+        """The directives for the replica that are there or come within wait_s seconds; by lease."""
         bell = self._bells[replica] = asyncio.Event()
         if replica not in self._mail and wait_s > 0:
             await wait_for(bell, wait_s)

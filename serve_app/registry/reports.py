@@ -1,4 +1,4 @@
-"""What the workers report, and what follows for a job: progress, checkpoints, ends of stages, failed attempts."""
+"""What the workers report, and what follows for a job: progress, ends of stages, failed attempts."""
 
 import random
 import time
@@ -29,7 +29,7 @@ class JobReports:
         self._state = state
 
     async def handle(self, report: Report) -> Directive:
-        """Returns what the worker is to do next: continue, stop because its lease is over, or park the job.
+        """Returns what the worker is to do: continue, stop because its lease is over, or park the job.
 
         Raises:
             RegistryUnavailableError: the database is away; the worker repeats what it must not
@@ -100,7 +100,7 @@ class JobReports:
             self.stop_lost_lease(lease)
 
     def stop_lost_lease(self, lease: Lease) -> None:
-        """SQL has another lease, or none: another registry ended the job or took it over. Tell the worker to stop."""
+        """SQL has another lease or none: another registry has the job. Its worker here must stop."""
         if self._state.leases.find(lease.job_id, lease.token) is not lease:
             return  # it has ended here while SQL was asked
         log.warning(f"[{lease.job_id}] its lease is gone from the database; its replica is told to stop")

@@ -93,7 +93,7 @@ class RegistryState:
         return job if lease is None or lease.token != job.lease else lease.current_job
 
     def update_job(self, job: Job | None, pause_s: float | None = 0.0) -> None:
-        """Take over what a write made of a job: into the queues, the feed, the dispatcher and the webhooks.
+        """Take over what a write made of a job: into the queues, the feed and the webhooks.
 
         Args:
             job: as the write left it; None if the write found its lease gone, and changed nothing.
@@ -109,7 +109,7 @@ class RegistryState:
             self.on_job_end()
 
     def end_lease_with(self, lease: Lease, job: Job | None, pause_s: float = 0.0) -> None:
-        """The lease is over, and its last write made this of the job; the arguments as in `update_job`."""
+        """The lease is over, and its last write made this of the job; arguments as in `update_job`."""
         self.learn_costs(lease)
         self.end_lease(lease)
         self.update_job(job, pause_s)
@@ -130,7 +130,7 @@ class RegistryState:
             self.mailbox.post(lease.replica, lease.token, directive)
 
     def learn_costs(self, lease: Lease) -> None:
-        """Take what the replica used since the last time into the estimates; encoding and decoding only as a whole."""
+        """Take what the replica used since the last time into the estimates."""
         used = lease.learn()
         self.costs.observe(lease.stage, lease.job.spec, used.steps, used.device_s)
 

@@ -19,7 +19,7 @@ class DispatchTiming:
 
 @dataclass(frozen=True, slots=True)
 class RegistryTiming:
-    """Of the whole registry. How long a lease lasts and when a job is tried again are settings (JobSettings)."""
+    """Of the whole registry; how long a lease lasts is a setting (JobSettings)."""
 
     dispatch: DispatchTiming = DispatchTiming()
     feed: FeedTiming = FeedTiming()
@@ -27,4 +27,4 @@ class RegistryTiming:
     directive_hold_s: float = 2.0  # a replica's call waits this long for a directive
     forget_replica_s: float = 10.0  # a replica that does not announce itself for this long is gone
     outage_pause_s: float = OUTAGE_PAUSE_S  # before the next attempt of a job that failed by an outage
-    saves_per_lease: float = 4.0  # reports renew a lease in memory, and so many times per lease_s in SQL
+    saves_per_lease: float = 4.0  # every report renews a lease; SQL hears of it so often in lease_s

@@ -1,4 +1,4 @@
-"""Autoscaling by the registry's own demand: running and waiting jobs of a stage, over the slots of a replica.
+"""Autoscaling by demand: running and waiting jobs of a stage, over the slots of a replica.
 
 Serve's own policy looks at the requests at a handle; the registry never sends more than fits, so
 that it would see none that wait. Serve applies the bounds and the delays to what is returned here.

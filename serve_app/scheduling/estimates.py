@@ -1,4 +1,4 @@
-"""What a stage of a job costs, in GPU-seconds: a nominal rate at first, then what was measured. Pure.
+"""What a stage of a job costs, in GPU-seconds: a nominal rate first, then what was measured. Pure.
 
 A job's work is counted in units: encoding is one, decoding has one per token, sampling one per
 denoising step, row and token (guidance makes two rows). The rate is seconds per unit. Attention
@@ -32,7 +32,7 @@ _Size = tuple[Stage, int, int]
 
 @dataclass(slots=True)
 class _Rate:
-    """Seconds per unit of work: the quotient of two sums that fade, so that a long span counts more."""
+    """Seconds per unit of work: a quotient of two fading sums, so that a long span counts more."""
 
     seconds: float = 0.0
     units: float = 0.0
@@ -47,7 +47,7 @@ class _Rate:
 
 
 class CostModel:
-    """Estimates for all stages: one rate for each size that was measured, and one for each stage over all sizes."""
+    """Estimates for all stages: a rate for each measured size, and one for each stage over all sizes."""
 
     def __init__(self) -> None:
         self._rate_of_size: dict[_Size, _Rate] = {}
@@ -100,7 +100,7 @@ def _units(stage: Stage, spec: VideoSpec, steps: int) -> int:
 
 
 def _size(stage: Stage, spec: VideoSpec) -> _Size:
-    """What the rate depends on: encoding on nothing, decoding on the tokens, sampling on tokens and rows."""
+    """What the rate depends on: nothing, the tokens (decoding), or tokens and rows (sampling)."""
     tokens = 0 if stage is Stage.ENCODING else spec.clip.tokens
     return (stage, tokens, cfg_rows(spec.guidance_scale) if stage is Stage.SAMPLING else 1)
 

@@ -1,4 +1,4 @@
-"""The order of the jobs that wait for one stage: tiers, and in each tier fair shares between tenants. Pure.
+"""The order of the jobs that wait for a stage: tiers, and in each tier fair shares. Pure.
 
 Between tiers priority is strict, but a job goes one tier up for each `promote_after_s` that it has
 waited. Inside a tier tenants share by `fair_share`, whose text says what follows from it. A job
@@ -76,7 +76,7 @@ class FairQueue:
         )
 
     def put(self, job: QueueEntry) -> None:
-        """Add a job; again under the same id replaces it. Raises ValueError if its cost is 0, less or infinite."""
+        """Add a job, or replace it. Raises ValueError if its cost is not above 0 and finite."""
         if not 0 < job.cost_s < inf:
             raise ValueError(f"job {job.job_id} has a cost of {job.cost_s} GPU-seconds; it must be finite and above 0")
         old = self._entries.get(job.job_id)
@@ -118,11 +118,11 @@ class FairQueue:
         return None
 
     def settle(self, charge: Charge, used_s: float) -> None:
-        """Correct a booking by the GPU-seconds measured; 0 undoes it. Raises ValueError if it was settled before."""
+        """Correct a booking by the GPU-seconds measured; 0 undoes it. Raises ValueError the second time."""
         self._shares[charge.tier].settle(charge, used_s)
 
     def order(self, now: float) -> list[QueueEntry]:
-        """All jobs as `take` would give them at `now`, suspects too; then those in a pause, as their pauses end."""
+        """All jobs as `take` would give them, suspects too; then those in a pause, as the pauses end."""
         paused = [job_id for _, job_id in self._pauses[_count_due(self._pauses, now) :]]
         backlogs: dict[Tier, dict[str, list[QueueEntry]]] = {tier: defaultdict(list) for tier in TIERS}
         for job in (self._entries[job_id] for job_id in self._entries.keys() - set(paused)):
@@ -150,7 +150,7 @@ class FairQueue:
         return later[0][0] if later else None
 
     def _advance(self, now: float) -> None:
-        """Let jobs join whose pause has ended, and move those up a tier that have waited long enough."""
+        """Let jobs join whose pause has ended, and move up those that have waited long enough."""
         self._now = max(self._now, now)
         resumed = self._pop_due(self._pauses, now)
         promoted = self._pop_due(self._promotions, now)

@@ -136,12 +136,12 @@ class TierShares:
         self._forget_old_tags([entry.tenant])
 
     def swap(self, old: QueueEntry, new: QueueEntry) -> None:
-        """Put `new` in the place of `old`. The tenant keeps its start tag, also if it has no other job."""
+        """Put `new` in the place of `old`. The tenant keeps its start tag, whatever else it has."""
         self.flows[old.tenant].discard(old)
         self.flows[old.tenant].add(new)
 
     def serve(self, credit: Callable[[QueueEntry], float], with_suspects: bool) -> QueueEntry | None:
-        """Take out the job with the lowest finish tag less its credit, and book its cost on its tenant.
+        """Take out the job with the lowest finish tag less its credit, and book its cost.
 
         Args:
             credit: what is taken off the tag of an overdue job.
@@ -165,7 +165,7 @@ class TierShares:
         return entry
 
     def _hold_passed_over(self) -> None:
-        """A tenant that waits with nothing but suspects keeps its turn, and saves nothing up beyond it.
+        """A tenant that waits with suspects alone keeps its turn, and saves nothing up beyond it.
 
         It was passed over while the clock went on. Its finish tag goes with the clock: it is the
         next one when suspects may be served again, but not also with the jobs that it would have

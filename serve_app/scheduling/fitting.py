@@ -11,7 +11,7 @@ from deployments.settings import ModelSettings
 
 
 def memory_limit(samplers: Iterable[ReplicaInfo]) -> int | None:
-    """Tokens of the largest sample that one of these replicas holds; None if there is none or one does not say."""
+    """Tokens of the largest sample that a replica holds; None if there is none or one does not say."""
     limits = [info.max_tokens for info in samplers]
     announced = [tokens for tokens in limits if tokens is not None]
     return max(announced) if announced and len(announced) == len(limits) else None
@@ -62,7 +62,7 @@ def _longest(model: ModelSettings, max_tokens: int, shape: ClipShape) -> ClipSha
 
 
 def _smaller_sizes(model: ModelSettings, width: int, height: int) -> list[tuple[int, int]]:
-    """Sizes below width x height within half a multiple of 16 of its aspect ratio, the largest area first."""
+    """Smaller sizes within half a multiple of 16 of the aspect ratio, the largest area first."""
     columns, rows = width // PIXELS_PER_TOKEN, height // PIXELS_PER_TOKEN
     grids = {(c, round(c * rows / columns)) for c in range(1, columns)}
     grids |= {(round(r * columns / rows), r) for r in range(1, rows)}

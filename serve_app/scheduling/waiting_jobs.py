@@ -1,4 +1,4 @@
-"""The waiting jobs, mirrored from SQL: a fair queue for each stage, and the bounds on how many may wait.
+"""The waiting jobs, mirrored from SQL: a fair queue for each stage, and bounds on their number.
 
 The mirror is updated by what this registry writes, and compared with SQL every few seconds, because
 another registry may work on the same database. A claim is decided by SQL: a job that waits here and
@@ -78,7 +78,7 @@ class WaitingJobs:
         )
 
     def update(self, job: Job, pause_s: float | None = None) -> None:
-        """Take over what a write or a look into SQL says of a job. Call it right after the write, in the same order.
+        """Take over a job as a write left it (called in the order of the writes), or as it was read.
 
         Args:
             pause_s: until it may be claimed again; None for a job that was read and not just
@@ -96,7 +96,7 @@ class WaitingJobs:
             self._queues[job.stage].remove(job_id)
 
     def begin_claim(self, stage: Stage, count: int, suspects: int) -> list[tuple[Job, Charge]]:
-        """Take out the next jobs for `count` slots, at most `suspects` of them suspects. `end_claim` must follow."""
+        """Take out the next jobs for `count` slots, with at most `suspects`; `end_claim` must follow."""
         claim: list[tuple[Job, Charge]] = []
         while len(claim) < count and (found := self._queues[stage].take(time.monotonic(), suspects)):
             entry, charge = found
@@ -127,7 +127,7 @@ class WaitingJobs:
         self._queues[stage].settle(charge, used_s)
 
     def reconcile(self, queued: Iterable[tuple[str, Stage]]) -> list[str]:
-        """Compare with what waits in SQL: forgets other jobs, and returns the ids that are missing here."""
+        """Compare with what waits in SQL: forget all else, and return the ids that are missing here."""
         in_sql = dict(queued)
         for job in list(self._jobs.values()):
             if in_sql.get(job.id) is not job.stage:
@@ -168,7 +168,7 @@ class WaitingJobs:
         return self._queues[stage].count_available(time.monotonic())[Tier.INTERACTIVE]
 
     def count_urgent_at_head(self, stage: Stage, suspects: int) -> int:
-        """Those of them that go to the next slots before any other job, if `suspects` more suspects may run."""
+        """Those of them that go before any other job, if `suspects` more suspects may run."""
         at_head = 0
         for entry in self._queues[stage].order(time.monotonic()):
             if entry.suspect and suspects <= 0:

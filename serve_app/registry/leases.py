@@ -244,14 +244,17 @@ def leases_to_park(sampling: Iterable[Lease], urgent: int, open_slots: int, max_
     """
     sampling = list(sampling)
     opening = open_slots + sum(1 for lease in sampling if _opens_soon(lease))
-    candidates = [lease for lease in sampling if not _opens_soon(lease) and _may_be_parked(lease, max_parks)]
+    candidates = [
+        lease
+        for lease in sampling
+        if not _opens_soon(lease)
+        and lease.has_begun
+        and lease.job.tier is not Tier.INTERACTIVE
+        and lease.job.parks < max_parks
+    ]
     candidates.sort(key=lambda lease: (-TIERS.index(lease.job.tier), lease.job.spec.clip.tokens, -lease.steps_left))
     return candidates[: max(0, urgent - opening)]
 
 
 def _opens_soon(lease: Lease) -> bool:
     return lease.directive is not Directive.CONTINUE or lease.steps_left <= 1
-
-
-def _may_be_parked(lease: Lease, max_parks: int) -> bool:
-    return lease.has_begun and lease.job.tier is not Tier.INTERACTIVE and lease.job.parks < max_parks

@@ -78,15 +78,13 @@ class CostModel:
             steps_left: denoising steps still to do; counted as at least one, and only while
                 sampling.
         """
-        return self._rate(stage, spec) * _units(stage, spec, max(1, steps_left))
+        measured = self._rate_of_size.get(_size(stage, spec)) or self._rate_of_stage.get(stage)
+        rate = _NOMINAL[stage] if measured is None else measured.value
+        return rate * _units(stage, spec, max(1, steps_left))
 
     def is_measured(self, stage: Stage) -> bool:
         """Whether estimates of the stage rest on a measurement."""
         return stage in self._rate_of_stage
-
-    def _rate(self, stage: Stage, spec: VideoSpec) -> float:
-        rate = self._rate_of_size.get(_size(stage, spec)) or self._rate_of_stage.get(stage)
-        return rate.value if rate is not None else _NOMINAL[stage]
 
 
 def _units(stage: Stage, spec: VideoSpec, steps: int) -> int:

@@ -133,6 +133,7 @@ def test_ci_runs_what_contributors_run() -> None:
     folders = {path for part in ran for path in _recipe(part).split() if path.startswith("tests/")}
     assert folders == {str(path.parent.relative_to(ROOT)) for path in ROOT.glob("tests/*/__init__.py")} - HELPERS
     assert text(".ci/run").splitlines()[-1].endswith(" make test")
+    assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT).returncode == 0
     classifiers = [c.rsplit(" ")[-1] for c in project()["classifiers"] if "Python :: 3." in c]
     assert jobs["check"]["strategy"]["matrix"]["python"] == classifiers
 

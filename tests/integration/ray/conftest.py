@@ -12,12 +12,24 @@ def ray_cluster() -> Iterator[None]:
     # Only while Ray starts: servers that other tests start must not have it.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=80_000_000,
-            log_to_driver=False,
-        )
+        _start()
     yield
     ray.shutdown()
+
+
+def _start(tries: int = 5) -> None:
+    """Ray gives itself half a minute to start, whatever else the machine does; then it is tried again."""
+    for left in reversed(range(tries)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=80_000_000,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:  # Ray has no class of its own for it
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()

@@ -138,7 +138,6 @@ async def test_a_stop_while_it_starts(local_port: int, tmp_path: Path) -> None:
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-
 from deployments.settings import StorageSettings
 from serve_app.local.seaweed import LocalStorage
 

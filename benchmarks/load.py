@@ -4,8 +4,8 @@
     python benchmarks/load.py --users 200 --seconds 15 --out benchmarks/results/load.json
 
 Starts a server as `mochi-serve serve` does, with the default profile, and a Serve app that does nothing behind the same
-HTTP front. Locust's clients (`load_users.py`) run in a process of their own. Prints tables and, last, one line of JSON.
-"""
+HTTP front. Locust's clients (`load_parts/users.py`) run in a process of their own. Prints tables and, last, one line of
+JSON."""
 
 import argparse
 import json
@@ -31,9 +31,9 @@ from benchmarks.dispatch import bench_server, run_all, wait_for_samplers, wait_u
 from benchmarks.machine import describe_machine, publish
 from benchmarks.read_rate import read_rate
 from tests.support import ROOT
-from tests.support.server import Server
+from tests.support.servers.server import Server
 
-USERS_FILE = Path(__file__).with_name("load_users.py")
+USERS_FILE = Path(__file__).with_name("load_parts") / "users.py"
 NOOP = {"name": "noop", "route_prefix": "/noop", "import_path": "benchmarks.noop_app:noop"}
 SPAWN_A_SECOND = 100
 # Beyond the time to measure: for the clients to start and to end.
@@ -119,7 +119,7 @@ def run_load(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def summarise(seen: dict[str, Any]) -> dict[str, Any]:
-    """What the clients saw (`load_users.Figures.write`), held against the bars."""
+    """What the clients saw (`load_parts.users.Figures.write`), held against the bars."""
     seconds = seen["seconds"]
     times = seen["times"]
     kinds = {name: spread(times[name], seconds) for name in KINDS if times.get(name)}

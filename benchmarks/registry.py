@@ -63,8 +63,8 @@ from serve_app.local.preflight import LOOPBACK
 from serve_app.local.ray_environment import LOOPBACK_ONLY
 from serve_app.local.seaweed import ACTOR_NAME as STORAGE_ACTOR
 from tests.support import ROOT
-from tests.support.ports import free_block
-from tests.support.postgres import fresh_database, postgres_server
+from tests.support.servers.ports import free_block
+from tests.support.servers.postgres import fresh_database, postgres_server
 
 CALLERS = 64
 FEW = 1000

@@ -40,8 +40,8 @@ from deployments.sampler.mochi_sampler import MochiSampler, SamplerParts, load_p
 from deployments.settings import StorageSettings, WorkerSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed import LocalStorage
-from tests.support.ports import free_block
-from tests.support.worker_fakes import SHAPES, ReportLog, spec, undecorated, worker_settings
+from tests.support.servers.ports import free_block
+from tests.support.workers.fakes import SHAPES, ReportLog, spec, undecorated, worker_settings
 
 REPLICA = "replica-1"
 SLOW_STEP_S = 0.3

@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.support.server import running_server
+from tests.support.servers.server import running_server
 
 POLL_S = 0.01
 PARTS = ("encode", "sample", "decode", "mp4")

@@ -36,7 +36,7 @@ from benchmarks.dispatch import (
     yes,
 )
 from benchmarks.machine import describe_machine, publish
-from tests.support.server import FINAL, Server
+from tests.support.servers.server import FINAL, Server
 
 SLOTS = 4
 STEP_S = 0.3

@@ -156,7 +156,7 @@ def with_storage(settings: AppSettings) -> AppSettings:
     """The settings with an object store to use: the one they name, or the app's own, started here."""
     if settings.storage.endpoint is not None:
         return settings
-    actor_class = _named_actor(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
+    actor_class = named_actor(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
     storage = actor_class.remote(settings=settings.storage, data_dir=settings.data_dir.resolve())
     return settings.model_copy(update={"storage": ray.get(storage.ready.remote())})
 
@@ -168,7 +168,7 @@ def ensure_registry(settings: AppSettings) -> None:
         StartupError: the database does not work; the next deploy starts the registry anew, with its settings then.
     """
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
-    actor_class = _named_actor(JobRegistry, REGISTRY, settings.namespace, node)
+    actor_class = named_actor(JobRegistry, REGISTRY, settings.namespace, node)
     registry = actor_class.remote(
         database_url=settings.database_url,
         jobs=settings.jobs,
@@ -195,7 +195,7 @@ def _was_restarted() -> bool:
     return restarted
 
 
-def _named_actor(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:
+def named_actor(actor: type, name: str, namespace: str, resources: dict[str, float]) -> Any:
     """The class of an actor that is started once in the cluster and again whenever it was killed."""
     return ray.remote(actor).options(
         name=name,

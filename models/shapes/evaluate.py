@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 
 from deployments.messages import VideoSpec
-from models.shapes.reading.arguments import CLIPS, PROFILE, parse
-from models.shapes.reading.bench import Bench, say
-from models.shapes.reading.card import split_card, write_card
-from models.shapes.reading.generating import Generator, vae_round_trip
+from models.shapes.evaluation.arguments import CLIPS, PROFILE, parse
+from models.shapes.evaluation.bench import Bench, say
+from models.shapes.evaluation.card import split_card, write_card
+from models.shapes.evaluation.generating import Generator, vae_round_trip
+from models.shapes.evaluation.results import Json, keep, needed, provenance
+from models.shapes.evaluation.scoring import Case, brief, draw_cases, paired, summarise, table
+from models.shapes.evaluation.second_training import HEADLINE, second_training
+from models.shapes.evaluation.statistics import mean
 from models.shapes.reading.reading import psnr
-from models.shapes.reading.results import Json, keep, needed, provenance
-from models.shapes.reading.scoring import Case, brief, draw_cases, paired, summarise, table
-from models.shapes.reading.second_training import HEADLINE, second_training
-from models.shapes.reading.statistics import mean
 from serve_app.config import load_settings
 
 CARD = "README.md"
@@ -155,7 +155,7 @@ def sizes(bench: Bench, options: argparse.Namespace) -> Json:
 
 def figure(bench: Bench, options: argparse.Namespace) -> None:
     """Draw `quality.png` from the sweep in the file, and `sheet.png` from clips of the first prompts of `score`."""
-    from models.shapes.reading.charts import draw_quality, draw_sheet
+    from models.shapes.evaluation.charts import draw_quality, draw_sheet
 
     ones, pairs = SHEET_CLIPS
     folder = options.out.parent

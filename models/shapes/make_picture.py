@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from PIL import Image, ImageDraw, ImageFont
 
-from models.shapes.reading.mp4 import read_mp4
+from models.shapes.evaluation.mp4 import read_mp4
 from models.shapes.reading.reading import Frames
 
 PROMPTS = (

@@ -22,7 +22,7 @@ from tests.chaos.report import complaints, details, header, line, say
 from tests.chaos.round import Round, blows_of, make_references
 from tests.chaos.site import Site
 from tests.chaos.sites import UnavailableError
-from tests.support.server import wait_ready
+from tests.support.servers.server import wait_ready
 
 ROUND_S = 240.0
 REFERENCES_S = 60.0

@@ -12,7 +12,7 @@ import psutil
 
 from tests.chaos.job_records import JobRecords, read_only_sqlite
 from tests.chaos.parts import Leftovers
-from tests.support.server import Server, start_server, stop_whole, wait_ready
+from tests.support.servers.server import Server, start_server, stop_whole, wait_ready
 
 BACK_S = 300.0
 LOOK_S = 0.1

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from tests.chaos.job_records import JobRecords
 from tests.chaos.parts import OutsideStore, SmallDisk, WallClock, small_disk, why_no_mounts
 from tests.chaos.site import Site, Strike, open_site
-from tests.support.ports import free_block
-from tests.support.postgres import Postgres, fresh_database, running_postgres
+from tests.support.servers.ports import free_block
+from tests.support.servers.postgres import Postgres, fresh_database, running_postgres
 
 PARTS = ("sampler", "decoder", "encoder", "registry", "ingress", "controller")
 # Steps slow enough to be hit, checkpoints often enough to show that little is run twice.

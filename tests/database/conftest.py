@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from serve_app.database.connection import Database
-from tests.support.postgres import database_url, postgres_uri
+from tests.support.servers.postgres import database_url, postgres_uri
 
 __all__ = ["database_url", "postgres_uri"]
 

@@ -22,8 +22,8 @@ from serve_app.database.connection import Database
 from serve_app.database.listing import list_jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import Submission
-from tests.support.postgres import Postgres, fresh_database, running_postgres
-from tests.support.sql_jobs import SPEC, accept
+from tests.support.registry.sql_jobs import SPEC, accept
+from tests.support.servers.postgres import Postgres, fresh_database, running_postgres
 
 
 def _insert(connection: Connection, value: int) -> int:

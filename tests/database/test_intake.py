@@ -15,7 +15,7 @@ from serve_app.database.job_rows import get_job
 from serve_app.database.schema import idempotency_keys, jobs
 from serve_app.errors import IdempotencyKeyReusedError
 from serve_app.jobs import Acceptance, JobState, Submission, Tier
-from tests.support.sql_jobs import SPEC, accept, claim
+from tests.support.registry.sql_jobs import SPEC, accept, claim
 
 FIRST = Submission("a", "mochi-1", SPEC, "acme", idempotency_key="order 7", fingerprint="f1")
 

@@ -19,8 +19,8 @@ from serve_app.jobs import (
     Usage,
     overall_progress,
 )
-from tests.support.postgres import fresh_database
-from tests.support.sql_jobs import SPEC, accept, claim, claim_all, end_job
+from tests.support.registry.sql_jobs import SPEC, accept, claim, claim_all, end_job
+from tests.support.servers.postgres import fresh_database
 
 
 async def insert(database: Database, *ids: str) -> None:

@@ -21,7 +21,7 @@ from serve_app.database.listing import list_jobs
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState, Order
-from tests.support.sql_jobs import SPEC
+from tests.support.registry.sql_jobs import SPEC
 
 TENANTS = ("acme", "globex", "initech")
 TIMES = 12

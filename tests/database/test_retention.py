@@ -13,8 +13,8 @@ from serve_app.database.job_rows import get_job
 from serve_app.database.retention import LATE_WRITES_S, DeletedVideo, delete_ended_job
 from serve_app.database.schema import deleted_videos, idempotency_keys, job_moves, jobs, webhook_deliveries
 from serve_app.jobs import FINAL, Job, JobState, Submission, Usage
-from tests.support.retention import job_row
-from tests.support.sql_jobs import SPEC, accept, claim, end_job
+from tests.support.registry.retention import job_row
+from tests.support.registry.sql_jobs import SPEC, accept, claim, end_job
 
 
 class Rows(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 from serve_app.jobs import FINAL, Job, JobState, Move, check_move
 from serve_app.registry.actor import JobRegistry
 from serve_app.scheduling.fair_queue import FairQueueSnapshot
-from tests.support.storm_world import DOOMED, STEPS, Storm, Weather, everything
+from tests.support.registry.storm import DOOMED, STEPS, Storm, Weather, everything
 
 CALM = Weather(jobs=40, doomed=0.1, repeated=0.1)
 BAD = Weather(

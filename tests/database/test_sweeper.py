@@ -22,9 +22,9 @@ from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import FINAL, JobState
 from serve_app.retention.orphans import MARKER_PREFIX, OrphanSweeper
 from serve_app.retention.sweeper import BATCH
-from tests.support.memory_store import MemoryStore
-from tests.support.postgres import fresh_database
-from tests.support.retention import NOW, add_jobs, job_ids, job_row, new_id, orphan_sweeper, sweeper_on
+from tests.support.registry.retention import NOW, add_jobs, job_ids, job_row, new_id, orphan_sweeper, sweeper_on
+from tests.support.servers.postgres import fresh_database
+from tests.support.workers.memory_store import MemoryStore
 
 IDS = [f"video_{n:032x}" for n in range(6)]
 ORPHAN_DAYS = 1

@@ -8,8 +8,8 @@ import pytest
 from deployments.messages import Directive, Stage, Started
 from serve_app.feed.read_leases import FeedTiming, PresenceTiming
 from serve_app.registry.timing import RegistryTiming
-from tests.support.postgres import fresh_database
-from tests.support.registry_world import SETTINGS, Call, World
+from tests.support.registry.world import SETTINGS, Call, World
+from tests.support.servers.postgres import fresh_database
 
 ENCODER = (Stage.ENCODING,)
 

@@ -13,8 +13,8 @@ from serve_app.database.connection import Database
 from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import MAX_AT_ONCE, MAX_PER_ORIGIN, MAX_PER_TENANT, DeliveryLimits
-from tests.support.deliveries import get_delivery, select_deliveries
-from tests.support.sql_jobs import SPEC
+from tests.support.registry.deliveries import get_delivery, select_deliveries
+from tests.support.registry.sql_jobs import SPEC
 
 URL = "https://example.com/hook"
 HOLD_S = 30.0

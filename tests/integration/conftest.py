@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.http.api_stand_in import api
 from tests.support.http.fixtures import client, services, unfed
-from tests.support.postgres import postgres_uri
-from tests.support.storage import local_port, object_store, storage_settings
+from tests.support.servers.postgres import postgres_uri
+from tests.support.servers.storage import local_port, object_store, storage_settings
 
 __all__ = [
     "api",

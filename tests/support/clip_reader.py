@@ -7,7 +7,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 
-from models.shapes.reading.mp4 import read_mp4 as read_frames
+from models.shapes.evaluation.mp4 import read_mp4 as read_frames
 from models.shapes.reading.reader import read_clip
 from models.shapes.reading.reading import Frames
 

@@ -4,16 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from typer.testing import CliRunner, Result
 
 from serve_app.cli.main import app
 from tests.support import ROOT
-
-PATIENCE_S = 300
 
 
 def call(url: str, *arguments: str, key: str | None = None) -> Result:
@@ -24,13 +20,6 @@ def started(url: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "serve_app.cli.main", *arguments]
     environment = os.environ | {"MOCHI_SERVE_URL": url, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def until(reached: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def answer(done: Result, code: int = 0) -> Any:

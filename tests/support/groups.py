@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 # All tests below one of these folders go to one process: they share a server, or a Ray. Nothing else does.
-SHARED = ("tests/system/server/", "tests/integration/ray/")
+SHARED = ("tests/system/", "tests/integration/ray/")
 # What takes longest begins first, so that nothing is waited for alone in the end; but no two that start a Ray begin
 # together, as the first files do: on two cores they would wait for each other.
 ORDER = (

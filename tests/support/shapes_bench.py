@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from deployments.messages import VideoSpec
-from models.shapes.reading.bench import Bench
-from models.shapes.reading.generating import Generator
-from models.shapes.reading.mp4 import through_mp4
+from models.shapes.evaluation.bench import Bench
+from models.shapes.evaluation.generating import Generator
+from models.shapes.evaluation.mp4 import through_mp4
+from models.shapes.evaluation.results import Json, provenance
+from models.shapes.evaluation.scoring import Case, draw_cases, drawn_clip
 from models.shapes.reading.reading import Frames
-from models.shapes.reading.results import Json, provenance
-from models.shapes.reading.scoring import Case, draw_cases, drawn_clip
 
 MODEL = Path("models/shapes")
 SPEC = VideoSpec("", "", 64, 64, 13, 24, 4, 2.0, 0)

@@ -17,8 +17,8 @@ import pytest
 
 from serve_app.local.preflight import holder, is_free
 from tests.support import ROOT
-from tests.support.ports import free_ports
-from tests.support.processes import PATIENCE_S, gone
+from tests.support.servers.ports import free_ports
+from tests.support.waiting import PATIENCE_S, gone
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
-from tests.support.server import Server, running_server, wait_ready
+from tests.support.servers.server import Server, running_server, wait_ready
+from tests.support.waiting import wait_until
 
 STEP_S = 0.05
 SETTINGS = {
@@ -42,11 +42,9 @@ def clip(server: Server, video_id: str) -> bytes:
 
 
 def wait_for_step(server: Server, video_id: str, step: int) -> int:
-    deadline = time.monotonic() + 600
-    while (seen := server.get(video_id)["step"]) < step:
-        assert time.monotonic() < deadline, server.log_tail()
-        time.sleep(STEP_S / 4)
-    return int(seen)
+    """Returns the step that was seen, which may be a later one."""
+    wait_until(lambda: server.get(video_id)["step"] >= step, server.log_tail)
+    return int(server.get(video_id)["step"])
 
 
 def test_a_killed_sampler_loses_at_most_a_second(slow_server: Server, undisturbed: bytes) -> None:
@@ -121,11 +119,8 @@ def twenty_sampling(server: Server, counts: list[int]) -> dict[str, int]:
 
 
 def wait_for_samplers(server: Server, count: int) -> None:
-    deadline = time.monotonic() + 90
     with server.client() as client:
-        while len(client.get("/health").json()["devices"]["sampling"]) != count:
-            assert time.monotonic() < deadline, server.log_tail()
-            time.sleep(0.1)
+        wait_until(lambda: len(client.get("/health").json()["devices"]["sampling"]) == count, server.log_tail)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """The benchmarks fill databases."""
 
-from tests.support.postgres import database_url, postgres_uri
+from tests.support.servers.postgres import database_url, postgres_uri
 
 __all__ = ["database_url", "postgres_uri"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import load
-from benchmarks.load_checks import Figures, events_in, is_mp4, video_at_the_end
+from benchmarks.load_parts.checks import Figures, events_in, is_mp4, video_at_the_end
 from benchmarks.read_rate import read_rate
 from serve_app.jobs import JobState
 from tests.support import ROOT
@@ -99,7 +99,7 @@ async def _make_all(app: MemoryApp) -> None:
 
 
 async def run_clients(app: MemoryApp, folder: Path) -> dict[str, Any]:
-    command = ["-m", "locust", "-f", "benchmarks/load_users.py", "--headless", f"--host={app.url}", "--users=20"]
+    command = ["-m", "locust", "-f", "benchmarks/load_parts/users.py", "--headless", f"--host={app.url}", "--users=20"]
     command += ["--spawn-rate=20", "--measure=6", "--videos-a-second=4", f"--figures={folder / 'f.json'}"]
     ran = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
     _, errors = await ran.communicate()

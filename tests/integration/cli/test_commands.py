@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from serve_app.cli.main import app
 from tests.support import ROOT
-from tests.support.commands import PATIENCE_S, answer, call, started, until
+from tests.support.commands import answer, call, started
 from tests.support.http.api_stand_in import FILE, StandIn
+from tests.support.waiting import PATIENCE_S, wait_until
 
 PROMPT = "a red circle moving right"
 
@@ -163,7 +164,7 @@ def test_watch_follows_several(api: StandIn) -> None:
 def test_ctrl_c_asks_nothing_and_leaves_the_video_unless_it_is_to_cancel(api: StandIn, cancels: bool) -> None:
     api.hold = True
     process = started(api.url, "generate", PROMPT, "--json", *["--cancel-on-interrupt"] * cancels)
-    until(lambda: api.at_once)
+    wait_until(lambda: api.at_once)
     process.send_signal(signal.SIGINT)
     out, messages = process.communicate(timeout=PATIENCE_S)
     (video,) = api.videos.values()

@@ -16,7 +16,7 @@ from serve_app.client.errors import (
 )
 from serve_app.client.http import Client
 from tests.support.http.api_stand_in import ETAG, FILE, NO_WAIT, StandIn
-from tests.support.ports import free_ports
+from tests.support.servers.ports import free_ports
 
 
 def nothing(event: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from serve_app.access.targets import AddressInfo
 from serve_app.webhooks.client import Answer, WebhookClient, public_socket
-from tests.support.webhook_receiver import receiving
+from tests.support.http.webhook_receiver import receiving
 
 PATIENT_S = 120.0
 

@@ -26,10 +26,10 @@ from serve_app.database.webhooks import Delivery
 from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import MAX_PER_ORIGIN
 from serve_app.webhooks.sender import Timing, WebhookSender, payload, signed_headers
-from tests.support.background import running
-from tests.support.deliveries import get_delivery
+from tests.support.http.webhook_receiver import ReceivedRequest, Reply, receiving
 from tests.support.logs import serve_log
-from tests.support.webhook_receiver import ReceivedRequest, Reply, receiving
+from tests.support.registry.deliveries import get_delivery
+from tests.support.waiting import running
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 SECRETS = {name: "whsec_" + base64.b64encode(name.encode() * 8).decode() for name in ("acme", "globex")}

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.support import ROOT
-from tests.support.processes import gone
+from tests.support.waiting import gone
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 

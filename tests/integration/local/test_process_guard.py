@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.local.process_guard import guarded
 from tests.support import ROOT
-from tests.support.processes import gone
+from tests.support.waiting import gone
 
 SHELL_THAT_IGNORES_TERM = "trap '' TERM INT HUP; echo $$; while :; do sleep 0.05; done"
 

@@ -3,7 +3,7 @@ import ray
 from ray import serve
 
 from serve_app.access.exposure import current_http_host
-from tests.support.ports import free_ports
+from tests.support.servers.ports import free_ports
 
 
 @pytest.mark.slow

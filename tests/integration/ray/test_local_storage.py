@@ -11,28 +11,19 @@ import ray
 
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
+from serve_app.app import named_actor
 from serve_app.local.preflight import is_free
 from serve_app.local.seaweed import ACTOR_NAME, LocalStorage
 from serve_app.local.seaweed_command import ports
-from tests.support.processes import gone
+from tests.support.waiting import gone
 
 NAMESPACE = "test-local-storage"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 async def test_a_killed_actor_brings_the_store_back(ray_cluster: None, local_port: int, tmp_path: Path) -> None:
-    actor = (
-        ray.remote(LocalStorage)
-        .options(
-            name=ACTOR_NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=100,
-        )
-        .remote(StorageSettings(local_port=local_port), tmp_path)
+    actor = named_actor(LocalStorage, ACTOR_NAME, NAMESPACE, {}).remote(
+        StorageSettings(local_port=local_port), tmp_path
     )
     store = ObjectStore(await actor.ready.remote())
     await store.put("kept", b"still here", "video/mp4")

@@ -11,7 +11,8 @@ import ray
 
 from deployments.errors import PermanentError, RegistryUnavailableError
 from deployments.replica.registry_link import RegistryLink
-from tests.support.processes import gone
+from serve_app.app import named_actor
+from tests.support.waiting import gone
 
 NAMESPACE = "test-registry-link"
 
@@ -48,19 +49,7 @@ def _make(name: str) -> Any:
 
 
 def _begin(name: str) -> Any:
-    return (
-        ray.remote(Registry)
-        .options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=100,
-        )
-        .remote()
-    )
+    return named_actor(Registry, name, NAMESPACE, {}).remote()
 
 
 async def test_a_call_arrives(name: str) -> None:

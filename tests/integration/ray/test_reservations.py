@@ -17,8 +17,8 @@ from deployments.messages import Stage, StageTask
 from deployments.replica.serve_private import Reservations, own_reservations
 from serve_app.errors import NoReplicaError
 from serve_app.registry.replicas import DEPLOYMENTS, MODEL_APPLICATION, StageRouter
-from tests.support.processes import gone
-from tests.support.worker_fakes import task
+from tests.support.waiting import gone
+from tests.support.workers.fakes import task
 
 DEPLOYMENT = DEPLOYMENTS[Stage.ENCODING]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,9 @@ from serve_app.jobs import EVERY_JOB, Job, JobPage, Submission
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from serve_app.registry_api import RegistryApi, RegistryClient
-from tests.support.postgres import fresh_database
-from tests.support.registry_world import SETTINGS, SPEC, Faults, FlakyDatabase, Workers
+from tests.support.registry.world import SETTINGS, SPEC, Faults, FlakyDatabase, Workers
+from tests.support.servers.postgres import fresh_database
+from tests.support.waiting import until
 
 
 @dataclass
@@ -87,12 +88,6 @@ async def following(cluster: Cluster, count: int) -> AsyncIterator[list[FeedFoll
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(300):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

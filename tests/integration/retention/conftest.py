@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from deployments.settings import StorageSettings
 from serve_app.database.connection import Database
-from tests.support.retention import AgingStore, CrashingDatabase
+from tests.support.registry.retention import AgingStore, CrashingDatabase
 
 
 @pytest_asyncio.fixture

@@ -15,7 +15,7 @@ from serve_app.jobs import JobState
 from serve_app.retention.orphans import MARKER_PREFIX
 from serve_app.retention.sweeper import SweepCounts
 from tests.support.logs import serve_log
-from tests.support.retention import (
+from tests.support.registry.retention import (
     LIVE,
     AgingStore,
     CrashingDatabase,

@@ -20,9 +20,8 @@ from serve_app.database.retention import LATE_WRITES_S, delete_ended_job
 from serve_app.jobs import FINAL, JobState, Submission
 from serve_app.local.seaweed import LocalStorage
 from serve_app.retention.sweeper import BATCH, SweepCounts
-from tests.support.background import PATIENCE_S, running, until
 from tests.support.logs import serve_log
-from tests.support.retention import (
+from tests.support.registry.retention import (
     KEEP_KEYS_S,
     LIVE,
     NOW,
@@ -41,6 +40,7 @@ from tests.support.retention import (
     work_files,
     write_marker,
 )
+from tests.support.waiting import PATIENCE_S, running, until
 
 # Work files and expiry
 

@@ -20,7 +20,7 @@ from serve_app.errors import StartupError
 from serve_app.local.preflight import is_free
 from serve_app.local.seaweed import LocalStorage
 from serve_app.local.seaweed_command import ports
-from tests.support.processes import gone
+from tests.support.waiting import gone
 
 needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
 

@@ -32,7 +32,7 @@ from serve_app.jobs import (
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryApi, RegistryClient
 from serve_app.scheduling.fitting import memory_limit
-from tests.support.memory_store import MemoryStore
+from tests.support.workers.memory_store import MemoryStore
 
 CONTENT_TYPES: dict[Variant, str] = {
     "video": "video/mp4",

@@ -15,7 +15,7 @@ from serve_app.feed.publisher import FeedPublisher
 from serve_app.ingress.app import create_app
 from serve_app.jobs import Job, Tier
 from tests.support.http.fakes import FakeServices, shapes_settings
-from tests.support.ports import free_ports
+from tests.support.servers.ports import free_ports
 
 
 @dataclass(frozen=True)

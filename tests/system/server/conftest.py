@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.server import ENDLESS, Server, running_server
+from tests.support.servers.server import ENDLESS, Server, running_server
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from models.shapes.reading.arguments import MODEL
-from models.shapes.reading.generating import Generator
+from models.shapes.evaluation.arguments import MODEL
+from models.shapes.evaluation.generating import Generator
 from tests.chaos.__main__ import main
 from tests.chaos.clips import MEAN_LEVELS, difference, frame_difference
 from tests.chaos.faults import FAULTS, NAMES
@@ -18,8 +18,8 @@ from tests.chaos.mix import MIX, longer
 from tests.chaos.report import details, header, line
 from tests.chaos.round import Blow, Round, make_references
 from tests.chaos.site import Site
-from tests.support.server import Server, wait_ready
-from tests.support.worker_fakes import spec
+from tests.support.servers.server import Server, wait_ready
+from tests.support.workers.fakes import spec
 
 GOOD = Ended("video_1", "completed", steps=8, steps_run=8, completions=1, moves=("+0.000 s  queued",))
 PARTS = ("registry", "sampler", "decoder", "encoder", "ingress", "storage")

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.support.clip_reader import colour_and_direction, read_frames
-from tests.support.commands import PATIENCE_S, answer, call, started, until
-from tests.support.server import ENDLESS, Server
+from tests.support.commands import answer, call, started
+from tests.support.servers.server import ENDLESS, Server
+from tests.support.waiting import PATIENCE_S, wait_until
 
 PROMPT = "a red circle moving right"
 
@@ -67,7 +68,7 @@ def test_a_killed_batch_is_taken_up_by_the_real_server(server: Server) -> None:
     arguments = ["batch", "prompts.jsonl", "-o", "out", "--steps", "30", "--concurrency", "3"]
     process = started(server.url, *arguments)
     results = Path("out/results.jsonl")
-    until(lambda: results.exists() and results.read_bytes().count(b"\n") >= 1)
+    wait_until(lambda: results.exists() and results.read_bytes().count(b"\n") >= 1)
     process.kill()
     process.communicate()
     assert results.read_bytes().count(b"\n") < len(prompts)

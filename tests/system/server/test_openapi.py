@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.jobs import JobState
 from tests.support.http.api_fuzz import Fuzz
-from tests.support.server import Server
+from tests.support.servers.server import Server
 
 
 @pytest.mark.slow

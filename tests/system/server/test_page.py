@@ -14,7 +14,7 @@ from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed_command import load_or_make_keys
 from tests.support.browser.axe_check import violations
 from tests.support.browser.tabs import PHONE, Tabs, ask_for, card, made_by, percent, scrolls_sideways, viewer
-from tests.support.server import ENDLESS, Server
+from tests.support.servers.server import ENDLESS, Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.support.clip_reader import colour_and_direction, read_frames
-from tests.support.server import Server
+from tests.support.servers.server import Server
 
 BIN = Path(sys.executable).parent
 PROMPTS = ("a red circle moving right", "a blue square moving left", "a green circle moving up")

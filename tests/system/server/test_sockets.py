@@ -5,7 +5,7 @@ import ipaddress
 import grpc
 import psutil
 
-from tests.support.server import Server
+from tests.support.servers.server import Server
 
 # Serve's servers for calls between replicas: they bind every address, and nothing can tell them not to.
 REPLICA = "ray::ServeReplica:"

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.local.preflight import is_free
 from tests.support.clip_reader import colour_and_direction, is_faststart, probe, read_frames
-from tests.support.server import Server, running_server
+from tests.support.servers.server import Server, running_server
 
 SLOW = {"size": "128x64", "num_frames": 61, "num_inference_steps": 200}
 ONCE = ["encoding", "queued", "sampling", "queued", "decoding", "completed"]

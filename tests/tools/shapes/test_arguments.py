@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from models.shapes.evaluate import EXPERIMENTS
-from models.shapes.reading.arguments import ALL, CLIPS, MODEL, PROFILE, parse
-from models.shapes.reading.results import WEIGHTS
+from models.shapes.evaluation.arguments import ALL, CLIPS, MODEL, PROFILE, parse
+from models.shapes.evaluation.results import WEIGHTS
 from serve_app.config import load_settings
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from models.shapes.evaluate import SEEDS, card, compare, main, score, sizes
-from models.shapes.reading.card import BEGIN, END, figures
-from models.shapes.reading.generating import Generator
-from models.shapes.reading.results import WEIGHTS, Json, keep, needed, weight_sums
-from models.shapes.reading.scoring import draw_cases
+from models.shapes.evaluation.card import BEGIN, END, figures
+from models.shapes.evaluation.generating import Generator
+from models.shapes.evaluation.results import WEIGHTS, Json, keep, needed, weight_sums
+from models.shapes.evaluation.scoring import draw_cases
 from tests.support.shapes_bench import MODEL, bench, cases_of_score, made_by
 
 

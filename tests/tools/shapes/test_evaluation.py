@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 
 from models.shapes.evaluate import SEEDS, compare, figure, score, sizes, sweep
-from models.shapes.reading.generating import Generator, vae_round_trip
-from models.shapes.reading.reading import psnr
-from models.shapes.reading.results import WEIGHTS, keep
-from models.shapes.reading.scoring import (
+from models.shapes.evaluation.generating import Generator, vae_round_trip
+from models.shapes.evaluation.results import WEIGHTS, keep
+from models.shapes.evaluation.scoring import (
     Case,
     Result,
     draw_cases,
@@ -28,7 +27,8 @@ from models.shapes.reading.scoring import (
     summarise,
     table,
 )
-from models.shapes.reading.statistics import mean, share
+from models.shapes.evaluation.statistics import mean, share
+from models.shapes.reading.reading import psnr
 from models.shapes.scenes.scene import Figure, Scene
 from tests.support.shapes_bench import MODEL, SPEC, bench, cases_of_score, made_by
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from models.shapes.evaluation.mp4 import write_mp4
 from models.shapes.make_picture import PROMPTS, make_clips, save
-from models.shapes.reading.mp4 import write_mp4
 
 FRAMES = 3
 FPS = 25

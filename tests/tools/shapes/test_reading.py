@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.mochi.streaming_decode import to_uint8
+from models.shapes.evaluation.mp4 import through_mp4
 from models.shapes.reading.blobs import Ints, Mask, connected, erode, find_blobs
 from models.shapes.reading.matching import judge
-from models.shapes.reading.mp4 import through_mp4
 from models.shapes.reading.reader import motion, nearest_range, read_clip
 from models.shapes.reading.reading import Frames, Reading, psnr, redraw, redraw_psnr
 from models.shapes.scenes.draw import draw_clip

@@ -21,8 +21,7 @@ from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.replica.running_task import Timing
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import (
+from tests.support.workers.fakes import (
     SHAPES,
     ReportLog,
     connections,
@@ -32,6 +31,7 @@ from tests.support.worker_fakes import (
     undecorated,
     worker_settings,
 )
+from tests.support.workers.memory_store import MemoryStore
 
 MAP = preview_key("abc")
 PICTURES = [video_key("video_1", "thumbnail"), video_key("video_1", "spritesheet")]

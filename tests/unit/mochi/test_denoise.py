@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from hypothesis import given
@@ -23,7 +23,8 @@ from deployments.mochi.denoise import (
     start_sample,
 )
 from deployments.mochi.loading import load_transformer
-from tests.support.worker_fakes import SHAPES, spec
+from tests.support.workers.fakes import SHAPES, spec
+from tests.support.workers.stock import stock_latents, stock_pipeline
 
 # diffusers asks for fp32 autocast on the CPU, which torch refuses with a warning
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
@@ -35,9 +36,7 @@ UNGUIDED = spec("a green triangle moving up", num_inference_steps=7, guidance_sc
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    pipe = MochiPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stock_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +61,6 @@ def first_sample(pipeline: Any, transformer: Any, video: VideoSpec) -> Sample:
         "negative_mask": negative_mask[0],
     }
     return start_sample(transformer, video, tensors, rope_tables(transformer, video.clip.latents))
-
-
-def reference(pipeline: Any, video: VideoSpec) -> torch.Tensor:
-    out = pipeline(
-        video.prompt,
-        video.negative_prompt,
-        height=video.height,
-        width=video.width,
-        num_frames=video.num_frames,
-        num_inference_steps=video.num_inference_steps,
-        guidance_scale=video.guidance_scale,
-        generator=torch.Generator().manual_seed(video.seed),
-        output_type="latent",
-        max_sequence_length=16,
-    )
-    latents: torch.Tensor = out.frames[0]
-    return latents
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -138,7 +120,7 @@ def test_staggered_samples_equal_the_pipeline_alone(pipeline: Any, transformer: 
             samples[i] = advanced
     for video, final in zip(videos, samples, strict=True):
         assert final.latents.dtype == torch.float32
-        assert relative_error(final.latents, reference(pipeline, video)) <= 1e-4
+        assert relative_error(final.latents, stock_latents(pipeline, video)) <= 1e-4
 
 
 def test_other_sizes_equal_the_pipeline(pipeline: Any, transformer: Any) -> None:
@@ -146,7 +128,7 @@ def test_other_sizes_equal_the_pipeline(pipeline: Any, transformer: Any) -> None
     sample = first_sample(pipeline, transformer, video)
     while not sample.done:
         (sample,) = denoise_step(transformer, [sample])
-    assert relative_error(sample.latents, reference(pipeline, video)) <= 1e-4
+    assert relative_error(sample.latents, stock_latents(pipeline, video)) <= 1e-4
 
 
 @pytest.mark.parametrize("shape", [(12, 5, 8, 8), (12, 3, 6, 14)])

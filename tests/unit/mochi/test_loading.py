@@ -10,7 +10,7 @@ import torch
 
 from deployments.errors import PermanentError
 from deployments.mochi.loading import check_scheduler, load_text_encoder, load_transformer, load_vae
-from tests.support.worker_fakes import SHAPES
+from tests.support.workers.fakes import SHAPES
 
 CPU = torch.device("cpu")
 

@@ -25,8 +25,8 @@ from deployments.mochi.preview import (
     preview_key,
     to_json,
 )
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import SHAPES
+from tests.support.workers.fakes import SHAPES
+from tests.support.workers.memory_store import MemoryStore
 
 KEY = preview_key("abc")
 

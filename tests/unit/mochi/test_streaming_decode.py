@@ -10,7 +10,7 @@ from diffusers.video_processor import VideoProcessor
 
 from deployments.mochi.loading import load_vae
 from deployments.mochi.streaming_decode import StreamingConv3d, StreamingDecoder, denormalise, to_uint8
-from tests.support.worker_fakes import SHAPES
+from tests.support.workers.fakes import SHAPES
 
 CPU = torch.device("cpu")
 

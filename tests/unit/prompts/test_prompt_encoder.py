@@ -17,8 +17,7 @@ from deployments.errors import PermanentError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Failed, Finished, Stage, Started
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import (
+from tests.support.workers.fakes import (
     SHAPES,
     ReportLog,
     connections,
@@ -27,6 +26,7 @@ from tests.support.worker_fakes import (
     undecorated,
     worker_settings,
 )
+from tests.support.workers.memory_store import MemoryStore
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,7 @@ from serve_app.config import JobSettings
 from serve_app.errors import TooLargeError
 from serve_app.jobs import JobState
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
-from tests.support.registry_world import SPEC, Call, World
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(f"sqlite:///{tmp_path / 'jobs.db'}")
-    world.start()
-    yield world
-    await world.stop()
+from tests.support.registry.world import SPEC, Call, World
 
 
 async def test_a_job_goes_through_the_stages(world: World) -> None:

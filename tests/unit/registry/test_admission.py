@@ -24,7 +24,7 @@ from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.state import RegistryState
 from serve_app.registry.timing import RegistryTiming
 from serve_app.scheduling.estimates import CostModel
-from tests.support.registry_world import SETTINGS, SPEC, World
+from tests.support.registry.world import SETTINGS, SPEC, World
 
 ACME = "acme"
 

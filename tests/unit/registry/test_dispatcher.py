@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +12,10 @@ from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.errors import IdempotencyKeyReusedError, QueueFullError, ReplicaDiedError
 from serve_app.jobs import JobState, Submission, Tier
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
-from tests.support.registry_world import SPEC, Call, World
+from tests.support.registry.world import SPEC, Call, World
 
 ENCODER = (Stage.ENCODING,)
 SAMPLER = (Stage.SAMPLING,)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(f"sqlite:///{tmp_path / 'jobs.db'}")
-    world.start()
-    yield world
-    await world.stop()
 
 
 async def sampled(world: World) -> Call:

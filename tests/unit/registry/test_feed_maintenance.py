@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -23,7 +23,8 @@ from serve_app.jobs import JobFilter, Submission
 from serve_app.registry.feed_maintenance import FeedMaintenance, OtherRegistries
 from serve_app.registry.state import RegistryState
 from serve_app.registry.timing import RegistryTiming
-from tests.support.registry_world import SETTINGS, SPEC, Faults, FlakyDatabase
+from tests.support.registry.world import SETTINGS, SPEC, Faults, FlakyDatabase
+from tests.support.waiting import until
 
 FAST = RegistryTiming(presence=PresenceTiming(beat_every_s=0.005))
 # The bounds are a twentieth of what they are.
@@ -58,12 +59,6 @@ class Running:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(300):
-        while not true():
-            await asyncio.sleep(0.002)
 
 
 async def accept(database: Database, *numbers: int, at: float = 100.0) -> None:

@@ -6,7 +6,7 @@ from deployments.messages import ReplicaInfo, Stage
 from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import ForeignLeases, LeaseTable
 from serve_app.registry.replicas import ReplicaTable
-from tests.support.registry_world import SPEC
+from tests.support.registry.world import SPEC
 
 JOB = Job("job", "mochi-1", SPEC, JobState.SAMPLING, Stage.SAMPLING, 1, 0.0, lease="token", step=4)
 

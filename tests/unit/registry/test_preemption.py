@@ -3,7 +3,7 @@ from dataclasses import replace
 from deployments.messages import Directive, Stage
 from serve_app.jobs import Job, JobState, Tier, Usage
 from serve_app.registry.leases import Lease, leases_to_park
-from tests.support.registry_world import SPEC
+from tests.support.registry.world import SPEC
 
 
 def lease(name: str, tier: Tier = Tier.BATCH, step: int = 5, frames: int = 25, parks: int = 0) -> Lease:

@@ -23,7 +23,7 @@ from serve_app.config import SchedulingSettings
 from serve_app.database import jobs as jobs_sql
 from serve_app.jobs import Tier
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
-from tests.support.registry_world import SETTINGS, Call, World
+from tests.support.registry.world import SETTINGS, Call, World
 
 ENCODER = (Stage.ENCODING,)
 SAMPLER = (Stage.SAMPLING,)

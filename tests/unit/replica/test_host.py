@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deployments.replica.host import assigned_gpus, choose_device, describe_device, set_threads
-from tests.support.worker_fakes import captured
+from tests.support.workers.fakes import captured
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from deployments.errors import StoppedError, StorageUnavailableError
 from deployments.messages import Progress
 from deployments.replica.running_task import Stopwatch, TaskStore, Timing
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import Clock, running_task
+from tests.support.workers.fakes import Clock, running_task
+from tests.support.workers.memory_store import MemoryStore
 
 
 def test_the_stopwatch_adds_laps_of_one_name() -> None:

@@ -14,8 +14,8 @@ from deployments.replica.host import describe_device
 from deployments.replica.running_task import RunningTask
 from deployments.replica.stage_replica import StageReplica
 from deployments.settings import WorkerSettings
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import ReportLog, connections, task, worker_settings
+from tests.support.workers.fakes import ReportLog, connections, task, worker_settings
+from tests.support.workers.memory_store import MemoryStore
 
 
 class Decoder(StageReplica):

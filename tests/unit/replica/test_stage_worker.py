@@ -26,7 +26,7 @@ from deployments.messages import (
 )
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker, failure_of
-from tests.support.worker_fakes import Clock, ReportLog, captured, task
+from tests.support.workers.fakes import Clock, ReportLog, captured, task
 
 STARTED = Started("replica-1", "cpu")
 

@@ -6,7 +6,7 @@ from deployments.keys import FileKind, checkpoint_key, latents_key, prompt_embed
 from serve_app.jobs import FINAL, JobState
 from serve_app.retention.orphans import is_needed
 from serve_app.retention.sweeper import delete_all_files, delete_work_files
-from tests.support.memory_store import MemoryStore
+from tests.support.workers.memory_store import MemoryStore
 
 JOB = "video_0123456789abcdef0123456789abcdef"
 OTHER = "video_ffffffffffffffffffffffffffffffff"

@@ -9,7 +9,7 @@ from deployments.mochi.denoise import Sample, initial_noise
 from deployments.mochi.loading import load_transformer
 from deployments.sampler.denoiser import Denoiser
 from deployments.sampler.state import SampleState
-from tests.support.worker_fakes import SHAPES, spec
+from tests.support.workers.fakes import SHAPES, spec
 
 
 @pytest.fixture(scope="module")

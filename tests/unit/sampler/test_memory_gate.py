@@ -7,7 +7,7 @@ import pytest
 from deployments.errors import PermanentError, StoppedError
 from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
-from tests.support.worker_fakes import running_task
+from tests.support.workers.fakes import running_task
 
 PROFILE = MemoryProfile(
     step_token_bytes=100, step_row_bytes=0, held_token_bytes=10, held_row_bytes=0, table_token_bytes=0

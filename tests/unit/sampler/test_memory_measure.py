@@ -27,7 +27,7 @@ from deployments.settings import ModelSettings
 from deployments.storage.model_store import CACHE_VARIABLE
 from serve_app.config import load_settings
 from tests.support import ROOT
-from tests.support.worker_fakes import SHAPES, captured, worker_settings
+from tests.support.workers.fakes import SHAPES, captured, worker_settings
 
 CPU = torch.device("cpu")
 MODEL = worker_settings(Stage.SAMPLING).model

@@ -44,8 +44,7 @@ from deployments.sampler.mochi_sampler import (
 )
 from deployments.sampler.state import SampleState
 from deployments.settings import WorkerSettings
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import (
+from tests.support.workers.fakes import (
     SHAPES,
     Clock,
     ReportLog,
@@ -58,6 +57,7 @@ from tests.support.worker_fakes import (
     undecorated,
     worker_settings,
 )
+from tests.support.workers.memory_store import MemoryStore
 
 
 async def encoded(video: VideoSpec) -> MemoryStore:

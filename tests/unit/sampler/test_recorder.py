@@ -1,7 +1,7 @@
 """What goes on beside the denoising of a sample, without a loop: an entry whose sample the test sets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from deployments.sampler.recorder import SampleRecorder, is_ahead_of_storage
 from deployments.sampler.state import SampleState
 from deployments.sampler.step_loop import LoopEntry
 from deployments.settings import SamplingSettings
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import SHAPES, running_task, spec
+from tests.support.waiting import until
+from tests.support.workers.fakes import SHAPES, running_task, spec
+from tests.support.workers.memory_store import MemoryStore
 
 VIDEO = spec(width=32, height=32, num_frames=7, num_inference_steps=40)
 TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)
@@ -70,11 +71,6 @@ class Fixture:
         assert not task.done(), "it goes on until it is cancelled"
         task.cancel()
         await asyncio.wait([task])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def entry_at(running: RunningTask, step: int) -> LoopEntry:

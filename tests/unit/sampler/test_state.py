@@ -14,8 +14,8 @@ from deployments.keys import checkpoint_key
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import initial_noise
 from deployments.sampler.state import CheckpointRefusedError, Checkpoints, SampleState, pack, unpack
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import captured
+from tests.support.workers.fakes import captured
+from tests.support.workers.memory_store import MemoryStore
 
 SPEC = VideoSpec("a red circle", "", 64, 48, 13, 24, 60, 3.0, 2**60, exact=True)
 JOB = "video_1"

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import MochiPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from deployments.messages import VideoSpec
 from deployments.sampler.state import pack
-from tests.support.step_scenarios import Plan, PlayedSample, Scenario, advance, first_state, play, read
-from tests.support.worker_fakes import SHAPES, spec
+from tests.support.workers.fakes import spec
+from tests.support.workers.step_scenarios import Plan, PlayedSample, Scenario, advance, first_state, play, read
+from tests.support.workers.stock import stock_latents, stock_pipeline
 
 # diffusers asks for fp32 autocast on the CPU, which torch refuses with a warning
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
@@ -86,28 +86,12 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def pipeline() -> Any:
-    pipe = MochiPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stock_pipeline()
 
 
 @cache
 def reference(video: VideoSpec) -> Tensor:
-    """What diffusers makes of the request alone in fp32."""
-    out = pipeline()(
-        video.prompt,
-        video.negative_prompt,
-        height=video.height,
-        width=video.width,
-        num_frames=video.num_frames,
-        num_inference_steps=video.num_inference_steps,
-        guidance_scale=video.guidance_scale,
-        generator=torch.Generator().manual_seed(video.seed),
-        output_type="latent",
-        max_sequence_length=16,
-    )
-    latents: Tensor = out.frames[0]
-    return latents
+    return stock_latents(pipeline(), video)
 
 
 @cache

@@ -18,7 +18,8 @@ from deployments.errors import StoppedError
 from deployments.mochi.denoise import Sample, TextConditioning
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_loop import AfterStep, LoopEntry, Step, StepLoop, shares
-from tests.support.worker_fakes import Clock, GatedStep, running_task
+from tests.support.waiting import until
+from tests.support.workers.fakes import Clock, GatedStep, running_task
 
 TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 ROPE = (torch.zeros(1), torch.zeros(1))
@@ -401,17 +402,9 @@ async def test_a_sample_that_left_keeps_no_memory(how: str) -> None:
         await passes(gate, entry)
         assert (entry.result.exception() is None) == (not how.startswith("stopped"))
         del entry
+        # The result is set a moment before the thread is done with the sample.
         await until(lambda: all(ref() is None for ref in tensors))
         assert len(tensors) >= 2
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """The result is set a moment before the thread is done with the sample."""
-    for _ in range(500):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("still not so")
 
 
 def guided(name: int, steps: int = 3, frames: int = 1) -> Sample:

@@ -6,7 +6,7 @@ from deployments.messages import Failed, Stage
 from serve_app.config import JobSettings
 from serve_app.jobs import Job, JobError, JobState
 from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure
-from tests.support.registry_world import SPEC
+from tests.support.registry.world import SPEC
 
 SETTINGS = JobSettings(max_attempts=3, retry_pause_s=1, max_retry_pause_s=3)
 JOB = Job("a", "mochi-1", SPEC, JobState.SAMPLING, Stage.SAMPLING, 1, 0.0)

@@ -25,8 +25,8 @@ from deployments.storage.model_store import (
     read_index,
     safetensors_header,
 )
-from tests.support.memory_store import MemoryStore
-from tests.support.worker_fakes import SHAPES, worker_settings
+from tests.support.workers.fakes import SHAPES, worker_settings
+from tests.support.workers.memory_store import MemoryStore
 
 PARTS = ("transformer",)
 

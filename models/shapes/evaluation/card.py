@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.shapes.reading.scoring import MEASURES
-from models.shapes.reading.second_training import HEADLINE, REPORTED_AFTER, reported_losses
+from models.shapes.evaluation.scoring import MEASURES
+from models.shapes.evaluation.second_training import HEADLINE, REPORTED_AFTER, reported_losses
 
 BEGIN = "<!-- figures: begin -->"
 END = "<!-- figures: end -->"

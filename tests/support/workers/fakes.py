@@ -26,7 +26,7 @@ from deployments.storage.object_store import Bucket
 from serve_app.config import load_settings
 from serve_app.registry.replicas import Mailbox
 from tests.support import ROOT
-from tests.support.memory_store import MemoryStore
+from tests.support.workers.memory_store import MemoryStore
 
 SHAPES = ROOT / "models" / "shapes"
 

@@ -1,4 +1,4 @@
-"""What the clients of `load_users.py` hold an answer to, and what they count. No Locust here, which patches sockets."""
+"""What the clients of `users.py` hold an answer to, and what they count. No Locust here, which patches sockets."""
 
 import json
 import time

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from models.shapes.reading.results import FILE, Json, needed
+from models.shapes.evaluation.results import FILE, Json, needed
 from models.shapes.training.export import LOG_FILE
 
 HEADLINE = "held out, one figure"

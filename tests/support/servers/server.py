@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from tests.support import ROOT
-from tests.support.ports import free_block, free_ports
+from tests.support.servers.ports import free_block, free_ports
 
 # Generous, so that only what will never come is not waited for: a busy machine takes ten times as long as an idle one.
 READY_S = 600

@@ -1,6 +1,6 @@
 """The clients of `benchmarks/load.py`; Locust runs a thousand of them.
 
-    locust -f benchmarks/load_users.py --headless --host http://127.0.0.1:8000 --users 1000 --figures figures.json
+    locust -f benchmarks/load_parts/users.py --headless --host http://127.0.0.1:8000 --users 1000 --figures figures.json
 
 A client looks around among the newest videos until its turn comes, then submits a small one, polls it or follows its
 events to the end, downloads it and looks around again. Failures count from the beginning, requests from when all
@@ -19,9 +19,9 @@ from typing import Any
 import gevent  # type: ignore[import-untyped]
 from locust import FastHttpUser, between, events, task
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.load_checks import Figures, events_in, is_mp4, video_at_the_end
+from benchmarks.load_parts.checks import Figures, events_in, is_mp4, video_at_the_end
 
 CLIP = {"prompt": "a red circle moving right", "size": "32x32", "num_frames": 7, "num_inference_steps": 2}
 # Among the clients that submitted a video; the others poll.

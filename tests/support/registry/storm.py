@@ -31,7 +31,7 @@ from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from serve_app.registry_api import RegistryApi
-from tests.support.registry_world import SPEC
+from tests.support.registry.world import SPEC
 
 STEPS = 6
 STEP_S = 0.004

@@ -22,7 +22,7 @@ from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.state import SampleState, pack, unpack
 from deployments.sampler.step_loop import LoopEntry, StepLoop
-from tests.support.worker_fakes import SHAPES, GatedStep, running_task
+from tests.support.workers.fakes import SHAPES, GatedStep, running_task
 
 MAX_TICKS = 1000
 REVISION = "this model"

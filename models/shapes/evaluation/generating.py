@@ -12,7 +12,7 @@ from deployments.mochi.denoise import denoise_step, rope_tables, start_sample
 from deployments.mochi.loading import load_transformer, load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.prompts.prompt_encoder import TextEncoder
-from models.shapes.reading.mp4 import through_mp4
+from models.shapes.evaluation.mp4 import through_mp4
 from models.shapes.reading.reading import Frames
 
 CPU = torch.device("cpu")

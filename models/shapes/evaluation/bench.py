@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deployments.messages import VideoSpec
-from models.shapes.reading.generating import Generator
-from models.shapes.reading.mp4 import through_mp4
+from models.shapes.evaluation.generating import Generator
+from models.shapes.evaluation.mp4 import through_mp4
+from models.shapes.evaluation.scoring import Case, Result, drawn_clip, outcomes, read_back
 from models.shapes.reading.reading import Frames
-from models.shapes.reading.scoring import Case, Result, drawn_clip, outcomes, read_back
 
 REPORT_EVERY_S = 10
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from models.shapes.evaluation.statistics import Mean, Share, mean, share
 from models.shapes.reading.matching import Verdict, judge
 from models.shapes.reading.reader import read_clip
 from models.shapes.reading.reading import Frames, Reading, redraw, redraw_psnr
-from models.shapes.reading.statistics import Mean, Share, mean, share
 from models.shapes.scenes.prompt import write_prompt
 from models.shapes.scenes.scene import Figure, Scene, Split, draw_scene, draw_tracks
 

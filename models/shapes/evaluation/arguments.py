@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from models.shapes.reading.results import FILE, WEIGHTS
+from models.shapes.evaluation.results import FILE, WEIGHTS
 from serve_app.config import load_settings
 
 PROFILE = "configs/shapes.yaml"

@@ -8,7 +8,7 @@ import pytest_asyncio
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local.seaweed import LocalStorage
-from tests.support.ports import free_block
+from tests.support.servers.ports import free_block
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

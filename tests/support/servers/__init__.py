@@ -1,0 +1,1 @@
+"""Real servers that tests start: the product itself, Postgres, an object store; their ports and processes."""

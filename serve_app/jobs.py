@@ -49,6 +49,18 @@ class Origin:
     relation: Relation
 
 
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """What a request said where its job is otherwise, so that answers tell both."""
+
+    seconds: str | None = None  # the length that was asked for, as written; None if none was
+    size: str | None = None  # the size that was asked for, if another one is made
+    ignored: tuple[str, ...] = ()  # fields that were understood and make no difference here
+
+
+AS_MADE = Requested()
+"""Of a request that says exactly what its job is."""
+
 TIERS = tuple(Tier)
 DEFAULT_TENANT = "default"
 Order = Literal["asc", "desc"]
@@ -158,6 +170,8 @@ class Job:
     moves: int = 1  # the length of its history
     origin: Origin | None = None  # the video that it was made from
     webhook_url: str | None = None  # gets an event when the job ends
+    requested: Requested = AS_MADE
+    cancel_at: float | None = None  # not completed by then, it is cancelled
     place: Place | None = None  # not in SQL: filled in by a registry
     preview_step: int | None = None  # the step of its newest preview; not in SQL
     last_move: Move | None = field(default=None, compare=False)  # only from the write that made it
@@ -189,6 +203,8 @@ class Submission:
     fingerprint: str = ""  # of the request's fields, so that another request under the same key is noticed
     origin: Origin | None = None  # the video that it is made from
     webhook_url: str | None = None  # gets an event when the job ends
+    requested: Requested = AS_MADE
+    cancel_at: float | None = None  # Unix seconds; not completed by then, it is cancelled
 
 
 @dataclass(frozen=True, slots=True)

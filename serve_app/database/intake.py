@@ -68,6 +68,8 @@ def _new_job(submission: Submission, now: float) -> Job:
         tier=submission.tier,
         origin=submission.origin,
         webhook_url=submission.webhook_url,
+        requested=submission.requested,
+        cancel_at=submission.cancel_at,
         last_move=first_move(now),
     )
 

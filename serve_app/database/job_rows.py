@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Select, select
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.database.schema import jobs
-from serve_app.jobs import Job, JobError, JobState, Origin, Relation, Tier
+from serve_app.jobs import AS_MADE, Job, JobError, JobState, Origin, Relation, Requested, Tier
 
 MAX_IDS = 500  # in one statement: SQLite bounds its parameters
 
@@ -37,6 +37,9 @@ def new_row(job: Job) -> dict[str, Any]:
         "origin_id": None if job.origin is None else job.origin.video_id,
         "origin_relation": None if job.origin is None else job.origin.relation,
         "webhook_url": job.webhook_url,
+        # As JSON; null for what most requests are.
+        "requested": None if job.requested == AS_MADE else asdict(job.requested),
+        "cancel_at": job.cancel_at,
     }
 
 
@@ -56,6 +59,7 @@ def job_from_row(row: Mapping[Any, Any]) -> Job:
     message = values.pop("error_message")
     origin_id = values.pop("origin_id")
     relation = values.pop("origin_relation")
+    requested = values.pop("requested")
     values |= {
         "spec": VideoSpec(**values["spec"]),
         "state": JobState(values["state"]),
@@ -63,8 +67,13 @@ def job_from_row(row: Mapping[Any, Any]) -> Job:
         "tier": Tier(values["tier"]),
         "error": None if code is None else JobError(code, message),
         "origin": None if origin_id is None else Origin(origin_id, Relation(relation)),
+        "requested": AS_MADE if requested is None else _requested(requested),
     }
     return Job(**values)
+
+
+def _requested(values: dict[str, Any]) -> Requested:
+    return Requested(**values | {"ignored": tuple(values["ignored"])})
 
 
 def find_jobs(connection: Connection, query: Select[Any]) -> list[Job]:

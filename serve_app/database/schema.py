@@ -58,6 +58,8 @@ jobs = Table(
     Column("origin_id", String(64)),  # the job that it was made from
     Column("origin_relation", String(16)),
     Column("webhook_url", Text),
+    Column("requested", JSON(none_as_null=True)),  # a Requested; null: AS_MADE
+    Column("cancel_at", Double),  # not completed by then, it is cancelled
     Index("jobs_by_time", "created_at", "id"),
     Index("jobs_by_tenant", "tenant", "created_at", "id"),
     Index("jobs_by_state", "state", "created_at", "id"),
@@ -68,6 +70,7 @@ WAITING = jobs.c.state == literal_column("'queued'")
 LEASED = jobs.c.lease.is_not(None)
 ENDED = jobs.c.completed_at.is_not(None)
 ENDED_WITH_FILES = and_(ENDED, jobs.c.has_work_files)
+WITH_DEADLINE = and_(jobs.c.cancel_at.is_not(None), jobs.c.completed_at.is_(None))
 
 Index("jobs_waiting", jobs.c.stage, jobs.c.id, sqlite_where=WAITING, postgresql_where=WAITING)
 Index("jobs_leased", jobs.c.id, sqlite_where=LEASED, postgresql_where=LEASED)
@@ -78,6 +81,14 @@ Index(
     jobs.c.id,
     sqlite_where=ENDED_WITH_FILES,
     postgresql_where=ENDED_WITH_FILES,
+)
+
+Index(
+    "jobs_with_deadline",
+    jobs.c.cancel_at,
+    jobs.c.id,
+    sqlite_where=WITH_DEADLINE,
+    postgresql_where=WITH_DEADLINE,
 )
 
 # The histories of jobs. The first entry, that the job was accepted, is in its row of `jobs` and

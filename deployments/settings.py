@@ -66,6 +66,10 @@ class ModelSettings(Settings):
     """Which model is served and what it can make."""
 
     name: str = Field("mochi-1", min_length=1, description="the name clients ask for")
+    aliases: list[str] = Field(
+        ["sora-2", "sora-2-pro"],
+        description="other names that clients have built in and that mean this model; answers tell `name`",
+    )
     source: str = Field(min_length=1, description="hub id, folder, or s3://bucket/prefix in the same store")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Literal["float32", "bfloat16"]
@@ -84,6 +88,10 @@ class ModelSettings(Settings):
     guidance_scale: float = Field(4.5, ge=1.0)
     max_guidance_scale: float = Field(20.0, ge=1.0)
     max_pixels: int = Field(ge=256, description="bound of width x height x num_frames")
+    fit_sizes: bool = Field(
+        True, description="whether a size that clients have built in becomes the nearest that the model makes"
+    )
+    fit_seconds: bool = Field(False, description="whether a length beyond the longest becomes the longest")
 
     @model_validator(mode="after")
     def _grid(self) -> Self:

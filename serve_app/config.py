@@ -139,6 +139,9 @@ class IngressSettings(Settings):
     max_replicas: int = Field(1, ge=1)
     max_body_bytes: int = Field(1_000_000, ge=1_000)
     body_timeout_s: float = Field(30, gt=0, description="a request's body must have arrived by then")
+    sync_timeout_s: float = Field(
+        600, ge=1, le=3600, description="how long POST /v1/videos/sync waits for the video, which goes on after that"
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

@@ -158,6 +158,19 @@ class VideoNotReadyError(InvalidRequestError):
     default_code = "video_not_ready"
 
 
+class VideoUnfinishedError(ApiError):
+    """The video is still being made at the end of the time that the request waits for it; it goes on."""
+
+    status = 504
+    default_code = "video_unfinished"
+
+
+class VideoFailedError(ApiError):
+    """The video that the request waited for could not be made; the code is that of the video's error."""
+
+    default_code = "video_failed"
+
+
 class VideoFinalError(InvalidRequestError):
     """The video cannot be cancelled any more: it is completed, or failed."""
 
@@ -273,6 +286,13 @@ class Described:
     """A value that `quote` names by `described`, not by its type."""
 
     described: ClassVar[str]
+
+
+def conflict(one: str, other: str) -> InvalidRequestError:
+    """The refusal of two parameters that may not be given together."""
+    return InvalidRequestError(
+        f"'{one}' and '{other}' say the same thing; give only one of them.", one, "conflicting_parameters"
+    )
 
 
 def quote(value: object) -> str:

@@ -17,7 +17,7 @@ from deployments.replica.serve_private import is_draining
 from deployments.storage.object_store import ObjectStore
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
-from serve_app.ingress import content, events, short_routes, videos
+from serve_app.ingress import content, dialects, events, short_routes, videos
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
@@ -55,6 +55,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
             *videos.router.routes,
             *events.router.routes,
             *content.router.routes,
+            *dialects.router.routes,
             *short_routes.router.routes,
             *short_routes.unsupported.routes,
             *WebPage(services.settings.model).routes,

@@ -64,6 +64,8 @@ class RequestChecks:
         self.schemas: dict[str, type[BaseModel]] = {
             "create_video": self.create.schema,
             "generate": self.generate.schema,
+            "create_video_sync": self.create.schema,
+            "create_generation": self.create.schema,
             "remix_video": self.remix.schema,
             "enhance_video": self.enhance.schema,
         }
@@ -125,6 +127,7 @@ class Services:
             fingerprint=request.fingerprint,
             origin=request.origin,
             webhook_url=request.webhook_url,
+            requested=request.requested,
         )
         try:
             accepted = await self.registry.submit(submission)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from deployments.errors import WorkerError
 from serve_app.errors import InvalidRequestError
 from serve_app.ingress import videos
-from serve_app.ingress.authentication import REPLAYED_DOCS, AuthenticatedCaller
+from serve_app.ingress.authentication import AuthenticatedCaller
 from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.error_answers import RETRY_AFTER_S
 from serve_app.ingress.services import services_of
@@ -34,19 +34,21 @@ router.post("/cancel/{video_id}", name="cancel", responses=videos.CANCEL_RESPONS
 router.get("/download/{video_id}", name="download", **GET_DOCS)(download_content)
 router.head("/download/{video_id}", name="probe_download", **HEAD_DOCS)(download_content)
 
-_LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
+LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
 _GENERATE_RESPONSES: Responses = {
-    202: {"description": "The video, accepted", "headers": REPLAYED_DOCS | _LOCATION_DOCS},
+    202: {"description": "The video, accepted", "headers": videos.ACCEPTED_HEADERS | LOCATION_DOCS},
     **error_responses(*CREATE_ERRORS),
 }
 
 
 @router.post("/generate", status_code=202, responses=_GENERATE_RESPONSES)
-async def generate(request: Request, response: Response, caller: AuthenticatedCaller) -> Video:
+async def generate(
+    request: Request, response: Response, caller: AuthenticatedCaller, prefer: videos.Prefer = None
+) -> Video:
     """Accept a video to be made; answers at once with its id, before any work."""
     services = services_of(request)
     checked = services.checks.generate.check(await videos.read_body(request))
-    video = await videos.submit(services, checked, caller, response)
+    video = await videos.submit(services, checked, caller, response, prefer)
     response.headers["Location"] = f"/status/{video.id}"
     return video
 

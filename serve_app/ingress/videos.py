@@ -3,16 +3,18 @@
 The events of a video are in events.py, its files in content.py.
 """
 
+import re
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from serve_app.access.tenants import Caller
+from serve_app.errors import conflict
 from serve_app.ingress.authentication import (
     CALLER_HEADERS,
     REPLAYED_DOCS,
@@ -36,12 +38,15 @@ from serve_app.openapi.errors import (
 from serve_app.openapi.schemas import DeletedVideo, ModelList, Status, Video, VideoHistory, VideoPage
 from serve_app.openapi.views import states_of, to_history, to_model_list, to_page
 from serve_app.requests.body import read_fields
-from serve_app.requests.videos import CheckedRequest, conflict
+from serve_app.requests.videos import CheckedRequest
 
 POLL_HEADER = "openai-poll-after-ms"
 # OpenAI's clients keep the interval of their first poll, so it must suit a video of a second and one of minutes.
 POLL_AFTER_MS = 250
 MAX_WAIT_S = 60
+IGNORED_HEADER = "x-ignored-parameters"
+APPLIED_HEADER = "preference-applied"
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 _POLL_DOCS = {
     POLL_HEADER: {"description": "milliseconds, when to ask again; until it is final", "schema": {"type": "integer"}}
@@ -52,7 +57,17 @@ RETRIEVE_RESPONSES: Responses = {
 }
 LIST_RESPONSES = error_responses(CONFLICTING_PARAMETERS)
 CANCEL_RESPONSES = error_responses(VIDEO_NOT_FOUND, VIDEO_FINAL, *WRITE_ERRORS)
-_ACCEPTED: Responses = {200: {"description": "The video, accepted", "headers": REPLAYED_DOCS}}
+ACCEPTED_HEADERS: dict[str, Any] = REPLAYED_DOCS | {
+    IGNORED_HEADER: {
+        "description": "the fields of the request that were known and made no difference, as `a, b`",
+        "schema": {"type": "string"},
+    },
+    APPLIED_HEADER: {
+        "description": "`wait=N` if the request preferred to wait for the video, N seconds at most",
+        "schema": {"type": "string"},
+    },
+}
+_ACCEPTED: Responses = {200: {"description": "The video, accepted", "headers": ACCEPTED_HEADERS}}
 
 UnixSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 WaitSeconds = Annotated[
@@ -62,6 +77,10 @@ WaitSeconds = Annotated[
     ),
 ]
 Include = Annotated[Literal["preview"] | None, Query(description="what the video is to be told with")]
+Prefer = Annotated[
+    str | None,
+    Header(description=f"wait=N: answer when the video is final, or after N seconds, at most {MAX_WAIT_S} (RFC 7240)"),
+]
 
 
 class ListQuery(BaseModel):
@@ -107,6 +126,14 @@ class PlainRead(Route):
 router = APIRouter(tags=["OpenAI"])
 
 
+# Before the routes with an id, which would take `models` for one.
+@router.get("/v1/models", responses=error_responses())
+@router.get("/v1/videos/models", name="list_video_models", responses=error_responses())
+async def list_models(request: Request, caller: AuthenticatedCaller) -> ModelList:
+    """List the served model and what may be asked of it."""
+    return to_model_list(services_of(request).settings.model)
+
+
 async def retrieve_plainly(request: Request) -> Response:
     """What `retrieve_video` answers without parameters."""
     services = services_of(request)
@@ -141,29 +168,35 @@ def _poll_headers(job: Job) -> dict[str, str]:
 
 
 @router.post("/v1/videos", responses=_ACCEPTED | error_responses(*CREATE_ERRORS))
-async def create_video(request: Request, response: Response, caller: AuthenticatedCaller) -> Video:
+async def create_video(
+    request: Request, response: Response, caller: AuthenticatedCaller, prefer: Prefer = None
+) -> Video:
     """Accept a video to be made; answers at once with its id, before any work."""
     services = services_of(request)
     checked = services.checks.create.check(await read_body(request))
-    return await submit(services, checked, caller, response)
+    return await submit(services, checked, caller, response, prefer)
 
 
 @router.post("/v1/videos/{video_id}/remix", responses=_ACCEPTED | error_responses(*DERIVE_ERRORS))
-async def remix_video(request: Request, response: Response, caller: AuthenticatedCaller, video_id: str) -> Video:
+async def remix_video(
+    request: Request, response: Response, caller: AuthenticatedCaller, video_id: str, prefer: Prefer = None
+) -> Video:
     """Accept a video like another one, with the same seed and settings and a new prompt."""
     services = services_of(request)
     source = await services.job(video_id, caller)
     checked = services.checks.remix.check(await read_body(request), source)
-    return await submit(services, checked, caller, response)
+    return await submit(services, checked, caller, response, prefer)
 
 
 @router.post("/v1/videos/{video_id}/enhance", responses=_ACCEPTED | error_responses(*DERIVE_ERRORS))
-async def enhance_video(request: Request, response: Response, caller: AuthenticatedCaller, video_id: str) -> Video:
+async def enhance_video(
+    request: Request, response: Response, caller: AuthenticatedCaller, video_id: str, prefer: Prefer = None
+) -> Video:
     """Accept the same video in more denoising steps, with the same seed and prompt. The body may be left out."""
     services = services_of(request)
     source = await services.job(video_id, caller)
     checked = services.checks.enhance.check(await read_body(request), source)
-    return await submit(services, checked, caller, response)
+    return await submit(services, checked, caller, response, prefer)
 
 
 async def read_body(request: Request) -> dict[str, object]:
@@ -174,12 +207,31 @@ async def read_body(request: Request) -> dict[str, object]:
     return await read_fields(request, bounds.max_body_bytes, bounds.body_timeout_s)
 
 
-async def submit(services: Services, checked: CheckedRequest, caller: Caller, response: Response) -> Video:
-    """Make a video, or find the one that an earlier request with the caller's idempotency key made."""
+async def submit(
+    services: Services, checked: CheckedRequest, caller: Caller, response: Response, prefer: str | None
+) -> Video:
+    """Make a video, or find the one that an earlier request with the caller's idempotency key made.
+
+    Args:
+        response: gets the headers.
+        prefer: the request's header.
+    """
     accepted = await services.submit(checked, caller)
     if accepted.repeated:
         response.headers[REPLAYED_HEADER] = "true"
-    return services.video(accepted.job)
+    if accepted.job.requested.ignored:
+        response.headers[IGNORED_HEADER] = ", ".join(accepted.job.requested.ignored)
+    job = accepted.job
+    if wait_s := preferred_wait(prefer):
+        response.headers[APPLIED_HEADER] = f"wait={wait_s}"
+        job = await services.final_job(job.id, caller, wait_s)
+    return services.video(job)
+
+
+def preferred_wait(prefer: str | None) -> int:
+    """The seconds of `wait=N` in a header Prefer, at most MAX_WAIT_S; 0 if it names none. RFC 7240, 4.3."""
+    match = _WAIT.search(prefer or "")
+    return min(int(match[1]), MAX_WAIT_S) if match else 0
 
 
 @router.get("/v1/videos", responses=LIST_RESPONSES)
@@ -208,9 +260,3 @@ async def cancel_video(request: Request, video_id: str, caller: AuthenticatedCal
 async def list_moves(request: Request, video_id: str, caller: AuthenticatedCaller) -> VideoHistory:
     """List the moves of a video from state to state, oldest first, with their reasons."""
     return to_history(await services_of(request).history(video_id, caller))
-
-
-@router.get("/v1/models", responses=error_responses())
-async def list_models(request: Request, caller: AuthenticatedCaller) -> ModelList:
-    """List the served model and what may be asked of it."""
-    return to_model_list(services_of(request).settings.model)

@@ -33,6 +33,7 @@ answers with a text of its own while no replica is there (503).
 """.strip()
 TAGS = [
     {"name": "OpenAI", "description": "OpenAI's video API, and beside it: enhance, cancel, history, events"},
+    {"name": "dialects", "description": "The same jobs by the routes of other servers, for their clients"},
     {"name": "short", "description": "Short paths for people and scripts, and the state of the server"},
     {"name": "unsupported", "description": "OpenAI's routes for what this model cannot do, answered with 400"},
 ]

@@ -21,8 +21,10 @@ from serve_app.errors import (
     TooLargeError,
     UnauthenticatedError,
     UnsupportedMediaTypeError,
+    VideoFailedError,
     VideoFinalError,
     VideoNotReadyError,
+    VideoUnfinishedError,
 )
 from serve_app.openapi.schemas import ErrorEnvelope
 from serve_app.openapi.views import to_error_body
@@ -108,6 +110,12 @@ FILE_ERRORS = (
     _unavailable("storage_refused", "The object store refused the server's keys."),
 )
 
+SYNC_ERRORS = (
+    *FILE_ERRORS,
+    VideoFailedError("The video video_1 is failed: it met a NaN", code="not_finite"),
+    VideoUnfinishedError("The video video_1 is sampling, 40% done, and goes on."),
+)
+
 _DESCRIPTIONS = {
     400: "The request is wrong: `param` names the field, `message` says what is allowed",
     401: "No API key, or no good one; only where the server needs keys",
@@ -121,6 +129,7 @@ _DESCRIPTIONS = {
     429: "Too many requests, too many videos that wait, or a quota that is used up",
     500: "A fault of the server; its log tells more under the id of the answer's X-Request-Id",
     503: "A part of the service is away; it comes back by itself",
+    504: "The video is still being made, and goes on: `Location` is where to ask for it",
 }
 _RETRY_AFTER = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _NO_RETRY = {"description": "the same request cannot succeed", "schema": {"type": "string", "const": "false"}}
@@ -131,6 +140,10 @@ _HEADERS: dict[int, dict[str, Any]] = {
     416: {"Content-Range": _SIZE},
     429: {"Retry-After": _RETRY_AFTER},
     503: {"Retry-After": _RETRY_AFTER},
+    504: {
+        "Location": {"description": "of the video", "required": True, "schema": {"type": "string"}},
+        "x-should-retry": _NO_RETRY,
+    },
 }
 # A reference, not a model: FastAPI makes a field of its own of each model, and an app has hundreds. The component comes
 # with the routes that answer nothing else (serve_app/ingress/short_routes.py).

@@ -47,6 +47,22 @@ def content_docs(get: bool) -> dict[str, Any]:
     return {"responses": responses, "openapi_extra": {"parameters": parameters}}
 
 
+def sync_response(headers: dict[str, Any]) -> dict[str, Any]:
+    """The mp4 of a video that was made for this request.
+
+    Args:
+        headers: what answers to a request for a video have.
+    """
+    own = {
+        "x-video-id": "of the video, as for all other routes",
+        "x-model": "that made it",
+        "x-inference-time-s": "seconds of devices that it took",
+        "x-stage-durations": "wall time in seconds by part of the work, as JSON",
+    }
+    response = _response("The mp4", _NAMED_FILE_HEADERS | own, {"video/mp4": _BYTES["video/mp4"]})
+    return response | {"headers": response["headers"] | headers}
+
+
 def _response(
     description: str, headers: dict[str, str], content: dict[str, dict[str, Any]] | None = None
 ) -> dict[str, Any]:

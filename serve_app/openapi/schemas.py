@@ -30,8 +30,16 @@ class Video(BaseModel):
     completed_at: int | None
     expires_at: int | None = Field(description="when the video and all that is known of it are deleted")
     prompt: str
-    seconds: str
+    seconds: str = Field(
+        description="the length that was asked for, or, if none was, that of the video as a whole number of at least 1"
+    )
     size: str
+    duration_s: float = Field(description="the exact length: num_frames / fps")
+    requested_seconds: str | None = Field(description="the length that was asked for, if the video has another one")
+    requested_size: str | None = Field(
+        description="the size or shape that was asked for, if the video has another size"
+    )
+    ignored_parameters: list[str] = Field(description="fields of the request that were known and made no difference")
     error: VideoError | None
     remixed_from_video_id: str | None
     enhanced_from_video_id: str | None = Field(description="the video that this is a better one of: more steps")

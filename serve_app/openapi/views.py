@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from deployments.clip import nearest_length
 from deployments.messages import ReplicaInfo, Stage
 from deployments.settings import ModelSettings
 from serve_app.config import DAY_S, RetentionSettings
@@ -49,8 +50,13 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         completed_at=_unix(job.completed_at),
         expires_at=_unix(_expires_at(job, retention)),
         prompt=spec.prompt,
-        seconds=f"{round(spec.num_frames / spec.fps, 3):g}",
+        # OpenAI's clients take it for a whole number.
+        seconds=job.requested.seconds or str(max(1, round(spec.num_frames / spec.fps))),
         size=f"{spec.width}x{spec.height}",
+        duration_s=round(spec.num_frames / spec.fps, 6),
+        requested_seconds=_other_seconds(job),
+        requested_size=job.requested.size,
+        ignored_parameters=list(job.requested.ignored),
         error=_error(job),
         remixed_from_video_id=origin.video_id if origin and origin.relation is Relation.REMIX else None,
         enhanced_from_video_id=origin.video_id if origin and origin.relation is Relation.ENHANCE else None,
@@ -195,6 +201,12 @@ def _status(state: JobState) -> Status:
     if state in RUNNING:
         return "in_progress"
     return "completed" if state is JobState.COMPLETED else "failed"
+
+
+def _other_seconds(job: Job) -> str | None:
+    """The length that was asked for, if the video is not as near to it as frames allow."""
+    asked, spec = job.requested.seconds, job.spec
+    return asked if asked and nearest_length(float(asked) * spec.fps) != spec.num_frames else None
 
 
 def _percent(job: Job) -> int:

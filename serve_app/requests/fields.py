@@ -1,18 +1,21 @@
 """Checks the fields of a request's body against a schema: names, types, and the messages about what is wrong."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from serve_app.errors import InvalidRequestError, quote
 from serve_app.requests.body import Form
+from serve_app.requests.client_fields import CLIENT_FIELDS
 from serve_app.requests.schema import DECIMAL, allowed_values
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 _BOOLEANS = {"true": True, "false": False}
+MAX_NAME = 60  # characters of a name that is told
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
@@ -32,23 +35,23 @@ def check_fields(schema: type[Schema], fields: Mapping[str, object]) -> Schema:
         raise _refusal(schema, dict(error.errors(include_url=False)[0])) from None
 
 
-def _check_names(schema: type[BaseModel], fields: Mapping[str, object]) -> None:
+def _check_names(schema: type[BaseModel], fields: Iterable[str]) -> None:
     allowed = allowed_values(schema)
-    for name, value in fields.items():
-        if name.partition("[")[0] == "input_reference":
-            if value is None:
-                continue
-            raise InvalidRequestError(
-                "Unsupported parameter: 'input_reference'. This model makes videos from text alone; leave it out.",
-                "input_reference",
-                "unsupported_parameter",
-            )
+    for name in fields:
         if name not in allowed:
             raise InvalidRequestError(
-                f"Unknown parameter: {quote(name)}. Allowed are: {', '.join(allowed)}.",
-                quote(name)[1:-1] if len(name) <= 60 else None,
+                f"Unknown parameter: {quote(name)}.{_meant(name, allowed)} Allowed are: {', '.join(allowed)}.",
+                quote(name)[1:-1] if len(name) <= MAX_NAME else None,
                 "unknown_parameter",
             )
+
+
+def _meant(name: str, allowed: Iterable[str]) -> str:
+    """The known field that is nearest to the name, as a question."""
+    known = [*allowed, *CLIENT_FIELDS]
+    longer = [other for other in known if len(name) > 3 and (name in other or other in name)]
+    near = longer[:1] or get_close_matches(name[:MAX_NAME], known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _refusal(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestError:

@@ -10,25 +10,46 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
-from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, is_side, length_below
+from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, length_below
 from deployments.settings import Dimension, ModelSettings
 from serve_app.jobs import TIERS, Tier
 from serve_app.prompts.cleaning import clean_prompt, is_blank
+from serve_app.requests.client_fields import CLIENT_FIELDS, Effect
+from serve_app.requests.sizes import (
+    AUTO,
+    BUILT_IN_SIZES,
+    default_size,
+    nearest_size,
+    parse_aspect_ratio,
+    parse_resolution,
+    parse_size,
+    written_size,
+    wrong_side,
+)
 
 MAX_SEED = 2**63 - 1
 MAX_SECONDS = 86_400
 
 DECIMAL = re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}([eE][+-]?[0-9]{1,4})?")
 SIZE_PARTS = ("width", "height")
-_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 # Inlined: a reference to a definition would lead nowhere in the OpenAPI document.
 _TIER_SCHEMA = WithJsonSchema({"type": "string", "enum": list(TIERS)})
+
+
+def _describe_client_fields(schema: dict[str, Any]) -> None:
+    """Add the fields that clients of other servers send to the JSON schema of a body."""
+    own = schema.get("properties", {})
+    for field in CLIENT_FIELDS.values():
+        if field.effect is Effect.RENAMED and field.note not in own:
+            continue
+        described = own[field.note] if field.effect is Effect.RENAMED else field.json_schema
+        own[field.name] = {**described, "description": f"{field.outcome} ({field.sent_by})"}
 
 
 class Request(BaseModel):
     """The fields of a request's body, checked."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, json_schema_extra=_describe_client_fields)
 
 
 class VideoRequest(Request):
@@ -38,6 +59,8 @@ class VideoRequest(Request):
     negative_prompt: str
     model: str
     size: str | None
+    aspect_ratio: str | None
+    resolution: str | None
     seconds: str | int | float | None
     width: int
     height: int
@@ -104,9 +127,18 @@ def request_schema(settings: ModelSettings, name: str, prompt_field: str = "prom
         negative_prompt: Annotated[str, Field(max_length=max_chars), AfterValidator(clean_prompt)] = Field(
             "", description=f"a text of at most {chars}"
         )
-        model: str = Field(settings.name, description=f"'{settings.name}', the model that is served")
+        model: str = Field(settings.name, description=_model_sentence(settings))
         size: Annotated[str, AfterValidator(_size_check(settings))] | None = Field(
             None, description=_size_sentence(settings)
+        )
+        aspect_ratio: Annotated[str, AfterValidator(_aspect_ratio)] | None = Field(
+            None,
+            description="'WIDTH:HEIGHT', for example '16:9'; the nearest size of this shape is made; not together with "
+            "size, width or height",
+        )
+        resolution: Annotated[str, AfterValidator(_resolution)] | None = Field(
+            None,
+            description="the shorter side as '480p'; the nearest size is made; not together with size, width or height",
         )
         seconds: Annotated[str | int | float, AfterValidator(_seconds)] | None = Field(
             None, description=_seconds_sentence(settings)
@@ -151,12 +183,19 @@ def _integer(bounds: Dimension, what: str, multiple_of: int = 1) -> Any:
     )
 
 
+def _model_sentence(settings: ModelSettings) -> str:
+    known = f"'{settings.name}', the model that is served"
+    return f"{known} (or {', '.join(map(repr, settings.aliases))}, which mean the same)" if settings.aliases else known
+
+
 def _size_sentence(settings: ModelSettings) -> str:
     width, height = settings.width, settings.height
+    fitted = f"or '{AUTO}' or a size that clients have built in ({', '.join(BUILT_IN_SIZES[:4])}, ...), for which the "
     return (
         f"'WIDTHxHEIGHT' in pixels, both multiples of 16, width from {width.minimum} to {width.maximum}, "
         f"height from {height.minimum} to {height.maximum}, for example '{width.default}x{height.default}'; "
-        "not together with width or height"
+        + (f"{fitted}nearest is made; " if settings.fit_sizes else "")
+        + "not together with width or height"
     )
 
 
@@ -164,7 +203,9 @@ def _seconds_sentence(settings: ModelSettings) -> str:
     frames, fps = settings.num_frames.maximum, settings.fps.default
     return (
         "a number above 0 or one as text, rounded to the nearest possible number of frames, "
-        f"at most {frames} frames ({frames / fps:.3g} seconds at {fps} fps); not together with num_frames"
+        f"at most {frames} frames ({frames / fps:.3g} seconds at {fps} fps)"
+        + ("; for a longer one the longest is made" if settings.fit_seconds else "")
+        + "; not together with num_frames"
     )
 
 
@@ -180,16 +221,40 @@ def _not_blank(text: str) -> str:
 
 
 def _size_check(settings: ModelSettings) -> Callable[[str], str]:
-    def check(size: str) -> str:
-        match = _SIZE.fullmatch(size)
-        if not match:
-            raise ValueError("not WIDTHxHEIGHT")
-        for side, bounds, what in zip(match.groups(), (settings.width, settings.height), SIZE_PARTS, strict=True):
-            if not is_side(int(side)) or not bounds.minimum <= int(side) <= bounds.maximum:
-                raise ValueError(f"{what} {side}")
-        return size
+    def check(text: str) -> str:
+        written = written_size(text)
+        if written == AUTO or parse_resolution(written):
+            size = default_size(settings)
+            wrong = None if settings.fit_sizes else f"this server fits no sizes; its default is {size}"
+        elif size_or_none := parse_size(written):
+            size = size_or_none
+            wrong = wrong_side(size, settings)
+            if settings.fit_sizes and written in BUILT_IN_SIZES:
+                return written
+            if wrong and size.width and size.height:
+                nearest = nearest_size(size.width, size.height, settings, settings.num_frames.minimum)
+                wrong += f"; the nearest is {nearest}"
+        else:
+            wrong = "not WIDTHxHEIGHT"
+        if wrong:
+            raise ValueError(wrong)
+        return written
 
     return check
+
+
+def _aspect_ratio(text: str) -> str:
+    written = text.strip(" ")
+    if not parse_aspect_ratio(written):
+        raise ValueError("not WIDTH:HEIGHT")
+    return written
+
+
+def _resolution(text: str) -> str:
+    written = written_size(text)
+    if not parse_resolution(written):
+        raise ValueError("not the height of a picture as 480p")
+    return written
 
 
 def _whole_latent_frames(num_frames: int) -> int:

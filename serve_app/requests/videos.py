@@ -8,15 +8,36 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
-from deployments.clip import nearest_length
+from deployments.clip import length_below, nearest_length
 from deployments.messages import VideoSpec
-from deployments.settings import Dimension, ModelSettings
-from serve_app.errors import InvalidRequestError, quote
-from serve_app.jobs import Job, Origin, Relation, Tier
+from deployments.settings import ModelSettings
+from serve_app.errors import InvalidRequestError, conflict, quote
+from serve_app.jobs import AS_MADE, Job, Origin, Relation, Requested, Tier
 from serve_app.prompts.tokens import CountTokens, check_tokens
+from serve_app.requests.client_fields import Understood, understand
 from serve_app.requests.fields import check_fields
-from serve_app.requests.schema import SIZE_PARTS, EnhanceRequest, RemixRequest, VideoRequest, derived_schema
+from serve_app.requests.schema import (
+    SIZE_PARTS,
+    EnhanceRequest,
+    RemixRequest,
+    VideoRequest,
+    allowed_values,
+    derived_schema,
+)
+from serve_app.requests.sizes import (
+    AUTO,
+    BUILT_IN_SIZES,
+    Size,
+    default_size,
+    nearest_size,
+    parse_aspect_ratio,
+    parse_resolution,
+    parse_size,
+    shaped_sides,
+    wrong_side,
+)
 
 # A drawn seed is below 2**53, so that a client whose numbers are doubles (JavaScript) can send it back.
 DRAWN_SEEDS = 2**53
@@ -33,6 +54,7 @@ class CheckedRequest:
     prompt_field: str = "prompt"  # what the prompt is called on the wire
     webhook_url: str | None = None
     origin: Origin | None = None  # the video that this one is made from
+    requested: Requested = AS_MADE
 
 
 @dataclass(frozen=True)
@@ -49,16 +71,18 @@ class VideoRequestChecker:
         Raises:
             InvalidRequestError: names the field, what was given and what is allowed.
         """
-        request = check_fields(self.schema, fields)
+        understood = self._understand(fields)
+        request = check_fields(self.schema, understood.fields)
         self._check_model(request.model)
-        width, height = _size(request)
-        num_frames = _num_frames(request, self.model.num_frames)
-        self._check_pixels(request, width, height, num_frames)
+        num_frames = self._num_frames(request)
+        size, requested_size = self._size(request, num_frames)
+        num_frames = self._fitting_frames(request, size, num_frames)
+        self._check_pixels(request, size, num_frames)
         spec = VideoSpec(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
-            width=width,
-            height=height,
+            width=size.width,
+            height=size.height,
             num_frames=num_frames,
             fps=request.fps,
             num_inference_steps=request.num_inference_steps,
@@ -70,9 +94,14 @@ class VideoRequestChecker:
         return CheckedRequest(
             spec=spec,
             tier=request.priority,
-            fingerprint=_fingerprint(spec, request, seed=request.seed, model=request.model),
+            fingerprint=_fingerprint(spec, request, seed=request.seed, model=self.model.name),
             prompt_field=self._prompt_field,
             webhook_url=request.webhook_url,
+            requested=Requested(
+                seconds=None if request.seconds is None else f"{float(request.seconds):.12g}",
+                size=requested_size,
+                ignored=understood.ignored,
+            ),
         )
 
     @property
@@ -80,19 +109,92 @@ class VideoRequestChecker:
         return self.schema.model_fields["prompt"].alias or "prompt"
 
     def _check_model(self, name: str) -> None:
-        if name != self.model.name:
+        if name not in (self.model.name, *self.model.aliases):
             raise InvalidRequestError(
                 f"The model {quote(name)} is not served here; use '{self.model.name}' or leave it out.",
                 "model",
                 "model_not_found",
             )
 
-    def _check_pixels(self, request: VideoRequest, width: int, height: int, num_frames: int) -> None:
-        pixels = width * height * num_frames
+    def _understand(self, fields: Mapping[str, object]) -> Understood:
+        """The fields in this API's own words, and a width and height that clients have built in as a size."""
+        understood = understand(fields, allowed_values(self.schema))
+        width, height = (understood.fields.get(side) for side in SIZE_PARTS)
+        both = f"{width}x{height}"
+        if "size" in understood.fields or both not in BUILT_IN_SIZES or not self.model.fit_sizes:
+            return understood
+        sized = type(understood.fields)(understood.fields | {"size": both})
+        for side in SIZE_PARTS:
+            del sized[side]
+        return replace(understood, fields=sized)
+
+    def _num_frames(self, request: VideoRequest) -> int:
+        """The length that is asked for, or the longest where lengths are fitted."""
+        if request.seconds is None:
+            return request.num_frames
+        if "num_frames" in request.model_fields_set:
+            raise conflict("seconds", "num_frames")
+        bounds = self.model.num_frames
+        num_frames = max(bounds.minimum, nearest_length(float(request.seconds) * request.fps))
+        if num_frames > bounds.maximum and not self.model.fit_seconds:
+            raise InvalidRequestError(
+                f"Invalid 'seconds': {float(request.seconds):g} seconds at {request.fps} fps are {num_frames} frames; "
+                f"at most {bounds.maximum} frames ({bounds.maximum / request.fps:.3g} seconds at {request.fps} fps) "
+                "are allowed.",
+                "seconds",
+            )
+        return min(num_frames, bounds.maximum)
+
+    def _fitting_frames(self, request: VideoRequest, size: Size, num_frames: int) -> int:
+        """A length in seconds that is too much for the size becomes the longest, where lengths are fitted."""
+        if request.seconds is None or not self.model.fit_seconds:
+            return num_frames
+        longest = length_below(max(1, self.model.max_pixels // size.pixels))
+        return min(num_frames, max(longest, self.model.num_frames.minimum))
+
+    def _size(self, request: VideoRequest, num_frames: int) -> tuple[Size, str | None]:
+        """The size to make, and what was asked for if that is another."""
+        for field, side in product(("size", "aspect_ratio", "resolution"), SIZE_PARTS):
+            if getattr(request, field) is not None and side in request.model_fields_set:
+                raise conflict(field, side)
+        size = None if request.size is None else parse_size(request.size)
+        ratio = None if request.aspect_ratio is None else parse_aspect_ratio(request.aspect_ratio)
+        shorter = None if request.resolution is None else parse_resolution(request.resolution)
+        if size is not None:
+            _check_one_shape(size, ratio, shorter)
+            fits = size.pixels * num_frames <= self.model.max_pixels or request.size not in BUILT_IN_SIZES
+            if fits and wrong_side(size, self.model) is None:
+                return size, None
+            sides: tuple[float, float] = size.width, size.height
+        elif request.size in (None, AUTO) and ratio is None and shorter is None:
+            return (
+                (Size(request.width, request.height), None)
+                if request.size is None
+                else (default_size(self.model), AUTO)
+            )
+        else:
+            # Some clients say "720P" where a size belongs.
+            named = None if request.size in (None, AUTO) else parse_resolution(str(request.size))
+            if named is not None and shorter not in (None, named):
+                raise conflict("size", "resolution")
+            sides = shaped_sides(ratio, shorter or named, self.model)
+        nearest = nearest_size(*sides, self.model, num_frames) or default_size(self.model)
+        if not self.model.fit_sizes:
+            field = "aspect_ratio" if request.aspect_ratio is not None else "resolution"
+            raise InvalidRequestError(
+                f"Unsupported parameter: '{field}'. This server makes sizes as they are asked for; the nearest one is "
+                f"'size': '{nearest}'.",
+                field,
+                "unsupported_parameter",
+            )
+        return nearest, " ".join(filter(None, (request.size, request.resolution, request.aspect_ratio)))
+
+    def _check_pixels(self, request: VideoRequest, size: Size, num_frames: int) -> None:
+        pixels = size.pixels * num_frames
         if pixels > self.model.max_pixels:
             given = [n for n in ("size", "width", "height", "seconds", "num_frames") if n in request.model_fields_set]
             raise InvalidRequestError(
-                f"{width}x{height} with {num_frames} frames is {pixels} pixels in all; at most "
+                f"{size} with {num_frames} frames is {pixels} pixels in all; at most "
                 f"{self.model.max_pixels} are allowed: ask for a smaller size or fewer frames.",
                 given[0] if given else "size",
             )
@@ -112,10 +214,11 @@ class RemixRequestChecker:
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does."""
-        request = check_fields(self.schema, fields)
+        understood = understand(fields, allowed_values(self.schema))
+        request = check_fields(self.schema, understood.fields)
         spec = replace(source.spec, prompt=request.prompt)
         self._videos.check_tokens(spec)
-        return _derived(spec, request, Origin(source.id, Relation.REMIX))
+        return _derived(source, Relation.REMIX, spec, request, understood.ignored)
 
 
 class EnhanceRequestChecker:
@@ -127,7 +230,8 @@ class EnhanceRequestChecker:
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does, and if the steps are too few."""
-        request = check_fields(self.schema, fields)
+        understood = understand(fields, allowed_values(self.schema))
+        request = check_fields(self.schema, understood.fields)
         source_steps = source.spec.num_inference_steps
         if "num_inference_steps" in request.model_fields_set:
             steps = request.num_inference_steps
@@ -136,7 +240,7 @@ class EnhanceRequestChecker:
         if steps <= source_steps:
             raise self._too_few_steps(source_steps)
         spec = replace(source.spec, num_inference_steps=steps)
-        return _derived(spec, request, Origin(source.id, Relation.ENHANCE))
+        return _derived(source, Relation.ENHANCE, spec, request, understood.ignored)
 
     def _default_steps(self, source_steps: int) -> int:
         steps = self._model.enhanced_steps or 0
@@ -158,40 +262,26 @@ class EnhanceRequestChecker:
         )
 
 
-def _derived(spec: VideoSpec, request: RemixRequest | EnhanceRequest, origin: Origin) -> CheckedRequest:
+def _derived(
+    source: Job, relation: Relation, spec: VideoSpec, request: RemixRequest | EnhanceRequest, ignored: tuple[str, ...]
+) -> CheckedRequest:
+    """Size and length are the source's, as they were asked for."""
     return CheckedRequest(
         spec=spec,
         tier=request.priority,
-        fingerprint=_fingerprint(spec, request, origin=origin.video_id, relation=origin.relation),
+        fingerprint=_fingerprint(spec, request, origin=source.id, relation=relation),
         webhook_url=request.webhook_url,
-        origin=origin,
+        origin=Origin(source.id, relation),
+        requested=replace(source.requested, ignored=ignored),
     )
 
 
-def _size(request: VideoRequest) -> tuple[int, int]:
-    if request.size is None:
-        return request.width, request.height
-    for name in SIZE_PARTS:
-        if name in request.model_fields_set:
-            raise conflict("size", name)
-    width, _, height = request.size.partition("x")
-    return int(width), int(height)
-
-
-def _num_frames(request: VideoRequest, bounds: Dimension) -> int:
-    if request.seconds is None:
-        return request.num_frames
-    if "num_frames" in request.model_fields_set:
-        raise conflict("seconds", "num_frames")
-    num_frames = max(bounds.minimum, nearest_length(float(request.seconds) * request.fps))
-    if num_frames > bounds.maximum:
-        raise InvalidRequestError(
-            f"Invalid 'seconds': {float(request.seconds):g} seconds at {request.fps} fps are {num_frames} frames; "
-            f"at most {bounds.maximum} frames ({bounds.maximum / request.fps:.3g} seconds at {request.fps} fps) "
-            "are allowed.",
-            "seconds",
-        )
-    return num_frames
+def _check_one_shape(size: Size, aspect_ratio: float | None, shorter: int | None) -> None:
+    """Raises InvalidRequestError if a size and the shape that is named beside it are not the same."""
+    if aspect_ratio is not None and not 0.95 < size.width / max(1, size.height) / aspect_ratio < 1.05:
+        raise conflict("size", "aspect_ratio")
+    if shorter is not None and shorter != min(size.width, size.height):
+        raise conflict("size", "resolution")
 
 
 def _fingerprint(spec: VideoSpec, request: VideoRequest | RemixRequest | EnhanceRequest, **more: object) -> str:
@@ -200,10 +290,3 @@ def _fingerprint(spec: VideoSpec, request: VideoRequest | RemixRequest | Enhance
     if request.webhook_url is not None:
         fields["webhook_url"] = request.webhook_url
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
-
-
-def conflict(one: str, other: str) -> InvalidRequestError:
-    """The refusal of two parameters that may not be given together."""
-    return InvalidRequestError(
-        f"'{one}' and '{other}' say the same thing; give only one of them.", one, "conflicting_parameters"
-    )

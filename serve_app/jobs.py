@@ -204,7 +204,7 @@ class Submission:
     origin: Origin | None = None  # the video that it is made from
     webhook_url: str | None = None  # gets an event when the job ends
     requested: Requested = AS_MADE
-    cancel_at: float | None = None  # Unix seconds; not completed by then, it is cancelled
+    cancel_after_s: float | None = None  # not completed so long after its acceptance, it is cancelled
 
 
 @dataclass(frozen=True, slots=True)

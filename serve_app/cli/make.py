@@ -42,6 +42,9 @@ def _video_option(*names: str, help: str) -> Any:
 
 
 Steps = Annotated[int | None, _video_option("--steps", help="Denoising steps: more are better and slower.")]
+CancelAfter = Annotated[
+    str | None, _video_option(help="Cancelled if it is not completed after so long: 90s, 5m, 1h30m.")
+]
 Priority = Annotated[Tier | None, _video_option(help="The highest that waits goes first.")]
 
 
@@ -63,6 +66,7 @@ class RequestOptions:
     priority: Priority = None
     exact: Annotated[bool, _video_option("--exact", help="The same bits each time on the same kind of device.")] = False
     webhook_url: Annotated[str | None, _video_option(help="Is told when the video is ready.")] = None
+    cancel_after: CancelAfter = None
 
     def fields(self) -> dict[str, Any]:
         """The fields that were given; the server knows the defaults of the others."""
@@ -125,16 +129,24 @@ async def remix(
     video_id: VideoId,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the new video shows.")],
     options: MakeOptions,
+    cancel_after: CancelAfter = None,
 ) -> int:
     """Make a video with the seed and the settings of another one, of a new prompt."""
-    return await make(client, output, options, lambda key: client.remix(video_id, prompt, key))
+    return await make(client, output, options, lambda key: client.remix(video_id, prompt, key, cancel_after))
 
 
 @_register()
 @command(ClientOptions)
-async def enhance(client: Client, output: Output, video_id: VideoId, options: MakeOptions, steps: Steps = None) -> int:
+async def enhance(
+    client: Client,
+    output: Output,
+    video_id: VideoId,
+    options: MakeOptions,
+    steps: Steps = None,
+    cancel_after: CancelAfter = None,
+) -> int:
     """Make a video once more, of the same prompt and seed, with more steps."""
-    return await make(client, output, options, lambda key: client.enhance(video_id, steps, key))
+    return await make(client, output, options, lambda key: client.enhance(video_id, steps, key, cancel_after))
 
 
 async def make(client: Client, output: Output, options: MakeOptions, send: Send) -> int:

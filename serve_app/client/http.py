@@ -122,11 +122,12 @@ class Client:
         """Ask for a video; the same fields and Idempotency-Key make one video, however often they are sent."""
         return await self.request("POST", "/v1/videos", fields, key=key)
 
-    async def remix(self, video_id: str, prompt: str, key: str) -> Video:
-        return await self.request("POST", f"{video_path(video_id)}/remix", {"prompt": prompt}, key=key)
+    async def remix(self, video_id: str, prompt: str, key: str, cancel_after: str | None = None) -> Video:
+        fields = {"prompt": prompt, **_given(cancel_after=cancel_after)}
+        return await self.request("POST", f"{video_path(video_id)}/remix", fields, key=key)
 
-    async def enhance(self, video_id: str, steps: int | None, key: str) -> Video:
-        fields = {} if steps is None else {"num_inference_steps": steps}
+    async def enhance(self, video_id: str, steps: int | None, key: str, cancel_after: str | None = None) -> Video:
+        fields = _given(num_inference_steps=steps, cancel_after=cancel_after)
         return await self.request("POST", f"{video_path(video_id)}/enhance", fields, key=key)
 
     async def retrieve(self, video_id: str) -> Video:
@@ -344,6 +345,10 @@ def checked_key(key: str) -> str:
     if not re.fullmatch(r"[!-~]+", key):
         raise UsageError("the API key must be printable ASCII without spaces; check MOCHI_SERVE_API_KEY or --api-key")
     return key
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def json_body(fields: Mapping[str, Any]) -> bytes:

@@ -69,7 +69,7 @@ def _new_job(submission: Submission, now: float) -> Job:
         origin=submission.origin,
         webhook_url=submission.webhook_url,
         requested=submission.requested,
-        cancel_at=submission.cancel_at,
+        cancel_at=None if submission.cancel_after_s is None else now + submission.cancel_after_s,
         last_move=first_move(now),
     )
 

@@ -31,6 +31,7 @@ from serve_app.jobs import (
 )
 
 NO_USAGE = Usage()
+CANCELLED = JobError("cancelled", "the job was cancelled")
 NO_LEASE: dict[str, Any] = {"lease": None, "lease_owner": None, "lease_expires_at": None}
 
 
@@ -120,7 +121,8 @@ def give_back(connection: Connection, job_id: str, lease: str, *, now: float, no
     job = _lock_leased(connection, job_id, lease)
     if job is None:
         return None
-    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now)
+    started_at = None if is_first_claim(connection, job) else job.started_at
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, available_at=now, started_at=started_at)
 
 
 def park(
@@ -171,8 +173,20 @@ def retry(
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes, **_usage_fields(job, used))
 
 
+def is_first_claim(connection: Connection, job: Job) -> bool:
+    """Whether `started_at` of a job that is held tells of the claim that holds it now: no replica had it before."""
+    moves = select(job_moves.c.at).where(job_moves.c.job_id == job.id)
+    return connection.scalar(moves.order_by(job_moves.c.id.desc()).limit(1)) == job.started_at
+
+
 def cancel(
-    connection: Connection, job_id: str, *, now: float, lease: str | None = None, used: Usage = NO_USAGE
+    connection: Connection,
+    job_id: str,
+    *,
+    now: float,
+    lease: str | None = None,
+    used: Usage = NO_USAGE,
+    error: JobError = CANCELLED,
 ) -> Job | None:
     """End a job that is not final, whoever holds it; None if it is unknown. A final one stays as it is.
 
@@ -181,14 +195,15 @@ def cancel(
         lease: of the replica that reported `used`, which is counted only if this lease still holds
             the job.
         used: what is not in the row yet.
+        error: why it is cancelled.
     """
     job = lock_job(connection, job_id)
     if job is None or job.final:
         return job
-    changes: dict[str, Any] = {"error": JobError("cancelled", "the job was cancelled"), "completed_at": now}
+    changes: dict[str, Any] = {"error": error, "completed_at": now}
     if lease is not None and job.lease == lease:
         changes |= _usage_fields(job, used)
-    return _move(connection, job, JobState.CANCELLED, now, "cancelled", **NO_LEASE, **changes)
+    return _move(connection, job, JobState.CANCELLED, now, error.code, **NO_LEASE, **changes)
 
 
 def delete(

@@ -27,6 +27,7 @@ from serve_app.openapi.document import RequestBodies, install_document
 from serve_app.prompts.safety import PromptSafety, classify_with
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryClient
+from serve_app.requests import deadlines
 from serve_app.requests.body import CONTENT_TYPES
 
 DRAINING_CHECK_S = 0.2
@@ -63,7 +64,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    bodies = RequestBodies(services.checks.schemas, CONTENT_TYPES)
+    bodies = RequestBodies(services.checks.schemas, CONTENT_TYPES, [deadlines.HEADER_DOCS])
     install_document(app, services.settings, services.keys_needed, bodies)
     install_guards(app, services.settings, loopback_only)
     # Last, and so outermost: the guards answer errors that nobody foresaw, and those too have the rate limit's headers.

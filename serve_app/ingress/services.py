@@ -128,6 +128,7 @@ class Services:
             origin=request.origin,
             webhook_url=request.webhook_url,
             requested=request.requested,
+            cancel_after_s=request.cancel_after_s,
         )
         try:
             accepted = await self.registry.submit(submission)

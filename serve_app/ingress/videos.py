@@ -37,6 +37,7 @@ from serve_app.openapi.errors import (
 )
 from serve_app.openapi.schemas import DeletedVideo, ModelList, Status, Video, VideoHistory, VideoPage
 from serve_app.openapi.views import states_of, to_history, to_model_list, to_page
+from serve_app.requests import deadlines
 from serve_app.requests.body import read_fields
 from serve_app.requests.videos import CheckedRequest
 
@@ -200,11 +201,16 @@ async def enhance_video(
 
 
 async def read_body(request: Request) -> dict[str, object]:
-    """The fields of the body, unchecked; none if there is no body (RFC 9112, 6.3). Raises as `read_fields` does."""
-    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
-        return {}
-    bounds = services_of(request).settings.ingress
-    return await read_fields(request, bounds.max_body_bytes, bounds.body_timeout_s)
+    """The fields of the body, unchecked, and what the header Cancel-After says; none without a body (RFC 9112, 6.3).
+
+    Raises as `read_fields` and `deadlines.add_header` do.
+    """
+    fields: dict[str, object] = {}
+    if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        bounds = services_of(request).settings.ingress
+        fields = await read_fields(request, bounds.max_body_bytes, bounds.body_timeout_s)
+    deadlines.add_header(fields, request.headers.getlist(deadlines.HEADER))
+    return fields
 
 
 async def submit(

@@ -4,6 +4,7 @@ Its examples are made as the answers are made: they have every field, and values
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -72,6 +73,7 @@ class RequestBodies:
 
     schemas: Mapping[str, type[BaseModel]]  # by the name of the route
     content_types: Sequence[str]  # each body may be sent as any of them
+    headers: Sequence[Document]  # that are read together with a body, as parameters
 
 
 def install_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> None:
@@ -101,6 +103,7 @@ def _make_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodie
         name = operation["operationId"] = operation["operationId"].removesuffix(suffix)
         if name in bodies.schemas:
             operation["requestBody"] = _request_body(bodies.schemas[name], bodies.content_types, settings.model)
+            operation["parameters"] += deepcopy(bodies.headers)
         _complete_responses(operation, method)
         for parameter in operation.get("parameters", ()):
             _complete_parameter(parameter)

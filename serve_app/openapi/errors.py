@@ -77,6 +77,7 @@ _MAKE_ERRORS = (
     *WRITE_ERRORS,
     _invalid("missing_required_parameter", "Missing required parameter: 'prompt'.", "prompt"),
     _invalid("unknown_parameter", 'Unknown parameter: "steps". Allowed are: prompt, negative_prompt.', "steps"),
+    CONFLICTING_PARAMETERS,
     _invalid("prompt_too_long", "Invalid 'prompt': it has 300 tokens, the text encoder takes 256.", "prompt"),
     TooLargeError(120, 80),
     ContentPolicyError("This prompt is refused by the content policy of this server.", "prompt"),
@@ -96,7 +97,6 @@ _MAKE_ERRORS = (
 CREATE_ERRORS = (
     *_MAKE_ERRORS,
     _invalid("unsupported_parameter", "Unsupported parameter: 'input_reference'.", "input_reference"),
-    CONFLICTING_PARAMETERS,
     _invalid("model_not_found", "The model \"sora-2\" is not served here; use 'mochi-1' or leave it out.", "model"),
 )
 DERIVE_ERRORS = (*_MAKE_ERRORS, VIDEO_NOT_FOUND)

@@ -66,6 +66,7 @@ class Video(BaseModel):
     attempt: int = Field(description="1 and up; grows when a stage was lost or failed and is tried again")
     preview_step: int | None = Field(description="after which step the newest preview was made, if there is one")
     webhook_url: str | None = Field(description="who is told when it is completed, failed or cancelled")
+    cancel_at: int | None = Field(description="not completed by then, it is cancelled; null: it has no deadline")
     timings: dict[str, float] = Field(description="wall time in seconds by part of the work")
     preview: str | None = Field(
         default=None,

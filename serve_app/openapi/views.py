@@ -81,6 +81,7 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         attempt=job.attempt,
         preview_step=None if job.final else job.preview_step,
         webhook_url=job.webhook_url,
+        cancel_at=_unix(job.cancel_at),
         timings=job.seconds,
     )
 

@@ -7,8 +7,7 @@ jobs return to the queue.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from deployments.errors import RegistryUnavailableError
@@ -42,9 +41,9 @@ from serve_app.jobs import (
     Move,
     Order,
     Submission,
-    Usage,
 )
 from serve_app.registry.admission import AdmissionControl
+from serve_app.registry.deadlines import Deadlines
 from serve_app.registry.dispatcher import Dispatcher, Send
 from serve_app.registry.feed_maintenance import FeedMaintenance
 from serve_app.registry.queue_estimates import QueueEstimates
@@ -119,10 +118,11 @@ class JobRegistry(RegistryApi):
         self._feed = self._state.feed
         self._reports = JobReports(self._state)
         self._dispatcher = Dispatcher(self._state, self._reports, send)
+        self._deadlines = Deadlines(self._state, self._dispatcher.ready)
         self._feed_maintenance = FeedMaintenance(self._state, access.mode)
         self._estimates = QueueEstimates(self._state)
         self._admission = AdmissionControl(self._state, self._estimates)
-        background = [self._dispatcher.run(), self._feed_maintenance.run()]
+        background = [self._dispatcher.run(), self._deadlines.run(), self._feed_maintenance.run()]
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
             store = ObjectStore(storage)
@@ -166,6 +166,7 @@ class JobRegistry(RegistryApi):
             accepted = await self._database.run(insert_job, submission, now=now, keep_keys_s=self._keep_keys_s)
             if not accepted.repeated:
                 self._state.update_job(accepted.job)
+                self._deadlines.note(accepted.job)
         # Before anything else happens: a moment later it may be claimed, and have no place in the
         # queue any more.
         job = self._as_of_now(accepted.job)
@@ -211,44 +212,27 @@ class JobRegistry(RegistryApi):
 
     async def cancel(self, job_id: str) -> Job | None:
         now = self._state.unix_time()
-        with self._unsaved_usage(job_id) as (lease, used):
+        with self._state.unsaved_usage(job_id) as (lease, used):
             job = await self._database.run(jobs_sql.cancel, job_id, now=now, lease=lease, used=used)
         if job is None:
             return None
-        self._take_over_end(job)
+        self._state.take_over_end(job)
         await self._flush_feed()
         return job
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         now = self._state.unix_time()
-        with self._unsaved_usage(job_id) as (lease, used):
+        with self._state.unsaved_usage(job_id) as (lease, used):
             deleted = await self._database.run(jobs_sql.delete, job_id, tenant=tenant, now=now, lease=lease, used=used)
         if deleted is None:
             return False
         if isinstance(deleted, Job):
-            self._take_over_end(deleted)
+            self._state.take_over_end(deleted)
         self._feed.publish_deletions([job_id])  # repeated too: the answer to the first write may have been lost
         if self._sweeper is not None:
             self._sweeper.wake()
         await self._flush_feed()
         return True
-
-    @contextmanager
-    def _unsaved_usage(self, job_id: str) -> Iterator[tuple[str | None, Usage]]:
-        """For a write that ends a job: the token of its lease, and the usage to be added to its row."""
-        lease = self._state.leases.of_job(job_id)
-        if lease is None:
-            yield None, Usage()
-            return
-        with lease.saving() as used:
-            yield lease.token, used
-
-    def _take_over_end(self, job: Job) -> None:
-        self._state.update_job(job)
-        lease = self._state.leases.of_job(job.id)
-        if lease is not None and job.state is JobState.CANCELLED:
-            self._state.end_lease(lease)
-            self._state.send_directive(lease, Directive.STOP)
 
     async def webhook_secret(self, tenant: str) -> str:
         """The secret that signs the tenant's webhooks.

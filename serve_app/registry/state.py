@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from deployments.messages import Directive, Stage
@@ -12,7 +13,7 @@ from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database.connection import Database
 from serve_app.feed.publisher import FeedPublisher
 from serve_app.feed.read_leases import Presence, ReadLeases
-from serve_app.jobs import Job
+from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.registry.timing import RegistryTiming
@@ -122,6 +123,24 @@ class RegistryState:
         if lease.charge is not None:
             self.waiting.settle(lease.stage, lease.charge, lease.reported.device_s)
         self.wake.set()
+
+    @contextmanager
+    def unsaved_usage(self, job_id: str) -> Iterator[tuple[str | None, Usage]]:
+        """For a write that ends a job: the token of its lease, and the usage to be added to its row."""
+        lease = self.leases.of_job(job_id)
+        if lease is None:
+            yield None, Usage()
+            return
+        with lease.saving() as used:
+            yield lease.token, used
+
+    def take_over_end(self, job: Job) -> None:
+        """Take over a job that a write found or made final; a replica that works on a cancelled one is stopped."""
+        self.update_job(job)
+        lease = self.leases.of_job(job.id)
+        if lease is not None and job.state is JobState.CANCELLED:
+            self.end_lease(lease)
+            self.send_directive(lease, Directive.STOP)
 
     def send_directive(self, lease: Lease, directive: Directive) -> None:
         """Reaches the replica at once if it is known, else with the answer to its next report."""

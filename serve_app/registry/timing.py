@@ -18,10 +18,20 @@ class DispatchTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadlineTiming:
+    """Of the loop that cancels jobs at their deadlines."""
+
+    longest_pause_s: float = 5.0  # between two looks into SQL: the wall clock may jump, another registry may die
+    shortest_pause_s: float = 0.05  # between two looks, however many deadlines come
+    retry_s: float = 1.0  # a look that failed is tried again after this long
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryTiming:
     """Of the whole registry; how long a lease lasts is a setting (JobSettings)."""
 
     dispatch: DispatchTiming = DispatchTiming()
+    deadlines: DeadlineTiming = DeadlineTiming()
     feed: FeedTiming = FeedTiming()
     presence: PresenceTiming = PresenceTiming()
     directive_hold_s: float = 2.0  # a replica's call waits this long for a directive

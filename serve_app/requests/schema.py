@@ -14,6 +14,7 @@ from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, 
 from deployments.settings import Dimension, ModelSettings
 from serve_app.jobs import TIERS, Tier
 from serve_app.prompts.cleaning import clean_prompt, is_blank
+from serve_app.requests import deadlines
 from serve_app.requests.client_fields import CLIENT_FIELDS, Effect
 from serve_app.requests.sizes import (
     AUTO,
@@ -34,6 +35,11 @@ DECIMAL = re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}([eE][+-]?[0-9]{1,4})?")
 SIZE_PARTS = ("width", "height")
 # Inlined: a reference to a definition would lead nowhere in the OpenAPI document.
 _TIER_SCHEMA = WithJsonSchema({"type": "string", "enum": list(TIERS)})
+_DURATION_SCHEMA = WithJsonSchema(
+    {"anyOf": [deadlines.TEXT_SCHEMA, {"type": "number", "minimum": deadlines.MIN_S, "maximum": deadlines.MAX_S}]}
+)
+Duration = Annotated[str | int | float, AfterValidator(deadlines.seconds_of), _DURATION_SCHEMA]
+"""Seconds once it is checked."""
 
 
 def _describe_client_fields(schema: dict[str, Any]) -> None:
@@ -85,6 +91,7 @@ class VideoRequest(Request):
         description="an http or https URL with a public address; it is sent a signed event when the video is "
         "completed, failed or cancelled",
     )
+    cancel_after: Duration | None = Field(None, description=deadlines.ALLOWED)
 
 
 class RemixRequest(Request):
@@ -93,6 +100,7 @@ class RemixRequest(Request):
     prompt: str
     priority: Tier | None
     webhook_url: str | None
+    cancel_after: Duration | None
 
 
 class EnhanceRequest(Request):
@@ -101,6 +109,7 @@ class EnhanceRequest(Request):
     num_inference_steps: int
     priority: Tier | None
     webhook_url: str | None
+    cancel_after: Duration | None
 
 
 Derived = TypeVar("Derived", RemixRequest, EnhanceRequest)

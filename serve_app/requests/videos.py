@@ -55,6 +55,7 @@ class CheckedRequest:
     webhook_url: str | None = None
     origin: Origin | None = None  # the video that this one is made from
     requested: Requested = AS_MADE
+    cancel_after_s: float | None = None  # not completed by then, it is cancelled
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class VideoRequestChecker:
                 size=requested_size,
                 ignored=understood.ignored,
             ),
+            cancel_after_s=_cancel_after_s(request),
         )
 
     @property
@@ -273,6 +275,7 @@ def _derived(
         webhook_url=request.webhook_url,
         origin=Origin(source.id, relation),
         requested=replace(source.requested, ignored=ignored),
+        cancel_after_s=_cancel_after_s(request),
     )
 
 
@@ -284,9 +287,17 @@ def _check_one_shape(size: Size, aspect_ratio: float | None, shorter: int | None
         raise conflict("size", "resolution")
 
 
+def _cancel_after_s(request: VideoRequest | RemixRequest | EnhanceRequest) -> float | None:
+    """The schema made seconds of whatever was written."""
+    return None if request.cancel_after is None else float(request.cancel_after)
+
+
 def _fingerprint(spec: VideoSpec, request: VideoRequest | RemixRequest | EnhanceRequest, **more: object) -> str:
     """SHA-256 over the request as it was understood: however it was written, with its defaults filled in."""
     fields = asdict(spec) | {"priority": request.priority or Tier.STANDARD} | more
     if request.webhook_url is not None:
         fields["webhook_url"] = request.webhook_url
+    if (cancel_after_s := _cancel_after_s(request)) is not None:
+        # The duration and not the time that it ends at: a repeated request comes later and is the same.
+        fields["cancel_after"] = cancel_after_s
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -7,7 +7,8 @@ import pytest
 
 from deployments.messages import Directive, Stage, Started
 from serve_app.feed.read_leases import FeedTiming, PresenceTiming
-from serve_app.registry.timing import RegistryTiming
+from serve_app.jobs import JobState
+from serve_app.registry.timing import DeadlineTiming, RegistryTiming
 from tests.support.registry.world import SETTINGS, Call, World
 from tests.support.servers.postgres import fresh_database
 
@@ -80,6 +81,29 @@ async def test_a_job_cancelled_through_another_registry_stops_here(url: str) -> 
     await other.registry.cancel("a")
     async with asyncio.timeout(300):
         while await one.report(call, Started("r", "cpu")) is not Directive.STOP:
+            await asyncio.sleep(0.05)
+    await one.stop()
+    await other.stop()
+
+
+async def test_a_deadline_is_kept_by_whichever_registry_is_there(url: str) -> None:
+    timing = RegistryTiming(deadlines=DeadlineTiming(longest_pause_s=0.05))
+    one, other = World(url, owner="one", timing=timing), World(url, owner="other", timing=timing)
+    one.start()
+    await one.replicas(stages=ENCODER)
+    await one.submit("a", cancel_after_s=3600.0)
+    await one.submit("b", cancel_after_s=3600.0)
+    call = await one.workers.next()
+    assert await one.report(call, Started("encoding-replica", "cpu")) is Directive.CONTINUE
+    other.clock_shift_s = 3600.0
+    other.start()
+    codes = {}
+    for job_id in "ab":
+        job = await other.reaches(job_id, JobState.CANCELLED)
+        codes[job_id] = job.error and job.error.code
+    assert codes == {"a": "deadline_not_ready", "b": "deadline_not_started"}
+    async with asyncio.timeout(300):
+        while await one.report(call, Started("encoding-replica", "cpu")) is not Directive.STOP:
             await asyncio.sleep(0.05)
     await one.stop()
     await other.stop()

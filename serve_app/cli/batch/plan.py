@@ -125,8 +125,8 @@ def _read_line(number: int, row: str, defaults: Mapping[str, Any], copies: Count
     fields = {**defaults, **line_fields}
     if not isinstance(fields.get("prompt"), str):
         raise UsageError('"prompt" is missing, or no text')
-    # The priority says when and not what: it may be another one for the rest of a batch.
-    content = _digest([{k: v for k, v in fields.items() if k != "priority"}, own_id, name])
+    # These say when and not what: they may be others for the rest of a batch.
+    content = _digest([{k: v for k, v in fields.items() if k not in ("priority", "cancel_after")}, own_id, name])
     # The same line twice asks for two videos.
     copies[content] += 1
     key = _digest([content, copies[content]])

@@ -108,6 +108,7 @@ class MemoryRegistry:
             tier=new.tier,
             origin=new.origin,
             webhook_url=new.webhook_url,
+            cancel_at=None if new.cancel_after_s is None else at + new.cancel_after_s,
             last_move=first_move(at),
         )
         self.jobs[job.id] = job

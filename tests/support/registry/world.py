@@ -146,8 +146,15 @@ class World:
                 await asyncio.sleep(0.01)
         return await self.workers.next()
 
-    async def submit(self, job_id: str, tenant: str = "default", tier: Tier = Tier.STANDARD, **spec: Any) -> Job:
-        submission = Submission(job_id, "mochi-1", replace(SPEC, **spec), tenant, tier)
+    async def submit(
+        self,
+        job_id: str,
+        tenant: str = "default",
+        tier: Tier = Tier.STANDARD,
+        cancel_after_s: float | None = None,
+        **spec: Any,
+    ) -> Job:
+        submission = Submission(job_id, "mochi-1", replace(SPEC, **spec), tenant, tier, cancel_after_s=cancel_after_s)
         return (await self.registry.submit(submission)).job
 
     async def job(self, job_id: str) -> Job:

@@ -199,9 +199,15 @@ def test_the_bounds_are_the_models(document: Document) -> None:
 def test_the_headers_of_a_maker(document: Document, path: str) -> None:
     operation = document["paths"][path]["post"]
     headers = {p["name"]: p["schema"] for p in operation["parameters"] if p["in"] == "header"}
-    assert set(headers) == {"OpenAI-Organization", "Idempotency-Key"}
+    assert set(headers) == {"OpenAI-Organization", "Idempotency-Key", "Cancel-After"}
     tenant = Draft202012Validator(headers["OpenAI-Organization"])
     assert tenant.is_valid("acme-1.x_y") and not tenant.is_valid("a b") and not tenant.is_valid("a" * 65)
+    duration = Draft202012Validator(headers["Cancel-After"])
+    assert all(map(duration.is_valid, ("90", "90s", "1h30m", "7.5"))) and not duration.is_valid("soon")
+    body = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]["cancel_after"]
+    field = Draft202012Validator(body)
+    assert all(map(field.is_valid, (90, 7.5, "90s", None)))
+    assert not any(map(field.is_valid, (True, 4, 604_801, "soon", [])))
 
 
 @pytest.mark.parametrize("path", ["/v1/videos", "/jobs"])

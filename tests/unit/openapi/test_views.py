@@ -92,6 +92,7 @@ def test_every_field_of_a_new_video() -> None:
         "attempt": 1,
         "preview_step": None,
         "webhook_url": None,
+        "cancel_at": None,
         "timings": {},
     }
 
@@ -102,6 +103,11 @@ def test_every_field_of_a_new_video() -> None:
 def test_what_a_video_was_made_from(relation: Relation, remixed: str | None, enhanced: str | None) -> None:
     video = to_video(dataclasses.replace(JOB, origin=Origin("video_1", relation)), RETENTION)
     assert (video.remixed_from_video_id, video.enhanced_from_video_id) == (remixed, enhanced)
+
+
+def test_a_video_tells_its_deadline_in_whole_seconds() -> None:
+    video = to_video(dataclasses.replace(JOB, cancel_at=JOB.created_at + 90), RETENTION)
+    assert video.cancel_at == 1_700_000_090
 
 
 def test_a_video_shows_its_webhook() -> None:

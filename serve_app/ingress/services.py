@@ -34,6 +34,9 @@ from serve_app.requests.schema import request_schema
 from serve_app.requests.videos import CheckedRequest, EnhanceRequestChecker, RemixRequestChecker, VideoRequestChecker
 from serve_app.scheduling.fitting import advice
 
+# nginx answers 504 when it has heard nothing for 60 s (proxy_read_timeout), and so do load balancers.
+LONGEST_WAIT_S = 50.0
+
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 
 
@@ -49,6 +52,7 @@ class Timing:
 
     look_again_s: float = 1.0  # between two looks at a job while the registry's feed is interrupted
     heartbeat_s: float = 10.0  # of silence, after which a stream of events sends a comment
+    longest_wait_s: float = LONGEST_WAIT_S  # until a request that waits for a video is answered, whatever it asks for
 
 
 class RequestChecks:

@@ -23,7 +23,7 @@ from serve_app.ingress.authentication import (
     TenantName,
     authenticate_by_key,
 )
-from serve_app.ingress.services import Services, services_of
+from serve_app.ingress.services import LONGEST_WAIT_S, Services, services_of
 from serve_app.jobs import Job, JobFilter, JobState, Order
 from serve_app.openapi.errors import (
     CONFLICTING_PARAMETERS,
@@ -44,6 +44,7 @@ from serve_app.requests.videos import CheckedRequest
 POLL_HEADER = "openai-poll-after-ms"
 # OpenAI's clients keep the interval of their first poll, so it must suit a video of a second and one of minutes.
 POLL_AFTER_MS = 250
+# How much may be asked for; it is answered after LONGEST_WAIT_S.
 MAX_WAIT_S = 60
 IGNORED_HEADER = "x-ignored-parameters"
 APPLIED_HEADER = "preference-applied"
@@ -74,13 +75,19 @@ UnixSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 WaitSeconds = Annotated[
     float,
     Query(
-        ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="answer only when the video is final, or after so long"
+        ge=0,
+        le=MAX_WAIT_S,
+        allow_inf_nan=False,
+        description="answer only when the video is final, or after so many seconds, "
+        f"{LONGEST_WAIT_S:g} at most: before a proxy in between gives up",
     ),
 ]
 Include = Annotated[Literal["preview"] | None, Query(description="what the video is to be told with")]
 Prefer = Annotated[
     str | None,
-    Header(description=f"wait=N: answer when the video is final, or after N seconds, at most {MAX_WAIT_S} (RFC 7240)"),
+    Header(
+        description=f"wait=N: answer when the video is final, or after N seconds, at most {LONGEST_WAIT_S:g} (RFC 7240)"
+    ),
 ]
 
 
@@ -156,7 +163,7 @@ async def retrieve_video(
 ) -> Video:
     """Tell the state of a video; until it is final, a header says how soon to ask again."""
     services = services_of(request)
-    job = await services.final_job(video_id, caller, wait)
+    job = await services.final_job(video_id, caller, min(wait, services.timing.longest_wait_s))
     response.headers.update(_poll_headers(job))
     video = services.video(job)
     if include and (picture := await services.preview(job)):
@@ -228,16 +235,16 @@ async def submit(
     if accepted.job.requested.ignored:
         response.headers[IGNORED_HEADER] = ", ".join(accepted.job.requested.ignored)
     job = accepted.job
-    if wait_s := preferred_wait(prefer):
-        response.headers[APPLIED_HEADER] = f"wait={wait_s}"
+    if wait_s := min(preferred_wait(prefer), services.timing.longest_wait_s):
+        response.headers[APPLIED_HEADER] = f"wait={wait_s:g}"
         job = await services.final_job(job.id, caller, wait_s)
     return services.video(job)
 
 
 def preferred_wait(prefer: str | None) -> int:
-    """The seconds of `wait=N` in a header Prefer, at most MAX_WAIT_S; 0 if it names none. RFC 7240, 4.3."""
+    """The seconds of `wait=N` in a header Prefer; 0 if it names none. RFC 7240, 4.3."""
     match = _WAIT.search(prefer or "")
-    return min(int(match[1]), MAX_WAIT_S) if match else 0
+    return int(match[1]) if match else 0
 
 
 @router.get("/v1/videos", responses=LIST_RESPONSES)

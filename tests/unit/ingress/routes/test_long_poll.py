@@ -6,8 +6,15 @@ import time
 import httpx
 import pytest
 
+from serve_app.ingress.app import create_app
+from serve_app.ingress.services import LONGEST_WAIT_S, Timing
+from serve_app.ingress.videos import MAX_WAIT_S
 from serve_app.jobs import JobState
 from tests.support.http.fakes import FakeServices
+from tests.support.http.memory_http import fed_client
+
+# After so long without a byte nginx (proxy_read_timeout), and many a load balancer, give a request up.
+PROXY_PATIENCE_S = 60
 
 PATHS = pytest.mark.parametrize("path", ["/v1/videos/{}", "/status/{}"])
 
@@ -66,6 +73,38 @@ async def test_when_the_time_is_over_it_tells_how_it_is(client: httpx.AsyncClien
     assert time.monotonic() - began >= 0.2
     assert (answer.status_code, answer.json()["state"]) == (200, "queued")
     assert answer.headers["openai-poll-after-ms"] == "250"
+
+
+@PATHS
+async def test_it_is_answered_before_a_proxy_gives_up(path: str) -> None:
+    async with fed_client(FakeServices(timing=Timing(longest_wait_s=0.1))) as client:
+        video_id = await make(client)
+        async with asyncio.timeout(50):
+            answer = await client.get(path.format(video_id), params={"wait": str(MAX_WAIT_S)})
+    assert (answer.status_code, answer.json()["state"]) == (200, "queued")
+    assert answer.headers["openai-poll-after-ms"] == "250"
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/generate", "/v1/videos/generations"])
+async def test_a_request_that_prefers_to_wait_is_answered_as_soon(path: str) -> None:
+    async with fed_client(FakeServices(timing=Timing(longest_wait_s=0.125))) as client:
+        async with asyncio.timeout(50):
+            body = {"text" if path == "/generate" else "prompt": "a red circle"}
+            answer = await client.post(path, json=body, headers={"Prefer": "wait=600"})
+    assert answer.is_success and answer.json()["state"] == "queued"
+    assert answer.headers["preference-applied"] == "wait=0.125"
+
+
+def test_no_request_is_silent_for_as_long_as_proxies_wait() -> None:
+    assert MAX_WAIT_S == PROXY_PATIENCE_S  # so much may still be asked for
+    assert max(LONGEST_WAIT_S, Timing().longest_wait_s, Timing().heartbeat_s) <= PROXY_PATIENCE_S - 10
+
+
+@PATHS
+def test_the_document_says_when_it_is_answered(path: str) -> None:
+    operation = create_app(FakeServices()).openapi()["paths"][path.format("{video_id}")]["get"]
+    (wait,) = [parameter for parameter in operation["parameters"] if parameter["name"] == "wait"]
+    assert wait["schema"]["maximum"] == MAX_WAIT_S and f"{LONGEST_WAIT_S:g} at most" in wait["description"]
 
 
 async def test_a_deletion_ends_the_wait(client: httpx.AsyncClient, services: FakeServices) -> None:

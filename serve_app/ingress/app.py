@@ -21,6 +21,7 @@ from serve_app.ingress import content, dialects, events, short_routes, videos
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
+from serve_app.ingress.head_routes import head_routes
 from serve_app.ingress.services import Services
 from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import RequestBodies, install_document
@@ -41,6 +42,15 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     Args:
         loopback_only: only this machine reaches the server.
     """
+    # Not included as routers, which FastAPI matches more slowly. They are tried in this order.
+    routes = [
+        *videos.router.routes,
+        *events.router.routes,
+        *content.router.routes,
+        *dialects.router.routes,
+        *short_routes.router.routes,
+        *short_routes.unsupported.routes,
+    ]
     app = FastAPI(
         title="mochi-serve",
         version="1",
@@ -51,16 +61,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
         # A path with a slash too many is no route.
         redirect_slashes=False,
         lifespan=lambda _: _running(services),
-        # Not included as routers, which FastAPI matches more slowly. They are tried in this order.
-        routes=[
-            *videos.router.routes,
-            *events.router.routes,
-            *content.router.routes,
-            *dialects.router.routes,
-            *short_routes.router.routes,
-            *short_routes.unsupported.routes,
-            *WebPage(services.settings.model).routes,
-        ],
+        routes=[*routes, *WebPage(services.settings.model).routes, *head_routes(routes)],
     )
     app.state.services = services
     install_error_handlers(app)

@@ -2,7 +2,7 @@
 
 import logging
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -31,7 +31,10 @@ def install_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, _handle_error)
 
 
-async def _handle_error(request: Request, error: Exception) -> JSONResponse:
+async def _handle_error(request: Request, error: Exception) -> Response:
+    if request.method == "OPTIONS" and isinstance(error, HTTPException) and error.status_code == 405:
+        # No route takes OPTIONS: any path that there is says so what it takes (RFC 9110, 9.3.7).
+        return Response(status_code=204, headers={"Allow": _allow(request)})
     api_error = to_api_error(request, error)
     if api_error.status >= 500:
         log.error(f"{request.method} {request.url.path}: {type(error).__name__}: {error}")
@@ -72,18 +75,18 @@ def _routing_error(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return NotFoundError(f"Invalid URL ({target}); /openapi.json lists the routes.", code="unknown_url")
     if error.status_code == 405:
-        allowed = ", ".join(sorted(_allowed_methods(request)))
+        allowed = _allow(request)
         return MethodNotAllowedError(f"Not allowed: {target}; allowed is {allowed}.", headers={"Allow": allowed})
     return InvalidRequestError(str(error.detail))
 
 
-def _allowed_methods(request: Request) -> set[str]:
+def _allow(request: Request) -> str:
     """All methods of a path: Starlette's own answer names only those of the first route that has it."""
-    methods: set[str] = set()
+    methods = {"OPTIONS"}
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
             methods |= route.methods or set()
-    return methods
+    return ", ".join(sorted(methods))
 
 
 def _invalid_parameter(error: RequestValidationError) -> ApiError:

@@ -26,6 +26,7 @@ from serve_app.openapi.media import EVENT_DOCS, EVENT_RESPONSES
 from serve_app.openapi.schemas import DeletedEvent, DoneEvent, PreviewEvent, ProgressEvent, VideoEvent
 from serve_app.openapi.views import to_progress, to_state
 
+MEDIA_TYPE = "text/event-stream"
 HEARTBEAT = format_sse_event(comment="ping")
 # Proxies that collect answers (nginx) must send each event at once.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -48,8 +49,12 @@ async def follow_video(
     """
     services = services_of(request)
     job = await services.job(video_id, caller)  # raises before the answer begins
+    if request.method == "HEAD":
+        head = Response(headers=HEADERS, media_type=MEDIA_TYPE)
+        del head.headers["content-length"]  # which a stream does not have
+        return head
     events = VideoEvents.after(services, caller, last_event_id).stream(job)
-    return StreamingResponse(events, headers=HEADERS, media_type="text/event-stream")
+    return StreamingResponse(events, headers=HEADERS, media_type=MEDIA_TYPE)
 
 
 @dataclass

@@ -121,7 +121,7 @@ class PlainRead(Route):
 
     def __init__(self, path: str, read: Callable[[Request], Awaitable[Response]]) -> None:
         super().__init__(path, read, include_in_schema=False)
-        self.methods = {"GET"}  # without HEAD, which Starlette adds: the declared route does not take it
+        self.methods = {"GET"}  # without HEAD, which Starlette adds: see head_routes.py
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)
@@ -163,7 +163,8 @@ async def retrieve_video(
 ) -> Video:
     """Tell the state of a video; until it is final, a header says how soon to ask again."""
     services = services_of(request)
-    job = await services.final_job(video_id, caller, min(wait, services.timing.longest_wait_s))
+    wait_s = 0 if request.method == "HEAD" else min(wait, services.timing.longest_wait_s)
+    job = await services.final_job(video_id, caller, wait_s)
     response.headers.update(_poll_headers(job))
     video = services.video(job)
     if include and (picture := await services.preview(job)):

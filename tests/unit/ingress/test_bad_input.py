@@ -152,17 +152,17 @@ async def test_paths_that_lead_nowhere(client: httpx.AsyncClient, path: str) -> 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/v1/videos", "GET, POST"),
-        ("PUT", "/v1/videos/video_" + "0" * 32, "DELETE, GET"),
-        ("POST", "/v1/videos/x/content", "GET, HEAD"),
-        ("GET", "/generate", "POST"),
-        ("GET", "/cancel/x", "POST"),
-        ("DELETE", "/v1/videos/x/cancel", "POST"),
-        ("POST", "/v1/videos/x/history", "GET"),
-        ("GET", "/v1/videos/x/remix", "POST"),
-        ("GET", "/v1/videos/x/enhance", "POST"),
-        ("POST", "/v1/videos/x/events", "GET"),
-        ("BREW", "/health", "GET"),
+        ("DELETE", "/v1/videos", "GET, HEAD, OPTIONS, POST"),
+        ("PUT", "/v1/videos/video_" + "0" * 32, "DELETE, GET, HEAD, OPTIONS"),
+        ("POST", "/v1/videos/x/content", "GET, HEAD, OPTIONS"),
+        ("GET", "/generate", "OPTIONS, POST"),
+        ("GET", "/cancel/x", "OPTIONS, POST"),
+        ("DELETE", "/v1/videos/x/cancel", "OPTIONS, POST"),
+        ("POST", "/v1/videos/x/history", "GET, HEAD, OPTIONS"),
+        ("GET", "/v1/videos/x/remix", "OPTIONS, POST"),
+        ("GET", "/v1/videos/x/enhance", "OPTIONS, POST"),
+        ("POST", "/v1/videos/x/events", "GET, HEAD, OPTIONS"),
+        ("BREW", "/health", "GET, HEAD, OPTIONS"),
     ],
 )
 async def test_wrong_methods(client: httpx.AsyncClient, method: str, path: str, allowed: str) -> None:

@@ -112,7 +112,7 @@ async def test_only_files_of_the_page_are_there(client: httpx.AsyncClient, path:
 
 async def test_other_methods_are_refused(client: httpx.AsyncClient) -> None:
     answer = await client.post("/web/app.js")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
 async def test_the_policy_lets_nothing_in_from_elsewhere(client: httpx.AsyncClient) -> None:

@@ -39,4 +39,4 @@ async def test_they_hide_no_video(client: httpx.AsyncClient) -> None:
 
 async def test_another_method_is_405(client: httpx.AsyncClient) -> None:
     answer = await client.put("/v1/videos/characters/char_1")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")

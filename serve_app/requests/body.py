@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from codecs import BOM_UTF8
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -28,7 +30,8 @@ MAX_PARTS = 100
 # Far more than any field takes, and far less than what Python needs long for.
 MAX_DIGITS = 1000
 # So much of a body that is too long is read and dropped: a client that is cut off while it sends may never see the
-# answer, and its next request on the connection fails.
+# answer, and its next request on the connection fails. One that announces more would be cut off anyway, and one that
+# waits to be told to send (Expect) has sent nothing yet: both are answered before the body is read.
 MAX_DISCARDED_BYTES = 16_000_000
 # For an answer before the end of the body: what the client goes on to send must not be taken for a new request.
 _CLOSE = {"Connection": "close"}
@@ -92,6 +95,7 @@ def _check_encoding(headers: list[str]) -> None:
 
 
 async def _read(request: Request, max_bytes: int, timeout_s: float | None) -> bytes:
+    _check_announced(request, max_bytes)
     received = _LimitedBody(max_bytes)
     try:
         async with asyncio.timeout(timeout_s):
@@ -108,6 +112,16 @@ async def _read(request: Request, max_bytes: int, timeout_s: float | None) -> by
     if received.too_large:
         raise _too_large(max_bytes)
     return bytes(received.data)
+
+
+def _check_announced(request: Request, max_bytes: int) -> None:
+    """Raises BodyTooLargeError for a body that is not even to be discarded, by the length that it is announced with."""
+    length = request.headers.get("content-length", "")
+    # The HTTP server refuses what is no number.
+    announced = int(length) if length.isascii() and length.isdigit() and len(length) <= MAX_DIGITS else 0
+    waits = request.headers.get("expect", "").strip().lower() == "100-continue"
+    if announced > max_bytes + (0 if waits else MAX_DISCARDED_BYTES):
+        raise _too_large(max_bytes, _CLOSE)
 
 
 class _LimitedBody:
@@ -136,7 +150,10 @@ def _too_large(max_bytes: int, headers: dict[str, str] | None = None) -> BodyToo
 
 def _parse_json(body: bytes) -> dict[str, object]:
     try:
-        fields: Any = json.loads(_text(body), parse_constant=_refuse_constant, parse_int=_integer)
+        # RFC 8259, 8.1: a byte order mark may be ignored, and Windows' tools write one.
+        fields: Any = json.loads(
+            _text(body.removeprefix(BOM_UTF8)), parse_constant=_refuse_constant, parse_int=_integer
+        )
     except RecursionError:
         raise _bad_body("The body is nested too deeply; it must be one flat JSON object.") from None
     except ValueError as error:
@@ -169,13 +186,26 @@ def _parse_multipart(body: bytes, boundary: str | None) -> Form:
             boundary=boundary.encode("latin-1"),
             config={"MAX_MEMORY_FILE_SIZE": float("inf"), "UPLOAD_ERROR_ON_BAD_CTE": True},
         )
-        parser.write(body)
+        parser.write(_without_preamble(body, boundary))
         parser.finalize()
     except FormParserError as error:
         raise _bad_body(f"The body is not valid {MULTIPART}: {quote(str(error))}.") from None
     if not parts.ended:
         raise _bad_body(f"The body is not valid {MULTIPART}: it ends before its closing boundary.")
     return parts.fields
+
+
+def _without_preamble(body: bytes, boundary: str) -> bytes:
+    """The body from its first boundary on: what stands before it means nothing, nor does space behind it.
+
+    RFC 2046, 5.1.1. The parser takes what stands behind the last boundary, and nothing but line ends before the first.
+    """
+    line = b"--" + boundary.encode("latin-1")
+    if body.startswith(line + b"\r\n"):
+        return body
+    first = re.search(rb"(?:\A|\r\n)" + re.escape(line) + rb"(--)?[ \t]*(?:\r\n|\Z)", body)
+    # One that closes before any part is left to the parser.
+    return body if first is None or first[1] else line + b"\r\n" + body[first.end() :]
 
 
 class _Parts:

@@ -55,7 +55,8 @@ JSON_BODIES: dict[str, bytes] = {
     "surrogate as a name": b'{"\\ud800": 1}',
     "surrogate in UTF-8": b'{"prompt": "\xed\xa0\x80"}',
     "overlong UTF-8": b'{"prompt": "\xc0\xaf"}',
-    "byte order mark": b"\xef\xbb\xbf" + field(b"1"),
+    "two byte order marks": b"\xef\xbb\xbf" * 2 + field(b"1"),
+    "byte order marks alone": b"\xef\xbb\xbf" * 300_000,
     "UTF-16": field(b"1").decode().encode("utf-16"),
     "UTF-32": field(b"1").decode().encode("utf-32-be"),
     "latin-1": '{"prompt": "é"}'.encode("latin-1"),
@@ -91,6 +92,11 @@ FORM_BODIES: dict[str, bytes] = {
     "null byte in a value": PART + b"\r\na\x00b\r\n--x--\r\n",
     "a file for the prompt": PART[:-2] + b'; filename="../../x"\r\n\r\nx\r\n--x--\r\n',
     "nothing": b"--x--\r\n",
+    "nothing before the parts": b"--x--\r\n" + PART + b"\r\nx\r\n--x--\r\n",
+    "a preamble without an end": b"x" * 900_000,
+    "almost boundaries before the parts": b"\r\n--" * 200_000,
+    "boundaries that pad without an end": b"\r\n--x" + b" " * 900_000,
+    "padded boundaries without an end": b"\r\n--x \t " * 100_000,
 }
 
 
@@ -280,6 +286,39 @@ def head(*lines: str, path: str = "/v1/videos", method: str = "POST") -> bytes:
 
 def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
+
+
+def announced(length: int, *lines: str) -> bytes:
+    return head(f"Content-Length: {length}", *lines)
+
+
+async def test_a_client_that_waits_to_be_told_to_send_is_refused_first(url: str, services: FakeServices) -> None:
+    limit = services.settings.ingress.max_body_bytes
+    answer = await exchange(url, announced(limit + 1, "Expect: 100-continue"), until_closed=True)
+    assert status(answer) == 413
+    assert b"connection: close" in answer.lower()
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert body["error"]["code"] == "request_too_large"
+    told = await exchange(url, announced(2, "Expect: 100-continue"), b"{}")
+    assert status(told) == 100
+    await assert_working(url)
+
+
+async def test_a_body_that_is_announced_far_too_large_is_refused_unread(url: str, services: FakeServices) -> None:
+    length = services.settings.ingress.max_body_bytes + MAX_DISCARDED_BYTES + 1
+    answer = await exchange(url, announced(length), until_closed=True)
+    assert status(answer) == 413
+    assert b"connection: close" in answer.lower()
+    await assert_working(url)
+
+
+async def test_who_sends_a_little_too_much_is_answered_and_may_go_on(services: FakeServices) -> None:
+    async with serving(services, services.memory) as url, httpx.AsyncClient(base_url=url) as client:
+        for length in (services.settings.ingress.max_body_bytes + 1, 10 * MEGABYTE):
+            answer = await client.post("/v1/videos", json="x" * length)
+            assert_enveloped(answer, 413)
+            assert "connection" not in answer.headers
+        assert (await client.get("/v1/models")).status_code == 200
 
 
 async def assert_working(url: str) -> None:

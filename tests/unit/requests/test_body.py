@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import BodyTooLargeError, InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
-from serve_app.requests.body import Form, UploadedFile, read_fields
+from serve_app.requests.body import MAX_DISCARDED_BYTES, Form, UploadedFile, read_fields
 
 BOUNDARY = "multipart/form-data; boundary=xyz"
 
@@ -35,6 +35,10 @@ async def test_json() -> None:
     assert await read(body, "application/json; charset=UTF-8") == {"prompt": "é", "seed": 2}
 
 
+async def test_a_byte_order_mark_is_no_part_of_json() -> None:
+    assert await read(b'\xef\xbb\xbf{"prompt": "\xef\xbb\xbfx"}', "application/json") == {"prompt": "\ufeffx"}
+
+
 async def test_a_body_in_pieces() -> None:
     assert await read([b'{"pro', b'mpt": ', b'"x"}'], "application/json") == {"prompt": "x"}
 
@@ -44,6 +48,41 @@ async def test_multipart() -> None:
     fields = await read(body, BOUNDARY)
     assert fields == {"prompt": "é", "seed": "5"}
     assert isinstance(fields, Form)
+
+
+PROMPT = part("prompt", b"a red circle\r\n--xy") + b"--xyz--"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"This is a message in MIME format.\r\n",
+        b"--xyza\r\n",
+        b"-\r\n",
+        b"--xyz \r",
+        b"\xff\x00\r\n",
+    ]
+    + [b"a --xyz\r\n", b"--xyz: see below\r\n" * 1000],
+)
+@pytest.mark.parametrize(
+    "after", [b"", b"\r\n", b"\r\nThe end.", b"\r\n" + part("prompt", b"another") + b"--xyz--\r\n"]
+)
+async def test_what_stands_around_the_parts_means_nothing(before: bytes, after: bytes) -> None:
+    if before == b"--xyz \r":
+        before += b"\r\n"  # no boundary: its line does not end
+    assert await read(before + PROMPT + after, BOUNDARY, 100_000) == {"prompt": "a red circle\r\n--xy"}
+
+
+async def test_boundaries_with_signs_and_padding() -> None:
+    for boundary in ("a.b+c(d)", "----WebKitFormBoundary7", "'()+_,-./:=?", "a b"):
+        body = (
+            f'preamble\r\n--{boundary} \t\r\nContent-Disposition: form-data; name="seed"\r\n\r\n5\r\n--{boundary}--\r\n'
+        )
+        for whole in (body, body.removeprefix("preamble\r\n")):
+            assert await read(whole.encode(), f'multipart/form-data; boundary="{boundary}"') == {"seed": "5"}
 
 
 async def test_a_file_is_only_named() -> None:
@@ -80,7 +119,9 @@ async def test_other_content_types(content_type: str | None) -> None:
         b'{"seed": -' + b"9" * 1000 + b"}",
         b"[" * 9000,
         b'{"a":' * 1800,
-        b'\xef\xbb\xbf{"prompt": "x"}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "x"}',
+        b'{"prompt": "x"}\xef\xbb\xbf',
+        b"\xef\xbb\xbf",
         '{"prompt": "x"}'.encode("utf-16"),
     ],
 )
@@ -97,6 +138,9 @@ async def test_bad_json(body: bytes) -> None:
         (part("prompt", b"x"), BOUNDARY),
         (b"", BOUNDARY),
         (b"nonsense", BOUNDARY),
+        (b"nonsense" + part("prompt", b"x") + b"--xyz--\r\n", BOUNDARY),
+        (b"nonsense\r\n--xyza\r\n\r\n", BOUNDARY),
+        (b"nonsense\r\n" + part("prompt", b"x") + b"--xyza--\r\n", BOUNDARY),
         (part("prompt", b"\xff") + b"--xyz--\r\n", BOUNDARY),
         (part("prompt", b"x", headers="Content-Transfer-Encoding: gzip\r\n") + b"--xyz--\r\n", BOUNDARY),
         (part("prompt", b"!", headers="Content-Transfer-Encoding: base64\r\n") + b"--xyz--\r\n", BOUNDARY),
@@ -138,6 +182,44 @@ async def test_the_limit_holds_while_reading() -> None:
     assert served == 17
 
 
+LIMIT = 10_000
+FAR_BEYOND = LIMIT + MAX_DISCARDED_BYTES
+
+
+def announcing(length: object, *pieces: bytes, expect: str | None = None) -> Request:
+    """A request with a Content-Length, of which these pieces can be read, and no more."""
+    request = arriving(*pieces, whole=True)
+    request.scope["headers"] += [(b"content-length", str(length).encode())]
+    request.scope["headers"] += [] if expect is None else [(b"expect", expect.encode())]
+    return request
+
+
+@pytest.mark.parametrize(
+    ("length", "expect"),
+    [(FAR_BEYOND + 1, None), (10**18, None), ("9" * 100, None), (LIMIT + 1, "100-continue"), (10**9, " 100-Continue ")],
+)
+async def test_a_body_announced_too_large_is_refused_unread(length: object, expect: str | None) -> None:
+    with pytest.raises(BodyTooLargeError) as caught:
+        await read_fields(announcing(length, expect=expect), LIMIT)
+    assert caught.value.headers == {"Connection": "close"}
+
+
+@pytest.mark.parametrize("length", [LIMIT + 1, FAR_BEYOND])
+async def test_a_body_that_is_a_little_too_large_is_read_to_its_end(length: int) -> None:
+    """Who is sending gets the answer, not a reset, and the connection can be used again."""
+    request = announcing(length, *[b" " * 5000] * 3)
+    with pytest.raises(BodyTooLargeError) as caught:
+        await read_fields(request, LIMIT)
+    assert caught.value.headers == {}
+    assert request.scope["left"] == []
+
+
+@pytest.mark.parametrize("length", [2, LIMIT, "", "-1", "x", "１", "1.5", "9" * 5000, "+3"])
+@pytest.mark.parametrize("expect", [None, "100-continue", "a miracle"])
+async def test_other_announcements_are_read(length: object, expect: str | None) -> None:
+    assert await read_fields(announcing(length, b"{}", expect=expect), LIMIT) == {}
+
+
 async def test_a_body_of_the_limit_is_read() -> None:
     body = b'{"prompt": "x"}'
     assert await read(body, "application/json", len(body))
@@ -145,9 +227,10 @@ async def test_a_body_of_the_limit_is_read() -> None:
         await read(body, "application/json", len(body) - 1)
 
 
-def arriving(*chunks: bytes, encoding: bytes | None = None) -> Request:
-    """A request of which these pieces arrive, and then nothing more."""
+def arriving(*chunks: bytes, encoding: bytes | None = None, whole: bool = False) -> Request:
+    """A request of which these pieces arrive, and then its end, if it is whole, or nothing more."""
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages += [{"type": "http.request", "body": b"", "more_body": False}] if whole else []
     headers = [(b"content-type", b"application/json")]
     headers += [] if encoding is None else [(b"content-encoding", encoding)]
 
@@ -156,7 +239,7 @@ def arriving(*chunks: bytes, encoding: bytes | None = None) -> Request:
             await asyncio.Event().wait()
         return messages.pop(0)
 
-    return Request({"type": "http", "headers": headers}, receive)
+    return Request({"type": "http", "headers": headers, "left": messages}, receive)
 
 
 async def test_a_body_that_never_ends_is_given_up() -> None:

@@ -1,4 +1,4 @@
-"""Runs HAProxy as Ray Serve asks for it, with two changes to the configuration that Serve wrote.
+"""Runs HAProxy as Ray Serve asks for it, with some changes to the configuration that Serve wrote.
 
     python -I -S haproxy_wrapper.py PORTS HAPROXY PARENT [ARGUMENT ...]
 
@@ -8,6 +8,7 @@ ports, for example during a reload. The rest goes to HAProxy. Standard library o
 """
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -17,21 +18,62 @@ from collections.abc import Sequence
 PR_SET_PDEATHSIG = 1
 
 
-def revise(config: str, ports: Sequence[int]) -> str:
-    """The configuration with both changes.
+# What HAProxy answers itself, by status: code and message of OpenAI's error object. An apostrophe would end the text in
+# the configuration.
+ERRORS = {
+    400: ("bad_request", "The server cannot read this request; its HTTP is wrong, or its head is too long."),
+    408: ("request_timeout", "The request did not arrive in time; send it again."),
+    500: ("internal_error", "The server failed at this request."),
+    502: ("bad_gateway", "The server broke off its answer; send the request again, with its Idempotency-Key."),
+    503: ("no_replica", "No replica of the server is there now; it comes back by itself. Send the request again."),
+    504: ("gateway_timeout", "The server gave no answer in time; send the request again, with its Idempotency-Key."),
+}
+RETRY_AFTER_S = 2
 
-    Statistics and metrics listen on loopback; Serve puts them on all addresses. While HAProxy knows no replica it
-    answers 503 with Retry-After; Serve says 404, which a client would take for the loss of its video.
+
+def revise(config: str, ports: Sequence[int]) -> str:
+    """The configuration with these changes.
+
+    - Statistics and metrics listen on loopback; Serve puts them on all addresses.
+    - While HAProxy knows no replica it answers 503. Serve says 404, which a client would take for a video that is lost.
+    - Errors are OpenAI's envelope: those that HAProxy makes, for which Serve has a plain 500, and those in plain text
+      that Serve makes before a request has come to the app. What HAProxy cannot even parse, and a head that never ends,
+      gets HAProxy's own page all the same: that cannot be set.
 
     Args:
-        config: what Serve wrote.
+        config: what Serve wrote; one that was revised already stays as it is.
         ports: of statistics and metrics.
     """
     either_port = "|".join(str(port) for port in ports)
     config = re.sub(rf"bind \*?:({either_port})$", r"bind 127.0.0.1:\1", config, flags=re.MULTILINE)
+    errors = "".join(f"    {_http_error(status)}\n" for status in ERRORS)
+    config = re.sub(r"(?:^ *errorfile .*\n)+", lambda _: errors, config, count=1, flags=re.MULTILINE)
+    plain = "".join(
+        f"    http-response return status {status} default-errorfiles if {{ status {status} }} "
+        "{ res.hdr(content-type) -m beg text/plain }\n"
+        for status in ERRORS
+    )
+    # In the one frontend that clients speak to, unless they are there.
+    frontend = r"(^frontend http_frontend\n)(?! *http-response return)"
+    config = re.sub(frontend, lambda found: found[1] + plain, config, flags=re.MULTILINE)
     # The first answer of that backend, and only if it is a 404.
-    answer = r"(^backend default_backend(?:(?!return status).)*return status )404 "
-    return re.sub(answer, r"\g<1>503 hdr Retry-After 2 ", config, flags=re.MULTILINE | re.DOTALL)
+    answer = r"(^backend default_backend(?:(?!return status).)*return status )404 [^\n]*"
+    return re.sub(answer, r"\g<1>503 default-errorfiles", config, flags=re.MULTILINE | re.DOTALL)
+
+
+def envelope(status: int) -> str:
+    """OpenAI's error object for a status of ERRORS, as JSON."""
+    code, message = ERRORS[status]
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def _http_error(status: int) -> str:
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    if status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    written = " ".join(f"hdr {name} {value}" for name, value in headers.items())
+    return f"http-error status {status} content-type application/json string '{envelope(status)}' {written}"
 
 
 def main(ports: Sequence[int], haproxy: str, parent: int, arguments: Sequence[str]) -> None:

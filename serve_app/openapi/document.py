@@ -28,9 +28,9 @@ DESCRIPTION = """
 Text to video. A POST answers at once with a Video whose `id` is asked about later: until it is final
 (`GET /v1/videos/{video_id}?wait=60`), or as a stream of events (`/v1/videos/{video_id}/events`).
 
-The routes under `/v1/videos` are OpenAI's: its clients work unchanged. All errors are OpenAI's envelope. Bounds and
-defaults are those of the model that is served here. What this server lacks no route can do: the proxy in front of it
-answers with a text of its own while no replica is there (503).
+The routes under `/v1/videos` are OpenAI's: its clients work unchanged. All errors are OpenAI's envelope, also those of
+the HTTP front before the routes: 503 while no replica is there, 502 and 504 when one breaks off. Bounds and defaults
+are those of the model that is served here.
 """.strip()
 TAGS = [
     {"name": "OpenAI", "description": "OpenAI's video API, and beside it: enhance, cancel, history, events"},

@@ -1,11 +1,19 @@
 """What is changed in the configuration that Ray Serve writes for HAProxy."""
 
+import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from serve_app.local.haproxy_wrapper import revise
+from serve_app.local.haproxy_wrapper import ERRORS, revise
 
 CONFIG = """\
+defaults
+    mode http
+    errorfile 502 /tmp/500.http
+    errorfile 503 /tmp/500.http
+    errorfile 504 /tmp/500.http
+    balance random
 frontend prometheus
     bind :9101
 frontend http_frontend
@@ -22,15 +30,20 @@ listen stats
   bind *:84040
 """
 REVISED = """\
+defaults
+    mode http
+    (errors)
+    balance random
 frontend prometheus
     bind 127.0.0.1:9101
 frontend http_frontend
+    (plain errors)
     bind 127.0.0.1:8000
     http-request return status 404 content-type text/plain string "unhealthy" if healthcheck
     default_backend default_backend
 backend default_backend
     mode http
-    http-request return status 503 hdr Retry-After 2 content-type text/plain lf-string "Path not found"
+    http-request return status 503 default-errorfiles
 backend other
     http-request return status 404 content-type text/plain string "kept"
 listen stats
@@ -39,14 +52,30 @@ listen stats
 """
 
 
+PORTS = (9101, 8404)
+
+
 def test_the_configuration_is_changed_in_these_places_alone() -> None:
-    assert revise(CONFIG, [9101, 8404]) == REVISED
-    assert revise(REVISED, [9101, 8404]) == REVISED
+    revised = revise(CONFIG, PORTS)
+    short = re.sub(r"(    http-error .*\n)+", "    (errors)\n", revised)
+    assert re.sub(r"(    http-response return .*\n)+", "    (plain errors)\n", short) == REVISED
+    assert revise(revised, PORTS) == revised
+
+
+def test_each_error_is_the_envelope() -> None:
+    line = r"http-error status (\d+) content-type application/json string '([^']*)' (.*)"
+    errors = re.findall(line, revise(CONFIG, PORTS))
+    assert [int(status) for status, _, _ in errors] == [*ERRORS]
+    for status, body, headers in errors:
+        error = json.loads(body)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == ("server_error" if status >= "500" else "invalid_request_error")
+        assert ("hdr Retry-After 2" in headers) == (status == "503")
 
 
 def test_an_answer_that_is_no_404_is_left_as_it_is() -> None:
     other = CONFIG.replace('return status 404 content-type text/plain lf-string "Path', 'return status 410 "Path')
-    assert revise(other, [1]) == other
+    assert 'return status 410 "Path' in revise(other, PORTS)
 
 
 def test_the_template_of_ray_serve_has_what_is_changed() -> None:
@@ -54,6 +83,8 @@ def test_the_template_of_ray_serve_has_what_is_changed() -> None:
     assert ray is not None and ray.submodule_search_locations is not None
     text = (Path(ray.submodule_search_locations[0]) / "serve/_private/haproxy_templates.py").read_text()
     made = text.replace("{{ config.metrics_port }}", "9101").replace("{{ config.stats_port }}", "8404")
-    changed = revise(made, [9101, 8404])
+    changed = revise(made, PORTS)
     assert "bind 127.0.0.1:9101\n" in changed and "bind 127.0.0.1:8404\n" in changed
-    assert "backend default_backend\n    http-request return status 503 hdr Retry-After 2 content-type" in changed
+    assert "backend default_backend\n    http-request return status 503 default-errorfiles\n" in changed
+    assert "errorfile " not in changed and changed.count("http-error status ") == len(ERRORS)
+    assert "frontend http_frontend\n    http-response return status 400 default-errorfiles if" in changed

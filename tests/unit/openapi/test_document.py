@@ -29,10 +29,14 @@ MAKERS = {
 FILES = ("/v1/videos/{video_id}/content", "/download/{video_id}")
 # Of requests that reach no described route, and the report of /health, which is no envelope.
 UNDESCRIBED_CODES = {
+    ("400", "bad_request"),
     ("400", "cors_refused"),
     ("404", "unknown_url"),
     ("405", "method_not_allowed"),
+    ("502", "bad_gateway"),
+    ("503", "no_replica"),
     ("503", "not_ready"),
+    ("504", "gateway_timeout"),
 }
 
 

@@ -22,14 +22,21 @@ from serve_app.ingress.error_answers import error_response, to_api_error
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 CORS_METHODS = ("GET", "HEAD", "POST", "DELETE")
+# All that the `openai` packages read, and what our own answers tell.
 EXPOSED_HEADERS = (
     "x-request-id",
     "retry-after",
+    "x-should-retry",
     "openai-poll-after-ms",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
     "idempotent-replayed",
+    "preference-applied",
+    "x-ignored-parameters",
+    "x-video-id",
+    "accept-ranges",
+    "content-length",
     "content-range",
     "content-disposition",
     "etag",

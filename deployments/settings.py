@@ -27,7 +27,12 @@ class StorageSettings(Settings):
     bucket: str = Field("mochi-serve", min_length=3, max_length=63)
     local_port: int = Field(8333, ge=1024, le=65000, description="first of eight consecutive ports of the local store")
     public_endpoint: str | None = Field(
-        None, description="host:port where clients reach the same store; downloads are then redirected to signed links"
+        None, description="host:port where clients reach the same store; a download may then be a signed link to it"
+    )
+    redirect: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="whether a download is redirected to the public endpoint: if the client asks for a link, never, or "
+        "unless it asks for none",
     )
     public_secure: bool = Field(True, description="https to the public endpoint")
     signed_link_s: int = Field(3600, ge=10, le=604_800, description="how long a signed link is good")

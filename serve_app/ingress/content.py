@@ -1,7 +1,8 @@
 """The files of a video: whole, in parts, or not at all when the client has it.
 
-Where clients reach the object store, they are sent there instead, with a signed link. The preview of a video that is
-being sampled comes from the registry, whole.
+Where clients reach the object store, they may be sent there instead, with a signed link. Many follow no redirect, or
+take their API key along to the store, which refuses it: unless the operator wants otherwise, a link is for who asks.
+The preview of a video that is being sampled comes from the registry, whole.
 """
 
 import re
@@ -17,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from deployments.keys import Variant, video_key
+from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectInfo
 from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, quote
 from serve_app.ingress.authentication import AuthenticatedCaller
@@ -43,8 +45,12 @@ async def download_content(
     video_id: str,
     variant: Annotated[ContentVariant, Query(description="which file, or the newest preview")] = "video",
     redirect: Annotated[
-        bool, Query(description="whether to answer with a signed link where the store can be reached")
-    ] = True,
+        bool | None,
+        Query(
+            description="whether to answer with a signed link where the store can be reached; without it, `Prefer: "
+            "redirect` asks for one, and storage.redirect of the server says what is done"
+        ),
+    ] = None,
 ) -> Response:
     """Download the mp4, poster or spritesheet of a completed video, or the newest preview of one being sampled.
 
@@ -62,12 +68,31 @@ async def download_content(
     headers = _file_headers(info, filename)
     if _client_has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    storage = services.settings.storage
-    if redirect and request.method == "GET" and storage.public_endpoint is not None:
+    storage, preferred = services.settings.storage, _prefers_link(request)
+    if request.method == "GET" and gets_link(storage, preferred if redirect is None else redirect):
         link = services.store.presigned_get(key, storage.signed_link_s, filename, info.content_type)
         # The link is a key to the video until it expires: no cache may keep it.
-        return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
+        applied = {"Preference-Applied": "redirect"} if preferred else {}
+        return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store", **applied})
     return await _send_file(services, request, key, info, headers)
+
+
+def gets_link(storage: StorageSettings, asked: bool | None) -> bool:
+    """Whether a download is a redirect to the store.
+
+    Args:
+        asked: whether the client wants a link, None if it does not say.
+    """
+    if storage.public_endpoint is None or storage.redirect == "never":
+        return False
+    return storage.redirect == "always" if asked is None else asked
+
+
+def _prefers_link(request: Request) -> bool | None:
+    """True if a header Prefer (RFC 7240) names `redirect`, else None: nothing is said."""
+    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    named = {preference.split(";")[0].strip().lower() for preference in preferences}
+    return True if "redirect" in named else None
 
 
 async def _send_preview(services: Services, request: Request, job: Job) -> Response:

@@ -114,7 +114,8 @@ PAGE_CONTENT_POLICY = (
 def content_policy(settings: AppSettings) -> str:
     """The Content-Security-Policy of all other answers: they may use this server, and the store that links lead to."""
     storage = settings.storage
-    store = "" if storage.public_endpoint is None else f" http{'s' * storage.public_secure}://{storage.public_endpoint}"
+    public = None if storage.redirect == "never" else storage.public_endpoint
+    store = "" if public is None else f" http{'s' * storage.public_secure}://{public}"
     return (
         f"default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:{store}; "
         f"media-src 'self' blob:{store}; connect-src 'self'{store}; object-src 'none'; base-uri 'none'; "

@@ -16,13 +16,17 @@ _FILE_HEADERS = {
 }
 _NAMED_FILE_HEADERS = _FILE_HEADERS | {"Content-Disposition": "the file's name"}
 _PART_HEADERS = _NAMED_FILE_HEADERS | {"Content-Range": "`bytes FIRST-LAST/SIZE`"}
-_LINK_HEADERS = {"Location": "the signed link, a key to the video until it expires"}
+_LINK_HEADERS = {
+    "Location": "the signed link, a key to the video until it expires",
+    "Preference-Applied": "`redirect` if the request's Prefer asked for the link",
+}
 
 _BYTES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("video/mp4", "image/webp")}
 
 # Request headers, which the handler reads itself.
 _RANGE = "one range in bytes; several, or what is none, give the whole file"
 _IF_RANGE = "the ETag or Last-Modified that Range belongs to; of another file, the whole one is sent"
+_PREFER = "`redirect` asks for a signed link where the store can be reached, as `redirect=true` does (RFC 7240)"
 _IF_NONE_MATCH = "ETags of what the client has: 304 if the file is among them"
 
 
@@ -36,10 +40,13 @@ def content_docs(get: bool) -> dict[str, Any]:
     parameters = [_request_header("If-None-Match", _IF_NONE_MATCH)]
     if get:
         responses[206] = _response("The bytes that Range asked for", _PART_HEADERS, _BYTES)
-        parameters = [_request_header("Range", _RANGE), _request_header("If-Range", _IF_RANGE), *parameters]
+        named = {"Range": _RANGE, "If-Range": _IF_RANGE, "Prefer": _PREFER}
+        parameters = [*(_request_header(name, text) for name, text in named.items()), *parameters]
     responses[304] = _response("The client has this file: If-None-Match names its ETag", _FILE_HEADERS)
     if get:
-        where = "Location is a signed link for GET, good for a while (storage.public_endpoint)"
+        where = (
+            "asked for by `redirect` or Prefer, or storage.redirect is always; Location is good for a while, for GET"
+        )
         responses[307] = _response(f"The store has it: {where}", _LINK_HEADERS)
     responses |= error_responses(*FILE_ERRORS)
     if not get:

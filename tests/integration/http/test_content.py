@@ -1,6 +1,7 @@
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +12,8 @@ from starlette.types import Message
 from deployments.keys import video_key
 from deployments.settings import SamplingSettings, StorageSettings
 from deployments.storage.object_store import ObjectStore
+from serve_app.client.download import download
+from serve_app.client.http import Client
 from serve_app.feed.follower import FeedFollower
 from serve_app.ingress.app import create_app
 from serve_app.ingress.services import Services
@@ -271,12 +274,23 @@ class Public:
     def path(self) -> str:
         return f"{self.url}/v1/videos/{self.video_id}/content"
 
+    @property
+    def link_path(self) -> str:
+        """The same, for a client that wants a link."""
+        return f"{self.path}?redirect=true"
+
 
 @pytest.fixture
-async def public(storage_settings: StorageSettings) -> AsyncIterator[Public]:
+def redirect() -> str:
+    """storage.redirect"""
+    return "auto"
+
+
+@pytest.fixture
+async def public(storage_settings: StorageSettings, redirect: str) -> AsyncIterator[Public]:
     assert storage_settings.endpoint is not None
     reached = {"public_endpoint": storage_settings.endpoint.replace("127.0.0.1", "localhost"), "public_secure": False}
-    storage = storage_settings.model_copy(update=reached)
+    storage = storage_settings.model_copy(update={**reached, "redirect": redirect})
     settings, registry = shapes_settings().model_copy(update={"storage": storage}), MemoryRegistry()
     store, link = ObjectStore(storage), RegistryClient(registry)
     async with (
@@ -297,13 +311,13 @@ async def browser() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_a_file_in_a_public_store_is_a_redirect_to_it(browser: httpx.AsyncClient, public: Public) -> None:
-    answer = await browser.get(public.path)
+    answer = await browser.get(public.link_path)
     assert (answer.status_code, answer.content) == (307, b"")
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["location"].startswith("http://localhost:")
     for asked, status, data in ((None, 200, DATA), ("bytes=100-199", 206, DATA[100:200])):
         headers = {"Authorization": "Bearer ms-secret"} | ({} if asked is None else {"Range": asked})
-        followed = await browser.get(public.path, headers=headers, follow_redirects=True)
+        followed = await browser.get(public.link_path, headers=headers, follow_redirects=True)
         assert (followed.status_code, followed.content) == (status, data)
         assert followed.headers["content-type"] == "video/mp4"
         assert f"{public.video_id}.mp4" in followed.headers["content-disposition"]
@@ -311,7 +325,7 @@ async def test_a_file_in_a_public_store_is_a_redirect_to_it(browser: httpx.Async
 
 
 async def test_a_link_is_for_one_file_as_long_as_the_settings_say(browser: httpx.AsyncClient, public: Public) -> None:
-    link = httpx.URL((await browser.get(public.path)).headers["location"])
+    link = httpx.URL((await browser.get(public.link_path)).headers["location"])
     assert link.path == f"/{public.store.bucket}/{video_key(public.video_id)}"
     assert link.params["X-Amz-Expires"] == str(StorageSettings().signed_link_s)
     assert link.params["response-content-type"] == "video/mp4"
@@ -319,11 +333,58 @@ async def test_a_link_is_for_one_file_as_long_as_the_settings_say(browser: httpx
     assert link.params["response-content-disposition"] == disposition
 
 
-async def test_the_openai_package_follows_the_link(public: Public) -> None:
+@pytest.mark.parametrize(("redirect", "host"), [("auto", "127.0.0.1"), ("always", "localhost"), ("never", "127.0.0.1")])
+async def test_the_openai_package_gets_the_file(public: Public, host: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{public.url}/v1", api_key="ms-secret", max_retries=0) as client:
         content = await client.videos.download_content(public.video_id)
-        assert content.response.url.host == "localhost"
+        assert content.response.url.host == host
         assert content.content == DATA
+        asked = await client.videos.download_content(public.video_id, extra_query={"redirect": "true"})
+        assert asked.content == DATA
+
+
+WISHES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "nothing": ({}, {}),
+    "a link": ({"redirect": "true"}, {}),
+    "no link": ({"redirect": "false"}, {}),
+    "a preference": ({}, {"Prefer": "respond-async, Redirect; x=1"}),
+    "a preference and no link": ({"redirect": "false"}, {"Prefer": "redirect"}),
+    "another preference": ({}, {"Prefer": "redirection, wait=5; redirect"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("redirect", "linked"),
+    [
+        ("auto", {"a link", "a preference"}),
+        ("always", {"nothing", "a link", "a preference", "another preference"}),
+        ("never", set()),
+    ],
+)
+async def test_who_gets_a_link(browser: httpx.AsyncClient, public: Public, linked: set[str]) -> None:
+    for path in (public.path, f"{public.url}/download/{public.video_id}"):
+        for name, (params, headers) in WISHES.items():
+            answer = await browser.get(path, params=params, headers=headers)
+            assert (answer.status_code == 307) == (name in linked), name
+            applied = "redirect" if name == "a preference" and name in linked else None
+            assert answer.headers.get("preference-applied") == applied
+            assert answer.status_code == 307 or (answer.status_code, answer.content) == (200, DATA)
+            part = await browser.get(path, params=params, headers={**headers, "Range": "bytes=0-9"})
+            assert part.status_code == (307 if name in linked else 206)
+
+
+async def test_who_follows_no_redirect_and_keeps_its_key_gets_the_file(public: Public) -> None:
+    headers = {"Authorization": "Bearer ms-secret"}
+    async with httpx.AsyncClient(headers=headers, follow_redirects=False) as client:
+        for path in (public.path, f"{public.url}/download/{public.video_id}"):
+            assert (await client.get(path)).content == DATA
+
+
+@pytest.mark.parametrize("redirect", ["auto", "always", "never"])
+async def test_our_own_client_takes_a_link_where_there_is_one(public: Public, tmp_path: Path, redirect: str) -> None:
+    async with Client(public.url, api_key="ms-secret") as client:
+        assert await download(client, public.video_id, tmp_path / "clip.mp4") == len(DATA)
+    assert (tmp_path / "clip.mp4").read_bytes() == DATA
 
 
 async def test_no_redirect_when_it_is_not_wanted(browser: httpx.AsyncClient, public: Public) -> None:
@@ -335,19 +396,21 @@ async def test_no_redirect_when_it_is_not_wanted(browser: httpx.AsyncClient, pub
 async def test_head_and_if_none_match_are_answered_without_the_store(
     browser: httpx.AsyncClient, public: Public
 ) -> None:
-    head = await browser.head(public.path)
+    head = await browser.head(public.link_path)
     assert (head.status_code, head.headers["content-length"]) == (200, str(len(DATA)))
-    same = await browser.get(public.path, headers={"If-None-Match": head.headers["etag"]})
+    same = await browser.get(public.link_path, headers={"If-None-Match": head.headers["etag"]})
     assert (same.status_code, same.headers["etag"]) == (304, head.headers["etag"])
-    followed = await browser.get(public.path, headers={"If-None-Match": '"other"'}, follow_redirects=True)
+    followed = await browser.get(public.link_path, headers={"If-None-Match": '"other"'}, follow_redirects=True)
     assert (followed.status_code, followed.headers["etag"]) == (200, head.headers["etag"])
 
 
 async def test_what_is_not_there_is_no_redirect(browser: httpx.AsyncClient, public: Public) -> None:
-    answer = await browser.get(public.path, params={"variant": "spritesheet"})
+    answer = await browser.get(public.path, params={"variant": "spritesheet", "redirect": "true"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "content_not_found")
     await public.store.put(video_key(public.video_id, "spritesheet"), b"sprites", "image/webp")
-    answer = await browser.get(public.path, params={"variant": "spritesheet"}, follow_redirects=True)
+    answer = await browser.get(
+        public.path, params={"variant": "spritesheet", "redirect": "true"}, follow_redirects=True
+    )
     assert (answer.content, answer.headers["content-type"]) == (b"sprites", "image/webp")
     assert answer.url.host == "localhost"
     unknown = public.path.replace(public.video_id, "video_" + "0" * 32)
@@ -356,7 +419,7 @@ async def test_what_is_not_there_is_no_redirect(browser: httpx.AsyncClient, publ
 
 @pytest.mark.parametrize("change", ["X-Amz-Signature", "X-Amz-Expires", "X-Amz-Date"])
 async def test_a_changed_link_is_refused(browser: httpx.AsyncClient, public: Public, change: str) -> None:
-    link = httpx.URL((await browser.get(public.path)).headers["location"])
+    link = httpx.URL((await browser.get(public.link_path)).headers["location"])
     assert (await browser.get(link)).status_code == 200
     old = link.params[change]
     new = old[:-1] + ("1" if old[-1] != "1" else "2") if change != "X-Amz-Date" else f"2001{old[4:]}"

@@ -107,6 +107,8 @@ async def test_a_page_may_load_from_the_store_that_downloads_are_redirected_to()
     policy = (await ask("GET", "/page")).headers["content-security-policy"]
     for kind in ("img-src 'self' data: blob:", "media-src 'self' blob:", "connect-src 'self'"):
         assert f"{kind} http://cdn.example.com:9000;" in policy
+    ask = asking(shapes_settings().model_copy(update={"storage": storage.model_copy(update={"redirect": "never"})}))
+    assert "cdn.example.com" not in (await ask("GET", "/page")).headers["content-security-policy"]
 
 
 async def test_a_crash_tells_nothing_and_has_all_headers() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event, text
 
 from deployments.messages import Stage
+from serve_app.database import deadlines as deadlines_sql
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
@@ -212,6 +213,8 @@ async def test_every_listing_is_a_walk_on_its_index(
         (jobs_sql.queued_ids, {}, "jobs_waiting"),
         (jobs_sql.leased_jobs, {}, "jobs_leased"),
         (jobs_sql.last_completed, {"limit": 20}, "jobs_ended"),
+        (deadlines_sql.next_deadline, {}, "jobs_with_deadline"),
+        (deadlines_sql.due_ids, {"now": 50.0, "limit": 20}, "jobs_with_deadline"),
         (retention_sql.expired_jobs, {"completed_before": 50.0, "failed_before": 60.0, "limit": 20}, "jobs_ended"),
         (retention_sql.jobs_with_work_files, {"limit": 20}, "jobs_with_work_files"),
     ],

@@ -50,6 +50,7 @@ def test_all_fields_of_a_request_are_options(api: StandIn) -> None:
         "negative_prompt": "",
         "priority": "interactive",
         "webhook_url": "http://h",
+        "cancel_after": "90s",
     }
     options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     call(api.url, "generate", PROMPT, "--no-wait", "--steps", "9", *options)

@@ -1,5 +1,7 @@
 """What a client sends, and how it reads answers, without a server."""
 
+import json
+
 import httpx
 import pytest
 
@@ -72,3 +74,19 @@ def test_keys_that_cannot_be_sent_are_refused_without_being_shown(key: str) -> N
 def test_what_is_no_id_is_not_sent(video_id: str) -> None:
     with pytest.raises(UsageError):
         video_path(video_id)
+
+
+async def test_what_is_made_from_a_video_may_have_a_deadline() -> None:
+    bodies: list[bytes] = []
+
+    async def make(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        return httpx.Response(200, json={})
+
+    video_id = "video_" + "0" * 32
+    async with Client(transport=httpx.MockTransport(make)) as client:
+        for cancel_after in (None, "90s"):
+            await client.remix(video_id, "a", "k", cancel_after)
+            await client.enhance(video_id, None, "k", cancel_after)
+    deadline = {"cancel_after": "90s"}
+    assert list(map(json.loads, bodies)) == [{"prompt": "a"}, {}, {"prompt": "a"} | deadline, deadline]

@@ -51,8 +51,9 @@ def test_keys_differ_by_folder_line_attempt_and_request() -> None:
     open_lines = [OpenLine(line, LineState(attempt), False) for line in (first, second, urgent) for attempt in (1, 2)]
     keys = {idempotency_key(folder, one) for folder in ("1", "2") for one in open_lines}
     assert len(keys) == 12 and all(len(key) < 255 for key in keys)
-    # Another priority is another request, but the same video.
-    assert (first.key, first.file) == (urgent.key, urgent.file)
+    # Another priority or deadline is another request, but the same video.
+    (late,) = read_lines("a red circle", BATCH | {"cancel_after": "1h"})
+    assert (first.key, first.file) == (urgent.key, urgent.file) == (late.key, late.file)
 
 
 def test_lines_are_text_or_json() -> None:

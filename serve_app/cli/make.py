@@ -53,6 +53,8 @@ class RequestOptions:
     """The fields of a request for a video, but the prompt, by their names in the API."""
 
     size: Annotated[str | None, _video_option(help="WIDTHxHEIGHT in pixels.")] = None
+    aspect_ratio: Annotated[str | None, _video_option(help="A shape as 16:9, instead of --size.")] = None
+    resolution: Annotated[str | None, _video_option(help="The shorter side as 480p, instead of --size.")] = None
     width: Annotated[int | None, _video_option(help="In pixels.")] = None
     height: Annotated[int | None, _video_option(help="In pixels.")] = None
     seconds: Annotated[float | None, _video_option(help="How long it plays.")] = None

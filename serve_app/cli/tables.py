@@ -26,7 +26,7 @@ def videos_table(videos: Iterable[Mapping[str, Any]]) -> Table:
         table.add_column(column, no_wrap=column != "prompt")
     for video in videos:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(video["created_at"]))
-        length = f"{video['seconds']} s"
+        length = f"{video['duration_s']:.3g} s"
         cells = (video["id"], video["state"], f"{video['progress']}%", created, length, video["size"])
         prompt = Text(printable(video["prompt"]), no_wrap=True, overflow="ellipsis")
         table.add_row(*(Text(printable(str(cell))) for cell in cells), prompt)

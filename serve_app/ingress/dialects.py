@@ -9,10 +9,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from serve_app.errors import VideoFailedError, VideoUnfinishedError
+from serve_app.errors import ApiError, VideoFailedError, VideoNotReadyError, VideoUnfinishedError
 from serve_app.ingress import videos
 from serve_app.ingress.authentication import REPLAYED_HEADER, AuthenticatedCaller
-from serve_app.ingress.content import GET_DOCS, download_content
+from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.services import services_of
 from serve_app.ingress.short_routes import LOCATION_DOCS
 from serve_app.jobs import Job, JobState
@@ -51,7 +51,7 @@ async def create_video_sync(request: Request, caller: AuthenticatedCaller) -> Re
     return answer
 
 
-def _unmade(job: Job) -> VideoUnfinishedError | VideoFailedError:
+def _unmade(job: Job) -> ApiError:
     headers = _NO_RETRY | {VIDEO_ID_HEADER: job.id}
     if not job.final:
         return VideoUnfinishedError(
@@ -60,7 +60,8 @@ def _unmade(job: Job) -> VideoUnfinishedError | VideoFailedError:
             headers=headers | {"Location": f"/v1/videos/{job.id}"},
         )
     code, reason = (job.error.code, job.error.message) if job.error else (str(job.state), "no reason is known")
-    return VideoFailedError(f"The video {job.id} is {job.state}: {reason}", code=code, headers=headers)
+    kind = VideoNotReadyError if job.state is JobState.CANCELLED else VideoFailedError
+    return kind(f"The video {job.id} is {job.state}: {reason}", code=code, headers=headers)
 
 
 def _sync_headers(job: Job) -> dict[str, str]:
@@ -95,4 +96,5 @@ async def create_generation(
 
 router.get(_GENERATION, name="retrieve_generation", responses=videos.RETRIEVE_RESPONSES)(videos.retrieve_video)
 router.get(f"{_GENERATION}/download", name="download_generation", **GET_DOCS)(download_content)
+router.head(f"{_GENERATION}/download", name="probe_download_generation", **HEAD_DOCS)(download_content)
 router.post(f"{_GENERATION}/cancel", name="cancel_generation", responses=videos.CANCEL_RESPONSES)(videos.cancel_video)

@@ -86,7 +86,8 @@ Include = Annotated[Literal["preview"] | None, Query(description="what the video
 Prefer = Annotated[
     str | None,
     Header(
-        description=f"wait=N: answer when the video is final, or after N seconds, at most {LONGEST_WAIT_S:g} (RFC 7240)"
+        alias="Prefer",
+        description=f"wait=N: answer when the video is final, or after N seconds, at most {LONGEST_WAIT_S:g} (RFC 7240)",
     ),
 ]
 

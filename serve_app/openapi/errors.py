@@ -100,19 +100,24 @@ CREATE_ERRORS = (
     _invalid("model_not_found", "The model \"sora-2\" is not served here; use 'mochi-1' or leave it out.", "model"),
 )
 DERIVE_ERRORS = (*_MAKE_ERRORS, VIDEO_NOT_FOUND)
-FILE_ERRORS = (
-    VIDEO_NOT_FOUND,
+_NO_FILE = (
     NotFoundError("The thumbnail of this video is gone.", "video_id", "content_not_found"),
-    NotFoundError("The video is queued and has no preview now.", "video_id", "preview_not_ready"),
-    VideoNotReadyError("The video is sampling, 40% done; ask again when it is completed.", "video_id"),
-    RangeNotWithinFileError("The range holds no byte of the file, which has 9000 bytes.", "Range"),
     _unavailable("storage_unavailable", "The object store does not answer."),
     _unavailable("storage_refused", "The object store refused the server's keys."),
 )
+FILE_ERRORS = (
+    VIDEO_NOT_FOUND,
+    *_NO_FILE,
+    NotFoundError("The video is queued and has no preview now.", "video_id", "preview_not_ready"),
+    VideoNotReadyError("The video is sampling, 40% done; ask again when it is completed.", "video_id"),
+    RangeNotWithinFileError("The range holds no byte of the file, which has 9000 bytes.", "Range"),
+)
 
 SYNC_ERRORS = (
-    *FILE_ERRORS,
-    VideoFailedError("The video video_1 is failed: it met a NaN", code="not_finite"),
+    VIDEO_NOT_FOUND,
+    *_NO_FILE,
+    VideoNotReadyError("The video video_1 is cancelled: the job was cancelled", "video_id"),
+    VideoFailedError("The video video_1 is failed: it met a NaN"),
     VideoUnfinishedError("The video video_1 is sampling, 40% done, and goes on."),
 )
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 _BOOLEANS = {"true": True, "false": False}
 MAX_NAME = 60  # characters of a name that is told
+_ALIKE = 0.58  # of SequenceMatcher's ratio, from which a name may be meant
+_PART_BONUS = 0.25  # added to the ratio where one name is a part of the other
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
@@ -48,10 +50,15 @@ def _check_names(schema: type[BaseModel], fields: Iterable[str]) -> None:
 
 def _meant(name: str, allowed: Iterable[str]) -> str:
     """The known field that is nearest to the name, as a question."""
-    known = [*allowed, *CLIENT_FIELDS]
-    longer = [other for other in known if len(name) > 3 and (name in other or other in name)]
-    near = longer[:1] or get_close_matches(name[:MAX_NAME], known, n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    if len(name) > MAX_NAME:
+        return ""
+
+    def likeness(other: str) -> float:
+        part = _PART_BONUS if len(name) > 3 and (name in other or other in name) else 0.0
+        return SequenceMatcher(None, name, other).ratio() + part
+
+    nearest = max((*allowed, *CLIENT_FIELDS), key=likeness)
+    return f" Did you mean '{nearest}'?" if likeness(nearest) >= _ALIKE else ""
 
 
 def _refusal(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestError:

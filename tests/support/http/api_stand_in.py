@@ -105,6 +105,7 @@ class StandIn:
             "progress": 0,
             "created_at": 1_700_000_000 + len(self.videos),
             "seconds": "1",
+            "duration_s": 1.0,
             "size": "64x64",
             "seed": len(self.videos),
             "step": 0,

@@ -108,6 +108,7 @@ class MemoryRegistry:
             tier=new.tier,
             origin=new.origin,
             webhook_url=new.webhook_url,
+            requested=new.requested,
             cancel_at=None if new.cancel_after_s is None else at + new.cancel_after_s,
             last_move=first_move(at),
         )

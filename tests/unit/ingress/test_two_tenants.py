@@ -30,11 +30,16 @@ OF_A_VIDEO = {
     ("GET", "/status/{video_id}"),
     ("POST", "/cancel/{video_id}"),
     ("GET", "/download/{video_id}"),
+    ("GET", "/v1/videos/generations/{video_id}"),
+    ("POST", "/v1/videos/generations/{video_id}/cancel"),
+    ("GET", "/v1/videos/generations/{video_id}/download"),
 }
 LISTINGS = {("GET", "/v1/videos"), ("GET", "/jobs")}
-MAKERS = {("POST", "/v1/videos"), ("POST", "/generate")}
+MAKERS = {("POST", "/v1/videos"), ("POST", "/generate"), ("POST", "/v1/videos/generations")}
+SYNC = {("POST", "/v1/videos/sync")}
 OF_NOBODY = {
     ("GET", "/v1/models"),
+    ("GET", "/v1/videos/models"),
     ("POST", "/v1/videos/edits"),
     ("POST", "/v1/videos/extensions"),
     ("POST", "/v1/videos/characters"),
@@ -44,7 +49,7 @@ OF_NOBODY = {
 PUBLIC |= {("HEAD", path) for method, path in PUBLIC if method == "GET"}
 OF_A_VIDEO |= {("HEAD", path) for method, path in OF_A_VIDEO if method == "GET"}
 OF_NOBODY |= {("HEAD", path) for method, path in LISTINGS | OF_NOBODY if method == "GET"}
-ALL = PUBLIC | OF_A_VIDEO | LISTINGS | MAKERS | OF_NOBODY
+ALL = PUBLIC | OF_A_VIDEO | LISTINGS | MAKERS | SYNC | OF_NOBODY
 STATES = ("queued", "sampling", "completed", "failed", "cancelled", "deleted")
 FILES = ("video", "thumbnail", "spritesheet", "preview")
 
@@ -203,7 +208,7 @@ async def test_a_cursor_of_another_is_none(world: World, method: str, path: str)
 
 @pytest.mark.parametrize(("method", "path"), sorted(MAKERS))
 async def test_idempotency_keys_are_each_tenants_own(world: World, method: str, path: str) -> None:
-    body = BODY if path == "/v1/videos" else {"text": "a blue circle"}
+    body = {"text": "a blue circle"} if path == "/generate" else BODY
     headers = world.globex | {"Idempotency-Key": "order queued"}
     made = await world.client.request(method, path, json=body, headers=headers)
     assert made.status_code in (200, 202)

@@ -23,10 +23,12 @@ UNDESCRIBED = {"/", "/web/{path:path}", "/openapi.json"}
 MAKERS = {
     "/v1/videos": ("prompt", "200"),
     "/generate": ("text", "202"),
+    "/v1/videos/generations": ("prompt", "202"),
     "/v1/videos/{video_id}/remix": ("prompt", "200"),
     "/v1/videos/{video_id}/enhance": (None, "200"),
 }
-FILES = ("/v1/videos/{video_id}/content", "/download/{video_id}")
+FILES = ("/v1/videos/{video_id}/content", "/download/{video_id}", "/v1/videos/generations/{video_id}/download")
+SYNC = "/v1/videos/sync"
 # Of requests that reach no described route, and the report of /health, which is no envelope.
 UNDESCRIBED_CODES = {
     ("400", "bad_request"),
@@ -118,11 +120,13 @@ def test_every_status_is_named(document: Document) -> None:
     making = {"408", "409", "413", "415"}
     for method, path, operation in operations(document):
         expected = {"403", "500", "503"} if path == "/health" else set(common)
-        if path in MAKERS and method == "post":
+        if path in (*MAKERS, SYNC) and method == "post":
             expected |= making
+        if path == SYNC:
+            expected |= {"404", "504"}
         if "{video_id}" in path:
             expected.add("404")
-        if path.endswith(("/cancel", "/content")) or path.startswith(("/cancel/", "/download/")):
+        if path.endswith(("/cancel", "/content", "/download")) or path.startswith(("/cancel/", "/download/")):
             expected.add("409")
         if path in FILES and method == "get":
             expected.add("416")
@@ -207,7 +211,7 @@ def test_the_bounds_are_the_models(document: Document) -> None:
 def test_the_headers_of_a_maker(document: Document, path: str) -> None:
     operation = document["paths"][path]["post"]
     headers = {p["name"]: p["schema"] for p in operation["parameters"] if p["in"] == "header"}
-    assert set(headers) == {"OpenAI-Organization", "Idempotency-Key", "Cancel-After"}
+    assert set(headers) == {"OpenAI-Organization", "Idempotency-Key", "Cancel-After", "Prefer"}
     tenant = Draft202012Validator(headers["OpenAI-Organization"])
     assert tenant.is_valid("acme-1.x_y") and not tenant.is_valid("a b") and not tenant.is_valid("a" * 65)
     duration = Draft202012Validator(headers["Cancel-After"])

@@ -6,7 +6,20 @@ from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.config import RetentionSettings
-from serve_app.jobs import FINAL, Health, Job, JobError, JobPage, JobState, Move, Origin, Place, Relation, Tier
+from serve_app.jobs import (
+    FINAL,
+    Health,
+    Job,
+    JobError,
+    JobPage,
+    JobState,
+    Move,
+    Origin,
+    Place,
+    Relation,
+    Requested,
+    Tier,
+)
 from serve_app.openapi.schemas import Status
 from serve_app.openapi.views import (
     states_of,
@@ -66,8 +79,12 @@ def test_every_field_of_a_new_video() -> None:
         "completed_at": None,
         "expires_at": None,
         "prompt": "a red circle",
-        "seconds": "1.042",
+        "seconds": "1",
         "size": "64x48",
+        "duration_s": 1.041667,
+        "requested_seconds": None,
+        "requested_size": None,
+        "ignored_parameters": [],
         "error": None,
         "remixed_from_video_id": None,
         "enhanced_from_video_id": None,
@@ -95,6 +112,33 @@ def test_every_field_of_a_new_video() -> None:
         "cancel_at": None,
         "timings": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "frames", "fps", "seconds", "other"),
+    [
+        (None, 7, 24, "1", None),
+        (None, 37, 24, "2", None),
+        (None, 61, 10, "6", None),
+        ("1.5", 37, 24, "1.5", None),
+        ("4", 97, 24, "4", None),
+        ("4", 61, 24, "4", "4"),
+        ("0.01", 7, 24, "0.01", "0.01"),
+    ],
+)
+def test_seconds_are_what_was_asked_for_or_whole(
+    asked: str | None, frames: int, fps: int, seconds: str, other: str | None
+) -> None:
+    spec = dataclasses.replace(JOB.spec, num_frames=frames, fps=fps)
+    video = to_video(dataclasses.replace(JOB, spec=spec, requested=Requested(seconds=asked)), RETENTION)
+    assert (video.seconds, video.requested_seconds) == (seconds, other)
+    assert video.duration_s == pytest.approx(frames / fps, abs=1e-6)
+
+
+def test_what_was_asked_for_and_what_made_no_difference() -> None:
+    requested = Requested(size="1280x720", ignored=("user", "quality"))
+    video = to_video(dataclasses.replace(JOB, requested=requested), RETENTION)
+    assert (video.size, video.requested_size, video.ignored_parameters) == ("64x48", "1280x720", ["user", "quality"])
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ def test_no_other_number_of_frames_is_nearer(seconds: float, fps: int) -> None:
 
 
 def test_too_many_seconds_name_the_most() -> None:
-    error = refused(seconds="3")
+    exact = MODEL.model_copy(update={"fit_seconds": False})
+    with pytest.raises(InvalidRequestError) as caught:
+        VideoRequestChecker(exact, request_schema(exact, "Request"), None).check({"prompt": "a", "seconds": "3"})
+    error = caught.value
     assert error.param == "seconds"
     assert "73 frames" in error.message
     assert "61 frames (2.54 seconds at 24 fps)" in error.message
@@ -105,7 +108,7 @@ def test_two_fields_for_one_thing(fields: dict[str, object], param: str) -> None
     assert (error.param, error.code) == (param, "conflicting_parameters")
 
 
-@pytest.mark.parametrize("size", ["64x65", "16x64", "64x144", "64X64", "64*64", "64x", "٦٤x64", "64x64 ", 64, [64, 64]])
+@pytest.mark.parametrize("size", ["64x65", "16x64", "64x144", "64*64", "64x", "٦٤x64", "0x64", "64x64\n", 64, [64, 64]])
 def test_bad_sizes(size: object) -> None:
     error = refused(size=size)
     assert error.param == "size"
@@ -136,7 +139,7 @@ def test_a_size_is_width_times_height() -> None:
         ("guidance_scale", math.nan, "got NaN"),
         ("guidance_scale", math.inf, "got Infinity"),
         ("guidance_scale", 10**400, "from 1 to 20"),
-        ("seed", -1, "from 0"),
+        ("seed", -2, "from 0"),
         ("seed", 2**63, "from 0"),
         ("seed", 1.5, "got 1.5"),
         ("seconds", "four", 'got "four"'),
@@ -212,10 +215,15 @@ def test_too_many_tokens(name: str) -> None:
 
 
 def test_an_unknown_model_names_the_one_served() -> None:
-    error = refused(model="sora-2")
+    error = refused(model="veo-3")
     assert (error.status, error.param, error.code) == (400, "model", "model_not_found")
     assert "'mochi-1'" in error.message
     assert spec(model="mochi-1")
+
+
+@pytest.mark.parametrize("name", ["sora-2", "sora-2-pro"])
+def test_names_that_clients_have_built_in_mean_the_model(name: str) -> None:
+    assert fingerprint(model=name) == fingerprint()
 
 
 def test_an_unknown_field_lists_the_known() -> None:

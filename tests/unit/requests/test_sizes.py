@@ -1,4 +1,4 @@
-"""Sizes that clients have built in, and shapes alone: the model's nearest size; every other size is exact or refused."""
+"""Sizes that clients have built in, and shapes alone, become the nearest; every other size is exact or refused."""
 
 import pytest
 from hypothesis import given

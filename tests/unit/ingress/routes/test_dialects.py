@@ -41,9 +41,9 @@ async def test_the_mp4_is_the_answer(client: httpx.AsyncClient, services: FakeSe
     asking = asyncio.create_task(client.post("/v1/videos/sync", json=BODY | {"user": "u", "size": "1280x720"}))
     video_id = await one_job(services)
     services.add_file(video_id, "video", b"the mp4")
-    services.memory.move(
-        video_id, JobState.COMPLETED, completed_at=2.0, device_s=1.25, seconds={"sampling.denoise": 1.5}
-    )
+    services.memory.move(video_id, JobState.DECODING)
+    used = {"device_s": 1.25, "seconds": {"sampling.denoise": 1.5}}
+    services.memory.move(video_id, JobState.COMPLETED, completed_at=2.0, **used)
     answer = await asking
     assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"the mp4", "video/mp4")
     assert answer.headers["x-video-id"] == video_id

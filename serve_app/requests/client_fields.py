@@ -140,7 +140,7 @@ CLIENT_FIELDS: dict[str, ClientField] = {
 class Understood:
     """A request in this API's own words, not checked yet."""
 
-    fields: Mapping[str, object]  # a Form if the request was one
+    fields: dict[str, object]  # a Form if the request was one
     ignored: tuple[str, ...]  # names of fields that make no difference
 
 

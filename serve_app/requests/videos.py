@@ -125,10 +125,10 @@ class VideoRequestChecker:
         both = f"{width}x{height}"
         if "size" in understood.fields or both not in BUILT_IN_SIZES or not self.model.fit_sizes:
             return understood
-        sized = type(understood.fields)(understood.fields | {"size": both})
         for side in SIZE_PARTS:
-            del sized[side]
-        return replace(understood, fields=sized)
+            del understood.fields[side]
+        understood.fields["size"] = both
+        return understood
 
     def _num_frames(self, request: VideoRequest) -> int:
         """The length that is asked for, or the longest where lengths are fitted."""

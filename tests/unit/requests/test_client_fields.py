@@ -15,7 +15,7 @@ from serve_app.requests.schema import allowed_values, request_schema
 from serve_app.requests.videos import CheckedRequest, VideoRequestChecker
 from tests.support import ROOT
 
-MODEL = load_settings(ROOT / "configs" / "shapes.yaml", {}).model
+MODEL = load_settings(str(ROOT / "configs" / "shapes.yaml"), {}).model
 CHECKER = VideoRequestChecker(MODEL, request_schema(MODEL, "Request"), None)
 OWN = {"prompt": "a red circle", "seed": 1}
 ALL = CHECKER.check(OWN)
@@ -24,7 +24,7 @@ IGNORED = [field.name for field in CLIENT_FIELDS.values() if field.effect is Eff
 ONLY = [field for field in CLIENT_FIELDS.values() if field.effect is Effect.ONLY]
 REFUSED = [field.name for field in CLIENT_FIELDS.values() if field.effect is Effect.REFUSED]
 UNPACKED = [field.name for field in CLIENT_FIELDS.values() if field.effect is Effect.UNPACKED]
-EMPTY = st.sampled_from([None, "", [], {}, " ", "null", "[]", "{}"])
+EMPTY: st.SearchStrategy[object] = st.sampled_from([None, "", [], {}, " ", "null", "[]", "{}"])
 VALUES = st.sampled_from(["x", 1, 2.5, True, False, ["a"], {"a": 1}])
 
 

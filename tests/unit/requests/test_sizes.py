@@ -14,8 +14,8 @@ from serve_app.requests.sizes import BUILT_IN_SIZES, Size, nearest_size, parse_s
 from serve_app.requests.videos import CheckedRequest, VideoRequestChecker
 from tests.support import ROOT
 
-SHAPES = load_settings(ROOT / "configs" / "shapes.yaml", {}).model
-MOCHI = load_settings(ROOT / "configs" / "mochi-1-preview.yaml", {}).model
+SHAPES = load_settings(str(ROOT / "configs" / "shapes.yaml"), {}).model
+MOCHI = load_settings(str(ROOT / "configs" / "mochi-1-preview.yaml"), {}).model
 SIDES = st.floats(1, 10_000)
 
 

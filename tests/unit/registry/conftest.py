@@ -1,4 +1,4 @@
-"""A registry without Ray, for the tests that want no settings of their own."""
+"""A registry without Ray, on SQLite alone: tests/database holds the SQL to both databases."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,8 +9,15 @@ from tests.support.registry.world import World
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(f"sqlite:///{tmp_path / 'jobs.db'}")
+def database_url(tmp_path: Path) -> str:
+    """An empty database."""
+    return f"sqlite:///{tmp_path / 'jobs.db'}"
+
+
+@pytest.fixture
+async def world(database_url: str) -> AsyncIterator[World]:
+    """For tests that want no settings of their own."""
+    world = World(database_url)
     world.start()
     yield world
     await world.stop()

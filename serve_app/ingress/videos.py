@@ -244,9 +244,9 @@ async def submit(
 
 
 def preferred_wait(prefer: str | None) -> int:
-    """The seconds of `wait=N` in a header Prefer; 0 if it names none. RFC 7240, 4.3."""
+    """The seconds of `wait=N` in a header Prefer, at most MAX_WAIT_S; 0 if it names none. RFC 7240, 4.3."""
     match = _WAIT.search(prefer or "")
-    return int(match[1]) if match else 0
+    return min(int(match[1]), MAX_WAIT_S) if match else 0
 
 
 @router.get("/v1/videos", responses=LIST_RESPONSES)

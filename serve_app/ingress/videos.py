@@ -87,7 +87,7 @@ Prefer = Annotated[
     str | None,
     Header(
         alias="Prefer",
-        description=f"wait=N: answer when the video is final, or after N seconds, at most {LONGEST_WAIT_S:g} (RFC 7240)",
+        description=f"wait=N: answer when the video is final, or in N seconds, {LONGEST_WAIT_S:g} at most (RFC 7240)",
     ),
 ]
 

@@ -9,10 +9,11 @@ import json
 import random
 import re
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from email.utils import parsedate_to_datetime
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -28,8 +29,8 @@ from serve_app.client.errors import (
     refused_error,
 )
 
-Video = dict[str, Any]
-Event = dict[str, Any]
+Video = dict[str, Any]  # the Video object of docs/api.md
+Event = dict[str, Any]  # one of docs/api.md, "Events"; its `type` says which
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PATIENCE_S = 120.0
@@ -118,32 +119,57 @@ class Client:
         """The server's clock, Unix seconds, by its last answer."""
         return time.time() + self._clock_offset_s
 
-    async def create(self, fields: Mapping[str, Any], key: str) -> Video:
-        """Ask for a video; the same fields and Idempotency-Key make one video, however often they are sent."""
-        return await self.request("POST", "/v1/videos", fields, key=key)
+    async def create(self, fields: Mapping[str, Any], key: str | None = None) -> Video:
+        """Ask for a video; returns it as it is then, mostly queued.
 
-    async def remix(self, video_id: str, prompt: str, key: str, cancel_after: str | None = None) -> Video:
+        Args:
+            fields: of the request, by their names in the API; `prompt` is the one that is needed.
+            key: the Idempotency-Key: the same fields and key make one video, however often they are sent. None for a
+                new one, under which this call alone may be repeated.
+
+        Raises:
+            RefusedError: the server does not take it; `code` and `param` say why.
+            UnreachableError: there is no answer.
+        """
+        return await self.request("POST", "/v1/videos", fields, key=key or new_key())
+
+    async def remix(self, video_id: str, prompt: str, key: str | None = None, cancel_after: str | None = None) -> Video:
+        """Ask for a video like another one, its seed too, with another prompt.
+
+        Args:
+            key: as of `create`, and so are the errors.
+            cancel_after: the deadline of the new video, such as 90s.
+        """
         fields = {"prompt": prompt, **_given(cancel_after=cancel_after)}
-        return await self.request("POST", f"{video_path(video_id)}/remix", fields, key=key)
+        return await self.request("POST", f"{video_path(video_id)}/remix", fields, key=key or new_key())
 
-    async def enhance(self, video_id: str, steps: int | None, key: str, cancel_after: str | None = None) -> Video:
+    async def enhance(
+        self, video_id: str, steps: int | None = None, key: str | None = None, cancel_after: str | None = None
+    ) -> Video:
+        """Ask for the same video in more denoising steps, None for the model's own choice. Otherwise as `remix`."""
         fields = _given(num_inference_steps=steps, cancel_after=cancel_after)
-        return await self.request("POST", f"{video_path(video_id)}/enhance", fields, key=key)
+        return await self.request("POST", f"{video_path(video_id)}/enhance", fields, key=key or new_key())
 
     async def retrieve(self, video_id: str) -> Video:
+        """The video as it is now. Raises RefusedError if there is none."""
         return await self.request("GET", video_path(video_id))
 
     async def cancel(self, video_id: str) -> Video:
+        """End a video that waits or is being made. Raises RefusedError if it is completed or failed already."""
         return await self.request("POST", f"{video_path(video_id)}/cancel")
 
     async def delete(self, video_id: str) -> dict[str, Any]:
+        """Remove a video with its files and its history; what is being made is cancelled first."""
         return await self.request("DELETE", video_path(video_id))
 
     async def models(self) -> dict[str, Any]:
+        """The served model with its limits and defaults, as GET /v1/models tells them."""
         return await self.request("GET", "/v1/models")
 
-    async def videos(self, query: Mapping[str, Any], limit: int | None) -> AsyncIterator[Video]:
-        """List videos page by page.
+    async def videos(
+        self, query: Mapping[str, Any] = MappingProxyType({}), limit: int | None = None
+    ) -> AsyncIterator[Video]:
+        """List videos page by page, the newest first unless the query says otherwise.
 
         Args:
             query: of GET /v1/videos, without a limit.
@@ -193,8 +219,8 @@ class Client:
                 failure = self.temporary_error(error)
             await patience.pause_after(failure)
 
-    async def wait_until_done(self, video_id: str, on_event: Callable[[Event], None]) -> Video:
-        """Wait for the end of a video; `on_event` gets what happens until then. Raises as `events` does."""
+    async def wait_until_done(self, video_id: str, on_event: Callable[[Event], None] = lambda event: None) -> Video:
+        """Wait for the end of a video, be it a failure; `on_event` gets what happens until then. Raises as `events`."""
         async with aclosing(self.events(video_id)) as events:
             async for event in events:
                 if event["type"] == "done":
@@ -310,6 +336,11 @@ class Client:
         except (KeyError, ValueError):
             # Without a readable date the last one counts.
             return
+
+
+def new_key() -> str:
+    """An Idempotency-Key that nobody else has."""
+    return str(uuid.uuid4())
 
 
 def video_path(video_id: str) -> str:

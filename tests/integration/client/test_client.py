@@ -35,6 +35,16 @@ async def test_a_lost_answer_makes_no_second_video(api: StandIn) -> None:
     assert (list(api.videos), api.seen["create"]) == ([video["id"]], 3)
 
 
+async def test_a_request_without_a_key_gets_one_of_its_own(api: StandIn) -> None:
+    api.lost_answers = 1
+    async with Client(api.url) as client:
+        first = await client.create({"prompt": "a red circle"})
+        second = await client.create({"prompt": "a red circle"})
+        assert (await client.wait_until_done(first["id"]))["status"] == "completed"
+        assert [video["id"] async for video in client.videos(limit=2)] == [second["id"], first["id"]]
+    assert (set(api.videos), api.seen["create"]) == ({first["id"], second["id"]}, 3)
+
+
 async def test_a_busy_server_is_asked_again_when_it_says(api: StandIn) -> None:
     api.refusals = [(429, "queue_full", NO_WAIT), (503, "service_unavailable", {}), (500, "internal_error", {})]
     async with Client(api.url) as client:

@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BENCH ?= single_clip
 BIN := .venv/bin
+CLIENTS := tests/support/clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Compiled on all cores, where pip would take one. Packages hold files for other Pythons, which pip passes over, too.
 INSTALL = $(PIP) install --no-compile -c constraints.txt -e '$(1)' && \
@@ -68,6 +69,10 @@ coverage: .venv/.dev ## Run what `make test` runs in its own processes, and prin
 test-long: .venv/.dev ## Run the slow tests too
 	@$(BIN)/pytest
 
+# What they need is theirs alone: none of it comes into the product's environment.
+.PHONY: clients
+clients: .clients/.openai-oldest .clients/.litellm .clients/.node ## Install other people's clients, which tests run, into .clients (0.5 GB)
+
 .PHONY: chaos
 chaos: .venv/.dev ## Break each part of a running server under 200 jobs; ARGS="--seed 7 --faults sampler,ray"
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -99,7 +104,7 @@ constraints: ## Pin the newest allowed packages in constraints.txt
 
 .PHONY: clean
 clean: ## Remove the environment and the caches; data/ stays
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf .venv .clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The stamps are written after an install that succeeded, so that a broken one is done again.
@@ -112,6 +117,26 @@ clean: ## Remove the environment and the caches; data/ stays
 	@echo "Installing mochi-serve and its development tools into .venv (a minute or two)..."
 	@$(call INSTALL,.[dev])
 	@touch .venv/.serve $@
+
+.clients/.openai-oldest: $(CLIENTS)/openai-oldest.txt | .venv/.dev
+	@rm -rf .clients/openai-oldest
+	@$(PIP) install --no-compile --no-deps --target .clients/openai-oldest -r $<
+	@touch $@
+
+.clients/.litellm: $(CLIENTS)/litellm.txt | .venv/.dev
+	@echo "Installing LiteLLM into .clients (a minute or two)..."
+	@$(BIN)/python -m venv --clear --without-pip .clients/litellm
+	@$(PIP) --python .clients/litellm/bin/python install --no-compile --no-deps -r $<
+	@touch $@
+
+# npm is no part of what the product needs; without it the tests of Node's package are skipped.
+.clients/.node: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
+	@mkdir -p .clients/node && cp $^ .clients/node
+	@if command -v npm >/dev/null; then \
+	  npm ci --prefix .clients/node --no-audit --no-fund --loglevel=error >/dev/null && touch $@; \
+	else \
+	  echo "npm is not there: the tests of Node's package are skipped" >&2; \
+	fi
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -23,6 +23,7 @@ class Stream:
     width: int
     height: int
     fps: float
+    duration_s: float  # of the file, to the hundredth
 
 
 def probe(path: Path) -> Stream:
@@ -34,8 +35,10 @@ def probe(path: Path) -> Stream:
     pixel_format = re.search(r", (yuv\w+)", line)
     size = re.search(r", (\d+)x(\d+)", line)
     fps = re.search(r"([\d.]+) fps", line)
-    assert codec and pixel_format and size and fps, line
-    return Stream(codec[1], pixel_format[1], int(size[1]), int(size[2]), float(fps[1]))
+    length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", said)
+    assert codec and pixel_format and size and fps and length, said
+    duration_s = 3600 * int(length[1]) + 60 * int(length[2]) + float(length[3])
+    return Stream(codec[1], pixel_format[1], int(size[1]), int(size[2]), float(fps[1]), duration_s)
 
 
 def is_faststart(path: Path) -> bool:

@@ -19,9 +19,11 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-def wait_until(condition: Callable[[], object], told: Callable[[], object] = str) -> None:
+def wait_until(
+    condition: Callable[[], object], told: Callable[[], object] = str, patience_s: float = PATIENCE_S
+) -> None:
     """Wait for the condition. Raises AssertionError with what `told` returns."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, told()
         time.sleep(0.01)

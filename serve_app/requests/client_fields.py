@@ -6,7 +6,7 @@ that was asked for. `docs/api.md` and the OpenAPI document show the table.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,8 @@ from serve_app.requests.body import Form
 
 # Of objects in objects; clients wrap their fields once, and some twice.
 MAX_DEPTH = 4
+# What counts as not given; the texts are those of forms.
+EMPTY: tuple[object, ...] = (None, "", [], {}, "null", "[]", "{}")
 
 
 class Effect(StrEnum):
@@ -59,11 +61,15 @@ class ClientField:
         match self.effect:
             case Effect.UNPACKED:
                 return {"type": ["object", "string", "null"]}
-            case Effect.ONLY:
-                return {"enum": [*self.only, None]}
-            case Effect.REFUSED:
-                return {"enum": ["", [], {}, None]}
+            case Effect.ONLY | Effect.REFUSED:
+                return {"enum": list(self.harmless)}
         return {}
+
+    @property
+    def harmless(self) -> tuple[object, ...]:
+        """What an ONLY or REFUSED field may be: forms have it as text, as JSON or Python writes it."""
+        texts = (text for value in self.only for text in (str(value), json.dumps(value)) if not isinstance(value, str))
+        return (*self.only, *dict.fromkeys(texts), *EMPTY)
 
 
 def _fields(effect: Effect, sent_by: str, note: str, *names: str, only: tuple[object, ...] = ()) -> list[ClientField]:
@@ -164,7 +170,7 @@ def understand(fields: Mapping[str, object], own: Collection[str]) -> Understood
             if field.effect is Effect.RENAMED and field.note in own:
                 ours = field.note
             elif field.effect is Effect.IGNORED:
-                if not _is_empty(value):
+                if not _is_one_of(value, EMPTY):
                     ignored[field.name] = None
                 continue
             elif field.effect in (Effect.ONLY, Effect.REFUSED):
@@ -195,12 +201,11 @@ def _unpacked(fields: Mapping[str, object], own: Collection[str], depth: int) ->
 
 
 def _entries(field: ClientField, value: object) -> Mapping[str, object]:
-    if _is_empty(value):
-        return {}
-    parsed = value
-    if isinstance(value, str):
+    parsed = {} if value is None or value == "" else value
+    if isinstance(value, str) and value:
         try:
             parsed = json.loads(value)
+            parsed = {} if parsed is None else parsed
         except (ValueError, RecursionError):
             parsed = None
     if not isinstance(parsed, dict):
@@ -209,7 +214,7 @@ def _entries(field: ClientField, value: object) -> Mapping[str, object]:
 
 
 def _check_harmless(field: ClientField, value: object) -> None:
-    if _is_empty(value) or _as_text(value) in map(_as_text, field.only):
+    if _is_one_of(value, field.harmless):
         return
     allowed = f"; {field.name} may be {' or '.join(json.dumps(value) for value in field.only)}" if field.only else ""
     raise InvalidRequestError(
@@ -219,17 +224,11 @@ def _check_harmless(field: ClientField, value: object) -> None:
     )
 
 
-def _is_empty(value: object) -> bool:
-    return (
-        value is None or value in ("", [], {}) or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
-    )
+def _is_one_of(value: object, values: Iterable[object]) -> bool:
+    """As JSON has it, where true is no 1."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
 
 def _is_random(seed: object) -> bool:
     """Other servers draw a seed for -1, and forms send an empty field for one that is not filled in."""
     return not isinstance(seed, bool) and seed in (-1, "-1", "")
-
-
-def _as_text(value: object) -> str:
-    """As a form would have it: false, "False" and "false" are one."""
-    return value.strip().lower() if isinstance(value, str) else json.dumps(value, default=str)

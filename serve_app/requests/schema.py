@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic.config import JsonDict
 
 from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, length_below
 from deployments.settings import Dimension, ModelSettings
@@ -33,6 +34,10 @@ MAX_SECONDS = 86_400
 
 DECIMAL = re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}([eE][+-]?[0-9]{1,4})?")
 SIZE_PARTS = ("width", "height")
+# -1 and an empty text are no seed, see `client_fields`.
+_SEED_SCHEMA: JsonDict = {
+    "anyOf": [{"type": "integer", "minimum": -1, "maximum": MAX_SEED}, {"const": ""}, {"type": "null"}]
+}
 # Inlined: a reference to a definition would lead nowhere in the OpenAPI document.
 _TIER_SCHEMA = WithJsonSchema({"type": "string", "enum": list(TIERS)})
 _DURATION_SCHEMA = WithJsonSchema(
@@ -75,7 +80,11 @@ class VideoRequest(Request):
     num_inference_steps: int
     guidance_scale: float
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}; without it one is drawn"
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description=f"an integer from 0 to {MAX_SEED}; without it, and for -1, one is drawn",
+        json_schema_extra=_SEED_SCHEMA,
     )
     exact: bool = Field(
         False, description="true or false; true gives the same bits each time on the same kind of device"

@@ -203,7 +203,7 @@ def test_the_bounds_are_the_models(document: Document) -> None:
     schema = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     body = Draft202012Validator(schema)
     assert body.is_valid({"prompt": "a", "width": 96, "seconds": "2", "exact": True})
-    for wrong in ({"width": 65}, {"width": 144}, {"exact": 1}, {"fps": 0}, {"seed": -1}):
+    for wrong in ({"width": 65}, {"width": 144}, {"exact": 1}, {"fps": 0}, {"seed": -2}):
         assert not body.is_valid({"prompt": "a"} | wrong)
 
 

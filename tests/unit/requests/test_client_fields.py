@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from serve_app.config import load_settings
 from serve_app.errors import InvalidRequestError
 from serve_app.requests.body import Form, UploadedFile
-from serve_app.requests.client_fields import CLIENT_FIELDS, MAX_DEPTH, Effect
+from serve_app.requests.client_fields import CLIENT_FIELDS, EMPTY, MAX_DEPTH, ClientField, Effect
 from serve_app.requests.schema import allowed_values, request_schema
 from serve_app.requests.videos import CheckedRequest, VideoRequestChecker
 from tests.support import ROOT
@@ -24,7 +24,7 @@ IGNORED = [field.name for field in CLIENT_FIELDS.values() if field.effect is Eff
 ONLY = [field for field in CLIENT_FIELDS.values() if field.effect is Effect.ONLY]
 REFUSED = [field.name for field in CLIENT_FIELDS.values() if field.effect is Effect.REFUSED]
 UNPACKED = [field.name for field in CLIENT_FIELDS.values() if field.effect is Effect.UNPACKED]
-EMPTY: st.SearchStrategy[object] = st.sampled_from([None, "", [], {}, " ", "null", "[]", "{}"])
+EMPTY_VALUES = st.sampled_from(EMPTY)
 VALUES = st.sampled_from(["x", 1, 2.5, True, False, ["a"], {"a": 1}])
 
 
@@ -49,19 +49,24 @@ def test_what_makes_no_difference_is_told(name: str, value: object) -> None:
     assert (made.spec, made.fingerprint, made.requested.ignored) == (ALL.spec, ALL.fingerprint, (name,))
 
 
-@pytest.mark.parametrize("name", [*IGNORED, *REFUSED, *UNPACKED])
-@given(value=EMPTY)
+@pytest.mark.parametrize("name", [*IGNORED, *REFUSED, *(field.name for field in ONLY)])
+@given(value=EMPTY_VALUES)
 def test_what_is_empty_is_nothing(name: str, value: object) -> None:
     made = check(**{name: value})
     assert (made.spec, made.requested.ignored) == (ALL.spec, ())
 
 
 @pytest.mark.parametrize("field", ONLY, ids=lambda field: field.name)
-def test_what_is_done_anyway_may_be_asked_for(field: object) -> None:
-    for name, only in [(f.name, f.only) for f in ONLY]:
-        for value in (*only, *(str(value) for value in only), *(json.dumps(value).strip('"') for value in only)):
-            assert check(**{name: value}).spec == ALL.spec, (name, value)
-            assert CHECKER.check(Form(prompt="a red circle", seed="1", **{name: str(value)})).spec == ALL.spec
+def test_what_is_done_anyway_may_be_asked_for(field: ClientField) -> None:
+    for value in (*field.only, *map(str, field.only), *(json.dumps(one).strip('"') for one in field.only)):
+        assert check(**{field.name: value}).spec == ALL.spec
+        assert CHECKER.check(Form(prompt="a red circle", seed="1", **{field.name: str(value)})).spec == ALL.spec
+
+
+@pytest.mark.parametrize("name", UNPACKED)
+@pytest.mark.parametrize("value", [None, "", {}, "{}", "null"])
+def test_an_empty_object_says_nothing(name: str, value: object) -> None:
+    assert check(**{name: value}).spec == ALL.spec
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,7 @@ def test_what_is_done_anyway_may_be_asked_for(field: object) -> None:
         ("n", 2),
         ("n", "4"),
         ("n", 0),
+        ("n", True),
         ("response_format", "b64_json"),
         ("output_format", "webm"),
         ("stream", True),
@@ -138,7 +144,7 @@ def test_two_words_that_say_different_things(fields: dict[str, object], param: s
     assert (error.param, error.code) == (param, "conflicting_parameters")
 
 
-@pytest.mark.parametrize("value", ["x", "[1]", 5, [1], "{", "[" * 100_000])
+@pytest.mark.parametrize("value", ["x", "[1]", "[]", 5, [], [1], "{", " ", True, "[" * 100_000])
 def test_what_is_no_object_is_not_unpacked(value: object) -> None:
     error = refused(OWN | {"extra_params": value})
     assert (error.param, error.code) == ("extra_params", "invalid_value")

@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Network, ip_address
 
 from yarl import URL
 
+from serve_app.access.special_addresses import IPAddress, is_global
 from serve_app.errors import InvalidRequestError, quote
 
 PARAM = "webhook_url"
@@ -22,7 +23,6 @@ MAX_LENGTH = 2000
 SCHEMES = ("http", "https")
 RESOLVE_S = 5.0  # for the check of a URL that is given
 
-IPAddress = IPv4Address | IPv6Address
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
 Resolve = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
 
@@ -31,10 +31,6 @@ Resolve = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
 # and instance-data.ec2.internal among them.
 PRIVATE_DOMAINS = ("localhost", "localdomain", "local", "internal", "intranet", "lan", "home.arpa", "metadata.goog")
 
-# Not in every Python's `is_global`: the old 6to4 relays, and Azure's platform services, which
-# answer at a public address from within each of its machines.
-_NOT_PUBLIC_4 = (IPv4Network("192.88.99.0/24"), IPv4Network("168.63.129.16/32"))
-_NOT_PUBLIC_6 = (IPv6Network("3fff::/20"),)  # documentation, RFC 9637
 _UNICAST_6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
@@ -50,16 +46,14 @@ def is_public(address: str | IPAddress) -> bool:
     """
     address = ip_address(address) if isinstance(address, str) else address
     if isinstance(address, IPv4Address):
-        odd = address.is_multicast or any(address in network for network in _NOT_PUBLIC_4)
-        return address.is_global and not odd
+        return is_global(address)
     behind_nat64 = IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else None
     embedded = address.ipv4_mapped or behind_nat64
     if embedded is not None:
         return is_public(embedded)
-    if address.sixtofour is not None and not is_public(address.sixtofour):
-        return False
-    odd = address.scope_id is not None or any(address in network for network in _NOT_PUBLIC_6)
-    return address in _UNICAST_6 and address.is_global and not odd
+    if address.sixtofour is not None:
+        return is_public(address.sixtofour)
+    return address in _UNICAST_6 and is_global(address) and address.scope_id is None
 
 
 async def check_target(

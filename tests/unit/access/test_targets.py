@@ -7,23 +7,26 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from serve_app.access.special_addresses import BLOCKS, Block, IPAddress, block_of, is_global
 from serve_app.access.targets import MAX_LENGTH, AddressInfo, check_target, is_public, system_resolve
 from serve_app.errors import InvalidRequestError
 
-# IANA's registries of special-purpose addresses, and multicast.
-SPECIAL_4 = [
-    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.2.0/24",
-    "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",
-    "240.0.0.0/4", "168.63.129.16/32",
-]  # fmt: skip
-SPECIAL_6 = [
-    "::/128", "::1/128", "::/96", "64:ff9b:1::/48", "100::/64", "2001::/32", "2001:2::/48", "2001:db8::/32",
-    "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "fd00:ec2::254/128",
-]  # fmt: skip
+SPECIAL = [block for block in BLOCKS if not block.is_global]
+# What these are depends on the IPv4 address in them.
+STANDS_FOR_IPV4 = {ip_network("::ffff:0:0/96"), ip_network("64:ff9b::/96"), ip_network("2002::/16")}
 PUBLIC = ["1.1.1.1", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700:4700::1111", "2a00:1450:4001:80e::200e"]
 
-special_4 = st.sampled_from(SPECIAL_4).flatmap(lambda network: st.ip_addresses(network=network))
-special_6 = st.sampled_from(SPECIAL_6).flatmap(lambda network: st.ip_addresses(network=network))
+
+def is_special(address: IPAddress) -> bool:
+    """What an IPv6 address that stands for an IPv4 one is, depends on that."""
+    stands_for_ipv4 = isinstance(address, IPv6Address) and (address.ipv4_mapped or address.sixtofour)
+    return not is_global(address) and not stands_for_ipv4
+
+
+# Of blocks that are not reached over the internet, without smaller ones in them that are.
+special = st.sampled_from(SPECIAL).flatmap(lambda block: st.ip_addresses(network=block.network)).filter(is_special)
+special_4 = special.filter(lambda address: address.version == 4)
+special_6 = special.filter(lambda address: address.version == 6)
 any_4 = st.ip_addresses(v=4)
 
 
@@ -58,10 +61,32 @@ def odd_forms(address: IPv4Address) -> list[str]:
     ]  # fmt: skip
 
 
-@given(st.one_of(special_4, special_6))
-def test_what_is_set_apart_is_not_public(address: IPv4Address | IPv6Address) -> None:
+@given(special)
+def test_what_is_set_apart_is_not_public(address: IPAddress) -> None:
     assert not is_public(address)
     assert not is_public(str(address))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: str(block.network))
+def test_each_row_of_the_registries(block: Block) -> None:
+    first, last = block.network[0], block.network[-1]
+    for address in (first, last):
+        if block_of(address) == block and block.network not in STANDS_FOR_IPV4:
+            assert is_public(address) == block.is_global
+            assert is_global(address) == block.is_global
+
+
+@pytest.mark.parametrize(
+    "address", ["192.0.0.192", "192.0.0.11", "192.88.99.1", "100:0:0:1::1", "5f00::1", "2001:1::4"]
+)
+async def test_addresses_that_some_release_of_python_takes_for_public(address: str) -> None:
+    url = f"http://[{address}]/" if ":" in address else f"http://{address}/"
+    assert "public" in await refusal(url)
+    assert not is_public(address)
+
+
+def test_no_two_rows_are_of_one_block() -> None:
+    assert len({block.network for block in BLOCKS}) == len(BLOCKS)
 
 
 @pytest.mark.parametrize("address", PUBLIC)

@@ -1,7 +1,6 @@
 """The environment Ray and Serve are started in. They read it when they are imported, so it is set before."""
 
 import importlib.util
-import os
 import secrets
 import shlex
 import stat
@@ -10,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from deployments.atomic_write import write_atomically
 from serve_app.local import haproxy_wrapper
 from serve_app.local.preflight import free_ports
 
@@ -87,16 +87,15 @@ def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str]) -> Path:
     ports = ",".join(str(port) for port in haproxy_ports(environ).values())
     command = [sys.executable, "-I", "-S", haproxy_wrapper.__file__, ports, get_haproxy_binary()]
     wrapper = scratch / "haproxy"
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$PPID" "$@"\n')
-    wrapper.chmod(stat.S_IRWXU)
+    script = f'#!/bin/sh\nexec {shlex.join(command)} "$PPID" "$@"\n'
+    write_atomically(wrapper, script.encode(), stat.S_IRWXU)
     return wrapper
 
 
 def ensure_token(path: Path) -> None:
-    """Make the file with the cluster's token, for its owner only, unless it is there."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+    """Make the file with the cluster's token, for its owner only, unless one is there.
+
+    A file without a token is what a full disk or a crash may leave; Ray would refuse to start with it.
+    """
+    if not (path.exists() and path.read_text(errors="replace").strip()):
+        write_atomically(path, secrets.token_hex(32).encode("ascii"), stat.S_IRUSR | stat.S_IWUSR)

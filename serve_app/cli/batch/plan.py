@@ -6,6 +6,7 @@ between two runs.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ SUFFIX = ".mp4"
 COMPLETED = "completed"
 _DIGEST_CHARS = 8
 _SHOWN_MISTAKES = 5
+_LINE_END = re.compile(r"\r\n|\r|\n")  # of Windows, of old Macs, of all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def read_lines(text: str, defaults: Mapping[str, Any]) -> list[PromptLine]:
     lines: list[PromptLine] = []
     mistakes: list[str] = []
     copies: Counter[str] = Counter()
-    for number, row in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+    for number, row in enumerate(_LINE_END.split(text.removeprefix("\ufeff")), 1):
         if row.strip():
             try:
                 lines.append(_read_line(number, row, defaults, copies))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from serve_app.local.ray_environment import ensure_token
 
 
@@ -12,3 +14,14 @@ def test_the_token_is_made_once_and_private(tmp_path: Path) -> None:
     ensure_token(path)
     assert path.read_text() == token and len(token) == 64
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("left", [b"", b" \n"])
+def test_a_file_without_a_token_gets_one(tmp_path: Path, left: bytes) -> None:
+    path = tmp_path / "ray-token"
+    path.write_bytes(left)
+    path.chmod(0o644)
+    ensure_token(path)
+    assert len(path.read_text()) == 64
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [child.name for child in tmp_path.iterdir()] == ["ray-token"]

@@ -99,3 +99,9 @@ def test_two_lines_have_no_file_in_common() -> None:
 def test_many_mistakes_are_counted() -> None:
     with pytest.raises(UsageError, match="line 5: .*; and 3 more"):
         read_lines("\n".join(["{"] * 8), {})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_any_system_ends_them(end: str) -> None:
+    lines = read_lines(end.join(["a red circle", "", "a blue square", ""]), {})
+    assert [(line.number, line.fields["prompt"]) for line in lines] == [(1, "a red circle"), (3, "a blue square")]

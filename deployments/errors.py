@@ -44,7 +44,30 @@ class RegistryUnavailableError(MochiServeError):
 
 
 class StorageUnavailableError(TransientError):
-    """The object store could not be reached."""
+    """The object store could not be reached, or cannot serve now.
 
-    def __init__(self, message: str) -> None:
-        super().__init__("storage_unavailable", message)
+    `message` may go to clients. The text of the error, for logs, has the detail too.
+
+    Args:
+        detail: what was met, with endpoint and bucket.
+    """
+
+    _code = "storage_unavailable"
+    _message = "the object store does not answer"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(self._code, self._message)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.detail}" if self.detail else self.message
+
+
+class StorageRefusedError(StorageUnavailableError):
+    """The object store refuses the server: wrong keys, or rotated ones, a clock that is off, no such bucket.
+
+    It may pass, and is no fault of a job: jobs wait for it as for a store that is away.
+    """
+
+    _code = "storage_refused"
+    _message = "the object store refuses this server; its operator finds the reason in the log"

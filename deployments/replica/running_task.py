@@ -243,7 +243,7 @@ class TaskStore:
                 # A new attempt of the job would cost more than the wait.
                 if time.monotonic() >= deadline:
                     raise
-                logger.warning("%s; the finished work is kept until it is back", error.message)
+                logger.warning("%s; the finished work is kept until it is back", error)
             await asyncio.sleep(timing.store_retry_s)
 
 

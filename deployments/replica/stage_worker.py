@@ -16,7 +16,13 @@ from typing import TypeVar
 import torch
 
 from deployments.background import run_forever, wait_for
-from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, WorkerError
+from deployments.errors import (
+    PermanentError,
+    RegistryUnavailableError,
+    StoppedError,
+    StorageUnavailableError,
+    WorkerError,
+)
 from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
 from deployments.replica import serve_private
 from deployments.replica.registry_link import WorkerRegistry
@@ -258,8 +264,10 @@ def _follow(directive: Directive, running: RunningTask) -> None:
 
 
 def failure_of(error: Exception) -> Failed:
-    """What an exception of the work means to the registry: pure."""
+    """What an exception of the work means to the registry; what clients are not told goes to the log."""
     if isinstance(error, WorkerError):
+        if isinstance(error, StorageUnavailableError):
+            logger.warning("the work is given up for now: %s", error)
         return Failed(error.code, error.message, transient=not isinstance(error, PermanentError))
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Failed("out_of_memory", f"the device ran out of memory: {error}", transient=True)

@@ -125,7 +125,7 @@ class SampleRecorder:
         except StoppedError:
             return
         except WorkerError as error:
-            logger.warning("no %s this time: %s", what, error.message)
+            logger.warning("no %s this time: %s", what, error)
         except Exception:
             self._unexpected_errors += 1
             logger.exception("no %s this time; unforeseen error %d beside this sampler", what, self._unexpected_errors)

@@ -27,7 +27,7 @@ from minio.error import InvalidResponseError, MinioException, S3Error
 from minio.time import from_http_header
 from urllib3.response import BaseHTTPResponse
 
-from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.errors import PermanentError, StorageRefusedError, StorageUnavailableError
 from deployments.settings import StorageSettings
 
 T = TypeVar("T")
@@ -68,9 +68,8 @@ class ListedObject:
 class Store(Protocol):
     """Objects by key, as the work on a task reads and writes them.
 
-    Every method, here and in Bucket, raises StorageUnavailableError (transient) when the store
-    cannot be reached or answers 5xx, and PermanentError `storage_refused` when it refuses: wrong
-    keys, no such bucket.
+    Every method, here and in Bucket, raises StorageUnavailableError (transient) when the store cannot be reached or
+    answers 5xx or 429, and its kind StorageRefusedError when it refuses: wrong keys, no such bucket.
     """
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
@@ -259,7 +258,7 @@ class ObjectStore(Bucket):
         with self._translate_errors():
             targets = {key: folder / _relative(key, prefix) for key in self._keys(prefix)}
             if not targets:
-                raise PermanentError("object_missing", f"{self._where} has nothing under {self.bucket}/{prefix}")
+                raise PermanentError("object_missing", f"there is nothing under {prefix} in the object store")
             with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
                 jobs = [
                     pool.submit(self._client.fget_object, self.bucket, key, str(path)) for key, path in targets.items()
@@ -305,28 +304,27 @@ class ObjectStore(Bucket):
         except S3Error as error:
             raise self._from_s3(error, key) from error
         except (urllib3.exceptions.HTTPError, InvalidResponseError, MinioException) as error:
-            raise StorageUnavailableError(f"{self._where} does not answer: {error}") from error
+            raise StorageUnavailableError(f"{self._where}: {error}") from error
 
     def _from_s3(self, error: S3Error, key: str | None) -> PermanentError | StorageUnavailableError:
         if error.code in _MISSING:
-            return PermanentError("object_missing", f"{self._where} has no {self.bucket}/{key or error.object_name}")
-        if error.code in _TRANSIENT or error.response.status >= 500:
+            name = key or error.object_name
+            return PermanentError("object_missing", f"{name} is not in the object store any more")
+        if error.code in _TRANSIENT or error.response.status == 429 or error.response.status >= 500:
             return StorageUnavailableError(f"{self._where} cannot serve now: {error.code} {error.message}")
         if error.code == "NoSuchBucket":
             return self._no_bucket()
-        return PermanentError(
-            "storage_refused", f"{self._where} refused: {error.code} {error.message}; check storage's keys"
-        )
+        return StorageRefusedError(f"{self._where}: {error.code} {error.message}; check storage's keys, and the clock")
 
-    def _not_deleted(self, kept: Sequence[DeleteError]) -> PermanentError | StorageUnavailableError:
+    def _not_deleted(self, kept: Sequence[DeleteError]) -> StorageUnavailableError:
         first = kept[0]
         what = f"{len(kept)} objects, the first one {self.bucket}/{first.name}: {first.code} {first.message or ''}"
         if first.code in _TRANSIENT:
             return StorageUnavailableError(f"{self._where} cannot delete now {what}")
-        return PermanentError("storage_refused", f"{self._where} refused to delete {what}; check storage's keys")
+        return StorageRefusedError(f"{self._where} refused to delete {what}; check storage's keys")
 
-    def _no_bucket(self) -> PermanentError:
-        return PermanentError("storage_refused", f"{self._where} has no bucket {self.bucket!r}; make it")
+    def _no_bucket(self) -> StorageRefusedError:
+        return StorageRefusedError(f"{self._where} has no bucket {self.bucket!r}; make it")
 
 
 class _Retry(urllib3.Retry):

@@ -3,6 +3,7 @@
 OpenAI's routes for what Mochi cannot do: a clear refusal, where a 404 would look like a wrong address.
 """
 
+import logging
 from typing import Any, NoReturn
 
 from fastapi import APIRouter, Request, Response
@@ -24,6 +25,8 @@ from serve_app.openapi.errors import (
 )
 from serve_app.openapi.schemas import ErrorEnvelope, HealthReport, Video
 from serve_app.openapi.views import to_health
+
+log = logging.getLogger("ray.serve")
 
 router = APIRouter(tags=["short"])
 
@@ -72,6 +75,7 @@ async def health(request: Request, response: Response) -> HealthReport:
         await services.store.ping()
         storage = "ok"
     except WorkerError as error:
+        log.warning(f"the health of the object store: {error}")
         storage = error.message
     report = to_health(jobs, storage)
     if report.error is not None:

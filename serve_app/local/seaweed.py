@@ -209,7 +209,7 @@ class LocalStorage:
                 await store.put(PROBE_KEY, b"ready", "text/plain")
                 break
             except WorkerError as error:
-                self._problem = error.message
+                self._problem = str(error)
             await asyncio.sleep(POLL_S)
         store.close()
         self._problem = None

@@ -15,7 +15,7 @@ from serve_app.jobs import Job, JobError, retry_pause
 MAX_DEATHS = 2
 OUTAGE_PAUSE_S = 2.0
 # Neither the job's fault nor the replica's: no attempt is counted, however long it lasts.
-OUTAGES = frozenset({"storage_unavailable", "replica_unhealthy"})
+OUTAGES = frozenset({"storage_unavailable", "storage_refused", "replica_unhealthy"})
 REPLICA_DIED = "replica_died"
 DEADLY = frozenset({REPLICA_DIED, "out_of_memory"})
 

@@ -9,7 +9,7 @@ import pytest
 import urllib3
 from pydantic import SecretStr
 
-from deployments.errors import PermanentError, StorageUnavailableError, WorkerError
+from deployments.errors import PermanentError, StorageRefusedError, StorageUnavailableError, WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import CHUNK_BYTES, PAGE, PART_BYTES, ObjectStore
 from serve_app.local.preflight import free_ports
@@ -131,7 +131,7 @@ async def test_the_store_tells_its_clock(object_store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [("AccessDenied", PermanentError), ("InternalError", StorageUnavailableError)]
+    ("code", "error"), [("AccessDenied", StorageRefusedError), ("InternalError", StorageUnavailableError)]
 )
 async def test_what_could_not_be_deleted_is_said(
     storage_settings: StorageSettings, code: str, error: type[WorkerError]
@@ -244,14 +244,16 @@ async def test_a_link_asks_nothing_of_the_store(storage_settings: StorageSetting
 async def test_wrong_keys_are_refused(storage_settings: StorageSettings, field: str) -> None:
     wrong = ObjectStore(storage_settings.model_copy(update={field: SecretStr("wrong")}))
     for attempt in (wrong.get("known"), wrong.put("known", b"", "text/plain"), wrong.list_keys("")):
-        with pytest.raises(PermanentError) as caught:
+        with pytest.raises(StorageRefusedError) as caught:
             await attempt
         assert caught.value.code == "storage_refused"
+        assert wrong.bucket in str(caught.value) or storage_settings.endpoint in str(caught.value)
+        assert "127.0.0.1" not in caught.value.message and wrong.bucket not in caught.value.message
 
 
 async def test_a_bucket_is_made_once(storage_settings: StorageSettings) -> None:
     store = ObjectStore(storage_settings.model_copy(update={"bucket": "another-bucket"}))
-    with pytest.raises(PermanentError, match="no bucket 'another-bucket'"):
+    with pytest.raises(StorageRefusedError, match="no bucket 'another-bucket'"):
         await store.ping()
     await asyncio.gather(store.ensure_bucket(), store.ensure_bucket())
     await store.ping()

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deployments.errors import PermanentError, StorageUnavailableError, TransientError
+from deployments.errors import PermanentError, StorageRefusedError, StorageUnavailableError, TransientError
 from deployments.messages import (
     Directive,
     Event,
@@ -209,7 +209,18 @@ async def test_slots_run_at_once() -> None:
     [
         (PermanentError("prompt_too_long", "shorten it"), Failed("prompt_too_long", "shorten it", False)),
         (TransientError("mp4_failed", "disk full"), Failed("mp4_failed", "disk full", True)),
-        (StorageUnavailableError("no answer"), Failed("storage_unavailable", "no answer", True)),
+        (
+            StorageUnavailableError("http://10.0.0.7:9000 is away"),
+            Failed("storage_unavailable", "the object store does not answer", True),
+        ),
+        (
+            StorageRefusedError("bucket secret-plans"),
+            Failed(
+                "storage_refused",
+                "the object store refuses this server; its operator finds the reason in the log",
+                True,
+            ),
+        ),
         (KeyError("latents"), Failed("internal_error", "KeyError: 'latents'", True)),
         (MemoryError("4 GB"), Failed("out_of_memory", "the device ran out of memory: 4 GB", True)),
     ],

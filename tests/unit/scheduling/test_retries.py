@@ -32,7 +32,7 @@ def test_the_last_attempt_and_a_permanent_error_end_the_job() -> None:
 
 
 def test_an_outage_counts_no_attempt_however_often() -> None:
-    for code in ("storage_unavailable", "replica_unhealthy"):
+    for code in ("storage_unavailable", "storage_refused", "replica_unhealthy"):
         assert after(replace(JOB, attempt=3), Failed(code, "x", transient=True)) == Retry(3, 2.0, 0, None)
 
 

@@ -247,7 +247,7 @@ async def test_wrong_keys_are_refused(storage_settings: StorageSettings, field: 
         with pytest.raises(StorageRefusedError) as caught:
             await attempt
         assert caught.value.code == "storage_refused"
-        assert wrong.bucket in str(caught.value) or storage_settings.endpoint in str(caught.value)
+        assert str(storage_settings.endpoint) in str(caught.value)
         assert "127.0.0.1" not in caught.value.message and wrong.bucket not in caught.value.message
 
 

@@ -51,9 +51,11 @@ def is_public(address: str | IPAddress) -> bool:
     embedded = address.ipv4_mapped or behind_nat64
     if embedded is not None:
         return is_public(embedded)
+    if address.scope_id is not None:
+        return False
     if address.sixtofour is not None:
         return is_public(address.sixtofour)
-    return address in _UNICAST_6 and is_global(address) and address.scope_id is None
+    return address in _UNICAST_6 and is_global(address)
 
 
 async def check_target(

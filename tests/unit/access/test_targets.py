@@ -109,6 +109,7 @@ def test_public_ipv6_is_global_unicast_or_stands_for_public_ipv4(address: IPv6Ad
 def test_an_address_of_one_link_is_not_public() -> None:
     assert not is_public("fe80::1%eth0")
     assert not is_public("2606:4700:4700::1111%eth0")
+    assert not is_public("2002:101:101::1%eth0")
     with pytest.raises(ValueError):
         is_public("localhost")
 

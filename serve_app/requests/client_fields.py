@@ -178,7 +178,7 @@ def understand(fields: Mapping[str, object], own: Collection[str]) -> Understood
                 continue
         if value is None or (ours == "seed" and _is_random(value)):
             continue
-        if ours in names and str(made[ours]) != str(value):
+        if ours in names and not _is_same(made[ours], value):
             raise conflict(names[ours], name)
         made[ours] = value
         names.setdefault(ours, name)
@@ -227,6 +227,11 @@ def _check_harmless(field: ClientField, value: object) -> None:
 def _is_one_of(value: object, values: Iterable[object]) -> bool:
     """As JSON has it, where true is no 1."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values say the same, as text or not. All of our fields are scalars, so lists and objects do not."""
+    return all(isinstance(value, str | int | float) for value in (one, other)) and str(one) == str(other)
 
 
 def _is_random(seed: object) -> bool:

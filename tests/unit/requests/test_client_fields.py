@@ -137,6 +137,7 @@ def test_other_words_for_our_fields(fields: dict[str, object], ours: dict[str, o
         ({"duration": 1, "num_frames": 25}, "seconds"),
         ({"fps": 12, "extra_body": {"fps": 24}}, "fps"),
         ({"extra_body": {"fps": 12}, "extra_json": {"fps": 24}}, "fps"),
+        ({"fps": [[12]], "extra_body": {"fps": [[12]]}}, "fps"),
     ],
 )
 def test_two_words_that_say_different_things(fields: dict[str, object], param: str) -> None:

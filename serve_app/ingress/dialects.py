@@ -11,12 +11,12 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app.errors import ApiError, VideoFailedError, VideoNotReadyError, VideoUnfinishedError
 from serve_app.ingress import videos
-from serve_app.ingress.authentication import REPLAYED_HEADER, AuthenticatedCaller
+from serve_app.ingress.authentication import AuthenticatedCaller
 from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.services import services_of
-from serve_app.ingress.short_routes import LOCATION_DOCS
+from serve_app.ingress.short_routes import CREATED_RESPONSES
 from serve_app.jobs import Job, JobState
-from serve_app.openapi.errors import CREATE_ERRORS, SYNC_ERRORS, Responses, error_responses
+from serve_app.openapi.errors import CREATE_ERRORS, SYNC_ERRORS, error_responses
 from serve_app.openapi.media import sync_response
 from serve_app.openapi.schemas import Video
 
@@ -45,9 +45,7 @@ async def create_video_sync(request: Request, caller: AuthenticatedCaller) -> Re
     if job.state is not JobState.COMPLETED:
         raise _unmade(job)
     answer = await download_content(request, caller, job.id, redirect=False)
-    answer.headers.update(_sync_headers(job))
-    if accepted.repeated:
-        answer.headers[REPLAYED_HEADER] = "true"
+    answer.headers.update(videos.accepted_headers(accepted) | _sync_headers(job))
     return answer
 
 
@@ -66,25 +64,18 @@ def _unmade(job: Job) -> ApiError:
 
 def _sync_headers(job: Job) -> dict[str, str]:
     """vllm-omni's names; the request's id is on every answer."""
-    headers = {
+    return {
         VIDEO_ID_HEADER: job.id,
         "x-model": job.model,
         "x-inference-time-s": f"{job.device_s:.3f}",
         "x-stage-durations": json.dumps(job.seconds, separators=(",", ":")),
     }
-    if job.requested.ignored:
-        headers[videos.IGNORED_HEADER] = ", ".join(job.requested.ignored)
-    return headers
 
 
 _GENERATION = "/v1/videos/generations/{video_id}"
-_CREATED: Responses = {
-    202: {"description": "The video, accepted", "headers": videos.ACCEPTED_HEADERS | LOCATION_DOCS},
-    **error_responses(*CREATE_ERRORS),
-}
 
 
-@router.post("/v1/videos/generations", status_code=202, responses=_CREATED)
+@router.post("/v1/videos/generations", status_code=202, responses=CREATED_RESPONSES)
 async def create_generation(
     request: Request, response: Response, caller: AuthenticatedCaller, prefer: videos.Prefer = None
 ) -> Video:

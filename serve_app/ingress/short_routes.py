@@ -37,14 +37,14 @@ router.post("/cancel/{video_id}", name="cancel", responses=videos.CANCEL_RESPONS
 router.get("/download/{video_id}", name="download", **GET_DOCS)(download_content)
 router.head("/download/{video_id}", name="probe_download", **HEAD_DOCS)(download_content)
 
-LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
-_GENERATE_RESPONSES: Responses = {
-    202: {"description": "The video, accepted", "headers": videos.ACCEPTED_HEADERS | LOCATION_DOCS},
+_LOCATION_DOCS = {"Location": {"description": "where to ask about it", "schema": {"type": "string"}}}
+CREATED_RESPONSES: Responses = {
+    202: {"description": "The video, accepted", "headers": videos.ACCEPTED_HEADERS | _LOCATION_DOCS},
     **error_responses(*CREATE_ERRORS),
 }
 
 
-@router.post("/generate", status_code=202, responses=_GENERATE_RESPONSES)
+@router.post("/generate", status_code=202, responses=CREATED_RESPONSES)
 async def generate(
     request: Request, response: Response, caller: AuthenticatedCaller, prefer: videos.Prefer = None
 ) -> Video:

@@ -24,7 +24,7 @@ from serve_app.ingress.authentication import (
     authenticate_by_key,
 )
 from serve_app.ingress.services import LONGEST_WAIT_S, Services, services_of
-from serve_app.jobs import Job, JobFilter, JobState, Order
+from serve_app.jobs import Acceptance, Job, JobFilter, JobState, Order
 from serve_app.openapi.errors import (
     CONFLICTING_PARAMETERS,
     CREATE_ERRORS,
@@ -232,15 +232,22 @@ async def submit(
         prefer: the request's header.
     """
     accepted = await services.submit(checked, caller)
-    if accepted.repeated:
-        response.headers[REPLAYED_HEADER] = "true"
-    if accepted.job.requested.ignored:
-        response.headers[IGNORED_HEADER] = ", ".join(accepted.job.requested.ignored)
+    response.headers.update(accepted_headers(accepted))
     job = accepted.job
     if wait_s := min(preferred_wait(prefer), services.timing.longest_wait_s):
         response.headers[APPLIED_HEADER] = f"wait={wait_s:g}"
         job = await services.final_job(job.id, caller, wait_s)
     return services.video(job)
+
+
+def accepted_headers(accepted: Acceptance) -> dict[str, str]:
+    """What the headers of an answer tell of the request that it accepts."""
+    headers = {}
+    if accepted.repeated:
+        headers[REPLAYED_HEADER] = "true"
+    if accepted.job.requested.ignored:
+        headers[IGNORED_HEADER] = ", ".join(accepted.job.requested.ignored)
+    return headers
 
 
 def preferred_wait(prefer: str | None) -> int:

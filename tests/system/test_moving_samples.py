@@ -43,13 +43,21 @@ def clip(server: Server, video_id: str) -> bytes:
 
 def wait_for_step(server: Server, video_id: str, step: int) -> int:
     """Returns the step that was seen, which may be a later one."""
-    wait_until(lambda: server.get(video_id)["step"] >= step, server.log_tail)
-    return int(server.get(video_id)["step"])
+    seen = 0
+
+    def is_there() -> bool:
+        nonlocal seen
+        seen = int(server.get(video_id)["step"])
+        return seen >= step
+
+    wait_until(is_there, server.log_tail)
+    return seen
 
 
 def test_a_killed_sampler_loses_at_most_a_second(slow_server: Server, undisturbed: bytes) -> None:
     video = slow_server.create(prompt=PROMPT, seed=5, num_inference_steps=64)
-    wait_for_step(slow_server, video["id"], 47)
+    # Steps enough are left for a busy machine to find the process and kill it before the last one.
+    wait_for_step(slow_server, video["id"], 25)
     slow_server.kill("sampler")
     assert clip(slow_server, video["id"]) == undisturbed
     steps_run, attempt = slow_server.job_row(video["id"], "steps_run", "attempt")

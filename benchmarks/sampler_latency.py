@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,6 +39,7 @@ from deployments.replica.connections import Connections, bucket_opener
 from deployments.sampler.mochi_sampler import MochiSampler, SamplerParts, load_parts
 from deployments.settings import StorageSettings, WorkerSettings
 from deployments.storage.object_store import ObjectStore
+from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
 from serve_app.local.seaweed import LocalStorage
 from tests.support.servers.ports import free_block
 from tests.support.workers.fakes import SHAPES, ReportLog, spec, undecorated, worker_settings
@@ -125,12 +126,14 @@ class Replica:
     sampler: Any
     log: ReportLog
     store: ObjectStore
-    embeds: bytes
+    embeds: dict[str, Tensor]
+    revision: str  # of the model that made them
     times: StepTimes
 
     async def job(self, name: str, video: VideoSpec) -> StageTask:
         """A task that can be sampled: its embeddings are in the store."""
-        await self.store.put(prompt_embeds_key(name), self.embeds, "application/octet-stream")
+        label = WorkLabel(prompt_embeds_key(name), self.revision, worker_settings(Stage.SAMPLING).model.dtype, video)
+        await self.store.put(label.key, pack(label, self.embeds), CONTENT_TYPE)
         return StageTask(name, f"lease of {name}", Stage.SAMPLING, 1, video)
 
     def post(self, task: StageTask, directive: Directive) -> None:
@@ -171,7 +174,8 @@ def replica(store: ObjectStore, **sampling: float) -> Iterator[Replica]:
     sampler = undecorated(MochiSampler)(settings, connections, load_parts=times.load_parts)
     encoder = TextEncoder(SHAPES, settings.model.dtype, torch.device("cpu"), settings.model.max_sequence_length)
     try:
-        yield Replica(sampler, log, store, save(encoder.encode(CLIP.prompt, CLIP.negative_prompt)), times)
+        embeds = encoder.encode(CLIP.prompt, CLIP.negative_prompt)
+        yield Replica(sampler, log, store, embeds, sampler.work_revision(Stage.ENCODING), times)
     finally:
         sampler.__del__()
 

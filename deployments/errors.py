@@ -35,6 +35,16 @@ class PermanentError(WorkerError):
     """No attempt can succeed: the job fails at once."""
 
 
+class InputUnusableError(WorkerError):
+    """What the stage before left for this one is gone, damaged, or another model's or job's: it must be made again.
+
+    It is no fault of the job and no failed attempt: the job goes back to the stage before.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("input_unusable", message)
+
+
 class StoppedError(MochiServeError):
     """The task is to stop: the job was cancelled, or its lease is another replica's."""
 

@@ -109,7 +109,14 @@ class Failed:
     transient: bool  # whether another attempt may help
 
 
-Event = Started | Progress | Checkpointed | Parked | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class InputUnusable:
+    """What the stage before left is gone, damaged, or another model's or job's: it must be made again."""
+
+    reason: str  # for people
+
+
+Event = Started | Progress | Checkpointed | Parked | Finished | Failed | InputUnusable
 
 
 @dataclass(frozen=True, slots=True)

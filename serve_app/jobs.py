@@ -2,8 +2,8 @@
 
 queued -> encoding -> queued -> sampling -> queued -> decoding -> completed. `queued` means: waiting
 for a slot of `stage`; a running state means: a replica holds the job's lease. From any running
-state a lost or failed attempt goes back to `queued` at the same stage, and every live state may end
-in `failed` or `cancelled`.
+state a lost or failed attempt goes back to `queued` at the same stage, one whose input cannot be
+used at the stage before, and every live state may end in `failed` or `cancelled`.
 """
 
 import secrets
@@ -85,6 +85,9 @@ NEXT_STAGE: dict[Stage, Stage | None] = {
     Stage.DECODING: None,
 }
 
+STAGE_BEFORE: dict[Stage, Stage] = {after: stage for stage, after in NEXT_STAGE.items() if after is not None}
+"""The stage whose output each takes; the first one takes none."""
+
 
 def new_job_id() -> str:
     """`video_` and 32 hex digits: the time in milliseconds, then 80 random bits.
@@ -157,6 +160,7 @@ class Job:
     tier: Tier = Tier.STANDARD
     device_s: float = 0.0  # seconds of devices that it used in all
     parks: int = 0  # how often it was parked
+    remakes: int = 0  # how often it went back to a stage whose output could not be used
     deaths: int = 0  # replicas that died in a row while it was at one place of its work
     died_at: float | None = None  # that place, as `progress`
     started_at: float | None = None

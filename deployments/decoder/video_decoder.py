@@ -2,20 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import torch
 from ray import serve
-from safetensors.torch import load
 from torch import Tensor
 
 from deployments.clip import ClipShape
 from deployments.decoder.mp4_encoder import Mp4Writer, poster
 from deployments.decoder.spritesheet import Spritesheet
-from deployments.errors import PermanentError
 from deployments.keys import latents_key, video_key
-from deployments.messages import Stage, StageTask, VideoSpec
+from deployments.messages import Stage, StageTask
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, keep_preview
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
@@ -23,8 +20,8 @@ from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.stage_replica import StageReplica
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import safetensors_header
 from deployments.storage.scratch import scratch_folder
+from deployments.storage.work_files import WorkLabel, check_finite, read_input, refused
 
 OpenWriter = Callable[[Path, int, int, int], Mp4Writer]
 """Begins an mp4, by path, width, height and frames a second."""
@@ -55,6 +52,7 @@ class VideoDecoder(StageReplica):
         super().__init__(settings, connections, timing)
         model = settings.model
         self._open_writer = open_writer
+        self._revision = self.work_revision(Stage.SAMPLING)  # of the latents that it takes
         self._vae = load_vae(self._folder, model.dtype, self._device)
         self._decoder = StreamingDecoder(self._vae)
         self._revisions_with_map: set[str] = set()  # of transformers whose preview map is in storage
@@ -72,9 +70,8 @@ class VideoDecoder(StageReplica):
         """Decode the latents of the task and store the video and its pictures."""
         job_id = running.task.job_id
         store = TaskStore(self._store, running)
-        data = await store.get(latents_key(job_id))
-        latents = load(data)["latents"]
-        revision = transformer_revision(data)
+        header, latents = await self._read_latents(running)
+        revision = header.get("transformer", "")
         fit = PreviewFit() if revision and revision not in self._revisions_with_map else None
         running.clock.lap("load")
         with scratch_folder("mochi-video-") as folder:
@@ -87,6 +84,17 @@ class VideoDecoder(StageReplica):
         if fit is not None:
             self._finished_fit = revision, fit
 
+    async def _read_latents(self, running: RunningTask) -> tuple[dict[str, str], Tensor]:
+        """The latents of the task, with their header. Raises InputUnusableError: they must be made again."""
+        spec = running.task.spec
+        label = WorkLabel(latents_key(running.task.job_id), self._revision, self._settings.model.dtype, spec)
+        header, tensors = await read_input(self._store, label)
+        latents = tensors["latents"]
+        if tuple(latents.shape) != spec.clip.latents:
+            raise refused(label.key, f"its latents are {tuple(latents.shape)}; the job needs {spec.clip.latents}")
+        check_finite(label.key, latents)
+        return header, latents
+
     async def _store_preview_map(self) -> None:
         if self._finished_fit is None:
             return
@@ -98,7 +106,6 @@ class VideoDecoder(StageReplica):
     def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> Stills:
         """Write the mp4; returns the pictures."""
         spec = running.task.spec
-        check_latents(latents, spec)
         writer = self._open_writer(path, spec.width, spec.height, spec.fps)
         try:
             stills = self._decode_into(writer, running, latents, fit)
@@ -133,21 +140,3 @@ class VideoDecoder(StageReplica):
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         return denormalise(self._vae, latents.to(self._device)).to(self._vae.dtype)
-
-
-def transformer_revision(data: bytes) -> str:
-    """Of the transformer that made these latents, from their header; empty if it does not say."""
-    revision = safetensors_header(BytesIO(data)).get("__metadata__", {}).get("revision", "")
-    return str(revision)
-
-
-def check_latents(latents: Tensor, spec: VideoSpec) -> None:
-    """Refuse latents that are not the spec's.
-
-    Raises:
-        PermanentError: `latents_mismatch`.
-    """
-    if tuple(latents.shape) != spec.clip.latents:
-        raise PermanentError(
-            "latents_mismatch", f"stored latents are {tuple(latents.shape)}; the job needs {spec.clip.latents}"
-        )

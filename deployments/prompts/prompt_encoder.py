@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ray import serve
-from safetensors.torch import save
 from torch import Tensor
 
 from deployments.errors import PermanentError
@@ -18,6 +17,7 @@ from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.stage_replica import StageReplica
 from deployments.settings import WorkerSettings
 from deployments.storage.model_store import read_index
+from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,6 +104,7 @@ class PromptEncoder(StageReplica):
         del downstream
         super().__init__(settings, connections, timing)
         model = settings.model
+        self._revision = self.work_revision(Stage.ENCODING)
         self._encoder = TextEncoder(self._folder, model.dtype, self._device, model.max_sequence_length)
         self.start_worker(settings.slots)
         self.worker.warm_up(lambda: self._encoder.encode("", ""))
@@ -113,6 +114,6 @@ class PromptEncoder(StageReplica):
         task = running.task
         tensors = await running.in_thread(self._encoder.encode, task.spec.prompt, task.spec.negative_prompt)
         running.clock.lap("encode")
-        store = TaskStore(self._store, running)
-        await store.put_result(prompt_embeds_key(task.job_id), save(tensors), "application/octet-stream")
+        label = WorkLabel(prompt_embeds_key(task.job_id), self._revision, self._settings.model.dtype, task.spec)
+        await TaskStore(self._store, running).put_result(label.key, pack(label, tensors), CONTENT_TYPE)
         running.clock.lap("store")

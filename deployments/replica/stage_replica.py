@@ -10,6 +10,7 @@ from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from deployments.settings import WorkerSettings
 from deployments.storage.model_store import model_folder
+from deployments.storage.work_revision import work_revision
 
 
 class StageReplica(ABC):
@@ -44,6 +45,10 @@ class StageReplica(ABC):
         self._device = replica_device()
         set_threads(settings.torch_threads)
         self._folder = model_folder(settings.model, self.model_parts, self._connections.open_bucket)
+
+    def work_revision(self, stage: Stage) -> str:
+        """Of the model, as far as its work is in what `stage` leaves for the next one; blocks."""
+        return work_revision(self._settings.model, self._folder, stage, self._connections.open_bucket)
 
     def start_worker(self, slots: int, max_tokens: int | None = None) -> None:
         """Announce this replica to the registry. For the arguments see `ReplicaInfo`."""

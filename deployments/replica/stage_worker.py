@@ -17,13 +17,24 @@ import torch
 
 from deployments.background import run_forever, wait_for
 from deployments.errors import (
+    InputUnusableError,
     PermanentError,
     RegistryUnavailableError,
     StoppedError,
     StorageUnavailableError,
     WorkerError,
 )
-from deployments.messages import Directive, Event, Failed, Finished, ReplicaInfo, Report, StageTask, Started
+from deployments.messages import (
+    Directive,
+    Event,
+    Failed,
+    Finished,
+    InputUnusable,
+    ReplicaInfo,
+    Report,
+    StageTask,
+    Started,
+)
 from deployments.replica import serve_private
 from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask, Timing, current_job, logger, without_grad
@@ -181,6 +192,9 @@ class StageWorker:
         except StoppedError:
             logger.info("%s stopped", stage)
             return None
+        except InputUnusableError as error:
+            logger.warning("%s goes back to the stage before: %s", stage, error)
+            return InputUnusable(error.message)
         except Exception as error:
             failed = failure_of(error)
             if failed.code == "out_of_memory":

@@ -1,24 +1,22 @@
 """Stage 2: embeddings and noise to latents, step by step, many samples at once."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from ray import serve
-from safetensors.torch import load, save
 from torch import Tensor
 
 from deployments.clip import cfg_rows
 from deployments.errors import TransientError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
-from deployments.messages import Event, Parked, Stage, VideoSpec
+from deployments.messages import Event, Parked, Stage
 from deployments.mochi.denoise import Sample, initial_noise
-from deployments.mochi.loading import DtypeName, check_scheduler, load_transformer
+from deployments.mochi.loading import check_scheduler, load_transformer
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.serve_private import watch_sigterm
@@ -31,11 +29,11 @@ from deployments.sampler.recorder import RenderPreview, SampleRecorder, is_ahead
 from deployments.sampler.state import SampleState, pack
 from deployments.sampler.step_loop import Step, StepLoop
 from deployments.settings import WorkerSettings
+from deployments.storage import work_files
 from deployments.storage.model_store import model_fingerprint
+from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, read_input
 
-LATENTS_FORMAT = "mochi-serve-latents-1"
 MODEL_PARTS = ("transformer",)
-OCTETS = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +92,8 @@ class MochiSampler(StageReplica):
             watch_sigterm()
         super().__init__(settings, connections, timing)
         self._model = settings.model
+        self._embeds_revision = self.work_revision(Stage.ENCODING)  # of what it takes
+        self._revision = self.work_revision(Stage.SAMPLING)  # of what it leaves
         self._parts = load_parts(settings, self._folder, self._device)
         self._loop = StepLoop(
             self._parts.step,
@@ -105,7 +105,8 @@ class MochiSampler(StageReplica):
         self.recorder = SampleRecorder(
             model_folder=self._folder,
             store=self._store,
-            revision=self._parts.revision,
+            transformer=self._parts.revision,
+            revision=self._revision,
             dtype=self._model.dtype,
             sampling=settings.sampling,
             report=self.worker.report_now,
@@ -142,9 +143,10 @@ class MochiSampler(StageReplica):
             newest = await self.recorder.checkpoints(running).newest(task.job_id, task.spec)
             if newest is not None:
                 return newest
-        embeds = load(await self._store.get(prompt_embeds_key(task.job_id)))
+        label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, self._model.dtype, task.spec)
+        _, embeds = await read_input(self._store, label)
         noise = await asyncio.to_thread(initial_noise, task.spec)
-        return SampleState(task.spec, self._parts.revision, self._model.dtype, 0, noise, embeds)
+        return SampleState(task.spec, self._revision, self._model.dtype, 0, noise, embeds)
 
     async def _denoise_in_memory(self, running: RunningTask, start: SampleState) -> Sample | None:
         """As `_denoise`, once there is memory for the sample; None if it is to be parked before."""
@@ -185,20 +187,20 @@ class MochiSampler(StageReplica):
         """
         if not is_ahead_of_storage(running, sample, start):
             return
-        data = await asyncio.to_thread(pack, replace(start, step=sample.step, latents=sample.latents))
-        store = TaskStore(self._store, running)
-        await store.put_result(checkpoint_key(running.task.job_id, sample.step), data, OCTETS)
+        key = checkpoint_key(running.task.job_id, sample.step)
+        data = await asyncio.to_thread(pack, key, replace(start, step=sample.step, latents=sample.latents))
+        await TaskStore(self._store, running).put_result(key, data, CONTENT_TYPE)
 
     async def _store_latents(self, running: RunningTask, sample: Sample) -> None:
         task = running.task
-        model = self._model
+        label = WorkLabel(latents_key(task.job_id), self._revision, self._model.dtype, task.spec)
 
         def packed() -> bytes:
             latents = check_finite(sample.latents.cpu())
-            return pack_latents(latents, model.name, model.dtype, task.spec, self._parts.revision)
+            return work_files.pack(label, {"latents": latents.float()}, transformer=self._parts.revision)
 
         data = await asyncio.to_thread(packed)
-        await TaskStore(self._store, running).put_result(latents_key(task.job_id), data, OCTETS)
+        await TaskStore(self._store, running).put_result(label.key, data, CONTENT_TYPE)
 
 
 def parked(running: RunningTask, step: int) -> Parked:
@@ -220,15 +222,3 @@ def check_finite(latents: Tensor) -> Tensor:
     if not bool(torch.isfinite(latents).all()):
         raise TransientError("non_finite_latents", "sampling gave NaN or infinity; the job is tried again")
     return latents
-
-
-def pack_latents(latents: Tensor, model: str, dtype: DtypeName, spec: VideoSpec, revision: str) -> bytes:
-    """Safetensors with `latents` fp32 and, in its header, what they were made of."""
-    header = {
-        "format": LATENTS_FORMAT,
-        "model": model,
-        "revision": revision,
-        "dtype": dtype,
-        "spec": json.dumps(asdict(spec)),
-    }
-    return save({"latents": latents.float().contiguous()}, metadata=header)

@@ -41,8 +41,9 @@ class SampleRecorder:
     Args:
         model_folder: may hold the model's preview map.
         store: where checkpoints lie, and the preview map if the folder has none.
-        revision: of the transformer, see `model_store.model_fingerprint`.
-        dtype: of the transformer.
+        transformer: the revision of the transformer alone, see `model_store.model_fingerprint`.
+        revision: of what the sampler leaves, see `work_revision`.
+        dtype: of the model.
         sampling: how often to write and to send.
         report: tells the registry of a checkpoint.
         render: makes the preview's picture.
@@ -57,6 +58,7 @@ class SampleRecorder:
         *,
         model_folder: Path,
         store: Store,
+        transformer: str,
         revision: str,
         dtype: str,
         sampling: SamplingSettings,
@@ -68,6 +70,7 @@ class SampleRecorder:
         self._preview_every = sampling.preview_every
         self._model_folder = model_folder
         self._store = store
+        self._transformer = transformer
         self._revision = revision
         self._dtype = dtype
         self._report = report
@@ -111,7 +114,7 @@ class SampleRecorder:
         await self._report(running, Checkpointed(sample.step))
 
     async def _find_preview_map(self) -> None:
-        self._preview_map = await find_preview(self._model_folder, self._store, self._revision)
+        self._preview_map = await find_preview(self._model_folder, self._store, self._transformer)
 
     async def _send_preview(self, running: RunningTask, previous: Sample, sample: Sample) -> None:
         """Attach a preview to the progress, if the model has a map for it."""

@@ -20,6 +20,7 @@ from serve_app.database.schema import ENDED, LEASED, WAITING, job_moves, jobs
 from serve_app.database.webhooks import add_delivery
 from serve_app.jobs import (
     NEXT_STAGE,
+    STAGE_BEFORE,
     Job,
     JobError,
     JobState,
@@ -171,6 +172,33 @@ def retry(
     if job.stage is Stage.SAMPLING:
         changes |= _step_fields(job, job.checkpoint_step)
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes, **_usage_fields(job, used))
+
+
+def go_back(
+    connection: Connection, job_id: str, lease: str, *, now: float, available_at: float, note: str, used: Usage
+) -> Job | None:
+    """To the queue of the stage before, whose output cannot be used; costs no attempt.
+
+    A sampler that is to make its latents again begins at its last checkpoint. One that lacks its
+    embeddings found no checkpoint that it could use.
+
+    Args:
+        now: Unix seconds.
+        available_at: Unix seconds.
+        note: why, for people.
+        used: what is not in the row yet.
+
+    Returns:
+        The job as it waits; None if the lease is not this one.
+    """
+    job = _lock_leased(connection, job_id, lease)
+    if job is None:
+        return None
+    stage = STAGE_BEFORE[job.stage]
+    step = job.checkpoint_step if stage is Stage.SAMPLING else 0
+    changes = {"stage": stage, "remakes": job.remakes + 1, "available_at": available_at, "checkpoint_step": step}
+    changes |= _step_fields(replace(job, stage=stage), step) | _usage_fields(job, used)
+    return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes)
 
 
 def is_first_claim(connection: Connection, job: Job) -> bool:

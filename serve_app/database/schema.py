@@ -41,6 +41,7 @@ jobs = Table(
     Column("tier", String(16), nullable=False, server_default="standard"),
     Column("device_s", Double, nullable=False, server_default="0"),  # in all attempts
     Column("parks", Integer, nullable=False, server_default="0"),  # how often it made room for another job
+    Column("remakes", Integer, nullable=False, server_default="0"),  # how often an output had to be made again
     Column("deaths", Integer, nullable=False, server_default="0"),  # replicas that died in a row at `died_at`
     Column("died_at", Double),  # a progress
     Column("has_work_files", Boolean, nullable=False, server_default=true()),  # under jobs/<id>/ in storage

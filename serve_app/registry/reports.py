@@ -8,6 +8,7 @@ from deployments.messages import (
     Directive,
     Failed,
     Finished,
+    InputUnusable,
     Parked,
     Progress,
     Report,
@@ -16,10 +17,10 @@ from deployments.messages import (
 )
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.job_rows import get_job
-from serve_app.jobs import JobError, overall_progress
+from serve_app.jobs import STAGE_BEFORE, JobError, overall_progress
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState, log
-from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure
+from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure, remake_pause
 
 
 class JobReports:
@@ -55,6 +56,8 @@ class JobReports:
                 await self._finish_stage(lease, event)
             case Failed() as event:
                 await self.fail_attempt(lease, event)
+            case InputUnusable() as event:
+                await self._go_back(lease, event)
         return lease.directive
 
     async def _take_progress(self, lease: Lease, event: Progress) -> None:
@@ -199,6 +202,28 @@ class JobReports:
                 f"[{job.id}] {lease.stage} did not succeed ({note}); again in {retry.pause_s:.1f} s "
                 f"as attempt {retry.attempt}"
             )
+
+    async def _go_back(self, lease: Lease, event: InputUnusable) -> None:
+        """What the stage before left cannot be used: it is made again, after a pause that grows."""
+        if lease.stage not in STAGE_BEFORE:
+            await self.fail_attempt(lease, Failed("internal_error", event.reason, transient=True))
+            return
+        now = self._state.unix_time()
+        # The row's count does not change under a lease.
+        pause_s = remake_pause(lease.job.remakes + 1, self._state.settings)
+        with lease.saving() as used:
+            job = await self._state.database.run(
+                jobs_sql.go_back,
+                lease.job_id,
+                lease.token,
+                now=now,
+                available_at=now + pause_s,
+                note=f"{STAGE_BEFORE[lease.stage]} again: {event.reason}",
+                used=used,
+            )
+        self._state.end_lease_with(lease, job, pause_s)
+        if job is not None:
+            log.warning(f"[{job.id}] back to {job.stage} in {pause_s:.1f} s: {event.reason}")
 
     async def _fail_job(self, lease: Lease, error: JobError) -> None:
         with lease.saving() as used:

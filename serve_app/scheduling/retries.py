@@ -14,6 +14,7 @@ from serve_app.jobs import Job, JobError, retry_pause
 
 MAX_DEATHS = 2
 OUTAGE_PAUSE_S = 2.0
+LONGEST_REMAKE_PAUSE_S = 120.0
 # Neither the job's fault nor the replica's: no attempt is counted, however long it lasts.
 OUTAGES = frozenset({"storage_unavailable", "storage_refused", "replica_unhealthy"})
 REPLICA_DIED = "replica_died"
@@ -64,6 +65,16 @@ def after_failure(
     attempt = job.attempt + 1
     pause = retry_pause(attempt, settings.retry_pause_s, settings.max_retry_pause_s)
     return Retry(attempt, pause * (1 - jitter / 2), deaths, died_at)
+
+
+def remake_pause(remakes: int, settings: JobSettings) -> float:
+    """Seconds until a stage makes its output again, the `remakes`th time for the job (1 and up).
+
+    While replicas of two revisions of a model run side by side, each may refuse what the other made:
+    the pause doubles each time, so that they do not work for nothing until the upgrade is done.
+    """
+    longest = max(settings.max_retry_pause_s, LONGEST_REMAKE_PAUSE_S)
+    return retry_pause(remakes + 1, settings.retry_pause_s, longest)
 
 
 def _deadly_job_error(job: Job, event: Failed, progress: float) -> JobError:

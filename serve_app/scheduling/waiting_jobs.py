@@ -18,7 +18,7 @@ from serve_app.jobs import Job, JobState, Tier, retry_pause
 from serve_app.scheduling.estimates import CostModel
 from serve_app.scheduling.fair_queue import FairQueue, FairQueueSnapshot
 from serve_app.scheduling.fair_share import Charge, QueueEntry
-from serve_app.scheduling.retries import OUTAGE_PAUSE_S
+from serve_app.scheduling.retries import OUTAGE_PAUSE_S, remake_pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +197,8 @@ class WaitingJobs:
         """By the wall clock, which may have jumped: never longer than the pause can have been."""
         settings = self._settings
         longest = retry_pause(job.attempt, settings.retry_pause_s, settings.max_retry_pause_s)
+        if job.remakes:
+            longest = max(longest, remake_pause(job.remakes, settings))
         return min(max(0.0, job.available_at - self._unix_time()), max(longest, self._outage_pause_s))
 
     def _entry(self, job: Job, pause_s: float) -> QueueEntry:

@@ -166,6 +166,34 @@ async def test_parking_keeps_every_step_and_is_counted(database: Database) -> No
     assert job.progress == overall_progress(Stage.SAMPLING, 7, 20)
 
 
+async def go_back(database: Database, lease: str, now: float, used: Usage) -> Job | None:
+    """The input of job `a` cannot be used."""
+    return await database.run(jobs_sql.go_back, "a", lease, now=now, available_at=now + 2.0, note="gone", used=used)
+
+
+async def test_without_its_embeddings_a_job_is_encoded_again_from_the_beginning(database: Database) -> None:
+    await sampling(database)
+    assert await database.run(jobs_sql.keep_checkpoint, "a", "s", step=8)
+    job = await go_back(database, "s", 103.0, Usage(1, 0.5))
+    assert job is not None and job == await get(database, "a")
+    assert (job.state, job.stage, job.attempt, job.remakes) == (JobState.QUEUED, Stage.ENCODING, 1, 1)
+    assert (job.step, job.checkpoint_step, job.progress, job.available_at) == (0, 0, 0.0, 105.0)
+    assert (job.steps_run, job.device_s) == (1, 0.75)
+    assert (await database.run(jobs_sql.history, "a"))[-1].note == "gone"
+
+
+async def test_without_its_latents_a_job_is_sampled_again_from_its_checkpoint(database: Database) -> None:
+    await sampling(database)
+    assert await database.run(jobs_sql.keep_checkpoint, "a", "s", step=8)
+    await finish(database, "s", now=103.0, device_s=1.0)
+    await claim(database, Stage.DECODING, now=104.0, a="d")
+    job = await go_back(database, "d", 105.0, Usage())
+    assert job is not None and job == await get(database, "a")
+    assert (job.state, job.stage, job.attempt, job.remakes) == (JobState.QUEUED, Stage.SAMPLING, 1, 1)
+    assert (job.step, job.checkpoint_step) == (8, 8)
+    assert job.progress == overall_progress(Stage.SAMPLING, 8, 20)
+
+
 async def test_giving_back_costs_no_attempt(database: Database) -> None:
     await insert(database, "a")
     await claim(database, Stage.ENCODING, a="t1")
@@ -187,6 +215,7 @@ async def test_a_lapsed_lease_can_do_nothing(database: Database) -> None:
     assert await retry(database, "old", now=103.0, used=used, deaths=1, died_at=0.1) is None
     assert await database.run(jobs_sql.park, "a", "old", now=103.0, step=5, used=used, note="") is None
     assert await database.run(jobs_sql.give_back, "a", "old", now=103.0, note="") is None
+    assert await go_back(database, "old", 103.0, used) is None
     assert await database.run(jobs_sql.fail, "a", "old", now=103.0, error=JobError("x", "y"), used=Usage()) is None
     assert await get(database, "a") == before
 

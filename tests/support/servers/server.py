@@ -106,6 +106,11 @@ class Server:
             row: tuple[Any, ...] = connection.execute(query, (video_id,)).fetchone()
             return row
 
+    def write_sql(self, statement: str, values: tuple[Any, ...]) -> None:
+        """Change the database of the running server behind its back."""
+        with closing(sqlite3.connect(self.data / "jobs.db", timeout=60)) as database, database:
+            database.execute(statement, values)
+
     def create(self, **fields: Any) -> dict[str, Any]:
         with self.client() as client:
             response = client.post("/v1/videos", json=fields)

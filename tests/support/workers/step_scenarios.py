@@ -25,6 +25,7 @@ from deployments.sampler.step_loop import LoopEntry, StepLoop
 from tests.support.workers.fakes import SHAPES, GatedStep, running_task
 
 MAX_TICKS = 1000
+NAME = "sample"
 REVISION = "this model"
 DTYPE: DtypeName = "float32"
 
@@ -71,7 +72,7 @@ def first_state(video: VideoSpec) -> SampleState:
 
 
 def read(data: bytes, video: VideoSpec) -> SampleState:
-    return unpack("sample", data, video, REVISION, DTYPE)
+    return unpack(NAME, data, video, REVISION, DTYPE)
 
 
 def to_sample(state: SampleState) -> Sample:
@@ -92,7 +93,7 @@ def advance(data: bytes, video: VideoSpec, until: int) -> bytes:
     sample = to_sample(state)
     while sample.step < until:
         (sample,) = step([sample])
-    return pack(replace(state, step=sample.step, latents=sample.latents))
+    return pack(NAME, replace(state, step=sample.step, latents=sample.latents))
 
 
 @dataclass(eq=False)
@@ -153,7 +154,7 @@ class PlayedSample:
             self._save(sample)
 
     def _save(self, sample: Sample) -> None:
-        self.data = pack(replace(read(self.data, self.plan.video), step=sample.step, latents=sample.latents))
+        self.data = pack(NAME, replace(read(self.data, self.plan.video), step=sample.step, latents=sample.latents))
         self.saved_step = sample.step
 
     def collect(self) -> None:
@@ -219,7 +220,7 @@ def play(scenario: Scenario) -> list[PlayedSample]:
 
 
 async def _play(scenario: Scenario, samples: list[PlayedSample]) -> None:
-    samples += [PlayedSample(plan, pack(first_state(plan.video)), plan.engine) for plan in scenario.plans]
+    samples += [PlayedSample(plan, pack(NAME, first_state(plan.video)), plan.engine) for plan in scenario.plans]
     engines = [Engine(scenario.max_tokens) for _ in range(2)]
     try:
         for tick in range(MAX_TICKS):

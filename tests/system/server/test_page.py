@@ -47,7 +47,7 @@ def cancel(server: Server, *video_ids: str) -> None:
 
 
 def failed_video(server: Server) -> str:
-    """A video whose encoded prompt was lost before it was sampled.
+    """A video whose encoded prompt is lost before it is sampled, and whose request no encoder reads any more.
 
     Further ones take all slots of the sampler meanwhile, so that the file is lost in time.
     """
@@ -57,6 +57,9 @@ def failed_video(server: Server) -> str:
     video_id: str = server.create(prompt="a green circle moving up")["id"]
     while server.job_row(video_id, "state", "stage") != ("queued", "sampling"):
         pass
+    server.write_sql(
+        "UPDATE jobs SET spec = json_set(spec, '$.negative_prompt', ?) WHERE id = ?", ("red " * 300, video_id)
+    )
     store = store_of(server)
     asyncio.run(store.delete(prompt_embeds_key(video_id)))
     store.close()

@@ -1,6 +1,7 @@
 """The decoder's replica: latents in, mp4 and pictures out."""
 
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,19 @@ import imageio_ffmpeg
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save
 
 from deployments.decoder.mp4_encoder import Mp4Writer
 from deployments.decoder.spritesheet import Spritesheet
-from deployments.decoder.video_decoder import OpenWriter, VideoDecoder, check_latents
-from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.decoder.video_decoder import OpenWriter, VideoDecoder
+from deployments.errors import StorageUnavailableError
 from deployments.keys import checkpoint_key, latents_key, video_key
-from deployments.messages import Event, Failed, Finished, Progress, Stage, Started, VideoSpec
+from deployments.messages import Event, Finished, InputUnusable, Progress, Stage, Started, VideoSpec
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.replica.running_task import Timing
+from deployments.storage.work_files import WorkLabel, pack
+from deployments.storage.work_revision import work_revision
 from tests.support.workers.fakes import (
     SHAPES,
     ReportLog,
@@ -37,15 +39,24 @@ MAP = preview_key("abc")
 PICTURES = [video_key("video_1", "thumbnail"), video_key("video_1", "spritesheet")]
 
 
+@cache
+def revision() -> str:
+    model = worker_settings(Stage.DECODING).model
+    return work_revision(model, SHAPES, Stage.SAMPLING, connections(ReportLog(), MemoryStore()).open_bucket)
+
+
 def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:
     store = MemoryStore()
     put_latents(store, shape)
     return store
 
 
-def put_latents(store: MemoryStore, shape: tuple[int, ...] = (12, 3, 8, 8)) -> torch.Tensor:
+def put_latents(
+    store: MemoryStore, shape: tuple[int, ...] = (12, 3, 8, 8), video: VideoSpec | None = None, transformer: str = "abc"
+) -> torch.Tensor:
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    store.objects[latents_key("video_1")] = save({"latents": latents}, metadata={"revision": "abc"})
+    label = WorkLabel(latents_key("video_1"), revision(), "float32", video or spec())
+    store.objects[label.key] = pack(label, {"latents": latents}, transformer=transformer)
     return latents
 
 
@@ -103,8 +114,9 @@ async def test_a_stop_kills_ffmpeg_and_leaves_nothing(monkeypatch: pytest.Monkey
         return isinstance(event, Progress)
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    log, store = ReportLog(stop_at=at_progress), sampled((12, 100, 8, 8))
-    await replica(log, store, open_writer=Noted).run(task(Stage.DECODING, spec(num_frames=595)))
+    log, store, video = ReportLog(stop_at=at_progress), MemoryStore(), spec(num_frames=595)
+    put_latents(store, (12, 100, 8, 8), video)
+    await replica(log, store, open_writer=Noted).run(task(Stage.DECODING, video))
     assert store.written == []
     assert [type(event) for event in log.ends] == [Started]
     (writer,) = killed
@@ -144,19 +156,37 @@ async def test_the_work_files_are_left_to_the_registry() -> None:
     assert [change for change, _ in store.changes] == ["put", "put", "put"]
 
 
-async def test_latents_of_another_size_fail_for_good() -> None:
-    log, store = ReportLog(), sampled((12, 2, 8, 8))
+def latents_of_another_size(store: MemoryStore) -> str:
+    put_latents(store, (12, 3, 8, 4))
+    return "(12, 3, 8, 4); the job needs (12, 3, 8, 8)"
+
+
+def latents_of_another_request(store: MemoryStore) -> str:
+    put_latents(store, video=spec(seed=2))
+    return "made for another request"
+
+
+def latents_that_are_no_numbers(store: MemoryStore) -> str:
+    label = WorkLabel(latents_key("video_1"), revision(), "float32", spec())
+    store.objects[label.key] = pack(label, {"latents": torch.full((12, 3, 8, 8), torch.nan)})
+    return "not finite"
+
+
+def no_latents(store: MemoryStore) -> str:
+    del store.objects[latents_key("video_1")]
+    return latents_key("video_1")
+
+
+@pytest.mark.parametrize(
+    "spoil", [latents_of_another_size, latents_of_another_request, latents_that_are_no_numbers, no_latents]
+)
+async def test_latents_that_do_not_fit_are_to_be_made_again(spoil: Callable[[MemoryStore], str]) -> None:
+    log, store = ReportLog(), sampled()
+    why = spoil(store)
     await replica(log, store).run(task(Stage.DECODING))
-    failed = log.ends[-1]
-    assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("latents_mismatch", False)
+    end = log.ends[-1]
+    assert isinstance(end, InputUnusable) and why in end.reason
     assert store.written == []
-
-
-def test_the_mismatch_names_both_shapes() -> None:
-    video: VideoSpec = spec()
-    check_latents(torch.zeros(12, 3, 8, 8), video)
-    with pytest.raises(PermanentError, match=r"\(12, 3, 8, 4\); the job needs \(12, 3, 8, 8\)"):
-        check_latents(torch.zeros(12, 3, 8, 4), video)
 
 
 @torch.no_grad()
@@ -217,7 +247,7 @@ async def test_a_failed_video_leaves_no_map(unmapped: Path) -> None:
 
 async def test_latents_without_a_revision_leave_no_map(unmapped: Path) -> None:
     store = MemoryStore()
-    store.objects[latents_key("video_1")] = save({"latents": torch.zeros(12, 3, 8, 8)})
+    put_latents(store, transformer="")
     await replica(ReportLog(), store, unmapped).run(task(Stage.DECODING))
     assert store.written == [*PICTURES, video_key("video_1")]
 

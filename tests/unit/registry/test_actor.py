@@ -11,6 +11,7 @@ from deployments.messages import (
     Directive,
     Failed,
     Finished,
+    InputUnusable,
     Parked,
     Progress,
     ReplicaInfo,
@@ -73,6 +74,37 @@ async def test_progress_is_told_before_it_is_saved(world: World) -> None:
     assert 0 < job.progress < 1
     (listed,) = (await world.registry.list_jobs(10)).jobs
     assert listed == job
+
+
+async def test_an_input_that_cannot_be_used_sends_a_job_back_once_however_often_it_is_told(world: World) -> None:
+    await world.replicas()
+    await world.submit("a")
+    await world.finish(await world.workers.next())
+    call = await world.workers.next()
+    gone = InputUnusable("the embeddings are gone")
+    assert await world.report(call, gone) is Directive.CONTINUE
+    assert await world.report(call, gone) is Directive.STOP
+    call.ended.set_result(None)
+    again = await world.workers.next()
+    assert (again.task.stage, again.task.attempt) == (Stage.ENCODING, 1)
+    assert (await world.job("a")).remakes == 1
+    moves = await world.registry.history("a")
+    assert moves is not None and "encoding again: the embeddings are gone" in [move.note for move in moves]
+
+
+async def test_the_pause_before_it_goes_on_outlives_the_registry(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", settings=JobSettings(retry_pause_s=1000, max_retry_pause_s=1000))
+    world.start()
+    await world.replicas()
+    await world.submit("a")
+    await world.finish(await world.workers.next())
+    await world.report(await world.workers.next(), InputUnusable("another model's"))
+    await world.restart()
+    await world.replicas()
+    await world.submit("b")
+    assert (await world.workers.next()).task.job_id == "b", "a waits for an encoder too, and came first"
+    assert (await world.job("a")).available_at > (await world.job("a")).created_at + 900
+    await world.stop()
 
 
 async def test_a_dead_replica_costs_an_attempt_not_the_job(world: World) -> None:

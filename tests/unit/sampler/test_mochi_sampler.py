@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import MochiPipeline
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from deployments.errors import TransientError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
@@ -23,6 +23,7 @@ from deployments.messages import (
     Event,
     Failed,
     Finished,
+    InputUnusable,
     Parked,
     Progress,
     Stage,
@@ -36,7 +37,6 @@ from deployments.replica.running_task import RunningTask, Timing
 from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from deployments.sampler.mochi_sampler import (
-    LATENTS_FORMAT,
     MochiSampler,
     SamplerParts,
     check_finite,
@@ -44,6 +44,8 @@ from deployments.sampler.mochi_sampler import (
 )
 from deployments.sampler.state import SampleState
 from deployments.settings import WorkerSettings
+from deployments.storage.work_files import FORMAT, HEADER, WorkLabel, pack
+from deployments.storage.work_revision import work_revision
 from tests.support.workers.fakes import (
     SHAPES,
     Clock,
@@ -73,12 +75,19 @@ def text_encoder() -> TextEncoder:
     return TextEncoder(SHAPES, "float32", torch.device("cpu"), 64)
 
 
+@cache
+def embeds_revision() -> str:
+    model = worker_settings(Stage.ENCODING).model
+    return work_revision(model, SHAPES, Stage.ENCODING, connections(ReportLog(), MemoryStore()).open_bucket)
+
+
 def embedded(*tasks: StageTask, down: Callable[[str], bool] = lambda key: False) -> MemoryStore:
     """A store with the embeddings of each task in it. down: keys that it fails to write."""
     store = MemoryStore(down)
     for each in tasks:
         tensors = text_encoder().encode(each.spec.prompt, each.spec.negative_prompt)
-        store.objects[prompt_embeds_key(each.job_id)] = save(tensors)
+        label = WorkLabel(prompt_embeds_key(each.job_id), embeds_revision(), "float32", each.spec)
+        store.objects[label.key] = pack(label, tensors)
     return store
 
 
@@ -212,18 +221,18 @@ async def test_the_header_tells_what_the_latents_are(replica: Replica) -> None:
     await replica(log, store).run(task(Stage.SAMPLING))
     data = store.objects[latents_key("video_1")]
     (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])["__metadata__"]
-    assert header["format"] == LATENTS_FORMAT and header["model"] == "mochi-1"
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][HEADER])
+    assert header["format"] == FORMAT and header["key"] == latents_key("video_1")
     assert VideoSpec(**json.loads(header["spec"])) == spec() == VideoSpec(**asdict(spec()))
 
 
 async def test_the_same_seed_gives_the_same_bytes_and_another_does_not(replica: Replica) -> None:
-    store = await encoded(spec())
+    tasks = [job(number, spec(seed=seed)) for number, seed in enumerate((7, 7, 8))]
+    store = embedded(*tasks)
     sampler = replica(ReportLog(), store)
-    outputs = []
-    for seed in (7, 7, 8):
-        await sampler.run(task(Stage.SAMPLING, spec(seed=seed)))
-        outputs.append(load(store.objects[latents_key("video_1")])["latents"])
+    for each in tasks:
+        await sampler.run(each)
+    outputs = [final(store, each.job_id) for each in tasks]
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
@@ -232,20 +241,29 @@ async def test_a_stop_leaves_no_latents_and_the_replica_goes_on(replica: Replica
     def at_progress(event: Event) -> bool:
         return isinstance(event, Progress)
 
-    log, store = ReportLog(stop_at=at_progress), await encoded(spec())
+    given = job(1, spec(num_inference_steps=200, num_frames=61))
+    log, store = ReportLog(stop_at=at_progress), embedded(given)
     sampler = replica(log, store)
-    await sampler.run(task(Stage.SAMPLING, spec(num_inference_steps=200, num_frames=61)))
+    await sampler.run(given)
     assert latents_key("video_1") not in store.objects
     assert [type(event) for event in log.ends] == [Started]
     assert max(event.done for event in log.events if isinstance(event, Progress)) < 200
     await sampler.check_health()
 
 
-async def test_missing_embeddings_fail_with_their_code(replica: Replica) -> None:
+async def test_embeddings_that_are_missing_are_to_be_made_again(replica: Replica) -> None:
     log = ReportLog()
     await replica(log, MemoryStore()).run(task(Stage.SAMPLING))
-    failed = log.ends[-1]
-    assert isinstance(failed, Failed) and failed.code == "object_missing"
+    end = log.ends[-1]
+    assert isinstance(end, InputUnusable) and prompt_embeds_key("video_1") in end.reason
+
+
+async def test_embeddings_of_another_job_are_to_be_made_again(replica: Replica) -> None:
+    log, store = ReportLog(), embedded(job(1, spec()), job(2, spec()))
+    store.objects[prompt_embeds_key("video_1")] = store.objects[prompt_embeds_key("video_2")]
+    await replica(log, store).run(job(1, spec()))
+    end = log.ends[-1]
+    assert isinstance(end, InputUnusable) and f"written as {prompt_embeds_key('video_2')}" in end.reason
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -482,9 +500,10 @@ async def test_a_step_takes_at_least_its_time(replica: Replica) -> None:
 
 
 async def test_previews_come_with_the_progress(replica: Replica) -> None:
-    log, store = ReportLog(), await encoded(spec(num_inference_steps=200))
+    video = spec(num_inference_steps=200, num_frames=61)
+    log, store = ReportLog(), await encoded(video)
     sampler = replica(log, store)
-    await sampler.run(task(Stage.SAMPLING, spec(num_inference_steps=200, num_frames=61)))
+    await sampler.run(task(Stage.SAMPLING, video))
     pictures = [event.preview for event in log.events if isinstance(event, Progress) and event.preview]
     assert pictures and all(picture[:4] == b"RIFF" for picture in pictures)
     assert len(set(pictures)) > 1

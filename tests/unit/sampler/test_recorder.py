@@ -48,6 +48,7 @@ class Fixture:
         self.recorder = SampleRecorder(
             model_folder=model_folder,
             store=self.store,
+            transformer="transformer",
             revision="revision",
             dtype="float32",
             sampling=SamplingSettings.model_validate(settings),

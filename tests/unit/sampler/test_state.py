@@ -9,16 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.errors import InputUnusableError, PermanentError, StorageUnavailableError
 from deployments.keys import checkpoint_key
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import initial_noise
-from deployments.sampler.state import CheckpointRefusedError, Checkpoints, SampleState, pack, unpack
+from deployments.sampler.state import Checkpoints, SampleState, pack, unpack
 from tests.support.workers.fakes import captured
 from tests.support.workers.memory_store import MemoryStore
 
 SPEC = VideoSpec("a red circle", "", 64, 48, 13, 24, 60, 3.0, 2**60, exact=True)
 JOB = "video_1"
+NAME = "jobs/x/sample-00007.safetensors"
 
 
 @pytest.fixture
@@ -39,11 +40,11 @@ def state(step: int = 7, dtype: torch.dtype = torch.bfloat16) -> SampleState:
     return SampleState(SPEC, "revision", "bfloat16", step, initial_noise(SPEC) * (1 + step), embeds)
 
 
-DATA = pack(state())
+DATA = pack(NAME, state())
 
 
 def read(data: bytes, spec: VideoSpec = SPEC, revision: str = "revision", dtype: str = "bfloat16") -> SampleState:
-    return unpack("jobs/x/sample-00007.safetensors", data, spec, revision, dtype)
+    return unpack(NAME, data, spec, revision, dtype)
 
 
 def test_a_state_comes_back_bit_for_bit() -> None:
@@ -58,29 +59,31 @@ def test_a_state_comes_back_bit_for_bit() -> None:
 def test_any_changed_byte_is_noticed(position: int, change: int) -> None:
     damaged = bytearray(DATA)
     damaged[position] ^= change
-    with pytest.raises(CheckpointRefusedError, match="sample-00007"):
+    with pytest.raises(InputUnusableError, match="sample-00007"):
         read(bytes(damaged))
 
 
 @given(st.integers(0, len(DATA) - 1))
 def test_a_cut_object_is_noticed(length: int) -> None:
-    with pytest.raises(CheckpointRefusedError):
+    with pytest.raises(InputUnusableError):
         read(DATA[:length])
 
 
 def test_a_foreign_state_is_refused_by_name() -> None:
-    with pytest.raises(CheckpointRefusedError, match="revision is 'revision', this model's is 'other'"):
+    with pytest.raises(InputUnusableError, match="revision is 'revision', this model's is 'other'"):
         read(DATA, revision="other")
-    with pytest.raises(CheckpointRefusedError, match="dtype"):
+    with pytest.raises(InputUnusableError, match="dtype"):
         read(DATA, dtype="float32")
-    with pytest.raises(CheckpointRefusedError, match="another request"):
+    with pytest.raises(InputUnusableError, match="it was written as jobs/y/sample-00007"):
+        read(pack("jobs/y/sample-00007.safetensors", state()))
+    with pytest.raises(InputUnusableError, match="another request"):
         read(DATA, spec=replace(SPEC, seed=1))
-    with pytest.raises(CheckpointRefusedError, match="format is None"):
+    with pytest.raises(InputUnusableError, match="format is None"):
         read(save({"latents": torch.zeros(1)}))
-    with pytest.raises(CheckpointRefusedError, match="do not fit the request"):
-        read(pack(replace(state(), step=61)))
-    with pytest.raises(CheckpointRefusedError, match="not finite"):
-        read(pack(replace(state(), latents=torch.full((12, 3, 6, 8), torch.nan))))
+    with pytest.raises(InputUnusableError, match="do not fit the request"):
+        read(pack(NAME, replace(state(), step=61)))
+    with pytest.raises(InputUnusableError, match="not finite"):
+        read(pack(NAME, replace(state(), latents=torch.full((12, 3, 6, 8), torch.nan))))
 
 
 def key(step: int) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from deployments.messages import VideoSpec
 from deployments.sampler.state import pack
 from tests.support.workers.fakes import spec
-from tests.support.workers.step_scenarios import Plan, PlayedSample, Scenario, advance, first_state, play, read
+from tests.support.workers.step_scenarios import NAME, Plan, PlayedSample, Scenario, advance, first_state, play, read
 from tests.support.workers.stock import stock_latents, stock_pipeline
 
 # diffusers asks for fp32 autocast on the CPU, which torch refuses with a warning
@@ -148,7 +148,7 @@ def test_a_sample_begun_in_one_process_is_ended_in_another() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other_process:
         for number in (4, 9):
             video = replace(REQUESTS[number], exact=True)
-            begun = advance(pack(first_state(video)), video, until=video.num_inference_steps // 2)
+            begun = advance(pack(NAME, first_state(video)), video, until=video.num_inference_steps // 2)
             data = other_process.submit(advance, begun, video, video.num_inference_steps).result()
             check_final(video, read(data, video).latents)
 

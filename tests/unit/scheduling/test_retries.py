@@ -5,7 +5,7 @@ import pytest
 from deployments.messages import Failed, Stage
 from serve_app.config import JobSettings
 from serve_app.jobs import Job, JobError, JobState
-from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure
+from serve_app.scheduling.retries import LONGEST_REMAKE_PAUSE_S, REPLICA_DIED, Retry, after_failure, remake_pause
 from tests.support.registry.world import SPEC
 
 SETTINGS = JobSettings(max_attempts=3, retry_pause_s=1, max_retry_pause_s=3)
@@ -34,6 +34,12 @@ def test_the_last_attempt_and_a_permanent_error_end_the_job() -> None:
 def test_an_outage_counts_no_attempt_however_often() -> None:
     for code in ("storage_unavailable", "storage_refused", "replica_unhealthy"):
         assert after(replace(JOB, attempt=3), Failed(code, "x", transient=True)) == Retry(3, 2.0, 0, None)
+
+
+def test_the_pause_before_an_output_is_made_again_doubles_up_to_two_minutes() -> None:
+    assert [remake_pause(number, SETTINGS) for number in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 8.0]
+    assert remake_pause(50, SETTINGS) == LONGEST_REMAKE_PAUSE_S == 120
+    assert remake_pause(50, JobSettings(max_retry_pause_s=500)) == 500
 
 
 def test_a_death_makes_a_suspect_until_its_place_is_passed() -> None:

@@ -11,6 +11,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from deployments.messages import Stage
 from deployments.settings import StageSettings
+from deployments.watchdog.heartbeat import watch_this_process
 from serve_app.access.exposure import check_exposure, current_http_host, is_loopback
 from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
 from serve_app.errors import StartupError
@@ -54,6 +55,7 @@ def api(args: AppArgs) -> Application:
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.ingress.min_replicas,
             max_replicas=settings.ingress.max_replicas,
@@ -77,6 +79,7 @@ def _classifier(settings: ClassifierSettings | None) -> Application | None:
     deployment: Any = PromptClassifier
     options = deployment.options(
         ray_actor_options={"num_gpus": settings.num_gpus, "num_cpus": settings.num_cpus},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=settings.max_replicas),
     )
     application: Application = options.bind(source=settings.source, revision=settings.revision, refuse=settings.refuse)
@@ -157,7 +160,8 @@ def with_storage(settings: AppSettings) -> AppSettings:
     if settings.storage.endpoint is not None:
         return settings
     actor_class = named_actor(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
-    storage = actor_class.remote(settings=settings.storage, data_dir=settings.data_dir.resolve())
+    data_dir = settings.data_dir.resolve()
+    storage = actor_class.remote(settings=settings.storage, data_dir=data_dir, watch=watch_this_process)
     return settings.model_copy(update={"storage": ray.get(storage.ready.remote())})
 
 
@@ -180,6 +184,7 @@ def ensure_registry(settings: AppSettings) -> None:
         webhooks=settings.webhooks,
         access=settings.access,
         was_restarted=_was_restarted,
+        watch=watch_this_process,
     )
     health: Health = ray.get(registry.health.remote())
     if health.database != "ok":

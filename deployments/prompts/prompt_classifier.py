@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from deployments.errors import PermanentError
 from deployments.messages import Verdict
 from deployments.replica.host import replica_device, set_threads
+from deployments.watchdog.heartbeat import watch_this_process
 
 MAX_BATCH = 32
 BATCH_WAIT_S = 0.005
@@ -137,6 +138,7 @@ class PromptClassifier:
     """A replica of the classifier; arguments and errors are those of LabelScorer."""
 
     def __init__(self, source: str, revision: str | None, refuse: tuple[str, ...]) -> None:
+        self._watched = watch_this_process()
         device = replica_device()
         set_threads(None)
         self._scorer = LabelScorer(source, revision, refuse, device)

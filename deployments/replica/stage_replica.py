@@ -11,6 +11,7 @@ from deployments.replica.stage_worker import StageWorker
 from deployments.settings import WorkerSettings
 from deployments.storage.model_store import model_folder
 from deployments.storage.work_revision import work_revision
+from deployments.watchdog.heartbeat import watch_this_process
 
 
 class StageReplica(ABC):
@@ -38,6 +39,8 @@ class StageReplica(ABC):
     def __init__(
         self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
     ) -> None:
+        # Only a Serve replica is started again.
+        self._watched = watch_this_process() if connections is None else None
         self._settings = settings
         self._connections = connections or connect(settings)
         self._timing = timing

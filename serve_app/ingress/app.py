@@ -15,6 +15,7 @@ from ray import serve
 from deployments.replica.registry_link import RegistryLink
 from deployments.replica.serve_private import is_draining
 from deployments.storage.object_store import ObjectStore
+from deployments.watchdog.heartbeat import watch_this_process
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
 from serve_app.ingress import content, dialects, events, short_routes, videos
@@ -107,6 +108,7 @@ class Ingress:
     """
 
     def __init__(self, settings: AppSettings, registry: str, loopback_only: bool, classifier: Any = None) -> None:
+        self._watched = watch_this_process()
         self._loopback_only = loopback_only
         client = RegistryClient(RegistryLink(registry, settings.namespace))
         self._services = Services(

@@ -73,8 +73,10 @@ def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
-        # A HAProxy that died is replaced after three checks without an answer: after 6 s, not 30.
+        # A HAProxy that died is replaced after three checks without an answer: after 6 s, not 30; one that hangs after
+        # 21 s, not 60.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
         # Serve's own proxy, to which HAProxy turns while a route has no replica; nobody else needs to know the port.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_ports(1)[0]),
     }

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,11 +32,13 @@ from serve_app.local.seaweed_command import (
     remove_sockets,
     sockets_folder,
 )
+from serve_app.local.store_life import StoreLifeTiming, until_it_hangs
 
 log = logging.getLogger(__name__)
 
 ACTOR_NAME = "LocalStorage"
 STOP_GRACE_S = 8.0
+END_SPARE_S = 2.0
 START_TIMEOUT_S = 30.0
 POLL_S = 0.03
 FIRST_PAUSE_S = 0.2
@@ -60,9 +62,23 @@ class LocalStorage:
 
     Ports: `local_port` (S3) and the seven after it. Objects, keys and log lie in `data_dir`. The store ends with
     this process, however it dies.
+
+    Args:
+        settings: with `local_port`.
+        data_dir: the data folder.
+        watch: called once; has this process replaced when it hangs.
+        life: when the store counts as hung.
     """
 
-    def __init__(self, settings: StorageSettings, data_dir: Path) -> None:
+    def __init__(
+        self,
+        settings: StorageSettings,
+        data_dir: Path,
+        watch: Callable[[], object] = lambda: None,
+        life: StoreLifeTiming = StoreLifeTiming(),
+    ) -> None:
+        self._life = life
+        self._watched = watch()
         self._settings = settings
         self._data_dir = data_dir.resolve()
         self._ready = asyncio.Event()
@@ -144,13 +160,14 @@ class LocalStorage:
             self._process = await self._start(reachable, admin_port)
         except (StartupError, OSError) as error:
             return str(error)
-        start = asyncio.create_task(self._set_ready(reachable))
+        life = asyncio.create_task(self._live(reachable, self._process))
         try:
             code = await self._process.wait()
-            return f"it ended with code {code}: {self._last_log_line()}"
+            hung = life.done() and not life.cancelled() and life.exception() is None
+            return "it gave no answer" if hung else f"it ended with code {code}: {self._last_log_line()}"
         finally:
-            start.cancel()
-            await asyncio.gather(start, return_exceptions=True)
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
             await self._end()
             remove_sockets(self._settings.local_port, admin_port)
 
@@ -199,6 +216,12 @@ class LocalStorage:
         finally:
             os.close(lock)
 
+    async def _live(self, reachable: StorageSettings, guardian: asyncio.subprocess.Process) -> None:
+        """Tell when the store is ready, and kill it when it hangs: with the guardian, whose grace would be in vain."""
+        await self._set_ready(reachable)
+        await until_it_hangs(self._settings.local_port, guardian.pid, self._life)
+        guardian.kill()
+
     async def _set_ready(self, reachable: StorageSettings) -> None:
         """Set `ready` once the store takes an object: the bucket is there and the disk can be written."""
         await _listening(self._settings.local_port)
@@ -221,7 +244,11 @@ class LocalStorage:
         if process is None or process.returncode is not None or process.stdin is None:
             return
         process.stdin.close()
-        await asyncio.shield(process.wait())
+        try:
+            await asyncio.wait_for(asyncio.shield(process.wait()), STOP_GRACE_S + END_SPARE_S)
+        except TimeoutError:  # the guardian itself hangs
+            process.kill()
+            await asyncio.shield(process.wait())
 
     @property
     def _objects(self) -> Path:

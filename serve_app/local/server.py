@@ -21,6 +21,7 @@ from serve_app.local import descendants, ray_private
 from serve_app.local.plan import LaunchPlan
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.seaweed import ACTOR_NAME
+from serve_app.local.stopped import StoppedProcesses
 
 OBJECT_STORE_BYTES = 150_000_000
 POLL_S = 0.1
@@ -178,8 +179,10 @@ def _healthy(host: str, port: int) -> bool:
 def _watch(stopping: threading.Event) -> None:
     """Return when the stop is asked for. Raises StartupError when processes that Ray needs have ended."""
     ray_pids = ray_private.ray_pids()
+    stopped = StoppedProcesses(WATCH_S)
     while not stopping.wait(WATCH_S):
         descendants.reap_children(keep=ray_pids)
+        stopped.kill(spare=ray_pids)
         if dead := ray_private.dead_vital_processes():
             raise StartupError(f"Ray has ended ({', '.join(dead)}); see its logs in {ray_private.logs_folder()}")
 

@@ -82,6 +82,7 @@ class JobRegistry(RegistryApi):
         access: whether requests need keys.
         was_restarted: whether there was a registry of this owner before, which ingress replicas may
             still follow.
+        watch: called once; has this process replaced when it hangs.
         timing: how long its parts wait.
         open_database: makes the database of a URL.
         unix_time: the wall clock.
@@ -99,10 +100,12 @@ class JobRegistry(RegistryApi):
         webhooks: WebhookSettings | None = None,
         access: AccessSettings = OPEN,
         was_restarted: Callable[[], bool] = lambda: False,
+        watch: Callable[[], object] = lambda: None,
         timing: RegistryTiming = RegistryTiming(),
         open_database: Callable[[str], Database] = Database,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
+        self._watched = watch()
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
         self._database = open_database(database_url)
         self._state = RegistryState(

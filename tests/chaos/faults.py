@@ -34,6 +34,7 @@ FAULTS = (
     Fault("registry", sites.plain),
     Fault("ingress", sites.plain),
     Fault("controller", sites.plain),
+    Fault("hang", sites.plain, (len(sites.HUNG), len(sites.HUNG)), 4.0),
     Fault("ray", sites.plain, (1, 1)),
     Fault("storage", sites.outside, (1, 1)),
     Fault("postgres", sites.outside),

@@ -16,6 +16,7 @@ from tests.support.servers.ports import free_block
 from tests.support.servers.postgres import Postgres, fresh_database, running_postgres
 
 PARTS = ("sampler", "decoder", "encoder", "registry", "ingress", "controller")
+HUNG = ("registry", "sampler", "store", "ingress", "decoder", "proxy", "encoder")
 # Steps slow enough to be hit, checkpoints often enough to show that little is run twice.
 PACE = {"MOCHI_SERVE__SAMPLING__CHECKPOINT_S": "1", "MOCHI_SERVE__SAMPLING__MIN_STEP_S": "0.02"}
 STORE_AWAY_S = 20.0
@@ -42,7 +43,8 @@ Open = Callable[[Path], AbstractContextManager[Site]]
 def plain(folder: Path) -> Iterator[Site]:
     """A server with its own store and SQLite."""
     with open_site(folder, own_environ(folder)) as site:
-        site.strikes |= {part: _killing(site, part) for part in PARTS} | {"ray": site.restart}
+        site.strikes |= {part: _killing(site, part) for part in PARTS}
+        site.strikes |= {"ray": site.restart, "hang": _hanging(site)}
         yield site
 
 
@@ -90,6 +92,16 @@ def moved_clock(folder: Path) -> Iterator[Site]:
 def _killing(site: Site, part: str) -> Strike:
     async def strike(_rng: random.Random) -> None:
         await site.kill(part)
+
+    return strike
+
+
+def _hanging(site: Site) -> Strike:
+    """Stops one part after another."""
+    parts = cycle(HUNG)
+
+    async def strike(_rng: random.Random) -> None:
+        await site.stop(next(parts))
 
     return strike
 

@@ -20,14 +20,15 @@ from serve_app.errors import StartupError
 from serve_app.local.preflight import is_free
 from serve_app.local.seaweed import LocalStorage
 from serve_app.local.seaweed_command import ports
+from serve_app.local.store_life import StoreLifeTiming
 from tests.support.waiting import gone
 
 needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
 
 
 @asynccontextmanager
-async def _running(port: int, folder: Path) -> AsyncIterator[LocalStorage]:
-    storage = LocalStorage(StorageSettings(local_port=port), folder)
+async def _running(port: int, folder: Path, life: StoreLifeTiming = StoreLifeTiming()) -> AsyncIterator[LocalStorage]:
+    storage = LocalStorage(StorageSettings(local_port=port), folder, life=life)
     try:
         yield storage
     finally:
@@ -94,6 +95,30 @@ async def test_a_request_waits_out_a_restart(local_port: int, tmp_path: Path) ->
                 with suppress(StorageUnavailableError):
                     assert await store.get("kept") == b"x"
                     break
+
+
+@needs_proc
+async def test_a_store_that_stands_still_is_replaced_and_keeps_its_objects(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path, StoreLifeTiming(look_s=0.5, idle_s=2)) as storage:
+        store = ObjectStore(await storage.ready())
+        await store.put("kept", b"still here", "text/plain")
+        stopped = _store_pid(storage)
+        os.kill(stopped, signal.SIGSTOP)
+        await _until(lambda: storage.status().restarts == 1)
+        await storage.ready()
+        assert await store.get("kept") == b"still here"
+        assert gone([stopped])
+
+
+@pytest.mark.slow
+@needs_proc
+async def test_a_guardian_that_stands_still_does_not_hold_up_the_stop(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as storage:
+        await storage.ready()
+        store, guardian = _store_pid(storage), storage.status().pid
+        assert guardian is not None
+        os.kill(guardian, signal.SIGSTOP)
+    assert gone([store, guardian])
 
 
 @needs_proc

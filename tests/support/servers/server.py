@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ PROCESS_TITLES = {
     "decoder": "ray::ServeReplica:mochi:VideoDecoder",
     "ingress": "ray::ServeReplica:api:Ingress",
     "controller": "ray::ServeController",
+    # Not Ray's: their programs, wherever they are installed.
+    "proxy": "*/haproxy ",
+    "store": "*/weed ",
 }
 
 
@@ -55,9 +59,9 @@ class Server:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def pids(self, part: str) -> list[int]:
-        """Processes of one part, by the title that Ray gives them."""
+        """Processes of one part, by the title that Ray gives them or the program that they run."""
         title = PROCESS_TITLES[part]
-        return [p.pid for p in self.descendants() if _title(p).startswith(title)]
+        return [p.pid for p in self.descendants() if fnmatchcase(_title(p), f"{title}*")]
 
     def kill(self, part: str) -> None:
         """kill -9 to every process of the part."""

@@ -3,10 +3,13 @@
 import random
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from deployments.watchdog import watcher
 from models.shapes.evaluation.arguments import MODEL
 from models.shapes.evaluation.generating import Generator
 from tests.chaos.__main__ import main
@@ -131,6 +134,15 @@ def test_the_mix_is_the_same_in_any_batch(size: str) -> None:
             assert frame_difference(alone[count % len(specs)], frames) is None, asked[count % len(specs)]
     others = maker.make([replace(each, seed=each.seed + 100) for each in specs], batch=1)
     assert all(frame_difference(*pair) for pair in zip(alone, others, strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_every_process_of_ours_is_watched(server: Server) -> None:
+    """What becomes of one that hangs: tests/integration/watchdog, and the fault `hang` of a run."""
+    for part in PARTS:
+        for pid in server.pids(part):
+            children = [" ".join(child.cmdline()) for child in psutil.Process(pid).children()]
+            assert sum(f"{watcher.__file__} {pid} " in line for line in children) == 1, (part, children)
 
 
 async def test_whatever_part_is_killed_no_job_is_lost(server: Server) -> None:

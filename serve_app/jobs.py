@@ -204,11 +204,17 @@ class Submission:
     tenant: str = DEFAULT_TENANT
     tier: Tier = Tier.STANDARD
     idempotency_key: str | None = None  # the client's name for the request: for a day, one job a key and tenant
-    fingerprint: str = ""  # of the request's fields, so that another request under the same key is noticed
+    fingerprint: str = ""  # of what is asked for, so that another request under the same key is noticed
+    sent_fingerprint: str | None = None  # of what was sent, which stays the same when defaults change
     origin: Origin | None = None  # the video that it is made from
     webhook_url: str | None = None  # gets an event when the job ends
     requested: Requested = AS_MADE
     cancel_after_s: float | None = None  # not completed so long after its acceptance, it is cancelled
+
+    def repeats(self, fingerprint: str, sent_fingerprint: str | None) -> bool:
+        """Whether this is the request with these fingerprints, sent again; an old one has no second."""
+        is_sent_again = sent_fingerprint is not None and sent_fingerprint == self.sent_fingerprint
+        return is_sent_again or fingerprint == self.fingerprint
 
 
 @dataclass(frozen=True, slots=True)

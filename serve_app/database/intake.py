@@ -14,7 +14,9 @@ from serve_app.database.schema import jobs
 from serve_app.errors import IdempotencyKeyReusedError
 from serve_app.jobs import Acceptance, Job, JobState, Submission, first_move
 
-_JOB_OF_KEY = JOB.add_columns(keys.c.fingerprint).join_from(keys, jobs, jobs.c.id == keys.c.job_id)
+_JOB_OF_KEY = JOB.add_columns(keys.c.fingerprint, keys.c.sent_fingerprint).join_from(
+    keys, jobs, jobs.c.id == keys.c.job_id
+)
 _HAS_NO_JOB = ~select(jobs.c.id).where(jobs.c.id == keys.c.job_id).exists()
 
 
@@ -107,7 +109,7 @@ def _find_by_key(connection: Connection, submission: Submission, *, now: float, 
     if row is None:
         return None
     values = dict(row)
-    if values.pop("fingerprint") != submission.fingerprint:
+    if not submission.repeats(values.pop("fingerprint"), values.pop("sent_fingerprint")):
         raise IdempotencyKeyReusedError(submission.idempotency_key)
     return job_from_row(values)
 
@@ -124,6 +126,7 @@ def _write_key(connection: Connection, submission: Submission, *, now: float, ke
         "tenant": submission.tenant,
         "key": submission.idempotency_key,
         "fingerprint": submission.fingerprint,
+        "sent_fingerprint": submission.sent_fingerprint,
         "job_id": submission.job_id,
         "created_at": now,
     }

@@ -113,7 +113,8 @@ idempotency_keys = Table(
     metadata,
     Column("tenant", String(64), primary_key=True),
     Column("key", String(255), primary_key=True),
-    Column("fingerprint", String(64), nullable=False),  # of the request
+    Column("fingerprint", String(64), nullable=False),  # of what is asked for
+    Column("sent_fingerprint", String(64)),  # of what was sent; null in rows from before there was one
     Column("job_id", String(64), nullable=False),
     Column("created_at", Double, nullable=False),
     Index("idempotency_keys_by_time", "created_at"),

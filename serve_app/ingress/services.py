@@ -129,6 +129,7 @@ class Services:
             tier=tier,
             idempotency_key=caller.idempotency_key,
             fingerprint=request.fingerprint,
+            sent_fingerprint=request.sent_fingerprint,
             origin=request.origin,
             webhook_url=request.webhook_url,
             requested=request.requested,

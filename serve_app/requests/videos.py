@@ -3,11 +3,9 @@
 Types, bounds and defaults of single fields are in `schema`; here is what concerns several of them, or another video.
 """
 
-import hashlib
-import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 from deployments.clip import length_below, nearest_length
@@ -18,6 +16,7 @@ from serve_app.jobs import AS_MADE, Job, Origin, Relation, Requested, Tier
 from serve_app.prompts.tokens import CountTokens, check_tokens
 from serve_app.requests.client_fields import Understood, understand
 from serve_app.requests.fields import check_fields
+from serve_app.requests.fingerprints import fingerprint_of_asked, fingerprint_of_sent
 from serve_app.requests.schema import (
     SIZE_PARTS,
     EnhanceRequest,
@@ -49,8 +48,8 @@ class CheckedRequest:
 
     spec: VideoSpec
     tier: Tier | None  # None if the request has no priority
-    fingerprint: str
-    """64 hexadecimal digits, equal for two requests that ask for the same; a seed that was drawn is no part of it."""
+    fingerprint: str  # of what is asked for, see `fingerprints`
+    sent_fingerprint: str  # of what was sent, see `fingerprints`
     prompt_field: str = "prompt"  # what the prompt is called on the wire
     webhook_url: str | None = None
     origin: Origin | None = None  # the video that this one is made from
@@ -95,7 +94,8 @@ class VideoRequestChecker:
         return CheckedRequest(
             spec=spec,
             tier=request.priority,
-            fingerprint=_fingerprint(spec, request, seed=request.seed, model=self.model.name),
+            fingerprint=fingerprint_of_asked(spec, request, seed=request.seed, model=self.model.name),
+            sent_fingerprint=fingerprint_of_sent(request),
             prompt_field=self._prompt_field,
             webhook_url=request.webhook_url,
             requested=Requested(
@@ -271,7 +271,8 @@ def _derived(
     return CheckedRequest(
         spec=spec,
         tier=request.priority,
-        fingerprint=_fingerprint(spec, request, origin=source.id, relation=relation),
+        fingerprint=fingerprint_of_asked(spec, request, origin=source.id, relation=relation),
+        sent_fingerprint=fingerprint_of_sent(request, origin=source.id, relation=relation),
         webhook_url=request.webhook_url,
         origin=Origin(source.id, relation),
         requested=replace(source.requested, ignored=ignored),
@@ -290,14 +291,3 @@ def _check_one_shape(size: Size, aspect_ratio: float | None, shorter: int | None
 def _cancel_after_s(request: VideoRequest | RemixRequest | EnhanceRequest) -> float | None:
     """The schema made seconds of whatever was written."""
     return None if request.cancel_after is None else float(request.cancel_after)
-
-
-def _fingerprint(spec: VideoSpec, request: VideoRequest | RemixRequest | EnhanceRequest, **more: object) -> str:
-    """SHA-256 over the request as it was understood: however it was written, with its defaults filled in."""
-    fields = asdict(spec) | {"priority": request.priority or Tier.STANDARD} | more
-    if request.webhook_url is not None:
-        fields["webhook_url"] = request.webhook_url
-    if (cancel_after_s := _cancel_after_s(request)) is not None:
-        # The duration and not the time that it ends at: a repeated request comes later and is the same.
-        fields["cancel_after"] = cancel_after_s
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, delete, func, select
@@ -71,6 +72,26 @@ async def test_the_same_key_with_another_request_is_refused_and_nothing_is_writt
         with pytest.raises(IdempotencyKeyReusedError, match="order 7"):
             await database.run(look, other, now=20.0, keep_keys_s=DAY_S)
     assert await database.run(_rows) == (1, 1)
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": "f2"}, {"sent_fingerprint": "s2"}, {"sent_fingerprint": None}])
+async def test_a_request_is_the_same_if_it_was_sent_so_or_asks_for_the_same(
+    database: Database, change: dict[str, Any]
+) -> None:
+    sent = replace(FIRST, sent_fingerprint="s1")
+    await accept(database, sent, 10.0)
+    again = await accept(database, replace(sent, job_id="b", **change), 20.0)
+    assert (again.job.id, again.repeated) == ("a", True)
+    with pytest.raises(IdempotencyKeyReusedError):
+        await accept(database, replace(sent, fingerprint="f2", sent_fingerprint="s2"), 20.0)
+
+
+async def test_a_key_from_before_there_were_two_fingerprints_goes_by_the_one(database: Database) -> None:
+    await accept(database, FIRST, 10.0)
+    new = replace(FIRST, job_id="b", sent_fingerprint="s1")
+    assert (await accept(database, new, 20.0)).repeated
+    with pytest.raises(IdempotencyKeyReusedError):
+        await accept(database, replace(new, fingerprint="f2"), 20.0)
 
 
 async def test_a_key_belongs_to_one_tenant(database: Database) -> None:

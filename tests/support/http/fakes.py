@@ -89,7 +89,7 @@ class MemoryRegistry:
         first = None if asked.idempotency_key is None else self.keys.get((asked.tenant, asked.idempotency_key))
         if first is None:
             return self.jobs.get(asked.job_id)
-        if first.fingerprint != asked.fingerprint:
+        if not asked.repeats(first.fingerprint, first.sent_fingerprint):
             raise IdempotencyKeyReusedError(asked.idempotency_key or "")
         return self.jobs[first.job_id]
 

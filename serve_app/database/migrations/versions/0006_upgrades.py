@@ -1,4 +1,4 @@
-"""How often a job went back to a stage whose output could not be used."""
+"""How often a job went back to a stage whose output could not be used; the fingerprint of what a client sent."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,9 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("remakes", sa.Integer, nullable=False, server_default="0"))
+    op.add_column("idempotency_keys", sa.Column("sent_fingerprint", sa.String(64)))
 
 
 def downgrade() -> None:
+    op.drop_column("idempotency_keys", "sent_fingerprint")
     op.drop_column("jobs", "remakes")

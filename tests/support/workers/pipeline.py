@@ -35,12 +35,13 @@ class Pipeline:
     """Its stages are started one by one, each with a model of its own."""
 
     url: str  # of the database
+    max_attempts: int = 1
     store: MemoryStore = field(default_factory=MemoryStore)
     registry: JobRegistry = field(init=False)
     replicas: dict[Stage, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        settings = JobSettings(retry_pause_s=0.01, max_attempts=1)
+        settings = JobSettings(retry_pause_s=0.01, max_attempts=self.max_attempts)
         self.registry = JobRegistry(self.url, settings, SchedulingSettings(), "here", send=self._send)
 
     async def _send(self, task: StageTask, chosen: Callable[[str], None]) -> None:

@@ -7,7 +7,8 @@ A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names a
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -239,12 +240,19 @@ def _holds_secret(annotation: Any) -> bool:
 
 
 def _annotation(loc: Sequence[int | str]) -> Any:
-    """The type of a key of AppSettings; None where it has no such key."""
+    """The type of a key of AppSettings, without `| None`; None where it has no such key."""
     annotation: Any = AppSettings
     for part in loc:
         known = _is_section(annotation) and str(part) in annotation.model_fields
-        annotation = annotation.model_fields[str(part)].annotation if known else None
+        annotation = _required(annotation.model_fields[str(part)].annotation) if known else None
     return annotation
+
+
+def _required(annotation: Any) -> Any:
+    """X of `X | None`; any other type as it is."""
+    others = [part for part in get_args(annotation) if part is not type(None)]
+    is_optional = get_origin(annotation) is UnionType and len(others) == 1
+    return others[0] if is_optional else annotation
 
 
 def _is_section(annotation: Any) -> bool:
@@ -286,10 +294,15 @@ def _override(tree: dict[str, Any], name: str, value: str) -> None:
 
 
 def _parse(annotation: Any, name: str, value: str) -> Any:
-    """Empty is null, a section is YAML; all else stays text: a secret must not become a number or a list."""
+    """Empty is null, a section or a mapping is YAML, a list is YAML in brackets or has commas between; all else stays
+    text: a secret must not become a number or a list.
+    """
     if not value:
         return None
-    if not _is_section(annotation):
+    kind = get_origin(annotation)
+    if kind in (list, tuple) and not value.lstrip().startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if kind not in (list, tuple, dict) and not _is_section(annotation):
         return value
     try:
         return yaml.safe_load(value)

@@ -91,6 +91,7 @@ def test_the_settings_are_frozen(tmp_path: Path) -> None:
         ({"storage": {"endpoint": "a:1"}}, ["storage: endpoint needs access_key and secret_key"]),
         ({"database": {"url": "mysql://h/d"}}, ["database: url has the driver 'mysql'; allowed are sqlite"]),
         ({"database": {"url": "postgres"}}, ["database: url is not a database URL; write postgresql+psycopg"]),
+        ({"safety": {"classifier": {"src": "x"}}}, ["safety.classifier.src: unknown key; allowed are source, "]),
         ({"namespace": ""}, ["namespace: ", "at least 1 character"]),
         ({"model": tree()["model"] | {"dtype": "int8"}}, ["model.dtype: ", "float32", "bfloat16", "'int8'"]),
         (
@@ -171,6 +172,37 @@ def test_overrides_of_every_type(tmp_path: Path) -> None:
     assert settings.encoder.torch_threads is None
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://a.example,https://b.example",
+        " https://a.example , https://b.example, ",
+        '["https://a.example", "https://b.example"]',
+        "[https://a.example, https://b.example]",
+    ],
+)
+def test_a_list_comes_in_with_commas_or_as_json(tmp_path: Path, value: str) -> None:
+    settings = load(tmp_path, {"MOCHI_SERVE__ACCESS__CORS_ORIGINS": value, "MOCHI_SERVE__MODEL__ALIASES": value})
+    assert settings.access.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.model.aliases == list(settings.access.cors_origins)
+
+
+def test_every_list_mapping_and_optional_section_comes_in(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        {
+            "MOCHI_SERVE__ACCESS__CORS_ORIGINS": "https://a.example",
+            "MOCHI_SERVE__SCHEDULING__WEIGHTS": "{team-a: 2, team-b: 0.5}",
+            "MOCHI_SERVE__SAFETY__CLASSIFIER": "{source: org/model, refuse: [x]}",
+            "MOCHI_SERVE__SAFETY__CLASSIFIER__REFUSE": "toxic,obscene",
+        },
+    )
+    assert settings.access.cors_origins == ("https://a.example",)
+    assert settings.scheduling.weights == {"team-a": 2, "team-b": 0.5}
+    assert settings.safety.classifier is not None
+    assert settings.safety.classifier.refuse == ("toxic", "obscene")
+
+
 @pytest.mark.parametrize("secret", ["12345", "0123", "yes", "[a]", "{a", "#a", "@a", "*a", "a: b", "'", " a "])
 def test_a_secret_comes_in_as_it_is(tmp_path: Path, secret: str) -> None:
     settings = load(
@@ -206,6 +238,8 @@ def test_other_variables_are_left_alone(tmp_path: Path) -> None:
         ("MOCHI_SERVE__NAMESPACE__X", "1", "'namespace' is not a section"),
         ("MOCHI_SERVE__JOBS", "{", "is not YAML"),
         ("MOCHI_SERVE__JOBS", "5", "jobs: "),
+        ("MOCHI_SERVE__ACCESS__CORS_ORIGINS", "[a", "is not YAML"),
+        ("MOCHI_SERVE__SCHEDULING__WEIGHTS", "team-a", "scheduling.weights: "),
     ],
 )
 def test_a_bad_override_is_named(tmp_path: Path, name: str, value: str, said: str) -> None:

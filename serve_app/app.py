@@ -26,6 +26,7 @@ from serve_app.scheduling.autoscaling import DemandPolicy
 REGISTRY = "JobRegistry"
 # How soon a replica that was killed is replaced.
 HEALTH_CHECK_PERIOD_S = 3
+REGISTRY_STARTS = 5
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
@@ -171,9 +172,24 @@ def ensure_registry(settings: AppSettings) -> None:
     Raises:
         StartupError: the database does not work; the next deploy starts the registry anew, with its settings then.
     """
+    for _ in range(REGISTRY_STARTS):
+        registry = _start_registry(settings)
+        try:
+            health: Health = ray.get(registry.health.remote())
+        except ray.exceptions.RayActorError:
+            continue  # the other application, which is built at the same time, has ended it for what is told here next
+        if health.database == "ok":
+            return
+        ray.kill(registry)
+        raise StartupError(health.database)
+    raise StartupError("the job registry ended each time that it was started; its log in Ray's folder says why")
+
+
+def _start_registry(settings: AppSettings) -> Any:
+    """The actor, which is made unless it is there."""
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
     actor_class = named_actor(JobRegistry, REGISTRY, settings.namespace, node)
-    registry = actor_class.remote(
+    return actor_class.remote(
         database_url=settings.database_url,
         jobs=settings.jobs,
         scheduling=settings.scheduling,
@@ -186,10 +202,6 @@ def ensure_registry(settings: AppSettings) -> None:
         was_restarted=_was_restarted,
         watch=watch_this_process,
     )
-    health: Health = ray.get(registry.health.remote())
-    if health.database != "ok":
-        ray.kill(registry)
-        raise StartupError(health.database)
 
 
 def _was_restarted() -> bool:

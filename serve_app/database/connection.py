@@ -22,11 +22,13 @@ from serve_app.database.engine import (
     forget_writes,
     has_written,
     is_conflict,
+    is_damage,
     is_full,
     is_outage,
     migrate,
     open_engine,
 )
+from serve_app.database.sqlite_file import OpenFile, database_file
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,8 +43,10 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
+        self._path = database_file(url)
         self._engine = open_engine(url)
         self._migrated = False
+        self._file: OpenFile | None = None  # of SQLite, once it is open
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()  # None: close
         self._thread = threading.Thread(target=self._run_groups, name="database", daemon=True)
         self._thread.start()
@@ -51,8 +55,9 @@ class Database:
         """`function(connection, ...)` in a transaction; returns when it is committed.
 
         Raises:
-            RegistryUnavailableError: the database is away, locked or full. Nothing was written,
-                unless the connection was lost in the very commit: then nobody knows.
+            RegistryUnavailableError: the database is away, locked, full, damaged, or no longer the
+                file that was opened. Nothing was written, unless the connection was lost in the
+                very commit: then nobody knows.
             Exception: what the function raised; its changes are rolled back.
         """
         loop = asyncio.get_running_loop()
@@ -61,6 +66,11 @@ class Database:
         try:
             result: T = await future
         except DBAPIError as error:
+            if is_damage(error):
+                raise RegistryUnavailableError(
+                    f"the job database is damaged: {error.orig}; its operator stops the server and puts a backup in "
+                    "its place"
+                ) from error
             if is_outage(error) or is_conflict(error):
                 raise RegistryUnavailableError(f"the job database does not work: {error.orig}") from error
             raise
@@ -101,7 +111,11 @@ class Database:
             if not self._migrated:
                 migrate(self._engine)
                 self._migrated = True
+                self._file = OpenFile(self._path) if self._path is not None else None
+            self._check_file()
             self._commit(group)
+            # What was written into a file that was deleted meanwhile is lost, and so nobody is told that it is there.
+            self._check_file()
         except Exception as error:  # the transaction as a whole failed: none of it happened
             if len(group) > 1 and is_full(error):
                 # A full database can still be read: operations that write nothing succeed on their
@@ -111,6 +125,10 @@ class Database:
             else:
                 for operation in group:
                     operation.error = error
+
+    def _check_file(self) -> None:
+        if self._file is not None:
+            self._file.check()
 
     def _commit(self, group: Sequence["_Operation"]) -> None:
         """Run the group in one transaction, and again if a transaction of another registry was in its way."""

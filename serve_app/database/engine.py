@@ -10,6 +10,8 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from serve_app.database.sqlite_file import DAMAGED, database_file, make_private
+
 _MIGRATION_LOCK = 0x6D6F636869  # any constant: two registries that start at once migrate one after the other
 _WROTE = "wrote"
 _CONFLICTS = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
@@ -76,6 +78,12 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OperationalError | InterfaceError) and not _is_wrong_sql(error)
 
 
+def is_damage(error: Exception) -> bool:
+    """The file of the database holds something else than it should."""
+    original = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(original, "sqlite_errorcode", None) in DAMAGED
+
+
 def is_full(error: Exception) -> bool:
     """The database has no space to write. It can still be read."""
     original = error.orig if isinstance(error, DBAPIError) else None
@@ -85,8 +93,9 @@ def is_full(error: Exception) -> bool:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    file = database_file(engine.url)
+    if file is not None:
+        make_private(file)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:

@@ -40,7 +40,7 @@ def serve(
     override_data_dir(data)
     try:
         plan = read_plan(config, dashboard_port)
-        with prepare(plan) as tidy:
+        with prepare(plan, output.show) as tidy:
             schema = check_serve_schema(plan)
             from serve_app.local.server import run
 

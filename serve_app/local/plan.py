@@ -21,8 +21,17 @@ from pydantic import ValidationError
 from deployments.storage.scratch import scratch_folder
 from serve_app.access.exposure import check_exposure
 from serve_app.config import AppSettings, load_settings
-from serve_app.errors import ConfigError
-from serve_app.local.preflight import LOOPBACK, check_disk, check_ports, data_folder_lock
+from serve_app.database.sqlite_file import check_undamaged, database_file
+from serve_app.errors import ConfigError, StartupError
+from serve_app.local.preflight import (
+    LOOPBACK,
+    check_disk,
+    check_open_files,
+    check_ports,
+    data_folder_lock,
+    max_open_files,
+)
+from serve_app.local.private_files import close_to_others, owner_only, temp_base
 from serve_app.local.ray_environment import (
     SCRATCH_PREFIX,
     ensure_token,
@@ -30,7 +39,6 @@ from serve_app.local.ray_environment import (
     haproxy_ports,
     haproxy_variables,
     ray_variables,
-    scratch_base,
     write_haproxy_wrapper,
 )
 from serve_app.local.seaweed_command import ports as seaweed_ports
@@ -70,6 +78,11 @@ class LaunchPlan:
     @property
     def token_file(self) -> Path:
         return self.data_dir / "ray-token"
+
+    @property
+    def ray_logs(self) -> Path:
+        """Where Ray's logs are kept of a server that ended by a fault."""
+        return self.data_dir / "ray-logs"
 
 
 def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
@@ -151,16 +164,33 @@ def check_serve_schema(plan: LaunchPlan) -> Any:
 
 
 @contextlib.contextmanager
-def prepare(plan: LaunchPlan, environ: MutableMapping[str, str] = os.environ) -> Iterator[Callable[[], None]]:
-    """Check disk, lock and ports, and set the environment; the scratch folder and the lock are removed at the end.
+def prepare(
+    plan: LaunchPlan, tell: Callable[[str], None], environ: MutableMapping[str, str] = os.environ
+) -> Iterator[Callable[[], None]]:
+    """Check disk, lock, database and ports, and set umask and environment.
 
-    Yields a function that removes them at once, for a process that is ended before it comes to the end.
+    Yields a function that removes the scratch folder and the lock, for a process that is ended before it comes to the
+    end, where they are removed too.
+
+    Args:
+        plan: what is to be run.
+        tell: called with a line for people about what was not as it should be and is now.
+        environ: where the variables for Ray and Serve go.
 
     Raises:
         StartupError: the app cannot start here.
     """
-    check_disk(plan.data_dir, plan.settings.min_free_disk_mb)
-    with data_folder_lock(plan.data_dir) as lock, scratch_folder(SCRATCH_PREFIX, scratch_base()) as scratch:
+    check_open_files(max_open_files())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(owner_only())
+        check_disk(plan.data_dir, plan.settings.min_free_disk_mb)
+        lock = stack.enter_context(data_folder_lock(plan.data_dir))
+        if opened := close_to_others(plan.data_dir):
+            names = ", ".join(path.name for path in opened)
+            tell(f"In {plan.data_dir}, other users of this machine could reach {names}; now only you can.")
+        if (database := database_file(plan.settings.database_url)) is not None:
+            check_undamaged(database)
+        scratch = stack.enter_context(_scratch_folder())
 
         def tidy() -> None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -172,10 +202,29 @@ def prepare(plan: LaunchPlan, environ: MutableMapping[str, str] = os.environ) ->
         ensure_token(plan.token_file)
         variables = ray_variables(plan.token_file)
         if haproxy_available():
-            variables |= haproxy_variables(scratch, write_haproxy_wrapper(scratch, environ))
+            variables |= haproxy_variables(scratch, write_haproxy_wrapper(scratch, environ), max_open_files())
         for name, value in variables.items():
             environ.setdefault(name, value)
+        # Ray opens its folder of logs and sockets to all users of the machine: it lies in one that is closed.
+        environ["RAY_TMPDIR"] = str(scratch)
+        # So does what replicas leave behind when they are killed. Python makes sockets among temporary files, too.
+        environ["TMPDIR"] = str(scratch)
         yield tidy
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Raises StartupError when it cannot be made."""
+    base = temp_base()
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder(SCRATCH_PREFIX, base))
+        except OSError as error:
+            raise StartupError(
+                f"cannot make a folder for temporary files in {base} ({error.strerror}); make room in it, or name "
+                "another one with TMPDIR, of at most 10 characters"
+            ) from error
+        yield folder
 
 
 def needed_ports(plan: LaunchPlan, environ: MutableMapping[str, str]) -> dict[int, str]:

@@ -6,8 +6,10 @@ Each failure is a StartupError of one line that says what to do.
 import contextlib
 import os
 import random
+import resource
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +27,8 @@ SINGLE = range(20_000, 21_000)
 PAIRED = range(21_000, 22_700)
 # A server that ends at this moment has this long to release its data folder.
 LOCK_TIMEOUT_S = 0.2
+# Ray's and the object store's processes keep some hundred files and connections open.
+MIN_OPEN_FILES = 1024
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
@@ -93,7 +97,7 @@ def check_disk(data_dir: Path, min_free_mb: int) -> None:
         StartupError: it cannot be made or written, or less than min_free_mb is free.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = data_dir / f".writable.{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
@@ -106,6 +110,25 @@ def check_disk(data_dir: Path, min_free_mb: int) -> None:
         raise StartupError(
             f"the disk of the data folder {data_dir} has {free_mb} MB free, {min_free_mb} MB are needed; "
             "free some space, name another folder with --data or lower min_free_disk_mb"
+        )
+
+
+def max_open_files() -> int:
+    """How many files a process may have open here; a limit that is lower for now can be raised to it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def check_open_files(limit: int) -> None:
+    """Check that the limit of open files is enough for each process of the server.
+
+    Raises:
+        StartupError: it is too low.
+    """
+    if limit < MIN_OPEN_FILES:
+        raise StartupError(
+            f"a process may have {limit} files open here, {MIN_OPEN_FILES} are needed; raise the hard limit "
+            "(`ulimit -Hn`, LimitNOFILE of systemd, --ulimit nofile of a container)"
         )
 
 

@@ -16,6 +16,8 @@ import time
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NOT_STARTED = 127
+# What the command makes is its owner's alone.
+UMASK = 0o077
 
 
 def guarded(command: list[str], grace_s: float) -> list[str]:
@@ -31,6 +33,7 @@ def guarded(command: list[str], grace_s: float) -> list[str]:
 def main(grace_s: float, command: list[str]) -> int:
     """Run the command to its end; returns the exit code to pass on."""
     _own_session()
+    os.umask(UMASK)
     wakeups = _signal_pipe()
     guardian = os.getpid()
     child = os.fork()

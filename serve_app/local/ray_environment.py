@@ -5,7 +5,6 @@ import secrets
 import shlex
 import stat
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,14 +19,10 @@ HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STAT
 LOOPBACK_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 SCRATCH_PREFIX = "mochi-s-"
-# The path of a socket is bounded, and Serve puts 56 characters of its own into that of HAProxy's metrics.
-_MAX_BASE_CHARACTERS = 10
-
-
-def scratch_base() -> Path:
-    """Where HAProxy's files go: the system's folder for temporary files, unless its name is too long for sockets."""
-    base = Path(tempfile.gettempdir())
-    return base if len(str(base)) <= _MAX_BASE_CHARACTERS else Path("/tmp")
+# HAProxy takes two descriptors for each connection, half a one for its pipes, and some for itself.
+_DESCRIPTORS_PER_CONNECTION = 2.5
+_OTHER_DESCRIPTORS = 100
+_MAX_CONNECTIONS = 4096
 
 
 def haproxy_available() -> bool:
@@ -38,6 +33,11 @@ def haproxy_available() -> bool:
 def haproxy_ports(environ: Mapping[str, str]) -> dict[str, int]:
     """The ports that come with HAProxy, by the variable that changes each."""
     return {name: int(environ.get(name, default)) for name, default in HAPROXY_PORTS.items()}
+
+
+def front_connections(open_files: int) -> int:
+    """How many connections HAProxy may take with that many open files; with more than fit it would not start."""
+    return min(_MAX_CONNECTIONS, int((open_files - _OTHER_DESCRIPTORS) / _DESCRIPTORS_PER_CONNECTION))
 
 
 def ray_variables(token_file: Path) -> dict[str, str]:
@@ -51,6 +51,8 @@ def ray_variables(token_file: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # How long Ray's own database may take to start, on a busy machine.
+        "RAY_gcs_server_port_wait_time_s": "120",
         # No processes ahead of need.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",
@@ -62,8 +64,14 @@ def ray_variables(token_file: Path) -> dict[str, str]:
     }
 
 
-def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
-    """What makes Serve use HAProxy, with all its files in a folder of our own, where two users do not meet."""
+def haproxy_variables(scratch: Path, wrapper: Path, open_files: int) -> dict[str, str]:
+    """What makes Serve use HAProxy, with all its files in a folder of our own, where two users do not meet.
+
+    Args:
+        scratch: the folder.
+        wrapper: what is run as HAProxy, see `write_haproxy_wrapper`.
+        open_files: how many a process may have, see `preflight.max_open_files`.
+    """
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
@@ -73,6 +81,7 @@ def haproxy_variables(scratch: Path, wrapper: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(front_connections(open_files)),
         # A HAProxy that died is replaced after three checks without an answer: after 6 s, not 30; one that hangs after
         # 21 s, not 60.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -56,9 +57,10 @@ def dead_vital_processes() -> list[str]:
     return [kind for kind, _ in _node().dead_processes() if kind in VITAL_PROCESSES]
 
 
-def logs_folder() -> str:
-    """Where Ray writes its logs."""
-    return str(_node().get_logs_dir_path())
+def logs_folder() -> Path | None:
+    """Where Ray writes its logs; None where it has not started."""
+    node = _node()
+    return None if node is None else Path(node.get_logs_dir_path())
 
 
 def _node() -> Any:

@@ -17,11 +17,13 @@ from typing import BinaryIO
 
 from pydantic import SecretStr
 
+from deployments.background import wait_for
 from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
 from serve_app.local.preflight import LOOPBACK, holder, is_free
+from serve_app.local.private_files import make_private_folder
 from serve_app.local.process_guard import guarded
 from serve_app.local.seaweed_command import (
     command,
@@ -29,7 +31,7 @@ from serve_app.local.seaweed_command import (
     free_admin_port,
     load_or_make_keys,
     ports,
-    remove_sockets,
+    remove_dead_sockets,
     sockets_folder,
 )
 from serve_app.local.store_life import StoreLifeTiming, until_it_hangs
@@ -40,6 +42,7 @@ ACTOR_NAME = "LocalStorage"
 STOP_GRACE_S = 8.0
 END_SPARE_S = 2.0
 START_TIMEOUT_S = 30.0
+BUSY_TIMEOUT_S = 300.0
 POLL_S = 0.03
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 10.0
@@ -88,19 +91,25 @@ class LocalStorage:
         # Started here and not at the first `ready`: after a restart of the actor nobody asks again.
         self._watch = asyncio.get_running_loop().create_task(self._keep_running())
 
-    async def ready(self, timeout_s: float = START_TIMEOUT_S) -> StorageSettings:
+    async def ready(self, timeout_s: float = START_TIMEOUT_S, busy_s: float = BUSY_TIMEOUT_S) -> StorageSettings:
         """The settings to reach the store with, once it takes objects.
 
+        Args:
+            timeout_s: how long to wait while it does not run, or cannot.
+            busy_s: how long to wait while it runs and is not ready: a busy machine takes its time.
+
         Raises:
-            StartupError: not within timeout_s; names the port, the disk or what the store said last. It is tried
+            StartupError: it was not ready by then; names the port, the disk or what the store said last. It is tried
                 further, so asking again may succeed.
         """
         reachable = self._prepare()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ready.wait(), timeout_s)
-        if not self._ready.is_set():
-            problem = self._problem or f"it gave no answer; see {self._log_path}"
-            raise StartupError(f"the local object store did not start within {timeout_s:g} s: {problem}")
+        began = time.monotonic()
+        while not self._ready.is_set():
+            waited_s = time.monotonic() - began
+            if waited_s >= (timeout_s if self._process is None else busy_s):
+                problem = self._problem or f"it gave no answer; see {self._log_path}"
+                raise StartupError(f"the local object store did not start within {waited_s:.0f} s: {problem}")
+            await wait_for(self._ready, min(POLL_S, timeout_s))
         return reachable
 
     def status(self) -> StoreStatus:
@@ -119,8 +128,8 @@ class LocalStorage:
     def _prepare(self) -> StorageSettings:
         """Make folders and keys unless they are there. Raises StartupError when that cannot be done."""
         try:
-            self._objects.mkdir(parents=True, exist_ok=True)
-            self._sockets.mkdir(mode=0o700, exist_ok=True)
+            make_private_folder(self._objects)
+            make_private_folder(self._sockets)
             access_key, secret_key = load_or_make_keys(self._data_dir / "objects-keys.json")
         except OSError as error:
             raise StartupError(
@@ -169,7 +178,8 @@ class LocalStorage:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
             await self._end()
-            remove_sockets(self._settings.local_port, admin_port)
+            remove_dead_sockets()
+            shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _check_start(self) -> None:
         """Raises StartupError when the disk is full or a port is taken."""
@@ -265,7 +275,7 @@ class LocalStorage:
     def _open_log(self) -> BinaryIO:
         if self._log_path.exists() and self._log_path.stat().st_size > MAX_LOG_BYTES:
             self._log_path.replace(self._log_path.with_suffix(".log.1"))
-        return self._log_path.open("ab")
+        return os.fdopen(os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
 
     def _last_log_line(self) -> str:
         with self._log_path.open("rb") as file:

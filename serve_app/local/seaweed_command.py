@@ -1,24 +1,28 @@
 """How `weed mini` is started: its ports, flags, environment and keys."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
 import sysconfig
-import tempfile
 from pathlib import Path
 
 from deployments.atomic_write import write_atomically
 from deployments.settings import StorageSettings
 from serve_app.errors import StartupError
 from serve_app.local.preflight import LOOPBACK, free_pair
+from serve_app.local.private_files import temp_base
 
 PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc")
 VOLUME_MB = 256
 MEMORY_LIMIT = "512MiB"
 # The maintenance workers look for the admin's gRPC port this far above its HTTP port, whatever the flags say.
 ADMIN_GRPC_OFFSET = 10_000
+TEMP = Path("/tmp")
 # A unix socket's path has at most 104 bytes on macOS and 108 on Linux.
 MAX_SOCKET_FOLDER = 90
 
@@ -85,7 +89,7 @@ def sockets_folder(data_dir: Path) -> Path:
     if len(os.fsencode(folder)) <= MAX_SOCKET_FOLDER:
         return folder
     name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"mochi-serve-{name}"
+    return temp_base() / f"mochi-serve-{name}"
 
 
 def free_admin_port() -> int:
@@ -93,11 +97,20 @@ def free_admin_port() -> int:
     return free_pair(ADMIN_GRPC_OFFSET)
 
 
-def remove_sockets(local_port: int, admin_port: int) -> None:
-    """Remove the unix sockets that weed puts in /tmp, whatever the flags say, and leaves there when killed."""
-    for port in (*ports(local_port).values(), admin_port + ADMIN_GRPC_OFFSET):
-        for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
-            path.unlink(missing_ok=True)
+def remove_dead_sockets(folder: Path = TEMP) -> None:
+    """Remove the unix sockets of stores that have ended; weed puts some in /tmp, whatever its flags say, and leaves
+    them there when it is killed. Those of other users, and those that somebody listens on, stay.
+    """
+    for path in folder.glob("seaweedfs-*-grpc-*.sock"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid == os.getuid() and _is_dead(path):
+                path.unlink()
+
+
+def _is_dead(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1)
+        return client.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 def _flag(name: str) -> str:

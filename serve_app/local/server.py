@@ -5,10 +5,13 @@ import http.client
 import logging
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from serve_app.config import AppSettings
+from serve_app.database.sqlite_file import database_file, fold_wal
 from serve_app.errors import StartupError
 from serve_app.local import descendants, ray_private
 from serve_app.local.plan import LaunchPlan
@@ -57,15 +61,20 @@ def run(plan: LaunchPlan, schema: ServeDeploySchema, announce: Callable[[], None
     """
     descendants.adopt_orphans()
     stopping = threading.Event()
+    logs: Path | None = None
     with _signals(stopping, tidy) as listen:
         try:
             _start(plan, schema, stopping, listen)
             announce()
-            _watch(stopping)
+            _watch(stopping, plan.ray_logs)
         except (_Stopped, SystemExit):
             pass
+        except StartupError:
+            logs = ray_private.logs_folder()
+            raise
         finally:
             _stop(plan)
+            _keep_logs(logs, plan.ray_logs)
 
 
 def _start(plan: LaunchPlan, schema: ServeDeploySchema, stopping: threading.Event, listen: Callable[[], None]) -> None:
@@ -176,33 +185,58 @@ def _healthy(host: str, port: int) -> bool:
         connection.close()
 
 
-def _watch(stopping: threading.Event) -> None:
-    """Return when the stop is asked for. Raises StartupError when processes that Ray needs have ended."""
+def _watch(stopping: threading.Event, logs: Path) -> None:
+    """Return when the stop is asked for.
+
+    Args:
+        stopping: set by a signal.
+        logs: where Ray's logs will be found after a fault.
+
+    Raises:
+        StartupError: processes that Ray needs have ended.
+    """
     ray_pids = ray_private.ray_pids()
     stopped = StoppedProcesses(WATCH_S)
     while not stopping.wait(WATCH_S):
         descendants.reap_children(keep=ray_pids)
         stopped.kill(spare=ray_pids)
         if dead := ray_private.dead_vital_processes():
-            raise StartupError(f"Ray has ended ({', '.join(dead)}); see its logs in {ray_private.logs_folder()}")
+            raise StartupError(f"Ray has ended ({', '.join(dead)}); see its logs in {logs}")
 
 
 def _stop(plan: LaunchPlan) -> None:
-    """End Serve, the local store, Ray, and what is left below this process."""
+    """End Serve, the local store, Ray, and what is left below this process; then the database is one file again."""
     if ray.is_initialized():
         _stop_serve()
         _stop_storage(plan.settings.namespace)
     ray.shutdown()
     descendants.end_all(END_GRACE_S)
+    if (database := database_file(plan.settings.database_url)) is not None:
+        try:
+            fold_wal(database)
+        except sqlite3.Error as error:
+            log.warning("what the files beside %s hold was not written into it: %s", database, error)
 
 
 def _stop_serve() -> None:
+    """What does not end in time is ended with Ray."""
     try:
         client = ray_private.serve_client()
         if client is not None:
             client.shutdown(timeout_s=DRAIN_S)
-    except (ray.exceptions.RayError, RayServeException) as error:
+    except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
         log.warning("Serve did not end in good order: %s", error)
+
+
+def _keep_logs(logs: Path | None, kept: Path) -> None:
+    """Move Ray's logs out of the folder that goes with this process, in the place of those of an earlier fault."""
+    if logs is None:
+        return
+    shutil.rmtree(kept, ignore_errors=True)
+    try:
+        shutil.move(logs, kept)
+    except OSError as error:
+        log.warning("Ray's logs could not be kept in %s: %s", kept, error)
 
 
 def _stop_storage(namespace: str) -> None:

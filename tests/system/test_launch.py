@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from tests.support.waiting import PATIENCE_S, gone
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
+OPEN_FILES = 4096
 TINY_APP = """
 from ray import serve
 
@@ -47,6 +49,8 @@ class Launched:
     """A `mochi-serve serve` in a folder of its own."""
 
     def __init__(self, folder: Path, app: str = "tiny_app:app", data: Path | None = None, **environment: str) -> None:
+        # As small as is usual in containers: HAProxy would ask for 10,270 files.
+        limits = (min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), OPEN_FILES)
         (folder / "tiny_app.py").write_text(TINY_APP)
         self.data = data or folder / "data"
         self.ports = free_ports(4)
@@ -59,6 +63,7 @@ class Launched:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, limits)
 
     def _environment(self) -> dict[str, str]:
         _, dashboard, metrics, statistics = map(str, self.ports)
@@ -125,7 +130,10 @@ def _launched(
 
 
 def test_it_starts_answers_and_leaves_nothing(tmp_path: Path) -> None:
-    with _launched(tmp_path) as server:
+    # Too long for the path of a socket, and with spaces.
+    temporary = tmp_path / "a folder for temporary files with a long name"
+    temporary.mkdir()
+    with _launched(tmp_path, TMPDIR=str(temporary)) as server:
         said = server.until("Stop")
         url = f"http://127.0.0.1:{server.ports[0]}/"
         assert "is ready" in said and url in said
@@ -135,6 +143,8 @@ def test_it_starts_answers_and_leaves_nothing(tmp_path: Path) -> None:
         allowed = {"Authorization": f"Bearer {token}"}
         assert httpx.get(f"http://127.0.0.1:{server.ports[1]}/api/version", headers=allowed).status_code == 200
         processes = server.all_processes()
+        (scratch,) = _scratch_folders(processes)
+        assert (scratch / "ray").is_dir() and scratch.stat().st_mode & 0o777 == 0o700
         _assert_second_is_refused(tmp_path / "second", server)
         server.process.send_signal(signal.SIGINT)
         code, said = server.end()
@@ -142,6 +152,13 @@ def test_it_starts_answers_and_leaves_nothing(tmp_path: Path) -> None:
         assert gone(processes)
         assert _taken(server.ports) == {}
         assert sorted(p.name for p in server.data.iterdir()) == ["ray-token"]
+        assert not scratch.exists() and list(temporary.iterdir()) == []
+        assert server.data.stat().st_mode & 0o777 == 0o700
+
+
+def _scratch_folders(processes: list[int]) -> set[Path]:
+    """The folders of temporary files that the command lines of the processes name."""
+    return {Path(match[0]) for pid in processes for match in re.finditer(r"/tmp/mochi-s-\w{8}", _title(pid))}
 
 
 def _assert_second_is_refused(folder: Path, first: Launched) -> None:
@@ -161,6 +178,7 @@ def test_an_application_that_cannot_be_built_is_told_in_one_line(tmp_path: Path)
         assert code == 1
         last = said.strip().splitlines()[-1]
         assert last == "mochi-serve: the application 'tiny' could not be started: ValueError: no model here"
+        assert any((server.data / "ray-logs").glob("gcs_server*"))
         assert gone(processes)
 
 
@@ -172,6 +190,20 @@ def test_an_http_front_that_does_not_start_is_told_in_one_line(tmp_path: Path) -
         assert code == 1
         last = said.strip().splitlines()[-1]
         assert last.startswith("mochi-serve: Ray Serve or its HTTP front did not start ("), said
+        assert gone(processes)
+
+
+@pytest.mark.slow
+def test_a_stop_that_serve_does_not_follow_in_time_ends_well(tmp_path: Path) -> None:
+    with _launched(tmp_path) as server:
+        server.until("Stop")
+        processes = server.all_processes()
+        (replica,) = (pid for pid in processes if _title(pid).startswith("ray::ServeReplica"))
+        os.kill(replica, signal.SIGSTOP)  # as on a machine that is too busy to run it
+        server.process.send_signal(signal.SIGINT)
+        code, said = server.end()
+        assert (code, said.strip().splitlines()[-1]) == (0, "Stopped.")
+        assert "Traceback" not in said
         assert gone(processes)
 
 

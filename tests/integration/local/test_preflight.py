@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import StartupError
-from serve_app.local.preflight import check_disk, check_ports, data_folder_lock, free_ports
+from serve_app.local.preflight import check_disk, check_open_files, check_ports, data_folder_lock, free_ports
 from tests.support import ROOT
 
 
@@ -27,6 +27,13 @@ def test_a_taken_port_is_named_with_its_purpose() -> None:
 def test_the_data_folder_is_made(tmp_path: Path) -> None:
     check_disk(tmp_path / "a" / "b", 1)
     assert list((tmp_path / "a" / "b").iterdir()) == []
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_low_limit_of_open_files_is_told() -> None:
+    check_open_files(1024)
+    with pytest.raises(StartupError, match="have 1023 files open here, 1024 are needed; raise the hard limit"):
+        check_open_files(1023)
 
 
 def test_a_full_disk_is_told_in_figures(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ async def test_only_loopback_listens_and_an_empty_store_is_small(local_port: int
     async with _running(local_port, tmp_path) as storage:
         await storage.ready()
         assert _listening(_store_pid(storage)) == {"127.0.0.1"}
+        assert all(p.stat().st_mode & 0o077 == 0 for p in tmp_path.iterdir())
         assert sum(p.stat().st_blocks * 512 for p in tmp_path.rglob("*") if p.is_file()) < 5_000_000
 
 
@@ -66,6 +67,7 @@ async def test_objects_outlive_a_stop(local_port: int, tmp_path: Path) -> None:
         await ObjectStore(await storage.ready()).put("kept", b"still here", "text/plain")
     assert all(is_free(port) for port in ports(local_port).values())
     assert list(Path("/tmp").glob(f"seaweedfs-*-{local_port + 1}.sock")) == []
+    assert not (tmp_path / "sockets").exists()
     async with _running(local_port, tmp_path) as storage:
         assert await ObjectStore(await storage.ready()).get("kept") == b"still here"
 

@@ -202,6 +202,8 @@ def stop_whole(server: Server) -> None:
         for process in left:
             process.kill()
     assert (code, left) == (0, []), server.log_tail()
+    database = server.data / "jobs.db"
+    assert not database.exists() or not database.with_name("jobs.db-wal").exists(), "the database is not whole"
 
 
 def start_server(folder: Path, environ: dict[str, str] | None = None) -> Server:

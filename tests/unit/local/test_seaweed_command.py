@@ -1,6 +1,7 @@
 """How the local store is started."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from serve_app.local.seaweed_command import (
     environment,
     load_or_make_keys,
     ports,
+    remove_dead_sockets,
     sockets_folder,
 )
 
@@ -63,3 +65,15 @@ def test_sockets_have_short_paths() -> None:
     deep = Path("/" + "x" * 200)
     assert len(str(sockets_folder(deep))) <= MAX_SOCKET_FOLDER
     assert sockets_folder(deep) == sockets_folder(deep) != sockets_folder(deep / "y")
+
+
+def test_sockets_that_nobody_listens_on_are_removed(tmp_path: Path) -> None:
+    dead, live, other = (tmp_path / f"{name}.sock" for name in ("seaweedfs-s3-grpc-1", "seaweedfs-s3-grpc-2", "other"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        for path in (dead, other):
+            with socket.socket(socket.AF_UNIX) as ended:
+                ended.bind(str(path))
+        listener.bind(str(live))
+        listener.listen(1)
+        remove_dead_sockets(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([live, other])

@@ -1,0 +1,89 @@
+"""Files and folders that belong to the server's owner alone, whatever the umask that it was started with."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve_app.errors import StartupError
+
+UMASK = 0o077
+# All that a server makes in its data folder.
+OWN_NAMES = frozenset(
+    {
+        "jobs.db",
+        "jobs.db-wal",
+        "jobs.db-shm",
+        "lock",
+        "objects",
+        "objects-keys.json",
+        "objects.lock",
+        "objects.log",
+        "objects.log.1",
+        "ray-logs",
+        "ray-token",
+        "sockets",
+        "webhook-key",
+    }
+)
+# The path of a socket is bounded, and Serve puts 56 characters of its own into that of HAProxy's metrics.
+_MAX_BASE_CHARACTERS = 10
+
+
+@contextlib.contextmanager
+def owner_only() -> Iterator[None]:
+    """What this process and those that it starts inside make is its owner's alone, unless a mode is set afterwards."""
+    before = os.umask(UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def close_to_others(data_dir: Path) -> list[Path]:
+    """Take from group and others what they may do with the data folder and what the server has in it.
+
+    A folder that holds anything else stays as it is, and so does that: it may be somebody's home.
+
+    Returns:
+        What was open to others until now.
+    """
+    entries = list(data_dir.iterdir())
+    own = [entry for entry in entries if entry.name in OWN_NAMES]
+    if len(own) == len(entries):
+        own.append(data_dir)
+    return [path for path in own if _close(path)]
+
+
+def _close(path: Path) -> bool:
+    """Whether it was open. One that is not this user's, or gone meanwhile, stays as it is."""
+    try:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if path.is_symlink() or not mode & UMASK:
+            return False
+        path.chmod(mode & ~UMASK)
+    except OSError:
+        return False
+    return True
+
+
+def temp_base() -> Path:
+    """Where files with sockets go: the system's folder for temporary files, unless its name does not fit them."""
+    base = tempfile.gettempdir()
+    return Path(base) if len(base) <= _MAX_BASE_CHARACTERS and " " not in base else Path("/tmp")
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make the folder, for its owner only, unless it is there.
+
+    Raises:
+        StartupError: somebody else has made it, who could read what is put in.
+        OSError: it cannot be made.
+    """
+    folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise StartupError(f"{folder} belongs to somebody else; remove it, or give the data folder a shorter path")
+    _close(folder)

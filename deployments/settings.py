@@ -1,13 +1,11 @@
 """Settings of the model workers. Read from YAML by `serve_app.config`; frozen, unknown keys refused."""
 
-import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
-
-_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class Settings(BaseModel):
@@ -23,7 +21,7 @@ class StorageSettings(Settings):
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
     secure: bool = Field(True, description="https to the endpoint")
-    region: str = "us-east-1"
+    region: str = Field("us-east-1", description="an endpoint at AWS that names one has it already")
     bucket: str = Field("mochi-serve", min_length=3, max_length=63)
     local_port: int = Field(8333, ge=1024, le=65000, description="first of eight consecutive ports of the local store")
     public_endpoint: str | None = Field(
@@ -37,15 +35,35 @@ class StorageSettings(Settings):
     public_secure: bool = Field(True, description="https to the public endpoint")
     signed_link_s: int = Field(3600, ge=10, le=604_800, description="how long a signed link is good")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _region_of_endpoint(cls, given: Any) -> Any:
+        """AWS: unless the settings name the region, it is the one that the endpoint does."""
+        if isinstance(given, dict) and isinstance(endpoint := given.get("endpoint"), str):
+            region = s3_endpoint.aws_region(s3_endpoint.normalised(endpoint))
+            return {"region": region, **given} if region else given
+        return given
+
+    @field_validator("endpoint", "public_endpoint")
+    @classmethod
+    def _normalised(cls, endpoint: str | None) -> str | None:
+        return None if endpoint is None else s3_endpoint.normalised(endpoint)
+
+    @model_validator(mode="after")
+    def _endpoints(self) -> Self:
+        for name, secure in (("endpoint", "secure"), ("public_endpoint", "public_secure")):
+            endpoint = getattr(self, name)
+            if endpoint is None:
+                continue
+            if problem := s3_endpoint.problem(endpoint):
+                scheme = f"; set {secure}: true for https or false for http" if "scheme" in problem else ""
+                raise ValueError(f"{name} {problem}{scheme}")
+            if (region := s3_endpoint.aws_region(endpoint)) not in (None, self.region):
+                raise ValueError(f"{name} is in the region {region}, and region is {self.region!r}; make them the same")
+        return self
+
     @model_validator(mode="after")
     def _endpoint_with_keys(self) -> Self:
-        for name in ("endpoint", "public_endpoint"):
-            given = getattr(self, name)
-            if given is not None and not _HOST_AND_PORT.fullmatch(given):
-                secure = "secure" if name == "endpoint" else "public_secure"
-                raise ValueError(
-                    f"{name} is host:port without a scheme; set {secure}: true for https or false for http"
-                )
         if self.endpoint is None:
             return self
         if self.access_key is None or self.secret_key is None:

@@ -36,7 +36,9 @@ CHUNK_BYTES = 256 * 1024  # of a stream
 PART_BYTES = 16 * 1024 * 1024  # of an upload
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0  # without a byte of an answer
+HEALTH_S = 2.0  # within which the store says whether it works
 CONNECTIONS = 32
+THREADS = 16  # for requests, and as many for what is read by and by: a store that hangs holds each for READ_TIMEOUT_S
 DOWNLOADS_AT_ONCE = 8
 PAGE = 1000  # the most that one request of the S3 API lists or deletes
 
@@ -146,22 +148,31 @@ class ObjectStore(Bucket):
     Args:
         settings: with an endpoint and keys.
         read_timeout_s: seconds without a byte of an answer after which the store counts as away.
+        health_s: the same for `ping`, which has a thread and a connection of its own.
     """
 
-    def __init__(self, settings: StorageSettings, read_timeout_s: float = READ_TIMEOUT_S) -> None:
+    def __init__(
+        self, settings: StorageSettings, read_timeout_s: float = READ_TIMEOUT_S, health_s: float = HEALTH_S
+    ) -> None:
         if settings.endpoint is None or settings.access_key is None or settings.secret_key is None:
             raise ValueError("the object store needs an endpoint, an access_key and a secret_key")
         self.bucket = settings.bucket
         self._where = f"the object store at {settings.endpoint}"
-        self._pool = _connection_pool(read_timeout_s)
+        self._pool = _connection_pool(CONNECT_TIMEOUT_S, read_timeout_s, retries=4)
+        self._threads = ThreadPoolExecutor(THREADS, "store")
+        self._download_threads = ThreadPoolExecutor(THREADS, "store-download")
+        self._health_s = health_s
+        self._health_thread = ThreadPoolExecutor(1, "store-health")
+        self._health: asyncio.Future[bool] | None = None  # the answer that is waited for
         connect = partial(
             Minio,
             access_key=settings.access_key.get_secret_value(),
             secret_key=settings.secret_key.get_secret_value(),
             region=settings.region,
-            http_client=self._pool,
         )
-        self._client = connect(settings.endpoint, secure=settings.secure)
+        self._client = connect(settings.endpoint, secure=settings.secure, http_client=self._pool)
+        health_pool = _connection_pool(health_s, health_s, retries=1)
+        self._health_client = connect(settings.endpoint, secure=settings.secure, http_client=health_pool)
         # A signature covers the name of the host: links are made for the one that clients use. It is never asked.
         public = settings.public_endpoint
         self._public_client = self._client if public is None else connect(public, secure=settings.public_secure)
@@ -207,10 +218,12 @@ class ObjectStore(Bucket):
         if length == 0:
             return
         response = await self._in_thread(
-            lambda: self._client.get_object(self.bucket, key, offset=offset, length=length or 0), key
+            lambda: self._client.get_object(self.bucket, key, offset=offset, length=length or 0),
+            key,
+            self._download_threads,
         )
         try:
-            while chunk := await self._in_thread(lambda: response.read(CHUNK_BYTES)):
+            while chunk := await self._in_thread(lambda: response.read(CHUNK_BYTES), pool=self._download_threads):
                 yield chunk
         finally:
             await asyncio.shield(asyncio.to_thread(_release, response))
@@ -250,7 +263,15 @@ class ObjectStore(Bucket):
         await self._in_thread(make)
 
     async def ping(self) -> None:
-        if not await self._in_thread(lambda: self._client.bucket_exists(self.bucket)):
+        # Who asks while another one waits gets the same answer: no queue forms before a store that hangs.
+        if self._health is None or self._health.done():
+            self._health = self._ask_for_bucket()
+        try:
+            async with asyncio.timeout(self._health_s):
+                is_there = await asyncio.shield(self._health)
+        except TimeoutError as error:
+            raise StorageUnavailableError(f"{self._where} gave no answer within {self._health_s:g} s") from error
+        if not is_there:
             raise self._no_bucket()
 
     def download_prefix(self, prefix: str, folder: Path) -> None:
@@ -287,14 +308,26 @@ class ObjectStore(Bucket):
             if found.object_name is not None and not found.is_dir:
                 yield ListedObject(found.object_name, found.last_modified)
 
-    async def _in_thread(self, work: Callable[[], T], key: str | None = None) -> T:
-        """Do blocking work in a thread. An error names the object `key`."""
+    def _ask_for_bucket(self) -> asyncio.Future[bool]:
+        def ask() -> bool:
+            with self._translate_errors():
+                return self._health_client.bucket_exists(self.bucket)
+
+        answer = asyncio.get_running_loop().run_in_executor(self._health_thread, ask)
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it any more
+        return answer
+
+    async def _in_thread(
+        self, work: Callable[[], T], key: str | None = None, pool: ThreadPoolExecutor | None = None
+    ) -> T:
+        """Do blocking work in a thread of a pool, that of requests by default. An error names the object `key`."""
 
         def run() -> T:
             with self._translate_errors(key):
                 return work()
 
-        return await asyncio.to_thread(run)
+        # Not the loop's own threads, which also look up names and find the registry.
+        return await asyncio.get_running_loop().run_in_executor(pool or self._threads, run)
 
     @contextmanager
     def _translate_errors(self, key: str | None = None) -> Iterator[None]:
@@ -344,13 +377,13 @@ class _Retry(urllib3.Retry):
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
-def _connection_pool(read_timeout_s: float) -> urllib3.PoolManager:
-    """Retries cover a restart of the store (pauses 0, 0.4, 0.8, 1.6 s); POST is never repeated."""
+def _connection_pool(connect_timeout_s: float, read_timeout_s: float, retries: int) -> urllib3.PoolManager:
+    """Four retries cover a restart of the store (pauses 0, 0.4, 0.8, 1.6 s); POST is never repeated."""
     return urllib3.PoolManager(
         num_pools=2,
         maxsize=CONNECTIONS,
-        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
-        retries=_Retry(total=4, redirect=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+        timeout=urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s),
+        retries=_Retry(total=retries, redirect=2, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
     )

@@ -3,6 +3,7 @@
 OpenAI's routes for what Mochi cannot do: a clear refusal, where a 404 would look like a wrong address.
 """
 
+import asyncio
 import logging
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from serve_app.ingress import videos
 from serve_app.ingress.authentication import AuthenticatedCaller
 from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.error_answers import RETRY_AFTER_S
-from serve_app.ingress.services import services_of
+from serve_app.ingress.services import Services, services_of
 from serve_app.openapi.errors import (
     CREATE_ERRORS,
     REGISTRY_UNAVAILABLE,
@@ -70,18 +71,22 @@ def _health_responses() -> Responses:
 async def health(request: Request, response: Response) -> HealthReport:
     """Tell whether videos can be made now: 503 until each stage has a replica and the stores work."""
     services = services_of(request)
-    jobs = await services.health()
-    try:
-        await services.store.ping()
-        storage = "ok"
-    except WorkerError as error:
-        log.warning(f"the health of the object store: {error}")
-        storage = error.message
+    jobs, storage = await asyncio.gather(services.health(), _storage_health(services))
     report = to_health(jobs, storage)
     if report.error is not None:
         response.status_code = 503
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return report
+
+
+async def _storage_health(services: Services) -> str:
+    """ "ok", or what is wrong with the store."""
+    try:
+        await services.store.ping()
+    except WorkerError as error:
+        log.warning(f"the health of the object store: {error}")
+        return error.message
+    return "ok"
 
 
 unsupported = APIRouter(tags=["unsupported"])

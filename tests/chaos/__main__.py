@@ -65,7 +65,7 @@ class Run:
         except UnavailableError as error:
             for fault in left:
                 self.skipped[fault.name] = str(error)
-                say(f"{fault.name:<10}  skipped: {error}")
+                say(f"{fault.name:<13}  skipped: {error}")
             left = []
         except (AssertionError, OSError, RuntimeError, httpx.HTTPError) as error:
             self._failed([fault for fault in faults if fault not in left][-1:] or [left.pop(0)], f"{error}")
@@ -94,7 +94,7 @@ class Run:
     def _failed(self, faults: Sequence[Fault], why: str) -> None:
         for fault in faults:
             self.trouble.append(f"{fault.name}: {why.splitlines()[0] if why else 'it broke'}")
-            say(f"{fault.name:<10}  did not come to its end (seed {self.seed}): {why}")
+            say(f"{fault.name:<13}  did not come to its end (seed {self.seed}): {why}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,6 +37,7 @@ FAULTS = (
     Fault("hang", sites.plain, (len(sites.HUNG), len(sites.HUNG)), 4.0),
     Fault("ray", sites.plain, (1, 1)),
     Fault("storage", sites.outside, (1, 1)),
+    Fault("store-says-no", sites.outside, (1, 1)),
     Fault("postgres", sites.outside),
     Fault("disk", sites.on_small_disk, (1, 1)),
     Fault("clock", sites.moved_clock, (2, 2), 8.0),

@@ -32,7 +32,7 @@ class OutsideStore:
 
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
-        self._port = port
+        self.port = port
         self._guardian: subprocess.Popen[bytes] | None = None
         self._admin_port = seaweed_command.free_admin_port()
         (folder / "objects").mkdir(parents=True)
@@ -55,7 +55,7 @@ class OutsideStore:
         """Start it; it is ready some seconds later."""
         objects = self._folder / "objects"
         (objects / "mini.options").unlink(missing_ok=True)
-        command = seaweed_command.command(objects, self._folder / "sockets", self._port, self._admin_port)
+        command = seaweed_command.command(objects, self._folder / "sockets", self.port, self._admin_port)
         with (self._folder / "objects.log").open("ab") as log:
             self._guardian = subprocess.Popen(
                 guarded(command, GRACE_S),

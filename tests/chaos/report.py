@@ -32,13 +32,13 @@ def say(text: str) -> None:
 
 
 def header() -> str:
-    return "  ".join([f"{COLUMNS[0]:<10}", *COLUMNS[1:]])
+    return "  ".join([f"{COLUMNS[0]:<13}", *COLUMNS[1:]])
 
 
 def line(outcome: Outcome) -> str:
     """One fault's line of the table."""
     row = outcome.row
-    return "  ".join([f"{row['fault']:<10}", *(f"{row[name]:>{len(name)}}" for name in COLUMNS[1:])])
+    return "  ".join([f"{row['fault']:<13}", *(f"{row[name]:>{len(name)}}" for name in COLUMNS[1:])])
 
 
 def details(outcome: Outcome) -> list[str]:

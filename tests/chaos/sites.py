@@ -9,17 +9,24 @@ from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx
+
+from serve_app.local.preflight import LOOPBACK
 from tests.chaos.job_records import JobRecords
 from tests.chaos.parts import OutsideStore, SmallDisk, WallClock, small_disk, why_no_mounts
 from tests.chaos.site import Site, Strike, open_site
 from tests.support.servers.ports import free_block
 from tests.support.servers.postgres import Postgres, fresh_database, running_postgres
+from tests.support.servers.store_gate import StoreGate, store_gate
 
 PARTS = ("sampler", "decoder", "encoder", "registry", "ingress", "controller")
 HUNG = ("registry", "sampler", "store", "ingress", "decoder", "proxy", "encoder")
 # Steps slow enough to be hit, checkpoints often enough to show that little is run twice.
 PACE = {"MOCHI_SERVE__SAMPLING__CHECKPOINT_S": "1", "MOCHI_SERVE__SAMPLING__MIN_STEP_S": "0.02"}
 STORE_AWAY_S = 20.0
+REFUSED_S = 10.0
+THROTTLED_S = 5.0
+HEALTH_S = 30.0
 POSTGRES_AWAY_S = (2.0, 6.0)
 DISK_MB = 400
 DISK_FULL_S = 10.0
@@ -59,11 +66,23 @@ def outside(folder: Path) -> Iterator[Site]:
         with (
             TemporaryDirectory(prefix="postgres") as data,
             running_postgres(Path(data)) as postgres,
+            store_gate(store.port) as gate,
             fresh_database(postgres.uri) as url,
         ):
-            environ = own_environ(folder) | store.environ | {"MOCHI_SERVE__DATABASE__URL": url}
+            environ = (
+                own_environ(folder)
+                | store.environ
+                | {
+                    "MOCHI_SERVE__DATABASE__URL": url,
+                    "MOCHI_SERVE__STORAGE__ENDPOINT": f"{LOOPBACK}:{gate.port}",
+                }
+            )
             with open_site(folder, environ, JobRecords(url)) as site:
-                site.strikes |= {"storage": _store_away(store), "postgres": _postgres_away(postgres)}
+                site.strikes |= {
+                    "storage": _store_away(store),
+                    "store-says-no": _store_says_no(gate, site),
+                    "postgres": _postgres_away(postgres),
+                }
                 yield site
     finally:
         store.kill()
@@ -111,6 +130,23 @@ def _store_away(store: OutsideStore) -> Strike:
         await asyncio.to_thread(store.kill)
         await asyncio.sleep(STORE_AWAY_S)
         store.start()
+
+    return strike
+
+
+def _store_says_no(gate: StoreGate, site: Site) -> Strike:
+    """Keys that the store does not know, then too many requests. Raises AssertionError when /health does not tell."""
+
+    async def strike(_rng: random.Random) -> None:
+        try:
+            gate.refuse(403, "InvalidAccessKeyId")
+            await asyncio.sleep(REFUSED_S)
+            told = httpx.get(f"{site.server.url}/health", timeout=HEALTH_S)
+            assert told.status_code == 503 and "refuses" in told.text, f"/health of a refused store: {told.text}"
+            gate.refuse(429, "TooManyRequests")
+            await asyncio.sleep(THROTTLED_S)
+        finally:
+            gate.pass_on()
 
     return strike
 

@@ -7,6 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL = $(PIP) install --no-compile -c constraints.txt -e '$(1)' && \
   { $(BIN)/python -m compileall -qq -j 0 .venv/lib || true; }
 
+PYTHONS := 3.11 3.12 3.13
+# Fails with one line unless the program $(1) is such a Python; $(2) is what to do then.
+CHECK_PYTHON = version=$$($(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version="none"; \
+  case " $(PYTHONS) " in *" $$version "*) ;; *) \
+  echo "mochi-serve runs on Python $(PYTHONS); '$(1)' is $$version: $(2)" >&2; exit 1;; esac
+
 # Only `make serve DATA=...` counts: a variable of that name in someone's shell is not meant for us.
 ifeq ($(origin DATA),command line)
 export MOCHI_SERVE__DATA_DIR := $(DATA)
@@ -109,11 +115,13 @@ clean: ## Remove the environment and the caches; data/ stays
 
 # The stamps are written after an install that succeeded, so that a broken one is done again.
 .venv/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@$(call CHECK_PYTHON,$(BIN)/python,remove .venv and call make again)
 	@echo "Installing mochi-serve into .venv (a minute or two)..."
 	@$(call INSTALL,.)
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@$(call CHECK_PYTHON,$(BIN)/python,remove .venv and call make again)
 	@echo "Installing mochi-serve and its development tools into .venv (a minute or two)..."
 	@$(call INSTALL,.[dev])
 	@touch .venv/.serve $@
@@ -139,9 +147,7 @@ clean: ## Remove the environment and the caches; data/ stays
 	fi
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "mochi-serve needs Python 3.11 or newer; '$(PYTHON)' is not. Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
-	  exit 1; }
+	@$(call CHECK_PYTHON,$(PYTHON),name another one: make PYTHON=python3.12 $(MAKECMDGOALS))
 	@$(PYTHON) -m venv .venv >/dev/null || { \
 	  rm -rf .venv; \
 	  echo "'$(PYTHON)' cannot make environments with pip: install the package python3-venv of your system and try again" >&2; \

@@ -13,6 +13,7 @@ from deployments.messages import Stage
 from deployments.settings import StageSettings
 from deployments.watchdog.heartbeat import watch_this_process
 from serve_app.access.exposure import check_exposure, current_http_host, is_loopback
+from serve_app.access.secret_box import webhook_key
 from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
 from serve_app.errors import StartupError
 from serve_app.jobs import Health
@@ -198,6 +199,7 @@ def _start_registry(settings: AppSettings) -> Any:
         retention=settings.retention,
         storage=settings.storage,
         webhooks=settings.webhooks,
+        webhook_key=webhook_key(settings),
         access=settings.access,
         was_restarted=_was_restarted,
         watch=watch_this_process,

@@ -4,6 +4,7 @@ A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names a
 `serve_config.yaml`; `MOCHI_SERVE__SECTION__KEY=value` overrides one key, which is how secrets come in.
 """
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ OVERRIDE_PREFIX = "MOCHI_SERVE__"
 DEFAULT_PROFILE = "configs/shapes.yaml"
 HOUR_S = 3_600
 DAY_S = 24 * HOUR_S
+WEBHOOK_KEY_BYTES = 32
 
 AccessMode = Literal["auto", "keys", "open-to-anyone"]
 
@@ -106,12 +108,35 @@ class AccessSettings(Settings):
 class WebhookSettings(Settings):
     """How the end of a job is sent to the URL that its client named."""
 
+    key: SecretStr | None = Field(
+        None,
+        description="32 bytes in base64 that the secrets which sign webhooks are encrypted with; with SQLite a file in "
+        "the data folder, made at the first start, is enough",
+    )
+
     allow_private: bool = Field(
         False, description="also to addresses that are not public: loopback, private, link-local"
     )
     timeout_s: float = Field(10, gt=0, description="for one delivery")
     first_pause_s: float = Field(5, gt=0, description="pause before the second try; doubles with each")
     give_up_h: float = Field(24, gt=0, description="hours after which a delivery is given up")
+
+    @model_validator(mode="after")
+    def _is_key(self) -> Self:
+        if self.key is not None:
+            decode_webhook_key(self.key.get_secret_value())
+        return self
+
+
+def decode_webhook_key(text: str) -> bytes:
+    """The bytes of `webhooks.key`. Raises ValueError, which does not quote it."""
+    try:
+        key = base64.b64decode(text.strip(), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != WEBHOOK_KEY_BYTES:
+        raise ValueError(f"key is {WEBHOOK_KEY_BYTES} bytes in base64: openssl rand -base64 {WEBHOOK_KEY_BYTES}")
+    return key
 
 
 class ClassifierSettings(Settings):

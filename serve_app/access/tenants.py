@@ -30,7 +30,7 @@ class Tenant:
 
     name: str
     max_tier: Tier  # the highest priority that its requests may ask for
-    webhook_secret: str = field(repr=False)  # `whsec_...`, which its webhooks are signed with
+    webhook_secret: str = field(repr=False)  # which its webhooks are signed with, as it is kept: see `secret_box`
     created_at: float  # Unix seconds
     weight: float | None = None  # its share in GPU-seconds among the tenants
     requests_per_minute: int | None = None  # of all kinds, in each ingress replica

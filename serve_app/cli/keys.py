@@ -16,7 +16,8 @@ import typer
 
 from deployments.errors import MochiServeError
 from serve_app.access.exposure import keys_needed
-from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, day_of
+from serve_app.access.secret_box import LostSecretError, SecretBox, webhook_key
+from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, Tenant, day_of
 from serve_app.cli.options import command, override_data_dir
 from serve_app.cli.output import Output
 from serve_app.cli.tables import key_json, keys_table, tenant_json, tenants_table, usage_json, usage_table
@@ -45,6 +46,11 @@ class Installation:
 
     settings: AppSettings
     database: "Database"
+
+    @property
+    def box(self) -> SecretBox:
+        """Of webhook secrets. Raises LostSecretError."""
+        return webhook_key(self.settings).box()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +186,7 @@ async def create_key(
     now = time.time()
     expires_at = None if expires_days is None else now + expires_days * DAY_S
     key, plain = await installation.database.run(
-        access_sql.create_key, tenant, label=label, expires_at=expires_at, now=now
+        access_sql.create_key, tenant, label=label, expires_at=expires_at, now=now, box=installation.box
     )
     output.result({**key_json(key), "key": plain}, plain)
     if not output.as_json:
@@ -235,9 +241,10 @@ async def show_tenant(installation: Installation, output: Output, name: TenantNa
         _fail_without_tenant(output, name)
     api_keys = await installation.database.run(access_sql.list_keys, name)
     today = await installation.database.run(access_sql.day_usage, name, day=day_of(time.time()))
+    secret, told = _webhook_secret(installation, tenant)
     value = {
         **tenant_json(tenant),
-        "webhook_secret": tenant.webhook_secret,
+        "webhook_secret": secret,
         "keys": [key_json(key) for key in api_keys],
         "used_today": {"gpu_seconds": today.gpu_seconds, "videos": today.videos},
     }
@@ -246,7 +253,7 @@ async def show_tenant(installation: Installation, output: Output, name: TenantNa
         tenants_table([tenant]),
         keys_table(api_keys),
         f"Today (UTC): {today.videos} videos, {today.gpu_seconds:.1f} GPU-seconds",
-        f"Webhook secret: {tenant.webhook_secret}",
+        f"Webhook secret: {told}",
     )
 
 
@@ -264,8 +271,10 @@ async def set_tenant(
     """Set what a tenant may use, and make it if it is new; what is not named stays as it is."""
     changes = options.changes()
     if new_webhook_secret:
-        changes["webhook_secret"] = access_sql.new_webhook_secret()
-    tenant = await installation.database.run(access_sql.set_tenant, name, changes=changes, now=time.time())
+        changes["webhook_secret"] = installation.box.seal(access_sql.new_webhook_secret(), name)
+    tenant = await installation.database.run(
+        access_sql.set_tenant, name, changes=changes, now=time.time(), box=installation.box
+    )
     output.result(tenant_json(tenant), tenants_table([tenant]))
 
 
@@ -294,10 +303,26 @@ async def usage(
 
 @tenants.command("webhook-secret")
 @command(InstallationOptions)
-async def webhook_secret(installation: Installation, output: Output) -> None:
+async def webhook_secret(
+    installation: Installation,
+    output: Output,
+    new: Annotated[bool, typer.Option("--new", help="Draw a new secret; the old one signs nothing more.")] = False,
+) -> None:
     """Tell the secret of those who are no tenants: what webhooks are signed with where no keys are needed."""
-    secret = await installation.database.run(access_sql.installation_webhook_secret)
+    if new:
+        await installation.database.run(access_sql.replace_installation_webhook_secret, box=installation.box)
+    kept = await installation.database.run(access_sql.installation_webhook_secret, box=installation.box)
+    secret = installation.box.open(kept, access_sql.INSTALLATION)
     output.result({"webhook_secret": secret}, secret)
+
+
+def _webhook_secret(installation: Installation, tenant: Tenant) -> tuple[str | None, str]:
+    """A tenant's secret, None if it cannot be read; and what people are told."""
+    try:
+        secret = installation.box.open(tenant.webhook_secret, tenant.name)
+    except LostSecretError as error:
+        return None, f"{error} (--new-webhook-secret)"
+    return secret, secret
 
 
 def _fail_without_tenant(output: Output, name: str) -> NoReturn:

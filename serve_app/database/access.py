@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Integer, Row, String, cast, delete, insert, select, update
 
+from serve_app.access.secret_box import CLEAR, LostSecretError, SecretBox
 from serve_app.access.tenants import AccessTable, ApiKey, Tenant, day_of, key_hash, key_hint, new_key
 from serve_app.database.engine import insert_into
 from serve_app.database.schema import api_keys, meta, tenants, usage
@@ -21,6 +22,8 @@ from serve_app.jobs import Tier
 VERSION = "access_version"
 WEBHOOK_SECRET = "webhook_secret"
 SECRET_BYTES = 24
+# The owner of the secret of those who are no tenants; no tenant has this name.
+INSTALLATION = "(installation)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,13 @@ def get_tenant(connection: Connection, name: str) -> Tenant | None:
     return None if row is None else _to_tenant(row)
 
 
-def create_tenant(connection: Connection, name: str, *, now: float) -> Tenant:
-    """The tenant of this name, with the defaults (tier standard, no limits of its own) if it was not there."""
-    tenant = Tenant(name, Tier.STANDARD, new_webhook_secret(), now)
+def create_tenant(connection: Connection, name: str, *, now: float, box: SecretBox = CLEAR) -> Tenant:
+    """The tenant of this name, with the defaults (tier standard, no limits of its own) if it was not there.
+
+    Args:
+        box: what its webhook secret is sealed in.
+    """
+    tenant = Tenant(name, Tier.STANDARD, box.seal(new_webhook_secret(), name), now)
     query = insert_into(connection, tenants).on_conflict_do_nothing().returning(tenants.c.name)
     if connection.execute(query, asdict(tenant)).first() is not None:
         _increment_version(connection)
@@ -80,9 +87,11 @@ def change_tenant(connection: Connection, name: str, *, changes: Mapping[str, An
     return _to_tenant(row)
 
 
-def set_tenant(connection: Connection, name: str, *, changes: Mapping[str, Any], now: float) -> Tenant:
+def set_tenant(
+    connection: Connection, name: str, *, changes: Mapping[str, Any], now: float, box: SecretBox = CLEAR
+) -> Tenant:
     """As `change_tenant`; a tenant that is not there is made first."""
-    tenant = create_tenant(connection, name, now=now)
+    tenant = create_tenant(connection, name, now=now, box=box)
     return change_tenant(connection, name, changes=changes) or tenant
 
 
@@ -104,7 +113,13 @@ def list_keys(connection: Connection, tenant: str | None = None) -> list[ApiKey]
 
 
 def create_key(
-    connection: Connection, tenant: str, *, label: str, expires_at: float | None, now: float
+    connection: Connection,
+    tenant: str,
+    *,
+    label: str,
+    expires_at: float | None,
+    now: float,
+    box: SecretBox = CLEAR,
 ) -> tuple[ApiKey, str]:
     """Make a key, and its tenant if there is none.
 
@@ -112,11 +127,12 @@ def create_key(
         label: what the key is for, in the operator's words.
         expires_at: Unix seconds.
         now: Unix seconds.
+        box: what the webhook secret of a new tenant is sealed in.
 
     Returns:
         What is kept of the key, and the key itself, which is returned here and never again.
     """
-    create_tenant(connection, tenant, now=now)
+    create_tenant(connection, tenant, now=now, box=box)
     plain = new_key()
     key = ApiKey(f"key_{uuid4().hex[:16]}", tenant, key_hash(plain), key_hint(plain), label, now, expires_at)
     connection.execute(insert(api_keys).values(**asdict(key)))
@@ -134,12 +150,49 @@ def revoke_key(connection: Connection, key_id: str, *, now: float) -> ApiKey | N
     return None if row is None else _to_key(row)
 
 
-def installation_webhook_secret(connection: Connection) -> str:
-    """The secret that signs the webhooks of tenants that have no row; drawn when it is first needed."""
-    row = {"name": WEBHOOK_SECRET, "value": new_webhook_secret()}
+def installation_webhook_secret(connection: Connection, *, box: SecretBox = CLEAR) -> str:
+    """The secret, as it is kept, that signs the webhooks of tenants that have no row; drawn when it is first needed."""
+    row = {"name": WEBHOOK_SECRET, "value": box.seal(new_webhook_secret(), INSTALLATION)}
     connection.execute(insert_into(connection, meta).on_conflict_do_nothing(), row)
     secret: str = connection.execute(select(meta.c.value).where(meta.c.name == WEBHOOK_SECRET)).scalar_one()
     return secret
+
+
+def replace_installation_webhook_secret(connection: Connection, *, box: SecretBox) -> str:
+    """Draw a new one; the old one signs nothing more."""
+    connection.execute(delete(meta).where(meta.c.name == WEBHOOK_SECRET))
+    return installation_webhook_secret(connection, box=box)
+
+
+def seal_webhook_secrets(connection: Connection, *, box: SecretBox) -> list[str]:
+    """Seal the webhook secrets that are kept as they are, as earlier versions did, or when there was no key.
+
+    Returns:
+        The owners of those that cannot be opened: the names of tenants, and INSTALLATION.
+    """
+    if connection.dialect.name == "sqlite":
+        # What is replaced is overwritten, not only left unused.
+        connection.exec_driver_sql("PRAGMA secure_delete = ON")
+    lost: list[str] = []
+    for name, kept in connection.execute(select(tenants.c.name, tenants.c.webhook_secret)).all():
+        if _is_lost(box, kept, name):
+            lost.append(name)
+        elif (sealed := box.seal(kept, name)) != kept:
+            connection.execute(update(tenants).where(tenants.c.name == name).values(webhook_secret=sealed))
+    own = connection.execute(select(meta.c.value).where(meta.c.name == WEBHOOK_SECRET)).scalar_one_or_none()
+    if own is not None and _is_lost(box, own, INSTALLATION):
+        lost.append(INSTALLATION)
+    elif own is not None and (sealed := box.seal(own, INSTALLATION)) != own:
+        connection.execute(update(meta).where(meta.c.name == WEBHOOK_SECRET).values(value=sealed))
+    return lost
+
+
+def _is_lost(box: SecretBox, kept: str, owner: str) -> bool:
+    try:
+        box.open(kept, owner)
+    except LostSecretError:
+        return True
+    return False
 
 
 def new_webhook_secret() -> str:

@@ -14,6 +14,7 @@ from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
+from serve_app.access.secret_box import WebhookKey
 from serve_app.config import (
     HOUR_S,
     AccessSettings,
@@ -55,6 +56,7 @@ from serve_app.retention.sweeper import Sweeper
 from serve_app.webhooks.sender import WebhookSender
 
 OPEN = AccessSettings()
+NO_KEY = WebhookKey()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class JobRegistry(RegistryApi):
         retention: how long jobs and files are kept; nothing is swept without.
         storage: where the files are; nothing is swept without.
         webhooks: how ends of jobs are sent; without, they wait in the database.
+        webhook_key: what the secrets that sign them are encrypted with.
         access: whether requests need keys.
         was_restarted: whether there was a registry of this owner before, which ingress replicas may
             still follow.
@@ -98,6 +101,7 @@ class JobRegistry(RegistryApi):
         retention: RetentionSettings | None = None,
         storage: StorageSettings | None = None,
         webhooks: WebhookSettings | None = None,
+        webhook_key: WebhookKey = NO_KEY,
         access: AccessSettings = OPEN,
         was_restarted: Callable[[], bool] = lambda: False,
         watch: Callable[[], object] = lambda: None,
@@ -126,6 +130,7 @@ class JobRegistry(RegistryApi):
         self._estimates = QueueEstimates(self._state)
         self._admission = AdmissionControl(self._state, self._estimates)
         background = [self._dispatcher.run(), self._deadlines.run(), self._feed_maintenance.run()]
+        self._webhook_key = webhook_key
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
             store = ObjectStore(storage)
@@ -134,7 +139,7 @@ class JobRegistry(RegistryApi):
             )
             background.append(self._sweeper.run())
         if webhooks is not None:
-            sender = WebhookSender(self._database, webhooks, self.webhook_secret)
+            sender = WebhookSender(self._database, webhooks, self.webhook_secret, self._seal_webhook_secrets)
             self._state.on_job_end = sender.wake
             background.append(sender.run())
         self._background = [asyncio.get_running_loop().create_task(part) for part in background]
@@ -245,10 +250,17 @@ class JobRegistry(RegistryApi):
         the end of the job: who gets the event reads the job back.
         """
         await self._flush_feed()
+        box = await asyncio.to_thread(self._webhook_key.box)
         account = await self._database.run(access_sql.get_tenant, tenant)
         if account is not None:
-            return account.webhook_secret
-        return await self._database.run(access_sql.installation_webhook_secret)
+            return box.open(account.webhook_secret, tenant)
+        kept = await self._database.run(access_sql.installation_webhook_secret, box=box)
+        return box.open(kept, access_sql.INSTALLATION)
+
+    async def _seal_webhook_secrets(self) -> None:
+        box = await asyncio.to_thread(self._webhook_key.box)
+        if lost := await self._database.run(access_sql.seal_webhook_secrets, box=box):
+            log.error(f"webhooks: these secrets cannot be read with the key that is there now: {', '.join(lost)}")
 
     async def park(self, job_id: str) -> bool:
         lease = self._state.leases.of_job(job_id)

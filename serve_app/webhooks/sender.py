@@ -18,6 +18,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
+from serve_app.access.secret_box import LostSecretError
 from serve_app.access.targets import Resolve, system_resolve
 from serve_app.config import WebhookSettings
 from serve_app.database import webhooks as webhooks_sql
@@ -71,13 +72,18 @@ def signed_headers(event_id: str, body: bytes, secret: str, now: float) -> dict[
     }
 
 
+async def _nothing_to_seal() -> None:
+    pass
+
+
 class WebhookSender:
     """Sends what is due, in the background of a registry.
 
     Args:
         database: of the jobs and deliveries.
         settings: timeouts, pauses, and which addresses are allowed.
-        get_secret: the `whsec_...` that webhooks of a tenant are signed with.
+        get_secret: the `whsec_...` that webhooks of a tenant are signed with; may raise LostSecretError.
+        seal_secrets: called once, before the first is sent; may raise LostSecretError.
         resolve: the addresses of a host and port.
         clock: Unix seconds.
         draw: 0 to 1, the jitter of pauses.
@@ -89,6 +95,7 @@ class WebhookSender:
         database: Database,
         settings: WebhookSettings,
         get_secret: Callable[[str], Awaitable[str]],
+        seal_secrets: Callable[[], Awaitable[None]] = _nothing_to_seal,
         resolve: Resolve = system_resolve,
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
@@ -97,6 +104,8 @@ class WebhookSender:
         self._database = database
         self._settings = settings
         self._get_secret = get_secret
+        self._seal_secrets = seal_secrets
+        self._sealed = False
         self._resolve = resolve
         self._clock = clock
         self._draw = draw
@@ -121,6 +130,8 @@ class WebhookSender:
 
     async def _begin_due_and_wait(self, client: WebhookClient, group: asyncio.TaskGroup) -> float:
         """Begin what is due, and wait until more may be or somebody wakes the sender."""
+        if not self._sealed:
+            await self._try_to_seal()
         self._woken.clear()
         hold_s = self._settings.timeout_s + self._timing.hold_margin_s
         # SQL has its own thread: it gets a copy of the limits, which change here meanwhile.
@@ -131,6 +142,14 @@ class WebhookSender:
             group.create_task(self._deliver(client, delivery))
         await wait_for(self._woken, await self._pause_s())
         return 0.0
+
+    async def _try_to_seal(self) -> None:
+        """Without the key, what is sent fails with that reason; nothing else does."""
+        try:
+            await self._seal_secrets()
+        except LostSecretError as error:
+            log.error(f"webhooks: {error}")
+        self._sealed = True
 
     async def _pause_s(self) -> float:
         """Seconds until the next delivery may begin, if nobody wakes the sender before."""
@@ -161,6 +180,8 @@ class WebhookSender:
             return await client.post(delivery.url, body, signed_headers(delivery.id, body, secret, self._clock()))
         except RegistryUnavailableError:
             raise
+        except LostSecretError as error:
+            return Answer(None, f"it could not be signed: {error}")
         except (ValueError, EmptyWebhookSecretError):
             return Answer(None, "it could not be signed: the tenant's webhook secret is not whsec_ and base64")
         except Exception:  # counted as a try, so that a defect here comes to an end

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection
 
+from serve_app.access.secret_box import CLEAR, SecretBox
 from serve_app.access.tenants import AccessTable, day_of, find_tenant, key_hash
 from serve_app.database import access as store
 from serve_app.database.connection import Database
@@ -139,6 +140,25 @@ async def test_webhook_secrets_have_the_standard_form(database: Database) -> Non
         assert secret.startswith("whsec_")
         assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 24
         assert secret not in repr(tenant)
+
+
+async def test_secrets_that_were_kept_as_they_are_are_sealed(database: Database) -> None:
+    box, other = SecretBox(bytes(32)), SecretBox(bytes([1] * 32))
+    before = await database.run(store.create_tenant, "acme", now=1.0)
+    own = await database.run(store.installation_webhook_secret)
+    assert await database.run(store.seal_webhook_secrets, box=CLEAR) == []
+    assert await database.run(store.seal_webhook_secrets, box=box) == []
+    after = await database.run(store.get_tenant, "acme")
+    assert after is not None and after.webhook_secret != before.webhook_secret
+    assert box.open(after.webhook_secret, "acme") == before.webhook_secret
+    sealed = await database.run(store.installation_webhook_secret)
+    assert sealed != own == box.open(sealed, store.INSTALLATION)
+    assert await database.run(store.seal_webhook_secrets, box=box) == []
+    assert await database.run(store.seal_webhook_secrets, box=other) == ["acme", store.INSTALLATION]
+    assert await database.run(store.get_tenant, "acme") == after
+    await database.run(store.set_tenant, "new", changes={}, now=2.0, box=box)
+    made = await database.run(store.get_tenant, "new")
+    assert made is not None and box.open(made.webhook_secret, "new").startswith("whsec_")
 
 
 async def test_usage_is_summed_by_day_and_tenant(database: Database) -> None:

@@ -149,7 +149,7 @@ def test_the_cluster_serves_what_one_machine_serves(manifest: Tree) -> None:
 
 
 def test_every_override_is_a_setting(manifest: Tree) -> None:
-    known = {"ENDPOINT": "a:1", "SECURE": "false", "URL": "postgresql+psycopg://h/d"}
+    known = {"ENDPOINT": "a:1", "SECURE": "false", "URL": "postgresql+psycopg://h/d", "KEY": "A" * 43 + "="}
     for container in containers(manifest):
         names = [name for name in environment(container) if name.startswith(OVERRIDE_PREFIX)]
         settings = load_settings(

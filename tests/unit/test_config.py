@@ -305,3 +305,9 @@ def test_settings_do_not_print_their_secrets(tmp_path: Path) -> None:
     settings = load(tmp_path, database={"url": url})
     assert SECRET not in repr(settings)
     assert settings.database_url == url
+
+
+@pytest.mark.parametrize("key", [SECRET, "c2hvcnQ="])
+def test_a_key_of_webhooks_that_is_none_is_told_without_it(tmp_path: Path, key: str) -> None:
+    message = refusal(tmp_path, {"webhooks": {"key": key}})
+    assert "webhooks: key is 32 bytes in base64" in message and key not in message

@@ -18,6 +18,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage, VideoSpec
+from serve_app.access.secret_box import LostSecretError
 from serve_app.access.targets import AddressInfo, check_target
 from serve_app.config import HOUR_S, WebhookSettings
 from serve_app.database import webhooks as webhooks_sql
@@ -422,3 +423,22 @@ async def test_a_database_that_is_away_is_asked_again(database_url: str, databas
             await until_done(database, "1")
         assert webhooks_sql.mark_delivered in away.seen
     away.close()
+
+
+async def test_a_lost_key_of_the_secrets_is_the_reason_and_may_come_back(database: Database) -> None:
+    lost = True
+
+    async def secret(tenant: str) -> str:
+        if lost:
+            raise LostSecretError("another key")
+        return await secret_of(tenant)
+
+    async def seal() -> None:
+        raise LostSecretError("another key")
+
+    async with receiving() as receiver, sending(database, secret=secret, seal_secrets=seal) as sender:
+        await add(database, "a", receiver.url())
+        sender.wake()
+        assert (await until_tried(database, "a")).error == "it could not be signed: another key"
+        lost = False
+        assert unwrapped(await receiver.next())["id"] == "evt_a"

@@ -187,7 +187,36 @@ def test_the_secret_of_webhooks_can_be_shown_and_replaced(data: Path) -> None:
     assert after.startswith("whsec_") and after != before
     own = run("tenants", "webhook-secret").stdout.strip()
     assert own == answer("tenants", "webhook-secret")["webhook_secret"]
-    assert own == beside(data, access_sql.installation_webhook_secret)
+    answer("tenants", "webhook-secret", "--new")
+    assert own != run("tenants", "webhook-secret").stdout.strip()
+
+
+def test_the_secrets_of_webhooks_are_kept_encrypted(data: Path) -> None:
+    answer("tenants", "set", "acme")
+    shown = [answer("tenants", "show", "acme")["webhook_secret"], answer("tenants", "webhook-secret")["webhook_secret"]]
+    assert (data / "webhook-key").stat().st_mode & 0o777 == 0o600
+    kept = b"".join(path.read_bytes() for path in data.glob("jobs.db*"))
+    assert not any(secret.encode() in kept for secret in shown)
+
+
+def test_a_lost_key_is_told_and_a_new_secret_can_be_drawn(data: Path) -> None:
+    answer("tenants", "set", "acme")
+    answer("tenants", "webhook-secret")
+    (data / "webhook-key").unlink()
+    assert answer("tenants", "show", "acme")["webhook_secret"] is None
+    assert "encrypted with another key than that of webhook-key" in run("tenants", "show", "acme").stdout
+    assert "another key" in run("tenants", "webhook-secret", code=1).stderr
+    answer("tenants", "set", "acme", "--new-webhook-secret")
+    assert answer("tenants", "show", "acme")["webhook_secret"].startswith("whsec_")
+    assert answer("tenants", "webhook-secret", "--new")["webhook_secret"].startswith("whsec_")
+
+
+def test_a_broken_key_stops_only_what_needs_it(data: Path) -> None:
+    answer("keys", "create", "--tenant", "acme")
+    (data / "webhook-key").write_text("no key")
+    assert "webhook-key cannot be used" in run("tenants", "show", "acme").stdout
+    assert [key["tenant"] for key in answer("keys", "list")] == ["acme"]
+    assert "webhook-key cannot be used" in run("keys", "create", "--tenant", "new", code=1).stderr
 
 
 def test_a_removed_tenant_is_gone_with_its_keys() -> None:

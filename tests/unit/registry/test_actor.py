@@ -19,11 +19,15 @@ from deployments.messages import (
     Stage,
     Started,
 )
-from serve_app.config import JobSettings
+from serve_app.access.secret_box import WebhookKey
+from serve_app.config import JobSettings, SchedulingSettings, WebhookSettings
+from serve_app.database import access as access_sql
+from serve_app.database.connection import Database
 from serve_app.errors import TooLargeError
 from serve_app.jobs import JobState
+from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
-from tests.support.registry.world import SPEC, Call, World
+from tests.support.registry.world import SPEC, Call, Workers, World
 
 
 async def test_a_job_goes_through_the_stages(world: World) -> None:
@@ -38,6 +42,30 @@ async def test_a_job_goes_through_the_stages(world: World) -> None:
     done = await world.reaches("a", JobState.COMPLETED)
     assert done.seconds == {f"{stage}.{part}": s for stage in Stage for part, s in (("work", 0.1), ("device", 0.2))}
     assert done.device_s == pytest.approx(0.6)
+
+
+async def test_secrets_of_webhooks_are_sealed_at_the_start_and_opened_to_sign(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    database = Database(url)
+    tenant = await database.run(access_sql.create_tenant, "acme", now=1.0)
+    key = WebhookKey(file=tmp_path / "webhook-key")
+    registry = JobRegistry(
+        database_url=url,
+        jobs=JobSettings(),
+        scheduling=SchedulingSettings(),
+        owner="one",
+        send=Workers(),
+        webhooks=WebhookSettings(),
+        webhook_key=key,
+    )
+    while (kept := await database.run(access_sql.get_tenant, "acme")) == tenant:
+        await asyncio.sleep(0.01)
+    assert await registry.webhook_secret("acme") == tenant.webhook_secret
+    own = await registry.webhook_secret("nobody")
+    assert own.startswith("whsec_") and own != await database.run(access_sql.installation_webhook_secret)
+    assert kept is not None and key.box().open(kept.webhook_secret, "acme") == tenant.webhook_secret
+    await registry.close()
+    database.close()
 
 
 async def test_nothing_is_sent_before_a_replica_is_there(world: World) -> None:

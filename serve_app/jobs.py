@@ -6,13 +6,15 @@ state a lost or failed attempt goes back to `queued` at the same stage, one whos
 used at the stage before, and every live state may end in `failed` or `cancelled`.
 """
 
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from serve_app.config import DAY_S, RetentionSettings
 from serve_app.errors import IllegalMoveError
 
 
@@ -230,6 +232,35 @@ def first_move(at: float) -> Move:
     return Move(at, JobState.QUEUED, Stage.ENCODING, 1, "accepted")
 
 
+def expires_at(job: Job, retention: RetentionSettings) -> int | None:
+    """When an ended job is gone to clients, Unix seconds as they are told; None: it has not ended, or never."""
+    days = retention.completed_days if job.state is JobState.COMPLETED else retention.failed_days
+    return None if job.completed_at is None or days is None else math.floor(job.completed_at + days * DAY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """Which jobs have expired at a moment: they are gone to clients, deleted already or not. All in seconds."""
+
+    before: float = 0.0  # Unix seconds: a job has expired whose end and what it is kept for come to less
+    completed_s: float | None = None  # how long completed jobs are kept; None: for ever
+    failed_s: float | None = None  # how long failed and cancelled jobs are kept; None: for ever
+
+    @classmethod
+    def at(cls, retention: RetentionSettings, now: float) -> Self:
+        """Those whose `expires_at`, which is a whole second, is not after `now`."""
+        kept_s = [None if days is None else days * DAY_S for days in (retention.completed_days, retention.failed_days)]
+        return cls(math.floor(now) + 1, *kept_s)
+
+    def has_passed(self, job: Job) -> bool:
+        """Whether the job has expired."""
+        kept_s = self.completed_s if job.state is JobState.COMPLETED else self.failed_s
+        return job.completed_at is not None and kept_s is not None and job.completed_at + kept_s < self.before
+
+
+NOTHING_EXPIRES = Expiry()
+
+
 @dataclass(frozen=True, slots=True)
 class JobFilter:
     """Which jobs a listing holds. A field that is empty or None restricts nothing."""
@@ -238,11 +269,13 @@ class JobFilter:
     tenant: str | None = None
     created_after: float | None = None  # Unix seconds, inclusive
     created_before: float | None = None  # Unix seconds, exclusive
+    expiry: Expiry = NOTHING_EXPIRES  # jobs that have expired are in no listing
 
     def matches(self, job: Job) -> bool:
         """Whether the job is in the listing."""
         return (
-            (not self.states or job.state in self.states)
+            not self.expiry.has_passed(job)
+            and (not self.states or job.state in self.states)
             and self.tenant in (None, job.tenant)
             and (self.created_after is None or job.created_at >= self.created_after)
             and (self.created_before is None or job.created_at < self.created_before)

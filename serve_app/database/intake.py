@@ -8,29 +8,36 @@ from sqlalchemy import Connection, delete, or_, select
 
 from deployments.messages import Stage
 from serve_app.database.engine import insert_into
-from serve_app.database.job_rows import JOB, get_job, job_from_row, new_row
+from serve_app.database.job_rows import JOB, get_job, is_kept, job_from_row, new_row
 from serve_app.database.schema import idempotency_keys as keys
 from serve_app.database.schema import jobs
 from serve_app.errors import IdempotencyKeyReusedError
-from serve_app.jobs import Acceptance, Job, JobState, Submission, first_move
+from serve_app.jobs import NOTHING_EXPIRES, Acceptance, Expiry, Job, JobState, Submission, first_move
 
 _JOB_OF_KEY = JOB.add_columns(keys.c.fingerprint, keys.c.sent_fingerprint).join_from(
     keys, jobs, jobs.c.id == keys.c.job_id
 )
-_HAS_NO_JOB = ~select(jobs.c.id).where(jobs.c.id == keys.c.job_id).exists()
 
 
-def insert_job(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Acceptance:
+def insert_job(
+    connection: Connection,
+    submission: Submission,
+    *,
+    now: float,
+    keep_keys_s: float,
+    expiry: Expiry = NOTHING_EXPIRES,
+) -> Acceptance:
     """Write a new queued job; if its id or its idempotency key is there already, the job that has it is returned.
 
     Args:
         now: Unix seconds.
         keep_keys_s: how long an idempotency key stands for its job.
+        expiry: which jobs have expired; no key stands for one of them.
 
     Raises:
         IdempotencyKeyReusedError: the key stands for another request; nothing was written.
     """
-    earlier = _reserve_key(connection, submission, now=now, keep_keys_s=keep_keys_s)
+    earlier = _reserve_key(connection, submission, now=now, keep_keys_s=keep_keys_s, expiry=expiry)
     if earlier is not None:
         return Acceptance(earlier, repeated=True)
     job = _new_job(submission, now)
@@ -43,10 +50,10 @@ def insert_job(connection: Connection, submission: Submission, *, now: float, ke
 
 
 def find_accepted(
-    connection: Connection, submission: Submission, *, now: float, keep_keys_s: float
+    connection: Connection, submission: Submission, *, now: float, keep_keys_s: float, expiry: Expiry = NOTHING_EXPIRES
 ) -> Acceptance | None:
     """The job that `insert_job` would find there already; None if it would write a new one. Raises as it does."""
-    earlier = _find_by_key(connection, submission, now=now, keep_keys_s=keep_keys_s)
+    earlier = _find_by_key(connection, submission, now=now, keep_keys_s=keep_keys_s, expiry=expiry)
     earlier = earlier or get_job(connection, submission.job_id)
     return None if earlier is None else Acceptance(earlier, repeated=True)
 
@@ -76,7 +83,9 @@ def _new_job(submission: Submission, now: float) -> Job:
     )
 
 
-def _reserve_key(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Job | None:
+def _reserve_key(
+    connection: Connection, submission: Submission, *, now: float, keep_keys_s: float, expiry: Expiry
+) -> Job | None:
     """Give the key, if there is one, to the submission's job; returns the job that has it already instead.
 
     Raises:
@@ -85,14 +94,16 @@ def _reserve_key(connection: Connection, submission: Submission, *, now: float, 
     if submission.idempotency_key is None:
         return None
     while True:
-        earlier = _find_by_key(connection, submission, now=now, keep_keys_s=keep_keys_s)
+        earlier = _find_by_key(connection, submission, now=now, keep_keys_s=keep_keys_s, expiry=expiry)
         # Another registry may write the key between the look and the write: the next look finds its
         # job.
-        if earlier is not None or _write_key(connection, submission, now=now, keep_keys_s=keep_keys_s):
+        if earlier is not None or _write_key(connection, submission, now=now, keep_keys_s=keep_keys_s, expiry=expiry):
             return earlier
 
 
-def _find_by_key(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> Job | None:
+def _find_by_key(
+    connection: Connection, submission: Submission, *, now: float, keep_keys_s: float, expiry: Expiry
+) -> Job | None:
     """The job that the submission's key stands for; None if there is no key or it is free.
 
     Raises:
@@ -104,6 +115,7 @@ def _find_by_key(connection: Connection, submission: Submission, *, now: float, 
         keys.c.tenant == submission.tenant,
         keys.c.key == submission.idempotency_key,
         keys.c.created_at > now - keep_keys_s,
+        is_kept(expiry),
     )
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
@@ -114,14 +126,17 @@ def _find_by_key(connection: Connection, submission: Submission, *, now: float, 
     return job_from_row(values)
 
 
-def _write_key(connection: Connection, submission: Submission, *, now: float, keep_keys_s: float) -> bool:
+def _write_key(
+    connection: Connection, submission: Submission, *, now: float, keep_keys_s: float, expiry: Expiry
+) -> bool:
     """False, and nothing is written, if the key is there.
 
     A key that is too old or has lost its job is deleted first. That is a statement of its own: it
     sees a key of another registry only together with the job of that key.
     """
+    has_no_job = ~select(jobs.c.id).where(jobs.c.id == keys.c.job_id, is_kept(expiry)).exists()
     is_this = (keys.c.tenant == submission.tenant, keys.c.key == submission.idempotency_key)
-    connection.execute(delete(keys).where(*is_this, or_(keys.c.created_at <= now - keep_keys_s, _HAS_NO_JOB)))
+    connection.execute(delete(keys).where(*is_this, or_(keys.c.created_at <= now - keep_keys_s, has_no_job)))
     row = {
         "tenant": submission.tenant,
         "key": submission.idempotency_key,

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, not_, or_, select, true
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.database.schema import jobs
-from serve_app.jobs import AS_MADE, Job, JobError, JobState, Origin, Relation, Requested, Tier
+from serve_app.jobs import AS_MADE, Expiry, Job, JobError, JobState, Origin, Relation, Requested, Tier
 
 MAX_IDS = 500  # in one statement: SQLite bounds its parameters
 
@@ -84,6 +84,23 @@ def find_jobs(connection: Connection, query: Select[Any]) -> list[Job]:
 def get_job(connection: Connection, job_id: str) -> Job | None:
     jobs_found = find_jobs(connection, JOB.where(jobs.c.id == job_id))
     return jobs_found[0] if jobs_found else None
+
+
+def read_job(connection: Connection, job_id: str, *, expiry: Expiry) -> Job | None:
+    """The job as clients see it: None also if it has expired."""
+    jobs_found = find_jobs(connection, JOB.where(jobs.c.id == job_id, is_kept(expiry)))
+    return jobs_found[0] if jobs_found else None
+
+
+def is_kept(expiry: Expiry) -> ColumnElement[bool]:
+    """`Expiry.has_passed` in SQL, turned round: the job has not expired. All that clients read of SQL goes by it."""
+    is_completed = jobs.c.state == JobState.COMPLETED
+    expired = [
+        and_(kind, jobs.c.completed_at.is_not(None), jobs.c.completed_at + kept_s < expiry.before)
+        for kind, kept_s in ((is_completed, expiry.completed_s), (~is_completed, expiry.failed_s))
+        if kept_s is not None
+    ]
+    return not_(or_(*expired)) if expired else true()
 
 
 def lock_job(connection: Connection, job_id: str) -> Job | None:

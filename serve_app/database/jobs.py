@@ -14,13 +14,15 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from deployments.messages import Stage
 from serve_app.database.access import record_usage
-from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, get_job, lock_job
+from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, lock_job, read_job
 from serve_app.database.retention import DeletedVideo, delete_ended_job, get_deleted_video
 from serve_app.database.schema import ENDED, LEASED, WAITING, job_moves, jobs
 from serve_app.database.webhooks import add_delivery
 from serve_app.jobs import (
     NEXT_STAGE,
+    NOTHING_EXPIRES,
     STAGE_BEFORE,
+    Expiry,
     Job,
     JobError,
     JobState,
@@ -240,6 +242,7 @@ def delete(
     *,
     tenant: str | None,
     now: float,
+    expiry: Expiry = NOTHING_EXPIRES,
     lease: str | None = None,
     used: Usage = NO_USAGE,
 ) -> Job | DeletedVideo | None:
@@ -248,6 +251,7 @@ def delete(
     Args:
         tenant: None stands for all.
         now: Unix seconds.
+        expiry: which jobs have expired; they are left to the sweeper.
         lease: as of `cancel`.
         used: as of `cancel`.
 
@@ -256,7 +260,7 @@ def delete(
     """
     job = lock_job(connection, job_id)
     found = job or get_deleted_video(connection, job_id)
-    if found is None or tenant not in (None, found.tenant):
+    if found is None or tenant not in (None, found.tenant) or (job is not None and expiry.has_passed(job)):
         return None
     if job is None:
         return found
@@ -292,9 +296,9 @@ def count_live(connection: Connection) -> dict[tuple[JobState, Stage], int]:
     return {(JobState(state), Stage(stage)): count for state, stage, count in rows}
 
 
-def history(connection: Connection, job_id: str) -> list[Move]:
-    """The job's moves in order, beginning with its acceptance; empty if it is unknown."""
-    job = get_job(connection, job_id)
+def history(connection: Connection, job_id: str, *, expiry: Expiry = NOTHING_EXPIRES) -> list[Move]:
+    """The job's moves in order, beginning with its acceptance; empty if it is unknown, or has expired."""
+    job = read_job(connection, job_id, expiry=expiry)
     if job is None:
         return []
     columns = (job_moves.c.at, job_moves.c.state, job_moves.c.stage, job_moves.c.attempt, job_moves.c.note)

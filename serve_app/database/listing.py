@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, tuple_
 
-from serve_app.database.job_rows import JOB, find_jobs, get_job
+from serve_app.database.job_rows import JOB, find_jobs, is_kept, read_job
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import EVERY_JOB, Job, JobFilter, JobPage, Order
@@ -38,7 +38,7 @@ def list_jobs(
     Raises:
         UnknownJobError: there is no job `after`.
     """
-    cursor = None if after is None else get_job(connection, after)
+    cursor = None if after is None else read_job(connection, after, expiry=wanted.expiry)
     if after is not None and cursor is None:
         raise UnknownJobError(after)
     found: list[Job] = []
@@ -54,7 +54,9 @@ def _page_queries(limit: int, cursor: Job | None, order: Order, wanted: JobFilte
     states = dict.fromkeys(wanted.states)  # each once
     prefixes: list[dict[str, str]] = [{**tenant, "state": state} for state in states] or [tenant]
     low, high = _bounds(cursor, order, wanted)
-    return [_on_one_index(prefix, low, high, order).limit(limit + 1) for prefix in prefixes]
+    return [
+        _on_one_index(prefix, low, high, order).where(is_kept(wanted.expiry)).limit(limit + 1) for prefix in prefixes
+    ]
 
 
 def _on_one_index(prefix: dict[str, str], low: _Position, high: _Position, order: Order) -> Select[Any]:

@@ -59,7 +59,8 @@ async def download_content(
     services = services_of(request)
     if variant == "preview":
         return await _send_preview(services, request, await services.job(video_id, caller))
-    _check_completed(await services.newest_job(video_id, caller))
+    job = await services.newest_job(video_id, caller)
+    _check_completed(job)
     key = video_key(video_id, variant)
     info = await services.store.stat(key)
     if info is None:
@@ -70,7 +71,7 @@ async def download_content(
         return Response(status_code=304, headers=headers)
     storage, preferred = services.settings.storage, _prefers_link(request)
     if request.method == "GET" and gets_link(storage, preferred if redirect is None else redirect):
-        link = services.store.presigned_get(key, storage.signed_link_s, filename, info.content_type)
+        link = services.store.presigned_get(key, services.link_s(job), filename, info.content_type)
         # The link is a key to the video until it expires: no cache may keep it.
         applied = {"Preference-Applied": "redirect"} if preferred else {}
         return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store", **applied})

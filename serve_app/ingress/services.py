@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -25,7 +26,20 @@ from serve_app.errors import (
     quote,
 )
 from serve_app.feed.follower import FeedFollower
-from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, JobState, Move, Order, Submission, new_job_id
+from serve_app.jobs import (
+    Acceptance,
+    Expiry,
+    Health,
+    Job,
+    JobFilter,
+    JobPage,
+    JobState,
+    Move,
+    Order,
+    Submission,
+    expires_at,
+    new_job_id,
+)
 from serve_app.openapi.schemas import Video
 from serve_app.openapi.views import to_video
 from serve_app.prompts.tokens import CountTokens
@@ -87,6 +101,7 @@ class Services:
     count_tokens: CountTokens | None = None  # as the text encoder does; None: the tokenizer is not on this machine
     safety: Safety | None = None  # refuses prompts; None: every prompt is taken
     timing: Timing = Timing()
+    unix_time: Callable[[], float] = time.time  # the wall clock
     checks: RequestChecks = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,13 +159,23 @@ class Services:
         return replace(accepted, repeated=accepted.job.id != job_id)
 
     async def job(self, job_id: str, caller: Caller) -> Job:
-        """Raises NotFoundError for an unknown id, for what is no id at all, and for another tenant's video."""
+        """Raises NotFoundError for an unknown id, what is no id at all, an expired and another tenant's video."""
         job = self.feed.get(job_id)
         if job is None and _JOB_ID.fullmatch(job_id):
             job = await self.registry.get(job_id)
-        if job is None or not caller.may_see(job):
+        if job is None or not caller.may_see(job) or self._expiry().has_passed(job):
             raise _not_found(job_id)
         return job
+
+    def _expiry(self) -> Expiry:
+        """Which jobs have expired by now."""
+        return Expiry.at(self.settings.retention, self.unix_time())
+
+    def link_s(self, job: Job) -> int:
+        """How long a signed link to a file of the video is good, seconds: not longer than the video is there."""
+        seconds = self.settings.storage.signed_link_s
+        until = expires_at(job, self.settings.retention)
+        return seconds if until is None else max(1, min(seconds, int(until - self.unix_time())))
 
     async def newest_job(self, job_id: str, caller: Caller) -> Job:
         """As `job`, but never older than what any replica has answered: one that is not final costs a registry call."""
@@ -231,6 +256,7 @@ class Services:
         """
         if caller.key_tenant is not None:
             wanted = replace(wanted, tenant=caller.tenant)
+        wanted = replace(wanted, expiry=self._expiry())
         try:
             if after is not None:
                 await self.job(after, caller)

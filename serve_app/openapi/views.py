@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from deployments.clip import nearest_length
 from deployments.messages import ReplicaInfo, Stage
 from deployments.settings import ModelSettings
-from serve_app.config import DAY_S, RetentionSettings
+from serve_app.config import RetentionSettings
 from serve_app.errors import ApiError
-from serve_app.jobs import RUNNING, Health, Job, JobPage, JobState, Move, Place, Relation
+from serve_app.jobs import RUNNING, Health, Job, JobPage, JobState, Move, Place, Relation, expires_at
 from serve_app.openapi.schemas import (
     ErrorBody,
     HealthReport,
@@ -48,7 +48,7 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         progress=100 if job.state is JobState.COMPLETED else _percent(job),
         created_at=int(job.created_at),
         completed_at=_unix(job.completed_at),
-        expires_at=_unix(_expires_at(job, retention)),
+        expires_at=expires_at(job, retention),
         prompt=spec.prompt,
         # OpenAI's clients take it for a whole number.
         seconds=job.requested.seconds or str(max(1, round(spec.num_frames / spec.fps))),
@@ -216,11 +216,6 @@ def _percent(job: Job) -> int:
 
 def _unix(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds)
-
-
-def _expires_at(job: Job, retention: RetentionSettings) -> float | None:
-    days = retention.completed_days if job.state is JobState.COMPLETED else retention.failed_days
-    return None if job.completed_at is None or days is None else job.completed_at + days * DAY_S
 
 
 def _error(job: Job) -> VideoError | None:

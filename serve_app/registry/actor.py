@@ -27,13 +27,15 @@ from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
 from serve_app.database.intake import find_accepted, insert_job
-from serve_app.database.job_rows import get_job
+from serve_app.database.job_rows import read_job
 from serve_app.database.listing import list_jobs
 from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import (
     EVERY_JOB,
+    NOTHING_EXPIRES,
     Acceptance,
+    Expiry,
     Health,
     Job,
     JobFilter,
@@ -110,6 +112,7 @@ class JobRegistry(RegistryApi):
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._watched = watch()
+        self._retention = retention
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
         self._database = open_database(database_url)
         self._state = RegistryState(
@@ -135,7 +138,12 @@ class JobRegistry(RegistryApi):
         if retention is not None and storage is not None:
             store = ObjectStore(storage)
             self._sweeper = Sweeper(
-                self._database, store, retention, self._keep_keys_s, on_deleted=self._feed.publish_deletions
+                self._database,
+                store,
+                retention,
+                self._keep_keys_s,
+                clock=unix_time,
+                on_deleted=self._feed.publish_deletions,
             )
             background.append(self._sweeper.run())
         if webhooks is not None:
@@ -171,7 +179,9 @@ class JobRegistry(RegistryApi):
             return await self._earlier_acceptance(submission, refusal)
         now = self._state.unix_time()
         with self._admission.reserving(submission):
-            accepted = await self._database.run(insert_job, submission, now=now, keep_keys_s=self._keep_keys_s)
+            accepted = await self._database.run(
+                insert_job, submission, now=now, keep_keys_s=self._keep_keys_s, expiry=self._expiry
+            )
             if not accepted.repeated:
                 self._state.update_job(accepted.job)
                 self._deadlines.note(accepted.job)
@@ -185,7 +195,9 @@ class JobRegistry(RegistryApi):
     async def _earlier_acceptance(self, submission: Submission, refusal: Exception) -> Acceptance:
         """What was accepted before stays accepted; anything else raises the refusal."""
         now = self._state.unix_time()
-        accepted = await self._database.run(find_accepted, submission, now=now, keep_keys_s=self._keep_keys_s)
+        accepted = await self._database.run(
+            find_accepted, submission, now=now, keep_keys_s=self._keep_keys_s, expiry=self._expiry
+        )
         if accepted is None:
             raise refusal
         return replace(accepted, job=self._as_of_now(accepted.job))
@@ -195,13 +207,19 @@ class JobRegistry(RegistryApi):
         await self._feed_maintenance.ready.wait()
         await self._feed.flush()
 
+    @property
+    def _expiry(self) -> Expiry:
+        """Which jobs have expired by now."""
+        return NOTHING_EXPIRES if self._retention is None else Expiry.at(self._retention, self._state.unix_time())
+
     async def get(self, job_id: str) -> Job | None:
-        job = await self._database.run(get_job, job_id)
+        job = await self._database.run(read_job, job_id, expiry=self._expiry)
         return None if job is None else self._as_of_now(job)
 
     async def list_jobs(
         self, limit: int, after: str | None = None, order: Order = "desc", wanted: JobFilter = EVERY_JOB
     ) -> JobPage:
+        wanted = replace(wanted, expiry=self._expiry)
         page = await self._database.run(list_jobs, limit=limit, after=after, order=order, wanted=wanted)
         return JobPage(tuple(self._as_of_now(job) for job in page.jobs), page.has_more)
 
@@ -231,7 +249,9 @@ class JobRegistry(RegistryApi):
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         now = self._state.unix_time()
         with self._state.unsaved_usage(job_id) as (lease, used):
-            deleted = await self._database.run(jobs_sql.delete, job_id, tenant=tenant, now=now, lease=lease, used=used)
+            deleted = await self._database.run(
+                jobs_sql.delete, job_id, tenant=tenant, now=now, expiry=self._expiry, lease=lease, used=used
+            )
         if deleted is None:
             return False
         if isinstance(deleted, Job):
@@ -274,7 +294,7 @@ class JobRegistry(RegistryApi):
         return None if lease is None else lease.preview
 
     async def history(self, job_id: str) -> list[Move] | None:
-        return await self._database.run(jobs_sql.history, job_id) or None
+        return await self._database.run(jobs_sql.history, job_id, expiry=self._expiry) or None
 
     async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
         await self._dispatcher.ready.wait()

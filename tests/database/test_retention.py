@@ -1,18 +1,23 @@
 """What ended and goes, in SQL: work files, expired jobs, and videos that their clients deleted."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
 from deployments.messages import Stage
+from serve_app.config import DAY_S
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
-from serve_app.database.job_rows import get_job
+from serve_app.database.intake import find_accepted, insert_job
+from serve_app.database.job_rows import get_job, read_job
+from serve_app.database.listing import list_jobs
 from serve_app.database.retention import LATE_WRITES_S, DeletedVideo, delete_ended_job
 from serve_app.database.schema import deleted_videos, idempotency_keys, job_moves, jobs, webhook_deliveries
-from serve_app.jobs import FINAL, Job, JobState, Submission, Usage
+from serve_app.errors import UnknownJobError
+from serve_app.jobs import FINAL, NOTHING_EXPIRES, Expiry, Job, JobFilter, JobState, Submission, Usage
 from tests.support.registry.retention import job_row
 from tests.support.registry.sql_jobs import SPEC, accept, claim, end_job
 
@@ -59,6 +64,46 @@ async def ended(database: Database) -> Database:
         await accept_with_all(database, job_id)
         await end_job(database, job_id, states[job_id[0]], at=float(job_id[1]))
     return database
+
+
+COMPLETED_EXPIRED = Expiry(1000.0, completed_s=0.5)
+
+
+async def test_what_has_expired_is_read_nowhere(database: Database) -> None:
+    keyed = Submission("c", "mochi-1", SPEC, idempotency_key="k", fingerprint="f")
+    for submission in (keyed, Submission("f", "mochi-1", SPEC), Submission("w", "mochi-1", SPEC)):
+        await accept(database, submission, 1.0)
+    await end_job(database, "c", JobState.COMPLETED, 999.0)
+    await end_job(database, "f", JobState.FAILED, 999.0)
+
+    async def seen(expiry: Expiry) -> list[str]:
+        wanted = JobFilter(expiry=expiry)
+        listed = [job.id for job in (await database.run(list_jobs, limit=9, order="asc", wanted=wanted)).jobs]
+        assert listed == [id_ for id_ in "cfw" if await database.run(read_job, id_, expiry=expiry)]
+        assert listed == [id_ for id_ in "cfw" if await database.run(jobs_sql.history, id_, expiry=expiry)]
+        return listed
+
+    assert await seen(Expiry(999.5, 0.5, 0.5)) == ["c", "f", "w"]
+    assert await seen(COMPLETED_EXPIRED) == ["f", "w"]
+    assert await seen(Expiry(1000.0, failed_s=0.5)) == ["c", "w"]
+    assert await seen(Expiry(2000.0, 0.5, 0.5)) == ["w"]
+    with pytest.raises(UnknownJobError):
+        await database.run(list_jobs, limit=9, after="c", wanted=JobFilter(expiry=COMPLETED_EXPIRED))
+
+
+async def test_what_has_expired_is_no_longer_deleted_nor_found_by_its_key(database: Database) -> None:
+    keyed = Submission("c", "mochi-1", SPEC, idempotency_key="k", fingerprint="f")
+    await accept(database, keyed, 1.0)
+    await end_job(database, "c", JobState.COMPLETED, 999.0)
+    assert await database.run(jobs_sql.delete, "c", tenant=None, now=1000.0, expiry=COMPLETED_EXPIRED) is None
+    again = replace(keyed, job_id="d", fingerprint="another")
+    looked = await database.run(find_accepted, again, now=1000.0, keep_keys_s=DAY_S, expiry=COMPLETED_EXPIRED)
+    assert looked is None
+    accepted = await database.run(insert_job, again, now=1000.0, keep_keys_s=DAY_S, expiry=COMPLETED_EXPIRED)
+    assert (accepted.job.id, accepted.repeated) == ("d", False)
+    assert await database.run(read_job, "c", expiry=NOTHING_EXPIRES) is not None, (
+        "the sweeper deletes it with its files"
+    )
 
 
 async def test_every_ended_job_has_work_files_until_they_are_cleared(ended: Database) -> None:

@@ -294,7 +294,7 @@ async def public(storage_settings: StorageSettings, redirect: str) -> AsyncItera
     settings, registry = shapes_settings().model_copy(update={"storage": storage}), MemoryRegistry()
     store, link = ObjectStore(storage), RegistryClient(registry)
     async with (
-        serving(Services(settings, link, store, FeedFollower(link)), registry) as url,
+        serving(Services(settings, link, store, FeedFollower(link), unix_time=lambda: 0.0), registry) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         video_id = await queued(client)

@@ -243,6 +243,7 @@ class FakeServices(Services):
 
     def __init__(self, settings: AppSettings | None = None, timing: Timing | None = None) -> None:
         settings = settings or shapes_settings()
+        self.now = 0.0  # what the wall clock says: before all jobs, so that none expires
         self.memory = MemoryRegistry()
         registry = RegistryClient(self.memory)
         super().__init__(
@@ -252,6 +253,7 @@ class FakeServices(Services):
             feed=MemoryFeed(registry),
             count_tokens=load_token_counter(settings.model.source),
             timing=timing or Timing(),
+            unix_time=lambda: self.now,
         )
 
     def add_file(self, video_id: str, variant: Variant, data: bytes) -> None:

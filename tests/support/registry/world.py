@@ -21,7 +21,7 @@ from deployments.messages import (
     StageTask,
     VideoSpec,
 )
-from serve_app.config import JobSettings, SchedulingSettings
+from serve_app.config import JobSettings, RetentionSettings, SchedulingSettings
 from serve_app.database.connection import Database, P, T
 from serve_app.errors import NoReplicaError
 from serve_app.jobs import Job, JobState, Submission, Tier
@@ -101,6 +101,7 @@ class World:
     settings: JobSettings = SETTINGS
     scheduling: SchedulingSettings = SchedulingSettings()
     owner: str = "cluster-1"
+    retention: RetentionSettings | None = None
     timing: RegistryTiming = RegistryTiming()
     workers: Workers = field(default_factory=Workers)
     faults: Faults = field(default_factory=Faults)
@@ -115,6 +116,7 @@ class World:
             scheduling=self.scheduling,
             owner=self.owner,
             send=self.workers,
+            retention=self.retention,
             timing=self.timing,
             open_database=self._open_database,
             unix_time=lambda: time.time() + self.clock_shift_s,

@@ -20,7 +20,7 @@ from deployments.messages import (
     Started,
 )
 from serve_app.access.secret_box import WebhookKey
-from serve_app.config import JobSettings, SchedulingSettings, WebhookSettings
+from serve_app.config import DAY_S, JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
 from serve_app.database import access as access_sql
 from serve_app.database.connection import Database
 from serve_app.errors import TooLargeError
@@ -132,6 +132,24 @@ async def test_the_pause_before_it_goes_on_outlives_the_registry(tmp_path: Path)
     await world.submit("b")
     assert (await world.workers.next()).task.job_id == "b", "a waits for an encoder too, and came first"
     assert (await world.job("a")).available_at > (await world.job("a")).created_at + 900
+    await world.stop()
+
+
+async def test_a_job_is_gone_at_the_second_that_it_expires(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", retention=RetentionSettings(completed_days=1, failed_days=None))
+    world.start()
+    await world.replicas()
+    await world.submit("a")
+    for _ in Stage:
+        await world.finish(await world.workers.next())
+    await world.reaches("a", JobState.COMPLETED)
+    world.clock_shift_s = DAY_S - 60
+    assert await world.registry.get("a") is not None
+    world.clock_shift_s = DAY_S + 60
+    assert await world.registry.get("a") is None
+    assert await world.registry.history("a") is None
+    assert (await world.registry.list_jobs(10)).jobs == ()
+    assert not await world.registry.delete("a", None)
     await world.stop()
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+import alembic.util
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from deployments.errors import RegistryUnavailableError
 from serve_app.database.sqlite_file import DAMAGED, database_file, make_private
 
 _MIGRATION_LOCK = 0x6D6F636869  # any constant: two registries that start at once migrate one after the other
@@ -40,14 +42,24 @@ def open_engine(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest version; safe to call from several processes at once."""
+    """Bring the schema to the newest version; safe to call from several processes at once.
+
+    Raises:
+        RegistryUnavailableError: there is no way there; most likely a newer version has used the database.
+    """
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+        try:
+            alembic.command.upgrade(config, "head")
+        except alembic.util.CommandError as error:
+            raise RegistryUnavailableError(
+                f"the job database does not work: its schema is none that this version knows ({error}); start the "
+                "version that used it last, or put a backup of before in its place"
+            ) from error
 
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

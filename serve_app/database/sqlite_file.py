@@ -45,10 +45,12 @@ def check_undamaged(path: Path, check_s: float = CHECK_S) -> None:
         check_s: seconds that it may take; pages that were not reached then count as good.
 
     Raises:
-        StartupError: there is one, or the file is no database.
+        StartupError: there is one, or the file is no database, or cannot be read and written.
     """
-    if not path.is_file():
+    if not path.exists():
         return
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        raise StartupError(f"the database {path} is no file that this user can read and write; see its owner and mode")
     try:
         damage = _quick_check(path, check_s)
     except sqlite3.Error as error:

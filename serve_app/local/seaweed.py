@@ -109,7 +109,7 @@ class LocalStorage:
             if waited_s >= (timeout_s if self._process is None else busy_s):
                 problem = self._problem or f"it gave no answer; see {self._log_path}"
                 raise StartupError(f"the local object store did not start within {waited_s:.0f} s: {problem}")
-            await wait_for(self._ready, min(POLL_S, timeout_s))
+            await wait_for(self._ready, POLL_S)
         return reachable
 
     def status(self) -> StoreStatus:

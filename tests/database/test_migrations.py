@@ -11,6 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, text
 
+from deployments.errors import RegistryUnavailableError
 from deployments.messages import VideoSpec
 from serve_app.database import jobs as jobs_sql
 from serve_app.database import retention as retention_sql
@@ -101,6 +102,16 @@ def test_migrations_make_the_indexes_of_the_schema(engine: Engine) -> None:
     metadata.create_all(engine)
     assert migrated == indexes(engine)
     assert len(migrated) >= 11
+
+
+async def test_a_schema_of_a_newer_version_is_told(engine: Engine, database_url: str) -> None:
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database = Database(database_url)
+    with pytest.raises(RegistryUnavailableError, match=r"schema is none that this version knows \(.*9999.*\); start"):
+        await database.run(get_job, "a")
+    database.close()
 
 
 async def test_stored_jobs_are_kept_on_the_way_up(engine: Engine, database_url: str) -> None:

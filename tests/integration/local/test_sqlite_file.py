@@ -93,6 +93,12 @@ async def test_a_damaged_database_is_one_line_that_names_it(tmp_path: Path, dama
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_in_the_place_of_the_database_is_one_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").mkdir()
+    with pytest.raises(StartupError, match="jobs.db is no file that this user can read and write"):
+        check_undamaged(tmp_path / "jobs.db")
+
+
 async def test_a_read_that_meets_a_damaged_page_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     await fill(path, 1000)

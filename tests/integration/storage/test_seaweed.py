@@ -41,10 +41,14 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-def _store_pid(storage: LocalStorage) -> int:
+def _children(storage: LocalStorage) -> list[psutil.Process]:
     guardian = storage.status().pid
     assert guardian is not None
-    return psutil.Process(guardian).children()[0].pid
+    return psutil.Process(guardian).children()
+
+
+def _store_pid(storage: LocalStorage) -> int:
+    return _children(storage)[0].pid
 
 
 def _listening(pid: int) -> set[str]:
@@ -144,6 +148,20 @@ async def test_a_taken_port_is_named_and_used_once_free(local_port: int, tmp_pat
                 await storage.ready(timeout_s=0.5)
             assert "is taken" in (storage.status().problem or "")
         await storage.ready()
+
+
+@needs_proc
+async def test_a_store_that_runs_is_waited_for_however_long_it_takes(local_port: int, tmp_path: Path) -> None:
+    async with _running(local_port, tmp_path) as storage:
+        await _until(lambda: storage.status().pid is not None and _children(storage) != [])
+        (store,) = _children(storage)
+        store.suspend()  # as on a machine that is too busy to run it
+        with pytest.raises(StartupError, match="did not start within .* it gave no answer"):
+            await storage.ready(timeout_s=0, busy_s=0.2)
+        waiting = asyncio.create_task(storage.ready(timeout_s=0))
+        await asyncio.sleep(0)
+        store.resume()
+        assert (await waiting).endpoint == f"127.0.0.1:{local_port}"
 
 
 async def test_a_folder_that_cannot_be_made_is_named(local_port: int, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class Progress:
     begun_at: int = 0  # where this replica began: the units done - begun_at are its own
     preview: bytes | None = None  # a small WebP of what the video looks like so far, a few times a job
     device_s: float = 0.0  # seconds of the device that this replica spent; samples of one batch share its time
+    passes: float = 0.0  # of the model, that this replica ran for it; samples of one batch share them likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Parked:
     step: int  # denoising steps done
     reason: str  # for people
     device_s: float = 0.0  # as in Progress
+    passes: float = 0.0  # as in Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Finished:
 
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by part of the stage
     device_s: float = 0.0  # as in Progress
+    passes: float = 0.0  # as in Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,12 +291,13 @@ class Usage:
 
     steps: int = 0  # denoising steps
     device_s: float = 0.0  # seconds of a device
+    passes: float = 0.0  # of the model; a pass counts in parts for the samples in it, as its seconds do
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(self.steps + other.steps, self.device_s + other.device_s)
+        return Usage(self.steps + other.steps, self.device_s + other.device_s, self.passes + other.passes)
 
     def __sub__(self, other: "Usage") -> "Usage":
-        return Usage(self.steps - other.steps, self.device_s - other.device_s)
+        return Usage(self.steps - other.steps, self.device_s - other.device_s, self.passes - other.passes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class RunningTask:
         self._reported_ns = now_ns()
         self._begun_at: int | None = None
         self._device_ns = 0
+        self._passes = 0.0
         self._in_thread_since: int | None = None
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
@@ -132,16 +133,27 @@ class RunningTask:
         silent_ns = self._now_ns() - self._reported_ns
         return self.has_new_progress or (silent_ns >= self.timing.heartbeat_s * 1e9 and not self.is_stalled)
 
-    def add_device_ns(self, nanoseconds: int) -> None:
-        """Add the time that the task held the device for; whole numbers, so that shares add up."""
+    def add_device_ns(self, nanoseconds: int, passes: float = 0.0) -> None:
+        """Add the time that the task held the device for; whole numbers, so that shares add up.
+
+        Args:
+            passes: of the model, that were run for it in this time.
+        """
         with self._lock:
             self._device_ns += nanoseconds
+            self._passes += passes
 
     @property
     def device_s(self) -> float:
         """Seconds of the device so far, with those of the thread that is at work now."""
         with self._lock:
             return self._device_s()
+
+    @property
+    def passes(self) -> float:
+        """Passes of the model so far; one that several samples shared counts in parts."""
+        with self._lock:
+            return self._passes
 
     def _device_s(self) -> float:
         in_thread = 0 if self._in_thread_since is None else self._now_ns() - self._in_thread_since
@@ -152,7 +164,7 @@ class RunningTask:
         with self._lock:
             self._begun_at = done if self._begun_at is None else self._begun_at
             unsent = self.latest.preview if self.has_new_progress and self.latest is not None else None
-            self.latest = Progress(done, total, self._begun_at, unsent, self._device_s())
+            self.latest = Progress(done, total, self._begun_at, unsent, self._device_s(), self._passes)
             self.has_new_progress = True
         self._loop.call_soon_threadsafe(self._news.set)
         self.raise_if_stopped()
@@ -171,7 +183,7 @@ class RunningTask:
             self.has_new_progress = False
             self._reported_ns = self._now_ns()
             if self.latest is not None:
-                self.latest = replace(self.latest, device_s=self._device_s())
+                self.latest = replace(self.latest, device_s=self._device_s(), passes=self._passes)
             return self.latest
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -205,7 +205,7 @@ class StageWorker:
             logger.error("%s failed, %s: %s", stage, failed.code, failed.message, exc_info=trace)
             return failed
         logger.info("%s %s: %s", stage, "done" if end is None else "parked", running.clock.seconds)
-        return end or Finished(dict(running.clock.seconds), running.device_s)
+        return end or Finished(dict(running.clock.seconds), running.device_s, running.passes)
 
     async def _report_forever(self) -> None:
         """One call for all tasks with new progress, or whose last report is a heartbeat ago."""

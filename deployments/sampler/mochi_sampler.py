@@ -205,7 +205,7 @@ class MochiSampler(StageReplica):
 
 def parked(running: RunningTask, step: int) -> Parked:
     """The end of a task whose state after `step` steps is in storage."""
-    return Parked(step, running.park_reason or "", running.device_s)
+    return Parked(step, running.park_reason or "", running.device_s, running.passes)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -190,8 +190,9 @@ class StepLoop:
         try:
             return self._step(samples)
         finally:
-            for entry, share in zip(batch, shares(self._now_ns() - begun, samples), strict=True):
-                entry.running.add_device_ns(share)
+            took = self._now_ns() - begun
+            for entry, share in zip(batch, shares(took, samples), strict=True):
+                entry.running.add_device_ns(share, passes=share / took if took else 1 / len(batch))
 
     def _finish_step(self, entry: LoopEntry, sample: Sample) -> None:
         # In this order: who reads `previous` and then `sample`, from another thread, gets two different steps.

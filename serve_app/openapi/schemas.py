@@ -59,7 +59,7 @@ class Video(BaseModel):
     priority: Tier = Field(description="the highest that waits goes first")
     tenant: str = Field(description="whose video it is")
     queue_position: int | None = Field(description="videos that go before it to a free replica; null unless it waits")
-    estimated_start_at: int | None = Field(description="when it goes on from the queue, as forecast")
+    estimated_start_at: int | None = Field(description="when a sampler takes it, or then a decoder, as forecast")
     estimated_completion_at: int | None = Field(description="when it is completed, as forecast from measured times")
     gpu_seconds: float = Field(description="device time spent on it so far, all attempts and stages together")
     parks: int = Field(description="how often it was parked for a video of a higher priority; it lost no step")

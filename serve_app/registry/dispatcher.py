@@ -100,7 +100,7 @@ class Dispatcher:
         """After a start: leases of this cluster go on if their workers say so, those of a dead one lapse."""
         state = self._state
         now = time.monotonic()
-        for job in await state.database.run(jobs_sql.last_completed, limit=200):
+        for job in reversed(await state.database.run(jobs_sql.last_completed, limit=200)):
             state.learn_costs_of_job(job)
         for job in await state.database.run(jobs_sql.leased_jobs):
             state.feed.publish(job)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from deployments.messages import Directive, Stage
-from serve_app.jobs import TIERS, Job, Tier, Usage
+from serve_app.jobs import Job, Usage
 from serve_app.scheduling.fair_share import Charge
+from serve_app.scheduling.preemption import HeldSlot, slots_to_open
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Lease:
     stage: Stage
     deadline: float  # seconds on the monotonic clock
     saved_at: float  # seconds on the monotonic clock
+    granted_at: float | None = None  # seconds on the monotonic clock; None if a registry before this one granted it
     charge: Charge | None = None  # what its tenant was booked; None if a registry before this one did so
     replica: str | None = None  # None until one was chosen
     reported: Usage = Usage()  # what the replica used, as it said last; `steps` is the denoising step that it is at
@@ -53,6 +55,7 @@ class Lease:
             token=job.lease,
             stage=job.stage,
             deadline=now + lease_s,
+            granted_at=now,
             saved_at=now,
             charge=charge,
             # A checkpoint is reported when it is there, progress only now and then: the row may be
@@ -101,6 +104,19 @@ class Lease:
     def steps_left(self) -> int:
         return max(0, self.job.spec.num_inference_steps - self.step)
 
+    @property
+    def held_slot(self) -> HeldSlot:
+        """The slot of a sampler that it holds."""
+        return HeldSlot(
+            job_id=self.job_id,
+            tier=self.job.tier,
+            tokens=self.job.spec.clip.tokens,
+            steps_left=self.steps_left,
+            parks=self.job.parks,
+            has_begun=self.has_begun,
+            is_leaving=self.directive is not Directive.CONTINUE,
+        )
+
     def begin_at(self, step: int) -> None:
         """Its replica begins at this step: an earlier one if it refused the newest checkpoint."""
         self.has_stepped = True
@@ -109,14 +125,18 @@ class Lease:
         self.saved = replace(self.saved, steps=min(self.saved.steps, step))
         self.saved_before = replace(self.saved_before, steps=min(self.saved_before.steps, step))
 
-    def report(self, step: int, device_s: float) -> None:
+    def report(self, step: int, device_s: float, passes: float = 0.0) -> None:
         """Note a report of the replica. It may arrive late, after a newer one.
 
         Args:
             step: the denoising step that it is at.
             device_s: seconds of its device, since the lease began.
+            passes: of the model, since the lease began; its share of those that it shared.
         """
-        self.reported = Usage(max(self.step, step), max(self.reported.device_s, device_s))
+        before = self.reported
+        self.reported = Usage(
+            max(before.steps, step), max(before.device_s, device_s), passes=max(before.passes, passes)
+        )
         if self.is_resumed:
             # How much of it was saved before the restart is not known: the device's time is counted
             # from here.
@@ -168,6 +188,7 @@ class LeaseTable:
         lease.has_begun = True
         lease.has_stepped = True
         lease.is_resumed = True
+        lease.granted_at = None
         lease.deadline = now + min(patience_s, self.lease_s)
         return lease
 
@@ -232,29 +253,12 @@ class ForeignLeases:
 
 
 def leases_to_park(sampling: Iterable[Lease], urgent: int, open_slots: int, max_parks: int) -> list[Lease]:
-    """The leases to yield so that `urgent` waiting interactive jobs find a slot at the next step.
-
-    Slots that open by themselves within a step count too: those of jobs that yield already or are
-    at their last step. Of the others the cheapest to park go first: the lowest tier, then the
-    smallest state, then the one with most steps left, because it would hold its slot longest.
+    """The leases to yield so that `urgent` waiting interactive jobs find a slot, as `slots_to_open` chooses them.
 
     Args:
         sampling: all leases of the sampling stage.
         max_parks: a job that was parked this often goes on.
     """
-    sampling = list(sampling)
-    opening = open_slots + sum(1 for lease in sampling if _opens_soon(lease))
-    candidates = [
-        lease
-        for lease in sampling
-        if not _opens_soon(lease)
-        and lease.has_begun
-        and lease.job.tier is not Tier.INTERACTIVE
-        and lease.job.parks < max_parks
-    ]
-    candidates.sort(key=lambda lease: (-TIERS.index(lease.job.tier), lease.job.spec.clip.tokens, -lease.steps_left))
-    return candidates[: max(0, urgent - opening)]
-
-
-def _opens_soon(lease: Lease) -> bool:
-    return lease.directive is not Directive.CONTINUE or lease.steps_left <= 1
+    leases = {lease.job_id: lease for lease in sampling}
+    slots = slots_to_open((lease.held_slot for lease in leases.values()), urgent, open_slots, max_parks)
+    return [leases[slot.job_id] for slot in slots]

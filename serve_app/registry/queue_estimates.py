@@ -3,12 +3,15 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import Directive, Stage, VideoSpec
 from serve_app.feed.publisher import FeedPublisher
 from serve_app.jobs import Job, JobState, Place
+from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState
-from serve_app.scheduling.estimates import Forecast, QueuedWork, forecast
+from serve_app.scheduling.estimates import StepTime
+from serve_app.scheduling.forecast import Forecast, Pipeline, Running, Work, forecast
 
 MIN_AGE_S = 0.5
 # A forecast of a long queue takes a while: no more than this share of the registry's time goes into
@@ -27,8 +30,9 @@ class QueueEstimates:
         self._state = state
         self._positions: dict[str, int] = {}  # of the jobs that wait
         self._forecasts: dict[str, Forecast] = {}  # of all live jobs; seconds from `_estimated_at`
+        self._room_in_s: dict[str | None, float] = {}  # by tenant; of any tenant under None
         self._estimated_at = -math.inf
-        self._estimating_s = 0.0  # how long the last estimate took
+        self._estimating_s = 0.0  # how long the last estimate kept the processor busy
         self._published_at = 0.0  # `_estimated_at` of what was published last
 
     def place(self, job: Job) -> Place | None:
@@ -48,15 +52,19 @@ class QueueEstimates:
             job_ids = self._positions.keys() | self._forecasts.keys()
             feed.publish_places({job_id: self._place(job_id) for job_id in job_ids})
 
-    def retry_after_s(self) -> int:
-        """When there is room for another job: as long as a job holds its slot, over the slots."""
-        leases = self._state.leases.of_stage(Stage.SAMPLING)
-        slots = self._state.replicas.slots(Stage.SAMPLING, time.monotonic())
-        if not slots or not leases or not self._state.costs.is_measured(Stage.SAMPLING):
+    def retry_after_s(self, tenant: str | None) -> int:
+        """When there is likely room for another job: when the first of those that wait leaves its queue.
+
+        Args:
+            tenant: whose jobs must leave; None if it does not matter whose.
+        """
+        if not self._state.costs.is_measured(Stage.SAMPLING):
             return UNKNOWN_RETRY_S
-        times = _WallTimes(self._state)
-        mean_s = sum(times.sampling_s(lease.job, lease.job.spec.num_inference_steps) for lease in leases) / len(leases)
-        return max(1, min(MAX_RETRY_S, math.ceil(mean_s / slots)))
+        self._estimate_if_older(MIN_AGE_S)
+        room_in_s = self._room_in_s.get(tenant)
+        if room_in_s is None:
+            return UNKNOWN_RETRY_S
+        return max(1, min(MAX_RETRY_S, math.ceil(room_in_s - (time.monotonic() - self._estimated_at))))
 
     def _has(self, job_id: str) -> bool:
         return job_id in self._positions or job_id in self._forecasts
@@ -73,59 +81,97 @@ class QueueEstimates:
         )
 
     def _estimate_if_older(self, age_s: float) -> None:
-        begun_at = time.monotonic()
+        begun_at, busy_s = time.monotonic(), time.thread_time()
         if begun_at - self._estimated_at <= max(age_s, self._estimating_s / MAX_TIME_SHARE):
             return
         waiting = {stage: self._state.waiting.order(stage) for stage in Stage}
         self._positions = {job.id: n for jobs in waiting.values() for n, job in enumerate(jobs)}
-        self._forecasts = self._forecast(waiting) if self._state.costs.is_measured(Stage.SAMPLING) else {}
+        measured = self._state.costs.is_measured(Stage.SAMPLING)
+        self._forecasts = forecast(_pipeline(self._state, begun_at)) if measured else {}
+        self._room_in_s = self._rooms(waiting)
         self._estimated_at = time.monotonic()
-        self._estimating_s = self._estimated_at - begun_at
+        self._estimating_s = time.thread_time() - busy_s
 
-    def _forecast(self, waiting: Mapping[Stage, Sequence[Job]]) -> dict[str, Forecast]:
-        """Jobs that must be encoded come after those that wait for a sampler: encoding is short."""
-        leases, replicas = self._state.leases, self._state.replicas
-        times = _WallTimes(self._state)
-        now = time.monotonic()
-        sampling_left_s = {
-            lease.job_id: times.sampling_s(lease.job, lease.steps_left) for lease in leases.of_stage(Stage.SAMPLING)
-        }
-        decoding_left_s = {lease.job_id: times.decoding_s(lease.job) for lease in leases.of_stage(Stage.DECODING)}
-        encoding = [lease.job for lease in leases.of_stage(Stage.ENCODING)]
-        to_sample = [
-            QueuedWork(job.id, wall_s=times.sampling_s(job), tail_s=times.decoding_s(job))
-            for job in (*waiting[Stage.SAMPLING], *encoding, *waiting[Stage.ENCODING])
-        ]
-        to_decode = [QueuedWork(job.id, wall_s=times.decoding_s(job), tail_s=0.0) for job in waiting[Stage.DECODING]]
-        forecasts = forecast(to_sample, list(sampling_left_s.values()), replicas.slots(Stage.SAMPLING, now))
-        forecasts |= forecast(to_decode, list(decoding_left_s.values()), replicas.slots(Stage.DECODING, now))
-        for lease in leases.of_stage(Stage.SAMPLING):
-            end_s = sampling_left_s[lease.job_id] + times.decoding_s(lease.job)
-            forecasts[lease.job_id] = Forecast(starts_in_s=0.0, finishes_in_s=end_s)
-        for job_id, left_s in decoding_left_s.items():
-            forecasts[job_id] = Forecast(starts_in_s=0.0, finishes_in_s=left_s)
-        return forecasts
+    def _rooms(self, waiting: Mapping[Stage, Sequence[Job]]) -> dict[str | None, float]:
+        """When the first waiting job of each tenant, and of any (None), goes to a sampler or decoder."""
+        rooms: dict[str | None, float] = {}
+        for job in (*waiting[Stage.SAMPLING], *waiting[Stage.DECODING]):
+            if (found := self._forecasts.get(job.id)) is not None:
+                for owner in (None, job.tenant):
+                    rooms[owner] = min(found.starts_in_s, rooms.get(owner, math.inf))
+        return rooms
 
 
-class _WallTimes:
-    """Wall times of one forecast; jobs of one shape have one estimate."""
+def _pipeline(state: RegistryState, now: float) -> Pipeline:
+    """What the registry knows of all live jobs, as `forecast` takes it."""
+    works = _Works(state)
+    leases = state.leases.all()
+    return Pipeline(
+        queues=state.waiting.queues,
+        running=[_running(lease, now) for lease in leases],
+        slots={stage: {info.replica: info.slots for info in state.replicas.alive(stage, now)} for stage in Stage},
+        work_of=works.of_job,
+        weight=state.weight,
+        now=now,
+        max_parks=state.scheduling.max_parks if state.scheduling.preemption else None,
+    )
+
+
+def _running(lease: Lease, now: float) -> Running:
+    return Running(
+        lease.job_id,
+        lease.stage,
+        lease.replica,
+        for_s=0.0 if lease.granted_at is None else now - lease.granted_at,
+        charge=lease.charge,
+        has_begun=lease.has_begun,
+        is_leaving=lease.directive is not Directive.CONTINUE,
+    )
+
+
+class _Works:
+    """The work of the jobs of one forecast; jobs of one kind have one set of estimates."""
 
     def __init__(self, state: RegistryState) -> None:
-        self._costs = state.costs
-        self._estimates: dict[tuple[object, ...], float] = {}
-        replicas = len(state.replicas.alive(Stage.SAMPLING, time.monotonic()))
-        # Samples that share a replica: each of them gets its part of the device's time.
-        self._samples_per_replica = max(1.0, len(state.leases.of_stage(Stage.SAMPLING)) / max(1, replicas))
+        self._state = state
+        self._costs: dict[tuple[object, ...], _Costs] = {}
 
-    def sampling_s(self, job: Job, steps_left: int | None = None) -> float:
-        steps = job.spec.num_inference_steps - job.step if steps_left is None else steps_left
-        return self._estimate(Stage.SAMPLING, job.spec, steps) * self._samples_per_replica
+    def of_job(self, job_id: str) -> Work:
+        """The work of a live job."""
+        state = self._state
+        lease = state.leases.of_job(job_id)
+        job = state.waiting.find(job_id) if lease is None else lease.job
+        assert job is not None, job_id
+        costs = self._costs_of(job.spec)
+        return Work(
+            entry=state.waiting.entry(job, 0.0) if lease else state.waiting.queues[job.stage].entries[job_id],
+            encoding_s=costs.encoding_s,
+            steps_left=job.spec.num_inference_steps - job.step if lease is None else lease.steps_left,
+            step=costs.step,
+            beside_s=costs.beside_s,
+            decoding_s=costs.decoding_s,
+            batch=object() if job.spec.exact else job.spec.clip,
+            tokens=job.spec.clip.tokens,
+            parks=job.parks,
+        )
 
-    def decoding_s(self, job: Job) -> float:
-        return self._estimate(Stage.DECODING, job.spec, 0)
+    def _costs_of(self, spec: VideoSpec) -> "_Costs":
+        kind = (spec.clip, spec.guidance_scale > 1)
+        if kind not in self._costs:
+            costs = self._state.costs
+            self._costs[kind] = _Costs(
+                encoding_s=costs.held_s(Stage.ENCODING, spec),
+                step=costs.step_time(spec),
+                beside_s=costs.held_s(Stage.SAMPLING, spec),
+                decoding_s=costs.held_s(Stage.DECODING, spec),
+            )
+        return self._costs[kind]
 
-    def _estimate(self, stage: Stage, spec: VideoSpec, steps: int) -> float:
-        shape = (stage, spec.width, spec.height, spec.num_frames, spec.guidance_scale, steps)
-        if shape not in self._estimates:
-            self._estimates[shape] = self._costs.estimate(stage, spec, steps)
-        return self._estimates[shape]
+
+class _Costs(NamedTuple):
+    """Of jobs of one kind, as `Work` has them."""
+
+    encoding_s: float
+    step: StepTime
+    beside_s: float
+    decoding_s: float

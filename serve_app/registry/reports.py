@@ -67,7 +67,7 @@ class JobReports:
             # it if it could not read that one. Steps that are run again must be counted again.
             lease.begin_at(event.begun_at)
         # `done` counts frames when decoding; only a sampler's are denoising steps.
-        lease.report(event.done if is_sampling else lease.step, event.device_s)
+        lease.report(event.done if is_sampling else lease.step, event.device_s, event.passes)
         if event.preview:
             lease.preview = event.preview
             lease.preview_step = event.done
@@ -111,7 +111,7 @@ class JobReports:
         self._state.send_directive(lease, Directive.STOP)
 
     async def _park(self, lease: Lease, event: Parked) -> None:
-        lease.report(event.step, event.device_s)
+        lease.report(event.step, event.device_s, event.passes)
         note = f"parked at step {event.step}: {event.reason}"
         with lease.saving() as used:
             job = await self._state.database.run(
@@ -130,7 +130,8 @@ class JobReports:
     async def _finish_stage(self, lease: Lease, event: Finished) -> None:
         # A sampler that is done has run all steps, whatever its last report said.
         is_sampling = lease.stage is Stage.SAMPLING
-        lease.report(lease.job.spec.num_inference_steps if is_sampling else lease.step, event.device_s)
+        held_s = None if lease.granted_at is None else time.monotonic() - lease.granted_at
+        lease.report(lease.job.spec.num_inference_steps if is_sampling else lease.step, event.device_s, event.passes)
         seconds = event.seconds | {"device": round(lease.reported.device_s, 4)}
         with lease.saving() as used:
             job = await self._state.database.run(
@@ -144,6 +145,8 @@ class JobReports:
         self._state.end_lease_with(lease, job)
         if job is not None:
             log.info(f"[{job.id}] {lease.stage} done, now {job.state}")
+            if held_s is not None:
+                self._state.costs.observe_held(lease.stage, job.spec, held_s - event.seconds.get("denoise", 0.0))
 
     async def lose_attempt(self, lease: Lease, reason: str, replica_died: bool = False) -> None:
         """Nothing more is reported under the lease: another attempt, or the end of the job.

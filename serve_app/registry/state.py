@@ -151,7 +151,7 @@ class RegistryState:
     def learn_costs(self, lease: Lease) -> None:
         """Take what the replica used since the last time into the estimates."""
         used = lease.learn()
-        self.costs.observe(lease.stage, lease.job.spec, used.steps, used.device_s)
+        self.costs.observe(lease.stage, lease.job.spec, used.steps, used.device_s, used.passes)
 
     def learn_costs_of_job(self, job: Job) -> None:
         """Take what a completed job cost, if one replica a stage did it from beginning to end."""
@@ -161,3 +161,8 @@ class RegistryState:
             if device_s := job.seconds.get(f"{stage}.device"):
                 steps = job.spec.num_inference_steps if stage is Stage.SAMPLING else 0
                 self.costs.observe(stage, job.spec, steps, device_s)
+                not_held = {f"{stage}.device", f"{stage}.denoise"}
+                parts = [part_s for part, part_s in job.seconds.items() if part.startswith(f"{stage}.")]
+                self.costs.observe_held(
+                    stage, job.spec, sum(parts) - sum(job.seconds.get(key, 0.0) for key in not_held)
+                )

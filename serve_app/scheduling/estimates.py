@@ -1,59 +1,64 @@
-"""What a stage of a job costs, in GPU-seconds: a nominal rate first, then what was measured. Pure.
+"""What a stage of a job costs, in GPU-seconds, and how long it holds a slot: a nominal rate, then measured. Pure.
 
-A job's work is counted in units: encoding is one, decoding has one per token, sampling one per
-denoising step, row and token (guidance makes two rows). The rate is seconds per unit. Attention
-grows faster than the tokens, so rates are kept for each size; a size that was never measured takes
-the rate of the stage over all sizes.
-
-When each waiting job will start and finish: list scheduling over the slots of its stage. Pure.
-
-List scheduling (R. L. Graham, "Bounds for certain multiprocessing anomalies", 1966): in the order
-of the queue each job takes the slot that is free first. That is what the registry does, so the
-forecast is exact if the times are, and if nothing else comes.
+Encoding takes the same for every job, decoding goes with the tokens. A denoising step has a part
+for each pass, which the samples of a pass share, one for each token of each row, and one that grows
+with the square of the tokens (attention). `time_fit` fits these to all that was measured, so a size
+that was never measured is scaled from others. A stage of which nothing was measured takes the
+nominal rate, scaled as the measured stages differ from theirs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
-from math import inf
+from math import exp, inf, log
+from typing import NamedTuple
 
 from deployments.clip import cfg_rows
 from deployments.messages import Stage, VideoSpec
+from serve_app.scheduling.time_fit import Terms, TimeFit
 
-# Each observation makes the older ones weigh so much less: about the last ten make up the rate.
+# Each observation makes the older ones weigh so much less: about the last ten make up the mean.
 _FADING = 0.9
 
 # Computed for one H100 at 848x480, 163 frames (44,520 tokens), uncompiled: 64 steps with guidance
 # 587 s, decoding 8 s.
 _NOMINAL = {Stage.ENCODING: 0.1, Stage.SAMPLING: 1e-4, Stage.DECODING: 2e-4}
 
-_Size = tuple[Stage, int, int]
+_Size = tuple[int, int]
+
+
+class StepTime(NamedTuple):
+    """What one denoising step of a sample takes, in seconds of the device."""
+
+    pass_s: float  # of the pass, whatever is in it: the samples of the pass share it
+    sample_s: float  # of the sample itself
 
 
 @dataclass(slots=True)
-class _Rate:
-    """Seconds per unit of work: a quotient of two fading sums, so that a long span counts more."""
+class _Sharing:
+    """Passes for a step: 1 alone, less where samples share passes; a quotient of two fading sums."""
 
-    seconds: float = 0.0
-    units: float = 0.0
+    passes: float = 0.0
+    steps: float = 0.0
 
-    def observe(self, seconds: float, units: float) -> None:
-        self.seconds = self.seconds * _FADING + seconds
-        self.units = self.units * _FADING + units
+    def observe(self, passes: float, steps: int) -> None:
+        self.passes = self.passes * _FADING + passes
+        self.steps = self.steps * _FADING + steps
 
     @property
-    def value(self) -> float:
-        return self.seconds / self.units
+    def mean(self) -> float:
+        return self.passes / self.steps if self.steps else 1.0
 
 
 class CostModel:
-    """Estimates for all stages: a rate for each measured size, and one for each stage over all sizes."""
+    """Estimates for all stages."""
 
     def __init__(self) -> None:
-        self._rate_of_size: dict[_Size, _Rate] = {}
-        self._rate_of_stage: dict[Stage, _Rate] = {}
+        self._device = {stage: TimeFit(_PREFERRED[stage]) for stage in Stage}
+        # How long a job holds a slot; of sampling only what is not denoising.
+        self._held = {stage: TimeFit(0) for stage in Stage}
+        self._nominal_ratios: dict[Stage, float] = {}  # log of measured over nominal seconds, fading
+        self._sharing = _Sharing()
 
-    def observe(self, stage: Stage, spec: VideoSpec, steps: int, device_s: float) -> None:
+    def observe(self, stage: Stage, spec: VideoSpec, steps: int, device_s: float, passes: float | None = None) -> None:
         """Learn from a span of work.
 
         Args:
@@ -62,12 +67,22 @@ class CostModel:
             steps: denoising steps done in the span; 0 in other stages.
             device_s: seconds of the device that the job took; a span without steps or seconds
                 teaches nothing.
+            passes: that were run for these steps, each shared among the samples in it; None if that
+                is not known: then each step is taken to be a pass.
         """
-        units = _units(stage, spec, steps)
-        if units <= 0 or not 0 < device_s < inf:
+        if (stage is Stage.SAMPLING and steps <= 0) or not 0 < device_s < inf:
             return
-        self._rate_of_size.setdefault(_size(stage, spec), _Rate()).observe(device_s, units)
-        self._rate_of_stage.setdefault(stage, _Rate()).observe(device_s, units)
+        counted = passes if passes else float(steps)
+        self._device[stage].observe(_size(stage, spec), _terms(stage, spec, steps, counted), device_s)
+        ratio = log(device_s / (_NOMINAL[stage] * _units(stage, spec, steps)))
+        self._nominal_ratios[stage] = _FADING * self._nominal_ratios.get(stage, ratio) + (1 - _FADING) * ratio
+        if stage is Stage.SAMPLING:
+            self._sharing.observe(counted, steps)
+
+    def observe_held(self, stage: Stage, spec: VideoSpec, held_s: float) -> None:
+        """Learn how long a job held its slot; of sampling: beside the denoising itself."""
+        if 0 < held_s < inf:
+            self._held[stage].observe(_size(stage, spec), _held_terms(stage, spec), held_s)
 
     def estimate(self, stage: Stage, spec: VideoSpec, steps_left: int) -> float:
         """GPU-seconds that the stage still takes, > 0.
@@ -78,16 +93,59 @@ class CostModel:
             steps_left: denoising steps still to do; counted as at least one, and only while
                 sampling.
         """
-        measured = self._rate_of_size.get(_size(stage, spec)) or self._rate_of_stage.get(stage)
-        rate = _NOMINAL[stage] if measured is None else measured.value
-        return rate * _units(stage, spec, max(1, steps_left))
+        steps = max(1, steps_left)
+        if not self._device[stage].is_measured:
+            return self._nominal_s(stage, spec, steps)
+        sharing = 1.0 if spec.exact else self._sharing.mean
+        return self._device[stage].seconds(_size(stage, spec), _terms(stage, spec, steps, steps * sharing))
+
+    def step_time(self, spec: VideoSpec) -> StepTime:
+        """The parts of a denoising step."""
+        fit = self._device[Stage.SAMPLING]
+        if not fit.is_measured:
+            return StepTime(0.0, self._nominal_s(Stage.SAMPLING, spec, 1))
+        pass_s, *rest = fit.coefficients(_size(Stage.SAMPLING, spec))
+        _, *amounts = _terms(Stage.SAMPLING, spec, 1, 1.0)
+        return StepTime(pass_s, sum(a * b for a, b in zip(rest, amounts, strict=True)))
+
+    def held_s(self, stage: Stage, spec: VideoSpec) -> float:
+        """How long a job holds its slot, in seconds of wall time; of sampling: beside the denoising itself."""
+        if self._held[stage].is_measured:
+            return self._held[stage].seconds(_size(stage, spec), _held_terms(stage, spec))
+        return 0.0 if stage is Stage.SAMPLING else self.estimate(stage, spec, 0)
 
     def is_measured(self, stage: Stage) -> bool:
         """Whether estimates of the stage rest on a measurement."""
-        return stage in self._rate_of_stage
+        return self._device[stage].is_measured
+
+    def _nominal_s(self, stage: Stage, spec: VideoSpec, steps: int) -> float:
+        """The nominal time, times the geometric mean of measured over nominal of the stages that were measured."""
+        ratios = self._nominal_ratios.values()
+        ratio = exp(sum(ratios) / len(ratios)) if ratios else 1.0
+        return ratio * _NOMINAL[stage] * _units(stage, spec, steps)
+
+
+_PREFERRED = {Stage.ENCODING: 0, Stage.SAMPLING: 1, Stage.DECODING: 1}
+"""Of the terms below: that time goes with the tokens is what is assumed while only one size was measured."""
+
+
+def _terms(stage: Stage, spec: VideoSpec, steps: int, passes: float) -> Terms:
+    tokens = float(spec.clip.tokens)
+    row_steps = float(steps * cfg_rows(spec.guidance_scale))
+    terms: dict[Stage, Terms] = {
+        Stage.ENCODING: (1.0,),
+        Stage.SAMPLING: (passes, row_steps * tokens, row_steps * tokens**2),
+        Stage.DECODING: (1.0, tokens),
+    }
+    return terms[stage]
+
+
+def _held_terms(stage: Stage, spec: VideoSpec) -> Terms:
+    return (1.0,) if stage is Stage.ENCODING else (1.0, float(spec.clip.tokens))
 
 
 def _units(stage: Stage, spec: VideoSpec, steps: int) -> int:
+    """What the nominal rate is for: a job, a token of a row in a step, or a token."""
     tokens = spec.clip.tokens
     units = {
         Stage.ENCODING: 1,
@@ -98,47 +156,6 @@ def _units(stage: Stage, spec: VideoSpec, steps: int) -> int:
 
 
 def _size(stage: Stage, spec: VideoSpec) -> _Size:
-    """What the rate depends on: nothing, the tokens (decoding), or tokens and rows (sampling)."""
+    """What the time depends on: nothing, the tokens (decoding), or tokens and rows (sampling)."""
     tokens = 0 if stage is Stage.ENCODING else spec.clip.tokens
-    return (stage, tokens, cfg_rows(spec.guidance_scale) if stage is Stage.SAMPLING else 1)
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedWork:
-    """The work of a waiting job, in seconds of wall time."""
-
-    job_id: str
-    wall_s: float  # it will hold a slot of its stage for so long
-    tail_s: float  # the later stages take so long
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """When a job is likely to start and to end, in seconds from now."""
-
-    starts_in_s: float  # it gets a slot of its stage
-    finishes_in_s: float  # the whole job is done
-
-
-def forecast(waiting: Sequence[QueuedWork], running: Sequence[float], slots: int) -> dict[str, Forecast]:
-    """The forecast of each waiting job, by id.
-
-    Args:
-        waiting: in the order in which they will be served.
-        running: seconds left of each held slot; one that is overdue (below 0) is taken to end now.
-        slots: open and held ones together. Without any nothing can be forecast, and the result is
-            empty.
-    """
-    if slots <= 0:
-        return {}
-    # Where more slots are held than there are (a replica leaves), the first that end are lost.
-    held = sorted(max(0.0, left) for left in running)[-slots:]
-    free_in_s = [0.0] * (slots - len(held)) + held  # a heap: seconds until each slot is free
-    heapify(free_in_s)
-    forecasts = {}
-    for job in waiting:
-        start = free_in_s[0]
-        end = start + job.wall_s
-        heapreplace(free_in_s, end)
-        forecasts[job.job_id] = Forecast(start, end + job.tail_s)
-    return forecasts
+    return tokens, cfg_rows(spec.guidance_scale) if stage is Stage.SAMPLING else 1

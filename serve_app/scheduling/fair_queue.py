@@ -8,11 +8,13 @@ nothing waits for ever.
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from heapq import merge
 from math import inf
 from operator import itemgetter
+from types import MappingProxyType
 
 from serve_app.jobs import TIERS, Tier
 from serve_app.scheduling.fair_share import Charge, Item, QueueEntry, TierShares, sort_item
@@ -56,11 +58,28 @@ class FairQueue:
         self._available: Counter[Tier] = Counter()  # jobs that joined a share, by the tier they were submitted in
         self._jobs_of_tenant: Counter[str] = Counter()
 
+    def copy(self) -> "FairQueue":
+        """One that goes on from here by itself: a forecast serves it empty."""
+        made = copy(self)
+        made._shares = {tier: share.copy() for tier, share in self._shares.items()}
+        made._entries = self._entries.copy()
+        made._current_tiers = self._current_tiers.copy()
+        made._pauses = self._pauses.copy()
+        made._promotions = self._promotions.copy()
+        made._available = self._available.copy()
+        made._jobs_of_tenant = self._jobs_of_tenant.copy()
+        return made
+
     def __len__(self) -> int:
         return len(self._entries)
 
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._entries
+
+    @property
+    def entries(self) -> Mapping[str, QueueEntry]:
+        """All jobs that wait, as they were put in, by id."""
+        return MappingProxyType(self._entries)
 
     def count(self, tenant: str) -> int:
         """Jobs of the tenant that wait, also in a pause."""
@@ -115,6 +134,14 @@ class FairQueue:
             if job is not None:
                 self._drop(job)
                 return job, Charge(job.tenant, tier, job.cost_s)
+        return None
+
+    def head(self, now: float) -> QueueEntry | None:
+        """The job that `take` would give, suspects too; it stays. Arguments as of `take`."""
+        self._advance(now)
+        for share in self._shares.values():
+            if (job := share.head(lambda job: self._credit(job, now))) is not None:
+                return job
         return None
 
     def settle(self, charge: Charge, used_s: float) -> None:

@@ -97,6 +97,9 @@ class _Flow:
         heads = self.plain[:1] + (self.suspects[:1] if with_suspects else [])
         return min(heads) if heads else None
 
+    def copy(self) -> "_Flow":
+        return _Flow(self.start, self.unsettled, self.plain.copy(), self.suspects.copy())
+
 
 class TierShares:
     """The tenants of one tier, and the tier's clock: the V of the module's text."""
@@ -105,6 +108,13 @@ class TierShares:
         self._weight = weight
         self.clock = 0.0
         self.flows: dict[str, _Flow] = {}
+
+    def copy(self) -> "TierShares":
+        """One that goes on from here by itself."""
+        made = TierShares(self._weight)
+        made.clock = self.clock
+        made.flows = {tenant: flow.copy() for tenant, flow in self.flows.items()}
+        return made
 
     @property
     def backlog(self) -> int:
@@ -140,6 +150,19 @@ class TierShares:
         self.flows[old.tenant].discard(old)
         self.flows[old.tenant].add(new)
 
+    def head(self, credit: Callable[[QueueEntry], float]) -> QueueEntry | None:
+        """The job that `serve` would take out, suspects too."""
+        found = self._next(credit, with_suspects=True)
+        return found and found[1]
+
+    def _next(self, credit: Callable[[QueueEntry], float], with_suspects: bool) -> tuple[float, QueueEntry] | None:
+        """The job that is next, with what its finish tag is compared as."""
+        heads = [(flow, head) for flow in self.flows.values() if (head := flow.head(with_suspects))]
+        if not heads:
+            return None
+        tag, (_, _, entry) = min((self.finish(flow.start, head[2]) - credit(head[2]), head) for flow, head in heads)
+        return tag, entry
+
     def serve(self, credit: Callable[[QueueEntry], float], with_suspects: bool) -> QueueEntry | None:
         """Take out the job with the lowest finish tag less its credit, and book its cost.
 
@@ -147,10 +170,10 @@ class TierShares:
             credit: what is taken off the tag of an overdue job.
             with_suspects: whether a suspect may be served.
         """
-        heads = [(flow, head) for flow in self.flows.values() if (head := flow.head(with_suspects))]
-        if not heads:
+        found = self._next(credit, with_suspects)
+        if found is None:
             return None
-        tag, (_, _, entry) = min((self.finish(flow.start, head[2]) - credit(head[2]), head) for flow, head in heads)
+        tag, entry = found
         # A credit may put the tag behind the clock. The clock never goes back: a tenant that joins
         # would begin ahead of those that have waited.
         self.clock = max(self.clock, tag)

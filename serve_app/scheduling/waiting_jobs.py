@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from deployments.messages import Stage
 from serve_app.config import JobSettings
@@ -87,7 +88,7 @@ class WaitingJobs:
         self.remove(job.id)
         if job.state is JobState.QUEUED:
             self._jobs[job.id] = job
-            self._queues[job.stage].put(self._entry(job, self._pause_left_s(job) if pause_s is None else pause_s))
+            self._queues[job.stage].put(self.entry(job, self._pause_left_s(job) if pause_s is None else pause_s))
 
     def remove(self, job_id: str) -> None:
         """The job does not wait any more."""
@@ -135,21 +136,22 @@ class WaitingJobs:
         return [job_id for job_id in in_sql if job_id not in self]
 
     def full_error(
-        self, tenant: str, max_queued: int | None, retry_after_s: Callable[[], int]
+        self, tenant: str, max_queued: int | None, retry_after_s: Callable[[str | None], int]
     ) -> QueueFullError | None:
         """Why one more job of the tenant may not wait, or None.
 
         Args:
             max_queued: how many jobs of the tenant may wait; None if it has no bound of its own.
-            retry_after_s: when there is likely room; asked only if there is none now.
+            retry_after_s: when there is likely room for anybody (None), or for a tenant; asked only
+                if there is none now.
         """
         settings = self._settings
         if len(self._jobs) + self._reserved.total() >= settings.max_queued:
-            return QueueFullError(settings.max_queued, None, retry_after_s())
+            return QueueFullError(settings.max_queued, None, retry_after_s(None))
         allowed = settings.max_queued_per_tenant if max_queued is None else max_queued
         of_tenant = sum(queue.count(tenant) for queue in self._queues.values())
         if of_tenant + self._reserved[tenant] >= allowed:
-            return QueueFullError(allowed, tenant, retry_after_s())
+            return QueueFullError(allowed, tenant, retry_after_s(tenant))
         return None
 
     @contextmanager
@@ -179,6 +181,15 @@ class WaitingJobs:
             suspects -= entry.suspect
         return min(at_head, self.count_urgent(stage))
 
+    @property
+    def queues(self) -> Mapping[Stage, FairQueue]:
+        """The queue of each stage, to be read and copied."""
+        return MappingProxyType(self._queues)
+
+    def find(self, job_id: str) -> Job | None:
+        """The job if it waits."""
+        return self._jobs.get(job_id)
+
     def order(self, stage: Stage) -> list[Job]:
         """The jobs of a stage in the order in which they would go to slots if no other came."""
         return [self._jobs[entry.job_id] for entry in self._queues[stage].order(time.monotonic())]
@@ -201,7 +212,12 @@ class WaitingJobs:
             longest = max(longest, remake_pause(job.remakes, settings))
         return min(max(0.0, job.available_at - self._unix_time()), max(longest, self._outage_pause_s))
 
-    def _entry(self, job: Job, pause_s: float) -> QueueEntry:
+    def entry(self, job: Job, pause_s: float) -> QueueEntry:
+        """The job as its queue has it.
+
+        Args:
+            pause_s: until it may be claimed.
+        """
         # The credit of a job that was parked begins anew: else an old one took the slot that it
         # made room with.
         waits_from = job.available_at if job.parks else job.created_at

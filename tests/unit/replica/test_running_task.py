@@ -61,9 +61,9 @@ async def test_what_is_reported_has_the_newest_device_time_and_is_reported_once(
     running = running_task(now_ns=clock)
     assert running.take_progress() is None
     running.progress(1, 2)
-    running.add_device_ns(3_000_000_000)
+    running.add_device_ns(3_000_000_000, passes=0.5)
     assert running.has_new_progress
-    assert running.take_progress() == Progress(1, 2, 1, None, 3.0)
+    assert running.take_progress() == Progress(1, 2, 1, None, 3.0, passes=0.5)
     assert not running.has_new_progress
 
 

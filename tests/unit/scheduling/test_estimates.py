@@ -49,14 +49,16 @@ def test_the_nominal_rates_are_those_of_the_full_size() -> None:
     assert model.estimate(Stage.ENCODING, FULL, 0) == model.estimate(Stage.ENCODING, SMALL, 64) > 0
 
 
-def test_one_measurement_replaces_the_nominal_rate_of_its_stage_alone() -> None:
+def test_one_measurement_replaces_the_nominal_rate_and_scales_those_of_the_other_stages() -> None:
     model = CostModel()
-    before = model.estimate(Stage.DECODING, SMALL, 0)
+    nominal = {stage: model.estimate(stage, SMALL, 20) for stage in Stage}
     model.observe(Stage.SAMPLING, SMALL, 5, 10.0)
     assert model.estimate(Stage.SAMPLING, SMALL, 20) == pytest.approx(40.0)
     assert model.is_measured(Stage.SAMPLING)
     assert not model.is_measured(Stage.DECODING)
-    assert model.estimate(Stage.DECODING, SMALL, 0) == before
+    assert model.estimate(Stage.DECODING, SMALL, 0) / nominal[Stage.DECODING] == pytest.approx(
+        40.0 / nominal[Stage.SAMPLING]
+    )
 
 
 def test_each_size_and_number_of_rows_has_its_own_rate() -> None:
@@ -93,22 +95,54 @@ def test_decoding_does_not_depend_on_guidance() -> None:
     assert model.estimate(Stage.DECODING, PLAIN, 0) == pytest.approx(2.0)
 
 
-def test_the_rate_follows_a_device_that_became_slower() -> None:
+def test_the_rate_follows_a_device_that_became_slower_and_not_one_that_was_busy_once() -> None:
     model = CostModel()
     for _ in range(100):
         model.observe(Stage.SAMPLING, SMALL, 1, 1.0)
-    model.observe(Stage.SAMPLING, SMALL, 1, 3.0)
-    assert 1.1 < model.estimate(Stage.SAMPLING, SMALL, 1) < 1.5
-    for _ in range(40):
+    model.observe(Stage.SAMPLING, SMALL, 1, 30.0)
+    assert model.estimate(Stage.SAMPLING, SMALL, 1) == pytest.approx(1.0, rel=0.02)
+    for _ in range(10):
         model.observe(Stage.SAMPLING, SMALL, 1, 3.0)
     assert model.estimate(Stage.SAMPLING, SMALL, 1) == pytest.approx(3.0, rel=0.02)
 
 
 def test_a_long_span_counts_more_than_a_short_one() -> None:
     model = CostModel()
+    model.observe(Stage.SAMPLING, SMALL, 1, 5.0)
     model.observe(Stage.SAMPLING, SMALL, 100, 100.0)
     model.observe(Stage.SAMPLING, SMALL, 1, 5.0)
-    assert model.estimate(Stage.SAMPLING, SMALL, 1) == pytest.approx(95 / 91)
+    assert model.estimate(Stage.SAMPLING, SMALL, 1) == pytest.approx(1.0)
+
+
+def test_a_size_that_was_never_measured_is_scaled_by_what_was_fitted_to_others() -> None:
+    """A step of 1 ms a pass and 10 us a token: by the rate of the small size the large one took four times as long."""
+    model = CostModel()
+
+    def step_s(spec: VideoSpec) -> float:
+        return 1e-2 + 1e-5 * spec.clip.tokens
+
+    for width in (64, 96, 128):
+        model.observe(Stage.SAMPLING, replace(PLAIN, width=width), 10, 10 * step_s(replace(PLAIN, width=width)))
+    assert model.estimate(Stage.SAMPLING, replace(FULL, guidance_scale=1.0), 1) == pytest.approx(
+        step_s(replace(FULL, guidance_scale=1.0)), rel=0.02
+    )
+
+
+def test_samples_that_share_passes_tell_what_a_pass_takes() -> None:
+    model = CostModel()
+    for samples in (1, 4):
+        model.observe(Stage.SAMPLING, PLAIN, 10, 10 * (0.02 / samples + 0.01), passes=10 / samples)
+    assert model.step_time(PLAIN) == pytest.approx((0.02, 0.01))
+
+
+def test_how_long_a_slot_is_held_is_measured_apart_from_the_device() -> None:
+    model = CostModel()
+    model.observe(Stage.DECODING, SMALL, 0, 2.0)
+    assert model.held_s(Stage.DECODING, SMALL) == pytest.approx(2.0)
+    model.observe_held(Stage.DECODING, SMALL, 3.5)
+    assert model.held_s(Stage.DECODING, SMALL) == pytest.approx(3.5)
+    assert model.estimate(Stage.DECODING, SMALL, 0) == pytest.approx(2.0)
+    assert model.held_s(Stage.SAMPLING, SMALL) == 0.0
 
 
 @pytest.mark.parametrize(("steps", "device_s"), [(0, 3.0), (5, 0.0), (5, -1.0), (5, float("nan")), (5, float("inf"))])

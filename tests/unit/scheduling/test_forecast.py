@@ -1,115 +1,201 @@
-"""The forecast: list scheduling over slots."""
+"""The forecast against a simulated server whose true times it does not know."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.scheduling.estimates import Forecast, QueuedWork, forecast
+from deployments.messages import Stage, VideoSpec
+from serve_app.jobs import Tier
+from serve_app.scheduling.forecast import Forecast, forecast
+from tests.support.simulated_queue import Machines, SimulatedServer, TrueTimes, spec_of
 
-# Multiples of 1/8 add up exactly, so that times can be compared for equality.
-seconds = st.integers(0, 800).map(lambda n: n / 8)
-queues = st.lists(st.tuples(seconds, seconds), max_size=30).map(
-    lambda times: [QueuedWork(f"job-{i}", wall, tail) for i, (wall, tail) in enumerate(times)]
+FACTOR = 2.0
+# Beside the factor a forecast may be wrong by a second and by the step that its sampler is in, of
+# which nothing was reported yet.
+SLACK_S = 1.0
+
+SIZES = [(64, 64, 37), (96, 96, 37), (128, 128, 61), (160, 96, 25), (256, 256, 49), (424, 240, 37)]
+TIMES = TrueTimes(encoding_s=0.5, pass_s=0.01, token_s=1e-4, attention_s=1e-8, beside_s=0.1, frame_s=1e-4)
+
+
+class Order(NamedTuple):
+    spec: VideoSpec
+    tenant: str
+    tier: Tier
+    after_s: float  # since the one before
+
+
+def drawn_times(draw: random.Random) -> TrueTimes:
+    """Times of some machine.
+
+    A pass takes at most what 150 tokens do, and attention at the largest size at most 0.6 of the
+    rest: with one size measured nobody can tell these apart, and a factor of two is beyond reach
+    where they are more.
+    """
+    scale = draw.choice([1e-5, 1e-4, 1e-3])
+    return TrueTimes(
+        encoding_s=draw.choice([0.05, 0.5, 3.0]),
+        pass_s=scale * draw.uniform(0, 150),
+        token_s=scale,
+        attention_s=scale * draw.uniform(0, 0.6) / 2730,
+        beside_s=draw.choice([0.01, 0.3]),
+        frame_s=draw.choice([1e-5, 1e-3]),
+    )
+
+
+def drawn_machines(draw: random.Random) -> Machines:
+    return Machines(
+        samplers=draw.randint(1, 3),
+        sampler_slots=draw.choice([1, 2, 8]),
+        encoder_slots=draw.randint(1, 4),
+        decoder_slots=draw.randint(1, 2),
+        max_parks=draw.choice([None, 3]),
+    )
+
+
+def drawn_orders(draw: random.Random, count: int, sizes: Sequence[tuple[int, int, int]]) -> list[Order]:
+    return [
+        Order(
+            spec_of(
+                *draw.choice(sizes),
+                steps=draw.randint(1, 64),
+                guidance=draw.choice([1.0, 4.5]),
+                exact=draw.random() < 0.25,
+            ),
+            draw.choice("abc"),
+            draw.choice(list(Tier)),
+            draw.choice([0.0, 0.0, 0.1, 3.0, 40.0]),
+        )
+        for _ in range(count)
+    ]
+
+
+def submit(server: SimulatedServer, wanted: Sequence[Order]) -> None:
+    for order in wanted:
+        server.run(server.now + order.after_s)
+        server.submit(order.spec, order.tenant, order.tier)
+
+
+def wrong_forecasts(server: SimulatedServer, expected: dict[str, Forecast]) -> list[tuple[str, float, float]]:
+    """Jobs that are not finished when the forecast of this moment says: (job id, told, true)."""
+    live, now = server.live, server.now
+    assert set(expected) == {job.job_id for job in live}
+    slack_s = SLACK_S + max((server.times.pass_s + server.times.step_s(job.spec) for job in live), default=0.0)
+    server.run()
+    wrong = []
+    for job in live:
+        assert job.finished_at is not None
+        true_s, told_s = job.finished_at - now, expected[job.job_id].finishes_in_s
+        if told_s > FACTOR * true_s + slack_s or true_s > FACTOR * told_s + slack_s:
+            wrong.append((job.job_id, told_s, true_s))
+    return wrong
+
+
+def test_after_ten_jobs_of_any_mix_forecasts_are_within_a_factor_of_two() -> None:
+    """Of all forecasts, one in fifty may be wrong.
+
+    Where two jobs come to a slot at nearly the same moment, a tenth of a second decides which of
+    them is served first, and no forecast can know it.
+    """
+    told, wrong = 0, []
+    for seed in range(60):
+        draw = random.Random(seed)
+        server = SimulatedServer(drawn_times(draw), drawn_machines(draw), seed)
+        submit(server, drawn_orders(draw, 10, draw.sample(SIZES, draw.choice([1, 2, 6]))))
+        server.run()
+        submit(server, drawn_orders(draw, draw.randint(1, 25), SIZES))
+        server.run(server.now + draw.uniform(0, 30))
+        told += len(server.live)
+        wrong += [(seed, *found) for found in wrong_forecasts(server, forecast(server.pipeline()))]
+    assert told > 150
+    assert len(wrong) <= told / 50, wrong
+
+
+specs = st.builds(
+    lambda size, steps: spec_of(size[0], size[1], size[2], steps),
+    st.sampled_from(SIZES),
+    st.integers(1, 64),
 )
-held = st.lists(seconds, max_size=12)
 
 
-def jobs(*walls: float, tail: float = 0.0) -> list[QueuedWork]:
-    return [QueuedWork(name, wall, tail) for name, wall in zip("abcdef", walls, strict=False)]
-
-
-def starts(expected: dict[str, Forecast]) -> list[float]:
-    return [place.starts_in_s for place in expected.values()]
-
-
-def test_open_slots_are_filled_at_once_and_the_rest_follows_as_they_end() -> None:
-    assert starts(forecast(jobs(10, 4, 3, 5), [], 2)) == [0, 0, 4, 7]
-
-
-def test_held_slots_are_waited_for() -> None:
-    assert starts(forecast(jobs(10, 10, 10), [6, 2], 2)) == [2, 6, 12]
-    assert starts(forecast(jobs(10, 10, 10), [6, 2], 3)) == [0, 2, 6]
-
-
-def test_a_job_finishes_after_its_slot_and_its_later_stages_but_holds_only_the_slot() -> None:
-    assert forecast(jobs(10, 10, tail=3), [5], 1) == {"a": Forecast(5, 18), "b": Forecast(15, 28)}
-
-
-def test_without_slots_nothing_is_forecast() -> None:
-    assert forecast(jobs(1, 2), [], 0) == {}
-    assert forecast(jobs(1, 2), [3], 0) == {}
-    assert forecast(jobs(1, 2), [3], -1) == {}
-
-
-def test_nobody_waits() -> None:
-    assert forecast([], [1, 2], 2) == {}
-
-
-def test_a_running_job_that_should_have_ended_ends_now() -> None:
-    assert starts(forecast(jobs(1, 1), [-20], 1)) == [0, 1]
-
-
-def test_slots_that_close_are_not_filled_again() -> None:
-    assert starts(forecast(jobs(10, 10), [1, 2, 7], 1)) == [7, 17]
-    assert starts(forecast(jobs(10, 10), [7, 1, 2], 2)) == [2, 7]
-
-
-@given(queues, held, st.integers(1, 10))
-def test_all_are_forecast_in_the_order_of_the_queue(
-    waiting: list[QueuedWork], running: list[float], slots: int
+@given(
+    st.lists(specs, min_size=10, max_size=10),
+    st.lists(st.tuples(specs, st.sampled_from(Tier)), min_size=1, max_size=15),
+    st.randoms(use_true_random=False).map(drawn_times),
+)
+def test_where_nothing_comes_close_every_forecast_is(
+    first: list[VideoSpec], then: list[tuple[VideoSpec, Tier]], true: TrueTimes
 ) -> None:
-    expected = forecast(waiting, running, slots)
-    assert list(expected) == [job.job_id for job in waiting]
-    assert starts(expected) == sorted(starts(expected))
-    for job in waiting:
-        place = expected[job.job_id]
-        assert place.finishes_in_s == place.starts_in_s + job.wall_s + job.tail_s
+    """One encoder and one sampler of one slot, no preemption: no two jobs come to a slot together."""
+    server = SimulatedServer(replace(true, noise=0.0), Machines(encoder_slots=1, max_parks=None), promote_after_s=1e9)
+    for spec in first:
+        server.submit(spec, "a", Tier.STANDARD)
+    server.run()
+    for spec, tier in then:
+        server.submit(spec, "a", tier)
+    assert not wrong_forecasts(server, forecast(server.pipeline()))
 
 
-@given(queues, held, st.integers(1, 10))
-def test_no_slot_is_booked_twice_or_left_empty(waiting: list[QueuedWork], running: list[float], slots: int) -> None:
-    expected = forecast(waiting, running, slots)
-    spans = [(0.0, left) for left in running]
-    for job in waiting:
-        start = expected[job.job_id].starts_in_s
-        assert held_at(spans, start) < slots
-        moments = {0.0} | {end for _, end in spans}
-        assert all(held_at(spans, moment) >= slots for moment in moments if moment < start)
-        spans.append((start, start + job.wall_s))
+def measured_server(machines: Machines, *specs: VideoSpec) -> SimulatedServer:
+    server = SimulatedServer(TIMES, machines)
+    for spec in specs:
+        server.submit(spec, "a", Tier.STANDARD)
+    server.run()
+    return server
 
 
-def held_at(spans: list[tuple[float, float]], moment: float) -> int:
-    return sum(start <= moment < end for start, end in spans)
+def test_an_interactive_job_is_not_put_behind_those_that_wait_for_a_sampler() -> None:
+    small = spec_of(64, 64, 37, 8)
+    server = measured_server(Machines(max_parks=None), small)
+    for _ in range(60):
+        server.submit(spec_of(256, 256, 49, 50), "a", Tier.BATCH)
+    server.run(server.now + 20)  # many of them wait for a sampler
+    job = server.submit(small, "a", Tier.INTERACTIVE)
+    expected = forecast(server.pipeline())[job.job_id].finishes_in_s
+    begun_at = server.now
+    server.run()
+    assert job.finished_at is not None
+    assert expected == pytest.approx(job.finished_at - begun_at, rel=0.5)
+    assert expected < 60
 
 
-@given(st.integers(1, 30), seconds, seconds, held, st.integers(1, 10))
-def test_equal_jobs_finish_in_the_order_of_the_queue(
-    count: int, wall_s: float, tail_s: float, running: list[float], slots: int
-) -> None:
-    expected = forecast([QueuedWork(str(i), wall_s, tail_s) for i in range(count)], running, slots)
-    ends = [place.finishes_in_s for place in expected.values()]
-    assert ends == sorted(ends)
+def test_an_interactive_job_that_takes_a_slot_is_told_so() -> None:
+    small = spec_of(64, 64, 37, 8)
+    server = measured_server(Machines(max_parks=3), small)
+    for _ in range(5):
+        server.submit(spec_of(256, 256, 49, 50), "a", Tier.BATCH)
+    server.run(server.now + 5)
+    job = server.submit(small, "a", Tier.INTERACTIVE)
+    assert not wrong_forecasts(server, forecast(server.pipeline()))
+    assert job.finished_at is not None
 
 
-@given(queues.filter(bool), held, st.integers(1, 10), seconds)
-def test_what_comes_later_or_takes_longer_behind_changes_nothing_before_it(
-    waiting: list[QueuedWork], running: list[float], slots: int, more: float
-) -> None:
-    first = forecast(waiting[:-1], running, slots)
-    longer = replace(waiting[-1], wall_s=waiting[-1].wall_s + more)
-    with_longer = forecast([*waiting[:-1], longer], running, slots)
-    assert {job_id: with_longer[job_id] for job_id in first} == first
+def test_what_is_behind_the_moves_that_are_made_is_summed_up() -> None:
+    server = measured_server(Machines(samplers=2, sampler_slots=2), spec_of(64, 64, 37, 20), spec_of(96, 96, 37, 9))
+    for number in range(300):
+        server.submit(spec_of(*SIZES[number % 3], steps=20), "abc"[number % 3], Tier.STANDARD)
+    server.run(server.now + 60)
+    assert not wrong_forecasts(server, forecast(server.pipeline(), max_claims=40))
 
 
-@given(queues, held, st.integers(1, 10))
-def test_one_more_slot_delays_nobody(waiting: list[QueuedWork], running: list[float], slots: int) -> None:
-    few, more = forecast(waiting, running, slots), forecast(waiting, running, slots + 1)
-    assert all(b <= a for a, b in zip(starts(few), starts(more), strict=True))
+def test_without_a_sampler_nothing_is_forecast() -> None:
+    server = SimulatedServer(TIMES, Machines(samplers=1))
+    server.submit(spec_of(64, 64, 37, 8), "a", Tier.STANDARD)
+    server.submit(spec_of(64, 64, 37, 8), "a", Tier.STANDARD)
+    pipeline = server.pipeline()
+    without = replace(pipeline, slots=dict(pipeline.slots) | {Stage.SAMPLING: {}}, running=())
+    assert forecast(without) == {}
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_the_whole_work_is_done_without_a_gap(slots: int) -> None:
-    expected = forecast(jobs(2, 2, 2, 2, 2, 2), [], slots)
-    assert max(place.finishes_in_s for place in expected.values()) == 12 / slots
+def test_a_forecast_changes_nothing() -> None:
+    server = measured_server(Machines(), spec_of(64, 64, 37, 8))
+    for _ in range(5):
+        server.submit(spec_of(64, 64, 37, 8), "a", Tier.STANDARD)
+    before = {stage: queue.snapshot() for stage, queue in server.queues.items()}
+    assert forecast(server.pipeline()) == forecast(server.pipeline())
+    assert {stage: queue.snapshot() for stage, queue in server.queues.items()} == before

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -164,6 +164,15 @@ class IngressSettings(Settings):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     max_body_bytes: int = Field(1_000_000, ge=1_000)
+    head_timeout_s: float = Field(
+        10, ge=0.1, le=3600, description="a connection must have brought a request's head by then; needs HAProxy"
+    )
+    connections_per_address: int = Field(
+        512, ge=1, description="of one client address (IPv6: /64) at once, other machines' alone; needs HAProxy"
+    )
+    trusted_proxies: list[IPvAnyNetwork] = Field(
+        [], description="addresses or networks of proxies, whose connections are not bounded so"
+    )
     body_timeout_s: float = Field(30, gt=0, description="a request's body must have arrived by then")
     sync_timeout_s: float = Field(
         600, ge=1, le=3600, description="how long POST /v1/videos/sync waits for the video, which goes on after that"

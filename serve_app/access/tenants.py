@@ -66,6 +66,14 @@ NO_TENANTS = AccessTable(-1, {}, {})
 
 
 @dataclass(frozen=True, slots=True)
+class ShownKey:
+    """The API key of a request."""
+
+    tenant: Tenant  # that it belongs to
+    hash: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who sends a request."""
 
@@ -74,6 +82,8 @@ class Caller:
     key_tenant: Tenant | None = None
     """The tenant that the request's API key belongs to. None while the server needs no keys: then `tenant` is whatever
     the request says, and everybody sees everything."""
+    key_hash: str | None = field(default=None, repr=False)
+    """Of that key, so that an answer that goes on for long can ask whether the key is still good."""
 
     def may_see(self, job: Job) -> bool:
         return self.key_tenant is None or job.tenant == self.tenant
@@ -130,7 +140,12 @@ def find_tenant(table: AccessTable, key: str, now: float) -> Tenant:
             f"What was given is no API key of this server: one begins with '{KEY_PREFIX}' and has "
             f"{len(KEY_PREFIX) + 43} characters. Check that it was copied whole."
         )
-    entry = table.keys.get(key_hash(key))
+    return tenant_of_key(table, key_hash(key), now)
+
+
+def tenant_of_key(table: AccessTable, hashed: str, now: float) -> Tenant:
+    """As `find_tenant`, by the hash of a key. Raises as it does."""
+    entry = table.keys.get(hashed)
     if entry is None:
         raise UnauthenticatedError(
             f"The API key is not known to this server. Check that it was copied whole. {_ASK_OPERATOR}"

@@ -63,7 +63,8 @@ class FeedFollower:
             raise
         self._valid_until = sent_at + self._timing.valid_s
         self._batch_applied.set()
-        self._wake(changed & self._watchers.keys())
+        # Whoever watches a job may do so no longer when the keys have changed.
+        self._wake(changed & self._watchers.keys() if batch.access is None else self._watchers)
         return 0.0
 
     def begin_shutdown(self) -> None:
@@ -112,7 +113,7 @@ class FeedFollower:
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job has changed; whoever waits for it clears it."""
+        """An event that is set whenever the job or the keys have changed; whoever waits for it clears it."""
         watcher = asyncio.Event()
         self._watchers[job_id].add(watcher)
         try:

@@ -17,7 +17,16 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.limits import RateLimits, whole_seconds
-from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, AccessTable, Caller, Tenant, find_tenant
+from serve_app.access.tenants import (
+    TENANT_ALLOWED,
+    TENANT_PATTERN,
+    AccessTable,
+    Caller,
+    ShownKey,
+    Tenant,
+    find_tenant,
+    key_hash,
+)
 from serve_app.errors import RateLimitError, UnauthenticatedError, quote
 from serve_app.jobs import DEFAULT_TENANT
 
@@ -100,10 +109,10 @@ def install_authentication(app: FastAPI, access: Access, clock: Callable[[], flo
     app.state.rate_limits = RateLimits(clock)
 
 
-async def tenant_by_key(
+async def shown_key(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Tenant | None:
-    """The tenant of the request's key, counted against its limit; None where no keys are needed.
+) -> ShownKey | None:
+    """The request's key, which is a good one, counted against its limit; None where no keys are needed.
 
     Raises:
         UnauthenticatedError: there is no key, or no good one.
@@ -116,31 +125,31 @@ async def tenant_by_key(
         raise _no_key(request)
     tenant = find_tenant(await access.table(), credentials.credentials, time.time())
     _count_request(request, tenant)
-    return tenant
+    return ShownKey(tenant, key_hash(credentials.credentials))
 
 
 async def authenticate(
-    tenant: Annotated[Tenant | None, Depends(tenant_by_key)],
+    key: Annotated[ShownKey | None, Depends(shown_key)],
     organization: OrganizationHeader = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> Caller:
     """Who sends the request.
 
-    FastAPI calls `tenant_by_key` before it looks at the headers: a stranger is not even told that a header is wrong.
+    FastAPI calls `shown_key` before it looks at the headers: a stranger is not even told that a header is wrong.
 
     Raises:
-        UnauthenticatedError: as `tenant_by_key` does, or the request names another tenant than its key's.
-        RateLimitError: as `tenant_by_key` does.
+        UnauthenticatedError: as `shown_key` does, or the request names another tenant than its key's.
+        RateLimitError: as `shown_key` does.
     """
-    if tenant is None:
+    if key is None:
         return Caller(organization or DEFAULT_TENANT, idempotency_key)
-    if organization is not None and organization != tenant.name:
+    if organization is not None and organization != key.tenant.name:
         raise UnauthenticatedError(
             f"The header {TENANT_HEADER} names the tenant {quote(organization)}, to which the API key does not belong; "
             "leave the header out.",
             "mismatched_organization",
         )
-    return Caller(tenant.name, idempotency_key, tenant)
+    return Caller(key.tenant.name, idempotency_key, key.tenant, key.hash)
 
 
 AuthenticatedCaller = Annotated[Caller, Depends(authenticate)]
@@ -148,7 +157,7 @@ AuthenticatedCaller = Annotated[Caller, Depends(authenticate)]
 
 async def authenticate_by_key(request: Request) -> Caller:
     """`authenticate`, called by hand, for a request with none of `CALLER_HEADERS`. Raises as it does."""
-    return await authenticate(await tenant_by_key(request, await _bearer(request)))
+    return await authenticate(await shown_key(request, await _bearer(request)))
 
 
 class RateLimitHeaders:

@@ -17,7 +17,7 @@ from fastapi.sse import format_sse_event
 
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.tenants import Caller
-from serve_app.errors import NotFoundError
+from serve_app.errors import NotFoundError, UnauthenticatedError
 from serve_app.ingress.authentication import AuthenticatedCaller
 from serve_app.ingress.services import Services, services_of
 from serve_app.jobs import Job
@@ -77,11 +77,16 @@ class VideoEvents:
     async def stream(self, job: Job) -> AsyncGenerator[bytes, None]:
         """Events until the job ends or is deleted, or this replica is to end, in the form of the HTML standard, 9.2.
 
+        It ends without a word when the caller's key is no longer good: who asks again is told why.
         While the registry is away there are heartbeats alone.
         """
         with self.services.feed.watch(job.id) as change:
             while True:
                 change.clear()
+                try:
+                    key_s = await self.services.check_key(self.caller)
+                except UnauthenticatedError:
+                    return
                 try:
                     job = await self.services.job(job.id, self.caller)
                     async for event in self._new_events(job):
@@ -93,7 +98,9 @@ class VideoEvents:
                     yield HEARTBEAT
                 if self._done or self.services.feed.shutting_down:
                     return
-                if not await self.services.wait_for_change(change, self.services.timing.heartbeat_s):
+                silence_s = self.services.timing.heartbeat_s
+                wait_s = silence_s if key_s is None else min(silence_s, key_s)
+                if not await self.services.wait_for_change(change, wait_s):
                     yield HEARTBEAT
 
     async def _new_events(self, job: Job) -> AsyncIterator[VideoEvent]:

@@ -15,7 +15,7 @@ from deployments.settings import ModelSettings
 from deployments.storage.object_store import Bucket
 from serve_app.access.exposure import keys_needed
 from serve_app.access.targets import check_target
-from serve_app.access.tenants import AccessTable, Caller, tier_of
+from serve_app.access.tenants import AccessTable, Caller, tenant_of_key, tier_of
 from serve_app.config import AppSettings
 from serve_app.errors import (
     InvalidRequestError,
@@ -115,6 +115,22 @@ class Services:
         """Tenants and keys as the registry last sent them."""
         return await self.feed.access()
 
+    async def check_key(self, caller: Caller) -> float | None:
+        """Whether the caller may still be answered, in the middle of an answer that goes on for long.
+
+        Returns:
+            The seconds until the caller's key expires, None if it does not.
+
+        Raises:
+            UnauthenticatedError: the key has been revoked or has expired, or its tenant was removed.
+        """
+        if caller.key_hash is None:
+            return None
+        now, table = self.unix_time(), await self.table()
+        tenant_of_key(table, caller.key_hash, now)
+        expires_at = table.keys[caller.key_hash].expires_at
+        return None if expires_at is None else expires_at - now
+
     async def submit(self, request: CheckedRequest, caller: Caller) -> Acceptance:
         """Make a job for the request and return it once it is durable.
 
@@ -188,16 +204,17 @@ class Services:
         return newest
 
     async def final_job(self, job_id: str, caller: Caller, wait_s: float) -> Job:
-        """The job once it is final, or as it is after wait_s seconds. Raises as `job` does."""
+        """The job once it is final, or as it is after wait_s seconds. Raises as `job` and `check_key` do."""
         deadline = time.monotonic() + wait_s
         with self.feed.watch(job_id) as change:
             while True:
                 change.clear()
+                key_s = await self.check_key(caller)
                 job = await self.job(job_id, caller)
                 left_s = deadline - time.monotonic()
                 if job.final or left_s <= 0 or self.feed.shutting_down:
                     return job
-                await self.wait_for_change(change, left_s)
+                await self.wait_for_change(change, left_s if key_s is None else min(left_s, key_s))
 
     async def wait_for_change(self, change: asyncio.Event, seconds: float) -> bool:
         """Wait for the event, or until it is time to look at the job again; whether the event is set."""

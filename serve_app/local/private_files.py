@@ -26,6 +26,7 @@ OWN_NAMES = frozenset(
         "ray-token",
         "sockets",
         "webhook-key",
+        "writable",
     }
 )
 # The path of a socket is bounded, and Serve puts 56 characters of its own into that of HAProxy's metrics.
@@ -51,10 +52,16 @@ def close_to_others(data_dir: Path) -> list[Path]:
         What was open to others until now.
     """
     entries = list(data_dir.iterdir())
-    own = [entry for entry in entries if entry.name in OWN_NAMES]
+    own = [entry for entry in entries if _is_own(entry.name)]
     if len(own) == len(entries):
         own.append(data_dir)
     return [path for path in own if _close(path)]
+
+
+def _is_own(name: str) -> bool:
+    """Also of a file that was being written when its process was killed: `.jobs.db.x.new`, `.writable.4711`."""
+    name = name.removeprefix(".")
+    return any(name == own or name.startswith(f"{own}.") for own in OWN_NAMES)
 
 
 def _close(path: Path) -> bool:

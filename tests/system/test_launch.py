@@ -133,8 +133,11 @@ def test_it_starts_answers_and_leaves_nothing(tmp_path: Path) -> None:
     # Too long for the path of a socket, and with spaces.
     temporary = tmp_path / "a folder for temporary files with a long name"
     temporary.mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o755)
     with _launched(tmp_path, TMPDIR=str(temporary)) as server:
         said = server.until("Stop")
+        assert "other users of this machine could reach data; now only you can." in said
         url = f"http://127.0.0.1:{server.ports[0]}/"
         assert "is ready" in said and url in said
         assert httpx.get(url, timeout=30).text == "hello"

@@ -32,6 +32,7 @@ from serve_app.local.seaweed_command import (
     load_or_make_keys,
     ports,
     remove_dead_sockets,
+    remove_sockets,
     sockets_folder,
 )
 from serve_app.local.store_life import StoreLifeTiming, until_it_hangs
@@ -165,6 +166,7 @@ class LocalStorage:
         try:
             reachable = self._prepare()
             self._check_start()
+            remove_dead_sockets()
             admin_port = free_admin_port()
             self._process = await self._start(reachable, admin_port)
         except (StartupError, OSError) as error:
@@ -178,7 +180,7 @@ class LocalStorage:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
             await self._end()
-            remove_dead_sockets()
+            remove_sockets(self._settings.local_port, admin_port)
             shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _check_start(self) -> None:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import sysconfig
+import time
 from pathlib import Path
 
 from deployments.atomic_write import write_atomically
@@ -23,6 +24,7 @@ MEMORY_LIMIT = "512MiB"
 # The maintenance workers look for the admin's gRPC port this far above its HTTP port, whatever the flags say.
 ADMIN_GRPC_OFFSET = 10_000
 TEMP = Path("/tmp")
+FRESH_S = 5.0
 # A unix socket's path has at most 104 bytes on macOS and 108 on Linux.
 MAX_SOCKET_FOLDER = 90
 
@@ -97,13 +99,23 @@ def free_admin_port() -> int:
     return free_pair(ADMIN_GRPC_OFFSET)
 
 
+def remove_sockets(local_port: int, admin_port: int) -> None:
+    """Remove the unix sockets that weed puts in /tmp, whatever the flags say, and leaves there when killed."""
+    for port in (*ports(local_port).values(), admin_port + ADMIN_GRPC_OFFSET):
+        for path in TEMP.glob(f"seaweedfs-*-grpc-{port}.sock"):
+            path.unlink(missing_ok=True)
+
+
 def remove_dead_sockets(folder: Path = TEMP) -> None:
-    """Remove the unix sockets of stores that have ended; weed puts some in /tmp, whatever its flags say, and leaves
-    them there when it is killed. Those of other users, and those that somebody listens on, stay.
+    """Remove such sockets of stores that have ended.
+
+    Those of other users stay, those that somebody listens on, and those that another store has just made and may not
+    listen on yet.
     """
     for path in folder.glob("seaweedfs-*-grpc-*.sock"):
         with contextlib.suppress(OSError):
-            if path.lstat().st_uid == os.getuid() and _is_dead(path):
+            found = path.lstat()
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > FRESH_S and _is_dead(path):
                 path.unlink()
 
 

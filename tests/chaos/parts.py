@@ -17,13 +17,15 @@ from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.local import seaweed_command
-from serve_app.local.preflight import LOOPBACK
+from serve_app.local.preflight import LOOPBACK, is_free
 from serve_app.local.process_guard import guarded
 
 READY_S = 60.0
 POLL_S = 0.1
 GRACE_S = 8.0
 CLOCK = Path(__file__).resolve().parent / "clock"
+_S3_PORT = re.compile(r"-s3\.port=(\d+)")
+_ADMIN_PORT = re.compile(r"-admin\.port=(\d+)")
 _SCRATCH = re.compile(r"/\S*?/mochi-(?:s|video)-[a-z0-9_]{8}(?=/)")
 
 
@@ -92,7 +94,7 @@ class OutsideStore:
         self._guardian.kill()
         self._guardian.communicate()
         psutil.wait_procs(doomed, GRACE_S)
-        seaweed_command.remove_dead_sockets()
+        seaweed_command.remove_sockets(self.port, self._admin_port)
         self._guardian = None
 
 
@@ -153,10 +155,14 @@ class Leftovers:
 
     def __init__(self, processes: Iterable[psutil.Process]) -> None:
         said = [_command_line(process) for process in processes]
+        stores = [(_S3_PORT.search(one), _ADMIN_PORT.search(one)) for one in said]
+        self._stores = {(int(s3[1]), int(admin[1])) for s3, admin in stores if s3 and admin}
         self._scratch = {match[0] for one in said for match in _SCRATCH.finditer(one)}
 
     def remove(self) -> None:
-        seaweed_command.remove_dead_sockets()
+        for s3_port, admin_port in self._stores:
+            if is_free(s3_port):  # else the next store is there, with sockets of the same names
+                seaweed_command.remove_sockets(s3_port, admin_port)
         for folder in self._scratch:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """How the local store is started."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -68,12 +69,15 @@ def test_sockets_have_short_paths() -> None:
 
 
 def test_sockets_that_nobody_listens_on_are_removed(tmp_path: Path) -> None:
-    dead, live, other = (tmp_path / f"{name}.sock" for name in ("seaweedfs-s3-grpc-1", "seaweedfs-s3-grpc-2", "other"))
+    names = ("seaweedfs-s3-grpc-1", "seaweedfs-s3-grpc-2", "seaweedfs-s3-grpc-3", "other")
+    dead, live, fresh, other = (tmp_path / f"{name}.sock" for name in names)
     with socket.socket(socket.AF_UNIX) as listener:
-        for path in (dead, other):
+        for path in (dead, fresh, other):
             with socket.socket(socket.AF_UNIX) as ended:
                 ended.bind(str(path))
         listener.bind(str(live))
         listener.listen(1)
+        for path in (dead, live, other):
+            os.utime(path, (0, 0))
         remove_dead_sockets(tmp_path)
-        assert sorted(tmp_path.iterdir()) == sorted([live, other])
+        assert sorted(tmp_path.iterdir()) == sorted([live, fresh, other])

@@ -197,12 +197,13 @@ def test_an_http_front_that_does_not_start_is_told_in_one_line(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_stop_that_serve_does_not_follow_in_time_ends_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["ServeReplica", "ServeController"])
+def test_a_stop_that_serve_does_not_follow_in_time_ends_well(tmp_path: Path, part: str) -> None:
     with _launched(tmp_path) as server:
         server.until("Stop")
         processes = server.all_processes()
-        (replica,) = (pid for pid in processes if _title(pid).startswith("ray::ServeReplica"))
-        os.kill(replica, signal.SIGSTOP)  # as on a machine that is too busy to run it
+        (busy,) = (pid for pid in processes if _title(pid).startswith(f"ray::{part}"))
+        os.kill(busy, signal.SIGSTOP)  # as on a machine that is too busy to run it
         server.process.send_signal(signal.SIGINT)
         code, said = server.end()
         assert (code, said.strip().splitlines()[-1]) == (0, "Stopped.")

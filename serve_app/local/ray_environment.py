@@ -52,8 +52,9 @@ def ray_variables(token_file: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # How long Ray's own database may take to start, on a busy machine.
-        "RAY_gcs_server_port_wait_time_s": "120",
+        # How long Ray's own database and agents may take to start, on a busy machine.
+        "RAY_gcs_server_port_wait_time_s": "300",
+        "RAY_agent_register_timeout_ms": "300000",
         # No processes ahead of need.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",

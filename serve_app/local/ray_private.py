@@ -2,18 +2,21 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
-from ray._private import parameter
+from ray._private import parameter, services
 from ray.serve._private import api
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
 
 # Without them nothing of Ray works; other processes, such as its dashboard, may be away.
 VITAL_PROCESSES = ("gcs_server", "raylet")
+_LOOK_S = 0.2
 
 
 @contextlib.contextmanager
@@ -29,6 +32,45 @@ def agent_on_free_port() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams = ray_params
+
+
+@contextlib.contextmanager
+def patient_start(seconds: float, raylet_lives: Callable[[], bool] | None = None) -> Iterator[None]:
+    """Within this context, `ray.init` waits that long for the node to register, while its raylet lives.
+
+    Its own bound of half a minute is a constant; a busy machine takes longer.
+
+    Args:
+        seconds: how long.
+        raylet_lives: tells so; without, it is looked for below this process.
+    """
+    get_node = services.get_node
+    lives = raylet_lives or _raylet_lives
+
+    def wait_for_node(gcs_address: str, node_id: str) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:
+                if time.monotonic() > deadline or not lives():
+                    raise
+            time.sleep(_LOOK_S)
+
+    services.get_node = wait_for_node
+    try:
+        yield
+    finally:
+        services.get_node = get_node
+
+
+def _raylet_lives() -> bool:
+    """Whether it runs below this process."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def start_serve(schema: ServeDeploySchema) -> Any:

@@ -28,6 +28,7 @@ from serve_app.local.seaweed import ACTOR_NAME
 from serve_app.local.stopped import StoppedProcesses
 
 OBJECT_STORE_BYTES = 150_000_000
+RAY_START_S = 300.0
 POLL_S = 0.1
 WATCH_S = 1.0
 DRAIN_S = 10.0
@@ -102,10 +103,10 @@ def _start_serve(schema: ServeDeploySchema) -> Any:
 
 
 def _start_ray(plan: LaunchPlan) -> None:
-    """Raises StartupError when Ray does not come up within its own bound of half a minute."""
+    """Raises StartupError when Ray does not come up."""
     sys.path.insert(0, os.getcwd())
     try:
-        with ray_private.agent_on_free_port():
+        with ray_private.agent_on_free_port(), ray_private.patient_start(RAY_START_S):
             ray.init(
                 address="local",
                 _node_ip_address=LOOPBACK,

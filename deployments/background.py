@@ -40,3 +40,22 @@ async def run_forever(
             log.exception(f"{name}: failed, tried again in {retry_s:g} s")
             pause_s = retry_s
         await asyncio.sleep(pause_s)
+
+
+async def keep_running(
+    run: Callable[[], Awaitable[None]], name: str, log: logging.Logger, retry_s: float = 1.0
+) -> None:
+    """Begin `run`, a loop of its own, again and again until it returns: a task of it would die without a word.
+
+    Args:
+        run: returns when it is to end.
+        name: of the loop, for the log.
+        log: where failures go, with their tracebacks.
+        retry_s: seconds until it begins again.
+    """
+    while True:
+        try:
+            return await run()
+        except Exception:
+            log.exception(f"{name}: ended by a fault, begun again in {retry_s:g} s")
+        await asyncio.sleep(retry_s)

@@ -8,19 +8,28 @@ people.
 class MochiServeError(Exception):
     """The root of every error this project raises."""
 
+    detail: str = ""
+    """What was met: addresses, paths, words of other programs. The error's text has it, for logs; clients do not."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}: {self.detail}" if self.detail else text
+
 
 class WorkerError(MochiServeError):
     """A stage of a job could not be done.
 
     Args:
         code: stable snake_case word, e.g. ``prompt_too_long``.
-        message: what was wrong, what is allowed, what to do.
+        message: what was wrong, what is allowed, what to do; it may go to clients.
+        detail: see MochiServeError.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.detail = detail
 
     def __reduce__(self) -> tuple[object, ...]:
         """Exceptions are pickled by `args`, which do not fit the two-argument constructor."""
@@ -50,13 +59,21 @@ class StoppedError(MochiServeError):
 
 
 class RegistryUnavailableError(MochiServeError):
-    """The job registry could not be reached in time. It restarts by itself: try again in a few seconds."""
+    """The job registry, or its database, does not answer. It comes back by itself: try again in a few seconds.
+
+    Args:
+        message: may go to clients.
+        detail: see MochiServeError.
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
 
 
 class StorageUnavailableError(TransientError):
     """The object store could not be reached, or cannot serve now.
-
-    `message` may go to clients. The text of the error, for logs, has the detail too.
 
     Args:
         detail: what was met, with endpoint and bucket.
@@ -66,11 +83,7 @@ class StorageUnavailableError(TransientError):
     _message = "the object store does not answer"
 
     def __init__(self, detail: str = "") -> None:
-        super().__init__(self._code, self._message)
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.message}: {self.detail}" if self.detail else self.message
+        super().__init__(self._code, self._message, detail)
 
 
 class StorageRefusedError(StorageUnavailableError):

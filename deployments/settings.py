@@ -22,7 +22,7 @@ class StorageSettings(Settings):
     secret_key: SecretStr | None = None
     secure: bool = Field(True, description="https to the endpoint")
     region: str = Field("us-east-1", description="an endpoint at AWS that names one has it already")
-    bucket: str = Field("mochi-serve", min_length=3, max_length=63)
+    bucket: str = Field("mochi-serve", min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$")
     local_port: int = Field(8333, ge=1024, le=65000, description="first of eight consecutive ports of the local store")
     public_endpoint: str | None = Field(
         None, description="host:port where clients reach the same store; a download may then be a signed link to it"

@@ -182,7 +182,7 @@ def ensure_registry(settings: AppSettings) -> None:
         if health.database == "ok":
             return
         ray.kill(registry)
-        raise StartupError(health.database)
+        raise StartupError(": ".join(filter(None, [health.database, health.database_detail])))
     raise StartupError("the job registry ended each time that it was started; its log in Ray's folder says why")
 
 

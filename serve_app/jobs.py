@@ -315,6 +315,7 @@ class Health:
     replicas: dict[Stage, tuple[ReplicaInfo, ...]]  # those that announce themselves
     queue: dict[JobState, int]  # the number of live jobs
     database: str = "ok"  # or what is wrong with it
+    database_detail: str = ""  # with addresses and paths, which clients are not told
 
 
 def overall_progress(stage: Stage, done: int, total: int) -> float:

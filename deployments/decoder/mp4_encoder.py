@@ -57,7 +57,7 @@ class Mp4Writer:
             frames: [t, H, W, 3] uint8 RGB, contiguous, on the CPU.
 
         Raises:
-            TransientError: `mp4_failed`, with what ffmpeg said.
+            TransientError: `mp4_failed`, with what ffmpeg said as its detail.
         """
         assert self._process.stdin is not None
         try:
@@ -69,7 +69,7 @@ class Mp4Writer:
         """Write what is left and wait for the file to be whole.
 
         Raises:
-            TransientError: `mp4_failed`, with what ffmpeg said.
+            TransientError: `mp4_failed`, with what ffmpeg said as its detail.
         """
         assert self._process.stdin is not None
         try:
@@ -95,7 +95,9 @@ class Mp4Writer:
         code = self._process.wait()
         self._stderr.seek(0)
         said = self._stderr.read()[-STDERR_BYTES:].decode(errors="replace").strip()
-        return TransientError("mp4_failed", f"ffmpeg ended with code {code}: {said or 'it said nothing'}")
+        return TransientError(
+            "mp4_failed", f"the mp4 could not be written (code {code})", said or "ffmpeg said nothing"
+        )
 
 
 def command(path: Path, width: int, height: int, fps: int) -> list[str]:

@@ -116,8 +116,8 @@ class RegistryLink:
 
     def _unavailable(self, method: str, what: str) -> RegistryUnavailableError:
         return RegistryUnavailableError(
-            f"the job registry {self._name!r} {what} {self._timeout_s:g} s (call of {method}); "
-            "it restarts by itself: try again in a few seconds"
+            f"the job registry {what} {self._timeout_s:g} s; it restarts by itself: try again in a few seconds",
+            f"{self._name!r}, call of {method}",
         )
 
 

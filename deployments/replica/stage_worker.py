@@ -15,13 +15,12 @@ from typing import TypeVar
 
 import torch
 
-from deployments.background import run_forever, wait_for
+from deployments.background import keep_running, wait_for
 from deployments.errors import (
     InputUnusableError,
     PermanentError,
     RegistryUnavailableError,
     StoppedError,
-    StorageUnavailableError,
     WorkerError,
 )
 from deployments.messages import (
@@ -82,17 +81,13 @@ class StageWorker:
         self._leaving: str | None = None  # why it takes no more tasks
         self._loop = asyncio.get_running_loop()
         self._background = [
-            self._loop.create_task(self._announce_forever()),
-            self._loop.create_task(self._report_forever()),
-            self._loop.create_task(self._leave_when_draining()),
-            self._loop.create_task(
-                run_forever(
-                    self._release_reservations,
-                    name=f"{info.stage}: reserved slots",
-                    log=logger.logger,
-                    retry_s=timing.reservations_every_s,
-                )
-            ),
+            self._loop.create_task(keep_running(run, f"{info.stage}: {run.__name__}", logger.logger))
+            for run in (
+                self._announce_forever,
+                self._report_forever,
+                self._leave_when_draining,
+                self._release_reservations_forever,
+            )
         ]
 
     @property
@@ -253,11 +248,12 @@ class StageWorker:
             await asyncio.sleep(self._timing.drain_poll_s)
         self._end_process()
 
-    async def _release_reservations(self) -> float:
-        """Free the slots that a registry reserved before it was killed; the seconds until the next try."""
-        if count := await self._reservations.release_stale():
-            logger.warning("%s: %d slots were reserved and not used; they are open again", self._info.stage, count)
-        return self._timing.reservations_every_s
+    async def _release_reservations_forever(self) -> None:
+        """Free the slots that a registry reserved before it was killed."""
+        while True:
+            if count := await self._reservations.release_stale():
+                logger.warning("%s: %d slots were reserved and not used; they are open again", self._info.stage, count)
+            await asyncio.sleep(self._timing.reservations_every_s)
 
     async def _answer(self, call: Awaitable[T]) -> T | None:
         """The registry's answer, None if there was none: the work never fails with the registry."""
@@ -280,9 +276,10 @@ def _follow(directive: Directive, running: RunningTask) -> None:
 def failure_of(error: Exception) -> Failed:
     """What an exception of the work means to the registry; what clients are not told goes to the log."""
     if isinstance(error, WorkerError):
-        if isinstance(error, StorageUnavailableError):
-            logger.warning("the work is given up for now: %s", error)
+        if error.detail:
+            logger.warning("the work is given up: %s", error)
         return Failed(error.code, error.message, transient=not isinstance(error, PermanentError))
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Failed("out_of_memory", f"the device ran out of memory: {error}", transient=True)
-    return Failed("internal_error", f"{type(error).__name__}: {error}", transient=True)
+        return Failed("out_of_memory", "the device ran out of memory", transient=True)
+    what = "the worker failed in a way that nobody foresaw; its operator finds the reason in the log"
+    return Failed("internal_error", what, transient=True)

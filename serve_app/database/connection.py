@@ -68,11 +68,11 @@ class Database:
         except DBAPIError as error:
             if is_damage(error):
                 raise RegistryUnavailableError(
-                    f"the job database is damaged: {error.orig}; its operator stops the server and puts a backup in "
-                    "its place"
+                    "the job database is damaged; its operator stops the server and puts a backup in its place",
+                    str(error.orig),
                 ) from error
             if is_outage(error) or is_conflict(error):
-                raise RegistryUnavailableError(f"the job database does not work: {error.orig}") from error
+                raise RegistryUnavailableError("the job database does not work", str(error.orig)) from error
             raise
         return result
 

@@ -5,6 +5,7 @@ into the log lines; nothing is added here.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from deployments.background import keep_running
 from deployments.replica.registry_link import RegistryLink
 from deployments.replica.serve_private import is_draining
 from deployments.storage.object_store import ObjectStore
@@ -32,6 +34,7 @@ from serve_app.registry_api import RegistryClient
 from serve_app.requests import deadlines
 from serve_app.requests.body import CONTENT_TYPES
 
+log = logging.getLogger("ray.serve")
 DRAINING_CHECK_S = 0.2
 # How long a draining replica is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
 ROUTED_S = 1.0
@@ -77,7 +80,11 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
 @asynccontextmanager
 async def _running(services: Services) -> AsyncIterator[None]:
     """What runs in the background for as long as the app does."""
-    tasks = [asyncio.create_task(services.feed.run()), asyncio.create_task(_shut_down_when_draining(services.feed))]
+    feed = services.feed
+    tasks = [
+        asyncio.create_task(keep_running(feed.run, "the feed", log)),
+        asyncio.create_task(keep_running(lambda: _shut_down_when_draining(feed), "the wait for the end", log)),
+    ]
     yield
     for task in tasks:
         task.cancel()

@@ -56,7 +56,7 @@ def to_api_error(request: Request, error: Exception) -> ApiError:
         case RequestValidationError():
             return _invalid_parameter(error)
         case RegistryUnavailableError():
-            return _unavailable(str(error), "registry_unavailable")
+            return _unavailable(error.message, "registry_unavailable")
         case StorageUnavailableError():
             return _unavailable(error.message, error.code)
         case WorkerError(code="object_missing"):

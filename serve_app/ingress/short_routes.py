@@ -72,6 +72,8 @@ async def health(request: Request, response: Response) -> HealthReport:
     """Tell whether videos can be made now: 503 until each stage has a replica and the stores work."""
     services = services_of(request)
     jobs, storage = await asyncio.gather(services.health(), _storage_health(services))
+    if jobs.database_detail:
+        log.warning(f"the health of the database: {jobs.database}: {jobs.database_detail}")
     report = to_health(jobs, storage)
     if report.error is not None:
         response.status_code = 503

@@ -152,6 +152,9 @@ class LocalStorage:
             started = time.monotonic()
             try:
                 self._problem = await self._run_once()
+            except Exception as error:  # nobody else would read it
+                log.exception("the local object store could not be run")
+                self._problem = f"{type(error).__name__}: {error}"
             finally:
                 self._ready.clear()
             if time.monotonic() - started > STEADY_S:
@@ -171,14 +174,19 @@ class LocalStorage:
             self._process = await self._start(reachable, admin_port)
         except (StartupError, OSError) as error:
             return str(error)
-        life = asyncio.create_task(self._live(reachable, self._process))
+        ended = asyncio.create_task(self._process.wait())
+        life = asyncio.create_task(self._live(reachable, self._process.pid))
         try:
-            code = await self._process.wait()
-            hung = life.done() and not life.cancelled() and life.exception() is None
-            return "it gave no answer" if hung else f"it ended with code {code}: {self._last_log_line()}"
+            await asyncio.wait((ended, life), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return f"it ended with code {ended.result()}: {self._last_log_line()}"
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()  # the guardian: it would give grace to what hangs
+            return life.result()
         finally:
+            ended.cancel()
             life.cancel()
-            await asyncio.gather(life, return_exceptions=True)
+            await asyncio.gather(ended, life, return_exceptions=True)
             await self._end()
             remove_sockets(self._settings.local_port, admin_port)
             shutil.rmtree(self._sockets, ignore_errors=True)
@@ -228,11 +236,11 @@ class LocalStorage:
         finally:
             os.close(lock)
 
-    async def _live(self, reachable: StorageSettings, guardian: asyncio.subprocess.Process) -> None:
-        """Tell when the store is ready, and kill it when it hangs: with the guardian, whose grace would be in vain."""
+    async def _live(self, reachable: StorageSettings, guardian: int) -> str:
+        """Tell when the store is ready; returns why it must be ended, once it hangs."""
         await self._set_ready(reachable)
-        await until_it_hangs(self._settings.local_port, guardian.pid, self._life)
-        guardian.kill()
+        await until_it_hangs(self._settings.local_port, guardian, self._life)
+        return "it gave no answer any more"
 
     async def _set_ready(self, reachable: StorageSettings) -> None:
         """Set `ready` once the store takes an object: the bucket is there and the disk can be written."""

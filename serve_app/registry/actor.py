@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from deployments.background import keep_running
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
 from deployments.settings import StorageSettings
@@ -132,7 +133,7 @@ class JobRegistry(RegistryApi):
         self._feed_maintenance = FeedMaintenance(self._state, access.mode)
         self._estimates = QueueEstimates(self._state)
         self._admission = AdmissionControl(self._state, self._estimates)
-        background = [self._dispatcher.run(), self._deadlines.run(), self._feed_maintenance.run()]
+        background = [self._dispatcher.run, self._deadlines.run, self._feed_maintenance.run]
         self._webhook_key = webhook_key
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
@@ -145,12 +146,13 @@ class JobRegistry(RegistryApi):
                 clock=unix_time,
                 on_deleted=self._feed.publish_deletions,
             )
-            background.append(self._sweeper.run())
+            background.append(self._sweeper.run)
         if webhooks is not None:
             sender = WebhookSender(self._database, webhooks, self.webhook_secret, self._seal_webhook_secrets)
             self._state.on_job_end = sender.wake
-            background.append(sender.run())
-        self._background = [asyncio.get_running_loop().create_task(part) for part in background]
+            background.append(sender.run)
+        loop = asyncio.get_running_loop()
+        self._background = [loop.create_task(keep_running(run, run.__qualname__, log)) for run in background]
 
     async def close(self) -> None:
         """Stop working and close the database; leases stay as they are."""
@@ -230,7 +232,7 @@ class JobRegistry(RegistryApi):
             await self._database.run(touch, now=self._state.unix_time())
             live = await self._database.run(jobs_sql.count_live)
         except RegistryUnavailableError as error:
-            return Health(replicas, {}, str(error))
+            return Health(replicas, {}, error.message, error.detail)
         queue: dict[JobState, int] = {}
         for (state, _), count in live.items():
             queue[state] = queue.get(state, 0) + count

@@ -116,6 +116,14 @@ async def test_a_store_that_stands_still_is_replaced_and_keeps_its_objects(local
         assert gone([stopped])
 
 
+async def test_a_fault_at_the_start_is_told(local_port: int, tmp_path: Path) -> None:
+    settings = StorageSettings(local_port=local_port).model_copy(update={"bucket": "not a bucket"})
+    storage = LocalStorage(settings, tmp_path)
+    with pytest.raises(StartupError, match="not a bucket"):
+        await storage.ready(timeout_s=1)
+    await storage.stop()
+
+
 @pytest.mark.slow
 @needs_proc
 async def test_a_guardian_that_stands_still_does_not_hold_up_the_stop(local_port: int, tmp_path: Path) -> None:

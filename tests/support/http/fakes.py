@@ -65,7 +65,9 @@ class MemoryRegistry:
         if not self.reachable or self.lost_calls[method.__name__]:
             self.lost_calls[method.__name__] -= self.reachable
             await asyncio.sleep(0.001)  # the real link waits for longer; nothing may spin meanwhile
-            raise RegistryUnavailableError("the job registry gave no answer; try again in a few seconds")
+            raise RegistryUnavailableError(
+                "the job registry gave no answer; try again in a few seconds", "its database at db.internal:5432"
+            )
         answer: T = await getattr(self, method.__name__)(*args, **kwargs)
         if self.lost_answers and method is not RegistryApi.poll_feed:
             self.lost_answers -= 1

@@ -84,6 +84,7 @@ async def test_without_a_feed_and_a_registry_reads_are_503(unfed: httpx.AsyncCli
         answer = await unfed.get(path)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert answer.json()["error"]["code"] == "registry_unavailable"
+        assert "db.internal" not in answer.text
 
 
 async def test_the_feed_ends_with_the_app(services: FakeServices) -> None:

@@ -221,8 +221,16 @@ async def test_slots_run_at_once() -> None:
                 True,
             ),
         ),
-        (KeyError("latents"), Failed("internal_error", "KeyError: 'latents'", True)),
-        (MemoryError("4 GB"), Failed("out_of_memory", "the device ran out of memory: 4 GB", True)),
+        (TransientError("mp4_failed", "no mp4", "/srv/x: no space"), Failed("mp4_failed", "no mp4", True)),
+        (
+            FileNotFoundError(2, "No such file", "/srv/secret-plans"),
+            Failed(
+                "internal_error",
+                "the worker failed in a way that nobody foresaw; its operator finds the reason in the log",
+                True,
+            ),
+        ),
+        (MemoryError("4 GB of GPU 3"), Failed("out_of_memory", "the device ran out of memory", True)),
     ],
 )
 def test_what_errors_mean(error: Exception, failed: Failed) -> None:

@@ -8,6 +8,10 @@ from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
 
 
+DtypeName = Literal["float32", "bfloat16"]
+"""What a model computes in."""
+
+
 class Settings(BaseModel):
     """Base of every settings section."""
 
@@ -95,7 +99,10 @@ class ModelSettings(Settings):
     )
     source: str = Field(min_length=1, description="hub id, folder, or s3://bucket/prefix in the same store")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
-    dtype: Literal["float32", "bfloat16"]
+    dtype: DtypeName
+    hash_at_start: bool = Field(
+        False, description="hash all weights with known checksums at each start, not only those that seem changed"
+    )
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the text encoder")
     max_prompt_chars: int = Field(2000, ge=1)
     width: Dimension

@@ -60,7 +60,7 @@ def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.devic
     """
     check_scheduler(model_folder)
     transformer = load_transformer(model_folder, settings.model.dtype, device)
-    revision = model_fingerprint(model_folder, MODEL_PARTS)
+    revision = model_fingerprint(model_folder, MODEL_PARTS, settings.model.dtype)
     profile = memory_profile(transformer, settings.model, revision)
     denoiser = Denoiser(transformer, settings.sampling.min_step_s)
     return SamplerParts(

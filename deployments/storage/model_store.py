@@ -10,23 +10,25 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from filelock import FileLock
 
 from deployments.atomic_write import write_atomically
 from deployments.errors import PermanentError
-from deployments.settings import ModelSettings
+from deployments.settings import DtypeName, ModelSettings
+from deployments.storage.file_hashes import HashRecord, check_hashes, known_hashes
+from deployments.storage.model_layout import FolderFiles, check_layout
 from deployments.storage.object_store import Bucket
+from deployments.storage.safetensors_file import safetensors_header
+from deployments.storage.weight_files import INDEX, needed_files
 
 OpenBucket = Callable[[str], Bucket]
 
 CACHE_VARIABLE = "MOCHI_SERVE_MODEL_CACHE"
-INDEX = "model_index.json"
 ALWAYS = ("scheduler",)
+HASHES = "hashes"
 FINGERPRINT_CHARS = 16
 SAMPLED_BYTES = 4096
-MAX_HEADER_BYTES = 100_000_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FORMS = (
     "write a folder (models/shapes), s3://bucket/prefix in the configured object store "
@@ -50,8 +52,8 @@ def model_folder(
             folder.
 
     Raises:
-        PermanentError: `model_not_found`, `model_source_invalid`, `model_incomplete` or
-            `object_missing`.
+        PermanentError: `model_not_found`, `model_source_invalid`, `model_incomplete`, `model_unsupported`
+            or `object_missing`.
         StorageUnavailableError: the object store could not be reached.
     """
     source = model.source
@@ -68,7 +70,11 @@ def model_folder(
         folder = _from_hub(source, model.revision, parts)
     else:
         raise PermanentError("model_source_invalid", f"model.source {source!r} is not understood; {_FORMS}")
-    _check_complete(folder, (*ALWAYS, *parts))
+    needed = (*ALWAYS, *parts)
+    files = FolderFiles(folder)
+    check_layout(files, needed, model.dtype)
+    record = HashRecord((cache or default_cache()) / HASHES, again=model.hash_at_start)
+    check_hashes(folder, known_hashes(folder, needed_files(files.sizes, needed, model.dtype)), record)
     return folder
 
 
@@ -101,13 +107,17 @@ def read_index(folder: Path) -> dict[str, object]:
     return index
 
 
-def model_fingerprint(folder: Path, parts: tuple[str, ...]) -> str:
+def model_fingerprint(folder: Path, parts: tuple[str, ...], dtype: DtypeName | None = None) -> str:
     """A short name for exactly these parts of a model, the same wherever the files lie: 16 hex digits.
 
     A SHA-256 over the parts' JSON files and, of each safetensors file, its size, its header and the
     first 4 KiB of every tensor, so that a few MB of 20 GB are read. Training changes every tensor;
     only a change that spares the first 4 KiB of all of them goes unseen. The same weights in other
     files are another model.
+
+    Args:
+        dtype: that the model computes in: of several variants of the weights, only the one that fits
+            it counts; all of them without it.
 
     Raises:
         PermanentError: `model_incomplete`, a part has no JSON or safetensors file or one cannot be
@@ -116,26 +126,14 @@ def model_fingerprint(folder: Path, parts: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for part in sorted(set(parts)):
         names = sorted(path.name for path in (folder / part).glob("*") if path.suffix in (".json", ".safetensors"))
+        if dtype is not None and names:
+            own = [f"{part}/{name}" for name in names]
+            names = [name.removeprefix(f"{part}/") for name in needed_files(own, (part,), dtype)]
         if not names:
             raise PermanentError("model_incomplete", f"{folder / part} has neither a config.json nor weights")
         for name in names:
             _hash_file(digest, f"{part}/{name}", folder / part / name)
     return digest.hexdigest()[:FINGERPRINT_CHARS]
-
-
-def safetensors_header(file: BinaryIO) -> dict[str, Any]:
-    """The JSON header of a safetensors file, read from its beginning; `file` then stands at the first tensor's byte.
-
-    Raises:
-        ValueError: it has none.
-    """
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= MAX_HEADER_BYTES:
-        raise ValueError(f"no safetensors file: its header would be {length} bytes")
-    header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("no safetensors file: its header must be a JSON object")
-    return header
 
 
 def _hash_file(digest: "hashlib._Hash", name: str, path: Path) -> None:
@@ -158,16 +156,6 @@ def _hash_weights(digest: "hashlib._Hash", path: Path) -> None:
         for begin, end in sorted(tensors.values()):
             file.seek(start + begin)
             digest.update(file.read(min(SAMPLED_BYTES, end - begin)))
-
-
-def _check_complete(folder: Path, parts: tuple[str, ...]) -> None:
-    missing = [name for name in (INDEX, *parts) if not (folder / name).exists()]
-    if missing:
-        raise PermanentError(
-            "model_incomplete",
-            f"the model in {folder} lacks {', '.join(missing)}; it must be a whole Mochi pipeline as "
-            f"`MochiPipeline.save_pretrained` writes it",
-        )
 
 
 def _from_bucket(source: str, parts: tuple[str, ...], open_bucket: OpenBucket, cache: Path) -> Path:

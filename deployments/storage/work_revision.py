@@ -43,7 +43,7 @@ def work_revision(model: ModelSettings, folder: Path, stage: Stage, open_bucket:
     elif folder.parent.name == _HUB_SNAPSHOTS:
         contents = f"commit {folder.name}"
     else:
-        contents = model_fingerprint(folder, parts)
+        contents = model_fingerprint(folder, parts, model.dtype)
     zeroes_empty = bool(read_index(folder).get("force_zeros_for_empty_prompt", False))
     return hashlib.sha256(json.dumps([*parts, contents, zeroes_empty]).encode()).hexdigest()[:FINGERPRINT_CHARS]
 

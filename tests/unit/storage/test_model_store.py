@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.messages import Stage
-from deployments.settings import ModelSettings
+from deployments.settings import DtypeName, ModelSettings
 from deployments.storage.model_store import (
     CACHE_VARIABLE,
     default_cache,
@@ -23,12 +22,13 @@ from deployments.storage.model_store import (
     model_fingerprint,
     model_folder,
     read_index,
-    safetensors_header,
 )
 from tests.support.workers.fakes import SHAPES, worker_settings
 from tests.support.workers.memory_store import MemoryStore
+from tests.support.workers.published_model import published_model
 
 PARTS = ("transformer",)
+DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16")
 
 
 def model(source: str | Path, revision: str | None = None) -> ModelSettings:
@@ -74,6 +74,30 @@ def test_a_source_of_no_form_is_refused(source: str, tmp_path: Path) -> None:
 def test_hub_ids_do_not_look_like_paths() -> None:
     assert not looks_like_path("genmo/mochi-1-preview")
     assert looks_like_path(str(SHAPES))
+
+
+def test_a_changed_byte_of_a_folder_with_checksums_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHAPES, tmp_path / "m"))
+    path = folder / "transformer/diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PermanentError, match=rf"{path} is damaged: its SHA-256") as caught:
+        model_folder(model(folder), PARTS, no_bucket)
+    assert caught.value.code == "model_incomplete"
+    assert model_folder(model(folder), ("vae",), no_bucket) == folder  # what is not used is not read
+    (folder / "SHA256SUMS").unlink()
+    assert model_folder(model(folder), PARTS, no_bucket) == folder
+
+
+def test_a_folder_with_both_variants_is_the_model_that_is_loaded(tmp_path: Path) -> None:
+    """So it is the same model as a folder with that variant alone."""
+    folder = published_model(tmp_path)
+    both = {name: model_fingerprint(folder, PARTS, name) for name in DTYPES}
+    for path in folder.glob("transformer/*bf16*"):
+        path.unlink()
+    assert both["float32"] == model_fingerprint(folder, PARTS, "float32") == model_fingerprint(folder, PARTS)
+    assert len(set(both.values())) == 2
 
 
 def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
@@ -275,10 +299,3 @@ def test_damaged_weights_have_no_fingerprint(damaged: bytes, tmp_path: Path) -> 
 def test_a_part_that_is_not_there_has_no_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match="vae has neither"):
         model_fingerprint(tmp_path, ("vae",))
-
-
-def test_the_header_of_a_safetensors_object() -> None:
-    file = BytesIO(save({"a": torch.zeros(2)}, metadata={"revision": "abc"}))
-    header = safetensors_header(file)
-    assert header["__metadata__"] == {"revision": "abc"}
-    assert file.read() == bytes(8)

@@ -1,0 +1,87 @@
+"""Which variant of a model's weights is taken, by names alone."""
+
+import pytest
+
+from deployments.errors import PermanentError
+from deployments.settings import DtypeName
+from deployments.storage.weight_files import WeightFiles, choose_weights, needed_files
+
+D = "diffusion_pytorch_model"
+FP32 = [f"{D}-00001-of-00002.safetensors", f"{D}-00002-of-00002.safetensors", f"{D}.safetensors.index.json"]
+BF16 = [f"{D}.bf16-00001-of-00002.safetensors", f"{D}.bf16-00002-of-00002.safetensors"]
+OLDER = [f"{D}-00001-of-00002.bf16.safetensors", f"{D}-00002-of-00002.bf16.safetensors"]
+INDEXES = [
+    f"{D}.safetensors.index.bf16.json",
+    f"{D}.bf16.safetensors.index.json",
+    f"{D}.safetensors.bf16.index.json",
+    f"{D}.bf16.index.safetensors.json",
+]
+
+
+@pytest.mark.parametrize("index", INDEXES)
+@pytest.mark.parametrize("shards", [BF16, OLDER])
+def test_the_variant_that_fits_is_taken_however_it_is_spelled(shards: list[str], index: str) -> None:
+    names = [*FP32, *shards, index, "config.json"]
+    assert choose_weights(names, "transformer", "bfloat16") == WeightFiles("bf16", tuple(shards), index)
+    assert choose_weights(names, "transformer", "float32") == WeightFiles(None, tuple(FP32[:2]), FP32[2])
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype", "taken"),
+    [
+        ([f"{D}.safetensors", f"{D}.bf16.safetensors"], "bfloat16", f"{D}.bf16.safetensors"),
+        ([f"{D}.safetensors", f"{D}.bf16.safetensors"], "float32", f"{D}.safetensors"),
+        ([f"{D}.safetensors"], "bfloat16", f"{D}.safetensors"),
+        ([f"{D}.bf16.safetensors"], "float32", f"{D}.bf16.safetensors"),
+        ([f"{D}.safetensors", f"{D}.fp32.safetensors"], "float32", f"{D}.fp32.safetensors"),
+        ([f"{D}.fp16.safetensors", f"{D}.safetensors"], "bfloat16", f"{D}.safetensors"),
+        ([f"{D}.ema.safetensors"], "bfloat16", f"{D}.ema.safetensors"),
+        ([f"{D}.safetensors", f"{D}.bin", "model.safetensors", "dit.safetensors"], "bfloat16", f"{D}.safetensors"),
+    ],
+)
+def test_a_single_file(names: list[str], dtype: DtypeName, taken: str) -> None:
+    assert choose_weights(names, "vae", dtype).names == (taken,)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ([], "no diffusion_pytorch_model.safetensors, .* its weights are none"),
+        (["dit.safetensors"], "its weights are dit.safetensors"),
+        ([f"{D}.bin"], rf"its weights are {D}\.bin"),
+        ([*FP32[1:]], "lacks shard 00001"),
+        ([*FP32[:1], FP32[2], *BF16, INDEXES[0]], "lacks shard 00002"),
+        (FP32[:2], "lacks its index"),
+        (FP32[2:], "lacks its shards"),
+        ([*FP32, f"{D}-00003-of-00003.safetensors"], "more than one model"),
+        ([f"{D}.ema.safetensors", f"{D}.fp8.safetensors"], "variants ema, fp8, none of which"),
+    ],
+)
+def test_what_is_incomplete_is_refused_by_name(names: list[str], reason: str) -> None:
+    with pytest.raises(PermanentError, match=reason) as caught:
+        choose_weights(names, "vae", "float32")
+    assert caught.value.code == "model_incomplete" and "vae/" in caught.value.message
+
+
+def test_only_one_variant_of_a_part_is_needed() -> None:
+    names = [
+        "model_index.json",
+        "SHA256SUMS",
+        "README.md",
+        "dit.safetensors",
+        "tokenizer/spiece.model",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/nested/file",
+        *(f"transformer/{name}" for name in [*FP32, *BF16, INDEXES[0], f"{D}.bin", "config.json", ".gitkeep"]),
+        f"vae/{D}.safetensors",
+    ]
+    assert needed_files(names, ("tokenizer", "transformer"), "bfloat16") == [
+        "model_index.json",
+        "SHA256SUMS",
+        "tokenizer/spiece.model",
+        "tokenizer/tokenizer_config.json",
+        "transformer/config.json",
+        f"transformer/{BF16[0]}",
+        f"transformer/{BF16[1]}",
+        f"transformer/{INDEXES[0]}",
+    ]

@@ -141,6 +141,7 @@ class ReplicaInfo:
     device: str  # as in Started
     model: str
     max_tokens: int | None = None  # of the largest sample that fits its memory, if known; see ClipShape.tokens
+    revision: str | None = None  # of the model, see `model_store.source_revision`
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
-
-
-DtypeName = Literal["float32", "bfloat16"]
-"""What a model computes in."""
+from deployments.dtypes import DtypeName
 
 
 class Settings(BaseModel):

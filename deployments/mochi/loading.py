@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.settings import DtypeName
 from deployments.storage.model_layout import FolderFiles, part_tensors, part_weights, read_json
 from deployments.storage.scratch import scratch_folder
 from deployments.storage.weight_files import STEMS, WeightFiles

@@ -102,13 +102,20 @@ def _load(source: str, revision: str | None) -> tuple[Any, Any]:
     name = str(local) if local.is_dir() else source
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForSequenceClassification.from_pretrained(name, **options)
+        model, report = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise PermanentError(
             "classifier_not_found",
             f"safety.classifier.source {source!r} could not be loaded as a sequence classification model ({error}); "
             "name a folder that save_pretrained wrote, or a hub id, and check the network, HF_TOKEN and revision",
         ) from error
+    # The library only warns of these, and fills them with noise.
+    if absent := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        raise PermanentError(
+            "classifier_unsuited",
+            f"safety.classifier.source {source!r} is no whole sequence classification model: its files lack "
+            f"{absent[0]}" + (f" and {len(absent) - 1} other tensors" if len(absent) > 1 else ""),
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

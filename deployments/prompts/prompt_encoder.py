@@ -8,6 +8,7 @@ import torch
 from ray import serve
 from torch import Tensor
 
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Stage
@@ -15,7 +16,7 @@ from deployments.mochi.loading import load_text_encoder
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.stage_replica import StageReplica
-from deployments.settings import DtypeName, WorkerSettings
+from deployments.settings import WorkerSettings
 from deployments.storage.model_store import read_index
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
 

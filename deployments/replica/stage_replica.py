@@ -9,7 +9,8 @@ from deployments.replica.host import describe_device, replica_device, set_thread
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import model_folder
+from deployments.storage.hub_models import StorePins
+from deployments.storage.model_store import model_folder, source_revision
 from deployments.storage.work_revision import work_revision
 from deployments.watchdog.heartbeat import watch_this_process
 
@@ -47,7 +48,9 @@ class StageReplica(ABC):
         self._store = self._connections.store
         self._device = replica_device()
         set_threads(settings.torch_threads)
-        self._folder = model_folder(settings.model, self.model_parts, self._connections.open_bucket)
+        self._folder = model_folder(
+            settings.model, self.model_parts, self._connections.open_bucket, pins=StorePins(self._store)
+        )
 
     def work_revision(self, stage: Stage) -> str:
         """Of the model, as far as its work is in what `stage` leaves for the next one; blocks."""
@@ -62,6 +65,7 @@ class StageReplica(ABC):
             device=describe_device(self._device),
             model=self._settings.model.name,
             max_tokens=max_tokens,
+            revision=source_revision(self._settings.model.source, self._folder),
         )
         self.worker = StageWorker(info, self._connections.registry, timing=self._timing)
 

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.settings import DtypeName
 from deployments.storage.safetensors_file import TensorInfo, stored_tensors
 from deployments.storage.weight_files import INDEX, PARTS, STEMS, WeightFiles, choose_weights, names_in
 
 PIPELINE = "MochiPipeline"
+CONFIG = "config.json"
 CLASSES = {
     # The encoder alone is taken of a whole T5.
     "text_encoder": ("T5EncoderModel", "T5ForConditionalGeneration"),
@@ -93,15 +94,24 @@ def check_layout(files: ModelFiles, parts: Sequence[str], dtype: DtypeName) -> N
     Raises:
         PermanentError: `model_incomplete`, `model_unsupported`, with what was found and what is expected.
     """
+    check_classes(files, parts)
+    for part in parts:
+        if part in STEMS:
+            _check_weights(files, part, dtype)
+
+
+def check_classes(files: ModelFiles, parts: Sequence[str]) -> None:
+    """Check by the JSON files alone that it is a Mochi pipeline with these parts. For the errors see `check_layout`."""
     if INDEX not in files.sizes:
         raise PermanentError("model_incomplete", f"{files.where} {_found(files)}; {EXPECTED}")
-    index = read_json(files, INDEX)
-    _check_class(files, INDEX, index.get("_class_name"), (PIPELINE,))
+    _check_class(files, INDEX, read_json(files, INDEX).get("_class_name"), (PIPELINE,))
     if missing := [part for part in parts if not names_in(files.sizes, part)]:
         raise PermanentError("model_incomplete", f"the model in {files.where} lacks {', '.join(missing)}; {EXPECTED}")
     for part in parts:
         if part in STEMS:
-            _check_part(files, part, dtype)
+            config = _read_config(files, part)
+            named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+            _check_class(files, f"{part}/{CONFIG}", named, CLASSES[part])
 
 
 def read_json(files: ModelFiles, name: str) -> dict[str, Any]:
@@ -147,13 +157,14 @@ def _sizes_in(folder: Path) -> list[tuple[str, int]]:
     return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 
 
-def _check_part(files: ModelFiles, part: str, dtype: DtypeName) -> None:
-    config_name = f"{part}/config.json"
-    if config_name not in files.sizes:
-        raise PermanentError("model_incomplete", f"the model in {files.where} lacks {config_name}; {EXPECTED}")
-    config = read_json(files, config_name)
-    named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
-    _check_class(files, config_name, named, CLASSES[part])
+def _read_config(files: ModelFiles, part: str) -> dict[str, Any]:
+    name = f"{part}/{CONFIG}"
+    if name not in files.sizes:
+        raise PermanentError("model_incomplete", f"the model in {files.where} lacks {name}; {EXPECTED}")
+    return read_json(files, name)
+
+
+def _check_weights(files: ModelFiles, part: str, dtype: DtypeName) -> None:
     weights = part_weights(files, part, dtype)
     tensors = part_tensors(files, part, weights)
     where = f"{files.where}/{part}/{weights.shards[0]}"
@@ -163,7 +174,7 @@ def _check_part(files: ModelFiles, part: str, dtype: DtypeName) -> None:
                 "model_unsupported",
                 f"{where}: {name} is {tensor.dtype}, quantised; only weights of {', '.join(_FLOATS)} are supported",
             )
-    _check_shapes(where, tensors, config, part)
+    _check_shapes(where, tensors, _read_config(files, part), part)
 
 
 def _check_class(files: ModelFiles, name: str, found: object, expected: Sequence[str]) -> None:

@@ -1,22 +1,19 @@
 """Where model files come from: a folder, a prefix in the object store, or the Hugging Face hub."""
 
-import asyncio
 import hashlib
 import json
-import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from pathlib import Path
 
-from filelock import FileLock
-
-from deployments.atomic_write import write_atomically
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.settings import DtypeName, ModelSettings
+from deployments.settings import ModelSettings
+from deployments.storage.bucket_models import fetch_model
 from deployments.storage.file_hashes import HashRecord, check_hashes, known_hashes
+from deployments.storage.hub_models import Hub, Pins, fetch_from_hub
 from deployments.storage.model_layout import FolderFiles, check_layout
 from deployments.storage.object_store import Bucket
 from deployments.storage.safetensors_file import safetensors_header
@@ -34,13 +31,17 @@ _FORMS = (
     "write a folder (models/shapes), s3://bucket/prefix in the configured object store "
     "(s3://mochi-serve/models/mochi-1), or a hub id (genmo/mochi-1-preview)"
 )
-_logger = logging.getLogger("ray.serve")
 
 
 def model_folder(
-    model: ModelSettings, parts: tuple[str, ...], open_bucket: OpenBucket, cache: Path | None = None
+    model: ModelSettings,
+    parts: tuple[str, ...],
+    open_bucket: OpenBucket,
+    cache: Path | None = None,
+    hub: Hub = Hub(),
+    pins: Pins | None = None,
 ) -> Path:
-    """The local folder of the model with `parts`, fetched first if it lies elsewhere. Blocks.
+    """The local folder of the model with `parts`, fetched first if it lies elsewhere, and checked. Blocks.
 
     Args:
         model: `source` in one of three forms: folder, ``s3://bucket/prefix``, hub id (with
@@ -48,34 +49,83 @@ def model_folder(
         parts: subfolders needed, e.g. ``("tokenizer", "text_encoder")``; `model_index.json` and the
             scheduler always come along.
         open_bucket: gives the named bucket of the configured object store.
-        cache: where s3 models are kept; by default `MOCHI_SERVE_MODEL_CACHE` or the user's cache
-            folder.
+        cache: where s3 models are kept, and the hashes of large files; by default
+            `MOCHI_SERVE_MODEL_CACHE` or the user's cache folder.
+        hub: where hub models come from and are kept.
+        pins: the commits of hub models without a revision; the newest one is taken each time without it.
 
     Raises:
-        PermanentError: `model_not_found`, `model_source_invalid`, `model_incomplete`, `model_unsupported`
-            or `object_missing`.
-        StorageUnavailableError: the object store could not be reached.
+        PermanentError: `model_not_found`, `model_source_invalid`, `model_incomplete`, `model_unsupported`,
+            `object_missing` or `cache_unusable`.
+        TransientError: `model_changed`, it is being changed in the object store; StorageUnavailableError, that
+            could not be reached.
     """
-    source = model.source
+    source, needed = model.source, (*ALWAYS, *parts)
+    cache = cache or default_cache()
+    hashes = HashRecord(cache / HASHES, again=model.hash_at_start)
+    kind = source_kind(source)
+    if kind is SourceKind.BUCKET:
+        bucket, prefix = bucket_prefix(source)
+        folder = fetch_model(source, open_bucket(bucket), prefix, needed, model.dtype, cache, hashes)
+    elif kind is SourceKind.HUB:
+        folder = fetch_from_hub(source, model.revision, needed, model.dtype, hub, pins)
+    else:
+        folder = Path(source).expanduser()
+    files = FolderFiles(folder)
+    check_layout(files, needed, model.dtype)
+    check_hashes(folder, known_hashes(folder, needed_files(files.sizes, needed, model.dtype)), hashes)
+    return folder
+
+
+class SourceKind(StrEnum):
+    """Where a model lies."""
+
+    FOLDER = "folder"
+    BUCKET = "bucket"
+    HUB = "hub"
+
+
+def source_kind(source: str) -> SourceKind:
+    """Of which form `model.source` is.
+
+    Raises:
+        PermanentError: `model_not_found`, it is a path with nothing there; `model_source_invalid`.
+    """
     local = Path(source).expanduser()
     if source.startswith("s3://"):
-        folder = _from_bucket(source, parts, open_bucket, cache or default_cache())
-    elif local.is_dir():
-        folder = local
-    elif looks_like_path(source):
+        bucket_prefix(source)
+        return SourceKind.BUCKET
+    if local.exists():
+        return SourceKind.FOLDER
+    if looks_like_path(source):
         raise PermanentError(
             "model_not_found", f"model.source {source!r}: no such folder ({local.absolute()}); {_FORMS}"
         )
-    elif _HUB_ID.fullmatch(source):
-        folder = _from_hub(source, model.revision, parts)
-    else:
+    if not _HUB_ID.fullmatch(source):
         raise PermanentError("model_source_invalid", f"model.source {source!r} is not understood; {_FORMS}")
-    needed = (*ALWAYS, *parts)
-    files = FolderFiles(folder)
-    check_layout(files, needed, model.dtype)
-    record = HashRecord((cache or default_cache()) / HASHES, again=model.hash_at_start)
-    check_hashes(folder, known_hashes(folder, needed_files(files.sizes, needed, model.dtype)), record)
-    return folder
+    return SourceKind.HUB
+
+
+def source_revision(source: str, folder: Path) -> str | None:
+    """Which state of its source a model is, for people: the hub's commit, or a name for what is in the bucket.
+
+    Args:
+        folder: that `model_folder` gave.
+    """
+    return None if source_kind(source) is SourceKind.FOLDER else folder.name
+
+
+def bucket_prefix(source: str) -> tuple[str, str]:
+    """The bucket of ``s3://bucket/prefix``, and the prefix without slashes around it.
+
+    Raises:
+        PermanentError: `model_source_invalid`, one of them is empty.
+    """
+    name, _, prefix = source.removeprefix("s3://").partition("/")
+    prefix = prefix.strip("/")
+    if not name or not prefix:
+        raise PermanentError("model_source_invalid", f"model.source {source!r} lacks a bucket or a prefix; {_FORMS}")
+    return name, prefix
 
 
 def looks_like_path(source: str) -> bool:
@@ -156,55 +206,3 @@ def _hash_weights(digest: "hashlib._Hash", path: Path) -> None:
         for begin, end in sorted(tensors.values()):
             file.seek(start + begin)
             digest.update(file.read(min(SAMPLED_BYTES, end - begin)))
-
-
-def _from_bucket(source: str, parts: tuple[str, ...], open_bucket: OpenBucket, cache: Path) -> Path:
-    name, _, prefix = source.removeprefix("s3://").partition("/")
-    prefix = prefix.strip("/")
-    if not name or not prefix:
-        raise PermanentError("model_source_invalid", f"model.source {source!r} lacks a bucket or a prefix; {_FORMS}")
-    bucket = open_bucket(name)
-    folder = cache / f"{prefix.rsplit('/', 1)[-1]}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        for part in (*ALWAYS, *parts):
-            if not (folder / part).is_dir():
-                _fetch_part(bucket, f"{prefix}/{part}", folder / part)
-        if not (folder / INDEX).exists():
-            write_atomically(folder / INDEX, _read_blocking(bucket, f"{prefix}/{INDEX}"))
-    return folder
-
-
-def _fetch_part(bucket: Bucket, prefix: str, target: Path) -> None:
-    """Download beside the target and rename: a half-done download is never taken for a model."""
-    _logger.info("downloading %s to %s", prefix, target)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
-        part = Path(temporary) / target.name
-        part.mkdir()
-        bucket.download_prefix(prefix, part)
-        part.rename(target)
-
-
-def _read_blocking(bucket: Bucket, key: str) -> bytes:
-    """Read an object from code that is not async, also where the thread's own event loop is running."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: asyncio.run(bucket.get(key))).result()
-
-
-def _from_hub(source: str, revision: str | None, parts: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = [INDEX, *(f"{part}/*" for part in (*ALWAYS, *parts))]
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except RepositoryNotFoundError as error:
-        raise PermanentError(
-            "model_not_found", f"model.source {source!r}: no such folder and no such model on the hub; {_FORMS}"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise PermanentError(
-            "model_not_found",
-            f"model.source {source!r} could not be fetched from the hub ({error}); check the network, HF_TOKEN and "
-            f"model.revision, or {_FORMS}",
-        ) from error

@@ -9,13 +9,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from io import BytesIO
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -33,13 +33,13 @@ from deployments.settings import StorageSettings
 T = TypeVar("T")
 
 CHUNK_BYTES = 256 * 1024  # of a stream
+RANGE_CHUNK_BYTES = 1024 * 1024  # of a model
 PART_BYTES = 16 * 1024 * 1024  # of an upload
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0  # without a byte of an answer
 HEALTH_S = 2.0  # within which the store says whether it works
 CONNECTIONS = 32
 THREADS = 16  # for requests, and as many for what is read by and by: a store that hangs holds each for READ_TIMEOUT_S
-DOWNLOADS_AT_ONCE = 8
 PAGE = 1000  # the most that one request of the S3 API lists or deletes
 
 # Codes of S3's errors.
@@ -65,6 +65,16 @@ class ListedObject:
 
     key: str
     modified: datetime | None  # by the store's clock, with a time zone
+    size: int = 0  # bytes
+    etag: str = ""  # without quotes
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRange:
+    """A part of an object while it is read."""
+
+    etag: str  # of the whole object, without quotes
+    chunks: Iterator[bytes]
 
 
 class Store(Protocol):
@@ -120,14 +130,13 @@ class Bucket(Store, Protocol):
         After an error some may be gone and others not: it is safe to do it again.
         """
 
-    def download_prefix(self, prefix: str, folder: Path) -> None:
-        """Copy every object under `prefix` into `folder`, several at once. Blocks.
+    def list_objects(self, prefix: str) -> list[ListedObject]:
+        """All objects whose keys begin with `prefix`, in the store's order. Blocks."""
 
-        Files appear under their final name only when whole.
+    def open_range(self, key: str, offset: int, length: int) -> AbstractContextManager[ObjectRange]:
+        """Read bytes offset to offset + length, at least one, in chunks. Blocks, also while they are read.
 
-        Raises:
-            PermanentError: `object_missing`, nothing lies under the prefix; `bad_object_key`, a key
-                would leave the folder.
+        Raises PermanentError `object_missing` when there is no such object.
         """
 
     def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
@@ -274,18 +283,19 @@ class ObjectStore(Bucket):
         if not is_there:
             raise self._no_bucket()
 
-    def download_prefix(self, prefix: str, folder: Path) -> None:
-        prefix = prefix.strip("/") + "/"
+    def list_objects(self, prefix: str) -> list[ListedObject]:
         with self._translate_errors():
-            targets = {key: folder / _relative(key, prefix) for key in self._keys(prefix)}
-            if not targets:
-                raise PermanentError("object_missing", f"there is nothing under {prefix} in the object store")
-            with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-                jobs = [
-                    pool.submit(self._client.fget_object, self.bucket, key, str(path)) for key, path in targets.items()
-                ]
-                for job in jobs:
-                    job.result()
+            return list(self._listing(prefix))
+
+    @contextmanager
+    def open_range(self, key: str, offset: int, length: int) -> Iterator[ObjectRange]:
+        with self._translate_errors(key):
+            response = self._client.get_object(self.bucket, key, offset=offset, length=length)
+            try:
+                etag = (response.headers.get("etag") or "").strip('"')
+                yield ObjectRange(etag, iter(partial(response.read, RANGE_CHUNK_BYTES), b""))
+            finally:
+                _release(response)
 
     def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
         disposition = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
@@ -306,7 +316,8 @@ class ObjectStore(Bucket):
     def _listing(self, prefix: str) -> Iterator[ListedObject]:
         for found in self._client.list_objects(self.bucket, prefix=prefix, recursive=True):
             if found.object_name is not None and not found.is_dir:
-                yield ListedObject(found.object_name, found.last_modified)
+                etag = (found.etag or "").strip('"')
+                yield ListedObject(found.object_name, found.last_modified, found.size or 0, etag)
 
     def _ask_for_bucket(self) -> asyncio.Future[bool]:
         def ask() -> bool:
@@ -401,10 +412,3 @@ def _http_date(value: str | None) -> datetime | None:
         return None if value is None else from_http_header(value)
     except ValueError:
         return None
-
-
-def _relative(key: str, prefix: str) -> PurePosixPath:
-    path = PurePosixPath(key.removeprefix(prefix))
-    if path.is_absolute() or ".." in path.parts:
-        raise PermanentError("bad_object_key", f"the key {key!r} would be written outside of its folder")
-    return path

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.settings import DtypeName
 
 INDEX = "model_index.json"
 CHECKSUMS = "SHA256SUMS"

@@ -23,6 +23,7 @@ from serve_app.access.exposure import check_exposure
 from serve_app.config import AppSettings, load_settings
 from serve_app.database.sqlite_file import check_undamaged, database_file
 from serve_app.errors import ConfigError, StartupError
+from serve_app.local.model_source import check_model_place, check_model_source
 from serve_app.local.preflight import (
     LOOPBACK,
     check_disk,
@@ -96,7 +97,7 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
     profiles = _profiles(config, serve)
     plan = LaunchPlan(serve=serve, settings=profiles[0], dashboard_port=dashboard_port)
     for settings in profiles:
-        check_model_source(settings)
+        check_model_source(settings.model)
         check_exposure(plan.host, settings.access.mode)
     return plan
 
@@ -118,17 +119,6 @@ def _profiles(config: Path, serve: dict[str, Any]) -> list[AppSettings]:
     if len({profile.data_dir for profile in profiles}) > 1:
         raise ConfigError(f"{config}: the profiles {', '.join(paths)} name different data folders")
     return profiles
-
-
-def check_model_source(settings: AppSettings) -> None:
-    """Raises ConfigError when the model is a folder that is not there; a hub id or a prefix is looked up later."""
-    source = settings.model.source
-    is_path = source.startswith(("/", ".", "~")) or source.count("/") != 1
-    if not Path(source).expanduser().is_dir() and is_path and not source.startswith("s3://"):
-        raise ConfigError(
-            f"model.source: there is no folder {source!r}; name a folder, a hub id (genmo/mochi-1-preview) or "
-            "s3://bucket/prefix"
-        )
 
 
 def _read_serve_config(path: Path) -> dict[str, Any]:
@@ -181,6 +171,7 @@ def prepare(
         StartupError: the app cannot start here.
     """
     check_open_files(max_open_files())
+    check_model_place(plan.settings.model, plan.settings.storage)
     with contextlib.ExitStack() as stack:
         stack.enter_context(owner_only())
         check_disk(plan.data_dir, plan.settings.min_free_disk_mb)

@@ -232,6 +232,10 @@ class Replica(BaseModel):
     max_tokens: int | None = Field(
         description="latent frames x height/16 x width/16 of the largest video that fits its memory, if known"
     )
+    revision: str | None = Field(
+        None,
+        description="of the model: the hub's commit, or a name for its state in the store; null for a folder",
+    )
 
 
 class HealthReport(BaseModel):

@@ -193,6 +193,7 @@ def _replica(info: ReplicaInfo) -> Replica:
         model=info.model,
         slots=info.slots,
         max_tokens=info.max_tokens,
+        revision=info.revision,
     )
 
 

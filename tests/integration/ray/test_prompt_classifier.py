@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ray import serve
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -170,3 +172,15 @@ async def test_a_replica_answers_many_at_once_and_none_when_it_is_gone(handle: A
     await asyncio.to_thread(serve.delete, "classifier")
     with pytest.raises(ServiceUnavailableError):
         await classify_with(handle, timeout_s=3)("a red circle")
+
+
+def test_a_model_without_its_head_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Its verdicts would be noise."""
+    shutil.copytree(folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    head = max(name for name in weights if name.startswith("classifier"))
+    del weights[head]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PermanentError, match=f"its files lack {head}") as caught:
+        LabelScorer(str(tmp_path / "model"), None, ("violence",), CPU)
+    assert caught.value.code == "classifier_unsuited"

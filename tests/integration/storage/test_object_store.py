@@ -151,22 +151,33 @@ async def test_what_could_not_be_deleted_is_said(
             await store.delete_many(["kept"])
 
 
-async def test_a_prefix_becomes_a_folder(object_store: ObjectStore, tmp_path: Path) -> None:
-    for name in ("model_index.json", "vae/config.json", "vae/weights"):
+async def test_a_listing_tells_sizes_and_etags(object_store: ObjectStore) -> None:
+    for name in ("config.json", "weights"):
         await object_store.put(f"models/tiny/{name}", name.encode(), "text/plain")
     await object_store.put("models/tiny-2/other", b"not this one", "text/plain")
-    await asyncio.to_thread(object_store.download_prefix, "models/tiny", tmp_path / "tiny")
-    files = sorted(p for p in (tmp_path / "tiny").rglob("*") if p.is_file())
-    assert {str(p.relative_to(tmp_path / "tiny")): p.read_text() for p in files} == {
-        "model_index.json": "model_index.json",
-        "vae/config.json": "vae/config.json",
-        "vae/weights": "vae/weights",
-    }
+    listed = await asyncio.to_thread(object_store.list_objects, "models/tiny/")
+    assert [(found.key, found.size) for found in listed] == [
+        ("models/tiny/config.json", 11),
+        ("models/tiny/weights", 7),
+    ]
+    info = await object_store.stat("models/tiny/weights")
+    assert info is not None and listed[1].etag == info.etag
+    assert await asyncio.to_thread(object_store.list_objects, "models/none/") == []
 
 
-async def test_an_empty_prefix_is_an_error(object_store: ObjectStore, tmp_path: Path) -> None:
-    with pytest.raises(PermanentError, match="nothing under") as caught:
-        await asyncio.to_thread(object_store.download_prefix, "models/none", tmp_path)
+async def test_a_range_tells_the_etag_of_the_whole_object(object_store: ObjectStore, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * (PART_BYTES // 256) + b"the rest")  # of several parts, as large files are
+    await object_store.put_file("ranges/weights", path, "application/octet-stream")
+
+    def read(offset: int, length: int) -> tuple[str, bytes]:
+        with object_store.open_range("ranges/weights", offset, length) as found:
+            return found.etag, b"".join(found.chunks)
+
+    (listed,) = await asyncio.to_thread(object_store.list_objects, "ranges/")
+    assert await asyncio.to_thread(read, PART_BYTES - 2, 6) == (listed.etag, b"\xfe\xffthe ")
+    with pytest.raises(PermanentError, match="absent") as caught:
+        await asyncio.to_thread(object_store.open_range("absent", 0, 1).__enter__)
     assert caught.value.code == "object_missing"
 
 

@@ -1,12 +1,13 @@
 """An object store in memory, behind the interface of the real one."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from deployments.errors import PermanentError, StorageUnavailableError
-from deployments.storage.object_store import Bucket, ListedObject, ObjectInfo
+from deployments.storage.object_store import Bucket, ListedObject, ObjectInfo, ObjectRange
 
 PAGE = 3
 CHUNK_BYTES = 1000
@@ -65,7 +66,7 @@ class MemoryStore(Bucket):
         if key not in self.objects:
             return None
         data = self.objects[key]
-        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        etag = self._etag(data)
         kind = self.types.get(key, "application/octet-stream")
         return ObjectInfo(len(data), etag, self.modified.get(key), kind, self.now if self.answers_have_dates else None)
 
@@ -92,14 +93,25 @@ class MemoryStore(Bucket):
         for key in keys:
             await self.delete(key)
 
-    def download_prefix(self, prefix: str, folder: Path) -> None:
-        found = {key: data for key, data in self.objects.items() if key.startswith(f"{prefix}/")}
-        if not found:
-            raise PermanentError("object_missing", f"nothing under {prefix}")
-        for key, data in found.items():
-            path = folder / key.removeprefix(f"{prefix}/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+    def list_objects(self, prefix: str) -> list[ListedObject]:
+        self._check_reachable()
+        return [
+            ListedObject(key, self.modified.get(key), len(data), self._etag(data))
+            for key, data in sorted(self.objects.items())
+            if key.startswith(prefix)
+        ]
+
+    @contextmanager
+    def open_range(self, key: str, offset: int, length: int) -> Iterator[ObjectRange]:
+        self._check_reachable()
+        if key not in self.objects:
+            raise PermanentError("object_missing", f"no object {key}")
+        data = self.objects[key]
+        part = data[offset : offset + length]
+        yield ObjectRange(self._etag(data), (part[i : i + CHUNK_BYTES] for i in range(0, len(part), CHUNK_BYTES)))
+
+    def _etag(self, data: bytes) -> str:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     def presigned_get(self, key: str, seconds: int, filename: str, content_type: str) -> str:
         return f"https://store.example/{key}?expires={seconds}&filename={filename}&type={content_type}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deployments.dtypes import DtypeName
 from deployments.errors import StoppedError
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step, initial_noise, rope_tables, start_sample
@@ -22,7 +23,6 @@ from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.state import SampleState, pack, unpack
 from deployments.sampler.step_loop import LoopEntry, StepLoop
-from deployments.settings import DtypeName
 from tests.support.workers.fakes import SHAPES, GatedStep, running_task
 
 MAX_TICKS = 1000

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.config import load_settings
 from serve_app.errors import ConfigError
-from serve_app.local.plan import check_model_source, read_plan, read_settings
+from serve_app.local.plan import read_plan, read_settings
 from tests.support import ROOT
 
 Write = Callable[[str, str], Path]
@@ -73,11 +72,3 @@ def test_profiles_with_two_data_folders_are_refused(write: Write, monkeypatch: p
     monkeypatch.delenv("MOCHI_SERVE_CONFIG", raising=False)
     with pytest.raises(ConfigError, match="different data folders"):
         read_plan(both, 8265)
-
-
-def test_a_model_folder_that_is_not_there_is_told_before_anything_starts() -> None:
-    shapes = str(ROOT / "configs" / "shapes.yaml")
-    with pytest.raises(ConfigError, match="model.source: there is no folder '/nope'"):
-        check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": "/nope"}))
-    for source in ("genmo/mochi-1-preview", "s3://bucket/models/x", str(ROOT / "models" / "shapes")):
-        check_model_source(load_settings(shapes, {"MOCHI_SERVE__MODEL__SOURCE": source}))

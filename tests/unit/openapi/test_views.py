@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from serve_app.config import RetentionSettings
 from serve_app.jobs import (
     FINAL,
@@ -297,3 +297,11 @@ def test_health_names_all_that_is_missing() -> None:
     assert report.error is not None
     for part in ("encoding", "sampling", "decoding", "the object store does not answer", "the database is read-only"):
         assert part in report.error.message
+
+
+def test_a_report_tells_the_revision_of_each_replicas_model() -> None:
+    replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {
+        stage: (ReplicaInfo(f"{stage}#1", stage, 1, "cpu", "mochi-1", revision="abc"),) for stage in Stage
+    }
+    report = to_health(Health(replicas, {}, "ok"), "ok")
+    assert {replica.revision for each in report.devices.values() for replica in each} == {"abc"}

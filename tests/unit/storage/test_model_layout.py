@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.settings import DtypeName
 from deployments.storage.model_layout import FolderFiles, check_layout
 from deployments.storage.weight_files import PARTS
 from tests.support.workers.fakes import SHAPES

@@ -2,19 +2,16 @@
 
 import json
 import shutil
-import threading
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from deployments.errors import PermanentError, StorageUnavailableError
+from deployments.dtypes import DtypeName
+from deployments.errors import PermanentError
 from deployments.messages import Stage
-from deployments.settings import DtypeName, ModelSettings
+from deployments.settings import ModelSettings
 from deployments.storage.model_store import (
     CACHE_VARIABLE,
     default_cache,
@@ -22,6 +19,7 @@ from deployments.storage.model_store import (
     model_fingerprint,
     model_folder,
     read_index,
+    source_revision,
 )
 from tests.support.workers.fakes import SHAPES, worker_settings
 from tests.support.workers.memory_store import MemoryStore
@@ -108,7 +106,7 @@ def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
     assert caught.value.code == "model_incomplete"
 
 
-async def test_s3_brings_only_the_parts_and_only_once(tmp_path: Path) -> None:
+async def test_s3_brings_only_the_parts(tmp_path: Path) -> None:
     """Inside a running loop, as a replica's constructor is."""
     store = uploaded("models/shapes")
     opened: list[str] = []
@@ -123,87 +121,25 @@ async def test_s3_brings_only_the_parts_and_only_once(tmp_path: Path) -> None:
     assert (folder / weights).read_bytes() == (SHAPES / weights).read_bytes()
     assert read_index(folder) == read_index(SHAPES)
     assert not (folder / "vae").exists()
-    store.objects.clear()
     assert model_folder(model("s3://videos/models/shapes"), PARTS, open_bucket, tmp_path) == folder
+    assert source_revision("s3://videos/models/shapes", folder) == folder.name != "transformer"
+    assert source_revision("genmo/mochi-1-preview", tmp_path / "snapshots" / "abc") == "abc"
+    assert source_revision(str(SHAPES), SHAPES) is None
 
 
-def test_a_broken_download_is_not_taken_for_a_model(tmp_path: Path) -> None:
-    whole = uploaded("m")
-
-    class Broken(MemoryStore):
-        def download_prefix(self, prefix: str, folder: Path) -> None:
-            (folder / "config.json").write_text("{}")
-            if prefix == "m/transformer":
-                raise StorageUnavailableError("cut off")
-
-    with pytest.raises(StorageUnavailableError):
-        model_folder(model("s3://b/m"), PARTS, lambda name: Broken(), tmp_path)
-    assert not list(tmp_path.rglob("transformer"))
-    folder = model_folder(model("s3://b/m"), PARTS, lambda name: whole, tmp_path)
-    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").exists()
-
-
-def test_two_replicas_of_one_node_download_once(tmp_path: Path) -> None:
+def test_a_byte_changed_in_the_store_is_refused_by_the_list_of_checksums(tmp_path: Path) -> None:
     store = uploaded("m")
-    fetched: list[str] = []
-
-    class Counting(MemoryStore):
-        def download_prefix(self, prefix: str, folder: Path) -> None:
-            fetched.append(prefix)
-            super().download_prefix(prefix, folder)
-
-    counting = Counting()
-    counting.objects = store.objects
-    threads = [
-        threading.Thread(target=model_folder, args=(model("s3://b/m"), PARTS, lambda name: counting, tmp_path))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(fetched) == ["m/scheduler", "m/transformer"]
+    data = bytearray(store.objects["m/transformer/diffusion_pytorch_model.safetensors"])
+    data[-1] ^= 1
+    store.objects["m/transformer/diffusion_pytorch_model.safetensors"] = bytes(data)
+    with pytest.raises(PermanentError, match="diffusion_pytorch_model.safetensors is damaged: its SHA-256"):
+        model_folder(model("s3://b/m"), PARTS, lambda name: store, tmp_path)
 
 
 def test_nothing_in_the_bucket(tmp_path: Path) -> None:
-    with pytest.raises(PermanentError) as caught:
+    with pytest.raises(PermanentError, match="nothing under s3://b/m") as caught:
         model_folder(model("s3://b/m"), PARTS, lambda name: MemoryStore(), tmp_path)
     assert caught.value.code == "object_missing"
-
-
-def test_the_hub_is_asked_for_the_parts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def download(source: str, **options: Any) -> str:
-        asked.update(options, source=source)
-        return str(SHAPES)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert model_folder(model("genmo/mochi-1-preview", "main"), PARTS, no_bucket) == SHAPES
-    assert asked == {
-        "source": "genmo/mochi-1-preview",
-        "revision": "main",
-        "allow_patterns": ["model_index.json", "scheduler/*", "transformer/*"],
-    }
-
-
-def test_an_unknown_hub_id_names_the_allowed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: str, **options: Any) -> str:
-        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(PermanentError, match="no such model on the hub; write a folder") as caught:
-        model_folder(model("genmo/mochi-2"), PARTS, no_bucket)
-    assert caught.value.code == "model_not_found"
-
-
-def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: str, **options: Any) -> str:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(PermanentError, match=r"could not be fetched .*no route to host.*HF_TOKEN"):
-        model_folder(model("genmo/mochi-1-preview"), PARTS, no_bucket)
 
 
 def test_the_cache_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

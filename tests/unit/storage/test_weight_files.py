@@ -2,8 +2,8 @@
 
 import pytest
 
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.settings import DtypeName
 from deployments.storage.weight_files import WeightFiles, choose_weights, needed_files
 
 D = "diffusion_pytorch_model"

@@ -1,0 +1,259 @@
+"""A model from the Hugging Face hub, in the cache of the hub's own library, which goes on with half a file."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from deployments.dtypes import DtypeName
+from deployments.errors import PermanentError
+from deployments.storage.bucket_models import free_bytes
+from deployments.storage.model_layout import CONFIG, FolderFiles, check_classes, check_layout
+from deployments.storage.object_store import Store
+from deployments.storage.weight_files import CHECKSUMS, INDEX, STEMS, needed_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import DryRunFileInfo
+
+_logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where the hub is, and where its models are kept; the library's own settings (HF_ENDPOINT, HF_HOME) by default."""
+
+    endpoint: str | None = None
+    cache: Path | None = None
+    free_bytes: Callable[[Path], int] = free_bytes  # on the disk of a folder
+
+    @property
+    def folder(self) -> Path:
+        from huggingface_hub import constants
+
+        return self.cache or Path(constants.HF_HUB_CACHE)
+
+
+class Pins(Protocol):
+    """Which commit of a hub model is used where the settings name none."""
+
+    def read(self, source: str) -> str | None:
+        """The commit that was written last."""
+
+    def write(self, source: str, commit: str) -> None:
+        """Write it down for all later starts."""
+
+
+class StorePins(Pins):
+    """In the object store, so that the replicas of all machines use one commit. Blocks, also inside a running loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def read(self, source: str) -> str | None:
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                data = pool.submit(lambda: asyncio.run(self._store.get(pin_key(source)))).result()
+            return str(json.loads(data)["commit"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        except PermanentError as error:
+            if error.code == "object_missing":
+                return None
+            raise
+
+    def write(self, source: str, commit: str) -> None:
+        data = json.dumps({"source": source, "commit": commit}).encode()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: asyncio.run(self._store.put(pin_key(source), data, "application/json"))).result()
+
+
+def pin_key(source: str) -> str:
+    """The object that tells the commit of a hub model."""
+    return f"models/hub/{source}.json"
+
+
+def fetch_from_hub(
+    source: str, revision: str | None, parts: Sequence[str], dtype: DtypeName, hub: Hub, pins: Pins | None
+) -> Path:
+    """The folder of a commit with these parts, in the hub's cache. Blocks.
+
+    Args:
+        source: id of the model.
+        revision: branch, tag or commit. Without one, the newest commit at the first use is written
+            down and used from then on.
+        parts: subfolders that are needed.
+        dtype: of several variants of the weights, the one that fits is fetched.
+        pins: where the commit is written down; nowhere without it.
+
+    Raises:
+        PermanentError: `model_not_found`, there is no such model or the hub cannot be reached and it is not in
+            the cache; `model_incomplete`; `cache_unusable`, the cache cannot be written or has no room.
+    """
+    pinned = pins.read(source) if revision is None and pins is not None else None
+    listed = _list(source, revision or pinned, parts, hub)
+    if listed is None:
+        return _cached(source, revision or pinned, hub)
+    names = _check_listed(source, listed, parts, dtype, hub)
+    if revision is None and pinned is None and pins is not None:
+        return _pin(source, listed[0].commit_hash, parts, dtype, hub, pins)
+    return _download(source, listed[0].commit_hash, names, hub)
+
+
+def _pin(source: str, commit: str, parts: Sequence[str], dtype: DtypeName, hub: Hub, pins: Pins) -> Path:
+    """Write the commit down and fetch what is written then: another replica may have begun at the same moment."""
+    pins.write(source, commit)
+    written = pins.read(source) or commit
+    _logger.info("model.source %s has no model.revision: commit %s is used from now on", source, written)
+    return fetch_from_hub(source, written, parts, dtype, hub, None)
+
+
+def check_hub(source: str, revision: str | None, parts: Sequence[str], dtype: DtypeName, hub: Hub) -> None:
+    """Check that a model is a Mochi pipeline and can be fetched, or is here; only small files of it are fetched.
+
+    Raises:
+        PermanentError: as `fetch_from_hub` does.
+    """
+    listed = _list(source, revision, parts, hub)
+    if listed is None:
+        check_layout(FolderFiles(_cached(source, revision, hub)), parts, dtype)
+        return
+    _check_listed(source, listed, parts, dtype, hub)
+
+
+def _check_listed(
+    source: str, listed: "list[DryRunFileInfo]", parts: Sequence[str], dtype: DtypeName, hub: Hub
+) -> list[str]:
+    """The names of the files that are needed, if they are of a Mochi pipeline and have room here."""
+    try:
+        names = needed_files([file.filename for file in listed], parts, dtype)
+    except PermanentError as error:
+        raise PermanentError(error.code, f"{source} on the hub: {error.message}") from error
+    _check_room(source, [file for file in listed if file.filename in names], hub)
+    described = [name for name in names if name == INDEX or name.endswith(f"/{CONFIG}")]
+    with _no_progress_bars():
+        folder = _download(source, listed[0].commit_hash, described, hub)
+    check_classes(FolderFiles(folder), [part for part in parts if part in STEMS])
+    return names
+
+
+def _list(source: str, revision: str | None, parts: Sequence[str], hub: Hub) -> "list[DryRunFileInfo] | None":
+    """What the hub has in these parts; None if it cannot be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns = [INDEX, CHECKSUMS, *(f"{part}/*" for part in parts)]
+    try:
+        with _no_progress_bars():
+            listed = snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=patterns,
+                dry_run=True,
+                endpoint=hub.endpoint,
+                cache_dir=hub.folder,
+            )
+    except RevisionNotFoundError as error:
+        raise PermanentError("model_not_found", f"{source} on the hub has no revision {revision!r}") from error
+    except DryRunError as error:
+        cause = error.__cause__
+        if isinstance(cause, RepositoryNotFoundError):
+            raise PermanentError(
+                "model_not_found",
+                f"model.source {source!r}: no such folder and no such model on the hub, or HF_TOKEN may not read it",
+            ) from error
+        _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", cause, source, hub.folder)
+        return None
+    except (_transport_error(HfHubHTTPError), OSError) as error:
+        _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", error, source, hub.folder)
+        return None
+    if not listed:
+        raise PermanentError("model_incomplete", f"{source} on the hub has none of {', '.join(patterns)}: no pipeline")
+    return listed
+
+
+def _cached(source: str, revision: str | None, hub: Hub) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                source, revision=revision, allow_patterns=[INDEX], local_files_only=True, cache_dir=hub.folder
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise PermanentError(
+            "model_not_found",
+            f"model.source {source!r}: the hub cannot be reached, and {hub.folder} does not hold the model; check the "
+            "network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a folder or s3://bucket/prefix",
+        ) from error
+
+
+def _check_room(source: str, files: "list[DryRunFileInfo]", hub: Hub) -> None:
+    needed = sum(file.file_size or 0 for file in files if file.will_download)
+    try:
+        hub.folder.mkdir(parents=True, exist_ok=True)
+        free = hub.free_bytes(hub.folder)
+    except OSError as error:
+        raise _unusable(hub, error) from error
+    if needed > free:
+        raise PermanentError(
+            "cache_unusable",
+            f"the cache of the hub {hub.folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB of {source} "
+            "are missing; make room, or name another folder with HF_HOME",
+        )
+
+
+def _download(source: str, commit: str, names: Sequence[str], hub: Hub) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(
+                source, revision=commit, allow_patterns=list(names), endpoint=hub.endpoint, cache_dir=hub.folder
+            )
+        )
+    except (_transport_error(HfHubHTTPError), EntryNotFoundError, FileMetadataError) as error:
+        raise PermanentError(
+            "model_not_found", f"{source} could not be fetched from the hub to {hub.folder}: {_line(error)}"
+        ) from error
+    except OSError as error:
+        raise _unusable(hub, error) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _unusable(hub: Hub, error: OSError) -> PermanentError:
+    return PermanentError(
+        "cache_unusable",
+        f"the cache of the hub {hub.folder} cannot be written ({error.strerror or _line(error)}); mend it, or name "
+        "another folder with HF_HOME",
+    )
+
+
+def _transport_error(http_error: type[Exception]) -> type[Exception]:
+    """What the HTTP library under the hub's raises: its versions use different ones, and have no name for it."""
+    base = http_error.__bases__[0]
+    return base if issubclass(base, Exception) else http_error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

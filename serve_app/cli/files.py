@@ -1,10 +1,16 @@
 """The files that commands write: their names, and where they may go."""
 
+import errno
 import re
+import stat
+import sys
 import unicodedata
 from pathlib import Path
 
 from serve_app.client.errors import UsageError
+
+STDOUT = Path("-")
+"""As a target: the standard output."""
 
 SLUG_BYTES = 60
 NAME_BYTES = 200
@@ -36,6 +42,8 @@ def is_file_name(name: str) -> bool:
 
 def target_path(target: Path | None, prompt: str, video_id: str, suffix: str) -> Path:
     """Where a video's file goes: to the target, or by a name of its own into the target that is a folder."""
+    if target == STDOUT:
+        return target
     name = file_name(prompt, video_id, suffix)
     if target is None:
         return Path(name)
@@ -43,10 +51,32 @@ def target_path(target: Path | None, prompt: str, video_id: str, suffix: str) ->
 
 
 def check_target(target: Path, force: bool) -> None:
-    """Raises UsageError where a file must not, or cannot, be written; a folder is accepted."""
-    if target.is_dir():
+    """Raises UsageError where a file must not, or cannot, be written; folders, devices and pipes are accepted."""
+    if target == STDOUT:
+        if sys.stdout.isatty():
+            raise UsageError("a video is nothing for a terminal; give a name, or pipe the output into a program")
         return
-    if target.exists() and not force:
+    mode = _mode(target)
+    if stat.S_ISSOCK(mode):
+        raise UsageError(f"{str(target)!r} is a socket; give the name of a file")
+    if (stat.S_ISREG(mode) or stat.S_ISBLK(mode)) and not force:
         raise UsageError(f"{str(target)!r} is there already; give another name, or --force to overwrite it")
-    if not target.parent.is_dir():
-        raise UsageError(f"there is no folder {str(target.parent)!r}; make it first")
+    folder = target.resolve().parent
+    if not mode and not folder.is_dir():
+        raise UsageError(f"there is no folder {str(folder)!r}; make it first")
+
+
+def check_stdout_is_free(target: Path | None, as_json: bool) -> None:
+    """Raises UsageError where a video and JSON would share stdout."""
+    if target == STDOUT and as_json:
+        raise UsageError("-o - and --json both take stdout; leave one of them out")
+
+
+def _mode(target: Path) -> int:
+    """What the path leads to, 0 for nothing. Raises UsageError if it leads in a circle."""
+    try:
+        return target.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{str(target)!r} is a link that leads in a circle") from None
+        return 0

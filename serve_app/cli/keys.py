@@ -3,7 +3,6 @@
 They change the database itself, whether a server runs or not; one that runs notices within a second or two.
 """
 
-import asyncio
 import os
 import re
 import time
@@ -18,10 +17,11 @@ from deployments.errors import MochiServeError
 from serve_app.access.exposure import keys_needed
 from serve_app.access.secret_box import LostSecretError, SecretBox, webhook_key
 from serve_app.access.tenants import TENANT_ALLOWED, TENANT_PATTERN, Tenant, day_of
+from serve_app.cli.interrupts import run_interruptible
 from serve_app.cli.options import command, override_data_dir
 from serve_app.cli.output import Output
 from serve_app.cli.tables import key_json, keys_table, tenant_json, tenants_table, usage_json, usage_table
-from serve_app.client.errors import FAILED, WRONG_USAGE
+from serve_app.client.errors import FAILED, OK, WRONG_USAGE
 from serve_app.config import DAY_S, PROFILE_VARIABLE, AppSettings, load_settings
 from serve_app.database import access as access_sql
 from serve_app.errors import ConfigError
@@ -73,19 +73,22 @@ class InstallationOptions:
 
         output = Output(self.as_json)
 
-        async def work_with_database(settings: AppSettings) -> None:
+        async def work_with_database(settings: AppSettings) -> int:
             database = Database(settings.database_url)
             try:
                 await work(Installation(settings, database), output)
             finally:
                 database.close()
+            return OK
 
         try:
-            asyncio.run(work_with_database(self._settings()))
+            code = run_interruptible(work_with_database(self._settings()))
         except ConfigError as error:
             output.fail(str(error), WRONG_USAGE)
         except MochiServeError as error:
             output.fail(str(error), FAILED)
+        if code != OK:
+            raise typer.Exit(code)
 
     def _settings(self) -> AppSettings:
         """As `serve` reads them; on a cluster there is no Serve config, and the environment names the profile."""

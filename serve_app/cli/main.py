@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from serve_app.cli import keys, make, videos
+from serve_app.cli.interrupts import Interrupted, raising_interrupted, say_interrupted, tolerate_any_text
 from serve_app.cli.options import override_data_dir
 from serve_app.cli.output import Output
 from serve_app.client.errors import EXIT_CODES, FAILED, WRONG_USAGE
@@ -39,18 +40,26 @@ def serve(
     output = Output()
     override_data_dir(data)
     try:
-        plan = read_plan(config, dashboard_port)
-        with prepare(plan, output.show) as tidy:
-            schema = check_serve_schema(plan)
-            from serve_app.local.server import run
-
-            output.show(f"Starting mochi-serve on {plan.address} ...")
-            run(plan, schema, lambda: output.show(_welcome(plan)), tidy)
-        output.show("Stopped.")
+        with raising_interrupted():
+            _serve(config, dashboard_port, output)
+    except Interrupted as interrupted:
+        say_interrupted(interrupted.number)
+        raise typer.Exit(interrupted.exit_code) from None
     except ConfigError as error:
         output.fail(str(error), WRONG_USAGE)
     except StartupError as error:
         output.fail(str(error), FAILED)
+
+
+def _serve(config: Path, dashboard_port: int, output: Output) -> None:
+    plan = read_plan(config, dashboard_port)
+    with prepare(plan, output.show) as tidy:
+        schema = check_serve_schema(plan)
+        from serve_app.local.server import run
+
+        output.show(f"Starting mochi-serve on {plan.address} ...")
+        run(plan, schema, lambda: output.show(_welcome(plan)), tidy)
+    output.show("Stopped.")
 
 
 app.add_typer(make.app)
@@ -61,6 +70,7 @@ app.add_typer(keys.tenants, name="tenants")
 
 def main() -> None:
     """Entry point of the console script."""
+    tolerate_any_text()
     app()
 
 

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from serve_app.cli.batch.run import BatchOptions, run_batch
-from serve_app.cli.files import check_target, target_path
+from serve_app.cli.fetching import fetch, shown_path
+from serve_app.cli.files import check_stdout_is_free, check_target, target_path
 from serve_app.cli.options import ClientOptions, Force, Target, VideoId, command
 from serve_app.cli.output import Output
 from serve_app.cli.progress import VideoProgress, progress_display
-from serve_app.client.download import SUFFIX, download
+from serve_app.client.download import SUFFIX
 from serve_app.client.errors import (
     EXIT_CODES,
     FAILED,
@@ -154,6 +155,7 @@ async def enhance(
 async def make(client: Client, output: Output, options: MakeOptions, send: Send) -> int:
     """Ask for a video, wait for it and fetch it; returns the exit code."""
     if options.target is not None and not options.no_wait:
+        check_stdout_is_free(options.target, output.as_json)
         check_target(options.target, options.force)
     try:
         video = await send(str(uuid.uuid4()))
@@ -184,7 +186,7 @@ async def _wait_and_fetch(client: Client, output: Output, options: MakeOptions, 
         output.result(video | {"file": None})
         output.message(failure_text(video))
         return FAILED
-    output.result(video | {"file": str(path)}, str(path))
+    output.result(video | {"file": str(path)}, *shown_path(path))
     return OK
 
 
@@ -192,7 +194,7 @@ async def _fetch(client: Client, options: MakeOptions, video: Video, progress: V
     path = target_path(options.target, video["prompt"], video["id"], SUFFIX["video"])
     try:
         check_target(path, options.force)
-        await download(client, video["id"], path, on_bytes=progress.show_download)
+        await fetch(client, video["id"], path, "video", progress.show_download)
     except (UsageError, LocalFileError) as error:
         raise LocalFileError(f"{error.message}. The video is kept: mochi-serve download {video['id']}") from None
     return path

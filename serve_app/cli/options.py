@@ -1,6 +1,5 @@
 """Options that commands share, and how a function with dataclasses of options becomes a command."""
 
-import asyncio
 import inspect
 import os
 from collections.abc import Awaitable, Callable
@@ -11,8 +10,9 @@ from typing import Annotated, Any, Concatenate, Protocol, TypeVar
 
 import typer
 
+from serve_app.cli.interrupts import run_interruptible
 from serve_app.cli.output import Output
-from serve_app.client.errors import INTERRUPTED, ClientError
+from serve_app.client.errors import ClientError
 from serve_app.client.http import DEFAULT_URL, PATIENCE_S, Client
 from serve_app.config import OVERRIDE_PREFIX
 
@@ -28,7 +28,9 @@ VideoId = Annotated[str, typer.Argument(metavar="ID", help="The video's id.")]
 VideoIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of videos.")]
 Target = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="The file, or a folder; without it a name from the prompt and the id."),
+    typer.Option(
+        "--output", "-o", help="The file, or a folder, or - for stdout; without it a name from the prompt and the id."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 
@@ -122,12 +124,10 @@ class ClientOptions:
                 return await work(client, output)
 
         try:
-            exit_code = asyncio.run(work_with_client())
+            exit_code = run_interruptible(work_with_client())
         except ClientError as error:
             output.error(error)
             exit_code = error.exit_code
-        except KeyboardInterrupt:
-            exit_code = INTERRUPTED
         raise typer.Exit(exit_code)
 
 

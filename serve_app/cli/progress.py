@@ -90,8 +90,9 @@ class ProgressBars:
         self._now = now
         self._total = total
         self._failed = 0
+        ascii_only = console.options.ascii_only
         self._bars = Progress(
-            SpinnerColumn(finished_text=" "),
+            SpinnerColumn("line" if ascii_only else "dots", finished_text=" "),
             TextColumn("{task.description}", markup=False, table_column=_column(max_width=_NAME_COLUMNS)),
             BarColumn(bar_width=20),
             TaskProgressColumn(table_column=_column(min_width=4)),

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_app.cli.files import check_target, target_path
+from serve_app.cli.fetching import fetch, shown_path
+from serve_app.cli.files import check_stdout_is_free, check_target, target_path
 from serve_app.cli.make import failure_text
 from serve_app.cli.options import ClientOptions, Force, Target, VideoId, VideoIds, command
 from serve_app.cli.output import Output
 from serve_app.cli.progress import ProgressDisplay, progress_display
 from serve_app.cli.tables import fields_table, videos_table
-from serve_app.client.download import SUFFIX, Variant, download
+from serve_app.client.download import SUFFIX, Variant
 from serve_app.client.errors import EXIT_CODES, FAILED, OK, ClientError, UsageError
 from serve_app.client.http import Client, Video
 from serve_app.jobs import JobState, Order
@@ -75,14 +76,15 @@ async def download_file(
     force: Force = False,
 ) -> int:
     """Fetch a file of a video; one that broke off goes on where it ended. The file's name goes to stdout."""
+    check_stdout_is_free(target, output.as_json)
     video = await client.retrieve(video_id)
     path = target_path(target, video["prompt"], video_id, SUFFIX[variant])
     check_target(path, force)
     with progress_display(output, lambda: client.now) as display:
         progress = display.add_video(video_id)
-        size = await download(client, video_id, path, variant, on_bytes=progress.show_download)
+        size = await fetch(client, video_id, path, variant, progress.show_download)
         progress.end()
-    output.result({"id": video_id, "variant": variant, "file": str(path), "bytes": size}, str(path))
+    output.result({"id": video_id, "variant": variant, "file": str(path), "bytes": size}, *shown_path(path))
     return OK
 
 

@@ -1,7 +1,14 @@
-"""Downloads of finished files: into a hidden part file first, taken up where it ended, checked, then renamed."""
+"""Downloads of finished files: into a hidden part file first, taken up where it ended, checked, then renamed.
 
+A link stays a link, and a device or a pipe what it is: the file goes where the link leads, or through.
+"""
+
+import asyncio
+import contextlib
 import os
 import re
+import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +26,7 @@ SUFFIX: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp", "spriteshee
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _TAG = re.compile(r'"[!#-~]{1,100}"')
 _RANGE_NOT_WITHIN_FILE = 416
+COPY_BYTES = 1 << 20
 
 # Gets how many bytes are there, and how many the file has, None where the server does not send it.
 OnBytes = Callable[[int, int | None], None]
@@ -64,6 +72,7 @@ async def download(
     """Write a file of a video to `target`, whole or not at all; returns its size in bytes.
 
     Args:
+        target: a file; a link, which stays; or a device or a pipe, which is written to.
         on_bytes: is called as bytes come.
         before_rename: is called with the size when all bytes are on disk, still under another name.
 
@@ -72,6 +81,19 @@ async def download(
         UnreachableError: the server went away; what came is kept for the next call.
         LocalFileError: the file cannot be written.
     """
+    try:
+        target = target.resolve()
+        through = target.exists() and not target.is_file()
+    # RuntimeError: links in a circle, before Python 3.13. UnicodeError: a name that the system's encoding has not.
+    except (OSError, RuntimeError, UnicodeError) as error:
+        raise LocalFileError(f"cannot write {str(target)!r}: {error}") from None
+    if through:
+        try:
+            return await download_through(
+                client, video_id, lambda: os.open(target, os.O_WRONLY | os.O_NOCTTY), variant, on_bytes
+            )
+        except OSError as error:
+            raise LocalFileError(f"cannot write {str(target)!r}: {error.strerror or error}") from None
     patience = client.patience()
     # Straight from the store, if the server has links to it: then the bytes need not pass the server.
     query = {"variant": str(variant), "redirect": "true"}
@@ -89,6 +111,59 @@ async def download(
         # It may be the store, to which a signed link leads, that cannot be reached from here.
         query["redirect"] = "false"
         await patience.pause_after(failure)
+
+
+async def download_through(
+    client: Client,
+    video_id: str,
+    open_sink: Callable[[], int],
+    variant: Variant = "video",
+    on_bytes: OnBytes = lambda done, total: None,
+) -> int:
+    """Write a file of a video to what cannot be renamed, once all of it is here; returns its size in bytes.
+
+    Args:
+        open_sink: gives a descriptor to write to, which is closed then; it may block until
+            somebody reads.
+
+    Raises:
+        OSError: of the sink; BrokenPipeError if its reader has gone.
+        RefusedError, UnreachableError, LocalFileError: as of `download`.
+    """
+    with tempfile.TemporaryDirectory(prefix="mochi-serve-") as folder:
+        part = Path(folder).resolve() / f"file{SUFFIX[variant]}"
+        size = await download(client, video_id, part, variant, on_bytes)
+        await _in_daemon(lambda: _copy(part, open_sink()))
+        return size
+
+
+def _copy(source: Path, sink: int) -> None:
+    with source.open("rb") as file, open(sink, "wb", buffering=0) as out:
+        while chunk := memoryview(file.read(COPY_BYTES)):
+            while chunk:
+                chunk = chunk[out.write(chunk) :]
+
+
+async def _in_daemon(work: Callable[[], None]) -> None:
+    """Run work in a thread that a process need not wait for when it ends: a pipe may have no reader for ever."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: Exception | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        failure: Exception | None = None
+        try:
+            work()
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(finish, failure)
+
+    threading.Thread(target=run, daemon=True).start()
+    await done
 
 
 async def _fetch(

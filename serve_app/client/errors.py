@@ -17,7 +17,7 @@ INTERRUPTED = 130
 EXIT_CODES = (
     f"Exit codes: {OK} all went well; {FAILED} the request or the video failed; {WRONG_USAGE} wrong usage, nothing was "
     f"done; {PARTLY_FAILED} some of a batch failed; {UNREACHABLE} the server does not answer; {KEY_REFUSED} the API "
-    f"key is missing or refused; {INTERRUPTED} interrupted by Ctrl-C."
+    f"key is missing or refused; {INTERRUPTED} interrupted by Ctrl-C (128 and the number by other signals)."
 )
 
 # After a 429, a 503 and the like the same request may succeed; a 500 may be temporary or a mistake of the server.

@@ -25,6 +25,7 @@ from serve_app.local import descendants, ray_private
 from serve_app.local.plan import LaunchPlan
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.seaweed import ACTOR_NAME
+from serve_app.local.stop_signals import STOP_SIGNALS, die
 from serve_app.local.stopped import StoppedProcesses
 
 OBJECT_STORE_BYTES = 150_000_000
@@ -34,9 +35,6 @@ WATCH_S = 1.0
 DRAIN_S = 10.0
 STORE_STOP_S = 10.0
 END_GRACE_S = 10.0
-KILLED = 130
-# SIGHUP: the terminal was closed.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 log = logging.getLogger(__name__)
 
 _ERROR_LINE = re.compile(r"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)\b.*")
@@ -260,11 +258,11 @@ def _check_not_stopped(stopping: threading.Event) -> None:
 def _signals(stopping: threading.Event, tidy: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Handle SIGINT and SIGTERM, also where they were ignored; gives a function that sets the handlers again."""
 
-    def handle(_number: int, _frame: object) -> None:
+    def handle(number: int, _frame: object) -> None:
         if stopping.is_set():
             descendants.kill_all()
             tidy()
-            os._exit(KILLED)
+            die(number)
         stopping.set()
 
     def listen() -> None:

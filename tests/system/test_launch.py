@@ -228,8 +228,9 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         processes = server.all_processes()
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGINT)
-        code, _ = server.end()
-        assert code in (0, 130)
+        code, said = server.end()
+        # Signals that are there together are handed out in the order of their numbers.
+        assert code == 0 or (code in (130, 143) and "ended at once by a second" in said), said
         assert gone(processes)
         assert _taken(server.ports) == {}
         assert not (server.data / "lock").exists()

@@ -6,6 +6,7 @@ Idempotency-Key, a known video is followed, a part of a file is completed, a who
 
 import asyncio
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 
 from serve_app.cli.batch.folder import BatchFolder, batch_folder
 from serve_app.cli.batch.plan import COMPLETED, LineState, OpenLine, idempotency_key, make_plan, read_lines
+from serve_app.cli.files import STDOUT
 from serve_app.cli.options import Force
 from serve_app.cli.output import Output
 from serve_app.cli.progress import ProgressDisplay, VideoProgress, progress_display, short_time
@@ -63,6 +65,8 @@ async def run_batch(client: Client, output: Output, options: BatchOptions, field
     Args:
         fields: of the requests whose lines do not have them.
     """
+    if options.folder == STDOUT:
+        raise UsageError("a batch needs a folder: -o NAME")
     lines = read_lines(_read_text(options.prompts), fields)
     with batch_folder(options.folder) as folder:
         plan = make_plan(lines, folder.states, folder.results, folder.sizes())
@@ -221,7 +225,7 @@ def _read_text(prompts: Path) -> str:
     """
     try:
         data = sys.stdin.buffer.read() if str(prompts) == "-" else prompts.read_bytes()
-        return data.decode("utf-8")
+        return data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{prompts} is not UTF-8 at byte {error.start}") from None
     except FileNotFoundError:

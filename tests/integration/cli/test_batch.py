@@ -205,6 +205,13 @@ async def test_json_lines_are_the_results(
 
 
 async def test_a_file_that_is_no_text_is_wrong_usage(api: StandIn, options: BatchOptions) -> None:
-    options.prompts.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="not UTF-8 at byte 0"):
+    options.prompts.write_bytes(b"a\xff")
+    with pytest.raises(UsageError, match="not UTF-8 at byte 1"):
         await run(api, options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+async def test_a_file_with_a_byte_order_mark_is_read(api: StandIn, options: BatchOptions, encoding: str) -> None:
+    options.prompts.write_text("\r\n".join(PROMPTS), encoding=encoding, newline="")
+    assert await run(api, options) == 0
+    check_all_made_once(api, options)

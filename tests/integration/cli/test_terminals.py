@@ -1,0 +1,97 @@
+"""Terminals that know no Unicode, and signals."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.commands import started
+from tests.support.http.api_stand_in import StandIn
+from tests.support.waiting import PATIENCE_S, wait_until
+
+PROMPT = "a red circle é 🔴 " + "x" * 200
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOCHI_SERVE_API_KEY", raising=False)
+
+
+@pytest.fixture
+def ascii_only(api: StandIn) -> dict[str, str]:
+    names = {"MOCHI_SERVE_URL": api.url, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+    return os.environ | names | {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.parametrize("command", ["generate", "batch", "list"])
+def test_a_terminal_that_knows_ascii_alone_gets_no_traceback(
+    api: StandIn, ascii_only: dict[str, str], command: str
+) -> None:
+    api.add_video({"prompt": PROMPT})
+    Path("prompts").write_text(f"{PROMPT}\nfails é")
+    api.failing = {"fails é"}
+    api.pause_s = 0.1
+    arguments = {
+        "generate": ["generate", PROMPT, "-o", "é.mp4"],
+        "batch": ["batch", "prompts", "-o", "out é"],
+        "list": ["list"],
+    }[command]
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve_app.cli.main", *arguments], stdout=terminal, stderr=terminal, env=ascii_only
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(controller, 100_000):
+            shown += chunk
+    except OSError:
+        # The terminal's other side is closed: the process has ended.
+        pass
+    os.close(controller)
+    code = process.wait(PATIENCE_S)
+    assert (code, b"Traceback" in shown) == (3 if command == "batch" else 0, False), shown.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_leave_word_as_ctrl_c_does(api: StandIn, number: signal.Signals) -> None:
+    api.hold = True
+    process = started(api.url, "generate", PROMPT)
+    wait_until(lambda: api.at_once)
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number and "mochi-serve watch" in messages
+    assert "Traceback" not in messages
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_command_at_once_and_with_a_word(api: StandIn, number: signal.Signals) -> None:
+    os.mkfifo("prompts")
+    process = started(api.url, "batch", "prompts", "-o", "out")
+    with open("prompts", "wb"):  # it is there and waits for lines
+        while process.poll() is None:
+            process.send_signal(number)
+            try:
+                process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+    _, messages = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number
+    assert "ended at once by a second" in messages and "Traceback" not in messages
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_server_that_has_not_begun_ends_with_a_word(number: signal.Signals) -> None:
+    os.mkfifo("serve.yaml")
+    process = started("", "serve", "--config", "serve.yaml")
+    with open("serve.yaml", "wb"):
+        process.send_signal(number)
+        _, messages = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number
+    assert messages.startswith("mochi-serve: interrupted by") and "Traceback" not in messages

@@ -95,9 +95,11 @@ def fetch_from_hub(
             the cache; `model_incomplete`; `cache_unusable`, the cache cannot be written or has no room.
     """
     pinned = pins.read(source) if revision is None and pins is not None else None
-    listed = _list(source, revision or pinned, parts, hub)
-    if listed is None:
-        return _cached(source, revision or pinned, hub)
+    try:
+        listed = _list(source, revision or pinned, parts, hub)
+    except _HubAwayError as error:
+        _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", error, source, hub.folder)
+        return _cached(source, revision or pinned, hub, error)
     names = _check_listed(source, listed, parts, dtype, hub)
     if revision is None and pinned is None and pins is not None:
         return _pin(source, listed[0].commit_hash, parts, dtype, hub, pins)
@@ -115,14 +117,35 @@ def _pin(source: str, commit: str, parts: Sequence[str], dtype: DtypeName, hub: 
 def check_hub(source: str, revision: str | None, parts: Sequence[str], dtype: DtypeName, hub: Hub) -> None:
     """Check that a model is a Mochi pipeline and can be fetched, or is here; only small files of it are fetched.
 
+    Without a revision any commit that is whole in the cache will do: which one is used is written in the object store.
+
     Raises:
         PermanentError: as `fetch_from_hub` does.
     """
-    listed = _list(source, revision, parts, hub)
-    if listed is None:
-        check_layout(FolderFiles(_cached(source, revision, hub)), parts, dtype)
+    if any(_is_whole(folder, parts, dtype) for folder in _snapshots(source, revision, hub)):
         return
-    _check_listed(source, listed, parts, dtype, hub)
+    try:
+        listed = _list(source, revision, parts, hub)
+    except _HubAwayError as error:
+        check_layout(FolderFiles(_cached(source, revision, hub, error)), parts, dtype)
+    else:
+        _check_listed(source, listed, parts, dtype, hub)
+
+
+def _snapshots(source: str, revision: str | None, hub: Hub) -> list[Path]:
+    """The folders of this commit in the cache, of all commits without a revision; none of a branch: it may move."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    folders = (hub.folder / repo_folder_name(repo_id=source, repo_type="model") / "snapshots").glob("*")
+    return [folder for folder in folders if revision in (None, folder.name)]
+
+
+def _is_whole(folder: Path, parts: Sequence[str], dtype: DtypeName) -> bool:
+    try:
+        check_layout(FolderFiles(folder), parts, dtype)
+    except PermanentError:
+        return False
+    return True
 
 
 def _check_listed(
@@ -141,8 +164,12 @@ def _check_listed(
     return names
 
 
-def _list(source: str, revision: str | None, parts: Sequence[str], hub: Hub) -> "list[DryRunFileInfo] | None":
-    """What the hub has in these parts; None if it cannot be reached."""
+class _HubAwayError(Exception):
+    """The hub cannot be reached; says why."""
+
+
+def _list(source: str, revision: str | None, parts: Sequence[str], hub: Hub) -> "list[DryRunFileInfo]":
+    """What the hub has in these parts. Raises _HubAwayError, and PermanentError as `fetch_from_hub` does."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -166,17 +193,15 @@ def _list(source: str, revision: str | None, parts: Sequence[str], hub: Hub) -> 
                 "model_not_found",
                 f"model.source {source!r}: no such folder and no such model on the hub, or HF_TOKEN may not read it",
             ) from error
-        _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", cause, source, hub.folder)
-        return None
+        raise _HubAwayError(_line(cause or error)) from error
     except (_transport_error(HfHubHTTPError), OSError) as error:
-        _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", error, source, hub.folder)
-        return None
+        raise _HubAwayError(_line(error)) from error
     if not listed:
         raise PermanentError("model_incomplete", f"{source} on the hub has none of {', '.join(patterns)}: no pipeline")
     return listed
 
 
-def _cached(source: str, revision: str | None, hub: Hub) -> Path:
+def _cached(source: str, revision: str | None, hub: Hub, reason: _HubAwayError) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -189,8 +214,8 @@ def _cached(source: str, revision: str | None, hub: Hub) -> Path:
     except LocalEntryNotFoundError as error:
         raise PermanentError(
             "model_not_found",
-            f"model.source {source!r}: the hub cannot be reached, and {hub.folder} does not hold the model; check the "
-            "network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a folder or s3://bucket/prefix",
+            f"model.source {source!r}: the hub cannot be reached ({reason}), and {hub.folder} does not hold the model; "
+            "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a folder or s3://bucket/prefix",
         ) from error
 
 
@@ -255,5 +280,5 @@ def _transport_error(http_error: type[Exception]) -> type[Exception]:
     return base if issubclass(base, Exception) else http_error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())

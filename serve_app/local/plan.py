@@ -23,7 +23,6 @@ from serve_app.access.exposure import check_exposure
 from serve_app.config import AppSettings, load_settings
 from serve_app.database.sqlite_file import check_undamaged, database_file
 from serve_app.errors import ConfigError, StartupError
-from serve_app.local.model_source import check_model_place, check_model_source
 from serve_app.local.preflight import (
     LOOPBACK,
     check_disk,
@@ -93,6 +92,9 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
         ConfigError: one of them is missing or wrong, and the message names the key; or other machines could reach an
             app that asks for no keys.
     """
+    # Late: commands that start no server need not load the clients of stores.
+    from serve_app.local.model_source import check_model_source
+
     serve = _read_serve_config(config)
     profiles = _profiles(config, serve)
     plan = LaunchPlan(serve=serve, settings=profiles[0], dashboard_port=dashboard_port)
@@ -170,6 +172,8 @@ def prepare(
     Raises:
         StartupError: the app cannot start here.
     """
+    from serve_app.local.model_source import check_model_place
+
     check_open_files(max_open_files())
     check_model_place(plan.settings.model, plan.settings.storage)
     with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -234,6 +235,7 @@ def _keep_logs(logs: Path | None, kept: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     try:
         shutil.move(logs, kept)
+        kept.chmod(stat.S_IRWXU)  # Ray opened it to all
     except OSError as error:
         log.warning("Ray's logs could not be kept in %s: %s", kept, error)
 

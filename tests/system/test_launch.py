@@ -182,6 +182,7 @@ def test_an_application_that_cannot_be_built_is_told_in_one_line(tmp_path: Path)
         last = said.strip().splitlines()[-1]
         assert last == "mochi-serve: the application 'tiny' could not be started: ValueError: no model here"
         assert any((server.data / "ray-logs").glob("gcs_server*"))
+        assert (server.data / "ray-logs").stat().st_mode & 0o777 == 0o700
         assert gone(processes)
 
 

@@ -129,7 +129,7 @@ class LocalStorage:
     def _prepare(self) -> StorageSettings:
         """Make folders and keys unless they are there. Raises StartupError when that cannot be done."""
         try:
-            make_private_folder(self._objects)
+            self._objects.mkdir(mode=0o700, parents=True, exist_ok=True)  # may be a link to another disk
             make_private_folder(self._sockets)
             access_key, secret_key = load_or_make_keys(self._data_dir / "objects-keys.json")
         except OSError as error:

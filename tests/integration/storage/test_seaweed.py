@@ -67,6 +67,8 @@ async def test_only_loopback_listens_and_an_empty_store_is_small(local_port: int
 
 
 async def test_objects_outlive_a_stop(local_port: int, tmp_path: Path) -> None:
+    (tmp_path / "another disk").mkdir()
+    (tmp_path / "objects").symlink_to(tmp_path / "another disk")
     async with _running(local_port, tmp_path) as storage:
         await ObjectStore(await storage.ready()).put("kept", b"still here", "text/plain")
     assert all(is_free(port) for port in ports(local_port).values())

@@ -24,7 +24,6 @@ from tests.chaos.site import Site
 from tests.chaos.sites import UnavailableError
 from tests.support.servers.server import wait_ready
 
-ROUND_S = 240.0
 REFERENCES_S = 60.0
 
 
@@ -81,7 +80,7 @@ class Run:
         # Of the fault's name too, so that it strikes at the same moments when it is run alone.
         rng = random.Random(f"{self.seed} {fault.name}")
         blows = blows_of(site, fault.name, fault.pauses(rng), rng)
-        limit_s = max(1.0, min(ROUND_S, self.deadline - time.monotonic()))
+        limit_s = max(1.0, min(fault.limit_s, self.deadline - time.monotonic()))
         outcome = asyncio.run(Round(site, self.references, limit_s).run(fault.name, self.jobs, blows))
         self.outcomes.append(outcome)
         say("\n".join([line(outcome), *details(outcome)]))
@@ -128,7 +127,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=200, help="in flight when a fault strikes (default 200)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the moments")
     parser.add_argument("--faults", type=_names, default=NAMES, help=f"of {','.join(NAMES)} (default all)")
-    parser.add_argument("--limit-s", type=float, default=900, help="no fault begins or goes on later (default 900)")
+    parser.add_argument("--limit-s", type=float, default=1500, help="no fault begins or goes on later (default 1500)")
     return parser.parse_args(arguments)
 
 

@@ -12,12 +12,16 @@ JITTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """strikes: the fewest and the most. apart_s: from the end of one to the next at least, so that the part is back."""
+    """strikes: the fewest and the most. apart_s: from the end of one to the next at least, so that the part is back.
+
+    limit_s: for all of it, with its jobs.
+    """
 
     name: str
     site: Open
     strikes: tuple[int, int] = (3, 5)
     apart_s: float = 12.0
+    limit_s: float = 240.0
 
     def pauses(self, rng: random.Random) -> list[float]:
         """Seconds before each strike: the first ones count from the last job's acceptance."""
@@ -34,7 +38,7 @@ FAULTS = (
     Fault("registry", sites.plain),
     Fault("ingress", sites.plain),
     Fault("controller", sites.plain),
-    Fault("hang", sites.plain, (len(sites.HUNG), len(sites.HUNG)), 4.0),
+    Fault("hang", sites.plain, (len(sites.HUNG), len(sites.HUNG)), 4.0, limit_s=480.0),
     Fault("ray", sites.plain, (1, 1)),
     Fault("storage", sites.outside, (1, 1)),
     Fault("store-says-no", sites.outside, (1, 1)),

@@ -1,6 +1,5 @@
 """Loading the parts of a Mochi model in the layout of diffusers."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,18 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-_SCHEDULER = {
-    "invert_sigmas": True,
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "shift_terminal": None,
-    "stochastic_sampling": False,
-    "use_beta_sigmas": False,
-    "use_dynamic_shifting": False,
-    "use_exponential_sigmas": False,
-    "use_karras_sigmas": False,
-}
 
 
 def load_text_encoder(
@@ -68,21 +55,6 @@ def load_vae(folder: Path, dtype: DtypeName, device: torch.device) -> "Autoencod
     vae = _load(folder, _Part("vae", AutoencoderKLMochi.from_config, load), dtype)
     vae.encoder = None
     return _frozen(vae, device)
-
-
-def check_scheduler(folder: Path) -> None:
-    """Refuse a model that wants another sampler than the one in `deployments.mochi.denoise`.
-
-    Raises:
-        PermanentError: `model_unsupported`; names the setting.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text())
-    for key, wanted in _SCHEDULER.items():
-        if config.get(key, wanted) != wanted:
-            raise PermanentError(
-                "model_unsupported", f"{path}: {key} is {config[key]!r}; only {wanted!r}, Mochi's own, is supported"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from deployments.errors import TransientError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Event, Parked, Stage
 from deployments.mochi.denoise import Sample, initial_noise
-from deployments.mochi.loading import check_scheduler, load_transformer
+from deployments.mochi.loading import load_transformer
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.serve_private import watch_sigterm
@@ -56,9 +56,8 @@ def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.devic
     """Load the transformer and measure the memory that it leaves.
 
     Raises:
-        PermanentError: `model_unsupported`, as `check_scheduler` does.
+        PermanentError: `model_incomplete`, `model_mismatch`, as `load_transformer` does.
     """
-    check_scheduler(model_folder)
     transformer = load_transformer(model_folder, settings.model.dtype, device)
     revision = model_fingerprint(model_folder, MODEL_PARTS, settings.model.dtype)
     profile = memory_profile(transformer, settings.model, revision)

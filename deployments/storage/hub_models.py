@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
 from deployments.storage.bucket_models import free_bytes
-from deployments.storage.model_layout import CONFIG, FolderFiles, check_classes, check_layout
+from deployments.storage.model_layout import CONFIG, SCHEDULER_CONFIG, FolderFiles, check_classes, check_layout
 from deployments.storage.object_store import Store
 from deployments.storage.weight_files import CHECKSUMS, INDEX, STEMS, needed_files
 
@@ -157,10 +157,10 @@ def _check_listed(
     except PermanentError as error:
         raise PermanentError(error.code, f"{source} on the hub: {error.message}") from error
     _check_room(source, [file for file in listed if file.filename in names], hub)
-    described = [name for name in names if name == INDEX or name.endswith(f"/{CONFIG}")]
+    described = [name for name in names if name in (INDEX, SCHEDULER_CONFIG) or name.endswith(f"/{CONFIG}")]
     with _no_progress_bars():
         folder = _download(source, listed[0].commit_hash, described, hub)
-    check_classes(FolderFiles(folder), [part for part in parts if part in STEMS])
+    check_classes(FolderFiles(folder), [part for part in parts if part in STEMS or part == "scheduler"])
     return names
 
 

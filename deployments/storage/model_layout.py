@@ -16,6 +16,7 @@ from deployments.storage.weight_files import INDEX, PARTS, STEMS, WeightFiles, c
 
 PIPELINE = "MochiPipeline"
 CONFIG = "config.json"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 CLASSES = {
     # The encoder alone is taken of a whole T5.
     "text_encoder": ("T5EncoderModel", "T5ForConditionalGeneration"),
@@ -37,6 +38,20 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "vae": {"decoder_block_out_channels": (128, 256, 512, 768), "latent_channels": 12, "out_channels": 3},
 }
 _FLOATS = ("F64", "F32", "BF16", "F16")
+
+
+# Of the sampler in `deployments.mochi.denoise`.
+_SCHEDULER = {
+    "invert_sigmas": True,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": None,
+    "stochastic_sampling": False,
+    "use_beta_sigmas": False,
+    "use_dynamic_shifting": False,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+}
 
 
 class ModelFiles(Protocol):
@@ -107,15 +122,19 @@ def check_classes(files: ModelFiles, parts: Sequence[str]) -> None:
     _check_class(files, INDEX, read_json(files, INDEX).get("_class_name"), (PIPELINE,))
     if missing := [part for part in parts if not names_in(files.sizes, part)]:
         raise PermanentError("model_incomplete", f"the model in {files.where} lacks {', '.join(missing)}; {EXPECTED}")
+    if "scheduler" in parts:
+        _check_scheduler(files)
     for part in parts:
         if part in STEMS:
-            config = _read_config(files, part)
+            config = read_json(files, f"{part}/{CONFIG}")
             named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
             _check_class(files, f"{part}/{CONFIG}", named, CLASSES[part])
 
 
 def read_json(files: ModelFiles, name: str) -> dict[str, Any]:
-    """A JSON file of a model. Raises PermanentError `model_incomplete` when it is no JSON object."""
+    """A JSON file of a model. Raises PermanentError `model_incomplete` when there is none, or it is no JSON object."""
+    if name not in files.sizes:
+        raise PermanentError("model_incomplete", f"the model in {files.where} lacks {name}; {EXPECTED}")
     try:
         tree = json.loads(files.read(name, 0, files.sizes[name]))
     except (OSError, ValueError) as error:
@@ -157,11 +176,15 @@ def _sizes_in(folder: Path) -> list[tuple[str, int]]:
     return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 
 
-def _read_config(files: ModelFiles, part: str) -> dict[str, Any]:
-    name = f"{part}/{CONFIG}"
-    if name not in files.sizes:
-        raise PermanentError("model_incomplete", f"the model in {files.where} lacks {name}; {EXPECTED}")
-    return read_json(files, name)
+def _check_scheduler(files: ModelFiles) -> None:
+    """Refuse a model that wants another sampler; names the setting."""
+    config = read_json(files, SCHEDULER_CONFIG)
+    for key, wanted in _SCHEDULER.items():
+        if config.get(key, wanted) != wanted:
+            raise PermanentError(
+                "model_unsupported",
+                f"{files.where}/{SCHEDULER_CONFIG}: {key} is {config[key]!r}; only Mochi's {wanted!r} is supported",
+            )
 
 
 def _check_weights(files: ModelFiles, part: str, dtype: DtypeName) -> None:
@@ -174,7 +197,7 @@ def _check_weights(files: ModelFiles, part: str, dtype: DtypeName) -> None:
                 "model_unsupported",
                 f"{where}: {name} is {tensor.dtype}, quantised; only weights of {', '.join(_FLOATS)} are supported",
             )
-    _check_shapes(where, tensors, _read_config(files, part), part)
+    _check_shapes(where, tensors, read_json(files, f"{part}/{CONFIG}"), part)
 
 
 def _check_class(files: ModelFiles, name: str, found: object, expected: Sequence[str]) -> None:

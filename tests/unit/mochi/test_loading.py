@@ -1,6 +1,5 @@
 """Loading the included model."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deployments.errors import PermanentError
-from deployments.mochi.loading import check_scheduler, load_text_encoder, load_transformer, load_vae
+from deployments.mochi.loading import load_text_encoder, load_transformer, load_vae
 from tests.support.workers.fakes import SHAPES
 from tests.support.workers.published_model import INDEX_FORMS, published_model
 
@@ -28,19 +27,6 @@ def test_parts_are_frozen_and_in_the_dtype(name: Any, dtype: torch.dtype) -> Non
         assert not part.training
         assert {p.dtype for p in part.parameters()} == {dtype}
         assert not any(p.requires_grad for p in part.parameters())
-
-
-def test_scheduler_of_the_included_model_is_supported() -> None:
-    check_scheduler(SHAPES)
-
-
-def test_other_schedulers_are_refused(tmp_path: Path) -> None:
-    shutil.copytree(SHAPES / "scheduler", tmp_path / "scheduler")
-    path = tmp_path / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"shift": 3.0}))
-    with pytest.raises(PermanentError, match=r"shift is 3\.0; only 1\.0") as caught:
-        check_scheduler(tmp_path)
-    assert caught.value.code == "model_unsupported"
 
 
 @pytest.mark.parametrize("form", INDEX_FORMS)

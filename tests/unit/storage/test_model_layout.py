@@ -93,6 +93,7 @@ def edit(path: Path, **changes: object) -> None:
         ("vae/config.json", "_class_name", "AutoencoderKL", "only AutoencoderKLMochi"),
         ("text_encoder/config.json", "architectures", ["UMT5EncoderModel"], "only T5EncoderModel or"),
         ("text_encoder/config.json", "architectures", None, "class None"),
+        ("scheduler/scheduler_config.json", "shift", 3.0, r"shift is 3\.0; only Mochi.s 1\.0"),
         ("transformer/config.json", "num_layers", 48, r"transformer_blocks\.47\.attn1\.to_q\.weight is not there"),
         ("transformer/config.json", "num_attention_heads", 24, r"is \[128, 12, 2, 2\]; by config.json it is \[768, 12"),
         ("transformer/config.json", "patch_size", "two", "not of a Mochi transformer"),

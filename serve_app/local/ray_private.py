@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,9 +101,12 @@ def dead_vital_processes() -> list[str]:
 
 
 def logs_folder() -> Path | None:
-    """Where Ray writes its logs; None where it has not started."""
+    """Where Ray writes its logs, also those of a start that failed; None where there are none."""
     node = _node()
-    return None if node is None else Path(node.get_logs_dir_path())
+    if node is not None:
+        return Path(node.get_logs_dir_path())
+    logs = Path(os.environ.get("RAY_TMPDIR", ""), "ray", "session_latest", "logs")
+    return logs.resolve() if logs.is_dir() else None
 
 
 def _node() -> Any:

@@ -70,6 +70,7 @@ class Launched:
         return {
             "PYTHONPATH": str(ROOT),
             "MOCHI_SERVE_CONFIG": str(ROOT / "configs" / "shapes.yaml"),
+            "MOCHI_SERVE__MODEL__SOURCE": str(ROOT / "models" / "shapes"),  # it starts in another folder
             "MOCHI_SERVE_DASHBOARD_PORT": dashboard,
             "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
             "RAY_SERVE_HAPROXY_STATS_PORT": statistics,

@@ -60,7 +60,12 @@ def test_a_terminal_that_knows_ascii_alone_gets_no_traceback(
 
 def test_another_signal_leaves_word_as_ctrl_c_does(api: StandIn) -> None:
     api.hold = True
-    process = started(api.url, "generate", PROMPT)
+    # Who runs the tests may have them go on when the terminal closes (nohup), and a process inherits that.
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        process = started(api.url, "generate", PROMPT)
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
     wait_until(lambda: api.at_once)
     process.send_signal(signal.SIGHUP)
     _, messages = process.communicate(timeout=PATIENCE_S)

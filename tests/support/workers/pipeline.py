@@ -89,6 +89,7 @@ class Pipeline:
 def with_other_weights(folder: Path, *parts: str) -> Path:
     """A copy of the included model in `folder` whose parts have other weights of the same shapes."""
     copy = Path(shutil.copytree(SHAPES, folder / f"other-{'-'.join(parts)}"))
+    (copy / "SHA256SUMS").unlink()  # it tells of the weights that were copied
     for part in parts:
         for path in (copy / part).glob("*.safetensors"):
             generator = torch.Generator().manual_seed(1)

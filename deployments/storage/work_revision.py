@@ -1,15 +1,20 @@
 """Which model a stage's output is the work of: the same name in every replica, whatever parts lie on its machine."""
 
-import asyncio
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deployments.messages import Stage
 from deployments.settings import ModelSettings
-from deployments.storage.model_store import FINGERPRINT_CHARS, OpenBucket, model_fingerprint, read_index
-from deployments.storage.object_store import Bucket
+from deployments.storage.model_store import (
+    FINGERPRINT_CHARS,
+    OpenBucket,
+    SourceKind,
+    bucket_prefix,
+    model_fingerprint,
+    read_index,
+    source_kind,
+)
 
 PARTS: dict[Stage, tuple[str, ...]] = {
     Stage.ENCODING: ("tokenizer", "text_encoder"),
@@ -38,7 +43,7 @@ def work_revision(model: ModelSettings, folder: Path, stage: Stage, open_bucket:
         StorageUnavailableError: the object store could not be reached.
     """
     parts = PARTS[stage]
-    if model.source.startswith("s3://"):
+    if source_kind(model.source) is SourceKind.BUCKET:
         contents = _bucket_contents(model.source, parts, open_bucket)
     elif folder.parent.name == _HUB_SNAPSHOTS:
         contents = f"commit {folder.name}"
@@ -49,16 +54,10 @@ def work_revision(model: ModelSettings, folder: Path, stage: Stage, open_bucket:
 
 
 def _bucket_contents(source: str, parts: tuple[str, ...], open_bucket: OpenBucket) -> str:
-    name, _, prefix = source.removeprefix("s3://").partition("/")
+    name, prefix = bucket_prefix(source)
     bucket = open_bucket(name)
-    with ThreadPoolExecutor(1) as pool:  # the thread's own event loop may be running
-        return pool.submit(lambda: asyncio.run(_listing(bucket, prefix.strip("/"), parts))).result()
-
-
-async def _listing(bucket: Bucket, prefix: str, parts: tuple[str, ...]) -> str:
     entries = []
     for part in parts:
-        for key in sorted(await bucket.list_keys(f"{prefix}/{part}/")):
-            found = await bucket.stat(key)
-            entries.append([key.removeprefix(prefix), found and found.size, found and found.etag])
+        listed = sorted(bucket.list_objects(f"{prefix}/{part}/"), key=lambda found: found.key)
+        entries += [[found.key.removeprefix(prefix), found.size, found.etag] for found in listed]
     return json.dumps(entries)

@@ -8,6 +8,9 @@ from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
 from deployments.dtypes import DtypeName
 
+FrameDrop = Literal["end", "each_upsample"]
+"""Where the decoder drops the frames that the first latent frame has too many."""
+
 
 class Settings(BaseModel):
     """Base of every settings section."""
@@ -96,12 +99,23 @@ class ModelSettings(Settings):
     )
     source: str = Field(min_length=1, description="hub id, folder, or s3://bucket/prefix in the same store")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
-    dtype: DtypeName
+    dtype: DtypeName = Field(description="of all stages that name none of their own")
     hash_at_start: bool = Field(
         False, description="hash all weights with known checksums at each start, not only those that seem changed"
     )
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the text encoder")
     max_prompt_chars: int = Field(2000, ge=1)
+    zero_empty_prompt: bool | None = Field(
+        None,
+        description="whether an empty prompt is no token at all, as Mochi 1 was trained and its authors encode it, and "
+        "not the end token alone; default: what the model's model_index.json says (`force_zeros_for_empty_prompt`), "
+        "false where it says nothing",
+    )
+    frame_drop: FrameDrop = Field(
+        "end",
+        description="where the decoder drops the five frames that the first latent frame has too many: after each "
+        "upsampling in time, as Mochi 1 was trained and its authors decode, or all at the end, as diffusers does",
+    )
     width: Dimension
     height: Dimension
     num_frames: Dimension
@@ -148,6 +162,7 @@ class ModelSettings(Settings):
 class StageSettings(Settings):
     """Replicas of one stage: resources of each, how many, and how long a leaving one may finish its work."""
 
+    dtype: DtypeName | None = Field(None, description="that this stage computes in; default: model.dtype")
     num_gpus: float = Field(ge=0)
     num_cpus: float = Field(0, ge=0)
     memory_gb: float | None = Field(None, gt=0, description="scheduling request, not a limit")
@@ -182,7 +197,8 @@ class WorkerSettings(Settings):
     registry: str  # the name of its actor
     namespace: str  # Ray's, that the registry is in
     storage: StorageSettings
-    model: ModelSettings
+    model: ModelSettings  # its dtype is the one of this stage
+    dtypes: dict[str, DtypeName]  # of the parts whose work is in what this stage makes, by their names
     sampling: SamplingSettings
     slots: int  # as in StageSettings
     torch_threads: int | None  # as in StageSettings

@@ -101,10 +101,10 @@ def mochi(args: AppArgs) -> Application:
     decoder = _stage_options(VideoDecoder, Stage.DECODING, settings, settings.decoder)
     encoder = _stage_options(PromptEncoder, Stage.ENCODING, settings, settings.encoder)
     application: Application = encoder.bind(
-        settings=settings.worker(settings.encoder, REGISTRY),
+        settings=settings.worker(Stage.ENCODING, REGISTRY),
         downstream=[
-            sampler.bind(settings=settings.worker(settings.sampler, REGISTRY)),
-            decoder.bind(settings=settings.worker(settings.decoder, REGISTRY)),
+            sampler.bind(settings=settings.worker(Stage.SAMPLING, REGISTRY)),
+            decoder.bind(settings=settings.worker(Stage.DECODING, REGISTRY)),
         ],
     )
     return application

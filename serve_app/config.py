@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from deployments.dtypes import DtypeName
+from deployments.messages import Stage
 from deployments.settings import (
     ModelSettings,
     SamplingSettings,
@@ -33,6 +35,8 @@ DEFAULT_PROFILE = "configs/shapes.yaml"
 HOUR_S = 3_600
 DAY_S = 24 * HOUR_S
 WEBHOOK_KEY_BYTES = 32
+WEIGHTED_PARTS = {Stage.ENCODING: "text_encoder", Stage.SAMPLING: "transformer", Stage.DECODING: "vae"}
+"""The part of the model with weights that each stage runs, in the order of the stages."""
 
 AccessMode = Literal["auto", "keys", "open-to-anyone"]
 
@@ -212,16 +216,29 @@ class AppSettings(Settings):
             return self.database.url.get_secret_value()
         return f"sqlite:///{self.data_dir.resolve() / 'jobs.db'}"
 
-    def worker(self, stage: StageSettings, registry: str) -> WorkerSettings:
+    def stage(self, stage: Stage) -> StageSettings:
+        """The section of a stage."""
+        return {Stage.ENCODING: self.encoder, Stage.SAMPLING: self.sampler, Stage.DECODING: self.decoder}[stage]
+
+    @property
+    def dtypes(self) -> dict[str, DtypeName]:
+        """What each part of the model that has weights computes in, in the order of the stages."""
+        return {part: self.stage(stage).dtype or self.model.dtype for stage, part in WEIGHTED_PARTS.items()}
+
+    def worker(self, stage: Stage, registry: str) -> WorkerSettings:
         """The part of the tree that one model worker sees."""
+        section, part = self.stage(stage), WEIGHTED_PARTS[stage]
+        before = list(WEIGHTED_PARTS).index(stage)
+        dtypes = dict(list(self.dtypes.items())[: before + 1])
         return WorkerSettings(
             registry=registry,
             namespace=self.namespace,
             storage=self.storage,
-            model=self.model,
+            model=self.model.model_copy(update={"dtype": dtypes[part]}),
+            dtypes=dtypes,
             sampling=self.sampling,
-            slots=stage.slots,
-            torch_threads=stage.torch_threads,
+            slots=section.slots,
+            torch_threads=section.torch_threads,
         )
 
 

@@ -54,7 +54,7 @@ class VideoDecoder(StageReplica):
         self._open_writer = open_writer
         self._revision = self.work_revision(Stage.SAMPLING)  # of the latents that it takes
         self._vae = load_vae(self._folder, model.dtype, self._device)
-        self._decoder = StreamingDecoder(self._vae)
+        self._decoder = StreamingDecoder(self._vae, model.frame_drop)
         self._revisions_with_map: set[str] = set()  # of transformers whose preview map is in storage
         self._finished_fit: tuple[str, PreviewFit] | None = None  # of the last video, and its transformer's revision
         self.start_worker(slots=1)
@@ -87,7 +87,8 @@ class VideoDecoder(StageReplica):
     async def _read_latents(self, running: RunningTask) -> tuple[dict[str, str], Tensor]:
         """The latents of the task, with their header. Raises InputUnusableError: they must be made again."""
         spec = running.task.spec
-        label = WorkLabel(latents_key(running.task.job_id), self._revision, self._settings.model.dtype, spec)
+        dtype = self._settings.dtypes["transformer"]
+        label = WorkLabel(latents_key(running.task.job_id), self._revision, dtype, spec)
         header, tensors = await read_input(self._store, label)
         latents = tensors["latents"]
         if tuple(latents.shape) != spec.clip.latents:

@@ -19,6 +19,7 @@ from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
+    from diffusers.models.normalization import AdaLayerNormContinuous
 
 TRAIN_TIMESTEPS = 1000  # of sigma 1, in the transformer's unit of time
 THRESHOLD_NOISE = 0.025  # sigma where the schedule turns from linear to quadratic
@@ -248,8 +249,26 @@ def predict_velocity(
     mask = joint_mask(lengths, tokens.shape[1], longest, tokens.device)
     for weights in transformer.transformer_blocks:
         tokens, captions = block(weights, tokens, captions, activated, lengths, mask, rope)
-    tokens = transformer.proj_out(transformer.norm_out(tokens, embedding))
+    tokens = transformer.proj_out(final_norm(transformer.norm_out, tokens, embedding))
     return _unpatch(tokens, latents.shape, transformer.config.patch_size)
+
+
+def final_norm(norm_out: "AdaLayerNormContinuous", tokens: Tensor, embedding: Tensor) -> Tensor:
+    """The norm before the projection to latents, scaled and shifted by the time and prompt embedding, in fp32.
+
+    As in the authors' code, where autocast keeps it in fp32; the module's own forward rounds each of its steps to the
+    dtype of the tokens. In fp32 the two are equal bit for bit.
+
+    Args:
+        tokens: [B, N, D].
+        embedding: [B, D].
+
+    Returns:
+        [B, N, D] in the dtype of the tokens.
+    """
+    scale, shift = norm_out.linear(norm_out.silu(embedding)).float()[:, None].chunk(2, dim=-1)
+    normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=norm_out.norm.eps)
+    return normed.mul_(1 + scale).add_(shift).to(tokens.dtype)
 
 
 def _time_embedding(transformer: "MochiTransformer3DModel", timesteps: Tensor, dtype: torch.dtype) -> Tensor:

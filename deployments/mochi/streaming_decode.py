@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deployments.settings import FrameDrop
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLMochi
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+    from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiUpBlock3D
 
 
 class StreamingConv3d(nn.Module):
@@ -47,26 +50,61 @@ class StreamingConv3d(nn.Module):
         return self.conv(F.pad(inputs, self.padding, mode="replicate")), None
 
 
+class CausalUpsample(nn.Module):
+    """An upsampling block that drops the frames which it makes before a video's first. Wraps the original, no copy.
+
+    A video begins with one frame, and expanded by n in time that frame becomes n, of which the last is kept. The
+    convolutions behind then see it alone, as they did when the model was trained (`DepthToSpaceTime` in genmoai/mochi,
+    vae/models.py).
+    """
+
+    def __init__(self, original: "MochiUpBlock3D") -> None:
+        super().__init__()
+        self.block = original
+        self._dropped = original.temporal_expansion - 1
+        self._begun = False
+
+    def forget(self) -> None:
+        """Start a new video."""
+        self._begun = False
+
+    def forward(self, inputs: Tensor, conv_cache: None = None) -> tuple[Tensor, object]:
+        """inputs: [B, C, t, h, w], the next t frames. The second value is what diffusers' decoder expects."""
+        frames, cache = self.block(inputs, conv_cache=conv_cache)
+        if not self._begun:
+            frames = frames[:, :, self._dropped :]
+        self._begun = True
+        return frames, cache
+
+
 class StreamingDecoder:
     """Decodes with the decoder of one VAE instance, whose convolutions it replaces by streaming ones.
 
     One video at a time: `decode` of a second while the first is unfinished gives wrong frames.
+
+    Args:
+        vae: whose decoder is changed in place.
+        frame_drop: where the five frames go that the first latent frame has too many; see `ModelSettings.frame_drop`.
     """
 
-    def __init__(self, vae: "AutoencoderKLMochi") -> None:
+    def __init__(self, vae: "AutoencoderKLMochi", frame_drop: FrameDrop = "end") -> None:
         self._vae = vae
-        self._convolutions = _make_streaming(vae.decoder)
+        self._frame_drop = frame_drop
+        self._streaming: list[StreamingConv3d | CausalUpsample] = [*_make_streaming(vae.decoder)]
+        if frame_drop == "each_upsample":
+            self._streaming += _make_causal(vae.decoder)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Yield the video piece by piece; the pieces joined equal ``vae.decode(latents)``.
+        """Yield the video piece by piece; with frames dropped at the end, the pieces joined equal
+        ``vae.decode(latents)``.
 
         Args:
             latents: [12, T, h, w], denormalised (see `denormalise`).
 
         Yields:
             [3, t, 8h, 8w] in the model's dtype, nominally -1 to 1: first the frames of the first latent frame
-            less those the VAE drops (five of six), then six at a time.
+            less those that are dropped (five of six), then six at a time.
         """
         self._forget()
         try:
@@ -78,13 +116,15 @@ class StreamingDecoder:
             self._forget()
 
     def _count_dropped(self, count: int) -> int:
-        """How many of the first latent frame's frames the VAE drops, so that 6k + 1 remain of 6 (k + 1)."""
+        """How many of the first latent frame's frames are dropped here, so that 6k + 1 remain of 6 (k + 1)."""
+        if self._frame_drop == "each_upsample":
+            return 0
         ratio: int = self._vae.temporal_compression_ratio
         return ratio - 1 if self._vae.drop_last_temporal_frames and count >= ratio else 0
 
     def _forget(self) -> None:
-        for convolution in self._convolutions:
-            convolution.forget()
+        for module in self._streaming:
+            module.forget()
 
 
 def _make_streaming(decoder: nn.Module) -> list[StreamingConv3d]:
@@ -96,6 +136,18 @@ def _make_streaming(decoder: nn.Module) -> list[StreamingConv3d]:
         streaming = StreamingConv3d(decoder.get_submodule(name))
         decoder.set_submodule(name, streaming)
         made.append(streaming)
+    return made
+
+
+def _make_causal(decoder: nn.Module) -> list[CausalUpsample]:
+    from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiUpBlock3D
+
+    blocks = [name for name, module in decoder.named_modules() if isinstance(module, MochiUpBlock3D)]
+    made = []
+    for name in blocks:
+        upsample = CausalUpsample(decoder.get_submodule(name))
+        decoder.set_submodule(name, upsample)
+        made.append(upsample)
     return made
 
 

@@ -17,7 +17,7 @@ from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.stage_replica import StageReplica
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import read_index
+from deployments.storage.model_store import zeroes_empty_prompt
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
 
 if TYPE_CHECKING:
@@ -25,18 +25,29 @@ if TYPE_CHECKING:
 
 
 class TextEncoder:
-    """The tokenizer and T5, used as ``MochiPipeline.encode_prompt`` uses them. Thread-safe."""
+    """The tokenizer and T5, used as ``MochiPipeline.encode_prompt`` uses them. Thread-safe.
 
-    def __init__(self, folder: Path, dtype: DtypeName, device: torch.device, max_tokens: int) -> None:
+    Args:
+        zero_empty: `model.zero_empty_prompt`, for which see `zeroes_empty_prompt`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: DtypeName,
+        device: torch.device,
+        max_tokens: int,
+        zero_empty: bool | None = None,
+    ) -> None:
         self._tokenizer, self._encoder = load_text_encoder(folder, dtype, device)
         self._device = device
         self._max_tokens = max_tokens
-        self._zero_empty = bool(read_index(folder).get("force_zeros_for_empty_prompt", False))
+        self._zero_empty = zeroes_empty_prompt(folder, zero_empty)
         self._lock = threading.Lock()
 
     @torch.no_grad()
     def encode(self, prompt: str, negative_prompt: str) -> dict[str, Tensor]:
-        """Encode both prompts in one pass.
+        """Encode both prompts in one pass; one that is no token at all has no pass, zeros, and a mask that is false.
 
         Returns:
             On the CPU, with L = max_tokens: `prompt_embeds` and `negative_embeds` [L, D] in the
@@ -47,13 +58,34 @@ class TextEncoder:
             PermanentError: `prompt_too_long`.
         """
         ids, mask = self._tokenize({"prompt": prompt, "negative_prompt": negative_prompt})
-        embeds = self._encoder(ids.to(self._device), attention_mask=mask.to(self._device))[0].cpu()
+        embeds = self._embed(ids, mask)
         return {
             "prompt_embeds": embeds[0].contiguous(),
             "prompt_mask": mask[0].contiguous(),
             "negative_embeds": embeds[1].contiguous(),
             "negative_mask": mask[1].contiguous(),
         }
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Run T5 on as many rows as a request may have."""
+        for rows in (1, 2):
+            self._embed(
+                torch.zeros(rows, self._max_tokens, dtype=torch.long), torch.ones(rows, self._max_tokens).bool()
+            )
+
+    def _embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[rows, L, D] on the CPU, zero in rows without a token.
+
+        T5 would attend to nothing in such a row. What it makes of it is never read: the transformer's attention has no
+        key of it, and the pooler weighs it with zero, which makes zero only of finite numbers.
+        """
+        filled = mask.any(dim=1)
+        embeds = torch.zeros(*ids.shape, self._encoder.config.d_model, dtype=self._encoder.dtype)
+        if bool(filled.any()):
+            device = self._device
+            embeds[filled] = self._encoder(ids[filled].to(device), attention_mask=mask[filled].to(device))[0].cpu()
+        return embeds
 
     def _tokenize(self, texts: dict[str, str]) -> tuple[Tensor, Tensor]:
         """ids and bool mask, each [len(texts), max_tokens]."""
@@ -106,9 +138,11 @@ class PromptEncoder(StageReplica):
         super().__init__(settings, connections, timing)
         model = settings.model
         self._revision = self.work_revision(Stage.ENCODING)
-        self._encoder = TextEncoder(self._folder, model.dtype, self._device, model.max_sequence_length)
+        self._encoder = TextEncoder(
+            self._folder, model.dtype, self._device, model.max_sequence_length, model.zero_empty_prompt
+        )
         self.start_worker(settings.slots)
-        self.worker.warm_up(lambda: self._encoder.encode("", ""))
+        self.worker.warm_up(self._encoder.warm_up)
 
     async def work(self, running: RunningTask) -> None:
         """Encode both prompts of the task and store the embeddings."""

@@ -54,7 +54,8 @@ class StageReplica(ABC):
 
     def work_revision(self, stage: Stage) -> str:
         """Of the model, as far as its work is in what `stage` leaves for the next one; blocks."""
-        return work_revision(self._settings.model, self._folder, stage, self._connections.open_bucket)
+        settings = self._settings
+        return work_revision(settings.model, settings.dtypes, self._folder, stage, self._connections.open_bucket)
 
     def start_worker(self, slots: int, max_tokens: int | None = None) -> None:
         """Announce this replica to the registry. For the arguments see `ReplicaInfo`."""

@@ -142,7 +142,8 @@ class MochiSampler(StageReplica):
             newest = await self.recorder.checkpoints(running).newest(task.job_id, task.spec)
             if newest is not None:
                 return newest
-        label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, self._model.dtype, task.spec)
+        dtype = self._settings.dtypes["text_encoder"]
+        label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, dtype, task.spec)
         _, embeds = await read_input(self._store, label)
         noise = await asyncio.to_thread(initial_noise, task.spec)
         return SampleState(task.spec, self._revision, self._model.dtype, 0, noise, embeds)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from deployments.dtypes import DtypeName
+from deployments.dtypes import Dtypes
 from deployments.errors import PermanentError
 from deployments.storage.bucket_models import free_bytes
 from deployments.storage.model_layout import CONFIG, SCHEDULER_CONFIG, FolderFiles, check_classes, check_layout
@@ -78,7 +78,7 @@ def pin_key(source: str) -> str:
 
 
 def fetch_from_hub(
-    source: str, revision: str | None, parts: Sequence[str], dtype: DtypeName, hub: Hub, pins: Pins | None
+    source: str, revision: str | None, parts: Sequence[str], dtypes: Dtypes, hub: Hub, pins: Pins | None
 ) -> Path:
     """The folder of a commit with these parts, in the hub's cache. Blocks.
 
@@ -87,7 +87,7 @@ def fetch_from_hub(
         revision: branch, tag or commit. Without one, the newest commit at the first use is written
             down and used from then on.
         parts: subfolders that are needed.
-        dtype: of several variants of the weights, the one that fits is fetched.
+        dtypes: of the parts; of several variants of the weights, the one that fits is fetched.
         pins: where the commit is written down; nowhere without it.
 
     Raises:
@@ -100,21 +100,21 @@ def fetch_from_hub(
     except _HubAwayError as error:
         _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", error, source, hub.folder)
         return _cached(source, revision or pinned, hub, error)
-    names = _check_listed(source, listed, parts, dtype, hub)
+    names = _check_listed(source, listed, parts, dtypes, hub)
     if revision is None and pinned is None and pins is not None:
-        return _pin(source, listed[0].commit_hash, parts, dtype, hub, pins)
+        return _pin(source, listed[0].commit_hash, parts, dtypes, hub, pins)
     return _download(source, listed[0].commit_hash, names, hub)
 
 
-def _pin(source: str, commit: str, parts: Sequence[str], dtype: DtypeName, hub: Hub, pins: Pins) -> Path:
+def _pin(source: str, commit: str, parts: Sequence[str], dtypes: Dtypes, hub: Hub, pins: Pins) -> Path:
     """Write the commit down and fetch what is written then: another replica may have begun at the same moment."""
     pins.write(source, commit)
     written = pins.read(source) or commit
     _logger.info("model.source %s has no model.revision: commit %s is used from now on", source, written)
-    return fetch_from_hub(source, written, parts, dtype, hub, None)
+    return fetch_from_hub(source, written, parts, dtypes, hub, None)
 
 
-def check_hub(source: str, revision: str | None, parts: Sequence[str], dtype: DtypeName, hub: Hub) -> None:
+def check_hub(source: str, revision: str | None, parts: Sequence[str], dtypes: Dtypes, hub: Hub) -> None:
     """Check that a model is a Mochi pipeline and can be fetched, or is here; only small files of it are fetched.
 
     Without a revision any commit that is whole in the cache will do: which one is used is written in the object store.
@@ -122,14 +122,14 @@ def check_hub(source: str, revision: str | None, parts: Sequence[str], dtype: Dt
     Raises:
         PermanentError: as `fetch_from_hub` does.
     """
-    if any(_is_whole(folder, parts, dtype) for folder in _snapshots(source, revision, hub)):
+    if any(_is_whole(folder, parts, dtypes) for folder in _snapshots(source, revision, hub)):
         return
     try:
         listed = _list(source, revision, parts, hub)
     except _HubAwayError as error:
-        check_layout(FolderFiles(_cached(source, revision, hub, error)), parts, dtype)
+        check_layout(FolderFiles(_cached(source, revision, hub, error)), parts, dtypes)
     else:
-        _check_listed(source, listed, parts, dtype, hub)
+        _check_listed(source, listed, parts, dtypes, hub)
 
 
 def _snapshots(source: str, revision: str | None, hub: Hub) -> list[Path]:
@@ -140,20 +140,20 @@ def _snapshots(source: str, revision: str | None, hub: Hub) -> list[Path]:
     return [folder for folder in folders if revision in (None, folder.name)]
 
 
-def _is_whole(folder: Path, parts: Sequence[str], dtype: DtypeName) -> bool:
+def _is_whole(folder: Path, parts: Sequence[str], dtypes: Dtypes) -> bool:
     try:
-        check_layout(FolderFiles(folder), parts, dtype)
+        check_layout(FolderFiles(folder), parts, dtypes)
     except PermanentError:
         return False
     return True
 
 
 def _check_listed(
-    source: str, listed: "list[DryRunFileInfo]", parts: Sequence[str], dtype: DtypeName, hub: Hub
+    source: str, listed: "list[DryRunFileInfo]", parts: Sequence[str], dtypes: Dtypes, hub: Hub
 ) -> list[str]:
     """The names of the files that are needed, if they are of a Mochi pipeline and have room here."""
     try:
-        names = needed_files([file.filename for file in listed], parts, dtype)
+        names = needed_files([file.filename for file in listed], parts, dtypes)
     except PermanentError as error:
         raise PermanentError(error.code, f"{source} on the hub: {error.message}") from error
     _check_room(source, [file for file in listed if file.filename in names], hub)

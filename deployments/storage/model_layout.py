@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from deployments.dtypes import DtypeName
+from deployments.dtypes import DtypeName, Dtypes, part_dtype
 from deployments.errors import PermanentError
 from deployments.storage.safetensors_file import TensorInfo, stored_tensors
 from deployments.storage.weight_files import INDEX, PARTS, STEMS, WeightFiles, choose_weights, names_in
@@ -99,12 +99,12 @@ class FolderFiles(ModelFiles):
             return file.read(length)
 
 
-def check_layout(files: ModelFiles, parts: Sequence[str], dtype: DtypeName) -> None:
+def check_layout(files: ModelFiles, parts: Sequence[str], dtypes: Dtypes) -> None:
     """Check classes, files, and shapes that tell models apart.
 
     Args:
         parts: that are needed, of PARTS.
-        dtype: that the model computes in, by which the variant of the weights is chosen.
+        dtypes: that the parts compute in, by which the variant of their weights is chosen.
 
     Raises:
         PermanentError: `model_incomplete`, `model_unsupported`, with what was found and what is expected.
@@ -112,7 +112,7 @@ def check_layout(files: ModelFiles, parts: Sequence[str], dtype: DtypeName) -> N
     check_classes(files, parts)
     for part in parts:
         if part in STEMS:
-            _check_weights(files, part, dtype)
+            _check_weights(files, part, part_dtype(dtypes, part))
 
 
 def check_classes(files: ModelFiles, parts: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from deployments.dtypes import DtypeName
+from deployments.dtypes import Dtypes
 from deployments.errors import PermanentError
 from deployments.settings import ModelSettings
 from deployments.storage.bucket_models import fetch_model
@@ -157,7 +157,19 @@ def read_index(folder: Path) -> dict[str, object]:
     return index
 
 
-def model_fingerprint(folder: Path, parts: tuple[str, ...], dtype: DtypeName | None = None) -> str:
+def zeroes_empty_prompt(folder: Path, setting: bool | None) -> bool:
+    """Whether an empty prompt is no token at all: by `model.zero_empty_prompt`, else by the model's `model_index.json`.
+
+    Mochi 1 was trained so, and its authors' code encodes so; diffusers does it for models that say
+    `force_zeros_for_empty_prompt`, which the published Mochi 1 does not.
+
+    Raises:
+        PermanentError: `model_incomplete`, as `read_index` does.
+    """
+    return bool(read_index(folder).get("force_zeros_for_empty_prompt", False)) if setting is None else setting
+
+
+def model_fingerprint(folder: Path, parts: tuple[str, ...], dtypes: Dtypes | None = None) -> str:
     """A short name for exactly these parts of a model, the same wherever the files lie: 16 hex digits.
 
     A SHA-256 over the parts' JSON files and, of each safetensors file, its size, its header and the
@@ -166,8 +178,8 @@ def model_fingerprint(folder: Path, parts: tuple[str, ...], dtype: DtypeName | N
     files are another model.
 
     Args:
-        dtype: that the model computes in: of several variants of the weights, only the one that fits
-            it counts; all of them without it.
+        dtypes: that the parts compute in: of several variants of the weights, only the one that fits
+            counts; all of them without it.
 
     Raises:
         PermanentError: `model_incomplete`, a part has no JSON or safetensors file or one cannot be
@@ -176,9 +188,9 @@ def model_fingerprint(folder: Path, parts: tuple[str, ...], dtype: DtypeName | N
     digest = hashlib.sha256()
     for part in sorted(set(parts)):
         names = sorted(path.name for path in (folder / part).glob("*") if path.suffix in (".json", ".safetensors"))
-        if dtype is not None and names:
+        if dtypes is not None and names:
             own = [f"{part}/{name}" for name in names]
-            names = [name.removeprefix(f"{part}/") for name in needed_files(own, (part,), dtype)]
+            names = [name.removeprefix(f"{part}/") for name in needed_files(own, (part,), dtypes)]
         if not names:
             raise PermanentError("model_incomplete", f"{folder / part} has neither a config.json nor weights")
         for name in names:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from deployments.dtypes import DtypeName
+from deployments.dtypes import DtypeName, Dtypes, part_dtype
 from deployments.errors import PermanentError
 
 INDEX = "model_index.json"
@@ -72,11 +72,12 @@ def choose_weights(names: Iterable[str], part: str, dtype: DtypeName) -> WeightF
     return _complete(part, *_preferred(variants, part, dtype))
 
 
-def needed_files(names: Iterable[str], parts: Sequence[str], dtype: DtypeName) -> list[str]:
+def needed_files(names: Iterable[str], parts: Sequence[str], dtypes: Dtypes) -> list[str]:
     """The files of a pipeline that these parts need, in order.
 
     Args:
         names: all files, relative to the pipeline's folder, with `/`.
+        dtypes: that the parts compute in.
 
     Raises:
         PermanentError: `model_incomplete`, see `choose_weights`.
@@ -85,7 +86,7 @@ def needed_files(names: Iterable[str], parts: Sequence[str], dtype: DtypeName) -
     needed = [name for name in (INDEX, CHECKSUMS) if name in everything]
     for part in dict.fromkeys(parts):
         own = names_in(everything, part)
-        weights = choose_weights(own, part, dtype).names if part in STEMS else ()
+        weights = choose_weights(own, part, part_dtype(dtypes, part)).names if part in STEMS else ()
         of_variants = {name for name in own if part in STEMS and _read_name(name, STEMS[part]) is not None}
         needed += [
             f"{part}/{name}"

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from deployments.dtypes import Dtypes, part_dtype
 from deployments.messages import Stage
 from deployments.settings import ModelSettings
 from deployments.storage.model_store import (
@@ -12,9 +13,10 @@ from deployments.storage.model_store import (
     SourceKind,
     bucket_prefix,
     model_fingerprint,
-    read_index,
     source_kind,
+    zeroes_empty_prompt,
 )
+from deployments.storage.weight_files import STEMS
 
 PARTS: dict[Stage, tuple[str, ...]] = {
     Stage.ENCODING: ("tokenizer", "text_encoder"),
@@ -25,15 +27,17 @@ PARTS: dict[Stage, tuple[str, ...]] = {
 _HUB_SNAPSHOTS = "snapshots"
 
 
-def work_revision(model: ModelSettings, folder: Path, stage: Stage, open_bucket: OpenBucket) -> str:
+def work_revision(model: ModelSettings, dtypes: Dtypes, folder: Path, stage: Stage, open_bucket: OpenBucket) -> str:
     """A name for exactly the parts of the model that make the output of `stage`: 16 hex digits. Blocks.
 
     A replica holds its own parts alone, and must know the others too: what is in a bucket is named by
     the names, sizes and ETags of its files, what the hub gave by the commit, a folder by its contents
-    (`model_fingerprint`). The same weights from another kind of source are another model.
+    (`model_fingerprint`). The same weights from another kind of source are another model, and so are the
+    same weights in another dtype, or with another way to encode an empty prompt.
 
     Args:
         model: with the source.
+        dtypes: that these parts compute in.
         folder: that `model_folder` gave.
         stage: ENCODING or SAMPLING; the decoder leaves nothing for a next stage.
         open_bucket: as in `model_folder`.
@@ -48,9 +52,11 @@ def work_revision(model: ModelSettings, folder: Path, stage: Stage, open_bucket:
     elif folder.parent.name == _HUB_SNAPSHOTS:
         contents = f"commit {folder.name}"
     else:
-        contents = model_fingerprint(folder, parts, model.dtype)
-    zeroes_empty = bool(read_index(folder).get("force_zeros_for_empty_prompt", False))
-    return hashlib.sha256(json.dumps([*parts, contents, zeroes_empty]).encode()).hexdigest()[:FINGERPRINT_CHARS]
+        contents = model_fingerprint(folder, parts, dtypes)
+    zeroes_empty = zeroes_empty_prompt(folder, model.zero_empty_prompt)
+    computed = [part_dtype(dtypes, part) for part in parts if part in STEMS]
+    name = json.dumps([*parts, contents, zeroes_empty, computed])
+    return hashlib.sha256(name.encode()).hexdigest()[:FINGERPRINT_CHARS]
 
 
 def _bucket_contents(source: str, parts: tuple[str, ...], open_bucket: OpenBucket) -> str:

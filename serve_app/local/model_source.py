@@ -6,6 +6,7 @@ The replicas check the same, and every tensor and checksum besides.
 import os
 from pathlib import Path
 
+from deployments.dtypes import Dtypes
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.settings import ModelSettings, StorageSettings
 from deployments.storage.bucket_models import BucketFiles
@@ -17,25 +18,29 @@ from deployments.storage.weight_files import PARTS
 from serve_app.errors import ConfigError, StartupError
 
 
-def check_model_source(model: ModelSettings) -> None:
+def check_model_source(model: ModelSettings, dtypes: Dtypes) -> None:
     """Check the form of `model.source`, and of a folder that it is a whole Mochi pipeline.
+
+    Args:
+        dtypes: that its parts compute in.
 
     Raises:
         ConfigError: one line with the path, what was found and what is expected.
     """
     try:
         if source_kind(model.source) is SourceKind.FOLDER:
-            check_layout(FolderFiles(Path(model.source).expanduser()), PARTS, model.dtype)
+            check_layout(FolderFiles(Path(model.source).expanduser()), PARTS, dtypes)
     except PermanentError as error:
         raise ConfigError(error.message) from error
 
 
 def check_model_place(
-    model: ModelSettings, storage: StorageSettings, hub: Hub = Hub(), cache: Path | None = None
+    model: ModelSettings, dtypes: Dtypes, storage: StorageSettings, hub: Hub = Hub(), cache: Path | None = None
 ) -> None:
     """Check a model in the object store or on the hub, and the cache for it. A store that is away is waited for later.
 
     Args:
+        dtypes: that its parts compute in.
         storage: a store that the server starts itself is not there yet: what is in it is checked by the replicas.
 
     Raises:
@@ -45,21 +50,21 @@ def check_model_place(
     try:
         if kind is SourceKind.HUB:
             _check_writable(hub.folder, "HF_HOME")
-            check_hub(model.source, model.revision, PARTS, model.dtype, hub)
+            check_hub(model.source, model.revision, PARTS, dtypes, hub)
         elif kind is SourceKind.BUCKET:
             _check_writable(cache or default_cache(), CACHE_VARIABLE)
-            _check_bucket(model, storage)
+            _check_bucket(model, dtypes, storage)
     except PermanentError as error:
         raise StartupError(error.message) from error
 
 
-def _check_bucket(model: ModelSettings, storage: StorageSettings) -> None:
+def _check_bucket(model: ModelSettings, dtypes: Dtypes, storage: StorageSettings) -> None:
     name, prefix = bucket_prefix(model.source)
     if storage.endpoint is None:
         return
     store = ObjectStore(storage.model_copy(update={"bucket": name}))
     try:
-        check_layout(BucketFiles(model.source, store, prefix), PARTS, model.dtype)
+        check_layout(BucketFiles(model.source, store, prefix), PARTS, dtypes)
     except StorageUnavailableError:
         return
     finally:

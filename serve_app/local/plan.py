@@ -99,7 +99,7 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
     profiles = _profiles(config, serve)
     plan = LaunchPlan(serve=serve, settings=profiles[0], dashboard_port=dashboard_port)
     for settings in profiles:
-        check_model_source(settings.model)
+        check_model_source(settings.model, settings.dtypes)
         check_exposure(plan.host, settings.access.mode)
     return plan
 
@@ -175,7 +175,7 @@ def prepare(
     from serve_app.local.model_source import check_model_place
 
     check_open_files(max_open_files())
-    check_model_place(plan.settings.model, plan.settings.storage)
+    check_model_place(plan.settings.model, plan.settings.dtypes, plan.settings.storage)
     with contextlib.ExitStack() as stack:
         stack.enter_context(owner_only())
         check_disk(plan.data_dir, plan.settings.min_free_disk_mb)

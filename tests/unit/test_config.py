@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.messages import Stage
 from deployments.settings import Settings
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import ConfigError
@@ -57,10 +58,35 @@ def test_defaults(tmp_path: Path) -> None:
 
 def test_a_worker_sees_its_part_only(tmp_path: Path) -> None:
     settings = load(tmp_path)
-    worker = settings.worker(settings.sampler, "registry")
+    worker = settings.worker(Stage.SAMPLING, "registry")
     assert (worker.slots, worker.torch_threads) == (settings.sampler.slots, settings.sampler.torch_threads)
     assert (worker.registry, worker.namespace) == ("registry", "mochi-serve")
     assert "database" not in type(worker).model_fields
+
+
+def test_a_stage_without_a_dtype_computes_in_the_models(tmp_path: Path) -> None:
+    settings = load(tmp_path, encoder=tree()["encoder"] | {"dtype": "bfloat16"})
+    assert settings.model.dtype == "float32"
+    assert settings.dtypes == {"text_encoder": "bfloat16", "transformer": "float32", "vae": "float32"}
+
+
+def test_a_worker_sees_what_it_and_those_before_it_compute_in(tmp_path: Path) -> None:
+    """So another dtype of the decoder starts no sampler anew."""
+    sections = {name: tree()[name] for name in ("encoder", "sampler", "decoder")}
+    plain, changed = load(tmp_path), load(tmp_path, decoder=sections["decoder"] | {"dtype": "bfloat16"})
+    for stage in (Stage.ENCODING, Stage.SAMPLING):
+        assert plain.worker(stage, "registry") == changed.worker(stage, "registry")
+    worker = changed.worker(Stage.DECODING, "registry")
+    assert worker.model.dtype == worker.dtypes["vae"] == "bfloat16"
+    encoder = load(tmp_path, encoder=sections["encoder"] | {"dtype": "bfloat16"}).worker(Stage.SAMPLING, "registry")
+    assert encoder.dtypes == {"text_encoder": "bfloat16", "transformer": "float32"}
+
+
+@pytest.mark.parametrize("profile", [path for path in PROFILES if path.stem != "shapes"], ids=lambda path: path.stem)
+def test_mochi_1_is_made_as_its_authors_make_it(profile: Path) -> None:
+    model = load_settings(str(profile), {}).model
+    assert (model.zero_empty_prompt, model.frame_drop, model.guidance_scale) == (True, "each_upsample", 6.0)
+    assert model.num_inference_steps.default == 64
 
 
 def test_the_environment_names_the_profile(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def model(source: str) -> ModelSettings:
 
 def line(model: ModelSettings, storage: StorageSettings, hub: Hub, cache: Path) -> str:
     with pytest.raises(StartupError) as caught:
-        check_model_place(model, storage, hub, cache)
+        check_model_place(model, "float32", storage, hub, cache)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -44,7 +44,7 @@ async def test_a_model_in_the_store(
     index = (SHAPES / "model_index.json").read_bytes()
     await object_store.put("check/mochi/model_index.json", index, "application/json")
     source = f"s3://{storage_settings.bucket}/check/mochi"
-    await asyncio.to_thread(check_model_place, model(source), storage_settings, Hub(), tmp_path / "cache")
+    await asyncio.to_thread(check_model_place, model(source), "float32", storage_settings, Hub(), tmp_path / "cache")
     await object_store.put("check/mochi/vae/config.json", b'{"_class_name": "AutoencoderKLWan"}', "application/json")
     told = await asyncio.to_thread(line, model(source), storage_settings, Hub(), tmp_path / "cache")
     assert told.startswith(f"{source}/vae/config.json is of the class 'AutoencoderKLWan'")
@@ -55,14 +55,14 @@ async def test_a_model_in_the_store(
 
 def test_a_store_that_is_away_is_waited_for_later(storage_settings: StorageSettings, tmp_path: Path) -> None:
     away = storage_settings.model_copy(update={"endpoint": f"127.0.0.1:{free_ports(1)[0]}"})
-    check_model_place(model("s3://bucket/mochi"), away, Hub(), tmp_path)
+    check_model_place(model("s3://bucket/mochi"), "float32", away, Hub(), tmp_path)
 
 
 def test_a_model_on_the_hub(storage_settings: StorageSettings, tmp_path: Path) -> None:
     published = published_model(tmp_path / "published")
     with hub_server(MODEL, published) as server:
         hub = Hub(server.endpoint, tmp_path / "cache")
-        check_model_place(model(MODEL), storage_settings, hub)
+        check_model_place(model(MODEL), "float32", storage_settings, hub)
         assert not [name for name in server.read if name.endswith("safetensors")]
         (tmp_path / "file").write_text("")
         told = line(model(MODEL), storage_settings, Hub(server.endpoint, tmp_path / "file" / "x"), tmp_path)

@@ -5,7 +5,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from deployments.dtypes import DtypeName
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
 from deployments.mochi.denoise import Sample
@@ -29,6 +30,7 @@ from tests.support import ROOT
 from tests.support.workers.memory_store import MemoryStore
 
 SHAPES = ROOT / "models" / "shapes"
+SECTIONS = {Stage.ENCODING: "ENCODER", Stage.SAMPLING: "SAMPLER", Stage.DECODING: "DECODER"}
 
 
 class ReportLog(WorkerRegistry):
@@ -99,14 +101,13 @@ def connections(log: ReportLog, store: MemoryStore) -> Connections:
     return Connections("replica-1", log, store, open_bucket)
 
 
-def worker_settings(stage: Stage, source: Path = SHAPES) -> WorkerSettings:
-    settings = load_settings(str(ROOT / "configs" / "shapes.yaml"), environ={})
-    sections = {
-        Stage.ENCODING: settings.encoder,
-        Stage.SAMPLING: settings.sampler,
-        Stage.DECODING: settings.decoder,
-    }
-    whole = settings.worker(sections[stage], "registry")
+def worker_settings(
+    stage: Stage, source: Path = SHAPES, dtypes: Mapping[Stage, DtypeName] | None = None
+) -> WorkerSettings:
+    """Of a stage of the included model. dtypes: of the stages that have their own."""
+    own = {f"MOCHI_SERVE__{SECTIONS[stage]}__DTYPE": dtype for stage, dtype in (dtypes or {}).items()}
+    settings = load_settings(str(ROOT / "configs" / "shapes.yaml"), environ=own)
+    whole = settings.worker(stage, "registry")
     return whole.model_copy(update={"model": whole.model.model_copy(update={"source": str(source)})})
 
 

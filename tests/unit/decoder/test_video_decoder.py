@@ -42,7 +42,9 @@ PICTURES = [video_key("video_1", "thumbnail"), video_key("video_1", "spritesheet
 @cache
 def revision() -> str:
     model = worker_settings(Stage.DECODING).model
-    return work_revision(model, SHAPES, Stage.SAMPLING, connections(ReportLog(), MemoryStore()).open_bucket)
+    return work_revision(
+        model, model.dtype, SHAPES, Stage.SAMPLING, connections(ReportLog(), MemoryStore()).open_bucket
+    )
 
 
 def sampled(shape: tuple[int, ...] = (12, 3, 8, 8)) -> MemoryStore:

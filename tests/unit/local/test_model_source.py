@@ -18,11 +18,11 @@ def model(source: object) -> ModelSettings:
 
 @pytest.mark.parametrize("source", ["genmo/mochi-1-preview", "s3://bucket/models/x", SHAPES])
 def test_each_form_of_a_source_may_be_served(source: object) -> None:
-    check_model_source(model(source))
+    check_model_source(model(source), "float32")
 
 
 def test_the_published_layout_may_be_served(tmp_path: Path) -> None:
-    check_model_source(model(published_model(tmp_path)))
+    check_model_source(model(published_model(tmp_path)), "float32")
 
 
 @pytest.mark.parametrize(
@@ -35,17 +35,17 @@ def test_the_published_layout_may_be_served(tmp_path: Path) -> None:
 )
 def test_a_source_that_is_none_is_told(source: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        check_model_source(model(source))
+        check_model_source(model(source), "float32")
 
 
 def test_what_lies_in_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "mochi-Q8_0.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError) as caught:
-        check_model_source(model(tmp_path))
+        check_model_source(model(tmp_path), "float32")
     assert str(caught.value) == (
         f"{tmp_path} holds a GGUF model (mochi-Q8_0.gguf) and no model_index.json; expected is a folder that "
         "`MochiPipeline.save_pretrained` wrote: model_index.json and scheduler, tokenizer, text_encoder, transformer, "
         "vae beside it"
     )
     with pytest.raises(ConfigError, match=r"gguf cannot be read as a folder \(Not a directory\)"):
-        check_model_source(model(tmp_path / "mochi-Q8_0.gguf"))
+        check_model_source(model(tmp_path / "mochi-Q8_0.gguf"), "float32")

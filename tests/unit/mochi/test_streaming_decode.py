@@ -10,9 +10,13 @@ from diffusers.video_processor import VideoProcessor
 
 from deployments.mochi.loading import load_vae
 from deployments.mochi.streaming_decode import StreamingConv3d, StreamingDecoder, denormalise, to_uint8
+from deployments.settings import FrameDrop
+from tests.support.authors.decoder import decode as decode_as_authors
+from tests.support.authors.decoder import frames_as_bytes
 from tests.support.workers.fakes import SHAPES
 
 CPU = torch.device("cpu")
+DROPS: tuple[FrameDrop, ...] = ("end", "each_upsample")
 
 
 def random_vae() -> Any:
@@ -39,6 +43,44 @@ def test_random_vae_streams_exactly(shape: tuple[int, ...]) -> None:
     assert streamed.shape == whole.shape == (3, 6 * shape[1] - 5, 8 * shape[2], 8 * shape[3])
     assert float(whole.std()) > 0.05
     torch.testing.assert_close(streamed, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 1, 3, 5), (12, 2, 7, 3), (12, 5, 4, 6)])
+@torch.no_grad()
+def test_frames_dropped_at_each_upsampling_are_the_authors(shape: tuple[int, ...]) -> None:
+    vae = random_vae()
+    latents = torch.randn(shape)
+    wanted = decode_as_authors(vae.decoder.state_dict(), latents)
+    decoder = StreamingDecoder(vae, "each_upsample")
+    for _ in range(2):
+        pieces = list(decoder.decode(latents))
+        assert [piece.shape[1] for piece in pieces] == [1] + [6] * (shape[1] - 1)
+        streamed = torch.cat(pieces, dim=1)
+        assert streamed.shape == wanted.shape == (3, 6 * shape[1] - 5, 8 * shape[2], 8 * shape[3])
+        assert float((streamed - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+@torch.no_grad()
+def test_where_frames_are_dropped_shows_at_the_beginning_alone() -> None:
+    latents = torch.randn(12, 5, 8, 8)
+    ends, authors = (
+        torch.cat(list(StreamingDecoder(load_vae(SHAPES, "float32", CPU), drop).decode(latents)), dim=1)
+        for drop in DROPS
+    )
+    change = (authors - ends).abs().amax((0, 2, 3))
+    assert bool((change[:4] > 0.05).all())
+    assert float(change[12:].max()) <= 1e-4
+
+
+@torch.no_grad()
+def test_a_decoding_left_halfway_begins_anew_with_either_drop() -> None:
+    decoder = StreamingDecoder(random_vae(), "each_upsample")
+    latents = torch.randn(12, 3, 4, 4)
+    fresh = torch.cat(list(decoder.decode(latents)), dim=1)
+    abandoned = decoder.decode(torch.randn(12, 3, 8, 8))
+    next(abandoned)
+    abandoned.close()  # type: ignore[attr-defined]
+    assert torch.equal(torch.cat(list(decoder.decode(latents)), dim=1), fresh)
 
 
 @torch.no_grad()
@@ -98,3 +140,10 @@ def test_bytes_are_the_pipelines() -> None:
     assert ours.shape == (4, 16, 8, 3)
     for frame, image in zip(ours, images, strict=True):
         assert frame.numpy().tobytes() == image.tobytes()
+
+
+def test_bytes_are_rounded_where_the_authors_cut_off() -> None:
+    """So a colour is half a level brighter than theirs on average, and never more than one level away."""
+    video = torch.rand(3, 4, 16, 8) * 2.4 - 1.2
+    change = to_uint8(video).int() - frames_as_bytes(video).int()
+    assert set(change.flatten().tolist()) == {0, 1}

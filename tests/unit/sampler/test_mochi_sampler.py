@@ -78,7 +78,9 @@ def text_encoder() -> TextEncoder:
 @cache
 def embeds_revision() -> str:
     model = worker_settings(Stage.ENCODING).model
-    return work_revision(model, SHAPES, Stage.ENCODING, connections(ReportLog(), MemoryStore()).open_bucket)
+    return work_revision(
+        model, model.dtype, SHAPES, Stage.ENCODING, connections(ReportLog(), MemoryStore()).open_bucket
+    )
 
 
 def embedded(*tasks: StageTask, down: Callable[[str], bool] = lambda key: False) -> MemoryStore:

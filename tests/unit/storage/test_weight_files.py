@@ -63,6 +63,16 @@ def test_what_is_incomplete_is_refused_by_name(names: list[str], reason: str) ->
     assert caught.value.code == "model_incomplete" and "vae/" in caught.value.message
 
 
+def test_parts_may_compute_in_different_dtypes() -> None:
+    own = [*FP32, *BF16, INDEXES[0]]
+    names = [f"transformer/{name}" for name in own] + [f"vae/{name}" for name in own]
+    dtypes: dict[str, DtypeName] = {"transformer": "bfloat16", "vae": "float32"}
+    assert needed_files(names, ("transformer", "vae"), dtypes) == [
+        *(f"transformer/{name}" for name in sorted([*BF16, INDEXES[0]])),
+        *(f"vae/{name}" for name in sorted(FP32)),
+    ]
+
+
 def test_only_one_variant_of_a_part_is_needed() -> None:
     names = [
         "model_index.json",

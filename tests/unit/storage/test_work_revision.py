@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
+from deployments.dtypes import DtypeName, Dtypes
 from deployments.errors import PermanentError
 from deployments.messages import Stage
 from deployments.settings import ModelSettings
@@ -16,6 +18,7 @@ from tests.support.workers.fakes import SHAPES, worker_settings
 from tests.support.workers.memory_store import MemoryStore
 from tests.support.workers.pipeline import with_other_weights
 
+NAMES: tuple[DtypeName, DtypeName] = ("bfloat16", "float32")
 BUCKET = "s3://models/shapes"
 
 
@@ -27,9 +30,11 @@ def no_bucket(name: str) -> Bucket:
     raise AssertionError(f"bucket {name} was opened")
 
 
-def of_folder(folder: Path) -> tuple[str, str]:
+def of_folder(folder: Path, dtypes: Dtypes = "float32", **changes: bool | None) -> tuple[str, str]:
     """Of the embeddings and of the latents."""
-    embeds, latents = (work_revision(model(folder), folder, s, no_bucket) for s in (Stage.ENCODING, Stage.SAMPLING))
+    settings = model(folder).model_copy(update=changes)
+    stages = (Stage.ENCODING, Stage.SAMPLING)
+    embeds, latents = (work_revision(settings, dtypes, folder, stage, no_bucket) for stage in stages)
     return embeds, latents
 
 
@@ -48,7 +53,27 @@ def test_how_empty_prompts_are_encoded_is_part_of_it(tmp_path: Path) -> None:
     assert of_folder(folder) == of_folder(SHAPES)
     index = folder / INDEX
     index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": True}))
-    assert of_folder(folder)[0] != of_folder(SHAPES)[0]
+    zeroed = of_folder(folder)
+    assert all(one != other for one, other in zip(zeroed, of_folder(SHAPES), strict=True))
+    assert of_folder(folder, zero_empty_prompt=True) == zeroed
+    assert of_folder(folder, zero_empty_prompt=False) == of_folder(SHAPES)
+
+
+def test_a_setting_says_it_where_the_model_does_not() -> None:
+    unsaid = of_folder(SHAPES)
+    assert of_folder(SHAPES, zero_empty_prompt=False) == unsaid
+    assert all(one != other for one, other in zip(of_folder(SHAPES, zero_empty_prompt=True), unsaid, strict=True))
+
+
+def test_what_the_parts_compute_in_is_part_of_it() -> None:
+    """Also of the stage before: latents made with embeddings in bf16 are another model's."""
+    embeds, latents = of_folder(SHAPES)
+    encoder, sampler = ({"text_encoder": a, "transformer": b} for a, b in permutations(NAMES))
+    assert of_folder(SHAPES, dict.fromkeys(("text_encoder", "transformer"), "float32")) == (embeds, latents)
+    assert of_folder(SHAPES, sampler)[0] == embeds
+    assert of_folder(SHAPES, encoder)[0] != embeds
+    others: list[Dtypes] = [encoder, sampler, "bfloat16"]
+    assert len({latents, *(of_folder(SHAPES, other)[1] for other in others)}) == 4
 
 
 def only(folder: Path, *parts: str) -> Path:
@@ -64,7 +89,7 @@ def of_bucket(store: MemoryStore, folder: Path) -> str:
         assert name == "models"
         return store
 
-    return work_revision(model(BUCKET), folder, Stage.ENCODING, open_bucket)
+    return work_revision(model(BUCKET), "float32", folder, Stage.ENCODING, open_bucket)
 
 
 def test_replicas_with_other_parts_of_a_bucket_agree(tmp_path: Path) -> None:
@@ -85,7 +110,11 @@ def test_replicas_with_other_parts_of_a_bucket_agree(tmp_path: Path) -> None:
 def test_replicas_with_other_parts_from_the_hub_agree(tmp_path: Path) -> None:
     names = [
         work_revision(
-            model("genmo/mochi"), only(tmp_path / cache / "snapshots" / commit, part), Stage.ENCODING, no_bucket
+            model("genmo/mochi"),
+            "float32",
+            only(tmp_path / cache / "snapshots" / commit, part),
+            Stage.ENCODING,
+            no_bucket,
         )
         for cache, commit, part in [("a", "c1", "text_encoder"), ("b", "c1", "transformer"), ("c", "c2", "transformer")]
     ]

@@ -35,18 +35,26 @@ def agent_on_free_port() -> Iterator[None]:
         parameter.RayParams = ray_params
 
 
+def raylet_lives(parent: psutil.Process | None = None) -> bool:
+    """Whether a raylet runs below `parent`, by default this process."""
+    for process in (parent or psutil.Process()).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
 @contextlib.contextmanager
-def patient_start(seconds: float, raylet_lives: Callable[[], bool] | None = None) -> Iterator[None]:
+def patient_start(seconds: float, lives: Callable[[], bool] = raylet_lives) -> Iterator[None]:
     """Within this context, `ray.init` waits that long for the node to register, while its raylet lives.
 
     Its own bound of half a minute is a constant; a busy machine takes longer.
 
     Args:
         seconds: how long.
-        raylet_lives: tells so; without, it is looked for below this process.
+        lives: tells whether it does.
     """
     get_node = services.get_node
-    lives = raylet_lives or _raylet_lives
 
     def wait_for_node(gcs_address: str, node_id: str) -> Any:
         deadline = time.monotonic() + seconds
@@ -63,15 +71,6 @@ def patient_start(seconds: float, raylet_lives: Callable[[], bool] | None = None
         yield
     finally:
         services.get_node = get_node
-
-
-def _raylet_lives() -> bool:
-    """Whether it runs below this process."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
 
 
 def start_serve(schema: ServeDeploySchema) -> Any:

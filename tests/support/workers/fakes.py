@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from deployments.dtypes import DtypeName
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
 from deployments.mochi.denoise import Sample
@@ -24,13 +23,12 @@ from deployments.replica.running_task import RunningTask, Timing
 from deployments.sampler.step_loop import LoopEntry, Step
 from deployments.settings import WorkerSettings
 from deployments.storage.object_store import Bucket
-from serve_app.config import load_settings
+from serve_app.config import OVERRIDE_PREFIX, load_settings
 from serve_app.registry.replicas import Mailbox
 from tests.support import ROOT
 from tests.support.workers.memory_store import MemoryStore
 
 SHAPES = ROOT / "models" / "shapes"
-SECTIONS = {Stage.ENCODING: "ENCODER", Stage.SAMPLING: "SAMPLER", Stage.DECODING: "DECODER"}
 
 
 class ReportLog(WorkerRegistry):
@@ -101,12 +99,10 @@ def connections(log: ReportLog, store: MemoryStore) -> Connections:
     return Connections("replica-1", log, store, open_bucket)
 
 
-def worker_settings(
-    stage: Stage, source: Path = SHAPES, dtypes: Mapping[Stage, DtypeName] | None = None
-) -> WorkerSettings:
-    """Of a stage of the included model. dtypes: of the stages that have their own."""
-    own = {f"MOCHI_SERVE__{SECTIONS[stage]}__DTYPE": dtype for stage, dtype in (dtypes or {}).items()}
-    settings = load_settings(str(ROOT / "configs" / "shapes.yaml"), environ=own)
+def worker_settings(stage: Stage, source: Path = SHAPES, changes: Mapping[str, str] | None = None) -> WorkerSettings:
+    """Of a stage of the included model. changes: to its profile, as in ``{"encoder.dtype": "bfloat16"}``."""
+    environ = {f"{OVERRIDE_PREFIX}{key.replace('.', '__').upper()}": value for key, value in (changes or {}).items()}
+    settings = load_settings(str(ROOT / "configs" / "shapes.yaml"), environ)
     whole = settings.worker(stage, "registry")
     return whole.model_copy(update={"model": whole.model.model_copy(update={"source": str(source)})})
 

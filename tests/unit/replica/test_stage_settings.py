@@ -1,4 +1,4 @@
-"""Stages that compute in different numbers, on one folder that holds the published variants of all parts."""
+"""Stages with settings of their own, on one folder that holds the published variants of all parts."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from deployments.decoder.video_decoder import VideoDecoder
-from deployments.dtypes import DtypeName
 from deployments.keys import latents_key, prompt_embeds_key, video_key
 from deployments.messages import Finished, InputUnusable, Stage
 from deployments.prompts.prompt_encoder import PromptEncoder
@@ -26,13 +25,12 @@ REPLICAS: dict[Stage, Any] = {
     Stage.SAMPLING: MochiSampler,
     Stage.DECODING: VideoDecoder,
 }
-MIXED: dict[Stage, DtypeName] = {Stage.SAMPLING: "bfloat16"}
 
 
-async def run(stage: Stage, store: MemoryStore, model: Path, dtypes: Mapping[Stage, DtypeName]) -> object:
-    """How a new replica of the stage ends its task."""
+async def run(stage: Stage, store: MemoryStore, model: Path, changes: Mapping[str, str]) -> object:
+    """How a new replica of the stage, with these settings, ends its task."""
     log = ReportLog()
-    settings = worker_settings(stage, model, dtypes).model_copy(update={"torch_threads": 1})
+    settings = worker_settings(stage, model, changes).model_copy(update={"torch_threads": 1})
     replica = undecorated(REPLICAS[stage])(settings, connections=connections(log, store))
     try:
         await replica.run(task(stage, VIDEO))
@@ -52,7 +50,7 @@ def label(store: MemoryStore, key: str, folder: Path) -> dict[str, str]:
 async def test_each_output_is_in_its_own_stages_dtype_and_is_read_by_the_next(tmp_path: Path) -> None:
     store, model = MemoryStore(), published_model(tmp_path / "model")
     for stage in Stage:
-        assert isinstance(await run(stage, store, model, MIXED), Finished)
+        assert isinstance(await run(stage, store, model, {"sampler.dtype": "bfloat16"}), Finished)
     assert label(store, prompt_embeds_key("video_1"), tmp_path)["dtype"] == "float32"
     assert str(load(store.objects[prompt_embeds_key("video_1")])["prompt_embeds"].dtype) == "torch.float32"
     assert label(store, latents_key("video_1"), tmp_path)["dtype"] == "bfloat16"
@@ -61,11 +59,16 @@ async def test_each_output_is_in_its_own_stages_dtype_and_is_read_by_the_next(tm
 
 @pytest.mark.parametrize(
     ("made_with", "refused"),
-    [({Stage.ENCODING: "bfloat16"}, Stage.SAMPLING), ({Stage.SAMPLING: "bfloat16"}, Stage.DECODING)],
-    ids=["embeddings", "latents"],
+    [
+        ({"encoder.dtype": "bfloat16"}, Stage.SAMPLING),
+        ({"sampler.dtype": "bfloat16"}, Stage.DECODING),
+        ({"model.zero_empty_prompt": "true"}, Stage.SAMPLING),
+        ({"model.zero_empty_prompt": "true"}, Stage.DECODING),
+    ],
+    ids=["embeddings in bf16", "latents in bf16", "embeddings of no token", "latents with a prompt of no token"],
 )
-async def test_an_output_in_another_dtype_is_made_again(
-    made_with: Mapping[Stage, DtypeName], refused: Stage, tmp_path: Path
+async def test_an_output_made_otherwise_is_refused(
+    made_with: Mapping[str, str], refused: Stage, tmp_path: Path
 ) -> None:
     store, model = MemoryStore(), published_model(tmp_path / "model")
     for stage in list(Stage)[: list(Stage).index(refused)]:

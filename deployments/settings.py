@@ -10,6 +10,7 @@ from deployments.dtypes import DtypeName
 
 FrameDrop = Literal["end", "each_upsample"]
 """Where the decoder drops the frames that the first latent frame has too many."""
+EncoderName = Literal["x264", "nvenc", "auto"]
 
 
 class Settings(BaseModel):
@@ -180,6 +181,17 @@ class StageSettings(Settings):
         return self
 
 
+class DecoderSettings(StageSettings):
+    """Replicas of the decoder, and what compresses the videos."""
+
+    encoder: EncoderName = Field(
+        "x264",
+        description="who compresses a video: x264, on the CPU; nvenc, the encoder engine of the GPU (H100, H200 and "
+        "A100 have none: a replica that cannot use it does not start); auto: nvenc where it has encoded a frame, else "
+        "x264. Their files differ, so auto is for replicas with equal GPUs",
+    )
+
+
 class SamplingSettings(Settings):
     """How the sampler batches, keeps and shows half-made videos."""
 
@@ -202,3 +214,4 @@ class WorkerSettings(Settings):
     sampling: SamplingSettings
     slots: int  # as in StageSettings
     torch_threads: int | None  # as in StageSettings
+    encoder: EncoderName = "x264"  # as in DecoderSettings

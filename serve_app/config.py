@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError
 from deployments.dtypes import DtypeName
 from deployments.messages import Stage
 from deployments.settings import (
+    DecoderSettings,
     ModelSettings,
     SamplingSettings,
     Settings,
@@ -208,7 +209,7 @@ class AppSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     encoder: StageSettings
     sampler: StageSettings
-    decoder: StageSettings
+    decoder: DecoderSettings
 
     @property
     def database_url(self) -> str:
@@ -239,6 +240,7 @@ class AppSettings(Settings):
             sampling=self.sampling,
             slots=section.slots,
             torch_threads=section.torch_threads,
+            encoder=section.encoder if isinstance(section, DecoderSettings) else "x264",
         )
 
 

@@ -57,17 +57,22 @@ def _cudnn_trials(tried: bool) -> Iterator[None]:
 
 
 def our_decoder(bench: Bench) -> Rows:
-    """The long video frame by frame: whether it is right, the first frame, all of it, and its kernels."""
+    """The long video by the frame, in both layouts: whether it is right, the first frame, all of it, its kernels."""
     vae = _vae(bench)
     latents = _latents(bench, bench.sizes.long_frames)
     some = latents[:, :FEW_FRAMES]
     corner = latents[:, :3, :8, :8]
     wanted = vae.decode(corner[None], return_dict=False)[0][0]
-    decoder = StreamingDecoder(vae)
-    yield Row("change", "decoded by the frame", partial(_decoding_error, decoder, corner, wanted))
-    yield _decoding("ours, to the first frame", bench, latents, lambda: next(decoder.decode(latents)), counted=False)
-    yield _decoding("ours", bench, latents, lambda: _drain(decoder, latents))
-    yield Row("kernels", "our decoder", partial(by_kind, bench.device, lambda: _drain(decoder, some)))
+    for layout, memory_format in LAYOUTS.items():
+        name = layout.replace("_", " ")
+        decoder = StreamingDecoder(vae, memory_format=memory_format)
+        yield Row("change", f"decoded by the frame, {name}", partial(_decoding_error, decoder, corner, wanted))
+        yield _decoding(f"ours, {name}", bench, latents, partial(_drain, decoder, latents))
+    first = partial(_first_piece, decoder, latents)
+    yield _decoding(f"ours, {name}, to the first frame", bench, latents, first, counted=False)
+    yield Row("kernels", f"our decoder, {name}", partial(by_kind, bench.device, partial(_drain, decoder, some)))
+    plain = StreamingDecoder(vae, compiled=False)
+    yield _decoding("ours, not compiled", bench, latents, partial(_drain, plain, latents))
 
 
 def stock_decoder(bench: Bench) -> Rows:
@@ -88,6 +93,10 @@ def _vae(bench: Bench) -> Any:
 
 def _latents(bench: Bench, frames: int) -> Tensor:
     return torch.randn(bench.spec(frames).clip.latents, device=bench.device, dtype=DTYPE)
+
+
+def _first_piece(decoder: StreamingDecoder, latents: Tensor) -> None:
+    next(decoder.decode(latents))
 
 
 def _drain(decoder: StreamingDecoder, latents: Tensor) -> None:

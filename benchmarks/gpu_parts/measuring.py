@@ -19,7 +19,7 @@ KINDS = {
     "fused": ("triton_poi", "triton_red", "triton_per"),
     "attention": ("flash", "fmha", "sdpa", "attention", "attn"),
     "convolution": ("conv", "fprop"),
-    "product": ("gemm", "gemv", "nvjet", "cutlass", "cublas", "_mm", "triton_tem", "aten::mm", "aten::addmm"),
+    "product": ("gemm", "gemv", "nvjet", "cutlass", "cublas", "_mm", "triton_tem", "aten::mm", "aten::addmm", "linear"),
     "copy": ("memcpy", "copy", "cat", "pad"),
 }
 OTHER = "elementwise"

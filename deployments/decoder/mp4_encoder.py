@@ -2,9 +2,11 @@
 
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import imageio_ffmpeg
 from PIL import Image
@@ -12,8 +14,14 @@ from torch import Tensor
 
 from deployments.errors import TransientError
 
-CRF = 17  # libx264's quality: 0 is lossless, 51 the worst
-PRESET = "veryfast"
+Codec = Literal["x264", "nvenc"]
+"""Who compresses: x264 on the CPU, or the encoder engine of an NVIDIA GPU."""
+
+CODECS: Mapping[Codec, Sequence[str]] = {
+    # crf: 0 is lossless, 51 the worst.
+    "x264": ("-c:v", "libx264", "-preset", "veryfast", "-crf", "17"),
+    "nvenc": ("-c:v", "h264_nvenc", "-preset", "p5", "-rc", "constqp", "-qp", "18"),
+}
 POSTER_QUALITY = 85  # WebP's, 0 to 100
 STDERR_BYTES = 2000  # of ffmpeg's last words, in an error
 FINISH_TIMEOUT_S = 300.0  # from the last frame to the whole file
@@ -34,12 +42,13 @@ class Mp4Writer:
         width: of the frames, pixels.
         height: of the frames, pixels.
         fps: frames a second.
+        codec: see `Codec`.
     """
 
-    def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
+    def __init__(self, path: Path, width: int, height: int, fps: int, codec: Codec = "x264") -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by finish and kill)
         self._process = subprocess.Popen(
-            command(path, width, height, fps),
+            command(path, width, height, fps, codec),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
@@ -100,14 +109,15 @@ class Mp4Writer:
         )
 
 
-def command(path: Path, width: int, height: int, fps: int) -> list[str]:
+def command(path: Path, width: int, height: int, fps: int, codec: Codec = "x264") -> list[str]:
     """ffmpeg's command line; raw RGB frames come in by its standard input."""
     return [
         imageio_ffmpeg.get_ffmpeg_exe(),
         *("-hide_banner", "-loglevel", "error", "-nostdin", "-y"),
         *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}"),
         *("-framerate", str(fps), "-i", "pipe:0"),
-        *("-vf", _TO_BT709, "-c:v", "libx264", "-preset", PRESET, "-crf", str(CRF)),
+        *("-vf", _TO_BT709),
+        *CODECS[codec],
         *_TAGS,
         *_EXACT,
         *("-movflags", "+faststart", "-f", "mp4", str(path)),

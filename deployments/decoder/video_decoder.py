@@ -1,6 +1,7 @@
 """Stage 3: latents to an mp4, a poster and a spritesheet; once for a model, the map its previews are made with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from ray import serve
 from torch import Tensor
 
 from deployments.clip import ClipShape
-from deployments.decoder.mp4_encoder import Mp4Writer, poster
+from deployments.decoder.codec import choose_codec
+from deployments.decoder.hand_over import hand_over
+from deployments.decoder.host_copies import host_copies
+from deployments.decoder.mp4_encoder import Codec, Mp4Writer, poster
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.keys import latents_key, video_key
 from deployments.messages import Stage, StageTask
@@ -23,8 +27,8 @@ from deployments.settings import WorkerSettings
 from deployments.storage.scratch import scratch_folder
 from deployments.storage.work_files import WorkLabel, check_finite, read_input, refused
 
-OpenWriter = Callable[[Path, int, int, int], Mp4Writer]
-"""Begins an mp4, by path, width, height and frames a second."""
+OpenWriter = Callable[[Path, int, int, int, Codec], Mp4Writer]
+"""Begins an mp4, by path, width, height, frames a second and codec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Stills:
 
 @serve.deployment
 class VideoDecoder(StageReplica):
-    """A replica of the decoder: one VAE, one thread, one job at a time; ffmpeg beside it."""
+    """A replica of the decoder: one VAE, one job at a time; one thread decodes, one writes, ffmpeg beside them."""
 
     stage = Stage.DECODING
     model_parts = ("vae",)
@@ -57,8 +61,9 @@ class VideoDecoder(StageReplica):
         self._decoder = StreamingDecoder(self._vae, model.frame_drop)
         self._revisions_with_map: set[str] = set()  # of transformers whose preview map is in storage
         self._finished_fit: tuple[str, PreviewFit] | None = None  # of the last video, and its transformer's revision
-        self.start_worker(slots=1)
         smallest = ClipShape(model.width.minimum, model.height.minimum, num_frames=7)
+        self._codec = choose_codec(settings.encoder, self._device, smallest.width, smallest.height)
+        self.start_worker(slots=1)
         self.worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(smallest.latents)))))
 
     async def run(self, task: StageTask) -> None:
@@ -107,7 +112,7 @@ class VideoDecoder(StageReplica):
     def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> Stills:
         """Write the mp4; returns the pictures."""
         spec = running.task.spec
-        writer = self._open_writer(path, spec.width, spec.height, spec.fps)
+        writer = self._open_writer(path, spec.width, spec.height, spec.fps, self._codec)
         try:
             stills = self._decode_into(writer, running, latents, fit)
             writer.finish()
@@ -118,15 +123,15 @@ class VideoDecoder(StageReplica):
         return stills
 
     def _decode_into(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> Stills:
-        """Decode piece by piece into the writer, the pictures and the preview map's fit; returns the pictures."""
+        """Decode piece by piece; each goes into the mp4, the pictures and the preview map's fit beside the decoding."""
         spec = running.task.spec
         sprites = Spritesheet(spec.num_frames, spec.width, spec.height)
         middle_frame = b""
         done = 0
-        running.progress(done, spec.num_frames)
-        for index, piece in enumerate(self._decoder.decode(self._to_vae(latents))):
-            frames = to_uint8(piece).cpu()
-            running.clock.lap("decode")
+
+        def take(numbered: tuple[int, Tensor]) -> None:
+            nonlocal middle_frame, done
+            index, frames = numbered
             writer.write(frames)
             sprites.add(frames)
             middle = spec.num_frames // 2 - done
@@ -135,9 +140,22 @@ class VideoDecoder(StageReplica):
             if fit is not None:
                 fit.add(latents[:, index], frames)
             done += len(frames)
-            running.clock.lap("mp4")
             running.progress(done, spec.num_frames)
+
+        running.progress(done, spec.num_frames)
+        # Closed also when the taking failed: the next video must not begin before this one has let go of the decoder.
+        with closing(self._frames(running, latents)) as pieces:
+            hand_over(enumerate(pieces), take)
         return Stills(middle_frame, sprites.webp())
+
+    def _frames(self, running: RunningTask, latents: Tensor) -> Generator[Tensor]:
+        """The frames of each latent frame, [t, H, W, 3] uint8 on the CPU."""
+        pieces = self._decoder.decode(self._to_vae(latents))
+        for frames in host_copies(to_uint8(piece) for piece in pieces):
+            running.clock.lap("decode")
+            running.raise_if_stopped()
+            yield frames
+            running.clock.lap("mp4")  # the decoding waited for it
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         return denormalise(self._vae, latents.to(self._device)).to(self._vae.dtype)

@@ -6,93 +6,44 @@ last inputs of the chunk before (two frames for a kernel of three). At 848x480 t
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from deployments.mochi.decoder_layers import NormSilu, decoder_layers, norm_silu, wanted_frames
 from deployments.settings import FrameDrop
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLMochi
-    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
-    from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiUpBlock3D
-
-
-class StreamingConv3d(nn.Module):
-    """A causal convolution that goes on where its last call ended. Wraps the weights of the original, no copy.
-
-    The first chunk after `forget` is padded as the original pads: its first frame repeated.
-    """
-
-    def __init__(self, original: "CogVideoXCausalConv3d") -> None:
-        super().__init__()
-        if original.pad_mode != "replicate":
-            raise ValueError(f"pad_mode is {original.pad_mode!r}; only 'replicate', Mochi's own, can be streamed")
-        self.conv = original.conv
-        self.past_frames = original.time_pad  # that the kernel sees before a frame
-        self.padding = (original.width_pad, original.width_pad, original.height_pad, original.height_pad, 0, 0)
-        self.cache: Tensor | None = None  # the last `past_frames` inputs of the chunk before
-
-    def forget(self) -> None:
-        """Start a new video."""
-        self.cache = None
-
-    def forward(self, inputs: Tensor, conv_cache: None = None) -> tuple[Tensor, None]:
-        """inputs: [B, C, t, h, w], the next t frames. The second value is what diffusers' blocks expect."""
-        if self.past_frames:
-            before = self.cache
-            if before is None:
-                before = inputs[:, :, :1].expand(-1, -1, self.past_frames, -1, -1)
-            inputs = torch.cat([before, inputs], dim=2)
-            self.cache = inputs[:, :, -self.past_frames :].clone()
-        return self.conv(F.pad(inputs, self.padding, mode="replicate")), None
-
-
-class CausalUpsample(nn.Module):
-    """An upsampling block that drops the frames which it makes before a video's first. Wraps the original, no copy.
-
-    A video begins with one frame, and expanded by n in time that frame becomes n, of which the last is kept. The
-    convolutions behind then see it alone, as they did when the model was trained (`DepthToSpaceTime` in genmoai/mochi,
-    vae/models.py).
-    """
-
-    def __init__(self, original: "MochiUpBlock3D") -> None:
-        super().__init__()
-        self.block = original
-        self._dropped = original.temporal_expansion - 1
-        self._begun = False
-
-    def forget(self) -> None:
-        """Start a new video."""
-        self._begun = False
-
-    def forward(self, inputs: Tensor, conv_cache: None = None) -> tuple[Tensor, object]:
-        """inputs: [B, C, t, h, w], the next t frames. The second value is what diffusers' decoder expects."""
-        frames, cache = self.block(inputs, conv_cache=conv_cache)
-        if not self._begun:
-            frames = frames[:, :, self._dropped :]
-        self._begun = True
-        return frames, cache
 
 
 class StreamingDecoder:
-    """Decodes with the decoder of one VAE instance, whose convolutions it replaces by streaming ones.
+    """Decodes with the weights of a VAE, which it lays out anew in memory; the VAE still decodes the same.
 
     One video at a time: `decode` of a second while the first is unfinished gives wrong frames.
 
     Args:
-        vae: whose decoder is changed in place.
+        vae: its decoder is used.
         frame_drop: where the five frames go that the first latent frame has too many; see `ModelSettings.frame_drop`.
+        memory_format: of activations and weights; default: channels last.
+        compiled: whether norm and activation are one kernel of torch's compiler; default: on CUDA.
     """
 
-    def __init__(self, vae: "AutoencoderKLMochi", frame_drop: FrameDrop = "end") -> None:
+    def __init__(
+        self,
+        vae: "AutoencoderKLMochi",
+        frame_drop: FrameDrop = "end",
+        memory_format: torch.memory_format = torch.channels_last_3d,
+        compiled: bool | None = None,
+    ) -> None:
         self._vae = vae
         self._frame_drop = frame_drop
-        self._streaming: list[StreamingConv3d | CausalUpsample] = [*_make_streaming(vae.decoder)]
-        if frame_drop == "each_upsample":
-            self._streaming += _make_causal(vae.decoder)
+        self._memory_format = memory_format
+        is_compiled = vae.device.type == "cuda" if compiled is None else compiled
+        self._layers = decoder_layers(vae.decoder, memory_format, _compiled() if is_compiled else norm_silu)
+        self._expansion = prod(layer.expansion for layer in self._layers)  # frames of a latent frame
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
@@ -109,46 +60,50 @@ class StreamingDecoder:
         self._forget()
         try:
             for index in range(latents.shape[1]):
-                frames = self._vae.decoder(latents[None, :, index : index + 1])[0][0]
-                yield frames[:, self._count_dropped(frames.shape[1]) :] if index == 0 else frames
+                yield self._decode_next(latents[:, index : index + 1], is_first=index == 0)
         finally:
             # Also when the caller stops halfway: the next video must not begin where this one ended.
             self._forget()
 
-    def _count_dropped(self, count: int) -> int:
-        """How many of the first latent frame's frames are dropped here, so that 6k + 1 remain of 6 (k + 1)."""
-        if self._frame_drop == "each_upsample":
-            return 0
+    def _decode_next(self, latents: Tensor, is_first: bool) -> Tensor:
+        """The frames of the next latent frame of a video, [12, 1, h, w]."""
+        values: Tensor = self._vae.decoder.conv_in(latents[None]).contiguous(memory_format=self._memory_format)
+        dropped = self._drops(is_first)
+        for layer, wanted in zip(self._layers, wanted_frames(self._layers, dropped), strict=True):
+            values = layer(values, wanted)
+        return values[0]
+
+    def _drops(self, is_first: bool) -> list[int]:
+        """How many of the first frames that each layer makes of the next latent frame are dropped.
+
+        A video begins with one frame: of 6 (k + 1) frames 6k + 1 remain. diffusers drops five at the end. In the
+        authors' code one frame that is expanded by n in time becomes n, of which the last is kept, so that the
+        convolutions behind see it alone, as they did when the model was trained (`DepthToSpaceTime` in genmoai/mochi,
+        vae/models.py).
+        """
+        dropped = [0] * len(self._layers)
+        if is_first and self._frame_drop == "each_upsample":
+            return [layer.expansion - 1 for layer in self._layers]
         ratio: int = self._vae.temporal_compression_ratio
-        return ratio - 1 if self._vae.drop_last_temporal_frames and count >= ratio else 0
+        if is_first and self._vae.drop_last_temporal_frames and self._expansion >= ratio:
+            dropped[-1] = ratio - 1
+        return dropped
 
     def _forget(self) -> None:
-        for module in self._streaming:
-            module.forget()
+        for layer in self._layers:
+            layer.forget()
 
 
-def _make_streaming(decoder: nn.Module) -> list[StreamingConv3d]:
-    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+def _compiled() -> NormSilu:
+    """One kernel for norm and activation, for every size.
 
-    causal = [name for name, module in decoder.named_modules() if isinstance(module, CogVideoXCausalConv3d)]
-    made = []
-    for name in causal:
-        streaming = StreamingConv3d(decoder.get_submodule(name))
-        decoder.set_submodule(name, streaming)
-        made.append(streaming)
-    return made
-
-
-def _make_causal(decoder: nn.Module) -> list[CausalUpsample]:
-    from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiUpBlock3D
-
-    blocks = [name for name, module in decoder.named_modules() if isinstance(module, MochiUpBlock3D)]
-    made = []
-    for name in blocks:
-        upsample = CausalUpsample(decoder.get_submodule(name))
-        decoder.set_submodule(name, upsample)
-        made.append(upsample)
-    return made
+    The compiler makes another one for single frames, for square pictures and for one channel a group: more than its
+    limit of eight together, beyond which it does not compile.
+    """
+    dynamo: Any = torch._dynamo
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 32)
+    compiled: NormSilu = torch.compile(norm_silu, dynamic=True)
+    return compiled
 
 
 def denormalise(vae: "AutoencoderKLMochi", latents: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from sqlalchemy import create_engine, func, select
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import dispatch, flops, registry, sampler_latency, step_batching, tiers
+from benchmarks import decode, dispatch, flops, registry, sampler_latency, step_batching, tiers
 from benchmarks import full_size as fs
 from benchmarks.gpu_parts.ceilings import product_shapes
 from benchmarks.machine import describe_machine, installed_version, publish
+from deployments.clip import ClipShape
 from deployments.mochi.block import run_block
 from deployments.mochi.denoise import Sample, predict_velocity, rope_tables
 from deployments.mochi.streaming_decode import StreamingDecoder
@@ -25,6 +26,7 @@ from serve_app.database import jobs as jobs_sql
 from serve_app.database.listing import list_jobs
 from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import JobFilter, JobState
+from tests.support import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 
@@ -351,3 +353,16 @@ def test_machine_is_plain_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert installed_version("no-such-package") is None
     publish({"machine": described, "seconds": math.pi}, tmp_path / "results" / "x.json")
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "results" / "x.json").read_text())
+
+
+def test_decoding_is_compared_before_it_is_timed() -> None:
+    decoders = decode.contenders(against=ROOT)
+    latents = decode.some_latents(ClipShape(32, 32, 7))
+    checks = decode.compare(decoders, latents)
+    assert set(checks) == set(decoders) and all(found["relative_error"] <= 1e-5 for found in checks.values())
+    section = decode.measure(decoders, latents, rounds=1)
+    assert section["base"] == decode.AGAINST and section["ratio"][decode.AGAINST] == 1
+    assert set(section["ms"]) > set(decoders)
+    assert [table.row_count for table in decode.tables(section, "32x32x7", rounds=1)] == [len(section["ms"]), 3]
+    with pytest.raises(SystemExit, match="off the VAE's own"):
+        decode.compare({"late": lambda latents: (piece + 1 for piece in decoders["ours"](latents))}, latents)

@@ -14,9 +14,9 @@ from PIL import Image
 from deployments.decoder.mp4_encoder import Mp4Writer
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.decoder.video_decoder import OpenWriter, VideoDecoder
-from deployments.errors import StorageUnavailableError
+from deployments.errors import StorageUnavailableError, TransientError
 from deployments.keys import checkpoint_key, latents_key, video_key
-from deployments.messages import Event, Finished, InputUnusable, Progress, Stage, Started, VideoSpec
+from deployments.messages import Event, Failed, Finished, InputUnusable, Progress, Stage, Started, VideoSpec
 from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
@@ -124,6 +124,28 @@ async def test_a_stop_kills_ffmpeg_and_leaves_nothing(monkeypatch: pytest.Monkey
     (writer,) = killed
     assert not writer.is_running
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_mp4_that_fails_halfway_fails_the_job_and_not_the_next() -> None:
+    broken = True
+
+    class Breaking(Mp4Writer):
+        def write(self, frames: torch.Tensor) -> None:
+            if broken and len(frames) == 6:
+                raise TransientError("mp4_failed", "no space left")
+            super().write(frames)
+
+    log, store, other = ReportLog(), sampled(), sampled()
+    decoder = replica(log, store, open_writer=Breaking)
+    await decoder.run(task(Stage.DECODING))
+    started, failed = log.ends
+    assert isinstance(started, Started) and isinstance(failed, Failed)
+    assert (failed.code, failed.transient) == ("mp4_failed", True)
+    assert store.written == []
+    broken = False
+    await decoder.run(task(Stage.DECODING))
+    await replica(ReportLog(), other).run(task(Stage.DECODING))
+    assert store.objects == other.objects
 
 
 class Watched(MemoryStore):

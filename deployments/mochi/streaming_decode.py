@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.mochi.decoder_layers import NormSilu, decoder_layers, norm_silu, wanted_frames
@@ -67,7 +68,9 @@ class StreamingDecoder:
 
     def _decode_next(self, latents: Tensor, is_first: bool) -> Tensor:
         """The frames of the next latent frame of a video, [12, 1, h, w]."""
-        values: Tensor = self._vae.decoder.conv_in(latents[None]).contiguous(memory_format=self._memory_format)
+        first = self._vae.decoder.conv_in  # of a kernel of one, so it is a linear layer
+        values = F.linear(latents[None].movedim(1, -1), first.weight.flatten(1), first.bias).movedim(-1, 1)
+        values = values.contiguous(memory_format=self._memory_format)
         dropped = self._drops(is_first)
         for layer, wanted in zip(self._layers, wanted_frames(self._layers, dropped), strict=True):
             values = layer(values, wanted)

@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import describe_machine, publish
+from deployments.errors import WorkerError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Checkpointed, Directive, Event, Finished, Parked, Stage, StageTask, Started, VideoSpec
 from deployments.mochi.denoise import Sample
@@ -110,7 +111,7 @@ class StepTimes:
         """The sampler's parts, with a step function that notes its times."""
         parts = load_parts(settings, model_folder, device)
 
-        def step(samples: Sequence[Sample]) -> list[Sample]:
+        def step(samples: Sequence[Sample]) -> Sequence[Sample | WorkerError]:
             self.begun.append(time.perf_counter())
             stepped = parts.step(samples)
             self.ended.append(time.perf_counter())

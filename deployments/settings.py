@@ -173,11 +173,21 @@ class StageSettings(Settings):
     downscale_delay_s: float = Field(300, ge=0)
     graceful_shutdown_timeout_s: float = Field(600, ge=0)
     torch_threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    memory_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of its GPU's memory, that a replica may take at most, so that stages of one GPU leave each other "
+        "theirs; default: all that is free when it starts",
+    )
+    cpu_fallback: bool = Field(False, description="run on the CPU if the GPU that was assigned does not work")
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must be at least min_replicas")
+        if self.memory_fraction is not None and not self.num_gpus:
+            raise ValueError("memory_fraction is of a GPU's memory, and num_gpus is 0; leave it out")
         return self
 
 
@@ -215,3 +225,5 @@ class WorkerSettings(Settings):
     slots: int  # as in StageSettings
     torch_threads: int | None  # as in StageSettings
     encoder: EncoderName = "x264"  # as in DecoderSettings
+    memory_fraction: float | None = None  # as in StageSettings
+    cpu_fallback: bool = False  # as in StageSettings

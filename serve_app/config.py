@@ -241,6 +241,8 @@ class AppSettings(Settings):
             slots=section.slots,
             torch_threads=section.torch_threads,
             encoder=section.encoder if isinstance(section, DecoderSettings) else "x264",
+            memory_fraction=section.memory_fraction,
+            cpu_fallback=section.cpu_fallback,
         )
 
 

@@ -7,11 +7,14 @@ machine's own figure.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
+
+from deployments.errors import PermanentError
+from deployments.replica.device_check import Installation, advice, gpu_problem, installation
 
 ROOT = Path("/")
 UNLIMITED = 1 << 60  # version 1 writes a huge number where there is no limit
@@ -19,9 +22,13 @@ UNLIMITED = 1 << 60  # version 1 writes a huge number where there is no limit
 _logger = logging.getLogger("ray.serve")
 
 
-def replica_device() -> torch.device:
-    """The device of this replica: what Ray gave it, not what the machine happens to have. It is logged."""
-    return choose_device(assigned_gpus(), torch.cuda.is_available())
+def replica_device(cpu_fallback: bool = False) -> torch.device:
+    """The device of this replica: what Ray gave it, not what the machine happens to have. For the rest `choose_device`.
+
+    Args:
+        cpu_fallback: run on the CPU if the GPU does not work.
+    """
+    return choose_device(assigned_gpus(), cpu_fallback)
 
 
 def assigned_gpus() -> list[str]:
@@ -34,19 +41,41 @@ def assigned_gpus() -> list[str]:
     return list(ids.get("GPU", []))
 
 
-def choose_device(assigned: list[str], cuda_usable: bool) -> torch.device:
-    """``cuda:0``, the first of the visible GPUs, if one is assigned and CUDA works, else the CPU; logged."""
-    if assigned and not cuda_usable:
-        _logger.warning(
-            "GPU %s is assigned but CUDA is not usable here; running on the CPU. Check the NVIDIA driver and that "
-            "torch is built for CUDA (torch.version.cuda is %s)",
-            ", ".join(assigned),
-            torch.version.cuda,
-        )
-        return torch.device("cpu")
+def choose_device(
+    assigned: Sequence[str],
+    cpu_fallback: bool,
+    find_problem: Callable[[torch.device], str | None] = gpu_problem,
+    find_installation: Callable[[], Installation] = installation,
+) -> torch.device:
+    """``cuda:0``, the first of the visible GPUs, if one is assigned, else the CPU; logged.
+
+    Args:
+        assigned: ids of the GPUs.
+        cpu_fallback: take the CPU, with a warning, if the assigned GPU does not work.
+        find_problem: uses the device, and says what is wrong with it.
+        find_installation: what is installed here.
+
+    Raises:
+        PermanentError: `gpu_unusable`: the assigned GPU does not work; a line that says why and what to do.
+    """
     device = torch.device("cuda:0" if assigned else "cpu")
-    _logger.info("running on %s", device)
-    return device
+    problem = find_problem(device) if assigned else None
+    if problem is None:
+        _logger.info("running on %s", device)
+        return device
+    what = f"GPU {', '.join(assigned)} is assigned to this replica and does not work ({problem}); "
+    what += advice(find_installation())
+    if not cpu_fallback:
+        raise PermanentError("gpu_unusable", f"{what}; or set the stage's cpu_fallback to true to run it on the CPU")
+    _logger.warning("%s; running on the CPU, as cpu_fallback says", what)
+    return torch.device("cpu")
+
+
+def limit_memory(device: torch.device, fraction: float | None) -> None:
+    """Bound what torch may allocate on a GPU to this part of its memory; None leaves it all. The context and the
+    libraries' own memory, about 1 GB, come on top."""
+    if device.type == "cuda" and fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 
 def set_threads(requested: int | None) -> None:

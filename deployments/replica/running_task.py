@@ -45,6 +45,7 @@ class Timing:
     heartbeat_s: float = 5.0  # until a task is reported that makes no progress
     stall_s: float = 900.0  # until a task without a step counts as stuck, and its replica must be replaced
     end_retry_s: float = 1.0  # until the end of a task is reported again that the registry did not hear
+    device_every_s: float = 10.0  # between two looks at whether the device should be used
     drain_poll_s: float = 0.25  # between two looks at whether Serve wants the replica to leave
     reservations_every_s: float = 5.0  # between two searches for slots that dead callers reserved
     store_retry_s: float = 1.0  # until a result is written again to a store that is away

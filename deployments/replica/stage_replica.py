@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from deployments.messages import Event, ReplicaInfo, Stage, StageTask
 from deployments.replica.connections import Connections, connect
-from deployments.replica.host import describe_device, replica_device, set_threads
+from deployments.replica.gpu_state import GpuWatch, NoGpuWatch, gpu_watch
+from deployments.replica.host import describe_device, limit_memory, replica_device, set_threads
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from deployments.settings import WorkerSettings
@@ -28,7 +29,7 @@ class StageReplica(ABC):
         timing: the pace of its talk with the registry and the store.
 
     Raises:
-        PermanentError, StorageUnavailableError: as `model_folder` does.
+        PermanentError, StorageUnavailableError: as `model_folder` does; `gpu_unusable`, as `choose_device` does.
     """
 
     stage: ClassVar[Stage]
@@ -36,6 +37,8 @@ class StageReplica(ABC):
     """Subfolders of the model that this stage needs."""
 
     worker: StageWorker
+    gpu: GpuWatch | NoGpuWatch
+    """What NVML says of the device."""
 
     def __init__(
         self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
@@ -46,7 +49,9 @@ class StageReplica(ABC):
         self._connections = connections or connect(settings)
         self._timing = timing
         self._store = self._connections.store
-        self._device = replica_device()
+        self._device = replica_device(settings.cpu_fallback)
+        self.gpu = gpu_watch(self._device)
+        limit_memory(self._device, settings.memory_fraction)
         set_threads(settings.torch_threads)
         self._folder = model_folder(
             settings.model, self.model_parts, self._connections.open_bucket, pins=StorePins(self._store)
@@ -68,7 +73,9 @@ class StageReplica(ABC):
             max_tokens=max_tokens,
             revision=source_revision(self._settings.model.source, self._folder),
         )
-        self.worker = StageWorker(info, self._connections.registry, timing=self._timing)
+        self.worker = StageWorker(
+            info, self._connections.registry, device_problem=self.gpu.problem, timing=self._timing
+        )
 
     async def run(self, task: StageTask) -> None:
         """Do one task. The registry learns all of it by reports; a failed task raises nothing."""

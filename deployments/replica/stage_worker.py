@@ -3,6 +3,9 @@
 The event loop talks; model work runs in threads of the replica's own. A task holds its slot until
 its thread has left, however the call ends: Serve frees its slot as soon as a call is cancelled, and
 two jobs would share a device.
+
+A replica whose device ran out of memory, or broke, is sick: it takes no more tasks and Serve replaces
+it. One whose device should not be used for now takes none either, and stays.
 """
 
 import asyncio
@@ -12,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
-
-import torch
 
 from deployments.background import keep_running, wait_for
 from deployments.errors import (
@@ -35,10 +36,14 @@ from deployments.messages import (
     Started,
 )
 from deployments.replica import serve_private
+from deployments.replica.device_errors import DeviceBrokenError, DeviceFailure, device_failure
 from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask, Timing, current_job, logger, without_grad
 
 T = TypeVar("T")
+
+SICKENING = frozenset(failure.value for failure in DeviceFailure)
+"""Codes of failures after which the replica must be replaced."""
 
 Work = Callable[[RunningTask], Awaitable[Event | None]]
 """Does a task. Returns None when it is finished, or `Parked`; raises what `failure_of` understands."""
@@ -50,6 +55,8 @@ class StageWorker:
     Args:
         info: what the replica announces while it takes tasks.
         registry: gets the announcements and the reports.
+        device_problem: why no task should be taken now, for people; None if nothing speaks against it. Blocks for a
+            moment, and is asked now and then, in a thread.
         is_draining: whether Serve wants this replica to leave.
         end_process: called when it is to leave and all its work is handed back.
         timing: how often it talks, and how long it waits.
@@ -61,6 +68,7 @@ class StageWorker:
         info: ReplicaInfo,
         registry: WorkerRegistry,
         *,
+        device_problem: Callable[[], str | None] = lambda: None,
         is_draining: Callable[[], bool] = serve_private.is_draining,
         end_process: Callable[[], None] = serve_private.end_if_terminated,
         timing: Timing = Timing(),
@@ -78,6 +86,8 @@ class StageWorker:
         self._news = asyncio.Event()
         self._reservations = serve_private.Reservations()
         self._unhealthy: str | None = None  # why the replica must be replaced
+        self._find_device_problem = device_problem
+        self._device_problem = device_problem()
         self._leaving: str | None = None  # why it takes no more tasks
         self._loop = asyncio.get_running_loop()
         self._background = [
@@ -87,6 +97,7 @@ class StageWorker:
                 self._report_forever,
                 self._leave_when_draining,
                 self._release_reservations_forever,
+                self._watch_device_forever,
             )
         ]
 
@@ -99,9 +110,10 @@ class StageWorker:
         """Raises RuntimeError if the replica must be replaced."""
         stalled = [running.task.job_id for running in self._at_work() if running.is_stalled]
         if stalled:
-            self._unhealthy = f"no step for {self._timing.stall_s:g} s in {', '.join(stalled)}"
+            self._unhealthy = f"no step for {self._timing.stall_s:g} s"
         if self._unhealthy:
-            raise RuntimeError(f"replica {self._info.replica} must be replaced: {self._unhealthy}")
+            where = f" in {', '.join(stalled)}" if stalled else ""  # jobs are no business of /health
+            raise RuntimeError(f"replica {self._info.replica} must be replaced: {self._unhealthy}{where}")
 
     def close(self) -> None:
         """Stop announcing and stop all tasks; does not wait for them. From any thread."""
@@ -167,8 +179,8 @@ class StageWorker:
     async def _run_reporting(self, running: RunningTask, work: Work) -> None:
         if running.stopped:
             return
-        if reason := self._unhealthy or self._leaving:
-            await self._report_end(running, Failed("replica_unhealthy", f"the replica leaves: {reason}", True))
+        if reason := self._unhealthy or self._leaving or self._device_problem:
+            await self._report_end(running, Failed("replica_unhealthy", f"the replica takes no tasks: {reason}", True))
             return
         await self.report_now(running, Started(self._info.replica, self._info.device))
         running.at_work = True
@@ -192,11 +204,11 @@ class StageWorker:
             return InputUnusable(error.message)
         except Exception as error:
             failed = failure_of(error)
-            if failed.code == "out_of_memory":
+            # A traceback only for what nobody foresaw, and of a device that is lost only the first.
+            trace = None if isinstance(error, WorkerError) or self._unhealthy else error
+            if failed.code in SICKENING:
                 self._unhealthy = failed.message
                 await self.drain(failed.message)
-            # A traceback only for what nobody foresaw.
-            trace = None if isinstance(error, WorkerError) else error
             logger.error("%s failed, %s: %s", stage, failed.code, failed.message, exc_info=trace)
             return failed
         logger.info("%s %s: %s", stage, "done" if end is None else "parked", running.clock.seconds)
@@ -230,8 +242,9 @@ class StageWorker:
                 await asyncio.sleep(self._timing.announce_retry_s)
 
     async def _announce(self, wait: bool) -> bool:
-        """Announce this replica once, without slots if it leaves; whether the registry answered."""
-        info = replace(self._info, slots=0) if self._unhealthy or self._leaving else self._info
+        """Announce this replica once, without slots if it takes no tasks; whether the registry answered."""
+        problem = self._unhealthy or self._device_problem
+        info = replace(self._info, slots=0, problem=problem) if problem or self._leaving else self._info
         directives = await self._answer(self._registry.announce(info, wait))
         for lease, directive in (directives or {}).items():
             if running := self._tasks.get(lease):
@@ -254,6 +267,20 @@ class StageWorker:
             if count := await self._reservations.release_stale():
                 logger.warning("%s: %d slots were reserved and not used; they are open again", self._info.stage, count)
             await asyncio.sleep(self._timing.reservations_every_s)
+
+    async def _watch_device_forever(self) -> None:
+        """Tell the registry at once when the device should not be used any more, or may be again."""
+        while True:
+            await asyncio.sleep(self._timing.device_every_s)
+            problem = await asyncio.to_thread(self._find_device_problem)
+            if problem == self._device_problem:
+                continue
+            self._device_problem = problem
+            if problem is None:
+                logger.info("%s: the device may be used again", self._info.stage)
+            else:
+                logger.error("%s: no tasks are taken: %s", self._info.stage, problem)
+            await self._announce(wait=False)
 
     async def _answer(self, call: Awaitable[T]) -> T | None:
         """The registry's answer, None if there was none: the work never fails with the registry."""
@@ -279,7 +306,10 @@ def failure_of(error: Exception) -> Failed:
         if error.detail:
             logger.warning("the work is given up: %s", error)
         return Failed(error.code, error.message, transient=not isinstance(error, PermanentError))
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Failed("out_of_memory", "the device ran out of memory", transient=True)
+    match device_failure(error):
+        case DeviceFailure.OUT_OF_MEMORY as code:
+            return Failed(code.value, "the device ran out of memory", transient=True)
+        case DeviceFailure.BROKEN as code:
+            return Failed(code.value, DeviceBrokenError().message, transient=True)
     what = "the worker failed in a way that nobody foresaw; its operator finds the reason in the log"
     return Failed("internal_error", what, transient=True)

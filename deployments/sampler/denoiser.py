@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from deployments.clip import LatentShape
+from deployments.errors import TransientError, WorkerError
 from deployments.messages import VideoSpec
 from deployments.mochi.block import Rope
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
+from deployments.replica.device_check import check_arithmetic
 from deployments.sampler.state import SampleState
 from deployments.settings import ModelSettings
 
@@ -46,14 +49,23 @@ class Denoiser:
         sample = start_sample(self._transformer, state.spec, state.embeds, self._rope[shape])
         return replace(sample, latents=state.latents.to(self._device), step=state.step)
 
-    def step(self, samples: Sequence[Sample]) -> list[Sample]:
-        """One step of a batch; returns when the device has done it, so that progress is true and a stop is prompt."""
+    def step(self, samples: Sequence[Sample]) -> list[Sample | WorkerError]:
+        """One step of a batch; returns when the device has done it, so that progress is true and a stop is prompt.
+
+        Returns:
+            Each sample one step on, or TransientError `non_finite_latents` for one whose latents hold a NaN or an
+            infinity from this step on: the others of the batch have no part in it.
+
+        Raises:
+            TransientError: `device_broken`: there was such a sample, and the device cannot multiply.
+        """
         begun = time.perf_counter()
         stepped = denoise_step(self._transformer, samples)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        finite = finite_when_done([sample.latents for sample in stepped])
+        if not all(finite):
+            check_arithmetic(self._device)
         time.sleep(max(0.0, self._min_step_s - (time.perf_counter() - begun)))
-        return stepped
+        return [sample if good else _non_finite(sample) for sample, good in zip(stepped, finite, strict=True)]
 
     def warm_up(self, model: ModelSettings) -> None:
         """One guided step of the smallest video of the model."""
@@ -64,3 +76,22 @@ class Denoiser:
         embeds = {"prompt_embeds": zeros, "prompt_mask": mask, "negative_embeds": zeros, "negative_mask": mask}
         rope = rope_tables(self._transformer, spec.clip.latents)
         denoise_step(self._transformer, [start_sample(self._transformer, spec, embeds, rope)])
+
+
+def finite_when_done(latents: Sequence[Tensor]) -> list[bool]:
+    """Wait until their device has done all its work; then whether each tensor holds numbers only.
+
+    The answers are on their way to the host before the wait begins, so they cost no second one.
+    """
+    flags = torch.stack([torch.isfinite(each).all() for each in latents])
+    if flags.device.type != "cuda":
+        return flags.tolist()
+    on_host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+    on_host.copy_(flags, non_blocking=True)
+    torch.cuda.synchronize(flags.device)
+    return on_host.tolist()
+
+
+def _non_finite(sample: Sample) -> TransientError:
+    what = f"sampling gave NaN or infinity in step {sample.step} of {sample.num_steps}"
+    return TransientError("non_finite_latents", what)

@@ -43,12 +43,19 @@ LATENT_COPIES = 2  # of a sample's latents between steps: its newest and the one
 _logger = logging.getLogger("ray.serve")
 
 
-def memory_budget(device: torch.device) -> int:
+def memory_budget(device: torch.device, fraction: float | None = None) -> int:
     """Bytes for samples: what is free now, with the weights loaded, less 5 % of the device's whole memory.
 
     CUDA: memory that torch's allocator holds but does not use counts as free. CPU: the machine's memory, or the
     container's where that is less; what other processes take later is not foreseen.
+
+    Args:
+        fraction: of a GPU's memory, that this process may take at most: then that counts, and not what is free now,
+            which depends on who has started before.
     """
+    if device.type == "cuda" and fraction is not None:
+        _, total = torch.cuda.mem_get_info(device)
+        return share_budget(total, torch.cuda.memory_allocated(device), fraction)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -56,6 +63,18 @@ def memory_budget(device: torch.device) -> int:
         free = available_bytes()
         total = total_bytes()
     return max(0, free - int(HEADROOM * total))
+
+
+def share_budget(total: int, weights: int, fraction: float) -> int:
+    """Bytes for samples of a process that may take a part of a GPU's memory, less 5 % of that part for what the
+    allocator cannot use.
+
+    Args:
+        total: bytes of the GPU.
+        weights: bytes that are allocated already.
+        fraction: of the GPU's memory.
+    """
+    return max(0, int((1 - HEADROOM) * fraction * total) - weights)
 
 
 def probe_shapes(model: ModelSettings) -> tuple[LatentShape, LatentShape]:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from ray import serve
-from torch import Tensor
 
 from deployments.clip import cfg_rows
-from deployments.errors import TransientError
+from deployments.errors import StoppedError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Event, Parked, Stage
 from deployments.mochi.denoise import Sample, initial_noise
@@ -27,7 +26,7 @@ from deployments.sampler.memory_measure import memory_budget, memory_profile
 from deployments.sampler.memory_profile import SampleFootprint
 from deployments.sampler.recorder import RenderPreview, SampleRecorder, is_ahead_of_storage, render_preview
 from deployments.sampler.state import SampleState, pack
-from deployments.sampler.step_loop import Step, StepLoop
+from deployments.sampler.step_loop import Snapshot, Step, StepLoop
 from deployments.settings import WorkerSettings
 from deployments.storage import work_files
 from deployments.storage.model_store import model_fingerprint
@@ -67,7 +66,7 @@ def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.devic
         prepare=denoiser.prepare,
         step=denoiser.step,
         warm_up=partial(denoiser.warm_up, settings.model),
-        memory=MemoryGate(profile, memory_budget(device)),
+        memory=MemoryGate(profile, memory_budget(device, settings.memory_fraction)),
     )
 
 
@@ -123,16 +122,16 @@ class MochiSampler(StageReplica):
             return parked(running, running.task.checkpoint_step)
         start = await self._load_state(running)
         running.clock.lap("load")
-        sample = await self._denoise_in_memory(running, start)
+        snapshot = await self._denoise_in_memory(running, start)
         running.clock.lap("denoise")
-        if sample is None:
+        if snapshot is None:
             return parked(running, start.step)
-        if sample.done:
-            await self._store_latents(running, sample)
+        if snapshot.done:
+            await self._store_latents(running, snapshot)
         else:
-            await self._store_state(running, sample, start)
+            await self._store_state(running, snapshot, start)
         running.clock.lap("store")
-        return None if sample.done else parked(running, sample.step)
+        return None if snapshot.done else parked(running, snapshot.step)
 
     async def _load_state(self, running: RunningTask) -> SampleState:
         task = running.task
@@ -148,7 +147,7 @@ class MochiSampler(StageReplica):
         noise = await asyncio.to_thread(initial_noise, task.spec)
         return SampleState(task.spec, self._revision, self._model.dtype, 0, noise, embeds)
 
-    async def _denoise_in_memory(self, running: RunningTask, start: SampleState) -> Sample | None:
+    async def _denoise_in_memory(self, running: RunningTask, start: SampleState) -> Snapshot | None:
         """As `_denoise`, once there is memory for the sample; None if it is to be parked before."""
         footprint = SampleFootprint(start.spec.clip.latents, cfg_rows(start.spec.guidance_scale))
         memory = self._parts.memory
@@ -160,44 +159,53 @@ class MochiSampler(StageReplica):
         finally:
             memory.release(running)
 
-    async def _denoise(self, running: RunningTask, start: SampleState) -> Sample:
+    async def _denoise(self, running: RunningTask, start: SampleState) -> Snapshot:
         """The sample as it left the loop, done or not."""
+        recording = self.recorder.begin(running, start)
+
+        def after_step(sample: Sample, previous: Sample | None) -> None:
+            running.progress(sample.step, sample.num_steps)
+            recording.take(sample, previous)
+
         entry = self._loop.add(
             running,
             prepare=lambda: self._parts.prepare(start, self._loop.samples),
-            after_step=lambda sample: running.progress(sample.step, sample.num_steps),
+            after_step=after_step,
             exact=start.spec.exact,
         )
-        recording = asyncio.create_task(self.recorder.record(running, entry, start))
+        writing = asyncio.create_task(recording.write())
         try:
             return await entry.result
-        except (torch.OutOfMemoryError, MemoryError):
-            await _cancel(recording)
-            await self.recorder.save_checkpoint(running, entry.sample, start)
+        except StoppedError:
+            raise
+        except Exception:
+            # The last state that is on the host is worth a checkpoint, whatever became of the device.
+            await _cancel(writing)
+            await self.recorder.save_checkpoint(running, entry.kept or recording.unwritten, start)
             raise
         finally:
             # Nobody waits for a checkpoint or a preview that is under way: the sample is ahead of it.
-            await _cancel(recording)
+            await _cancel(writing)
 
-    async def _store_state(self, running: RunningTask, sample: Sample, start: SampleState) -> None:
+    async def _store_state(self, running: RunningTask, snapshot: Snapshot, start: SampleState) -> None:
         """Write the state with which the sample is parked, unless it is in storage.
 
         Older ones are left to the job's next checkpoint or its end: the slot does not wait for their deletion, and
         once the state is reported the job is another replica's, whose checkpoints nobody else may touch.
         """
-        if not is_ahead_of_storage(running, sample, start):
+        if not is_ahead_of_storage(running, snapshot.step, start):
             return
-        key = checkpoint_key(running.task.job_id, sample.step)
-        data = await asyncio.to_thread(pack, key, replace(start, step=sample.step, latents=sample.latents))
+        key = checkpoint_key(running.task.job_id, snapshot.step)
+        data = await asyncio.to_thread(pack, key, replace(start, step=snapshot.step, latents=snapshot.latents))
         await TaskStore(self._store, running).put_result(key, data, CONTENT_TYPE)
 
-    async def _store_latents(self, running: RunningTask, sample: Sample) -> None:
+    async def _store_latents(self, running: RunningTask, snapshot: Snapshot) -> None:
         task = running.task
         label = WorkLabel(latents_key(task.job_id), self._revision, self._model.dtype, task.spec)
 
         def packed() -> bytes:
-            latents = check_finite(sample.latents.cpu())
-            return work_files.pack(label, {"latents": latents.float()}, transformer=self._parts.revision)
+            tensors = {"latents": snapshot.latents.float()}
+            return work_files.pack(label, tensors, transformer=self._parts.revision)
 
         data = await asyncio.to_thread(packed)
         await TaskStore(self._store, running).put_result(label.key, data, CONTENT_TYPE)
@@ -211,14 +219,3 @@ def parked(running: RunningTask, step: int) -> Parked:
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-def check_finite(latents: Tensor) -> Tensor:
-    """Return the latents as they are.
-
-    Raises:
-        TransientError: `non_finite_latents`: another replica may do better, a faulty GPU does this.
-    """
-    if not bool(torch.isfinite(latents).all()):
-        raise TransientError("non_finite_latents", "sampling gave NaN or infinity; the job is tried again")
-    return latents

@@ -1,10 +1,17 @@
-"""What goes on beside the denoising of a sample: checkpoints into storage, previews to the registry."""
+"""What goes on beside the denoising of a sample: checkpoints into storage, previews to the registry.
+
+A `Recording` takes what is due on the loop's thread between two steps, when the device is idle; what it took is written
+on the event loop and in other threads, which know nothing of the device.
+"""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
+
+from torch import Tensor
 
 from deployments.errors import StoppedError, WorkerError
 from deployments.messages import Checkpointed, Event
@@ -12,27 +19,37 @@ from deployments.mochi.denoise import Sample
 from deployments.mochi.preview import PreviewMap, find_preview, predicted_clean, preview_image
 from deployments.replica.running_task import RunningTask, TaskStore, logger
 from deployments.sampler.state import Checkpoints, SampleState
-from deployments.sampler.step_loop import LoopEntry
+from deployments.sampler.step_loop import Snapshot
 from deployments.settings import SamplingSettings
 from deployments.storage.object_store import Store
 
 Report = Callable[[RunningTask, Event], Awaitable[bool]]
 """Tells the registry of an event; whether it heard."""
 
-RenderPreview = Callable[[PreviewMap, Sample, Sample], bytes]
+
+@dataclass(frozen=True, slots=True)
+class PreviewParts:
+    """What a preview is made of: the middle latent frame before and after a step, on the CPU."""
+
+    step: int  # denoising steps done after it
+    before: Tensor  # [12, 1, H/8, W/8] fp32
+    after: Tensor  # likewise
+    sigmas: Tensor  # [2] fp32, before and after
+
+    @classmethod
+    def of(cls, previous: Sample, sample: Sample) -> Self:
+        """Between two steps, on the loop's thread; `previous` is the sample one step before."""
+        middle = slice(sample.latents.shape[1] // 2, sample.latents.shape[1] // 2 + 1)
+        sigmas = sample.sigmas[previous.step : sample.step + 1]
+        return cls(sample.step, previous.latents[:, middle].cpu(), sample.latents[:, middle].cpu(), sigmas.cpu())
 
 
-def render_preview(preview: PreviewMap, previous: Sample, sample: Sample) -> bytes:
-    """A WebP of where the sample is heading, its middle latent frame; `previous` is the sample one step before."""
-    middle = slice(sample.latents.shape[1] // 2, sample.latents.shape[1] // 2 + 1)
-    sigmas = sample.sigmas.cpu()
-    clean = predicted_clean(
-        previous.latents[:, middle].cpu(),
-        sample.latents[:, middle].cpu(),
-        sigmas[previous.step],
-        sigmas[sample.step],
-    )
-    return preview_image(preview, clean)
+RenderPreview = Callable[[PreviewMap, PreviewParts], bytes]
+
+
+def render_preview(preview: PreviewMap, parts: PreviewParts) -> bytes:
+    """A WebP of where the sample is heading, its middle latent frame."""
+    return preview_image(preview, predicted_clean(parts.before, parts.after, parts.sigmas[0], parts.sigmas[-1]))
 
 
 class SampleRecorder:
@@ -47,11 +64,15 @@ class SampleRecorder:
         sampling: how often to write and to send.
         report: tells the registry of a checkpoint.
         render: makes the preview's picture.
-        poll_s: seconds between two looks at a sample, at most.
+        preview_pause_s: seconds between two previews of a sample, at least: reports are no more frequent.
+        now_s: a monotonic clock in seconds.
     """
 
     checkpoint_s: float
     """Seconds of sampling between two checkpoints of a sample; may be changed while samples are recorded."""
+
+    preview_every: int
+    """As in SamplingSettings."""
 
     def __init__(
         self,
@@ -64,10 +85,13 @@ class SampleRecorder:
         sampling: SamplingSettings,
         report: Report,
         render: RenderPreview = render_preview,
-        poll_s: float = 0.2,
+        preview_pause_s: float = 0.2,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.checkpoint_s = sampling.checkpoint_s
-        self._preview_every = sampling.preview_every
+        self.preview_every = sampling.preview_every
+        self.preview_pause_s = preview_pause_s
+        self.now_s = now_s
         self._model_folder = model_folder
         self._store = store
         self._transformer = transformer
@@ -75,7 +99,6 @@ class SampleRecorder:
         self._dtype = dtype
         self._report = report
         self._render = render
-        self._poll_s = poll_s
         self._preview_map: PreviewMap | None = None
         self._unexpected_errors = 0
 
@@ -83,43 +106,41 @@ class SampleRecorder:
         """The checkpoints of the task's job, as long as the task is not stopped."""
         return Checkpoints(TaskStore(self._store, running), self._revision, self._dtype)
 
-    async def record(self, running: RunningTask, entry: LoopEntry, start: SampleState) -> None:
-        """A checkpoint and a preview now and then, until it is cancelled. start: the state the sample came with."""
-        checkpoint_at = time.monotonic()
-        previewed_step = start.step
-        if self._preview_every and self._preview_map is None:
+    def begin(self, running: RunningTask, start: SampleState) -> "Recording":
+        """Begin to record a sample. start: the state that it came with."""
+        return Recording(self, running, start)
+
+    async def find_preview_map(self) -> None:
+        """Look for the model's preview map, if previews are made and none is known yet."""
+        if self.preview_every and not self.has_preview_map:
             await self._try("preview map", self._find_preview_map())
-        while True:
-            await asyncio.sleep(min(self._poll_s, self.checkpoint_s))
-            if time.monotonic() - checkpoint_at >= self.checkpoint_s:
-                checkpoint_at = time.monotonic()
-                await self.save_checkpoint(running, entry.sample, start)
-            previous = entry.previous
-            sample = entry.sample
-            if not self._preview_every or previous is None or sample is None:
-                continue
-            if sample.step - previewed_step >= self._preview_every:
-                previewed_step = sample.step
-                await self._try("preview", self._send_preview(running, previous, sample))
 
-    async def save_checkpoint(self, running: RunningTask, sample: Sample | None, start: SampleState) -> None:
+    @property
+    def has_preview_map(self) -> bool:
+        """Whether there can be previews."""
+        return self._preview_map is not None
+
+    async def save_checkpoint(self, running: RunningTask, snapshot: Snapshot | None, start: SampleState) -> None:
         """Write a checkpoint of the sample if it is ahead of the last one, and tell the registry."""
-        if sample is not None and is_ahead_of_storage(running, sample, start):
-            await self._try("checkpoint", self._save_checkpoint(running, sample, start))
+        if snapshot is not None and is_ahead_of_storage(running, snapshot.step, start):
+            await self._try("checkpoint", self._save_checkpoint(running, snapshot, start))
 
-    async def _save_checkpoint(self, running: RunningTask, sample: Sample, start: SampleState) -> None:
-        state = replace(start, step=sample.step, latents=sample.latents)
+    async def send_preview(self, running: RunningTask, parts: PreviewParts) -> None:
+        """Attach a preview to the progress, if the model has a map for it."""
+        await self._try("preview", self._send_preview(running, parts))
+
+    async def _save_checkpoint(self, running: RunningTask, snapshot: Snapshot, start: SampleState) -> None:
+        state = replace(start, step=snapshot.step, latents=snapshot.latents)
         await self.checkpoints(running).save(running.task.job_id, state)
-        running.checkpoint_step = sample.step
-        await self._report(running, Checkpointed(sample.step))
+        running.checkpoint_step = snapshot.step
+        await self._report(running, Checkpointed(snapshot.step))
 
     async def _find_preview_map(self) -> None:
         self._preview_map = await find_preview(self._model_folder, self._store, self._transformer)
 
-    async def _send_preview(self, running: RunningTask, previous: Sample, sample: Sample) -> None:
-        """Attach a preview to the progress, if the model has a map for it."""
+    async def _send_preview(self, running: RunningTask, parts: PreviewParts) -> None:
         if self._preview_map is not None:
-            running.attach_preview(await asyncio.to_thread(self._render, self._preview_map, previous, sample))
+            running.attach_preview(await asyncio.to_thread(self._render, self._preview_map, parts))
 
     async def _try(self, what: str, work: Awaitable[None]) -> None:
         """Do it and log what it raises: that costs nothing yet, and the next one may succeed."""
@@ -134,6 +155,70 @@ class SampleRecorder:
             logger.exception("no %s this time; unforeseen error %d beside this sampler", what, self._unexpected_errors)
 
 
-def is_ahead_of_storage(running: RunningTask, sample: Sample, start: SampleState) -> bool:
-    """Whether the sample has done steps that no checkpoint holds. start: the state it came with."""
-    return sample.step > max(start.step, running.checkpoint_step)
+class Recording:
+    """A checkpoint and a preview of one sample now and then.
+
+    Of each kind one at a time is taken and written: what falls due meanwhile waits for the step after.
+    """
+
+    def __init__(self, recorder: SampleRecorder, running: RunningTask, start: SampleState) -> None:
+        self._recorder = recorder
+        self._running = running
+        self._start = start
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._checkpoint_at = self._preview_at = recorder.now_s()
+        self._previewed_step = start.step
+        self._unwritten: Snapshot | None = None  # taken, and not in storage yet
+        self._unsent: PreviewParts | None = None
+
+    @property
+    def unwritten(self) -> Snapshot | None:
+        """What was taken for a checkpoint that is not written yet."""
+        return self._unwritten
+
+    def take(self, sample: Sample, previous: Sample | None) -> None:
+        """Copy to the host what is due; cheap if nothing is. On the loop's thread, between two steps."""
+        now = self._recorder.now_s()
+        took = self._take_checkpoint(sample, now)
+        if self._take_preview(sample, previous, now) or took:
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    def _take_checkpoint(self, sample: Sample, now: float) -> bool:
+        if self._unwritten is not None or now - self._checkpoint_at < self._recorder.checkpoint_s:
+            return False
+        self._checkpoint_at = now
+        if sample.done or not is_ahead_of_storage(self._running, sample.step, self._start):
+            return False
+        self._unwritten = Snapshot.of(sample)
+        return True
+
+    def _take_preview(self, sample: Sample, previous: Sample | None, now: float) -> bool:
+        recorder = self._recorder
+        if not recorder.preview_every or previous is None or self._unsent is not None or not recorder.has_preview_map:
+            return False
+        too_early = now - self._preview_at < recorder.preview_pause_s
+        if too_early or sample.step - self._previewed_step < recorder.preview_every:
+            return False
+        self._preview_at = now
+        self._previewed_step = sample.step
+        self._unsent = PreviewParts.of(previous, sample)
+        return True
+
+    async def write(self) -> None:
+        """Write and send what was taken, until it is cancelled."""
+        await self._recorder.find_preview_map()
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            parts, self._unsent = self._unsent, None
+            if parts is not None:
+                await self._recorder.send_preview(self._running, parts)
+            if self._unwritten is not None:
+                await self._recorder.save_checkpoint(self._running, self._unwritten, self._start)
+                self._unwritten = None
+
+
+def is_ahead_of_storage(running: RunningTask, step: int, start: SampleState) -> bool:
+    """Whether a sample of so many steps has done some that no checkpoint holds. start: the state it came with."""
+    return step > max(start.step, running.checkpoint_step)

@@ -2,8 +2,11 @@
 
     while there are samples: receive new ones, remove those to be stopped or parked, step the next batch
 
-Everything else (storage, reports, checkpoints) runs beside it and only reads `LoopEntry.sample`, which never changes
-in place: a step makes new samples.
+No other thread touches the device. Between two steps it is idle, and whatever anybody needs of a sample on the host is
+copied then, here: by `LoopEntry.after_step` what is recorded of it, by the loop the latents with which it leaves. A
+copy from another thread would go to the same stream and wait for the step that is under way.
+
+A device that breaks is lost to all samples, in the pass or not: they leave with what is on the host, and the loop ends.
 """
 
 import asyncio
@@ -14,22 +17,44 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from deployments.clip import latent_tokens
-from deployments.errors import StoppedError
+from deployments.errors import StoppedError, TransientError, WorkerError
 from deployments.mochi.denoise import Sample
+from deployments.replica.device_errors import is_broken
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_batcher import Load, StepBatcher
 
-Step = Callable[[Sequence[Sample]], list[Sample]]
-"""One denoising step of samples that share a shape; returns when the device has done it."""
+Step = Callable[[Sequence[Sample]], Sequence[Sample | WorkerError]]
+"""One denoising step of samples that share a shape; returns when the device has done it. In the place of a sample that
+cannot go on, and whose neighbours can, is the error with which it fails."""
 
-AfterStep = Callable[[Sample], None]
+AfterStep = Callable[[Sample, Sample | None], None]
+"""Takes a sample, and what it was one step before: None when it was prepared and not stepped."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A sample between two steps, on the host."""
+
+    step: int  # denoising steps done
+    num_steps: int
+    latents: Tensor  # [12, T, H/8, W/8] fp32, on the CPU
+
+    @classmethod
+    def of(cls, sample: Sample) -> Self:
+        """Between two steps, on the loop's thread: it then waits for nothing but the copy. On the CPU none is made."""
+        return cls(sample.step, sample.num_steps, sample.latents.cpu())
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.num_steps
 
 
 @dataclass(slots=True, eq=False)
@@ -40,21 +65,20 @@ class LoopEntry:
     prepare: Callable[[], Sample]  # makes it, on the loop's thread
     after_step: AfterStep  # called there with it as it was prepared, and after each step; may raise StoppedError
     exact: bool  # it shares its pass with no other sample
-    result: asyncio.Future[Sample]  # as it left the loop, done or not
-    sample: Sample | None = None  # after its last step; None until it is prepared
-    previous: Sample | None = None  # one step before `sample`
+    result: asyncio.Future[Snapshot]  # as it left the loop, done or not
+    sample: Sample | None = None  # after its last step, on the device; None until it is prepared and when it has left
+    kept: Snapshot | None = None  # as it was before a pass that failed and left the device whole
 
-    def finish(self, sample: Sample) -> None:
+    def finish(self, snapshot: Snapshot) -> None:
         """Set the result. From the loop's thread."""
-        self._call_unless_done(self.result.set_result, sample)
+        self.sample = None
+        self._call_unless_done(self.result.set_result, snapshot)
 
     def fail(self, error: BaseException) -> None:
         """Set what awaiting the result raises. From the loop's thread."""
+        # The device's memory is freed now, and not when Python next looks for cycles, of which a traceback makes one.
+        self.sample = None
         if isinstance(error, StoppedError):
-            # Nobody wants the sample of a stopped task: its memory is freed now, and not when Python next looks for
-            # cycles, of which a traceback makes one.
-            self.sample = None
-            self.previous = None
             error.__traceback__ = None
         self._call_unless_done(self.result.set_exception, error)
 
@@ -89,7 +113,7 @@ class StepLoop:
         self._inbox: queue.SimpleQueue[LoopEntry | None] = queue.SimpleQueue()
         self._entries: list[LoopEntry] = []
         self._add_lock = threading.Lock()
-        self._closed = False
+        self._end: Callable[[], Exception] | None = None  # makes what those get that are left, or come too late
         warmed_up: Future[object] = Future()
         threading.Thread(target=self._run, args=(warm_up, warmed_up), name="denoise", daemon=True).start()
         warmed_up.result()
@@ -104,19 +128,18 @@ class StepLoop:
 
         Raises:
             StoppedError: the loop was closed.
+            TransientError: `replica_unhealthy`: its device is broken.
         """
         entry = LoopEntry(running, prepare, after_step, exact, asyncio.get_running_loop().create_future())
         with self._add_lock:
-            if self._closed:
-                raise StoppedError("the step loop was closed")
+            if self._end is not None:
+                raise self._end()
             self._inbox.put(entry)
         return entry
 
     def close(self) -> None:
         """End the thread after the step it is in; who is inside then fails with StoppedError. From any thread."""
-        with self._add_lock:
-            self._closed = True
-            self._inbox.put(None)
+        self._refuse(_closed)
 
     def _run(self, warm_up: Callable[[], object], warmed_up: "Future[object]") -> None:
         with torch.no_grad():
@@ -125,11 +148,32 @@ class StepLoop:
             except Exception as error:
                 warmed_up.set_exception(error)
                 return
+            self._fail_all(self._step_until_end())
+
+    def _step_until_end(self) -> Callable[[], Exception]:
+        """Returns what makes the error of those that are left."""
+        try:
             while self._receive():
                 self._remove_stopped_and_parked()
                 self._step_batch(self._batcher.next_pass())
-            for entry in self._entries:
-                entry.fail(StoppedError("the step loop was closed"))
+        except _DeviceLostError:
+            self._refuse(_device_lost)
+            return _device_lost
+        return _closed
+
+    def _refuse(self, end: Callable[[], Exception]) -> None:
+        """No sample comes in any more; the first reason counts."""
+        with self._add_lock:
+            self._end = self._end or end
+            self._inbox.put(None)
+
+    def _fail_all(self, end: Callable[[], Exception]) -> None:
+        for entry in self._entries:
+            entry.fail(end())
+        while not self._inbox.empty():
+            waiting = self._inbox.get()
+            if waiting is not None:
+                waiting.fail(end())
 
     def _receive(self) -> bool:
         """Start the samples that came, waiting for one if there is none inside; False if the loop is to end."""
@@ -146,13 +190,13 @@ class StepLoop:
         try:
             entry.running.raise_if_stopped()
             sample = entry.prepare()
-            entry.after_step(sample)
+            entry.after_step(sample, None)
         except Exception as error:
-            entry.fail(error)
+            self._fail([entry], error)
             return
         entry.sample = sample
         if sample.done:
-            entry.finish(sample)
+            self._leave(entry, sample)
             return
         self._entries.append(entry)
         self._batcher.add(entry, _load(sample, entry.exact))
@@ -163,28 +207,27 @@ class StepLoop:
             try:
                 entry.running.raise_if_stopped()
             except Exception as error:
-                self._remove(entry)
-                entry.fail(error)
+                self._fail([entry], error)
                 continue
             if entry.running.park_reason is not None and entry.sample is not None:
-                self._remove(entry)
-                entry.finish(entry.sample)
+                self._leave(entry, entry.sample)
 
     def _step_batch(self, batch: list[LoopEntry]) -> None:
         if not batch:
             return
         try:
-            samples = self._run_pass(batch)
+            outcomes = self._run_pass(batch)
         except Exception as error:
-            for entry in batch:
-                self._remove(entry)
-                entry.fail(error)
+            self._fail_pass(batch, error)
             return
-        for entry, sample in zip(batch, samples, strict=True):
-            self._finish_step(entry, sample)
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._fail([entry], outcome)
+            else:
+                self._finish_step(entry, outcome)
 
-    def _run_pass(self, batch: list[LoopEntry]) -> list[Sample]:
-        """The stepped samples. The time is charged to them, also when the pass fails: it held the device."""
+    def _run_pass(self, batch: list[LoopEntry]) -> Sequence[Sample | WorkerError]:
+        """See `Step`. The time is charged to them, also when the pass fails: it held the device."""
         samples = [entry.sample for entry in batch if entry.sample is not None]
         begun = self._now_ns()
         try:
@@ -194,24 +237,61 @@ class StepLoop:
             for entry, share in zip(batch, shares(took, samples), strict=True):
                 entry.running.add_device_ns(share, passes=share / took if took else 1 / len(batch))
 
+    def _fail_pass(self, batch: list[LoopEntry], error: Exception) -> None:
+        """Their latents are as they were before the pass; where the device works they are kept."""
+        if not is_broken(error):
+            try:
+                for entry in batch:
+                    entry.kept = None if entry.sample is None else Snapshot.of(entry.sample)
+            except Exception as worse:
+                error = worse
+        self._fail(batch, error)
+
     def _finish_step(self, entry: LoopEntry, sample: Sample) -> None:
-        # In this order: who reads `previous` and then `sample`, from another thread, gets two different steps.
         previous = entry.sample
         entry.sample = sample
-        entry.previous = previous
         try:
-            entry.after_step(sample)
+            entry.after_step(sample, previous)
         except Exception as error:
-            self._remove(entry)
-            entry.fail(error)
+            self._fail([entry], error)
             return
         if sample.done:
+            self._leave(entry, sample)
+
+    def _leave(self, entry: LoopEntry, sample: Sample) -> None:
+        try:
+            snapshot = Snapshot.of(sample)
+        except Exception as error:
+            self._fail([entry], error)
+            return
+        self._remove(entry)
+        entry.finish(snapshot)
+
+    def _fail(self, entries: Sequence[LoopEntry], error: Exception) -> None:
+        """Raises _DeviceLostError if the error is one that no other sample outlives."""
+        for entry in entries:
             self._remove(entry)
-            entry.finish(sample)
+            entry.fail(error)
+        if is_broken(error):
+            raise _DeviceLostError
 
     def _remove(self, entry: LoopEntry) -> None:
-        self._entries.remove(entry)
-        self._batcher.remove(entry)
+        """One that was not started is in neither."""
+        if entry in self._entries:
+            self._entries.remove(entry)
+            self._batcher.remove(entry)
+
+
+class _DeviceLostError(Exception):
+    """The device is lost to all samples of the loop."""
+
+
+def _closed() -> Exception:
+    return StoppedError("the step loop was closed")
+
+
+def _device_lost() -> Exception:
+    return TransientError("replica_unhealthy", "the device of the replica broke while it worked on another job")
 
 
 def shares(nanoseconds: int, samples: Sequence[Sample]) -> list[int]:

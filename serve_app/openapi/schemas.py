@@ -236,6 +236,7 @@ class Replica(BaseModel):
         None,
         description="of the model: the hub's commit, or a name for its state in the store; null for a folder",
     )
+    problem: str | None = Field(None, description="why it takes no jobs, if it should; null while it does")
 
 
 class HealthReport(BaseModel):

@@ -154,13 +154,13 @@ def to_model_list(model: ModelSettings) -> ModelList:
 
 
 def to_health(health: Health, storage: str) -> HealthReport:
-    """The report; it has an error until each stage has a replica, and the store and the database work.
+    """The report; it has an error until each stage has a replica that works, and the store and the database work.
 
     Args:
         storage: "ok", or what is wrong with the object store.
     """
     devices = {stage: [_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
-    missing = [f"no {stage} replica is ready" for stage, replicas in devices.items() if not replicas]
+    missing = [reason for stage, replicas in devices.items() if (reason := _why_not_ready(stage, replicas))]
     missing += [state for state in (storage, health.database) if state != "ok"]
     error = None
     if missing:
@@ -194,7 +194,16 @@ def _replica(info: ReplicaInfo) -> Replica:
         slots=info.slots,
         max_tokens=info.max_tokens,
         revision=info.revision,
+        problem=info.problem,
     )
+
+
+def _why_not_ready(stage: Stage, replicas: Sequence[Replica]) -> str | None:
+    """None if a replica of the stage takes jobs, or would if it were not leaving."""
+    if any(replica.problem is None for replica in replicas):
+        return None
+    problems = sorted({replica.problem for replica in replicas if replica.problem})
+    return ": ".join(filter(None, [f"no {stage} replica is ready", "; ".join(problems)]))
 
 
 def _status(state: JobState) -> Status:

@@ -317,7 +317,8 @@ class JobRegistry(RegistryApi):
 
     async def announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
         if self._state.replicas.announce(info, time.monotonic()):
-            log.info(f"{info.stage}: replica {info.replica} on {info.device} has {info.slots} slots")
+            why = f": {info.problem}" if info.problem else ""
+            log.info(f"{info.stage}: replica {info.replica} on {info.device} has {info.slots} slots{why}")
             self._state.wake.set()
         return await self._state.mailbox.collect(info.replica, self._state.timing.directive_hold_s if wait else 0)
 

@@ -1,9 +1,13 @@
 """What follows a failed attempt: another one, or the end. Pure.
 
-A job whose replica died, or ran out of memory, is a suspect until it has passed the place where
-that happened. A second time at the same place is the job's own doing: it is failed and not fed to a
-third replica. The registry runs no more suspects at once than there are replicas, so that jobs that
-shared a replica with a deadly one are not blamed together with it.
+A job whose replica died, lost its device or ran out of memory, or whose sample ceased to be numbers,
+is a suspect until it has passed the place where that happened. A second time at the same place is the
+job's own doing: it is failed and not fed to a third replica. The registry runs no more suspects at
+once than there are replicas, so that jobs that shared a replica with a deadly one are not blamed
+together with it.
+
+A device that breaks is most likely no fault of the job that it broke with, so no attempt is counted;
+but only once a job: one that breaks device after device, each at another place, runs out of attempts.
 """
 
 from dataclasses import dataclass
@@ -18,7 +22,15 @@ LONGEST_REMAKE_PAUSE_S = 120.0
 # Neither the job's fault nor the replica's: no attempt is counted, however long it lasts.
 OUTAGES = frozenset({"storage_unavailable", "storage_refused", "replica_unhealthy"})
 REPLICA_DIED = "replica_died"
-DEADLY = frozenset({REPLICA_DIED, "out_of_memory"})
+DEVICE_BROKEN = "device_broken"
+NOT_FINITE = "non_finite_latents"
+DEADLY = {
+    REPLICA_DIED: f"{MAX_DEATHS} replicas died",
+    DEVICE_BROKEN: f"{MAX_DEATHS} replicas lost their device",
+    "out_of_memory": f"{MAX_DEATHS} replicas ran out of memory",
+    NOT_FINITE: f"sampling gave NaN or infinity {MAX_DEATHS} times",
+}
+"""What is told of a job with which it happened a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +67,14 @@ def after_failure(
         return JobError(event.code, event.message)
     if event.code in OUTAGES:
         return Retry(job.attempt, outage_pause_s, job.deaths, job.died_at)
+    is_first_break = event.code == DEVICE_BROKEN and job.died_at is None
     deaths, died_at = job.deaths, job.died_at
     if event.code in DEADLY:
         deaths, died_at = (job.deaths + 1 if job.suspect_at(progress) else 1), progress
     if deaths >= MAX_DEATHS and event.code in DEADLY:
         return _deadly_job_error(job, event, progress)
+    if is_first_break:
+        return Retry(job.attempt, outage_pause_s, deaths, died_at)
     if job.attempt >= settings.max_attempts:
         return JobError(event.code, f"{event.message} (attempt {job.attempt} of {job.attempt}, the last one)")
     attempt = job.attempt + 1
@@ -79,7 +94,8 @@ def remake_pause(remakes: int, settings: JobSettings) -> float:
 
 def _deadly_job_error(job: Job, event: Failed, progress: float) -> JobError:
     advice = "Ask for a smaller size or fewer frames; the log of the replica tells more."
-    what = "ran out of memory" if event.code == "out_of_memory" else "died"
+    if event.code == NOT_FINITE:
+        advice = "Ask for a lower guidance_scale or another seed."
     where = f"at the same place of this job's work ({job.stage}, {progress:.0%} done)"
-    message = f"{MAX_DEATHS} replicas {what} {where}; it is not given to another one. {advice} Last: {event.message}"
+    message = f"{DEADLY[event.code]} {where}; it is not given to another one. {advice} Last: {event.message}"
     return JobError(event.code, message)

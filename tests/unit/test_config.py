@@ -89,6 +89,15 @@ def test_mochi_1_is_made_as_its_authors_make_it(profile: Path) -> None:
     assert model.num_inference_steps.default == 64
 
 
+def test_a_worker_is_told_its_share_of_the_gpu(tmp_path: Path) -> None:
+    sampler = {"num_gpus": 0.5, "memory_fraction": 0.4, "cpu_fallback": True}
+    settings = load(tmp_path, sampler=sampler)
+    worker = settings.worker(Stage.SAMPLING, "registry")
+    assert (worker.memory_fraction, worker.cpu_fallback) == (0.4, True)
+    refused = refusal(tmp_path, {"sampler": sampler | {"num_gpus": 0}})
+    assert "memory_fraction is of a GPU's memory, and num_gpus is 0" in refused
+
+
 def test_the_environment_names_the_profile(tmp_path: Path) -> None:
     other = write(tmp_path, tree() | {"namespace": "other"})
     assert load_settings("configs/none.yaml", {"MOCHI_SERVE_CONFIG": other}).namespace == "other"

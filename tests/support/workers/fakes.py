@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deployments.errors import RegistryUnavailableError
+from deployments.errors import RegistryUnavailableError, WorkerError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
 from deployments.mochi.denoise import Sample
 from deployments.mochi.preview import FILE
@@ -184,7 +184,7 @@ class GatedStep:
         self._open_for_good = False
         self._waiting: list[Sample] | None = None
 
-    def __call__(self, samples: Sequence[Sample]) -> list[Sample]:
+    def __call__(self, samples: Sequence[Sample]) -> Sequence[Sample | WorkerError]:
         if not self._open_for_good:
             self._loop.call_soon_threadsafe(self._arrive, list(samples))
             self._permits.acquire()

@@ -22,7 +22,7 @@ from deployments.mochi.loading import load_transformer
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.state import SampleState, pack, unpack
-from deployments.sampler.step_loop import LoopEntry, StepLoop
+from deployments.sampler.step_loop import LoopEntry, Snapshot, StepLoop
 from tests.support.workers.fakes import SHAPES, GatedStep, running_task
 
 MAX_TICKS = 1000
@@ -128,7 +128,7 @@ class PlayedSample:
         self.running = running_task(video=self.plan.video)
         self.entry = loop.add(self.running, lambda: to_sample(state), self._after_step, self.plan.video.exact)
 
-    def _after_step(self, sample: Sample) -> None:
+    def _after_step(self, sample: Sample, previous: Sample | None) -> None:
         self.steps_run += sample.step - self.step
         self.step = sample.step
         if not self.plan.mid_step:
@@ -154,7 +154,7 @@ class PlayedSample:
         if sample is not None and every and sample.step >= self.saved_step + every:
             self._save(sample)
 
-    def _save(self, sample: Sample) -> None:
+    def _save(self, sample: Sample | Snapshot) -> None:
         self.data = pack(NAME, replace(read(self.data, self.plan.video), step=sample.step, latents=sample.latents))
         self.saved_step = sample.step
 
@@ -171,7 +171,7 @@ class PlayedSample:
             self._finish_or_move(sample)
         self.entry = None
 
-    def _finish_or_move(self, sample: Sample) -> None:
+    def _finish_or_move(self, sample: Snapshot) -> None:
         if sample.done:
             self.latents = sample.latents
             return

@@ -148,6 +148,12 @@ def test_they_are_in_company_too(
         assert relative_error(ours.latents, authors_latents(transformer, authors_texts, video)) <= BOUND
 
 
+def stepped(denoiser: Denoiser, sample: Sample) -> Sample:
+    (new,) = denoiser.step([sample])
+    assert isinstance(new, Sample)
+    return new
+
+
 def test_a_sample_without_a_negative_token_goes_on_from_its_checkpoint(
     transformer: Any, text_encoder: TextEncoder
 ) -> None:
@@ -156,12 +162,12 @@ def test_a_sample_without_a_negative_token_goes_on_from_its_checkpoint(
     denoiser = Denoiser(transformer, min_step_s=0)
     begun = SampleState(EMPTY, "revision", "float32", 0, initial_noise(EMPTY), embeds)
     whole = denoiser.prepare(begun, [])
-    (whole,) = denoiser.step(denoiser.step([whole]))
+    whole = stepped(denoiser, stepped(denoiser, whole))
     data = pack("key", SampleState(EMPTY, "revision", "float32", whole.step, whole.latents, embeds))
     resumed = denoiser.prepare(unpack("key", data, EMPTY, "revision", "float32"), [])
     assert resumed.negative.length == 0
     while not whole.done:
-        (whole,), (resumed,) = denoiser.step([whole]), denoiser.step([resumed])
+        whole, resumed = stepped(denoiser, whole), stepped(denoiser, resumed)
     assert torch.equal(resumed.latents, whole.latents)
 
 

@@ -305,3 +305,24 @@ def test_a_report_tells_the_revision_of_each_replicas_model() -> None:
     }
     report = to_health(Health(replicas, {}, "ok"), "ok")
     assert {replica.revision for each in report.devices.values() for replica in each} == {"abc"}
+
+
+def test_a_stage_whose_replicas_all_have_a_problem_is_not_ready_and_says_why() -> None:
+    problem = "the driver reported Xid 79 (fallen off the bus) for the GPU: reset it, or restart the machine"
+    well: dict[Stage, tuple[ReplicaInfo, ...]] = {
+        stage: (ReplicaInfo(f"{stage}#1", stage, 1, "cuda:0", "mochi-1"),) for stage in Stage
+    }
+    sick = dataclasses.replace(well[Stage.SAMPLING][0], replica="sampling#2", slots=0, problem=problem)
+    alone = to_health(Health(well | {Stage.SAMPLING: (sick,)}, {}), "ok")
+    assert alone.status == "unavailable" and alone.error is not None
+    assert alone.error.message == f"Not ready: no sampling replica is ready: {problem}."
+    beside = to_health(Health(well | {Stage.SAMPLING: (*well[Stage.SAMPLING], sick)}, {}), "ok")
+    assert beside.status == "ok"
+    assert [replica.problem for replica in beside.devices[Stage.SAMPLING]] == [None, problem]
+
+
+def test_a_replica_that_leaves_is_no_problem() -> None:
+    leaving: dict[Stage, tuple[ReplicaInfo, ...]] = {
+        stage: (ReplicaInfo(f"{stage}#1", stage, 0, "cpu", "mochi-1"),) for stage in Stage
+    }
+    assert to_health(Health(leaving, {}), "ok").status == "ok"

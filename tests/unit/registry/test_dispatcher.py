@@ -207,6 +207,21 @@ async def test_out_of_memory_is_tried_once_more_and_then_told(world: World) -> N
     assert job.error is not None and "smaller size" in job.error.message
 
 
+async def test_a_job_whose_device_broke_goes_on_elsewhere_with_no_attempt_counted(world: World) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("unlucky")
+    await world.replicas(stages=SAMPLER)
+    attempts = []
+    for _ in range(2):
+        call = await world.next_after_loss()
+        attempts.append(call.task.attempt)
+        await world.report(call, Failed("device_broken", "the device of the replica is broken", transient=True))
+        call.ended.set_result(None)
+    assert attempts == [1, 1]
+    job = await world.reaches("unlucky", JobState.FAILED)
+    assert job.error is not None and "2 replicas lost their device at the same place" in job.error.message
+
+
 async def test_a_registry_that_stood_still_takes_no_lease_away(tmp_path: Path) -> None:
     settings = JobSettings(lease_s=1.1, retry_pause_s=0.01)
     timing = RegistryTiming(dispatch=DispatchTiming(frozen_s=0.1))  # a busy machine lets it stand still too

@@ -39,9 +39,18 @@ async def replica(
     end_process: Callable[[], None] = lambda: None,
     timing: Timing = Timing(),
     now_ns: Callable[[], int] = time.perf_counter_ns,
+    device_problem: Callable[[], str | None] = lambda: None,
 ) -> AsyncIterator[StageWorker]:
     info = ReplicaInfo("replica-1", Stage.SAMPLING, slots, "cpu", "m")
-    worker = StageWorker(info, log, is_draining=is_draining, end_process=end_process, timing=timing, now_ns=now_ns)
+    worker = StageWorker(
+        info,
+        log,
+        device_problem=device_problem,
+        is_draining=is_draining,
+        end_process=end_process,
+        timing=timing,
+        now_ns=now_ns,
+    )
     try:
         yield worker
     finally:
@@ -231,6 +240,10 @@ async def test_slots_run_at_once() -> None:
             ),
         ),
         (MemoryError("4 GB of GPU 3"), Failed("out_of_memory", "the device ran out of memory", True)),
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure"),
+            Failed("device_broken", "the device of the replica is broken", True),
+        ),
     ],
 )
 def test_what_errors_mean(error: Exception, failed: Failed) -> None:
@@ -266,6 +279,81 @@ async def test_out_of_memory_takes_the_replica_out_of_service() -> None:
         await worker.run(task(Stage.SAMPLING), steps(1))
     ends = [event for event in log.ends if isinstance(event, Failed)]
     assert [(e.code, e.transient) for e in ends] == [("out_of_memory", True), ("replica_unhealthy", True)]
+
+
+ILLEGAL_ACCESS = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+ALLOC_FAILED = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+
+@pytest.mark.parametrize("error", [ILLEGAL_ACCESS, ALLOC_FAILED])
+async def test_a_device_that_breaks_takes_the_replica_out_of_service(error: Exception) -> None:
+    log = ReportLog()
+    async with replica(log) as worker:
+        await worker.run(task(Stage.SAMPLING), failing(error))
+        with pytest.raises(RuntimeError, match="must be replaced: the device of the replica is broken"):
+            worker.check_health()
+        assert (log.announced[-1].slots, log.announced[-1].problem) == (0, "the device of the replica is broken")
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    ends = [event for event in log.ends if isinstance(event, Failed)]
+    assert [(e.code, e.transient) for e in ends] == [("device_broken", True), ("replica_unhealthy", True)]
+
+
+async def test_only_the_first_error_of_a_broken_device_is_logged_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks in other threads fail one after the other; each may have been the cause."""
+    together = threading.Barrier(3)
+
+    def fail() -> None:
+        together.wait()
+        raise ILLEGAL_ACCESS
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(fail)
+
+    log = ReportLog()
+    with captured(caplog):
+        async with replica(log, slots=3) as worker:
+            await asyncio.gather(*(worker.run(task(Stage.ENCODING), work) for _ in range(3)))
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [bool(record.exc_info) for record in errors] == [True, False, False]
+    assert [event.code for event in log.ends if isinstance(event, Failed)] == ["device_broken"] * 3
+
+
+async def test_a_device_that_should_not_be_used_takes_no_tasks_and_the_replica_stays() -> None:
+    log, problems = ReportLog(), ["Xid 79"]
+    async with replica(log, device_problem=lambda: problems[-1]) as worker:
+        await worker.run(task(Stage.SAMPLING), steps(1))
+        while not log.announced:
+            await asyncio.sleep(0.005)
+        worker.check_health()
+    assert (log.announced[0].slots, log.announced[0].problem) == (0, "Xid 79")
+    (refused,) = log.ends
+    assert isinstance(refused, Failed) and (refused.code, refused.transient) == ("replica_unhealthy", True)
+    assert "Xid 79" in refused.message
+
+
+async def test_what_is_wrong_with_a_device_is_told_when_it_begins_and_when_it_ends() -> None:
+    log = ReportLog()
+    problems: list[str | None] = [None]
+    timing = Timing(device_every_s=0.005, announce_retry_s=1000)
+    async with replica(log, device_problem=lambda: problems[-1], timing=timing) as worker:
+
+        async def heard(problem: str | None) -> None:
+            problems.append(problem)
+            while not log.announced or log.announced[-1].problem != problem:
+                await asyncio.sleep(0.005)
+
+        entered, left = threading.Event(), threading.Event()
+        call = asyncio.create_task(worker.run(task(Stage.SAMPLING), endless(entered, left)))
+        await asyncio.to_thread(entered.wait)
+        await heard("others hold 97%")
+        assert log.announced[-1].slots == 0
+        assert not call.done(), "what is there goes on"
+        call.cancel()
+        await asyncio.wait([call])
+        await heard(None)
+        assert log.announced[-1].slots == 1
+        await worker.run(task(Stage.SAMPLING), steps(1))
+    assert isinstance(log.ends[-1], Finished)
 
 
 async def test_the_registry_knows_of_no_slots_before_it_hears_of_the_failure() -> None:

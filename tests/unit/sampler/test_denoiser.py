@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from deployments.errors import TransientError
 from deployments.mochi.denoise import Sample, initial_noise
 from deployments.mochi.loading import load_transformer
-from deployments.sampler.denoiser import Denoiser
+from deployments.sampler.denoiser import Denoiser, finite_when_done
 from deployments.sampler.state import SampleState
 from tests.support.workers.fakes import SHAPES, spec
 
@@ -36,7 +37,8 @@ def test_a_sample_is_what_its_state_says(denoiser: Denoiser) -> None:
     sample = denoiser.prepare(begun, [])
     assert torch.equal(sample.latents, begun.latents)
     assert (sample.step, sample.num_steps, sample.guidance_scale) == (2, 4, begun.spec.guidance_scale)
-    assert [stepped.step for stepped in denoiser.step([sample])] == [3]
+    (stepped,) = denoiser.step([sample])
+    assert isinstance(stepped, Sample) and stepped.step == 3
 
 
 @torch.no_grad()
@@ -52,3 +54,21 @@ def test_tables_of_shapes_without_samples_are_dropped_for_new_ones(denoiser: Den
     others: list[Sample] = [first] if in_loop else []
     denoiser.prepare(state(width=48), others)
     assert (denoiser.prepare(state(), others).rope is first.rope) == in_loop
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_sample_that_ceases_to_be_numbers_fails_in_that_step_and_alone(denoiser: Denoiser, bad: float) -> None:
+    good, odd = denoiser.prepare(state(), []), denoiser.prepare(state(step=1), [])
+    alone = denoiser.step([good, odd])
+    odd.latents[3, 1, 2, 2] = bad
+    stepped, error = denoiser.step([good, odd])
+    assert isinstance(stepped, Sample) and isinstance(alone[0], Sample)
+    assert torch.equal(stepped.latents, alone[0].latents)
+    assert isinstance(error, TransientError) and error.code == "non_finite_latents"
+    assert "in step 2 of 4" in error.message
+
+
+def test_each_tensor_is_told_whether_it_holds_numbers() -> None:
+    tensors = [torch.zeros(2, 3), torch.tensor([[1.0, float("nan"), 0.0]] * 2), torch.full((2, 3), 3e38)]
+    assert finite_when_done(tensors) == [True, False, True]

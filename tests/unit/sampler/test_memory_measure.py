@@ -20,6 +20,7 @@ from deployments.sampler.memory_measure import (
     memory_profile,
     probe_sample,
     probe_shapes,
+    share_budget,
 )
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from deployments.sampler.peak_memory import high_water, process_peak
@@ -84,6 +85,24 @@ def test_the_models_largest_video_fits_this_machine(measured: MemoryProfile) -> 
     budget = memory_budget(CPU)
     assert 0 < budget < total_bytes()
     assert measured.fits([], SampleFootprint((12, 11, 16, 16)), budget)
+
+
+def test_a_share_of_a_gpu_is_the_same_whoever_has_loaded_before() -> None:
+    """The sampler of configs/mochi-1-one-gpu.yaml: three of the largest videos fit into what it may take."""
+    one_gpu = load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), environ={})
+    fraction = one_gpu.sampler.memory_fraction
+    assert fraction is not None
+    budget = share_budget(total=85_500_000_000, weights=20_060_000_000, fraction=fraction)
+    assert 3 * 8_450_000_000 < budget < 0.6 * 85_500_000_000 - 20_060_000_000
+    assert share_budget(total=85_500_000_000, weights=60_000_000_000, fraction=fraction) == 0
+
+
+def test_the_stages_of_one_gpu_leave_each_other_their_memory() -> None:
+    one_gpu = load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), environ={})
+    needed = {one_gpu.sampler: 29.1, one_gpu.encoder: 9.8, one_gpu.decoder: 7.8}  # GB, without the context
+    shares = [(stage.memory_fraction or 0) * 85.5 for stage in needed]
+    assert all(share > need for share, need in zip(shares, needed.values(), strict=True))
+    assert sum(shares) + len(shares) * 1.0 < 85.5
 
 
 def model(**changes: Any) -> ModelSettings:

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.errors import StoppedError
+from deployments.errors import StoppedError, TransientError, WorkerError
 from deployments.mochi.denoise import Sample, TextConditioning
 from deployments.replica.running_task import RunningTask
-from deployments.sampler.step_loop import AfterStep, LoopEntry, Step, StepLoop, shares
+from deployments.sampler.step_loop import AfterStep, LoopEntry, Snapshot, Step, StepLoop, shares
 from tests.support.waiting import until
 from tests.support.workers.fakes import Clock, GatedStep, running_task
 
@@ -36,7 +36,7 @@ def count(samples: Sequence[Sample]) -> list[Sample]:
     return [replace(each, latents=each.latents.clone(), step=each.step + 1) for each in samples]
 
 
-def seen(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+def seen(samples: Sequence[Sample | Snapshot]) -> list[tuple[int, int]]:
     """(name, step) of each."""
     return [(int(each.latents.flatten()[0]), each.step) for each in samples]
 
@@ -45,7 +45,7 @@ def enter(
     loop: StepLoop,
     first: Sample,
     running: RunningTask | None = None,
-    after_step: AfterStep = lambda sample: None,
+    after_step: AfterStep = lambda sample, previous: None,
     exact: bool = False,
 ) -> LoopEntry:
     return loop.add(running or running_task(), lambda: first, after_step, exact)
@@ -105,15 +105,19 @@ async def test_one_may_leave_while_the_others_go_on() -> None:
         assert len(await passes(gate, second)) == 1
 
 
-async def test_after_step_gets_each_new_sample_and_the_newest_is_at_hand() -> None:
-    heard: list[int] = []
+async def test_after_step_gets_each_new_sample_with_the_one_before_it() -> None:
+    heard: list[tuple[int | None, int]] = []
     async with gated() as (loop, gate):
-        entry = enter(loop, sample(1, steps=3), after_step=lambda new: heard.append(new.step))
+        entry = enter(
+            loop,
+            sample(1, steps=3),
+            after_step=lambda new, before: heard.append((None if before is None else before.step, new.step)),
+        )
         await gate.at_gate()
-        assert entry.sample is not None and entry.sample.step == 0 and heard == [0]
+        assert entry.sample is not None and entry.sample.step == 0 and heard == [(None, 0)]
         await passes(gate, entry)
-    assert heard == [0, 1, 2, 3]
-    assert entry.sample.step == 3
+    assert heard == [(None, 0), (0, 1), (1, 2), (2, 3)]
+    assert (await entry.result).step == 3
 
 
 async def test_samples_are_those_inside() -> None:
@@ -126,7 +130,7 @@ async def test_samples_are_those_inside() -> None:
     async with gated() as (loop, gate):
         first = enter(loop, sample(1))
         await gate.at_gate()
-        second = loop.add(running_task(), prepare, lambda new: None, exact=False)
+        second = loop.add(running_task(), prepare, lambda new, before: None, exact=False)
         gate.let_through()
         await passes(gate, first, second)
     assert inside == [[(1, 1)]]
@@ -255,7 +259,7 @@ async def test_a_task_stopped_outside_is_not_prepared() -> None:
         running = running_task()
         running.stop()
         with pytest.raises(StoppedError):
-            await loop.add(running, prepare, lambda new: None, exact=False).result
+            await loop.add(running, prepare, lambda new, before: None, exact=False).result
     assert prepared == []
 
 
@@ -270,7 +274,7 @@ async def test_a_failing_prepare_fails_that_sample_only() -> None:
     async with gated() as (loop, gate):
         first = enter(loop, sample(1))
         await gate.at_gate()
-        broken = loop.add(running_task(), failing(KeyError("prompt_mask")), lambda new: None, exact=False)
+        broken = loop.add(running_task(), failing(KeyError("prompt_mask")), lambda new, before: None, exact=False)
         third = enter(loop, sample(3))
         gate.let_through()
         assert seen(await gate.at_gate()) == [(1, 1), (3, 0)]
@@ -295,14 +299,112 @@ async def test_a_failing_step_fails_its_pass_only() -> None:
         for entry in beside:
             with pytest.raises(torch.OutOfMemoryError):
                 await entry.result
-            assert entry.sample is not None and entry.sample.step == 1, "the last finished step can be saved"
+            assert entry.kept is not None and entry.kept.step == 1, "the last finished step can be saved"
+            assert entry.sample is None, "and its memory on the device is free"
         late = enter(loop, sample(4))
         await passes(gate, late)
         assert (await late.result).done
 
 
+async def test_a_sample_that_cannot_go_on_fails_alone() -> None:
+    """Nothing of it is kept from then on: what came before may have been wrong already."""
+
+    def step(samples: Sequence[Sample]) -> list[Sample | WorkerError]:
+        stepped: list[Sample | WorkerError] = list(count(samples))
+        return [
+            WorkerError("odd", "no") if at == (2, 1) else new for at, new in zip(seen(samples), stepped, strict=True)
+        ]
+
+    async with gated(step) as (loop, gate):
+        first = enter(loop, sample(1))
+        await gate.at_gate()
+        odd, third = enter(loop, sample(2)), enter(loop, sample(3))
+        made = await passes(gate, first, odd, third)
+        assert (await first.result).done and (await third.result).done
+        with pytest.raises(WorkerError, match="no"):
+            await odd.result
+        assert odd.kept is None and odd.sample is None
+    assert made[2] == [(1, 2), (2, 1), (3, 1)] and made[3] == [(3, 2)]
+
+
+BROKEN = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+async def test_a_device_that_breaks_in_a_pass_is_lost_to_all_and_used_no_more() -> None:
+    """Those of the pass are told so; the others have no part in it, nor have those that come too late."""
+
+    def step(samples: Sequence[Sample]) -> list[Sample]:
+        if any(name == 2 and at == 1 for name, at in seen(samples)):
+            raise BROKEN
+        return count(samples)
+
+    async with gated(step) as (loop, gate):
+        beside = [enter(loop, sample(2)), enter(loop, sample(3))]
+        await gate.at_gate()
+        other = enter(loop, sample(1, frames=2))
+        gate.let_through()
+        while seen(await gate.at_gate(*beside, other))[0] != (2, 1):
+            gate.let_through()
+        coming = loop.add(running_task(), failing(AssertionError("prepared")), lambda new, before: None, exact=False)
+        gate.let_through()
+        for entry in beside:
+            with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+                await entry.result
+        for entry in (other, coming):
+            with pytest.raises(TransientError) as caught:
+                await entry.result
+            assert caught.value.code == "replica_unhealthy"
+        assert all(entry.kept is None and entry.sample is None for entry in [*beside, other, coming])
+        with pytest.raises(TransientError, match="broke"):
+            enter(loop, sample(4))
+
+
+@pytest.mark.parametrize("where", ["prepare", "after_step"])
+async def test_a_device_may_also_break_between_two_passes(where: str) -> None:
+    def after_step(new: Sample, before: Sample | None) -> None:
+        if where == "after_step" and new.step == 1:
+            raise BROKEN
+
+    async with gated() as (loop, gate):
+        first = enter(loop, sample(1, frames=2))
+        await gate.at_gate()
+        prepare = failing(BROKEN) if where == "prepare" else lambda: sample(2)
+        culprit = loop.add(running_task(), prepare, after_step, exact=False)
+        await passes(gate, first, culprit)
+        with pytest.raises(torch.AcceleratorError):
+            await culprit.result
+        with pytest.raises(TransientError, match="broke"):
+            await first.result
+
+
+class LostTensor(torch.Tensor):
+    """Of a device that breaks when it is read."""
+
+    def cpu(self, *args: object, **kwargs: object) -> torch.Tensor:
+        raise BROKEN
+
+
+@pytest.mark.parametrize("how", ["done", "yielded", "memory"])
+async def test_latents_that_cannot_be_read_any_more_are_not_waited_for(how: str) -> None:
+    def step(samples: Sequence[Sample]) -> list[Sample]:
+        if how == "memory":
+            raise torch.OutOfMemoryError("tried 3 GiB")
+        return count(samples)
+
+    lost = replace(sample(1, steps=1 if how == "done" else 3), latents=sample(1).latents.as_subclass(LostTensor))
+    running = running_task()
+    async with gated(step) as (loop, gate):
+        entry = enter(loop, lost, running)
+        await gate.at_gate()
+        if how == "yielded":
+            running.ask_to_park("make room")
+        gate.let_through()
+        with pytest.raises(torch.AcceleratorError):
+            await entry.result
+
+
 async def test_a_failing_after_step_fails_that_sample_only() -> None:
-    def after_step(new: Sample) -> None:
+    def after_step(new: Sample, before: Sample | None) -> None:
         if new.step == 2:
             raise ZeroDivisionError
 
@@ -387,7 +489,7 @@ async def test_a_sample_that_left_keeps_no_memory(how: str) -> None:
     def prepare() -> Sample:
         return sample(1, steps=3)
 
-    def after_step(new: Sample) -> None:
+    def after_step(new: Sample, before: Sample | None) -> None:
         tensors.append(weakref.ref(new.latents))
         if how == "stopped by after_step" and new.step == 2:
             raise StoppedError("cancelled")
@@ -449,7 +551,7 @@ async def test_the_progress_of_a_step_has_its_time_in_it() -> None:
 
     reported: list[float] = []
 
-    def after_step(new: Sample) -> None:
+    def after_step(new: Sample, before: Sample | None) -> None:
         running.progress(new.step, new.num_steps)
         assert running.latest is not None
         reported.append(running.latest.device_s)

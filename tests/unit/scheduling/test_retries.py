@@ -1,6 +1,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deployments.messages import Failed, Stage
 from serve_app.config import JobSettings
@@ -66,3 +68,40 @@ def test_memory_that_runs_out_twice_at_one_place_ends_the_job() -> None:
 def test_another_failure_leaves_a_suspect_one() -> None:
     suspect = replace(JOB, deaths=1, died_at=0.5)
     assert after(suspect, Failed("replica_lost", "x", transient=True)) == Retry(2, 1.0, 1, 0.5)
+
+
+BROKE = Failed("device_broken", "the device of the replica is broken", transient=True)
+
+
+def test_a_device_that_breaks_counts_no_attempt_and_makes_a_suspect() -> None:
+    assert after(JOB, BROKE) == Retry(1, 2.0, 1, 0.5)
+    assert after(replace(JOB, attempt=3), BROKE) == Retry(3, 2.0, 1, 0.5), "not even of the last"
+
+
+def test_a_second_device_at_the_same_place_ends_the_job() -> None:
+    error = after(replace(JOB, deaths=1, died_at=0.5), BROKE, 0.4)
+    assert isinstance(error, JobError) and error.code == "device_broken"
+    assert "2 replicas lost their device at the same place" in error.message
+
+
+@given(st.lists(st.floats(0, 1), min_size=12, max_size=12))
+def test_a_job_that_breaks_device_after_device_ends_whatever_its_places(places: list[float]) -> None:
+    """The first costs no attempt, each further one does."""
+    job, breaks = JOB, 0
+    for progress in places:
+        breaks += 1
+        outcome = after(job, BROKE, progress)
+        if isinstance(outcome, JobError):
+            break
+        job = replace(job, attempt=outcome.attempt, deaths=outcome.deaths, died_at=outcome.died_at)
+    assert isinstance(outcome, JobError) and outcome.code == "device_broken"
+    assert breaks <= SETTINGS.max_attempts + 1
+
+
+def test_numbers_that_cease_at_one_place_twice_are_the_requests_own() -> None:
+    event = Failed("non_finite_latents", "sampling gave NaN or infinity in step 3 of 8", transient=True)
+    assert after(JOB, event) == Retry(2, 1.0, 1, 0.5)
+    assert after(replace(JOB, attempt=2, deaths=1, died_at=0.5), event, 0.6) == Retry(3, 2.0, 1, 0.6)
+    error = after(replace(JOB, attempt=2, deaths=1, died_at=0.5), event)
+    assert isinstance(error, JobError) and error.code == "non_finite_latents"
+    assert "NaN or infinity 2 times at the same place" in error.message and "guidance_scale" in error.message

@@ -1,127 +1,143 @@
-"""Loading the parts of a Mochi model in the layout of diffusers."""
+"""Loading the parts of a Mochi model in the layout of diffusers, straight to the device."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+import logging
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from deployments.dtypes import DtypeName
-from deployments.errors import PermanentError
-from deployments.storage.model_layout import FolderFiles, part_tensors, part_weights, read_json
-from deployments.storage.scratch import scratch_folder
-from deployments.storage.weight_files import STEMS, WeightFiles
+from deployments.mochi.parts import (
+    DTYPES,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VAE,
+    Part,
+    PartPlan,
+    plan_part,
+    tied_names,
+)
+from deployments.mochi.weights import ReadOptions, read_tensors
+from deployments.storage.positions import TENSOR as POSITIONS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
     from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+__all__ = ["DTYPES", "load_part", "load_text_encoder", "load_transformer", "load_vae"]
+
+LINE_EVERY_S = 10.0
+"""While a part is loaded, there is a line in the log this often."""
+_logger = logging.getLogger("ray.serve")
 
 
 def load_text_encoder(
     folder: Path, dtype: DtypeName, device: torch.device
 ) -> tuple["PreTrainedTokenizerBase", "T5EncoderModel"]:
-    """The tokenizer and the T5 encoder, frozen, on `device`. For the errors see `_load`."""
-    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+    """The tokenizer and the T5 encoder, frozen, on `device`. For the errors see `load_part`."""
+    from transformers import AutoTokenizer
 
-    def empty(config: Mapping[str, Any]) -> torch.nn.Module:
-        model: torch.nn.Module = T5EncoderModel(T5Config.from_dict(dict(config)))
-        return model
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    part = _Part("text_encoder", empty, partial(T5EncoderModel.from_pretrained, dtype=DTYPES[dtype]))
-    return tokenizer, _frozen(_load(folder, part, dtype), device)
+    return AutoTokenizer.from_pretrained(folder / "tokenizer"), load_part(folder, TEXT_ENCODER, dtype, device)
 
 
 def load_transformer(folder: Path, dtype: DtypeName, device: torch.device) -> "MochiTransformer3DModel":
-    """The diffusion transformer, frozen, on `device`. For the errors see `_load`."""
-    from diffusers import MochiTransformer3DModel
+    """The diffusion transformer, frozen, on `device`; its `pos_frequencies` in float32 always.
 
-    load = partial(MochiTransformer3DModel.from_pretrained, torch_dtype=DTYPES[dtype])
-    part = _Part("transformer", MochiTransformer3DModel.from_config, load)
-    return _frozen(_load(folder, part, dtype), device)
+    For the errors see `load_part`.
+    """
+    transformer = load_part(folder, TRANSFORMER, dtype, device)
+    # By this diffusers tells the model's dtype from that of a tensor that is kept apart.
+    transformer._keep_in_fp32_modules = [POSITIONS]
+    return transformer
 
 
 def load_vae(folder: Path, dtype: DtypeName, device: torch.device) -> "AutoencoderKLMochi":
-    """The video autoencoder without its encoder half, frozen, on `device`. For the errors see `_load`."""
-    from diffusers import AutoencoderKLMochi
-
-    load = partial(AutoencoderKLMochi.from_pretrained, torch_dtype=DTYPES[dtype])
-    vae = _load(folder, _Part("vae", AutoencoderKLMochi.from_config, load), dtype)
-    vae.encoder = None
-    return _frozen(vae, device)
+    """The video autoencoder without its encoder half, frozen, on `device`. For the errors see `load_part`."""
+    return load_part(folder, VAE, dtype, device)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    name: str  # of its folder
-    empty: Callable[[Mapping[str, Any]], torch.nn.Module]  # makes the module of a configuration, for its shapes alone
-    load: Callable[..., tuple[Any, Mapping[str, Any]]]  # `from_pretrained` of its class
-
-
-def _load(folder: Path, part: _Part, dtype: DtypeName) -> Any:
+def load_part(
+    folder: Path, part: Part, dtype: DtypeName, device: torch.device, options: ReadOptions = ReadOptions()
+) -> Any:
     """A part with the variant of its weights that fits `dtype`, every tensor of it read from the files.
 
-    The libraries only warn of a tensor that they miss, and fill it with noise. So the headers are compared with the
-    module before, and what the library says that it did afterwards.
+    The module is made without memory, and each tensor read to where it is used: neither the host nor the device ever
+    holds one twice.
 
     Raises:
-        PermanentError: `model_incomplete`, `model_mismatch`; names the file or the tensor.
+        PermanentError: `model_incomplete`, `model_mismatch`, `model_unsupported`; names the file or the tensor.
     """
-    files = FolderFiles(folder)
-    weights = part_weights(files, part.name, dtype)
-    stored = part_tensors(files, part.name, weights)
-    where = folder / part.name / (weights.index or weights.shards[0])
-    with torch.device("meta"):
-        module = part.empty(read_json(files, f"{part.name}/config.json"))
-    _compare(where, module, {name: tensor.shape for name, tensor in stored.items()})
-    with _plain_names(folder / part.name, weights, STEMS[part.name]) as plain:
-        loaded, report = part.load(plain, output_loading_info=True)
-    for state in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if report.get(state):
-            first = min(map(str, report[state]))
-            raise PermanentError("model_mismatch", f"{where}: the library tells {state}, the first one {first}")
-    return loaded
+    plan = plan_part(folder, part, dtype)
+    if plan.positions is None and POSITIONS in part.float32:
+        _tell_rounded_positions(plan)
+    with LoadProgress(part.name, plan.nbytes) as progress:
+        tensors = read_tensors(plan.wanted, device, progress.add, options)
+    if plan.positions is not None:
+        tensors[POSITIONS] = plan.positions.to(device)
+    return _assigned(plan, tensors, device).eval().requires_grad_(False)
 
 
-def _compare(where: Path, module: torch.nn.Module, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that the files hold exactly the tensors of the module. Raises PermanentError `model_mismatch`."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    same: Mapping[str, str] = getattr(module, "all_tied_weights_keys", None) or {}  # names that are one tensor
-    ignored = [re.compile(form) for form in getattr(module, "_keys_to_ignore_on_load_unexpected", None) or []]
-    for name in sorted(expected.keys() | stored.keys()):
-        if name not in stored:
-            if same.get(name) not in stored and not any(target in stored for target, of in same.items() if of == name):
-                _mismatch(where, f"the tensor {name} {list(expected[name])} is not there")
-        elif name not in expected:
-            if not any(form.search(name) for form in ignored):
-                _mismatch(where, f"the tensor {name} is of no {type(module).__name__}")
-        elif stored[name] != expected[name]:
-            _mismatch(where, f"the tensor {name} is {list(stored[name])}; by config.json it is {list(expected[name])}")
+class LoadProgress:
+    """What the log says while a part is loaded, and at its end.
+
+    Args:
+        name: of the part.
+        total: bytes.
+        now: seconds of a monotonic clock.
+    """
+
+    def __init__(self, name: str, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._total = total
+        self._now = now
+        self._lock = threading.Lock()
+        self._done = 0
+        self._begun = self._told = now()
+
+    def __enter__(self) -> "LoadProgress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        if kind is None:
+            took = self._now() - self._begun
+            _logger.info("%s loaded: %.2f GB in %.1f s, %s", self._name, self._total / 1e9, took, self._rate(took))
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes that were read. Thread-safe."""
+        with self._lock:
+            self._done += nbytes
+            now = self._now()
+            if now - self._told < LINE_EVERY_S or self._done >= self._total:
+                return
+            self._told = now
+        done, took = self._done / 1e9, now - self._begun
+        _logger.info("%s: %.1f of %.1f GB read, %s", self._name, done, self._total / 1e9, self._rate(took))
+
+    def _rate(self, took: float) -> str:
+        return f"{self._done / max(took, 1e-9) / 1e9:.2f} GB/s"
 
 
-def _mismatch(where: Path, what: str) -> NoReturn:
-    raise PermanentError("model_mismatch", f"{where}: {what}; the weights and config.json must be of one Mochi model")
+def _tell_rounded_positions(plan: PartPlan) -> None:
+    stored, _ = plan.wanted[POSITIONS]
+    if stored.dtype not in (torch.float32, torch.float64):
+        _logger.info("%s: %s is %s and nowhere float32; used as it is", plan.where, POSITIONS, stored.dtype)
 
 
-@contextmanager
-def _plain_names(folder: Path, weights: WeightFiles, stem: str) -> Iterator[Path]:
-    """A folder in which these weights are the only variant, by links: libraries differ in how they name variants."""
-    with scratch_folder("mochi-weights-") as plain:
-        (plain / "config.json").symlink_to((folder / "config.json").absolute())
-        if weights.index is None:
-            (plain / f"{stem}.safetensors").symlink_to((folder / weights.shards[0]).absolute())
-        else:
-            (plain / f"{stem}.safetensors.index.json").symlink_to((folder / weights.index).absolute())
-            for shard in weights.shards:
-                (plain / shard).symlink_to((folder / shard).absolute())
-        yield plain
-
-
-def _frozen(module: Any, device: torch.device) -> Any:
-    return module.to(device).eval().requires_grad_(False)
+def _assigned(plan: PartPlan, tensors: dict[str, Tensor], device: torch.device) -> nn.Module:
+    """The module of a plan with these tensors as its own."""
+    module, same = plan.module, tied_names(plan.module)
+    buffers = dict(module.named_buffers())
+    found = {name: tensor if name in buffers else nn.Parameter(tensor, False) for name, tensor in tensors.items()}
+    for name, source in same.items():
+        if name in found:
+            found.setdefault(source, found[name])
+    for name, source in same.items():
+        # Two tensors of the file that differ stay two, as the library leaves them.
+        if name not in found or torch.equal(found[name], found[source]):
+            found[name] = found[source]
+    module.load_state_dict(found, strict=True, assign=True)
+    return module.to(device)  # buffers that no file holds

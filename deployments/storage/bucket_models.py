@@ -19,8 +19,9 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from deployments.atomic_write import write_atomically
-from deployments.dtypes import DtypeName
+from deployments.dtypes import Dtypes, part_dtype
 from deployments.errors import PermanentError, StorageUnavailableError, TransientError
+from deployments.storage import positions
 from deployments.storage.file_hashes import HASHES_AT_ONCE, HashRecord
 from deployments.storage.model_layout import ModelFiles, check_layout
 from deployments.storage.object_store import Bucket, ListedObject
@@ -82,9 +83,12 @@ class BucketFiles(ModelFiles):
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:VERSION_CHARS]
 
     def read(self, name: str, offset: int, length: int) -> bytes:
+        """As of every model. Raises TransientError `model_changed`: it is another object than was listed."""
         if length == 0:
             return b""
         with self.bucket.open_range(self._prefix + name, offset, length) as found:
+            if found.etag != self.listed[name].etag:
+                raise TransientError("model_changed", f"{self.source}/{name} was changed while it was looked at")
             return b"".join(found.chunks)
 
 
@@ -93,7 +97,7 @@ def fetch_model(
     bucket: Bucket,
     prefix: str,
     parts: Sequence[str],
-    dtype: DtypeName,
+    dtypes: Dtypes,
     cache: Path,
     hashes: HashRecord,
     options: FetchOptions = FetchOptions(),
@@ -105,7 +109,7 @@ def fetch_model(
         bucket: of the source.
         prefix: of the source, without slashes around it.
         parts: as in `check_layout`.
-        dtype: that the model computes in: of several variants of the weights, the one that fits is fetched.
+        dtypes: that the parts compute in: of several variants of the weights, the one that fits is fetched.
         cache: of all models.
         hashes: of files that were fetched before.
 
@@ -120,7 +124,7 @@ def fetch_model(
         with FileLock(home / LOCK):
             for attempt in range(1, CHANGES_FOLLOWED + 1):
                 try:
-                    return _Fetch(BucketFiles(source, bucket, prefix), home, hashes, options).run(parts, dtype)
+                    return _Fetch(BucketFiles(source, bucket, prefix), home, hashes, options).run(parts, dtypes)
                 except TransientError as error:
                     if error.code != "model_changed" or attempt == CHANGES_FOLLOWED:
                         raise
@@ -152,15 +156,17 @@ class _Fetch:
         self._hashes = hashes
         self._options = options
 
-    def run(self, parts: Sequence[str], dtype: DtypeName) -> Path:
-        names = needed_files(self._files.sizes, [part for part in parts if part in self._parts_there], dtype)
+    def run(self, parts: Sequence[str], dtypes: Dtypes) -> Path:
+        names = needed_files(self._files.sizes, [part for part in parts if part in self._parts_there], dtypes)
         self._folder.mkdir(exist_ok=True)
         (self._folder / USED).touch()
         if self._missing(names):
-            check_layout(self._files, parts, dtype)
+            check_layout(self._files, parts, dtypes)
             self._link_unchanged(self._missing(names))
             self._fetch(self._missing(names))
             self._remove_old()
+        if positions.PART in parts:
+            positions.bring_positions(self._files, self._folder, part_dtype(dtypes, positions.PART))
         return self._folder
 
     @property

@@ -3,23 +3,33 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from deployments.dtypes import Dtypes
+from deployments.dtypes import Dtypes, part_dtype
 from deployments.errors import PermanentError
+from deployments.storage import positions
 from deployments.storage.bucket_models import free_bytes
-from deployments.storage.model_layout import CONFIG, SCHEDULER_CONFIG, FolderFiles, check_classes, check_layout
+from deployments.storage.model_layout import (
+    CONFIG,
+    SCHEDULER_CONFIG,
+    FolderFiles,
+    ModelFiles,
+    check_classes,
+    check_layout,
+)
 from deployments.storage.object_store import Store
 from deployments.storage.weight_files import CHECKSUMS, INDEX, STEMS, needed_files
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
 
+RANGE_RETRIES = 3
 _logger = logging.getLogger("ray.serve")
 
 
@@ -99,11 +109,17 @@ def fetch_from_hub(
         listed = _list(source, revision or pinned, parts, hub)
     except _HubAwayError as error:
         _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", error, source, hub.folder)
-        return _cached(source, revision or pinned, hub, error)
+        return _checked_positions(source, _cached(source, revision or pinned, hub, error), parts, dtypes, error)
     names = _check_listed(source, listed, parts, dtypes, hub)
     if revision is None and pinned is None and pins is not None:
         return _pin(source, listed[0].commit_hash, parts, dtypes, hub, pins)
-    return _download(source, listed[0].commit_hash, names, hub)
+    folder = _download(source, listed[0].commit_hash, names, hub)
+    if positions.PART in parts:
+        try:
+            positions.bring_positions(HubFiles(source, listed, hub), folder, part_dtype(dtypes, positions.PART))
+        except OSError as error:
+            raise _unusable(hub, error) from error
+    return folder
 
 
 def _pin(source: str, commit: str, parts: Sequence[str], dtypes: Dtypes, hub: Hub, pins: Pins) -> Path:
@@ -127,9 +143,62 @@ def check_hub(source: str, revision: str | None, parts: Sequence[str], dtypes: D
     try:
         listed = _list(source, revision, parts, hub)
     except _HubAwayError as error:
-        check_layout(FolderFiles(_cached(source, revision, hub, error)), parts, dtypes)
+        folder = _cached(source, revision, hub, error)
+        check_layout(FolderFiles(folder), parts, dtypes)
+        _checked_positions(source, folder, parts, dtypes, error)
     else:
         _check_listed(source, listed, parts, dtypes, hub)
+
+
+class HubFiles(ModelFiles):
+    """The files of a commit on the hub, read by ranges.
+
+    Args:
+        source: id of the model.
+        listed: the hub's own list, of one commit.
+    """
+
+    def __init__(self, source: str, listed: "Sequence[DryRunFileInfo]", hub: Hub) -> None:
+        self._source = source
+        self._commit = listed[0].commit_hash
+        self._hub = hub
+        self._sizes = {file.filename: file.file_size or 0 for file in listed}
+
+    @property
+    def where(self) -> str:
+        return f"{self._source} on the hub"
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return self._sizes
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """As of every model. Raises PermanentError `model_not_found`: the hub did not give the range."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
+        )
+
+        if length == 0:
+            return b""
+        url = hf_hub_url(self._source, name, revision=self._commit, endpoint=self._hub.endpoint)
+        wanted = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
+        headers = {**build_hf_headers(), **wanted}
+        try:
+            with http_stream_backoff(
+                "GET", url, headers=headers, follow_redirects=True, max_retries=RANGE_RETRIES
+            ) as answer:
+                hf_raise_for_status(answer)
+                if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
+                    raise OSError(f"the answer to a range is {answer.status_code}, not 206")
+                return b"".join(answer.iter_bytes())
+        except (_transport_error(HfHubHTTPError), OSError) as error:
+            raise PermanentError(
+                "model_not_found", f"a range of {name} of {self._source} could not be read from the hub: {_line(error)}"
+            ) from error
 
 
 def _snapshots(source: str, revision: str | None, hub: Hub) -> list[Path]:
@@ -141,11 +210,29 @@ def _snapshots(source: str, revision: str | None, hub: Hub) -> list[Path]:
 
 
 def _is_whole(folder: Path, parts: Sequence[str], dtypes: Dtypes) -> bool:
+    files = FolderFiles(folder)
     try:
-        check_layout(FolderFiles(folder), parts, dtypes)
+        check_layout(files, parts, dtypes)
     except PermanentError:
         return False
-    return True
+    return positions.PART not in parts or positions.positions_known(files, part_dtype(dtypes, positions.PART))
+
+
+def _checked_positions(
+    source: str, folder: Path, parts: Sequence[str], dtypes: Dtypes, reason: "_HubAwayError"
+) -> Path:
+    """The folder, if what only the hub can tell of the transformer's positions is in it.
+
+    Replicas whose caches differ in it would make different videos under the name of one commit.
+    """
+    files = FolderFiles(folder)
+    if positions.PART in parts and not positions.positions_known(files, part_dtype(dtypes, positions.PART)):
+        raise PermanentError(
+            "model_incomplete",
+            f"{folder} lacks {positions.KEPT}, and the hub cannot be reached ({reason}): a start with the hub in reach "
+            f"reads these 18 KB of {source} in float32. To do without them, name this folder itself as model.source",
+        )
+    return folder
 
 
 def _check_listed(

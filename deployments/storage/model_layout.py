@@ -6,6 +6,7 @@ anything is fetched from it. `deployments.mochi.loading` compares every tensor w
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -52,6 +53,14 @@ _SCHEDULER = {
     "use_exponential_sigmas": False,
     "use_karras_sigmas": False,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a model, and where it lies."""
+
+    file: str  # name relative to the model, with `/`
+    info: TensorInfo
 
 
 class ModelFiles(Protocol):
@@ -152,22 +161,32 @@ def part_weights(files: ModelFiles, part: str, dtype: DtypeName) -> WeightFiles:
         raise PermanentError(error.code, f"the model in {files.where}: {error.message}") from error
 
 
-def part_tensors(files: ModelFiles, part: str, weights: WeightFiles) -> dict[str, TensorInfo]:
+def part_tensors(files: ModelFiles, part: str, weights: WeightFiles) -> dict[str, StoredTensor]:
     """The tensors in these files of a part, by their headers.
 
     Raises:
         PermanentError: `model_incomplete`: a file is damaged, or the index names other tensors; names file or tensor.
     """
-    tensors: dict[str, TensorInfo] = {}
+    tensors: dict[str, StoredTensor] = {}
     places: dict[str, str] = {}
     for shard in weights.shards:
-        for name, tensor in _shard_tensors(files, f"{part}/{shard}").items():
+        for name, info in shard_tensors(files, f"{part}/{shard}").items():
             if name in tensors:
                 _damaged(files, f"{part}/{shard}", f"the tensor {name} is in {places[name]} too")
-            tensors[name], places[name] = tensor, shard
+            tensors[name], places[name] = StoredTensor(f"{part}/{shard}", info), shard
     if weights.index is not None:
         _check_index(files, f"{part}/{weights.index}", places)
     return tensors
+
+
+def shard_tensors(files: ModelFiles, name: str) -> dict[str, TensorInfo]:
+    """The tensors of one file of weights. Raises PermanentError `model_incomplete`: it is damaged."""
+    try:
+        return stored_tensors(lambda offset, length: files.read(name, offset, length), files.sizes[name])
+    except (OSError, ValueError) as error:
+        raise PermanentError(
+            "model_incomplete", f"{files.where}/{name} is damaged: {error}; fetch or copy it again"
+        ) from error
 
 
 def _sizes_in(folder: Path) -> list[tuple[str, int]]:
@@ -189,7 +208,7 @@ def _check_scheduler(files: ModelFiles) -> None:
 
 def _check_weights(files: ModelFiles, part: str, dtype: DtypeName) -> None:
     weights = part_weights(files, part, dtype)
-    tensors = part_tensors(files, part, weights)
+    tensors = {name: tensor.info for name, tensor in part_tensors(files, part, weights).items()}
     where = f"{files.where}/{part}/{weights.shards[0]}"
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
@@ -254,15 +273,6 @@ def _text_encoder_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]
 
 
 _SHAPES = {"text_encoder": _text_encoder_shapes, "transformer": _transformer_shapes, "vae": _vae_shapes}
-
-
-def _shard_tensors(files: ModelFiles, name: str) -> dict[str, TensorInfo]:
-    try:
-        return stored_tensors(lambda offset, length: files.read(name, offset, length), files.sizes[name])
-    except (OSError, ValueError) as error:
-        raise PermanentError(
-            "model_incomplete", f"{files.where}/{name} is damaged: {error}; fetch or copy it again"
-        ) from error
 
 
 def _check_index(files: ModelFiles, name: str, places: Mapping[str, str]) -> None:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
-from deployments.dtypes import Dtypes
+from deployments.dtypes import DtypeName, Dtypes, part_dtype
 from deployments.errors import PermanentError
-from deployments.settings import ModelSettings
+from deployments.storage import positions
 from deployments.storage.bucket_models import fetch_model
 from deployments.storage.file_hashes import HashRecord, check_hashes, known_hashes
 from deployments.storage.hub_models import Hub, Pins, fetch_from_hub
@@ -33,8 +34,24 @@ _FORMS = (
 )
 
 
+class ModelChoice(Protocol):
+    """Which model, and what it computes in; ModelSettings is one. See there."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def dtype(self) -> Dtypes: ...
+
+    @property
+    def hash_at_start(self) -> bool: ...
+
+
 def model_folder(
-    model: ModelSettings,
+    model: ModelChoice,
     parts: tuple[str, ...],
     open_bucket: OpenBucket,
     cache: Path | None = None,
@@ -195,7 +212,16 @@ def model_fingerprint(folder: Path, parts: tuple[str, ...], dtypes: Dtypes | Non
             raise PermanentError("model_incomplete", f"{folder / part} has neither a config.json nor weights")
         for name in names:
             _hash_file(digest, f"{part}/{name}", folder / part / name)
+        if part == positions.PART and dtypes is not None:
+            _hash_positions(digest, folder, part_dtype(dtypes, part))
     return digest.hexdigest()[:FINGERPRINT_CHARS]
+
+
+def _hash_positions(digest: "hashlib._Hash", folder: Path, dtype: DtypeName) -> None:
+    """Where they come from beside the weights that count, they are part of the model."""
+    exact = positions.exact_positions(FolderFiles(folder), dtype)
+    if exact is not None:
+        digest.update(f"{positions.TENSOR} {exact.sha256}\n".encode())
 
 
 def _hash_file(digest: "hashlib._Hash", name: str, path: Path) -> None:

@@ -28,6 +28,8 @@ class TensorInfo:
 
     dtype: str  # as safetensors writes it: F32, BF16, ...
     shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+    nbytes: int
 
 
 def safetensors_header(file: BinaryIO) -> dict[str, Any]:
@@ -57,7 +59,33 @@ def stored_tensors(read: ReadBytes, size: int) -> dict[str, TensorInfo]:
     header = _parse(read(8, length))
     header.pop("__metadata__", None)
     _check_ranges(header, size - 8 - length)
-    return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    return {name: _tensor_info(entry, start=8 + length) for name, entry in header.items()}
+
+
+def safetensors_start(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str], alignment: int = 8
+) -> bytes:
+    """What a file begins with; the bytes of the tensors follow it, in the order given and without a gap.
+
+    Args:
+        tensors: dtype as safetensors writes it, and shape, by name.
+        metadata: of the file.
+        alignment: in bytes, of the first tensor in the file; the header is filled up with spaces.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    reached = 0
+    for name, (dtype, shape) in tensors.items():
+        end = reached + math.prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [reached, end]}
+        reached = end
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _tensor_info(entry: Mapping[str, Any], start: int) -> TensorInfo:
+    begin, end = entry["data_offsets"]
+    return TensorInfo(entry["dtype"], tuple(entry["shape"]), start + begin, end - begin)
 
 
 def _header_length(start: bytes) -> int:

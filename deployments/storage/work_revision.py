@@ -7,6 +7,7 @@ from pathlib import Path
 from deployments.dtypes import Dtypes, part_dtype
 from deployments.messages import Stage
 from deployments.settings import ModelSettings
+from deployments.storage import positions
 from deployments.storage.model_store import (
     FINGERPRINT_CHARS,
     OpenBucket,
@@ -47,10 +48,14 @@ def work_revision(model: ModelSettings, dtypes: Dtypes, folder: Path, stage: Sta
         StorageUnavailableError: the object store could not be reached.
     """
     parts = PARTS[stage]
+    # What a hub or a bucket has decides where the positions come from (`positions.bring_positions`): all replicas of
+    # this release do the same.
+    exact = positions.PART in parts and part_dtype(dtypes, positions.PART) != "float32"
+    rule = " positions in float32" if exact else ""
     if source_kind(model.source) is SourceKind.BUCKET:
-        contents = _bucket_contents(model.source, parts, open_bucket)
+        contents = _bucket_contents(model.source, parts, open_bucket) + rule
     elif folder.parent.name == _HUB_SNAPSHOTS:
-        contents = f"commit {folder.name}"
+        contents = f"commit {folder.name}{rule}"
     else:
         contents = model_fingerprint(folder, parts, dtypes)
     zeroes_empty = zeroes_empty_prompt(folder, model.zero_empty_prompt)

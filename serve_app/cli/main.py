@@ -7,7 +7,7 @@ import typer
 from rich.panel import Panel
 from rich.table import Table
 
-from serve_app.cli import keys, make, videos
+from serve_app.cli import keys, make, model, videos
 from serve_app.cli.interrupts import Interrupted, raising_interrupted, say_interrupted, tolerate_any_text
 from serve_app.cli.options import override_data_dir
 from serve_app.cli.output import Output
@@ -64,6 +64,7 @@ def _serve(config: Path, dashboard_port: int, output: Output) -> None:
 
 app.add_typer(make.app)
 app.add_typer(videos.app)
+app.add_typer(model.app, name="model")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(keys.tenants, name="tenants")
 

@@ -4,11 +4,15 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from deployments.errors import PermanentError
 from deployments.messages import Stage
 from deployments.storage.hub_models import Hub, Pins, StorePins, check_hub, fetch_from_hub, pin_key
+from deployments.storage.model_layout import FolderFiles, shard_tensors
 from deployments.storage.model_store import model_folder
+from deployments.storage.positions import KEPT, exact_positions
 from tests.support.servers.hub import HubServer, hub_server
 from tests.support.servers.ports import free_ports
 from tests.support.workers.fakes import worker_settings
@@ -17,6 +21,8 @@ from tests.support.workers.published_model import published_model
 
 MODEL = "genmo/mochi-1-preview"
 PARTS = ("scheduler", "transformer")
+INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
+FULL = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors"
 SHARDS = [f"transformer/diffusion_pytorch_model.bf16-0000{i}-of-00002.safetensors" for i in (1, 2)]
 
 
@@ -43,11 +49,49 @@ def test_the_files_of_one_variant_are_fetched(published: Path, tmp_path: Path) -
             "transformer/diffusion_pytorch_model.safetensors.index.bf16.json",
             *SHARDS,
         }
-        assert names(folder) == set(server.read) == wanted
+        assert names(folder) == wanted | {KEPT}
+        assert set(server.read) == wanted | {INDEX, FULL}
         assert all(server.read[name] == (published / name).stat().st_size for name in wanted)
         server.read.clear()
         assert fetch(Hub(server.endpoint, tmp_path / "cache")) == folder
         assert not server.read
+
+
+def test_the_positions_are_read_in_float32_by_ranges(published: Path, tmp_path: Path) -> None:
+    full = FolderFiles(published)
+    tensors = shard_tensors(full, FULL)
+    positions = tensors["pos_frequencies"]
+    with hub_server(MODEL, published) as server:
+        folder = fetch(Hub(server.endpoint, tmp_path / "cache"))
+        assert server.read[FULL] == min(info.offset for info in tensors.values()) + positions.nbytes
+    kept = exact_positions(FolderFiles(folder), "bfloat16")
+    assert kept is not None and kept.data == full.read(FULL, positions.offset, positions.nbytes)
+    assert exact_positions(FolderFiles(folder), "float32") is None
+    assert load_file(folder / KEPT)["pos_frequencies"].dtype == torch.float32
+
+
+def test_a_cache_without_the_positions_is_told_unless_the_hub_is_in_reach(published: Path, tmp_path: Path) -> None:
+    """Two replicas of one commit, with them and without, would make different videos under one name."""
+    with hub_server(MODEL, published) as server:
+        hub = Hub(server.endpoint, tmp_path / "cache")
+        folder = fetch(hub)
+        (folder / KEPT).unlink()
+        check_hub(MODEL, folder.name, PARTS, "bfloat16", hub)  # they can be fetched
+        fetch(hub)
+        assert (folder / KEPT).exists()
+        (folder / KEPT).unlink()
+    for use in (lambda: fetch(hub), lambda: check_hub(MODEL, None, PARTS, "bfloat16", hub)):
+        with pytest.raises(PermanentError, match=rf"lacks {KEPT}, and the hub cannot be reached") as caught:
+            use()
+        assert caught.value.code == "model_incomplete"
+    check_hub(MODEL, None, ("scheduler",), "bfloat16", hub)  # who needs no transformer misses nothing
+
+
+def test_a_hub_that_gives_no_ranges_is_told(published: Path, tmp_path: Path) -> None:
+    with hub_server(MODEL, published) as server:
+        server.ranges = False
+        with pytest.raises(PermanentError, match=rf"a range of {INDEX} of {MODEL} could not be read .* not 206"):
+            fetch(Hub(server.endpoint, tmp_path / "cache"))
 
 
 async def test_without_a_revision_the_first_commit_is_written_down_and_used_again(

@@ -22,6 +22,7 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self, model: str, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model = model
+        self.ranges = True  # whether a part of a file may be asked for
         self.read: Counter[str] = Counter()  # bytes that were sent of each file
         self.commits: dict[str, dict[str, bytes]] = {}
         self.main = ""
@@ -99,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None or data is None:
             return self._refuse("EntryNotFound")
         start, end = 0, len(data)
-        if wanted := self.headers.get("Range"):
+        wanted = self.headers.get("Range") if self.server.ranges else None
+        if wanted:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, end = int(first or 0), min(end, int(last) + 1 if last else end)
         self.send_response(206 if wanted else 200)

@@ -22,13 +22,14 @@ SHARD_FORMS = {
 }
 
 
-def published_model(folder: Path, form: str = "diffusers") -> Path:
+def published_model(folder: Path, form: str = "diffusers", positions_seed: int | None = None) -> Path:
     """The included model as `genmo/mochi-1-preview` lies on the hub, authors' own files at the top included.
 
     Transformer: 3 shards fp32, 2 shards bf16; VAE: one file each; text encoder: 2 shards, fp32 alone.
 
     Args:
         form: how the names of shards and indexes tell the variant.
+        positions_seed: of positions that bfloat16 rounds; those of the included model are bfloat16 themselves.
     """
     for name in ("model_index.json", "scheduler", "tokenizer", "text_encoder", "transformer", "vae"):
         source, target = SHAPES / name, folder / name
@@ -41,6 +42,10 @@ def published_model(folder: Path, form: str = "diffusers") -> Path:
     for name in ("dit", "decoder", "encoder"):
         save_file({"w": torch.zeros(1000)}, folder / f"{name}.safetensors")
     transformer = load_file(SHAPES / "transformer/diffusion_pytorch_model.safetensors")
+    if positions_seed is not None:
+        generator = torch.Generator().manual_seed(positions_seed)
+        shape = transformer["pos_frequencies"].shape
+        transformer["pos_frequencies"] = torch.randn(shape, generator=generator) * 0.02 + 0.5
     write_weights(folder / "transformer", "diffusion_pytorch_model", transformer, None, 3, form)
     write_weights(folder / "transformer", "diffusion_pytorch_model", transformer, "bf16", 2, form)
     vae = load_file(SHAPES / "vae/diffusion_pytorch_model.safetensors")

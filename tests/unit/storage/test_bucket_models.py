@@ -14,7 +14,9 @@ from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError, StorageUnavailableError, TransientError
 from deployments.storage.bucket_models import FetchOptions, fetch_model
 from deployments.storage.file_hashes import HashRecord
+from deployments.storage.model_layout import FolderFiles, shard_tensors
 from deployments.storage.object_store import ObjectRange
+from deployments.storage.positions import KEPT, exact_positions
 from tests.support.workers.memory_store import MemoryStore
 from tests.support.workers.published_model import published_model
 
@@ -22,6 +24,8 @@ SOURCE = "s3://models/mochi/preview"
 PREFIX = "mochi/preview/"
 PARTS = ("scheduler", "transformer")
 SHARDS = [f"transformer/diffusion_pytorch_model.bf16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+FULL = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors"
+"""Has the positions in float32."""
 OPTIONS = FetchOptions(range_bytes=50_000, pauses_s=(0, 0))
 
 
@@ -71,7 +75,9 @@ def fetch(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """Of what came from the bucket as it is there."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = (path for path in files if path != folder / KEPT)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -81,12 +87,19 @@ def wanted(published: Path) -> dict[str, bytes]:
     return {name: (published / name).read_bytes() for name in names}
 
 
-def test_the_files_of_one_variant_are_fetched_and_no_byte_of_the_other(
+def test_the_files_of_one_variant_are_fetched_and_of_the_other_the_positions(
     bucket: Bucket, published: Path, tmp_path: Path
 ) -> None:
     folder = fetch(bucket, tmp_path)
     assert contents(folder) == wanted(published)
-    assert set(bucket.read) == set(wanted(published))
+    index = "transformer/diffusion_pytorch_model.safetensors.index.json"
+    assert set(bucket.read) - set(wanted(published)) == {index, FULL}
+    full = FolderFiles(published)
+    positions = shard_tensors(full, FULL)["pos_frequencies"]
+    first = min(info.offset for info in shard_tensors(full, FULL).values())
+    assert bucket.read[FULL] == first + positions.nbytes < bucket.size(FULL) / 10
+    kept = exact_positions(FolderFiles(folder), "bfloat16")
+    assert kept is not None and kept.data == full.read(FULL, positions.offset, positions.nbytes)
     headers = sum(bucket.read[name] - bucket.size(name) for name in SHARDS)
     assert 0 < headers < 50_000  # read before, to see whether they are Mochi's
     bucket.read.clear()
@@ -190,7 +203,7 @@ def test_a_model_that_is_changed_meanwhile_is_fetched_as_it_is_then(
     folder = fetch(bucket, tmp_path)
     assert contents(folder) == wanted(published) | {SHARDS[1]: other}
 
-    counter = iter(range(256))
+    counter = iter(range(3, 256))
 
     def change_always(name: str, offset: int) -> None:
         if name == SHARDS[1]:
@@ -240,6 +253,42 @@ def test_another_pipeline_is_refused_before_its_weights_are_fetched(bucket: Buck
     ):
         fetch(bucket, tmp_path)
     assert set(bucket.read) == {"model_index.json"}
+
+
+def test_positions_that_are_damaged_in_the_cache_are_read_again(bucket: Bucket, tmp_path: Path) -> None:
+    kept = fetch(bucket, tmp_path) / KEPT
+    whole = kept.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:100], b""):
+        kept.write_bytes(damaged)
+        bucket.read.clear()
+        fetch(bucket, tmp_path)
+        assert kept.read_bytes() == whole and 0 < bucket.read[FULL] < bucket.size(FULL) / 10
+
+
+def test_that_there_are_no_positions_in_float32_is_asked_once(bucket: Bucket, tmp_path: Path) -> None:
+    for name in [key for key in bucket.objects if key.startswith(f"{PREFIX}transformer/diff") and "bf16" not in key]:
+        del bucket.objects[name]
+    folder = fetch(bucket, tmp_path)
+    assert exact_positions(FolderFiles(folder), "bfloat16") is None
+    bucket.read.clear()
+    assert fetch(bucket, tmp_path) == folder
+    assert not bucket.read
+
+
+def test_positions_that_cannot_be_read_now_fail_the_fetch(bucket: Bucket, published: Path, tmp_path: Path) -> None:
+    """A replica without them would make other videos than the rest."""
+
+    def fail(name: str, offset: int) -> None:
+        if name == FULL and offset > 0:
+            raise StorageUnavailableError("it stopped sending")
+
+    bucket.before = fail
+    with pytest.raises(StorageUnavailableError, match="it stopped sending"):
+        fetch(bucket, tmp_path)
+    assert not list(tmp_path.rglob(Path(KEPT).name))
+    bucket.before = lambda name, offset: None
+    assert contents(fetch(bucket, tmp_path)) == wanted(published)
+    assert list(tmp_path.rglob(Path(KEPT).name))
 
 
 def test_a_key_that_leads_out_of_the_folder_is_refused(bucket: Bucket, tmp_path: Path) -> None:

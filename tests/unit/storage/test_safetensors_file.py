@@ -28,7 +28,11 @@ def test_the_header_of_a_safetensors_object() -> None:
 
 
 def test_the_tensors() -> None:
-    assert tensors_of(WHOLE) == {"a": TensorInfo("F32", (2, 3)), "b": TensorInfo("BF16", (4,))}
+    first = len(WHOLE) - 32
+    assert tensors_of(WHOLE) == {
+        "a": TensorInfo("F32", (2, 3), first, 24),
+        "b": TensorInfo("BF16", (4,), first + 24, 8),
+    }
     assert tensors_of(save({})) == {}
 
 

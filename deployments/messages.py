@@ -3,10 +3,13 @@
 Tensors and videos travel through object storage, under the keys of `deployments.keys`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from deployments.clip import ClipShape
+from deployments.step_rules import DEFAULT_RULES, Quality, StepPlan, StepRules, step_plan
 
 
 class Stage(StrEnum):
@@ -39,10 +42,35 @@ class VideoSpec:
     guidance_scale: float
     seed: int  # 0 to 2**63 - 1; the initial noise is drawn from it on the CPU in fp32
     exact: bool = False  # sampled in a batch of its own: bit-exact across runs on the same kind of device
+    quality: Quality = "exact"  # as it was asked for; what it means is `rules`
+    rules: StepRules = DEFAULT_RULES  # of the quality when the video was asked for: it stays when settings change
 
     @property
     def clip(self) -> ClipShape:
         return ClipShape(self.width, self.height, self.num_frames)
+
+    @property
+    def plan(self) -> StepPlan:
+        """What each of its denoising steps runs."""
+        return step_plan(self.num_inference_steps, self.guidance_scale, self.rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept in SQL, in work files and in fingerprints.
+
+        Quality and rules are left out where they are those of all videos made before there were any, whose records
+        are so those of the same request today.
+        """
+        values = asdict(self) | {"rules": self.rules.to_json()}
+        if self.quality == "exact":
+            del values["quality"]
+        if not values["rules"]:
+            del values["rules"]
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "VideoSpec":
+        """What `to_json` made."""
+        return cls(**{**values, "rules": StepRules(**values.get("rules", {}))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
 from deployments.dtypes import DtypeName
+from deployments.step_rules import LINEAR_PART, QUALITIES, THRESHOLD_NOISE, Quality, StepRules, is_rising
 
 FrameDrop = Literal["end", "each_upsample"]
 """Where the decoder drops the frames that the first latent frame has too many."""
@@ -90,6 +91,32 @@ class Dimension(Settings):
         return self
 
 
+class QualitySettings(Settings):
+    """How the videos of one quality are made; what is left out is as in the model's own settings.
+
+    Sigma goes from 0 (noise) to 1 (video).
+    """
+
+    num_inference_steps: int | None = Field(None, ge=2, description="of a request that names none")
+    guidance_scale: float | None = Field(None, ge=1.0, description="of a request that names none")
+    threshold_noise: float | None = Field(None, gt=0, lt=1, description="sigma where the schedule turns quadratic")
+    linear_part: float | None = Field(None, gt=0, lt=1, description="of the steps, that are before it")
+    guidance_from: float = Field(0.0, ge=0, le=1, description="sigma; steps outside run without the negative prompt")
+    guidance_until: float = Field(1.0, ge=0, le=1, description="sigma, inclusive")
+    reuse_from: float = Field(0.0, ge=0, le=1, description="sigma; steps outside are computed in full")
+    reuse_until: float = Field(1.0, ge=0, le=1, description="sigma, inclusive")
+    reuse_run: int = Field(
+        0, ge=0, le=16, description="steps in a row that run the first block alone and reuse the others' last work"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("guidance", "reuse"):
+            if getattr(self, f"{name}_from") > getattr(self, f"{name}_until"):
+                raise ValueError(f"{name}_from must be at most {name}_until")
+        return self
+
+
 class ModelSettings(Settings):
     """Which model is served and what it can make."""
 
@@ -129,6 +156,16 @@ class ModelSettings(Settings):
     )
     guidance_scale: float = Field(4.5, ge=1.0)
     max_guidance_scale: float = Field(20.0, ge=1.0)
+    threshold_noise: float = Field(
+        THRESHOLD_NOISE, gt=0, lt=1, description="sigma where the schedule of steps turns from linear to quadratic"
+    )
+    linear_part: float = Field(
+        LINEAR_PART, gt=0, lt=1, description="of the steps, that are before it: 0.75 is 6 of 8 (distilled weights)"
+    )
+    quality: Quality = Field("exact", description="of a request that names none")
+    qualities: dict[Literal["fast", "draft"], QualitySettings] = Field(
+        {}, description="what is offered beside exact, which computes each step as the model's authors do"
+    )
     max_pixels: int = Field(ge=256, description="bound of width x height x num_frames")
     fit_sizes: bool = Field(
         True, description="whether a size that clients have built in becomes the nearest that the model makes"
@@ -158,6 +195,56 @@ class ModelSettings(Settings):
         if self.guidance_scale > self.max_guidance_scale:
             raise ValueError("guidance_scale must be at most max_guidance_scale")
         return self
+
+    @model_validator(mode="after")
+    def _qualities_fit(self) -> Self:
+        if self.quality not in self.offered:
+            raise ValueError(f"quality is {self.quality}; offered are {', '.join(self.offered)}: add it to qualities")
+        bounds = self.num_inference_steps
+        for quality in self.offered:
+            if not bounds.minimum <= self.steps_of(quality) <= bounds.maximum:
+                raise ValueError(
+                    f"qualities.{quality}: num_inference_steps must be from {bounds.minimum} to {bounds.maximum}"
+                )
+            if self.guidance_of(quality) > self.max_guidance_scale:
+                raise ValueError(f"qualities.{quality}: guidance_scale must be at most max_guidance_scale")
+            rules = self.rules_of(quality)
+            for steps in range(bounds.minimum, bounds.maximum + 1):
+                if not is_rising(steps, rules.threshold_noise, rules.linear_part):
+                    raise ValueError(
+                        f"qualities.{quality}: with {steps} steps the schedule goes beyond sigma 1 and back; lower "
+                        "threshold_noise or raise linear_part"
+                    )
+        return self
+
+    @property
+    def offered(self) -> tuple[Quality, ...]:
+        """The qualities that may be asked for, best first."""
+        return tuple(quality for quality in QUALITIES if quality == "exact" or quality in self.qualities)
+
+    def steps_of(self, quality: Quality) -> int:
+        """Denoising steps of a video of this quality, unless its request names others."""
+        return self._of(quality).num_inference_steps or self.num_inference_steps.default
+
+    def guidance_of(self, quality: Quality) -> float:
+        """Guidance scale of a video of this quality, unless its request names another."""
+        return self._of(quality).guidance_scale or self.guidance_scale
+
+    def rules_of(self, quality: Quality) -> StepRules:
+        """How the steps of a video of this quality are computed."""
+        own = self._of(quality)
+        return StepRules(
+            threshold_noise=own.threshold_noise or self.threshold_noise,
+            linear_part=own.linear_part or self.linear_part,
+            guidance_from=own.guidance_from,
+            guidance_until=own.guidance_until,
+            reuse_from=own.reuse_from,
+            reuse_until=own.reuse_until,
+            reuse_run=own.reuse_run,
+        )
+
+    def _of(self, quality: Quality) -> QualitySettings:
+        return QualitySettings() if quality == "exact" else self.qualities[quality]
 
 
 class StageSettings(Settings):

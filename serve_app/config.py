@@ -298,6 +298,9 @@ def _annotation(loc: Sequence[int | str]) -> Any:
     """The type of a key of AppSettings, without `| None`; None where it has no such key."""
     annotation: Any = AppSettings
     for part in loc:
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+            continue
         known = _is_section(annotation) and str(part) in annotation.model_fields
         annotation = _required(annotation.model_fields[str(part)].annotation) if known else None
     return annotation

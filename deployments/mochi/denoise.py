@@ -13,16 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deployments.clip import LatentShape, cfg_rows
+from deployments.clip import LatentShape
 from deployments.messages import VideoSpec
 from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
+from deployments.mochi.reuse import PassReuse, Residual
+from deployments.step_rules import (
+    DEFAULT_RULES,
+    THRESHOLD_NOISE,
+    PlannedStep,
+    StepPlan,
+    StepRules,
+    linear_steps,
+    rising_sigmas,
+    step_plan,
+)
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
     from diffusers.models.normalization import AdaLayerNormContinuous
 
 TRAIN_TIMESTEPS = 1000  # of sigma 1, in the transformer's unit of time
-THRESHOLD_NOISE = 0.025  # sigma where the schedule turns from linear to quadratic
 ROPE_AREA = 192 * 192  # pixels, to which the rotary embedding scales every picture
 
 
@@ -48,6 +58,11 @@ class Sample:
     prompt: TextConditioning
     negative: TextConditioning
     rope: Rope  # of the shape of the latents; samples of one shape share it
+    rules: StepRules = DEFAULT_RULES  # how its steps are computed
+    blocks: int = 1  # of the transformer
+    residual: Residual | None = None
+    """Of each row of the last full step; None unless the next step reuses it. Far too large to be stored: a sample goes
+    on elsewhere only from a step that needs none."""
 
     @property
     def num_steps(self) -> int:
@@ -58,21 +73,42 @@ class Sample:
         return self.step >= self.num_steps
 
     @property
+    def plan(self) -> StepPlan:
+        """Of all its steps."""
+        return step_plan(self.num_steps, self.guidance_scale, self.rules)
+
+    @property
+    def next_step(self) -> PlannedStep:
+        """What its next step runs. Raises IndexError if it is done."""
+        return self.plan.steps[self.step]
+
+    @property
     def cfg_rows(self) -> int:
-        """Rows of a batch: 2 with guidance (classifier-free: with and without the prompt), 1 without."""
-        return cfg_rows(self.guidance_scale)
+        """Rows of its next step: 2 with guidance (classifier-free: with and without the prompt), 1 without."""
+        return self.next_step.rows
 
     @property
     def guided(self) -> bool:
+        """Whether its next step runs the negative prompt too."""
         return self.cfg_rows > 1
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of its next step, each counted once for each block that it goes through."""
+        return self.cfg_rows * (1 if self.next_step.reuses else self.blocks)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether latents and step are all that its next step needs."""
+        return self.plan.resumable(self.step)
 
 
 def sigma_schedule(num_steps: int, threshold_noise: float = THRESHOLD_NOISE, linear_steps: int | None = None) -> Tensor:
     """Mochi's linear-quadratic schedule: [num_steps + 1] fp32 on the CPU, sigma from 0 to 1.
 
     The first `linear_steps` (default: half) go evenly up to `threshold_noise`, the rest quadratically up to 1. The
-    published formula (genmoai/models, mochi_preview/infer.py) runs from 1 to 0 in fp64 and diffusers inverts it
-    after rounding to fp32; the same roundings are made here, so that every value equals the reference's.
+    published formula (`rising_sigmas`) runs from 1 to 0 in fp64 and diffusers inverts it after rounding to fp32; the
+    same roundings are made here, so that every value equals the reference's.
 
     Raises:
         ValueError: fewer than 2 steps, or linear_steps outside 1 to num_steps - 1.
@@ -83,20 +119,9 @@ def sigma_schedule(num_steps: int, threshold_noise: float = THRESHOLD_NOISE, lin
             f"num_steps is {num_steps} and linear_steps {linear}; allowed are num_steps >= 2 and "
             f"1 <= linear_steps < num_steps"
         )
-    falling = [1.0 - x for x in _rising(num_steps, threshold_noise, linear)]
+    falling = [1.0 - x for x in rising_sigmas(num_steps, threshold_noise, linear)]
     sigmas = 1.0 - torch.from_numpy(np.array(falling).astype(np.float32))
     return torch.cat([sigmas, torch.ones(1)])
-
-
-def _rising(num_steps: int, threshold_noise: float, linear_steps: int) -> list[float]:
-    """The published formula, [num_steps] in fp64; the last sigma, 1, is not in it."""
-    difference = linear_steps - threshold_noise * num_steps
-    quadratic_steps = num_steps - linear_steps
-    quadratic = difference / (linear_steps * quadratic_steps**2)
-    slope = threshold_noise / linear_steps - 2 * difference / (quadratic_steps**2)
-    constant = quadratic * (linear_steps**2)
-    first = [i * threshold_noise / linear_steps for i in range(linear_steps)]
-    return first + [quadratic * (i**2) + slope * i + constant for i in range(linear_steps, num_steps)]
 
 
 def initial_noise(spec: VideoSpec) -> Tensor:
@@ -134,14 +159,17 @@ def start_sample(
         embeds: `prompt_embeds` and `negative_embeds` [L, D], `prompt_mask` and `negative_mask` [L] bool, on the CPU.
     """
     device = transformer.proj_out.weight.device
+    steps, rules = spec.num_inference_steps, spec.rules
     return Sample(
         latents=initial_noise(spec).to(device),
         step=0,
-        sigmas=sigma_schedule(spec.num_inference_steps).to(device),
+        sigmas=sigma_schedule(steps, rules.threshold_noise, linear_steps(steps, rules.linear_part)).to(device),
         guidance_scale=spec.guidance_scale,
         prompt=condition(transformer, embeds["prompt_embeds"], embeds["prompt_mask"]),
         negative=condition(transformer, embeds["negative_embeds"], embeds["negative_mask"]),
         rope=rope,
+        rules=rules,
+        blocks=len(transformer.transformer_blocks),
     )
 
 
@@ -174,30 +202,36 @@ def denoise_step(
 ) -> list[Sample]:
     """Advance every sample by one Euler step: x += (sigma[i+1] - sigma[i]) * v, all in fp32.
 
-    One forward pass for all samples, guided ones with two rows: v = v_negative + guidance_scale * (v_prompt -
-    v_negative). Nothing here waits for the device.
+    One forward pass for all samples, those that are guided in this step with two rows: v = v_negative +
+    guidance_scale * (v_prompt - v_negative). Rows of samples whose step reuses the blocks leave the pass after the
+    first one. Nothing here waits for the device.
 
     Args:
         block: what runs a transformer block; ``torch.compile(run_block)`` is another choice.
 
     Raises:
-        ValueError: no samples, samples of different shapes, or one that is done.
+        ValueError: no samples, samples of different shapes, one that is done, or one that lacks what it is to reuse.
     """
     _check_batch(samples)
     guided = [sample for sample in samples if sample.guided]
+    rows = [*guided, *samples]
+    reuse = _reuse(guided, samples)
     velocity = predict_velocity(
         transformer,
-        torch.stack([sample.latents for sample in [*guided, *samples]]),
-        torch.stack([sample.sigmas[sample.step] * TRAIN_TIMESTEPS for sample in [*guided, *samples]]),
+        torch.stack([sample.latents for sample in rows]),
+        torch.stack([sample.sigmas[sample.step] * TRAIN_TIMESTEPS for sample in rows]),
         [sample.negative for sample in guided] + [sample.prompt for sample in samples],
         samples[0].rope,
         block,
+        reuse,
     ).float()
-    negatives = iter(velocity[: len(guided)])
-    return [
-        _advance(sample, own, next(negatives) if sample.guided else None)
-        for sample, own in zip(samples, velocity[len(guided) :], strict=True)
-    ]
+    negatives = iter(range(len(guided)))
+    advanced = []
+    for own, sample in enumerate(samples, len(guided)):
+        of_sample = [next(negatives), own] if sample.guided else [own]
+        residual = None if reuse is None else reuse.residual(of_sample)
+        advanced.append(_advance(sample, [velocity[row] for row in of_sample], residual))
+    return advanced
 
 
 def _check_batch(samples: Sequence[Sample]) -> None:
@@ -207,13 +241,26 @@ def _check_batch(samples: Sequence[Sample]) -> None:
         raise ValueError("samples of one batch must have latents of the same shape")
     if any(sample.done for sample in samples):
         raise ValueError("a sample of the batch has no steps left")
+    if any(sample.next_step.reuses and sample.residual is None for sample in samples):
+        raise ValueError("a sample of the batch was resumed at a step that is to reuse the blocks of the one before")
 
 
-def _advance(sample: Sample, velocity: Tensor, negative: Tensor | None) -> Sample:
-    if negative is not None:
-        velocity = negative + sample.guidance_scale * (velocity - negative)
+def _reuse(guided: Sequence[Sample], samples: Sequence[Sample]) -> PassReuse | None:
+    """What the rows of the pass reuse and keep; None if they do neither. The last row of a residual is the prompt's."""
+    rows = [(sample, 0) for sample in guided] + [(sample, -1) for sample in samples]
+    held = [sample.residual[row] if sample.residual and sample.next_step.reuses else None for sample, row in rows]
+    kept = [sample.plan.rows_kept(sample.step) >= (2 if row == 0 else 1) for sample, row in rows]
+    return PassReuse(held, kept) if any(kept) or any(each is not None for each in held) else None
+
+
+def _advance(sample: Sample, rows: Sequence[Tensor], residual: Residual | None) -> Sample:
+    """rows: the velocities, of the negative prompt if it was run, and of the prompt. residual: of the same rows."""
+    velocity = rows[-1]
+    if len(rows) > 1:
+        velocity = rows[0] + sample.guidance_scale * (velocity - rows[0])
     width = sample.sigmas[sample.step + 1] - sample.sigmas[sample.step]
-    return replace(sample, latents=sample.latents + width * velocity, step=sample.step + 1)
+    latents = sample.latents + width * velocity
+    return replace(sample, latents=latents, step=sample.step + 1, residual=residual)
 
 
 def predict_velocity(
@@ -223,6 +270,7 @@ def predict_velocity(
     texts: Sequence[TextConditioning],
     rope: Rope,
     block: RunBlock = run_block,
+    reuse: PassReuse | None = None,
 ) -> Tensor:
     """The transformer's forward pass without what is constant for a request.
 
@@ -235,6 +283,7 @@ def predict_velocity(
         texts: B conditionings.
         rope: see `rope_tables`.
         block: see `denoise_step`.
+        reuse: which rows go through the first block alone; None if all go through all. It is given what is to be kept.
 
     Returns:
         [B, 12, T, h, w] in the model's dtype.
@@ -247,8 +296,17 @@ def predict_velocity(
     activated = F.silu(embedding)
     tokens = _patch(transformer, latents.to(dtype))
     mask = joint_mask(lengths, tokens.shape[1], longest, tokens.device)
-    for weights in transformer.transformer_blocks:
+    first, *others = transformer.transformer_blocks
+    tokens, captions = block(first, tokens, captions, activated, lengths, mask, rope)
+    early = None
+    if reuse is not None:
+        early = tokens
+        tokens, captions, activated = (reuse.full_rows(each) for each in (tokens, captions, activated))
+        lengths, mask = reuse.full(lengths), mask if mask is None else reuse.full_rows(mask)
+    for weights in others if lengths else ():
         tokens, captions = block(weights, tokens, captions, activated, lengths, mask, rope)
+    if reuse is not None and early is not None:
+        tokens = reuse.join(early, tokens)
     tokens = transformer.proj_out(final_norm(transformer.norm_out, tokens, embedding))
     return _unpatch(tokens, latents.shape, transformer.config.patch_size)
 

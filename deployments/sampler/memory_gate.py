@@ -38,10 +38,11 @@ class MemoryGate:
             StoppedError: the task was stopped while it waited.
         """
         if not self._profile.fits([], footprint, self._budget):
+            most = self._profile.max_tokens(self._budget, footprint.kept_rows)
             raise PermanentError(
                 "too_large",
-                f"the sample has {latent_tokens(footprint.shape)} tokens; {self.max_tokens} fit this replica's "
-                "memory; ask for fewer frames or a smaller size",
+                f"the sample has {latent_tokens(footprint.shape)} tokens; {most} fit this replica's memory; ask for "
+                f"fewer frames or a smaller size{', or for the quality exact' if footprint.kept_rows else ''}",
             )
         while not self._profile.fits(list(self._reserved.values()), footprint, self._budget):
             running.raise_if_stopped()

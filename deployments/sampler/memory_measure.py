@@ -28,7 +28,7 @@ from deployments.storage.model_store import default_cache
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
 
-FORMAT = "mochi-serve-memory-1"
+FORMAT = "mochi-serve-memory-2"
 FOLDER = "memory"  # in the models' cache
 HEADROOM = 0.05  # of the device's whole memory, that is left to others
 
@@ -112,6 +112,7 @@ def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[LatentShape
         held_token_bytes=LATENT_COPIES * LATENT_CHANNELS * PATCH**2 * torch.float32.itemsize,
         held_row_bytes=text_tokens * transformer.time_embed.caption_proj.out_features * weight.element_size(),
         table_token_bytes=width * torch.float32.itemsize,
+        kept_token_bytes=width * weight.element_size(),
     )
 
 

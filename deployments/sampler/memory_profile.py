@@ -3,11 +3,13 @@
 A sample is one or two rows of a batch: with guidance two, with and without its prompt. Batches of different shapes
 take turns, so working memory is needed only for the largest of them; what samples keep between steps adds up:
 
-    bytes = sum over samples (cfg_rows x (tokens x held_token_bytes + held_row_bytes))
+    bytes = sum over samples (cfg_rows x (tokens x held_token_bytes + held_row_bytes)
+                              + kept_rows x tokens x kept_token_bytes)
           + sum over shapes  (tokens x table_token_bytes)
           + max over shapes  (rows of the shape x (tokens x step_token_bytes + step_row_bytes))
 
-All samples of one shape are taken to run in one batch. The weights are not in it: the budget is what they leave.
+A pass in which any row keeps something for later steps holds all of its rows once more, as they were after the first
+block. All samples of one shape are taken to run in one batch. The weights are not in it: the budget is what they leave.
 """
 
 from collections import Counter
@@ -25,6 +27,7 @@ class SampleFootprint:
 
     shape: LatentShape
     cfg_rows: int = GUIDED_ROWS  # 2 with guidance, 1 without
+    kept_rows: int = 0  # of which steps keep what later ones reuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class MemoryProfile:
     held_token_bytes: int  # kept between steps for each token of a row: latents
     held_row_bytes: int  # kept between steps for each row: text
     table_token_bytes: int  # rotary tables, for each token of a shape
+    kept_token_bytes: int = 0  # what a step keeps for the next ones to reuse, for each token of a row
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -49,23 +53,34 @@ class MemoryProfile:
     def needed(self, samples: Iterable[SampleFootprint]) -> int:
         """Bytes that all of these need together; samples of one shape share its tables and its batch."""
         rows: Counter[LatentShape] = Counter()
+        kept_rows: Counter[LatentShape] = Counter()
         for sample in samples:
             rows[sample.shape] += sample.cfg_rows
+            kept_rows[sample.shape] += sample.kept_rows
         held = sum(count * self._held_bytes(shape) + self._table_bytes(shape) for shape, count in rows.items())
-        return held + max((count * self._step_bytes(shape) for shape, count in rows.items()), default=0)
+        kept = sum(count * self._kept_bytes(shape) for shape, count in kept_rows.items())
+        steps = [
+            count * (self._step_bytes(shape) + (self._kept_bytes(shape) if kept_rows[shape] else 0))
+            for shape, count in rows.items()
+        ]
+        return held + kept + max(steps, default=0)
 
     def fits(self, others: Sequence[SampleFootprint], candidate: SampleFootprint, budget: int) -> bool:
         """Whether `candidate` fits beside `others` within `budget` bytes."""
         return self.needed([*others, candidate]) <= budget
 
-    def max_tokens(self, budget: int) -> int:
-        """Tokens of the largest guided sample that fits alone, 0 if none does."""
+    def max_tokens(self, budget: int, kept_rows: int = 0) -> int:
+        """Tokens of the largest guided sample that fits alone, 0 if none does. kept_rows: as in SampleFootprint."""
+        kept = (kept_rows + GUIDED_ROWS) * self.kept_token_bytes if kept_rows else 0
         each_row = self.step_token_bytes + self.held_token_bytes
         remaining = budget - GUIDED_ROWS * (self.step_row_bytes + self.held_row_bytes)
-        return max(0, remaining // (GUIDED_ROWS * each_row + self.table_token_bytes))
+        return max(0, remaining // (GUIDED_ROWS * each_row + self.table_token_bytes + kept))
 
     def _step_bytes(self, shape: LatentShape) -> int:
         return latent_tokens(shape) * self.step_token_bytes + self.step_row_bytes
+
+    def _kept_bytes(self, shape: LatentShape) -> int:
+        return latent_tokens(shape) * self.kept_token_bytes
 
     def _held_bytes(self, shape: LatentShape) -> int:
         return latent_tokens(shape) * self.held_token_bytes + self.held_row_bytes

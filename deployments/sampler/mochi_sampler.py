@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from ray import serve
 
-from deployments.clip import cfg_rows
 from deployments.errors import StoppedError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Event, Parked, Stage
@@ -149,7 +148,8 @@ class MochiSampler(StageReplica):
 
     async def _denoise_in_memory(self, running: RunningTask, start: SampleState) -> Snapshot | None:
         """As `_denoise`, once there is memory for the sample; None if it is to be parked before."""
-        footprint = SampleFootprint(start.spec.clip.latents, cfg_rows(start.spec.guidance_scale))
+        plan = start.spec.plan
+        footprint = SampleFootprint(start.spec.clip.latents, plan.max_rows, plan.max_rows_kept)
         memory = self._parts.memory
         try:
             reserved = await memory.reserve(running, footprint)

@@ -185,7 +185,8 @@ class Recording:
             self._loop.call_soon_threadsafe(self._news.set)
 
     def _take_checkpoint(self, sample: Sample, now: float) -> bool:
-        if self._unwritten is not None or now - self._checkpoint_at < self._recorder.checkpoint_s:
+        too_early = now - self._checkpoint_at < self._recorder.checkpoint_s
+        if self._unwritten is not None or too_early or not sample.resumable:
             return False
         self._checkpoint_at = now
         if sample.done or not is_ahead_of_storage(self._running, sample.step, self._start):

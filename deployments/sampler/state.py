@@ -3,7 +3,8 @@
 A checkpoint is what another replica goes on from, after this one parked the sample or died. It is a work file
 (`deployments.storage.work_files`) with the step in its header. Its tensors: `latents` [12, T, H/8, W/8] fp32 and the
 encoded prompts (`prompt_embeds` and `negative_embeds` [L, D], `prompt_mask` and `negative_mask` [L] bool). Sigmas and
-noise are not in it: they follow from the request.
+noise are not in it: they follow from the request. Of a quality that reuses the blocks of earlier steps there is one
+only between steps that need nothing else (`StepPlan.resumable`).
 """
 
 import asyncio
@@ -61,6 +62,8 @@ def unpack(key: str, data: bytes, spec: VideoSpec, revision: str, dtype: str) ->
     latents = tensors.pop("latents")
     if tuple(latents.shape) != spec.clip.latents or not 0 <= step <= spec.num_inference_steps:
         raise refused(key, f"step {step} and latents {tuple(latents.shape)} do not fit the request")
+    if not spec.plan.resumable(step):
+        raise refused(key, f"the step after {step} reuses what the one before it computed, which is in no checkpoint")
     check_finite(key, latents)
     return SampleState(spec, revision, dtype, step, latents, tensors)
 

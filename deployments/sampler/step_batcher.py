@@ -14,11 +14,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one sample adds to a pass."""
+    """What the next step of one sample adds to a pass."""
 
     shape: Hashable  # of its latents
     tokens: int  # of one row
-    cfg_rows: int  # 2 with guidance, 1 without
+    cfg_rows: int  # 2 where it is guided, 1 where not
     exact: bool = False  # it shares its pass with no other sample
 
     @property
@@ -51,6 +51,11 @@ class StepBatcher(Generic[Key]):
             raise ValueError(f"{key!r} is there already")
         self._loads[key] = load
         self._last_turn[key] = self._turn
+
+    def update(self, key: Key, load: Load) -> None:
+        """The sample's next step adds this. Raises KeyError if there is none of this key."""
+        if self._loads[key] != load:
+            self._loads[key] = load
 
     def remove(self, key: Key) -> None:
         """Remove a sample. Raises KeyError if there is none of this key."""

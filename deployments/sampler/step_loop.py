@@ -6,6 +6,9 @@ No other thread touches the device. Between two steps it is idle, and whatever a
 copied then, here: by `LoopEntry.after_step` what is recorded of it, by the loop the latents with which it leaves. A
 copy from another thread would go to the same stream and wait for the step that is under way.
 
+A sample whose next step reuses what the last full one computed is parked or checkpointed as soon as none does: it is
+stepped on by itself until then, by steps that cost next to nothing (`deployments.step_rules`).
+
 A device that breaks is lost to all samples, in the pass or not: they leave with what is on the host, and the loop ends.
 """
 
@@ -22,7 +25,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from deployments.clip import latent_tokens
+from deployments.clip import LatentShape, latent_tokens
 from deployments.errors import StoppedError, TransientError, WorkerError
 from deployments.mochi.denoise import Sample
 from deployments.replica.device_errors import is_broken
@@ -67,17 +70,18 @@ class LoopEntry:
     exact: bool  # it shares its pass with no other sample
     result: asyncio.Future[Snapshot]  # as it left the loop, done or not
     sample: Sample | None = None  # after its last step, on the device; None until it is prepared and when it has left
-    kept: Snapshot | None = None  # as it was before a pass that failed and left the device whole
+    resumable: Sample | None = None  # `sample`, as it was when it could last have gone on elsewhere
+    kept: Snapshot | None = None  # of `resumable`, before a pass that failed and left the device whole
 
     def finish(self, snapshot: Snapshot) -> None:
         """Set the result. From the loop's thread."""
-        self.sample = None
+        self.sample = self.resumable = None
         self._call_unless_done(self.result.set_result, snapshot)
 
     def fail(self, error: BaseException) -> None:
         """Set what awaiting the result raises. From the loop's thread."""
         # The device's memory is freed now, and not when Python next looks for cycles, of which a traceback makes one.
-        self.sample = None
+        self.sample = self.resumable = None
         if isinstance(error, StoppedError):
             error.__traceback__ = None
         self._call_unless_done(self.result.set_exception, error)
@@ -194,7 +198,7 @@ class StepLoop:
         except Exception as error:
             self._fail([entry], error)
             return
-        entry.sample = sample
+        entry.sample = entry.resumable = sample
         if sample.done:
             self._leave(entry, sample)
             return
@@ -204,13 +208,22 @@ class StepLoop:
     def _remove_stopped_and_parked(self) -> None:
         """At every boundary between two steps, whether the sample ran in the last batch or not."""
         for entry in list(self._entries):
-            try:
-                entry.running.raise_if_stopped()
-            except Exception as error:
-                self._fail([entry], error)
-                continue
-            if entry.running.park_reason is not None and entry.sample is not None:
-                self._leave(entry, entry.sample)
+            while not self._has_left(entry) and entry.running.park_reason is not None:
+                self._step_batch([entry])
+
+    def _has_left(self, entry: LoopEntry) -> bool:
+        """Whether the sample is gone, after it is removed if it is stopped, or is to be parked and can be."""
+        if entry not in self._entries:
+            return True
+        try:
+            entry.running.raise_if_stopped()
+        except Exception as error:
+            self._fail([entry], error)
+            return True
+        if entry.running.park_reason is None or entry.sample is None or not entry.sample.resumable:
+            return False
+        self._leave(entry, entry.sample)
+        return True
 
     def _step_batch(self, batch: list[LoopEntry]) -> None:
         if not batch:
@@ -242,7 +255,7 @@ class StepLoop:
         if not is_broken(error):
             try:
                 for entry in batch:
-                    entry.kept = None if entry.sample is None else Snapshot.of(entry.sample)
+                    entry.kept = None if entry.resumable is None else Snapshot.of(entry.resumable)
             except Exception as worse:
                 error = worse
         self._fail(batch, error)
@@ -250,6 +263,8 @@ class StepLoop:
     def _finish_step(self, entry: LoopEntry, sample: Sample) -> None:
         previous = entry.sample
         entry.sample = sample
+        if sample.resumable:
+            entry.resumable = sample
         try:
             entry.after_step(sample, previous)
         except Exception as error:
@@ -257,6 +272,8 @@ class StepLoop:
             return
         if sample.done:
             self._leave(entry, sample)
+            return
+        self._batcher.update(entry, _load(sample, entry.exact))
 
     def _leave(self, entry: LoopEntry, sample: Sample) -> None:
         try:
@@ -295,13 +312,20 @@ def _device_lost() -> Exception:
 
 
 def shares(nanoseconds: int, samples: Sequence[Sample]) -> list[int]:
-    """The part of a pass's time that each sample is charged, by its tokens in the pass; the sum is `nanoseconds`."""
-    ends = list(accumulate(_load(sample, exact=False).pass_tokens for sample in samples))
+    """The part of a pass's time that each sample is charged; the sum is `nanoseconds`.
+
+    It goes by the tokens of its rows, for each block that they go through.
+    """
+    ends = list(accumulate(latent_tokens(_shape(sample)) * sample.block_rows for sample in samples))
     charged = [nanoseconds * end // ends[-1] for end in ends]
     return [end - begin for begin, end in pairwise([0, *charged])]
 
 
 def _load(sample: Sample, exact: bool) -> Load:
-    channels, frames, height, width = sample.latents.shape
-    shape = (channels, frames, height, width)
+    shape = _shape(sample)
     return Load(shape, latent_tokens(shape), sample.cfg_rows, exact)
+
+
+def _shape(sample: Sample) -> LatentShape:
+    channels, frames, height, width = sample.latents.shape
+    return channels, frames, height, width

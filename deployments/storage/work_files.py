@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 
 import torch
@@ -45,7 +45,7 @@ def pack(label: WorkLabel, tensors: Mapping[str, Tensor], **more: str) -> bytes:
         "key": label.key,
         "revision": label.revision,
         "dtype": label.dtype,
-        "spec": json.dumps(asdict(label.spec), sort_keys=True),
+        "spec": json.dumps(label.spec.to_json(), sort_keys=True),
     }
     header["sha256"] = _checksum(header, kept)
     # One entry: safetensors writes several in an order that changes, and the same work is to be the same bytes.
@@ -68,7 +68,7 @@ def unpack(label: WorkLabel, data: bytes) -> tuple[dict[str, str], dict[str, Ten
     for name, wanted in (("revision", label.revision), ("dtype", label.dtype)):
         if header[name] != wanted:
             raise refused(label.key, f"its {name} is {header[name]!r}, this model's is {wanted!r}")
-    if json.loads(header["spec"]) != asdict(label.spec):
+    if json.loads(header["spec"]) != label.spec.to_json():
         raise refused(label.key, "it was made for another request")
     return header, tensors
 

@@ -43,6 +43,7 @@ def _video_option(*names: str, help: str) -> Any:
 
 
 Steps = Annotated[int | None, _video_option("--steps", help="Denoising steps: more are better and slower.")]
+Quality = Annotated[str | None, _video_option(help="exact, fast or draft: what the model offers.")]
 CancelAfter = Annotated[
     str | None, _video_option(help="Cancelled if it is not completed after so long: 90s, 5m, 1h30m.")
 ]
@@ -61,6 +62,7 @@ class RequestOptions:
     seconds: Annotated[float | None, _video_option(help="How long it plays.")] = None
     num_frames: Annotated[int | None, _video_option(help="Instead of --seconds: 6k + 1.")] = None
     fps: Annotated[int | None, _video_option(help="Frames a second.")] = None
+    quality: Quality = None
     num_inference_steps: Steps = None
     guidance_scale: Annotated[float | None, _video_option(help="How closely it keeps to the prompt.")] = None
     seed: Annotated[int | None, _video_option(help="The same seed gives the same video.")] = None
@@ -132,10 +134,11 @@ async def remix(
     video_id: VideoId,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the new video shows.")],
     options: MakeOptions,
+    quality: Quality = None,
     cancel_after: CancelAfter = None,
 ) -> int:
     """Make a video with the seed and the settings of another one, of a new prompt."""
-    return await make(client, output, options, lambda key: client.remix(video_id, prompt, key, cancel_after))
+    return await make(client, output, options, lambda key: client.remix(video_id, prompt, key, cancel_after, quality))
 
 
 @_register()
@@ -146,10 +149,11 @@ async def enhance(
     video_id: VideoId,
     options: MakeOptions,
     steps: Steps = None,
+    quality: Quality = None,
     cancel_after: CancelAfter = None,
 ) -> int:
     """Make a video once more, of the same prompt and seed, with more steps."""
-    return await make(client, output, options, lambda key: client.enhance(video_id, steps, key, cancel_after))
+    return await make(client, output, options, lambda key: client.enhance(video_id, steps, key, cancel_after, quality))
 
 
 async def make(client: Client, output: Output, options: MakeOptions, send: Send) -> int:

@@ -133,21 +133,34 @@ class Client:
         """
         return await self.request("POST", "/v1/videos", fields, key=key or new_key())
 
-    async def remix(self, video_id: str, prompt: str, key: str | None = None, cancel_after: str | None = None) -> Video:
+    async def remix(
+        self,
+        video_id: str,
+        prompt: str,
+        key: str | None = None,
+        cancel_after: str | None = None,
+        quality: str | None = None,
+    ) -> Video:
         """Ask for a video like another one, its seed too, with another prompt.
 
         Args:
             key: as of `create`, and so are the errors.
             cancel_after: the deadline of the new video, such as 90s.
+            quality: of the new video, None for that of the old one.
         """
-        fields = {"prompt": prompt, **_given(cancel_after=cancel_after)}
+        fields = {"prompt": prompt, **_given(cancel_after=cancel_after, quality=quality)}
         return await self.request("POST", f"{video_path(video_id)}/remix", fields, key=key or new_key())
 
     async def enhance(
-        self, video_id: str, steps: int | None = None, key: str | None = None, cancel_after: str | None = None
+        self,
+        video_id: str,
+        steps: int | None = None,
+        key: str | None = None,
+        cancel_after: str | None = None,
+        quality: str | None = None,
     ) -> Video:
         """Ask for the same video in more denoising steps, None for the model's own choice. Otherwise as `remix`."""
-        fields = _given(num_inference_steps=steps, cancel_after=cancel_after)
+        fields = _given(num_inference_steps=steps, cancel_after=cancel_after, quality=quality)
         return await self.request("POST", f"{video_path(video_id)}/enhance", fields, key=key or new_key())
 
     async def retrieve(self, video_id: str) -> Video:

@@ -23,7 +23,7 @@ def new_row(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "model": job.model,
-        "spec": asdict(job.spec),
+        "spec": job.spec.to_json(),
         "state": job.state,
         "stage": job.stage,
         "attempt": job.attempt,
@@ -61,7 +61,7 @@ def job_from_row(row: Mapping[Any, Any]) -> Job:
     relation = values.pop("origin_relation")
     requested = values.pop("requested")
     values |= {
-        "spec": VideoSpec(**values["spec"]),
+        "spec": VideoSpec.from_json(values["spec"]),
         "state": JobState(values["state"]),
         "stage": Stage(values["stage"]),
         "tier": Tier(values["tier"]),

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from deployments.messages import Stage
 from deployments.settings import Dimension
+from deployments.step_rules import Quality
 from serve_app.jobs import JobState, Tier
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -46,6 +47,9 @@ class Video(BaseModel):
     negative_prompt: str
     num_frames: int
     fps: int
+    quality: Quality = Field(
+        description="how its steps are computed: exact as the model's authors do, or with less work"
+    )
     num_inference_steps: int
     guidance_scale: float
     seed: int
@@ -187,6 +191,15 @@ class ModelDefaults(BaseModel):
     num_inference_steps: int
     enhanced_steps: int | None = Field(description="of an enhanced video; null: twice those of its origin")
     guidance_scale: float
+    quality: Quality
+
+
+class OfferedQuality(BaseModel):
+    """A quality that may be asked for, and what is taken with it for a field that a request leaves out."""
+
+    name: Quality
+    num_inference_steps: int
+    guidance_scale: float
 
 
 class Model(BaseModel):
@@ -198,6 +211,7 @@ class Model(BaseModel):
     owned_by: str
     limits: ModelLimits
     defaults: ModelDefaults
+    qualities: list[OfferedQuality] = Field(description="best first")
 
 
 class ModelList(BaseModel):

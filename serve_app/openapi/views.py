@@ -15,6 +15,7 @@ from serve_app.openapi.schemas import (
     ModelDefaults,
     ModelLimits,
     ModelList,
+    OfferedQuality,
     ProgressEvent,
     Replica,
     StateEvent,
@@ -63,6 +64,7 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         negative_prompt=spec.negative_prompt,
         num_frames=spec.num_frames,
         fps=spec.fps,
+        quality=spec.quality,
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         seed=spec.seed,
@@ -145,11 +147,23 @@ def to_model_list(model: ModelSettings) -> ModelList:
         height=model.height.default,
         num_frames=model.num_frames.default,
         fps=model.fps.default,
-        num_inference_steps=model.num_inference_steps.default,
+        num_inference_steps=model.steps_of(model.quality),
         enhanced_steps=model.enhanced_steps,
-        guidance_scale=model.guidance_scale,
+        guidance_scale=model.guidance_of(model.quality),
+        quality=model.quality,
     )
-    served = Model(id=model.name, created=MODEL_CREATED, owned_by="mochi-serve", limits=limits, defaults=defaults)
+    qualities = [
+        OfferedQuality(name=name, num_inference_steps=model.steps_of(name), guidance_scale=model.guidance_of(name))
+        for name in model.offered
+    ]
+    served = Model(
+        id=model.name,
+        created=MODEL_CREATED,
+        owned_by="mochi-serve",
+        limits=limits,
+        defaults=defaults,
+        qualities=qualities,
+    )
     return ModelList(data=[served])
 
 

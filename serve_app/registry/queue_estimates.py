@@ -156,7 +156,7 @@ class _Works:
         )
 
     def _costs_of(self, spec: VideoSpec) -> "_Costs":
-        kind = (spec.clip, spec.guidance_scale > 1)
+        kind = (spec.clip, spec.plan.mean_full_rows)
         if kind not in self._costs:
             costs = self._state.costs
             self._costs[kind] = _Costs(

@@ -90,9 +90,8 @@ CLIENT_FIELDS: dict[str, ClientField] = {
         *_fields(Effect.UNPACKED, "NVIDIA Dynamo", "", "nvext"),
         *_fields(Effect.IGNORED, "OpenAI, LiteLLM, Dynamo", "keys and tenants say whose a request is", "user"),
         *_fields(Effect.IGNORED, "OpenAI, LiteLLM", "nothing is kept beside the video", "metadata"),
-        *_fields(Effect.IGNORED, "Open WebUI, sglang", "steps decide the quality", "quality"),
         *_fields(Effect.IGNORED, "OpenAI's image clients", "the prompt says the style", "style"),
-        *_fields(Effect.IGNORED, "new-api", "steps decide the quality", "mode"),
+        *_fields(Effect.IGNORED, "new-api", "`quality` and the steps decide the quality", "mode"),
         *_fields(Effect.IGNORED, "vllm-omni, sglang", _OTHER_MODELS, "flow_shift"),
         *_fields(Effect.IGNORED, "vllm-omni", _OTHER_MODELS, "boundary_ratio", "true_cfg_scale", "guidance_scale_2"),
         *_fields(

@@ -7,7 +7,6 @@ the jobs, so neither may change for a request that is kept.
 
 import hashlib
 import json
-from dataclasses import asdict
 
 from deployments.messages import VideoSpec
 from serve_app.jobs import Tier
@@ -24,7 +23,7 @@ def fingerprint_of_asked(spec: VideoSpec, request: VideoRequest | RemixRequest |
         request: what was sent, checked.
         more: in place of fields of the spec, as a seed that was drawn is none of the request, and beside them.
     """
-    fields = asdict(spec) | {"priority": request.priority or Tier.STANDARD} | more
+    fields: dict[str, object] = spec.to_json() | {"priority": request.priority or Tier.STANDARD} | more
     if request.webhook_url is not None:
         fields["webhook_url"] = request.webhook_url
     if request.cancel_after is not None:

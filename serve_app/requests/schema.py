@@ -13,10 +13,12 @@ from pydantic.config import JsonDict
 
 from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, length_below
 from deployments.settings import Dimension, ModelSettings
+from deployments.step_rules import Quality
 from serve_app.jobs import TIERS, Tier
 from serve_app.prompts.cleaning import clean_prompt, is_blank
 from serve_app.requests import deadlines
 from serve_app.requests.client_fields import CLIENT_FIELDS, Effect
+from serve_app.requests.qualities import quality_sentence, quality_values
 from serve_app.requests.sizes import (
     AUTO,
     BUILT_IN_SIZES,
@@ -77,6 +79,7 @@ class VideoRequest(Request):
     height: int
     num_frames: int
     fps: int
+    quality: Quality | None
     num_inference_steps: int
     guidance_scale: float
     seed: int | None = Field(
@@ -107,6 +110,7 @@ class RemixRequest(Request):
     """What can be asked of a remix; the rest is as in the video that it is made from."""
 
     prompt: str
+    quality: Quality | None
     priority: Tier | None
     webhook_url: str | None
     cancel_after: Duration | None
@@ -115,6 +119,7 @@ class RemixRequest(Request):
 class EnhanceRequest(Request):
     """What can be asked of an enhanced video; the rest is as in the video that it is made from."""
 
+    quality: Quality | None
     num_inference_steps: int
     priority: Tier | None
     webhook_url: str | None
@@ -167,6 +172,11 @@ def request_schema(settings: ModelSettings, name: str, prompt_field: str = "prom
             int, Field(ge=frames.minimum, le=frames.maximum), AfterValidator(_whole_latent_frames)
         ] = Field(frames.default, description=_num_frames_sentence(frames))
         fps: int = _integer(settings.fps, "in frames a second")
+        quality: Annotated[Quality, AfterValidator(_offered(settings))] | None = Field(
+            None,
+            description=quality_sentence(settings),
+            json_schema_extra={"anyOf": [{"enum": [*quality_values(settings)]}, {"type": "null"}]},
+        )
         num_inference_steps: int = _integer(settings.num_inference_steps, "in denoising steps")
         guidance_scale: float = Field(
             settings.guidance_scale,
@@ -236,6 +246,15 @@ def _not_blank(text: str) -> str:
     if is_blank(text):
         raise ValueError("blank")
     return text
+
+
+def _offered(settings: ModelSettings) -> Callable[[Quality], Quality]:
+    def check(quality: Quality) -> Quality:
+        if quality not in settings.offered:
+            raise ValueError("this model has no such quality")
+        return quality
+
+    return check
 
 
 def _size_check(settings: ModelSettings) -> Callable[[str], str]:

@@ -11,12 +11,14 @@ from itertools import product
 from deployments.clip import length_below, nearest_length
 from deployments.messages import VideoSpec
 from deployments.settings import ModelSettings
+from deployments.step_rules import Quality
 from serve_app.errors import InvalidRequestError, conflict, quote
 from serve_app.jobs import AS_MADE, Job, Origin, Relation, Requested, Tier
 from serve_app.prompts.tokens import CountTokens, check_tokens
 from serve_app.requests.client_fields import Understood, understand
 from serve_app.requests.fields import check_fields
 from serve_app.requests.fingerprints import fingerprint_of_asked, fingerprint_of_sent
+from serve_app.requests.qualities import understand_quality
 from serve_app.requests.schema import (
     SIZE_PARTS,
     EnhanceRequest,
@@ -78,6 +80,8 @@ class VideoRequestChecker:
         size, requested_size = self._size(request, num_frames)
         num_frames = self._fitting_frames(request, size, num_frames)
         self._check_pixels(request, size, num_frames)
+        quality = request.quality or self.model.quality
+        given = request.model_fields_set
         spec = VideoSpec(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -85,10 +89,14 @@ class VideoRequestChecker:
             height=size.height,
             num_frames=num_frames,
             fps=request.fps,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
+            num_inference_steps=(
+                request.num_inference_steps if "num_inference_steps" in given else self.model.steps_of(quality)
+            ),
+            guidance_scale=request.guidance_scale if "guidance_scale" in given else self.model.guidance_of(quality),
             seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
             exact=request.exact,
+            quality=quality,
+            rules=self.model.rules_of(quality),
         )
         self.check_tokens(spec)
         return CheckedRequest(
@@ -120,7 +128,7 @@ class VideoRequestChecker:
 
     def _understand(self, fields: Mapping[str, object]) -> Understood:
         """The fields in this API's own words, and a width and height that clients have built in as a size."""
-        understood = understand(fields, allowed_values(self.schema))
+        understood = understand_quality(understand(fields, allowed_values(self.schema)), self.model)
         width, height = (understood.fields.get(side) for side in SIZE_PARTS)
         both = f"{width}x{height}"
         if "size" in understood.fields or both not in BUILT_IN_SIZES or not self.model.fit_sizes:
@@ -212,13 +220,14 @@ class RemixRequestChecker:
 
     def __init__(self, videos: VideoRequestChecker) -> None:
         self._videos = videos
+        self._model = videos.model
         self.schema = derived_schema(RemixRequest, videos.schema, "RemixVideoRequest")
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does."""
-        understood = understand(fields, allowed_values(self.schema))
+        understood = understand_quality(understand(fields, allowed_values(self.schema)), self._model)
         request = check_fields(self.schema, understood.fields)
-        spec = replace(source.spec, prompt=request.prompt)
+        spec = replace(_of_quality(source.spec, request.quality, self._model), prompt=request.prompt)
         self._videos.check_tokens(spec)
         return _derived(source, Relation.REMIX, spec, request, understood.ignored)
 
@@ -232,7 +241,7 @@ class EnhanceRequestChecker:
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does, and if the steps are too few."""
-        understood = understand(fields, allowed_values(self.schema))
+        understood = understand_quality(understand(fields, allowed_values(self.schema)), self._model)
         request = check_fields(self.schema, understood.fields)
         source_steps = source.spec.num_inference_steps
         if "num_inference_steps" in request.model_fields_set:
@@ -241,7 +250,7 @@ class EnhanceRequestChecker:
             steps = self._default_steps(source_steps)
         if steps <= source_steps:
             raise self._too_few_steps(source_steps)
-        spec = replace(source.spec, num_inference_steps=steps)
+        spec = replace(_of_quality(source.spec, request.quality, self._model), num_inference_steps=steps)
         return _derived(source, Relation.ENHANCE, spec, request, understood.ignored)
 
     def _default_steps(self, source_steps: int) -> int:
@@ -262,6 +271,20 @@ class EnhanceRequestChecker:
             f"ask for more, at most {most}, or leave it out.",
             "num_inference_steps",
         )
+
+
+def _of_quality(spec: VideoSpec, quality: Quality | None, model: ModelSettings) -> VideoSpec:
+    """The same video in another quality, with that one's steps and guidance; as it is if none is asked for, or its own,
+    also where the quality has come to mean something else."""
+    if quality in (None, spec.quality):
+        return spec
+    return replace(
+        spec,
+        quality=quality,
+        rules=model.rules_of(quality),
+        num_inference_steps=model.steps_of(quality),
+        guidance_scale=model.guidance_of(quality),
+    )
 
 
 def _derived(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import exp, inf, log
 from typing import NamedTuple
 
-from deployments.clip import cfg_rows
 from deployments.messages import Stage, VideoSpec
 from serve_app.scheduling.time_fit import Terms, TimeFit
 
@@ -22,7 +21,7 @@ _FADING = 0.9
 # 587 s, decoding 8 s.
 _NOMINAL = {Stage.ENCODING: 0.1, Stage.SAMPLING: 1e-4, Stage.DECODING: 2e-4}
 
-_Size = tuple[int, int]
+_Size = tuple[object, ...]
 
 
 class StepTime(NamedTuple):
@@ -131,7 +130,7 @@ _PREFERRED = {Stage.ENCODING: 0, Stage.SAMPLING: 1, Stage.DECODING: 1}
 
 def _terms(stage: Stage, spec: VideoSpec, steps: int, passes: float) -> Terms:
     tokens = float(spec.clip.tokens)
-    row_steps = float(steps * cfg_rows(spec.guidance_scale))
+    row_steps = steps * spec.plan.mean_full_rows
     terms: dict[Stage, Terms] = {
         Stage.ENCODING: (1.0,),
         Stage.SAMPLING: (passes, row_steps * tokens, row_steps * tokens**2),
@@ -144,18 +143,21 @@ def _held_terms(stage: Stage, spec: VideoSpec) -> Terms:
     return (1.0,) if stage is Stage.ENCODING else (1.0, float(spec.clip.tokens))
 
 
-def _units(stage: Stage, spec: VideoSpec, steps: int) -> int:
+def _units(stage: Stage, spec: VideoSpec, steps: int) -> float:
     """What the nominal rate is for: a job, a token of a row in a step, or a token."""
     tokens = spec.clip.tokens
-    units = {
+    units: dict[Stage, float] = {
         Stage.ENCODING: 1,
-        Stage.SAMPLING: steps * cfg_rows(spec.guidance_scale) * tokens,
+        Stage.SAMPLING: steps * spec.plan.mean_full_rows * tokens,
         Stage.DECODING: tokens,
     }
     return units[stage]
 
 
 def _size(stage: Stage, spec: VideoSpec) -> _Size:
-    """What the time depends on: nothing, the tokens (decoding), or tokens and rows (sampling)."""
-    tokens = 0 if stage is Stage.ENCODING else spec.clip.tokens
-    return tokens, cfg_rows(spec.guidance_scale) if stage is Stage.SAMPLING else 1
+    """What the time depends on: nothing, the tokens (decoding), or tokens and how the steps are computed (sampling)."""
+    if stage is Stage.ENCODING:
+        return ()
+    if stage is Stage.DECODING:
+        return (spec.clip.tokens,)
+    return spec.clip.tokens, spec.plan.mean_full_rows

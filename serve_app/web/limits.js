@@ -20,7 +20,8 @@ export function defaults(model) {
     height: String(limits.height.default),
     num_frames: limits.num_frames.default,
     fps: String(limits.fps.default),
-    num_inference_steps: String(limits.num_inference_steps.default),
+    quality: '',
+    num_inference_steps: String(own?.num_inference_steps ?? limits.num_inference_steps.default),
     guidance_scale: own?.guidance_scale === undefined ? '' : String(own.guidance_scale),
     seed: '',
     priority: '',
@@ -73,7 +74,8 @@ export function mostFrames(limits, width, height) {
 
 /** @param {VideoForm} form @returns {object} the body of POST /v1/videos */
 export function toRequest(form) {
-  const text = { prompt: form.prompt, negative_prompt: form.negative_prompt, priority: form.priority };
+  const { prompt, negative_prompt, priority, quality } = form;
+  const text = { prompt, negative_prompt, priority, quality };
   const numbers = {
     fps: form.fps,
     num_inference_steps: form.num_inference_steps,
@@ -108,6 +110,7 @@ export function formOf(video) {
     height,
     num_frames: video.num_frames,
     fps: String(video.fps),
+    quality: video.quality ?? '',
     num_inference_steps: String(video.num_inference_steps),
     guidance_scale: String(video.guidance_scale),
     seed: String(video.seed),

@@ -13,6 +13,7 @@
  * @property {string} size 'WIDTHxHEIGHT'
  * @property {number} num_frames
  * @property {number} fps
+ * @property {string} [quality]
  * @property {number} num_inference_steps
  * @property {number} guidance_scale
  * @property {number|string} seed text where a double cannot hold it
@@ -45,7 +46,13 @@
  * @property {number} max_pixels bound of width x height x num_frames
  * @property {number} max_prompt_chars
  *
- * @typedef {{id: string, limits: Limits, defaults?: {guidance_scale?: number, enhanced_steps?: number|null}}} Model
+ * @typedef {{name: string, num_inference_steps: number, guidance_scale: number}} Quality
+ *
+ * @typedef {object} Model
+ * @property {string} id
+ * @property {Limits} limits
+ * @property {{num_inference_steps?: number, guidance_scale?: number, enhanced_steps?: number|null, quality?: string}} [defaults]
+ * @property {Quality[]} [qualities] best first
  *
  * @typedef {object} VideoForm what the composer's fields hold; numbers are text until they are sent
  * @property {string} prompt
@@ -54,6 +61,7 @@
  * @property {string} height
  * @property {number} num_frames
  * @property {string} fps
+ * @property {string} quality empty: the server's choice
  * @property {string} num_inference_steps
  * @property {string} guidance_scale
  * @property {string} seed empty: the server draws one

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, func, select
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import decode, dispatch, flops, registry, sampler_latency, step_batching, tiers
+from benchmarks import decode, dispatch, flops, quality, registry, sampler_latency, step_batching, tiers
 from benchmarks import full_size as fs
 from benchmarks.gpu_parts.ceilings import product_shapes
 from benchmarks.machine import describe_machine, installed_version, publish
@@ -22,6 +22,8 @@ from deployments.clip import ClipShape
 from deployments.mochi.block import run_block
 from deployments.mochi.denoise import Sample, predict_velocity, rope_tables
 from deployments.mochi.streaming_decode import StreamingDecoder
+from deployments.step_rules import StepRules, step_plan
+from serve_app.config import load_settings
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.listing import list_jobs
 from serve_app.database.schema import job_moves, jobs
@@ -366,3 +368,38 @@ def test_decoding_is_compared_before_it_is_timed() -> None:
     assert [table.row_count for table in decode.tables(section, "32x32x7", rounds=1)] == [len(section["ms"]), 3]
     with pytest.raises(SystemExit, match="off the VAE's own"):
         decode.compare({"late": lambda latents: (piece + 1 for piece in decoders["ours"](latents))}, latents)
+
+
+def test_structural_similarity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randint(0, 256, (2, 24, 20, 3), generator=generator, dtype=torch.uint8).numpy()
+    assert quality.ssim(clip, clip) == pytest.approx(1.0)
+    # By hand: of two even pictures only the first factor is not 1.
+    grey, white = clip * 0 + 100, clip * 0 + 255
+    c = (0.01 * 255) ** 2
+    assert quality.ssim(grey, white) == pytest.approx((2 * 100 * 255 + c) / (100**2 + 255**2 + c), rel=1e-3)
+    assert quality.ssim(clip, 255 - clip) < 0
+
+
+def test_qualities_against_their_bars() -> None:
+    model = load_settings(str(quality.PROFILE), {}).model
+    right = {"colour": True, "direction": True}
+    rows: list[quality.Row] = [
+        {"clip": clip, "quality": name, "cpu_s": cpu_s * (1 + clip), "psnr_db": 30.0, "ssim": 0.9, **right}
+        | {"shape": clip >= wrong}
+        for clip in range(100)
+        for name, cpu_s, wrong in (("exact", 1.0, 4), ("fast", 0.5, 5), ("draft", 0.25, 10))
+    ]
+    section = quality.summarise(rows, model)
+    fast, draft = section["qualities"]["fast"], section["qualities"]["draft"]
+    assert (fast["time"], draft["time"]) == (0.5, 0.25)
+    assert fast["points_lost"] == {"colour": 0, "direction": 0, "shape": 1} and draft["points_lost"]["shape"] == 6
+    assert all(bar["holds"] for bar in (section["bars"]["fast_time"], *section["bars"]["fast_points_lost"].values()))
+    assert quality.as_table(section).row_count == 3
+    slower = [row | {"cpu_s": row["cpu_s"] * (1.3 if row["quality"] == "fast" else 1)} for row in rows]
+    assert not quality.summarise(slower, model)["bars"]["fast_time"]["holds"]
+
+
+def test_a_plan_in_words() -> None:
+    plan = step_plan(8, 3.0, StepRules(guidance_from=0.01, reuse_run=1))
+    assert quality.written_plan(plan) == "1 (1) 2 (2) 2 (2) 2 (2)"

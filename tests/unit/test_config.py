@@ -10,6 +10,7 @@ import yaml
 
 from deployments.messages import Stage
 from deployments.settings import Settings
+from deployments.step_rules import StepRules, step_plan
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import ConfigError
 from tests.support import ROOT
@@ -46,6 +47,23 @@ def test_every_profile_loads(profile: Path) -> None:
     assert settings.model.name == "mochi-1"
     m = settings.model
     assert m.width.default * m.height.default * m.num_frames.default <= m.max_pixels
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_each_quality_of_a_profile_is_less_work_than_the_one_before(profile: Path) -> None:
+    model = load_settings(str(profile), {}).model
+    assert model.quality == "exact" and model.offered == ("exact", "fast", "draft")
+    plans = [step_plan(model.steps_of(each), model.guidance_of(each), model.rules_of(each)) for each in model.offered]
+    work = [len(plan.steps) * plan.mean_full_rows for plan in plans]
+    assert work[0] == 2 * model.num_inference_steps.default
+    assert 0.6 * work[0] >= work[1] > work[2]
+
+
+def test_distilled_weights_have_their_own_schedule(tmp_path: Path) -> None:
+    schedule = {"threshold_noise": 0.1, "linear_part": 0.75, "guidance_scale": 1.5}
+    model = load(tmp_path, model=tree()["model"] | schedule).model
+    assert model.rules_of("exact") == StepRules(threshold_noise=0.1, linear_part=0.75)
+    assert model.rules_of("fast").threshold_noise == 0.1 and model.guidance_of("fast") == 1.5
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -141,6 +159,31 @@ def test_the_settings_are_frozen(tmp_path: Path) -> None:
             {"model": tree()["model"] | {"num_frames": {"default": 25, "minimum": 7, "maximum": 60}}},
             ["model: num_frames: default, minimum and maximum are 6k + 1"],
         ),
+        (
+            {"model": tree()["model"] | {"qualities": {"best": {}}}},
+            ["model.qualities.best", "'fast' or 'draft'"],
+        ),
+        (
+            {"model": tree()["model"] | {"qualities": {"fast": {"steps": 4}}}},
+            ["model.qualities.fast.steps: unknown key; allowed are num_inference_steps, "],
+        ),
+        (
+            {"model": tree()["model"] | {"qualities": {"fast": {"guidance_from": 0.5, "guidance_until": 0.1}}}},
+            ["model.qualities.fast: guidance_from must be at most guidance_until"],
+        ),
+        (
+            {"model": tree()["model"] | {"qualities": {"draft": {"num_inference_steps": 201}}}},
+            ["model: qualities.draft: num_inference_steps must be from 2 to 200"],
+        ),
+        (
+            {"model": tree()["model"] | {"qualities": {}, "quality": "fast"}},
+            ["model: quality is fast; offered are exact"],
+        ),
+        (
+            {"model": tree()["model"] | {"qualities": {"fast": {"threshold_noise": 0.6, "linear_part": 0.1}}}},
+            ["model: qualities.fast: with 3 steps the schedule goes beyond sigma 1", "lower threshold_noise"],
+        ),
+        ({"model": tree()["model"] | {"linear_part": 1}}, ["model.linear_part: ", "less than 1"]),
     ],
 )
 def test_an_error_names_the_key_and_what_is_allowed(

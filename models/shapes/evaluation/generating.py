@@ -37,7 +37,7 @@ class Generator:
         for first in range(0, len(specs), batch):
             some = specs[first : first + batch]
             for spec, latents in zip(some, self.sample(some), strict=True):
-                yield through_mp4(self._decode(latents), spec.fps)
+                yield self.decode(latents, spec.fps)
 
     @torch.no_grad()
     def sample(self, specs: Sequence[VideoSpec]) -> list[Tensor]:
@@ -60,9 +60,10 @@ class Generator:
         self.sample([spec])
         return time.perf_counter() - begun
 
-    def _decode(self, latents: Tensor) -> Frames:
+    def decode(self, latents: Tensor, fps: int) -> Frames:
+        """A clip [F, H, W, 3] of latents [12, T, H/8, W/8], as ffmpeg reads it from its mp4."""
         pieces = [to_uint8(piece) for piece in self._decoder.decode(denormalise(self._vae, latents))]
-        return torch.cat(pieces).numpy()
+        return through_mp4(torch.cat(pieces).numpy(), fps)
 
 
 def vae_round_trip(folder: Path, clips: Sequence[Frames]) -> Iterator[Frames]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def keep(path: Path, name: str, found: Json) -> None:
 
 def provenance(model: Path, spec: VideoSpec) -> Json:
     """What the numbers hang on. spec: of which an experiment overrides what it varies."""
-    settings = {key: value for key, value in asdict(spec).items() if key not in ("prompt", "seed", "exact")}
+    settings = {key: value for key, value in spec.to_json().items() if key not in ("prompt", "seed", "exact")}
     return {**settings, "torch": torch.__version__, "threads": torch.get_num_threads(), "sha256": weight_sums(model)}
 
 

@@ -10,6 +10,7 @@ export function Details() {
   const range = ({ minimum, maximum, default: usual }) => `${minimum} to ${maximum}, usually ${usual}`;
   const guidance = { minimum: 1, maximum: limits.max_guidance_scale };
   return html`<div id="details" class="details">
+    <${Quality} />
     <${NumberField} name="num_inference_steps" label="Steps" hint=${range(limits.num_inference_steps)}
       bounds=${limits.num_inference_steps} />
     <${NumberField} name="guidance_scale" label="Guidance"
@@ -28,6 +29,22 @@ export function Details() {
       <button type="button" class="plain" onClick=${resetSettings}>Back to the usual</button>
     </div>
   </div>`;
+}
+
+/** A quality brings its own steps and guidance, which may still be changed. */
+function Quality() {
+  const { qualities = [], defaults } = model.value;
+  if (qualities.length < 2) return null;
+  const set = (event) => {
+    const quality = event.currentTarget.value;
+    const { num_inference_steps, guidance_scale } = qualities.find(({ name }) => name === quality);
+    fill({ quality, num_inference_steps: String(num_inference_steps), guidance_scale: String(guidance_scale) });
+  };
+  return html`<${Field} name="quality" label="Quality" hint="With how much work the steps are computed">
+    <select ...${described('quality', true)} value=${form.value.quality || defaults?.quality} onChange=${set}>
+      ${qualities.map(({ name }) => html`<option value=${name}>${name[0].toUpperCase()}${name.slice(1)}</option>`)}
+    </select>
+  <//>`;
 }
 
 function Priority() {

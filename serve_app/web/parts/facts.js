@@ -20,6 +20,7 @@ function rows(video) {
   return [
     ['Size', sizeText(video.size)],
     ['Length', `${length(video.num_frames, video.fps)}, ${video.num_frames} frames`],
+    video.quality && ['Quality', video.quality],
     ['Steps', video.num_inference_steps],
     ['Guidance', video.guidance_scale],
     ['Seed', String(video.seed)],

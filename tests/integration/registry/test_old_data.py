@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,13 @@ WAITING: dict[str, tuple[JobState, Stage]] = {
 }
 
 
+# As every version before there were qualities wrote it.
+OLD_SPEC = {
+    **{"prompt": VIDEO.prompt, "negative_prompt": "", "width": 32, "height": 32, "num_frames": 7, "fps": VIDEO.fps},
+    **{"num_inference_steps": 2, "guidance_scale": VIDEO.guidance_scale, "seed": VIDEO.seed, "exact": True},
+}
+
+
 def row(number: int, state: JobState, stage: Stage) -> dict[str, Any]:
     """A job as each version wrote it; a version leaves out the columns that it has not."""
     now = time.time()
@@ -51,7 +57,7 @@ def row(number: int, state: JobState, stage: Stage) -> dict[str, Any]:
     return {
         "id": job_id(number),
         "model": "mochi-1",
-        "spec": asdict(VIDEO),
+        "spec": OLD_SPEC,
         "state": state,
         "stage": stage,
         "attempt": 1,
@@ -101,7 +107,7 @@ def write_objects(store: MemoryStore) -> None:
     shape: LatentShape = VIDEO.clip.latents
     embeds = {name: torch.zeros(64, 96) for name in ("prompt_embeds", "negative_embeds")}
     embeds |= {name: torch.arange(64) < 3 for name in ("prompt_mask", "negative_mask")}
-    header = {"revision": "0123456789abcdef", "dtype": "float32", "spec": json.dumps(asdict(VIDEO))}
+    header = {"revision": "0123456789abcdef", "dtype": "float32", "spec": json.dumps(OLD_SPEC)}
     store.objects[video_key(DONE)] = VIDEO_BYTES
     for each in (ENCODED, HELD):
         store.objects[prompt_embeds_key(each)] = save(embeds)

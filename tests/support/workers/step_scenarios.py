@@ -108,11 +108,16 @@ class PlayedSample:
     step: int = 0  # the last that was run
     steps_run: int = 0  # in all
     steps_lost: int = 0  # of those, with a crash
-    moves: int = 0  # that were made
+    moved_at: list[int] = field(default_factory=list)  # after which steps it went to another engine
     cancelled: bool = False
     latents: Tensor | None = field(default=None, repr=False)  # at the end
     entry: LoopEntry | None = field(default=None, repr=False)
     running: RunningTask = field(default_factory=running_task, repr=False)
+
+    @property
+    def moves(self) -> int:
+        """That were made."""
+        return len(self.moved_at)
 
     @property
     def over(self) -> bool:
@@ -149,7 +154,7 @@ class PlayedSample:
             return
         if self.plan.mid_step:
             self._direct()
-        sample = self.entry.sample
+        sample = self.entry.resumable
         every = self.plan.checkpoint_every
         if sample is not None and every and sample.step >= self.saved_step + every:
             self._save(sample)
@@ -177,7 +182,7 @@ class PlayedSample:
             return
         self._save(sample)
         self.engine = self.plan.moves[self.moves][1]
-        self.moves += 1
+        self.moved_at.append(sample.step)
 
 
 class Engine:

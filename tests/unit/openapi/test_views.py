@@ -91,6 +91,7 @@ def test_every_field_of_a_new_video() -> None:
         "negative_prompt": "blur",
         "num_frames": 25,
         "fps": 24,
+        "quality": "exact",
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
         "seed": 7,
@@ -209,6 +210,7 @@ def test_a_model_shows_bounds_and_defaults() -> None:
         "num_inference_steps": 8,
         "enhanced_steps": model.enhanced_steps,
         "guidance_scale": 3.0,
+        "quality": "exact",
     }
 
 

@@ -28,6 +28,17 @@ def test_the_formula_by_hand() -> None:
     assert profile.needed([]) == 0
 
 
+def test_what_is_kept_for_later_steps_by_hand() -> None:
+    """Beside what the samples keep, a pass of their shape holds all of its rows as the first block left them."""
+    profile = MemoryProfile(100, 7, 10, 3, 5, kept_token_bytes=20)
+    plain, cached = SampleFootprint(SMALL, 2), SampleFootprint(SMALL, 2, kept_rows=2)
+    assert profile.needed([cached]) == profile.needed([plain]) + 2 * 8 * 20 + 2 * 8 * 20
+    assert profile.needed([cached, plain]) == profile.needed([plain, plain]) + 2 * 8 * 20 + 4 * 8 * 20
+    budget = profile.needed([cached])
+    assert profile.fits([], cached, budget) and not profile.fits([], cached, budget - 1)
+    assert profile.max_tokens(budget, kept_rows=2) == 8 < profile.max_tokens(budget)
+
+
 def test_rows_of_one_shape_share_tables_and_batch() -> None:
     profile = MemoryProfile(100, 7, 10, 3, 5)
     assert profile.needed([SampleFootprint(SMALL, 2), SampleFootprint(SMALL, 1)]) == profile.needed(

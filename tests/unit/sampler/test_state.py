@@ -1,7 +1,9 @@
 """The state of a sample as bytes, and the checkpoints of a job in a store in memory."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from deployments.keys import checkpoint_key
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import initial_noise
 from deployments.sampler.state import Checkpoints, SampleState, pack, unpack
+from deployments.step_rules import StepRules
+from deployments.storage.safetensors_file import safetensors_header
+from deployments.storage.work_files import HEADER
 from tests.support.workers.fakes import captured
 from tests.support.workers.memory_store import MemoryStore
 
@@ -45,6 +50,38 @@ DATA = pack(NAME, state())
 
 def read(data: bytes, spec: VideoSpec = SPEC, revision: str = "revision", dtype: str = "bfloat16") -> SampleState:
     return unpack(NAME, data, spec, revision, dtype)
+
+
+def test_a_state_of_another_quality_or_of_other_rules_is_refused() -> None:
+    rules = StepRules(guidance_until=0.5)
+    fast = replace(SPEC, quality="fast", rules=rules)
+    data = pack(NAME, replace(state(), spec=fast))
+    assert read(data, fast).spec == fast
+    for other in (SPEC, replace(fast, quality="draft"), replace(fast, rules=StepRules(guidance_until=0.6))):
+        with pytest.raises(InputUnusableError, match="made for another request"):
+            read(data, other)
+        with pytest.raises(InputUnusableError, match="made for another request"):
+            read(pack(NAME, replace(state(), spec=other)), fast)
+
+
+def test_a_state_whose_next_step_needs_more_than_it_holds_is_refused() -> None:
+    cached = replace(SPEC, quality="fast", rules=StepRules(reuse_run=2))
+    for step, resumable in ((6, True), (7, False), (8, False), (9, True)):
+        data = pack(NAME, replace(state(step), spec=cached))
+        if resumable:
+            assert read(data, cached).step == step
+        else:
+            with pytest.raises(InputUnusableError, match="reuses what the one before it computed"):
+                read(data, cached)
+
+
+def test_a_state_of_before_there_were_qualities_is_one_of_today() -> None:
+    """Its header has the request as it was written then, so one is read as the other."""
+    header = json.loads(safetensors_header(BytesIO(DATA))["__metadata__"][HEADER])
+    assert header["spec"] == (
+        '{"exact": true, "fps": 24, "guidance_scale": 3.0, "height": 48, "negative_prompt": "", "num_frames": 13, '
+        '"num_inference_steps": 60, "prompt": "a red circle", "seed": 1152921504606846976, "width": 64}'
+    )
 
 
 def test_a_state_comes_back_bit_for_bit() -> None:

@@ -1,9 +1,14 @@
-"""The whole engine against the stock pipeline: whatever happens to a sample on its way, its latents are the same."""
+"""The whole engine against the stock pipeline: whatever happens to a sample on its way, its latents are the same.
+
+Requests of a quality that does less are compared with themselves alone; what that is, `tests/unit/mochi/test_reuse.py`
+compares with the stock blocks.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
@@ -15,6 +20,7 @@ from torch import Tensor
 
 from deployments.messages import VideoSpec
 from deployments.sampler.state import pack
+from deployments.step_rules import DEFAULT_RULES, StepRules
 from tests.support.workers.fakes import spec
 from tests.support.workers.step_scenarios import NAME, Plan, PlayedSample, Scenario, advance, first_state, play, read
 from tests.support.workers.stock import stock_latents, stock_pipeline
@@ -26,6 +32,13 @@ MAX_ERROR = 1e-4
 PROMPTS = ("", "a red circle", "a blue square moving up", "a red circle and a green triangle moving left")
 SIZES = ((32, 32, 7), (48, 32, 13))
 GUIDANCE = (1.0, 1.5, 3.0, 6.0)
+RULES = (
+    DEFAULT_RULES,
+    StepRules(guidance_until=0.02),
+    DEFAULT_RULES,
+    StepRules(reuse_run=2, reuse_until=0.5),
+    StepRules(threshold_noise=0.1, linear_part=0.75, guidance_from=0.01, reuse_run=1),
+)
 ALONE = 1  # tokens: no two samples fit into a pass
 
 
@@ -41,6 +54,7 @@ def request(number: int) -> VideoSpec:
         num_inference_steps=2 + number * 5 % 11,
         guidance_scale=GUIDANCE[number // 2 % 4],
         seed=number,
+        rules=RULES[number % len(RULES)],
     )
 
 
@@ -91,7 +105,7 @@ def pipeline() -> Any:
 
 @cache
 def reference(video: VideoSpec) -> Tensor:
-    return stock_latents(pipeline(), video)
+    return stock_latents(pipeline(), video) if video.rules == DEFAULT_RULES else undisturbed(video)
 
 
 @cache
@@ -172,6 +186,23 @@ def test_every_kind_of_event_at_once() -> None:
     assert [sample.cancelled for sample in ended] == [False, False, False, True, False]
     assert sum(sample.steps_lost for sample in ended) > 0
     assert sum(sample.moves for sample in ended) >= 3
+
+
+def test_each_step_of_a_cached_sample_may_be_its_last_on_an_engine() -> None:
+    """Wherever it is asked to park, it goes on elsewhere from a step that is computed in full, beside others."""
+    cached, other = (replace(REQUESTS[number], num_inference_steps=8) for number in (18, 14))
+    assert [step.reuses for step in cached.plan.steps] == [False, True, True, False, True, True, False, False]
+    for asked, mid_step in product(range(1, 8), (False, True)):
+        plan = Plan(cached, arrival=1, moves=((asked, 1),), mid_step=mid_step)
+        scenario = Scenario((Plan(other), plan, Plan(replace(cached, exact=True), arrival=1)), max_tokens=400)
+        check(scenario)
+        # In the middle of a pass, which is not always its own.
+        allowed = [min(step for step in (3, 6, 7, 8) if step >= at) for at in (asked, asked + mid_step)]
+        assert play(scenario)[1].moved_at in [[] if step == 8 else [step] for step in allowed]
+    crash = Scenario((Plan(cached, checkpoint_every=1),), 400, crashes=((2, 0),))
+    (lost,) = play(crash)
+    assert lost.steps_lost > 0 and lost.steps_run == 8 + lost.steps_lost
+    check(crash)
 
 
 def test_the_same_scenario_gives_the_same_bits() -> None:

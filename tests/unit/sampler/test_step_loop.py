@@ -18,6 +18,7 @@ from deployments.errors import StoppedError, TransientError, WorkerError
 from deployments.mochi.denoise import Sample, TextConditioning
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_loop import AfterStep, LoopEntry, Snapshot, Step, StepLoop, shares
+from deployments.step_rules import StepRules
 from tests.support.waiting import until
 from tests.support.workers.fakes import Clock, GatedStep, running_task
 
@@ -507,6 +508,84 @@ async def test_a_sample_that_left_keeps_no_memory(how: str) -> None:
         # The result is set a moment before the thread is done with the sample.
         await until(lambda: all(ref() is None for ref in tensors))
         assert len(tensors) >= 2
+
+
+SECOND_FULL = StepRules(reuse_run=1)  # f r f r
+THIRD_FULL = StepRules(reuse_run=2)  # f r r f r r
+
+
+async def test_a_sample_that_is_to_reuse_its_last_step_is_parked_once_it_need_not() -> None:
+    """It is stepped on by itself, while the others wait, and no turn of theirs is lost."""
+    async with gated() as (loop, gate):
+        entry = enter(loop, replace(sample(1, steps=8), rules=THIRD_FULL), victim := running_task())
+        await gate.at_gate()
+        other = enter(loop, sample(2, steps=8))
+        gate.let_through()
+        assert seen(await gate.at_gate()) == [(1, 1), (2, 0)]
+        victim.ask_to_park("make room")
+        gate.let_through()
+        assert seen(await gate.at_gate()) == [(1, 2)]
+        gate.let_through()
+        assert seen([await entry.result]) == [(1, 3)]
+        assert seen(await gate.at_gate()) == [(2, 1)]
+        await passes(gate, other)
+
+
+async def test_a_stop_wins_over_a_park_that_waits() -> None:
+    async with gated() as (loop, gate):
+        entry = enter(loop, replace(sample(1, steps=8), rules=THIRD_FULL), victim := running_task())
+        await gate.at_gate()
+        gate.let_through()
+        await gate.at_gate()
+        victim.ask_to_park("make room")
+        gate.let_through()
+        await gate.at_gate()
+        victim.stop()
+        gate.let_through()
+        with pytest.raises(StoppedError):
+            await entry.result
+
+
+async def test_the_last_resumable_sample_is_at_hand() -> None:
+    """It is what a pass that fails leaves; what the blocks added does not lie in it, and costs no memory."""
+    kept = (torch.zeros(1),)
+
+    def step(samples: Sequence[Sample]) -> list[Sample]:
+        if samples[0].step == 5:
+            raise torch.OutOfMemoryError("tried 3 GiB")
+        return [replace(each, residual=None if each.resumable else kept) for each in count(samples)]
+
+    at_hand: list[tuple[int, int]] = []
+    async with gated(step) as (loop, gate):
+        entry = enter(loop, replace(sample(1, steps=6), rules=THIRD_FULL))
+        while await gate.at_gate(entry):
+            assert entry.sample is not None and entry.resumable is not None
+            assert entry.resumable.residual is None
+            at_hand.append((entry.sample.step, entry.resumable.step))
+            gate.let_through()
+        with pytest.raises(torch.OutOfMemoryError):
+            await entry.result
+    assert at_hand == [(0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3)]
+    assert entry.kept is not None and entry.kept.step == 3
+
+
+async def test_rows_of_a_pass_follow_the_step() -> None:
+    """Two guided samples are too many for a pass; once their guidance has ended they share it."""
+    unguided_later = StepRules(guidance_until=0.02)  # of four steps: g g - -
+    async with gated(max_tokens=2 * TOKENS_OF_SAMPLE) as (loop, gate):
+        before = enter(loop, sample(0, steps=1))
+        await gate.at_gate()
+        both = [enter(loop, replace(guided(name, steps=4), rules=unguided_later)) for name in (1, 2)]
+        made = await passes(gate, before, *both)
+    assert made[1:] == [[(1, 0)], [(2, 0)], [(1, 1)], [(2, 1)], [(1, 2), (2, 2)], [(1, 3), (2, 3)]]
+
+
+def test_a_step_that_reuses_the_blocks_pays_for_the_first_one() -> None:
+    cached = replace(guided(1), blocks=6, rules=SECOND_FULL)
+    in_full, reuses = cached, replace(cached, step=1)
+    assert shares(70, [in_full, reuses]) == [60, 10]
+    unguided = replace(sample(2), blocks=6)
+    assert shares(80, [reuses, unguided]) == [20, 60]
 
 
 def guided(name: int, steps: int = 3, frames: int = 1) -> Sample:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
+from deployments.step_rules import StepRules
 from serve_app.scheduling.estimates import CostModel
 
 FULL = VideoSpec("a", "", 848, 480, 163, 30, 64, 4.5, 1)
@@ -172,3 +173,16 @@ def test_an_estimate_lies_between_the_rates_measured(seen: list[tuple[int, float
     rates = [per_step for _, per_step in seen]
     estimate = model.estimate(Stage.SAMPLING, SMALL, steps_left) / steps_left
     assert min(rates) * (1 - 1e-9) <= estimate <= max(rates) * (1 + 1e-9)
+
+
+def test_a_quality_that_does_less_costs_less_and_has_a_rate_of_its_own() -> None:
+    fast = replace(SMALL, quality="fast", rules=StepRules(guidance_until=0.02, reuse_run=1))
+    assert fast.plan.mean_full_rows < SMALL.plan.mean_full_rows == 2
+    model = CostModel()
+    share = fast.plan.mean_full_rows / 2
+    assert model.estimate(Stage.SAMPLING, fast, 20) == pytest.approx(share * model.estimate(Stage.SAMPLING, SMALL, 20))
+    model.observe(Stage.SAMPLING, SMALL, 20, 20.0)
+    assert model.estimate(Stage.SAMPLING, fast, 20) == pytest.approx(share * 20.0)
+    model.observe(Stage.SAMPLING, fast, 20, 15.0)
+    assert model.estimate(Stage.SAMPLING, fast, 20) == pytest.approx(15.0)
+    assert model.estimate(Stage.SAMPLING, SMALL, 20) == pytest.approx(20.0)

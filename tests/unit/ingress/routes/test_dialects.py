@@ -199,7 +199,7 @@ def test_what_a_preference_says(prefer: str | None, seconds: int) -> None:
 
 
 async def test_without_a_preference_the_answer_comes_at_once(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/videos", json=BODY | {"quality": "hd", "user": "u"})
+    answer = await client.post("/v1/videos", json=BODY | {"style": "vivid", "user": "u"})
     assert answer.json()["status"] == "queued"
-    assert answer.headers["x-ignored-parameters"] == "quality, user"
+    assert answer.headers["x-ignored-parameters"] == "style, user"
     assert "preference-applied" not in answer.headers

@@ -108,7 +108,7 @@ async def test_health_tells_devices_models_and_queue(client: httpx.AsyncClient, 
     assert report["models"] == ["mochi-1"]
     assert report["queue"] == {"encoding": 1, "queued": 1}
     replica = {"replica": "sampling#1", "device": "cpu", "model": "mochi-1", "slots": 1, "max_tokens": 1280}
-    assert report["devices"]["sampling"] == [replica | {"revision": None}]
+    assert report["devices"]["sampling"] == [replica | {"revision": None, "problem": None}]
     assert report["devices"]["decoding"][0]["max_tokens"] is None
 
 

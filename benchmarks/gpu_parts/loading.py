@@ -1,5 +1,6 @@
 """What a replica does before its first job, and the encoder's own work: weights to the device, T5."""
 
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor
 from benchmarks import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import first_ms, gigabytes, rounded, timed
+from deployments.mochi.weights import TORCH_DTYPES, FileTensor, read_tensors
+from deployments.storage.safetensors_file import stored_tensors
 
 # T5-XXL's encoder, as Mochi 1 uses it.
 T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
@@ -18,7 +21,7 @@ VOCABULARY = 32128
 
 
 def loading(bench: Bench) -> Rows:
-    """A safetensors file that the system has in memory, to the device: by the CPU, and straight."""
+    """A safetensors file that the system has in memory, to the device: by the CPU, straight, and as replicas do."""
     from safetensors.torch import save_file
 
     count, length = bench.sizes.file_tensors
@@ -27,6 +30,8 @@ def loading(bench: Bench) -> Rows:
         save_file({f"w{n}": torch.full((length,), n, dtype=DTYPE) for n in range(count)}, path)
         for name, device in {"by the CPU": None, "straight": bench.device, "straight, again": bench.device}.items():
             yield Row("loading", name, partial(_loading, bench, path, device))
+        for name, dtype in {"ours": DTYPE, "ours, again": DTYPE, "ours, cast to fp32": torch.float32}.items():
+            yield Row("loading", name, partial(_ours, bench, path, dtype))
 
 
 def _loading(bench: Bench, path: Path, straight: torch.device | None) -> Values:
@@ -39,6 +44,19 @@ def _loading(bench: Bench, path: Path, straight: torch.device | None) -> Values:
 
     size = path.stat().st_size
     return {"gb": gigabytes(size), "gb_per_s": rounded(size / first_ms(bench.device, load) / 1e6)}
+
+
+def _ours(bench: Bench, path: Path, dtype: torch.dtype) -> Values:
+    """dtype: that the tensors are cast to on the device."""
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        stored = stored_tensors(lambda offset, length: os.pread(file.fileno(), length, offset), size)
+    wanted = {
+        name: (FileTensor(path, info.offset, TORCH_DTYPES[info.dtype], info.shape), dtype)
+        for name, info in stored.items()
+    }
+    ms = first_ms(bench.device, lambda: read_tensors(wanted, bench.device))
+    return {"gb": gigabytes(size), "gb_per_s": rounded(size / ms / 1e6)}
 
 
 def text_encoder(bench: Bench) -> Rows:

@@ -10,6 +10,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     MOCHI_SERVE_MODEL_CACHE=/models/s3
 
 USER root
+# What torch and Triton compile the transformer's blocks with.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN mkdir -p /app /models && chown ray:users /app /models
 USER ray
 WORKDIR /app

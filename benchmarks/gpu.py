@@ -39,13 +39,13 @@ PARTS = (
     Part("convolutions", 15, decoding.convolutions),
     Part("our_decoder", 30, decoding.our_decoder),
     Part("compiled_steps", 130, steps.compiled_steps),
+    Part("other_prompts", 60, steps.other_prompts),
     Part("short_steps", 60, steps.short_steps),
     Part("memory", 25, steps.memory),
     Part("loading", 20, loading.loading),
     Part("text_encoder", 15, loading.text_encoder),
     Part("fp8_steps", 130, steps.fp8_steps),
     Part("stock_decoder", 40, decoding.stock_decoder),
-    Part("other_prompts", 130, steps.other_prompts),
 )
 OPTIONAL = ("triton", "torchao", "sageattention", "safetensors", "pydantic")
 NO_GPU = "no GPU: torch.cuda.is_available() is false, so nothing was measured; --dry tries every part on the CPU"

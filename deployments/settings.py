@@ -298,6 +298,10 @@ class SamplingSettings(Settings):
     checkpoint_s: float = Field(15, gt=0, description="sampling time between two checkpoints of a job")
     preview_every: int = Field(5, ge=0, description="denoising steps between two previews; 0 turns them off")
     min_step_s: float = Field(0, ge=0, description="a step takes at least this long: to rehearse with a small model")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="whether the sampler compiles the transformer's blocks when it starts; auto: on CUDA, not on a CPU",
+    )
 
 
 class WorkerSettings(Settings):

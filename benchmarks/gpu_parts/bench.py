@@ -12,7 +12,7 @@ from benchmarks.flops import forward_flops, stock_step_flops, video_tokens
 from benchmarks.gpu_parts.measuring import rounded, tflops
 from deployments.clip import LatentShape
 from deployments.messages import VideoSpec
-from deployments.mochi.block import RunBlock, run_block
+from deployments.mochi.compiled_block import CompiledBlock
 from deployments.mochi.denoise import Sample
 
 DTYPE = torch.bfloat16
@@ -149,11 +149,12 @@ class Bench:
         return self.device.type == "cuda"
 
     @cached_property
-    def compiled_block(self) -> RunBlock:
-        """Our block through torch's compiler; off CUDA traced alone, since compiling takes minutes."""
-        backend = "inductor" if self.on_cuda else "eager"
-        compiled: RunBlock = torch.compile(run_block, fullgraph=True, backend=backend)
-        return compiled
+    def compiled_block(self) -> CompiledBlock:
+        return self.new_compiled_block()
+
+    def new_compiled_block(self) -> CompiledBlock:
+        """The sampler's compiled block; off CUDA traced alone, since compiling takes minutes."""
+        return CompiledBlock(self.sizes.text_tokens, "inductor" if self.on_cuda else "eager")
 
     def transformer(self) -> Any:
         """Built when first asked for, then kept."""

@@ -84,12 +84,12 @@ def _ways(bench: Bench, weights: Any) -> dict[str, RunAny]:
     text = random(2, sizes.text_tokens, sizes.caption)
     embedding = random(2, sizes.model_width)
     angles = random(tokens, sizes.heads, sizes.head_dim // 2)
-    rope = (angles.cos(), angles.sin())
+    rope = torch.polar(torch.ones_like(angles), angles)
     lengths = sizes.lengths
     mask = torch.arange(sizes.text_tokens, device=device) < torch.tensor(lengths, device=device)[:, None]
 
     def diffusers(dtype: torch.dtype) -> Tensor:
-        out: Tensor = weights(video.to(dtype), text.to(dtype), embedding.to(dtype), mask, rope)[0]
+        out: Tensor = weights(video.to(dtype), text.to(dtype), embedding.to(dtype), mask, (rope.real, rope.imag))[0]
         return out
 
     def ours(dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from benchmarks import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, STEPS, Bench, Clip, NotHereError, Row, Rows, Values
@@ -22,6 +21,9 @@ from benchmarks.gpu_parts.measuring import (
     timed,
 )
 from deployments.mochi.block import RunBlock, run_block
+from deployments.mochi.denoise import denoise_step
+from deployments.mochi.packed_weights import pack_projections
+from deployments.mochi.probe import probe_batches
 from deployments.sampler.memory_profile import SampleFootprint
 
 VIDEO_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))")
@@ -52,7 +54,8 @@ def short_steps(bench: Bench) -> Rows:
 
 
 def compiled_steps(bench: Bench) -> Rows:
-    """Our step with its blocks compiled, which takes a minute or two before the first one."""
+    """Our step with its blocks compiled, which takes a minute or two, as the sampler does it when it starts."""
+    yield from _start(bench)
     clip = bench.clip(bench.transformer(), bench.sizes.long_frames)
     step = _our_step(clip, block=bench.compiled_block)
     yield _step("ours, compiled", bench, clip, step, clip.our_operations())
@@ -61,11 +64,18 @@ def compiled_steps(bench: Bench) -> Rows:
 
 
 def other_prompts(bench: Bench) -> Rows:
-    """Prompts of several lengths through one compiled block: what each new length compiles."""
-    for length in (bench.sizes.prompt_length, *bench.sizes.other_lengths):
-        clip = bench.clip(bench.transformer(), bench.sizes.long_frames, length)
+    """Prompts, videos and batches of other sizes through the compiled block: none should compile anything."""
+    yield from _start(bench)
+    sizes = bench.sizes
+    for length in (sizes.prompt_length, *sizes.other_lengths):
+        clip = bench.clip(bench.transformer(), sizes.long_frames, length)
         step = _our_step(clip, block=bench.compiled_block)
         yield Row("compiling", f"prompt of {length} tokens", partial(_compiling, bench, step))
+    clip = bench.clip(bench.transformer(), sizes.short_frames)
+    for samples in (1, 2):
+        step = _our_step(clip, samples, bench.compiled_block)
+        name = f"{samples} of {sizes.short_frames} frames"
+        yield Row("compiling", name, partial(_compiling, bench, step))
 
 
 def fp8_steps(bench: Bench) -> Rows:
@@ -78,8 +88,7 @@ def fp8_steps(bench: Bench) -> Rows:
     clip = bench.clip(transformer, bench.sizes.long_frames)
     wanted = _our_step(clip)()
     quantize_(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=_sees_video)
-    torch._dynamo.reset()
-    step = _our_step(clip, block=bench.compiled_block)
+    step = _our_step(clip, block=bench.new_compiled_block())
     yield _step("ours, fp8, compiled", bench, clip, step, clip.our_operations())
     yield _kinds("our step, fp8, compiled", bench, step)
     yield Row("change", "fp8 against bf16", partial(_change_error, clip, step, lambda: wanted))
@@ -149,12 +158,38 @@ def _latents(step: fs.Step) -> list[Tensor]:
     return list(latents)
 
 
+def _start(bench: Bench) -> Rows:
+    """All graphs, unless an earlier part has compiled them."""
+    if bench.compiled_block.graphs == 0:
+        yield Row("compiling", "all graphs, at the start", partial(_compiling_all, bench))
+
+
+def _compiling_all(bench: Bench) -> Values:
+    """Steps of small batches of two shapes, the large one first, after which the graphs should be all that there are;
+    then the same steps again."""
+    block = bench.compiled_block
+    transformer = bench.transformer()
+    pack_projections(transformer)
+
+    def warm_up() -> None:
+        for shape in reversed(bench.sizes.probes):
+            for samples in probe_batches(transformer, shape, bench.sizes.text_tokens):
+                denoise_step(transformer, samples, block)
+
+    first = first_ms(bench.device, warm_up)
+    if block.failure is not None:
+        raise NotHereError(block.failure)
+    block.settle()
+    return {"graphs": block.graphs, "first_s": seconds(first), "next_s": seconds(first_ms(bench.device, warm_up))}
+
+
 def _compiling(bench: Bench, step: fs.Step) -> Values:
     """A first step and the next; graphs: compiled for the first one."""
-    graphs = counters["stats"]["unique_graphs"]
+    block = bench.compiled_block
+    graphs = block.graphs
     first = first_ms(bench.device, step)
     return {
-        "graphs": counters["stats"]["unique_graphs"] - graphs,
+        "graphs": block.graphs - graphs,
         "first_s": seconds(first),
         "next_s": seconds(first_ms(bench.device, step)),
     }

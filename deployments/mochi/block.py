@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-Rope = tuple[Tensor, Tensor]
-"""cos and sin of the rotary embedding, each [N, heads, head_dim / 2] fp32."""
+Rope = Tensor
+"""The rotary embedding, cos + i sin: [N, heads, head_dim / 2] complex64. What is to be compiled gets its parts,
+[N, heads, head_dim / 2, 2] fp32 (`torch.view_as_real`): torch's compiler knows no complex numbers."""
 
 RunBlock = Callable[[Any, Tensor, Tensor, Tensor, Sequence[int], Tensor | None, Rope], tuple[Tensor, Tensor]]
-"""What `run_block` is; ``torch.compile(run_block)`` is another one."""
+"""What `run_block` is; `CompiledBlock` is another one."""
+
+JointAttention = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`MochiAttention`, [B, N, D] video and [B, L, D'] text to the attended tokens, in the same shapes."""
 
 # Below this many rows of a matrix the call costs more than the product.
 _ONEDNN_ROWS = 32
@@ -71,15 +75,24 @@ def run_block(
     Returns:
         [B, N, D] and [B, L, D']; the last block leaves the text as it was.
     """
+
+    def attention(attn: Any, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return joint_attention(attn, video, text, lengths, mask, rope)
+
+    return block_around(attention, block, video, text, activated)
+
+
+def block_around(
+    attention: JointAttention, block: Any, video: Tensor, text: Tensor, activated: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`run_block` with the attention to use; so that it may be another one where the block is compiled."""
     scale, gate, mlp_scale, mlp_gate = _modulation(block.norm1.linear, activated)
     eps = block.norm1.norm.eps
     if block.context_pre_only:
         text_scale = 1 + fast_linear(block.norm1_context.linear_1, activated).float()[:, None]
     else:
         text_scale, text_gate, text_mlp_scale, text_mlp_gate = _modulation(block.norm1_context.linear, activated)
-    attended, text_attended = joint_attention(
-        block.attn1, _scaled(video, scale, eps), _scaled(text, text_scale, eps), lengths, mask, rope
-    )
+    attended, text_attended = attention(block.attn1, _scaled(video, scale, eps), _scaled(text, text_scale, eps))
     video = _feed_forward(block.ff, _add_gated(video, attended, gate, eps), mlp_scale, mlp_gate, eps)
     if block.context_pre_only:
         return video, text
@@ -139,10 +152,10 @@ def joint_attention(
     def heads(layer: nn.Module, tokens: Tensor) -> Tensor:
         return fast_linear(layer, tokens).view(*tokens.shape[:2], attn.heads, -1)
 
-    query = _rotate(_norm(heads(attn.to_q, video), attn.norm_q), rope)
-    key = _rotate(_norm(heads(attn.to_k, video), attn.norm_k), rope)
-    text_query = _norm(heads(attn.add_q_proj, text), attn.norm_added_q)
-    text_key = _norm(heads(attn.add_k_proj, text), attn.norm_added_k)
+    query = rotate(norm_heads(heads(attn.to_q, video), attn.norm_q), rope)
+    key = rotate(norm_heads(heads(attn.to_k, video), attn.norm_k), rope)
+    text_query = norm_heads(heads(attn.add_q_proj, text), attn.norm_added_q)
+    text_key = norm_heads(heads(attn.add_k_proj, text), attn.norm_added_k)
     out = _attend(
         torch.cat([query, text_query], dim=1).transpose(1, 2),
         torch.cat([key, text_key], dim=1).transpose(1, 2),
@@ -151,8 +164,13 @@ def joint_attention(
         mask,
     )
     out = out.transpose(1, 2).flatten(2)
-    new_video = fast_linear(attn.to_out[0], out[:, : video.shape[1]])
-    new_text = out[:, video.shape[1] :]
+    return project_out(attn, out[:, : video.shape[1]], out[:, video.shape[1] :])
+
+
+def project_out(attn: Any, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """The last products of `MochiAttention`, [B, N, D] and [B, L, D] to [B, N, D] and [B, L, D']."""
+    new_video = fast_linear(attn.to_out[0], video)
+    new_text = text
     if hasattr(attn, "to_add_out"):  # the last block has none: nobody reads its text
         new_text = fast_linear(attn.to_add_out, new_text)
     return new_video, new_text
@@ -183,20 +201,21 @@ def _attend_row(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tenso
     return F.pad(out, (0, 0, 0, query.shape[2] - length))
 
 
-def _norm(heads: Tensor, norm: Any) -> Tensor:
+def norm_heads(heads: Tensor, norm: Any) -> Tensor:
+    """RMS norm of each head. heads: [..., d]."""
     return F.rms_norm(heads, norm.weight.shape, norm.weight.to(heads.dtype), norm.eps)
 
 
-def _rotate(x: Tensor, rope: Rope) -> Tensor:
+def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotary position embedding of even/odd pairs, in fp32. x: [B, N, heads, d].
 
     As complex numbers: one pass in place of nine. torch's compiler fuses the nine but not complex numbers.
     """
     pairs = x.float().view(*x.shape[:-1], -1, 2)
-    if is_compiling():
-        even, odd = pairs.unbind(-1)
-        cos, sin = rope
-        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    if rope.is_complex():
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * rope)
     else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*rope))
+        even, odd = pairs.unbind(-1)
+        cos, sin = rope.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return turned.flatten(-2).to(x.dtype)

@@ -174,7 +174,7 @@ def start_sample(
 
 
 def rope_tables(transformer: "MochiTransformer3DModel", shape: LatentShape) -> Rope:
-    """cos and sin for latents of `shape`, each [T x H/16 x W/16, heads, head_dim / 2] fp32.
+    """cos + i sin for latents of `shape`, [T x H/16 x W/16, heads, head_dim / 2] complex64.
 
     The formula is diffusers' `MochiRoPE`, always in fp32: learned frequencies times (t, y, x), where y and x are
     scaled so that the picture has the area of 192 x 192.
@@ -184,7 +184,7 @@ def rope_tables(transformer: "MochiTransformer3DModel", shape: LatentShape) -> R
     frequencies = transformer.pos_frequencies.float()
     positions = _positions(frames, height // patch, width // patch, frequencies.device)
     angles = torch.einsum("nd,dhf->nhf", positions, frequencies)
-    return angles.cos(), angles.sin()
+    return torch.complex(angles.cos(), angles.sin())
 
 
 def _positions(frames: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -207,7 +207,7 @@ def denoise_step(
     first one. Nothing here waits for the device.
 
     Args:
-        block: what runs a transformer block; ``torch.compile(run_block)`` is another choice.
+        block: what runs a transformer block; `CompiledBlock` is another choice.
 
     Raises:
         ValueError: no samples, samples of different shapes, one that is done, or one that lacks what it is to reuse.

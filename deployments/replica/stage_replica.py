@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from deployments.messages import Event, ReplicaInfo, Stage, StageTask
 from deployments.replica.connections import Connections, connect
+from deployments.replica.cuda_environment import set_cuda_environment
 from deployments.replica.gpu_state import GpuWatch, NoGpuWatch, gpu_watch
-from deployments.replica.host import describe_device, limit_memory, replica_device, set_threads
+from deployments.replica.host import assigned_gpus, describe_device, limit_memory, replica_device, set_threads
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from deployments.settings import WorkerSettings
@@ -49,6 +50,8 @@ class StageReplica(ABC):
         self._connections = connections or connect(settings)
         self._timing = timing
         self._store = self._connections.store
+        if assigned_gpus():
+            set_cuda_environment()
         self._device = replica_device(settings.cpu_fallback)
         self.gpu = gpu_watch(self._device)
         limit_memory(self._device, settings.memory_fraction)
@@ -62,13 +65,13 @@ class StageReplica(ABC):
         settings = self._settings
         return work_revision(settings.model, settings.dtypes, self._folder, stage, self._connections.open_bucket)
 
-    def start_worker(self, slots: int, max_tokens: int | None = None) -> None:
-        """Announce this replica to the registry. For the arguments see `ReplicaInfo`."""
+    def start_worker(self, slots: int, max_tokens: int | None = None, note: str = "") -> None:
+        """Announce this replica to the registry. For the arguments see `ReplicaInfo`; `note` goes with its device."""
         info = ReplicaInfo(
             replica=self._connections.replica,
             stage=self.stage,
             slots=slots,
-            device=describe_device(self._device),
+            device=", ".join(filter(None, (describe_device(self._device), note))),
             model=self._settings.model.name,
             max_tokens=max_tokens,
             revision=source_revision(self._settings.model.source, self._folder),

@@ -1,8 +1,11 @@
 """The transformer on its device: it makes samples of stored states, and steps them."""
 
+import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,14 +14,59 @@ from torch import Tensor
 from deployments.clip import LatentShape
 from deployments.errors import TransientError, WorkerError
 from deployments.messages import VideoSpec
-from deployments.mochi.block import Rope
+from deployments.mochi.block import Rope, RunBlock, run_block
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
+from deployments.mochi.probe import probe_batches, probe_sample
 from deployments.replica.device_check import check_arithmetic
+from deployments.sampler.memory_measure import probe_shapes
 from deployments.sampler.state import SampleState
-from deployments.settings import ModelSettings
+from deployments.settings import ModelSettings, SamplingSettings
+from deployments.storage.model_store import default_cache
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
+
+    from deployments.mochi.compiled_block import CompiledBlock
+
+COMPILED = "compiled"  # the folder of compiled kernels in the models' cache
+COMPILED_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own; where it is set, the kernels are kept there
+
+_logger = logging.getLogger("ray.serve")
+
+
+def compiled_block(
+    transformer: "MochiTransformer3DModel", model: ModelSettings, sampling: SamplingSettings, cache: Path | None = None
+) -> "CompiledBlock | None":
+    """What compiles the transformer's blocks, if `sampling.compile` and the device call for it; else None.
+
+    The weights are then laid as `pack_projections` does it.
+
+    Args:
+        transformer: on its device.
+        cache: the models' cache folder, which keeps the kernels for the next start; by default `default_cache()`.
+    """
+    on_cuda = transformer.proj_out.weight.is_cuda
+    if not (on_cuda if sampling.compile == "auto" else sampling.compile):
+        return None
+    _keep_kernels((cache or default_cache()) / COMPILED)
+    # Not above: they take a second to load.
+    from deployments.mochi.compiled_block import CompiledBlock
+    from deployments.mochi.packed_weights import pack_projections
+
+    pack_projections(transformer)
+    return CompiledBlock(model.max_sequence_length)
+
+
+def _keep_kernels(folder: Path) -> None:
+    """Have the compiler keep what it makes in `folder`; where that cannot be written, torch's temporary one remains."""
+    if os.environ.get(COMPILED_VARIABLE):
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # torch runs what it finds there
+    except OSError as error:
+        _logger.warning("compiled kernels cannot be kept in %s, so each start makes them anew: %s", folder, error)
+        return
+    os.environ[COMPILED_VARIABLE] = str(folder)
 
 
 class Denoiser:
@@ -27,13 +75,34 @@ class Denoiser:
     Args:
         transformer: on its device.
         min_step_s: seconds that a step takes at least.
+        compiled: see `compiled_block`.
     """
 
-    def __init__(self, transformer: "MochiTransformer3DModel", min_step_s: float) -> None:
+    def __init__(
+        self, transformer: "MochiTransformer3DModel", min_step_s: float, compiled: "CompiledBlock | None" = None
+    ) -> None:
         self._transformer = transformer
+        self._compiled = compiled
         self._device = transformer.proj_out.weight.device
         self._min_step_s = min_step_s
         self._rope: dict[LatentShape, Rope] = {}
+
+    @property
+    def block(self) -> RunBlock:
+        """What runs the transformer's blocks."""
+        return self._compiled if self._compiled is not None and self._compiled.failure is None else run_block
+
+    @property
+    def recompilations(self) -> int:
+        """Graphs that were compiled after `warm_up`, while samples waited; each is in the log with its reason."""
+        return 0 if self._compiled is None else self._compiled.recompilations
+
+    @property
+    def note(self) -> str:
+        """For people, how the blocks run; empty where they are not to be compiled."""
+        if self._compiled is None:
+            return ""
+        return "compiled" if self._compiled.failure is None else f"not compiled ({self._compiled.failure})"
 
     def prepare(self, state: SampleState, others: Sequence[Sample]) -> Sample:
         """The sample of this state, on the device.
@@ -60,22 +129,39 @@ class Denoiser:
             TransientError: `device_broken`: there was such a sample, and the device cannot multiply.
         """
         begun = time.perf_counter()
-        stepped = denoise_step(self._transformer, samples)
+        stepped = denoise_step(self._transformer, samples, self.block)
         finite = finite_when_done([sample.latents for sample in stepped])
         if not all(finite):
             check_arithmetic(self._device)
         time.sleep(max(0.0, self._min_step_s - (time.perf_counter() - begun)))
         return [sample if good else _non_finite(sample) for sample, good in zip(stepped, finite, strict=True)]
 
+    @torch.no_grad()
     def warm_up(self, model: ModelSettings) -> None:
-        """One guided step of the smallest video of the model."""
-        config = self._transformer.config
-        spec = VideoSpec("", "", model.width.minimum, model.height.minimum, model.num_frames.minimum, 1, 2, 2.0, seed=0)
-        zeros = torch.zeros(model.max_sequence_length, config.text_embed_dim)
-        mask = torch.arange(model.max_sequence_length) < 1
-        embeds = {"prompt_embeds": zeros, "prompt_mask": mask, "negative_embeds": zeros, "negative_mask": mask}
-        rope = rope_tables(self._transformer, spec.clip.latents)
-        denoise_step(self._transformer, [start_sample(self._transformer, spec, embeds, rope)])
+        """Steps that no sample shall pay for: of the smallest video of the model, and all that must be compiled.
+
+        The compiler chooses its kernels by the first shape that it sees, so that is one of a middle size.
+        """
+        smallest = VideoSpec("", "", model.width.minimum, model.height.minimum, model.num_frames.minimum, 1, 2, 2.0, 0)
+        if self._compiled is None:
+            self._warm_up_step([probe_sample(self._transformer, smallest.clip.latents, model.max_sequence_length)])
+            return
+        begun, graphs = time.perf_counter(), self._compiled.graphs
+        for shape in (probe_shapes(model)[1], smallest.clip.latents):
+            for samples in probe_batches(self._transformer, shape, model.max_sequence_length):
+                self._warm_up_step(samples)
+        self._compiled.settle()
+        made = self._compiled.graphs - graphs
+        if made and self._compiled.failure is None:
+            _logger.info("%d graphs of blocks were compiled in %.0f s", made, time.perf_counter() - begun)
+
+    def _warm_up_step(self, samples: Sequence[Sample]) -> None:
+        denoise_step(self._transformer, samples, self.block)
+        self._synchronize()
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 def finite_when_done(latents: Sequence[Tensor]) -> list[bool]:

@@ -9,16 +9,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from deployments.atomic_write import write_atomically
 from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, SPATIAL_COMPRESSION, LatentShape, latent_tokens
-from deployments.mochi.denoise import Sample, condition, denoise_step, rope_tables, sigma_schedule
+from deployments.mochi.block import RunBlock, run_block
+from deployments.mochi.denoise import denoise_step
+from deployments.mochi.probe import probe_sample
 from deployments.replica.host import available_bytes, describe_device, total_bytes
 from deployments.sampler.memory_profile import MemoryProfile, fit_line
 from deployments.sampler.peak_memory import cuda_peak, process_peak
@@ -91,19 +93,25 @@ def probe_shapes(model: ModelSettings) -> tuple[LatentShape, LatentShape]:
 
 
 @torch.no_grad()
-def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[LatentShape], text_tokens: int) -> MemoryProfile:
+def measure(
+    transformer: "MochiTransformer3DModel",
+    shapes: Sequence[LatentShape],
+    text_tokens: int,
+    block: RunBlock = run_block,
+) -> MemoryProfile:
     """Run a few steps of a guided sample of each shape, with prompts of full length. Nothing else may run beside.
 
     Args:
         shapes: of the latents, at least two of different numbers of tokens.
         text_tokens: the longest prompt.
+        block: what runs the transformer's blocks in steps of samples.
 
     Raises:
         ValueError: fewer than two sizes.
     """
     weight = transformer.proj_out.weight
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    points = [(latent_tokens(shape), guided_step_bytes(transformer, shape, text_tokens)) for shape in shapes]
+    points = [(latent_tokens(shape), guided_step_bytes(transformer, shape, text_tokens, block)) for shape in shapes]
     per_row = [(tokens, -(-used // GUIDED_ROWS)) for tokens, used in points]
     slope, intercept = fit_line(per_row, least_slope=ATTENTION_TENSORS * width * weight.element_size())
     return MemoryProfile(
@@ -117,13 +125,16 @@ def measure(transformer: "MochiTransformer3DModel", shapes: Sequence[LatentShape
 
 
 @torch.no_grad()
-def guided_step_bytes(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> int:
+def guided_step_bytes(
+    transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int, block: RunBlock = run_block
+) -> int:
     """The most that a step took of several, after one that sets up what is kept for good."""
     sample = probe_sample(transformer, shape, text_tokens)
     peak = cuda_peak if sample.latents.is_cuda else process_peak
-    with _one_thread():
-        denoise_step(transformer, [sample])
-        return max(peak(lambda: denoise_step(transformer, [sample])) for _ in range(STEPS))
+    # What was compiled for one number of threads would be compiled again for another.
+    with _one_thread() if block is run_block else nullcontext():
+        denoise_step(transformer, [sample], block)
+        return max(peak(lambda: denoise_step(transformer, [sample], block)) for _ in range(STEPS))
 
 
 @contextmanager
@@ -138,23 +149,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def probe_sample(transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int) -> Sample:
-    """A guided sample of zeros, with prompts of full length."""
-    device = transformer.proj_out.weight.device
-    embeds = torch.zeros(text_tokens, transformer.config.text_embed_dim)
-    text = condition(transformer, embeds, torch.ones(text_tokens, dtype=torch.bool))
-    return Sample(
-        latents=torch.zeros(shape, device=device),
-        step=0,
-        sigmas=sigma_schedule(2).to(device),
-        guidance_scale=2.0,
-        prompt=text,
-        negative=text,
-        rope=rope_tables(transformer, shape),
-    )
-
-
 Measure = Callable[["MochiTransformer3DModel", Sequence[LatentShape], int], MemoryProfile]
+
+Form = Literal["eager", "compiled"]
+"""Of the blocks that are measured."""
 
 
 def memory_profile(
@@ -163,14 +161,16 @@ def memory_profile(
     revision: str,
     cache: Path | None = None,
     measure: Measure = measure,
+    form: Form = "eager",
 ) -> MemoryProfile:
     """The profile of this model on this device: from the cache folder, or measured now and kept there.
 
     Args:
         revision: see `model_store.model_fingerprint`.
         cache: the models' cache folder; by default `model_store.default_cache()`.
+        form: of the blocks that `measure` runs.
     """
-    key = _key(transformer, model, revision)
+    key = _key(transformer, model, revision, form)
     path = (cache or default_cache()) / FOLDER / f"{_name(key)}.json"
     kept = _read(path, key)
     if kept is not None:
@@ -181,13 +181,14 @@ def memory_profile(
     return profile
 
 
-def _key(transformer: "MochiTransformer3DModel", model: ModelSettings, revision: str) -> dict[str, str]:
+def _key(transformer: "MochiTransformer3DModel", model: ModelSettings, revision: str, form: Form) -> dict[str, str]:
     """All that a measurement depends on."""
     return {
         "format": FORMAT,
         "revision": revision,
         "device": describe_device(transformer.proj_out.weight.device),
         "dtype": model.dtype,
+        "blocks": form,
         "shapes": str(probe_shapes(model)),
         "text_tokens": str(model.max_sequence_length),
         "torch": torch.__version__,

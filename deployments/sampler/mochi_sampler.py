@@ -19,9 +19,9 @@ from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.serve_private import watch_sigterm
 from deployments.replica.stage_replica import StageReplica
-from deployments.sampler.denoiser import Denoiser
+from deployments.sampler.denoiser import Denoiser, compiled_block
 from deployments.sampler.memory_gate import MemoryGate
-from deployments.sampler.memory_measure import memory_budget, memory_profile
+from deployments.sampler.memory_measure import Form, measure, memory_budget, memory_profile
 from deployments.sampler.memory_profile import SampleFootprint
 from deployments.sampler.recorder import RenderPreview, SampleRecorder, is_ahead_of_storage, render_preview
 from deployments.sampler.state import SampleState, pack
@@ -43,6 +43,7 @@ class SamplerParts:
     step: Step
     warm_up: Callable[[], object]
     memory: MemoryGate
+    note: str = ""  # see `Denoiser.note`
     render_preview: RenderPreview = render_preview
     now_ns: Callable[[], int] = time.perf_counter_ns  # a monotonic clock, by which the device's time is charged
 
@@ -51,21 +52,28 @@ LoadParts = Callable[[WorkerSettings, Path, torch.device], SamplerParts]
 
 
 def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
-    """Load the transformer and measure the memory that it leaves.
+    """Load the transformer, compile its blocks if they are to be, and measure the memory that it leaves.
 
     Raises:
         PermanentError: `model_incomplete`, `model_mismatch`, as `load_transformer` does.
     """
     transformer = load_transformer(model_folder, settings.model.dtype, device)
     revision = model_fingerprint(model_folder, MODEL_PARTS, settings.model.dtype)
-    profile = memory_profile(transformer, settings.model, revision)
-    denoiser = Denoiser(transformer, settings.sampling.min_step_s)
+    compiled = compiled_block(transformer, settings.model, settings.sampling)
+    denoiser = Denoiser(transformer, settings.sampling.min_step_s, compiled)
+    if compiled is not None:
+        denoiser.warm_up(settings.model)  # a step's memory is that of the graphs, or of none if they cannot be made
+    form: Form = "compiled" if denoiser.block is compiled else "eager"
+    profile = memory_profile(
+        transformer, settings.model, revision, measure=partial(measure, block=denoiser.block), form=form
+    )
     return SamplerParts(
         revision=revision,
         prepare=denoiser.prepare,
         step=denoiser.step,
         warm_up=partial(denoiser.warm_up, settings.model),
         memory=MemoryGate(profile, memory_budget(device, settings.memory_fraction)),
+        note=denoiser.note,
     )
 
 
@@ -98,7 +106,7 @@ class MochiSampler(StageReplica):
             warm_up=self._parts.warm_up,
             now_ns=self._parts.now_ns,
         )
-        self.start_worker(settings.slots, self._parts.memory.max_tokens)
+        self.start_worker(settings.slots, self._parts.memory.max_tokens, note=self._parts.note)
         self.recorder = SampleRecorder(
             model_folder=self._folder,
             store=self._store,

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from deployments.mochi.block import Rope, joint_attention
+from deployments.mochi.block import joint_attention
 
 
 class MaskedAttention:
@@ -17,7 +19,7 @@ class MaskedAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor,
-        image_rotary_emb: Rope,
+        image_rotary_emb: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Attend.
 
@@ -30,4 +32,6 @@ class MaskedAttention:
             [B, N, D] and [B, L, D'].
         """
         mask = F.pad(attention_mask, (hidden_states.shape[1], 0), value=True)[:, None, None]
-        return joint_attention(attn, hidden_states, encoder_hidden_states, (), mask, image_rotary_emb)
+        parts = torch.stack(image_rotary_emb, dim=-1)
+        rope = parts if is_compiling() else torch.view_as_complex(parts)
+        return joint_attention(attn, hidden_states, encoder_hidden_states, (), mask, rope)

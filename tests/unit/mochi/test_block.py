@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import MochiAttention, MochiAttnProces
 from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from torch import Tensor, nn
 
-from deployments.mochi.block import fast_linear, joint_attention, joint_mask, run_block
+from deployments.mochi.block import fast_linear, joint_attention, joint_mask, rotate, run_block
 
 CPU = torch.device("cpu")
 VIDEO, TEXT = 40, 12
@@ -26,10 +26,15 @@ def block(dtype: torch.dtype, last: bool = False) -> Any:
     return made.to(dtype).eval().requires_grad_(False)
 
 
-def inputs(dtype: torch.dtype, rows: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+def inputs(dtype: torch.dtype, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     angles = torch.randn(VIDEO, 4, 8)
     video, text, embedding = torch.randn(rows, VIDEO, 64), torch.randn(rows, TEXT, 32), torch.randn(rows, 64)
-    return video.to(dtype), text.to(dtype), embedding.to(dtype), (angles.cos(), angles.sin())
+    return video.to(dtype), text.to(dtype), embedding.to(dtype), torch.complex(angles.cos(), angles.sin())
+
+
+def parts(rope: Tensor) -> tuple[Tensor, Tensor]:
+    """As diffusers takes it."""
+    return rope.real.contiguous(), rope.imag.contiguous()
 
 
 def valid(text: Tensor, lengths: list[int]) -> Tensor:
@@ -48,7 +53,7 @@ def test_block_equals_diffusers(dtype: torch.dtype, bound: float, last: bool, le
     ours, (video, text, embedding, rope) = block(dtype, last), inputs(dtype, 3)
     mask = joint_mask(lengths, VIDEO, TEXT, CPU) if masked else None
     got = run_block(ours, video, text, nn.functional.silu(embedding), lengths, mask, rope)
-    wanted = ours(video, text, embedding, torch.arange(TEXT)[None] < torch.tensor(lengths)[:, None], rope)
+    wanted = ours(video, text, embedding, torch.arange(TEXT)[None] < torch.tensor(lengths)[:, None], parts(rope))
     assert [part.dtype for part in got] == [dtype, dtype]
     assert relative_error(got[0], wanted[0]) <= bound
     assert relative_error(valid(got[1], lengths), valid(wanted[1], lengths)) <= bound
@@ -73,7 +78,7 @@ def test_attention_is_bitwise_equal_to_diffusers(dtype: torch.dtype, last: bool)
     video, text, _, rope = inputs(dtype, 4)
     lengths = [1, 6, 0, TEXT]
     mask = torch.arange(TEXT)[None] < torch.tensor(lengths)[:, None]
-    stock = attn(video, encoder_hidden_states=text, attention_mask=mask, image_rotary_emb=rope)
+    stock = attn(video, encoder_hidden_states=text, attention_mask=mask, image_rotary_emb=parts(rope))
     ours = joint_attention(attn, video, text, lengths, None, rope)
     assert torch.equal(ours[0], stock[0])
     assert torch.equal(ours[1], stock[1])
@@ -89,6 +94,11 @@ def test_padding_changes_nothing() -> None:
         one, two = (run_block(ours, video, words, embedding, lengths, mask, rope) for words in (text, other))
         assert torch.equal(one[0], two[0])
         assert torch.equal(valid(one[1], lengths), valid(two[1], lengths))
+
+
+def test_the_rotary_table_in_parts_turns_the_same() -> None:
+    x, rope = torch.randn(2, VIDEO, 4, 16), inputs(torch.float32, 2)[3]
+    assert relative_error(rotate(x, torch.view_as_real(rope)), rotate(x, rope)) <= 1e-6
 
 
 def test_rows_of_one_length_attend_in_one_call_to_the_same_result() -> None:

@@ -10,7 +10,9 @@ import torch
 
 from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
 from deployments.messages import Stage
+from deployments.mochi.block import run_block
 from deployments.mochi.loading import load_transformer
+from deployments.mochi.probe import probe_sample
 from deployments.replica.host import total_bytes
 from deployments.sampler.memory_measure import (
     ATTENTION_TENSORS,
@@ -18,7 +20,6 @@ from deployments.sampler.memory_measure import (
     measure,
     memory_budget,
     memory_profile,
-    probe_sample,
     probe_shapes,
     share_budget,
 )
@@ -77,7 +78,7 @@ def test_what_is_held_is_counted_exactly(transformer: Any, measured: MemoryProfi
     sample = probe_sample(transformer, SMALL, MODEL.max_sequence_length)
     tokens = latent_tokens(SMALL)
     assert measured.held_token_bytes * tokens == 2 * sample.latents.nbytes
-    assert measured.table_token_bytes * tokens == sum(table.nbytes for table in sample.rope)
+    assert measured.table_token_bytes * tokens == sample.rope.nbytes
     assert measured.held_row_bytes == sample.prompt.caption.nbytes
 
 
@@ -153,6 +154,26 @@ def test_another_setting_is_measured_anew(change: dict[str, Any], transformer: A
     memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
     memory_profile(transformer, model(**change), "abc", tmp_path, measure=counted)
     assert len(counted.calls) == 2
+
+
+def test_compiled_blocks_are_measured_by_themselves(transformer: Any, tmp_path: Path) -> None:
+    counted = CountedMeasure()
+    memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
+    compiled = memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted, form="compiled")
+    assert memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted, form="compiled") == compiled
+    assert len(counted.calls) == 2
+
+
+@torch.no_grad()
+def test_a_step_is_measured_with_the_blocks_that_samples_have(transformer: Any) -> None:
+    threads, seen = torch.get_num_threads(), set()
+
+    def block(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.add(torch.get_num_threads())
+        return run_block(*arguments)
+
+    assert guided_step_bytes(transformer, SMALL, MODEL.max_sequence_length, block) > 0
+    assert seen == {threads}, "blocks that are compiled are so for this number of threads"
 
 
 @pytest.fixture

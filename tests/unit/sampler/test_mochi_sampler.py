@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch._inductor.config
 from diffusers import MochiPipeline
 from safetensors.torch import load
 
@@ -43,6 +45,7 @@ from deployments.sampler.mochi_sampler import (
 )
 from deployments.sampler.state import SampleState
 from deployments.settings import WorkerSettings
+from deployments.storage.model_store import CACHE_VARIABLE
 from deployments.storage.work_files import FORMAT, HEADER, WorkLabel, pack
 from deployments.storage.work_revision import work_revision
 from tests.support.workers.fakes import (
@@ -111,7 +114,7 @@ def replica() -> Iterator[Replica]:
         *changes: Change,
         timing: Timing = Timing(),
         source: Path = SHAPES,
-        **sampling: float,
+        **sampling: object,
     ) -> Any:
         def load_changed_parts(settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
             parts = load_parts(settings, model_folder, device)
@@ -206,6 +209,24 @@ async def test_latents_equal_the_pipelines(replica: Replica, guidance_scale: flo
     ).frames[0]
     assert latents.dtype == torch.float32 and latents.shape == (12, 5, 8, 8)
     assert relative_error(latents, wanted) <= 1e-4
+
+
+async def test_a_sampler_whose_blocks_cannot_be_compiled_says_so_and_samples(
+    replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = await undisturbed(replica, spec())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    log, store = ReportLog(), embedded(job(1, spec()))
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        sampler = replica(log, store, compile=True)
+    await sampler.run(job(1, spec()))
+    started = log.ends[0]
+    assert isinstance(started, Started)
+    assert re.search(r", not compiled \(.*compiler.*\)$", started.device, re.IGNORECASE)
+    assert torch.equal(final(store), wanted)
+    (kept,) = (tmp_path / "memory").iterdir()
+    assert json.loads(kept.read_text())["key"]["blocks"] == "eager"
 
 
 async def test_reports_and_stores_in_order(replica: Replica) -> None:

@@ -33,7 +33,7 @@ def start(step: int = 0) -> SampleState:
 
 
 def sample(step: int) -> Sample:
-    rope = (torch.zeros(1), torch.zeros(1))
+    rope = torch.zeros(1, dtype=torch.complex64)
     return Sample(initial_noise(VIDEO) + step, step, torch.linspace(0, 1, 41), 1.0, TEXT, TEXT, rope)
 
 

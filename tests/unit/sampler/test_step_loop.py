@@ -23,7 +23,7 @@ from tests.support.waiting import until
 from tests.support.workers.fakes import Clock, GatedStep, running_task
 
 TEXT = TextConditioning(torch.zeros(1, 1), torch.zeros(1), 1)
-ROPE = (torch.zeros(1), torch.zeros(1))
+ROPE = torch.zeros(1, dtype=torch.complex64)
 TOKENS_OF_SAMPLE = 4
 
 

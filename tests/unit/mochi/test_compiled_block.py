@@ -1,0 +1,270 @@
+"""The compiled block against the eager one, with torch's real compiler: its graphs, its numbers, and its failures.
+
+What all tests share, the included model with all its graphs, is compiled once: on two cores that takes most of the
+file's time.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo as dynamo
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from benchmarks import full_size as fs
+from deployments.messages import VideoSpec
+from deployments.mochi.block import RunBlock, run_block
+from deployments.mochi.compiled_block import CompiledBlock, attend
+from deployments.mochi.denoise import Sample, denoise_step
+from deployments.mochi.loading import load_transformer
+from deployments.mochi.packed_weights import pack_projections
+from deployments.mochi.probe import probe_batches
+from tests.support.workers.fakes import SHAPES, captured
+
+CPU = torch.device("cpu")
+TEXT_TOKENS = 12
+SIZES = ((32, 32, 7), (48, 32, 13), (32, 64, 19))
+MAX_GRAPHS = 12
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++")
+
+
+@pytest.fixture(autouse=True)
+def without_grad() -> Iterator[None]:
+    """One thread: which is what was compiled for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+class Compiled:
+    """The included model and its compiled block, warmed up as a sampler does it."""
+
+    def __init__(self) -> None:
+        self.transformer: Any = load_transformer(SHAPES, "float32", CPU)
+        pack_projections(self.transformer)
+        self.block = CompiledBlock(TEXT_TOKENS)
+
+    def warm_up(self) -> None:
+        for shape in ((12, 9, 8, 8), (12, 2, 4, 4)):
+            for samples in probe_batches(self.transformer, shape, TEXT_TOKENS):
+                denoise_step(self.transformer, samples, self.block)
+        self.block.settle()
+
+    def sample(self, size: tuple[int, int, int], length: int, guidance: float = 3.0, negative: int = 1) -> Sample:
+        """Before its first of 4 steps. length, negative: of the prompts, in tokens."""
+        width, height, frames = size
+        video = VideoSpec("", "", width, height, frames, 24, 4, guidance, seed=length)
+        dim = self.transformer.config.text_embed_dim
+        prompts = [fs.random_prompt(dim, n, TEXT_TOKENS, seed=n) for n in (length, negative)]
+        return fs.our_sample(self.transformer, video, *prompts)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiled]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        dynamo.reset()
+        made = Compiled()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            made.warm_up()
+        torch.set_num_threads(threads)
+        yield made
+        dynamo.reset()
+
+
+def update_error(got: Sequence[Sample], wanted: Sequence[Sample], before: Sequence[Sample]) -> float:
+    """The largest relative error of what a step, or several, added to the latents."""
+    return max(
+        float((a.latents - b.latents).norm() / (b.latents - c.latents).norm())
+        for a, b, c in zip(got, wanted, before, strict=True)
+    )
+
+
+def rows_of(compiled: Compiled, size: tuple[int, int, int], length: int) -> list[list[Sample]]:
+    """Batches of 1, 2 and 5 rows, in which the prompt of this length is the first."""
+    guided, unguided = compiled.sample(size, length), compiled.sample(size, length, guidance=1.0)
+    others = [compiled.sample(size, TEXT_TOKENS - length, negative=0), compiled.sample(size, 4)]
+    return [[unguided], [guided], [unguided, *others]]
+
+
+@needs_compiler
+def test_a_handful_of_graphs_serves_every_prompt_length_row_count_and_shape(compiled: Compiled) -> None:
+    graphs = compiled.block.graphs
+    assert compiled.block.failure is None
+    for size in SIZES:
+        for length in range(1, TEXT_TOKENS + 1):
+            for samples in rows_of(compiled, size, length):
+                got = denoise_step(compiled.transformer, samples, compiled.block)
+                wanted = denoise_step(compiled.transformer, samples)
+                assert update_error(got, wanted, samples) <= 1e-5
+    assert compiled.block.graphs == graphs <= MAX_GRAPHS
+    assert compiled.block.recompilations == 0
+
+
+def to_the_end(transformer: Any, samples: Sequence[Sample], block: RunBlock) -> Sequence[Sample]:
+    while not samples[0].done:
+        samples = denoise_step(transformer, samples, block)
+    return samples
+
+
+@needs_compiler
+def test_a_whole_sample_equals_the_eager_one(compiled: Compiled) -> None:
+    samples = [compiled.sample((64, 64, 13), 7)]
+    got = to_the_end(compiled.transformer, samples, compiled.block)
+    wanted = to_the_end(compiled.transformer, samples, run_block)
+    assert float((got[0].latents - wanted[0].latents).norm() / wanted[0].latents.norm()) <= 1e-5
+
+
+@needs_compiler
+def test_a_sample_in_company_is_what_it_is_alone(compiled: Compiled) -> None:
+    samples = [compiled.sample((48, 32, 13), 3), compiled.sample((48, 32, 13), 11, negative=0)]
+    together = to_the_end(compiled.transformer, samples, compiled.block)
+    alone = [to_the_end(compiled.transformer, [sample], compiled.block)[0] for sample in samples]
+    assert update_error(together, alone, samples) <= 1e-5
+
+
+@needs_compiler
+def test_another_start_takes_the_kernels_from_the_disk_and_computes_the_same_bits(compiled: Compiled) -> None:
+    samples = [compiled.sample((48, 32, 13), 3)]
+    before = to_the_end(compiled.transformer, samples, compiled.block)
+    dynamo.reset()
+    counters.clear()
+    again = CompiledBlock(TEXT_TOKENS)
+    compiled.block = again
+    compiled.warm_up()
+    assert again.graphs == counters["aot_autograd"]["autograd_cache_hit"]
+    assert counters["aot_autograd"]["autograd_cache_miss"] == 0
+    after = to_the_end(compiled.transformer, samples, again)
+    assert torch.equal(after[0].latents, before[0].latents)
+
+
+@pytest.mark.parametrize("lengths", [[40, 43, 52], [52, 52, 40], [41, 41, 41]])
+def test_attention_is_each_rows_own(lengths: list[int]) -> None:
+    query, key, value = torch.randn(3, len(lengths), 52, 4, 8)
+    of_video, of_text = attend(query, key, value, torch.tensor(lengths), 40)
+    for row, length in enumerate(lengths):
+        own = [part[row : row + 1, :length].transpose(1, 2) for part in (query, key, value)]
+        wanted = F.scaled_dot_product_attention(*own)[0].transpose(0, 1)
+        torch.testing.assert_close(torch.cat([of_video[row], of_text[row, : length - 40]]), wanted)
+        assert not of_text[row, length - 40 :].any()
+
+
+def test_attention_is_an_operator_that_the_compiler_may_believe() -> None:
+    """torch's own checks, of shapes told before and real ones and of what it may change."""
+    tensors = torch.randn(3, 2, 20, 2, 4).unbind()
+    torch.library.opcheck(attend, (*tensors, torch.tensor([16, 19]), 16), test_utils=("test_schema", "test_faketensor"))
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the product has logged: torch tells much more."""
+    return [record.getMessage() for record in caplog.records if record.name == "ray.serve"]
+
+
+def tiny() -> Any:
+    """One block, so that each test compiles no more than it must."""
+    return fs.random_transformer(CPU, torch.float32, **fs.TINY | {"num_layers": 1})
+
+
+def tiny_sample(transformer: Any, frames: int = 7, length: int = 5, guidance: float = 4.5) -> Sample:
+    video = replace(fs.clip_spec(64, 48, frames, 4), guidance_scale=guidance)
+    return fs.our_sample(transformer, video, fs.random_prompt(32, length, 8, seed=1), fs.random_prompt(32, 1, 8))
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    dynamo.reset()
+    yield
+    dynamo.reset()
+
+
+def test_packed_and_separate_weights_give_the_same(fresh: None) -> None:
+    transformer = tiny()
+    samples = [tiny_sample(transformer)]
+    block = CompiledBlock(8, backend="eager")
+    separate = denoise_step(transformer, samples, block)
+    pack_projections(transformer)
+    packed = denoise_step(transformer, samples, block)
+    assert update_error(packed, separate, samples) <= 1e-6
+    assert block.graphs == 2
+
+
+class Doubled(nn.Linear):
+    """As an adapted layer is: another class, and another function."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_an_adapted_layer_is_called_as_it_is(fresh: None) -> None:
+    transformer = tiny()
+    pack_projections(transformer)
+    attn = transformer.transformer_blocks[0].attn1
+    doubled = Doubled(32, 32, bias=False).requires_grad_(False)
+    doubled.weight = attn.to_v.weight
+    attn.to_v = doubled
+    samples = [tiny_sample(transformer)]
+    got = denoise_step(transformer, samples, CompiledBlock(8, backend="eager"))
+    assert update_error(got, denoise_step(transformer, samples), samples) <= 1e-6
+
+
+def test_a_recompilation_is_counted_and_logged_with_its_reason(fresh: None, caplog: pytest.LogCaptureFixture) -> None:
+    transformer = tiny()
+    block = CompiledBlock(8, backend="eager")
+    denoise_step(transformer, [tiny_sample(transformer)], block)
+    block.settle()
+    with captured(caplog):
+        denoise_step(transformer, [tiny_sample(transformer, frames=13, length=2)], block)
+        assert (block.graphs, block.recompilations, told(caplog)) == (1, 0, [])
+        denoise_step(transformer, [tiny_sample(transformer, guidance=1.0)], block)  # one row: not warmed up
+    assert (block.graphs, block.recompilations) == (2, 1)
+    (line,) = told(caplog)
+    assert "compiled again" in line and "2 <= activated.size()[0]" in line
+
+
+Backend = Callable[[Any, Any], Any]
+
+
+def failing(error: Exception) -> str:
+    """The name of a backend that raises this."""
+    name = f"failing_{type(error).__name__.lower()}"
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise error
+
+    if name not in dynamo.list_backends(exclude_tags=()):
+        dynamo.register_backend(backend, name=name)
+    return name
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_where_the_compiler_fails_the_block_goes_on_without(
+    settled: bool, fresh: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformer = tiny()
+    samples = [tiny_sample(transformer), tiny_sample(transformer, length=2)]
+    block = CompiledBlock(8, backend=failing(RuntimeError("No working C++ compiler found\nin detail")))
+    if settled:
+        block.settle()
+    with captured(caplog):
+        got = denoise_step(transformer, samples, block)
+    assert update_error(got, denoise_step(transformer, samples), samples) <= 1e-6
+    assert block.failure == "RuntimeError: No working C++ compiler found"
+    assert ["cannot be compiled here" in line for line in told(caplog)] == [True]
+
+
+def test_memory_that_runs_out_is_not_held_against_the_compiler(fresh: None) -> None:
+    transformer = tiny()
+    block = CompiledBlock(8, backend=failing(torch.OutOfMemoryError("tried to allocate 3 GiB")))
+    with pytest.raises(torch.OutOfMemoryError, match="3 GiB"):
+        denoise_step(transformer, [tiny_sample(transformer)], block)
+    assert block.failure is None

@@ -24,8 +24,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common.machine import describe_machine, publish
 from benchmarks.gpu_parts.measuring import KINDS, OTHER, by_kind
-from benchmarks.machine import describe_machine, publish
 from benchmarks.step_batching import spread, take_turns
 from deployments.clip import ClipShape
 from deployments.decoder.hand_over import hand_over

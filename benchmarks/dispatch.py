@@ -29,7 +29,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.common.machine import describe_machine, publish
 from tests.support.servers.server import FINAL, Server, running_server
 
 REPLICAS = 8

@@ -24,10 +24,10 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common.machine import describe_machine, installed_version
 from benchmarks.gpu_parts import ceilings, decoding, exactness, loading, steps
 from benchmarks.gpu_parts.bench import FULL, TINY, Bench, NotHereError, Part, Values
 from benchmarks.gpu_parts.results import Results, machine_table, print_tables
-from benchmarks.machine import describe_machine, installed_version
 
 # In the order of worth: when time runs short, the last ones go.
 PARTS = (

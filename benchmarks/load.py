@@ -27,14 +27,14 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common.machine import describe_machine, publish
+from benchmarks.common.read_rate import read_rate
 from benchmarks.dispatch import bench_server, run_all, wait_for_samplers, wait_until, whole_number, yes
-from benchmarks.machine import describe_machine, publish
-from benchmarks.read_rate import read_rate
 from tests.support import ROOT
 from tests.support.servers.server import Server
 
 USERS_FILE = Path(__file__).with_name("load_parts") / "users.py"
-NOOP = {"name": "noop", "route_prefix": "/noop", "import_path": "benchmarks.noop_app:noop"}
+NOOP = {"name": "noop", "route_prefix": "/noop", "import_path": "benchmarks.common.noop_app:noop"}
 SPAWN_A_SECOND = 100
 # Beyond the time to measure: for the clients to start and to end.
 SPARE_S = 120

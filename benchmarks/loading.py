@@ -27,7 +27,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.common.machine import describe_machine, publish
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

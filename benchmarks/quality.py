@@ -24,7 +24,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.common.machine import describe_machine, publish
 from deployments.messages import VideoSpec
 from deployments.settings import ModelSettings
 from deployments.step_rules import Quality, StepPlan

@@ -50,8 +50,8 @@ from serve_app.registry_api import RegistryApi, RegistryClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common.machine import describe_machine, publish
 from benchmarks.dispatch import whole_number, yes
-from benchmarks.machine import describe_machine, publish
 from deployments.messages import Stage, VideoSpec
 from deployments.replica.registry_link import RegistryLink
 from serve_app.app import REGISTRY, ensure_registry, with_storage
@@ -61,7 +61,7 @@ from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import JobFilter, JobState, Submission, Tier
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.ray_environment import LOOPBACK_ONLY
-from serve_app.local.seaweed import ACTOR_NAME as STORAGE_ACTOR
+from serve_app.local.store.seaweed import ACTOR_NAME as STORAGE_ACTOR
 from tests.support import ROOT
 from tests.support.servers.ports import free_block
 from tests.support.servers.postgres import fresh_database, postgres_server

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.common.machine import describe_machine, publish
 from deployments.errors import WorkerError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Checkpointed, Directive, Event, Finished, Parked, Stage, StageTask, Started, VideoSpec
@@ -41,7 +41,7 @@ from deployments.sampler.mochi_sampler import MochiSampler, SamplerParts, load_p
 from deployments.settings import StorageSettings, WorkerSettings
 from deployments.storage.object_store import ObjectStore
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
-from serve_app.local.seaweed import LocalStorage
+from serve_app.local.store.seaweed import LocalStorage
 from tests.support.servers.ports import free_block
 from tests.support.workers.fakes import SHAPES, ReportLog, spec, undecorated, worker_settings
 

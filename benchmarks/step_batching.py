@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import describe_machine, publish
+from benchmarks.common.machine import describe_machine, publish
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
 from deployments.mochi.loading import load_transformer

@@ -25,6 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common.machine import describe_machine, publish
 from benchmarks.dispatch import (
     History,
     Span,
@@ -35,7 +36,6 @@ from benchmarks.dispatch import (
     whole_number,
     yes,
 )
-from benchmarks.machine import describe_machine, publish
 from tests.support.servers.server import FINAL, Server
 
 SLOTS = 4

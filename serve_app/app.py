@@ -17,8 +17,8 @@ from serve_app.access.secret_box import webhook_key
 from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
 from serve_app.errors import StartupError
 from serve_app.jobs import Health
-from serve_app.local.seaweed import ACTOR_NAME as STORAGE_ACTOR
-from serve_app.local.seaweed import LocalStorage
+from serve_app.local.store.seaweed import ACTOR_NAME as STORAGE_ACTOR
+from serve_app.local.store.seaweed import LocalStorage
 from serve_app.prompts.blocklist import load_blocklist
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.replicas import StageRouter

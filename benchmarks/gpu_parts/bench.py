@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import full_size as fs
-from benchmarks.flops import forward_flops, stock_step_flops, video_tokens
+from benchmarks.common import full_size as fs
+from benchmarks.common.flops import forward_flops, stock_step_flops, video_tokens
 from benchmarks.gpu_parts.measuring import rounded, tflops
 from deployments.clip import LatentShape
 from deployments.messages import VideoSpec

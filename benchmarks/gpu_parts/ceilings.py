@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.common.machine import nvidia_smi
 from benchmarks.gpu_parts.bench import DTYPE, Bench, NotHereError, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import first_ms, kernels, milliseconds, relative_error, rounded, synchronize, tflops
-from benchmarks.machine import nvidia_smi
 
 RUNS = 10
 PICKED = 16

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import full_size as fs
-from benchmarks.flops import counted_flops
+from benchmarks.common import full_size as fs
+from benchmarks.common.flops import counted_flops
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import by_kind, milliseconds, relative_error, rounded, tflops, timed
 from deployments.mochi.streaming_decode import StreamingDecoder

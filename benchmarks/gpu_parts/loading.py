@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import full_size as fs
+from benchmarks.common import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import first_ms, gigabytes, rounded, timed
 from deployments.mochi.weights import TORCH_DTYPES, FileTensor, read_tensors

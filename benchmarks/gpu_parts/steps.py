@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import full_size as fs
+from benchmarks.common import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, STEPS, Bench, Clip, NotHereError, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import (
     by_kind,

@@ -34,7 +34,8 @@ def work_revision(model: ModelSettings, dtypes: Dtypes, folder: Path, stage: Sta
     A replica holds its own parts alone, and must know the others too: what is in a bucket is named by
     the names, sizes and ETags of its files, what the hub gave by the commit, a folder by its contents
     (`model_fingerprint`). The same weights from another kind of source are another model, and so are the
-    same weights in another dtype, or with another way to encode an empty prompt.
+    same weights with another way to encode an empty prompt, or with parts in different dtypes. The dtype
+    that all parts share is not in it: a work file says that of the stage that made it beside the revision.
 
     Args:
         model: with the source.
@@ -60,7 +61,8 @@ def work_revision(model: ModelSettings, dtypes: Dtypes, folder: Path, stage: Sta
         contents = model_fingerprint(folder, parts, dtypes)
     zeroes_empty = zeroes_empty_prompt(folder, model.zero_empty_prompt)
     computed = [part_dtype(dtypes, part) for part in parts if part in STEMS]
-    name = json.dumps([*parts, contents, zeroes_empty, computed])
+    mixed = [computed] if len(set(computed)) > 1 else []
+    name = json.dumps([*parts, contents, zeroes_empty, *mixed])
     return hashlib.sha256(name.encode()).hexdigest()[:FINGERPRINT_CHARS]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
 
-from serve_app.local.stop_signals import STOP_SIGNALS, die, exit_code, signal_name
+from serve_app.local.processes.stop_signals import STOP_SIGNALS, die, exit_code, signal_name
 
 Handler = Callable[[int, FrameType | None], None]
 

@@ -41,7 +41,7 @@ from serve_app.local.ray_environment import (
     ray_variables,
     write_haproxy_wrapper,
 )
-from serve_app.local.seaweed_command import ports as seaweed_ports
+from serve_app.local.store.seaweed_command import ports as seaweed_ports
 
 _ALL_ADDRESSES = ("0.0.0.0", "::", "")
 

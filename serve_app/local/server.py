@@ -22,12 +22,13 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from serve_app.config import AppSettings
 from serve_app.database.sqlite_file import database_file, fold_wal
 from serve_app.errors import StartupError
-from serve_app.local import descendants, ray_private
+from serve_app.local import ray_private
 from serve_app.local.plan import LaunchPlan
 from serve_app.local.preflight import LOOPBACK
-from serve_app.local.seaweed import ACTOR_NAME
-from serve_app.local.stop_signals import STOP_SIGNALS, die
-from serve_app.local.stopped import StoppedProcesses
+from serve_app.local.processes import descendants
+from serve_app.local.processes.stop_signals import STOP_SIGNALS, die
+from serve_app.local.processes.stopped import StoppedProcesses
+from serve_app.local.store.seaweed import ACTOR_NAME
 
 OBJECT_STORE_BYTES = 150_000_000
 RAY_START_S = 300.0

@@ -16,9 +16,9 @@ from pydantic import SecretStr
 from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.local import seaweed_command
 from serve_app.local.preflight import LOOPBACK, is_free
-from serve_app.local.process_guard import guarded
+from serve_app.local.processes.process_guard import guarded
+from serve_app.local.store import seaweed_command
 
 READY_S = 60.0
 POLL_S = 0.1

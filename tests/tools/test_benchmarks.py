@@ -14,10 +14,11 @@ from sqlalchemy import create_engine, func, select
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import decode, dispatch, flops, quality, registry, sampler_latency, step_batching, tiers
-from benchmarks import full_size as fs
+from benchmarks import decode, dispatch, quality, registry, sampler_latency, step_batching, tiers
+from benchmarks.common import flops
+from benchmarks.common import full_size as fs
+from benchmarks.common.machine import describe_machine, installed_version, publish
 from benchmarks.gpu_parts.ceilings import product_shapes
-from benchmarks.machine import describe_machine, installed_version, publish
 from deployments.clip import ClipShape
 from deployments.mochi.compiled_block import CompiledBlock
 from deployments.mochi.denoise import Sample, predict_velocity, rope_tables

@@ -13,13 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import full_size as fs
 from benchmarks import gpu
+from benchmarks.common import full_size as fs
+from benchmarks.common.machine import nvidia_smi
 from benchmarks.gpu_parts.bench import FULL, TINY, Bench, NotHereError, Part, Row, Rows, Sizes, Values
 from benchmarks.gpu_parts.measuring import by_kind, kind_of
 from benchmarks.gpu_parts.results import Results, figures_table, heading, print_tables
 from benchmarks.gpu_parts.steps import VIDEO_LAYERS
-from benchmarks.machine import nvidia_smi
 from tests.support import ROOT
 from tests.support.waiting import PATIENCE_S
 

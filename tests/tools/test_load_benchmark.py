@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks import load
+from benchmarks.common.read_rate import read_rate
 from benchmarks.load_parts.checks import Figures, events_in, is_mp4, video_at_the_end
-from benchmarks.read_rate import read_rate
 from serve_app.jobs import JobState
 from tests.support import ROOT
 from tests.support.http.memory_app import MemoryApp, running_app

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lo
 CODE = """
 import subprocess, sys
 import psutil
-from serve_app.local import descendants
+from serve_app.local.processes import descendants
 descendants.adopt_orphans()
 subprocess.run(["sh", "-c", "setsid sleep 1000 & echo $!"])
 stubborn = ["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.05; done"]

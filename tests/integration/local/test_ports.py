@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.local.preflight import LOOPBACK, free_pair, free_ports, holder, is_free
-from serve_app.local.seaweed_command import PORTS
+from serve_app.local.store.seaweed_command import PORTS
 from tests.support.servers import ports as tests_ports
 
 needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.local.process_guard import guarded
+from serve_app.local.processes.process_guard import guarded
 from tests.support import ROOT
 from tests.support.waiting import gone
 
@@ -95,7 +95,7 @@ def test_the_command_ends_when_the_asking_process_is_killed(tmp_path: Path) -> N
     asking = tmp_path / "asking.py"
     asking.write_text(
         "import subprocess, sys\n"
-        "from serve_app.local.process_guard import guarded\n"
+        "from serve_app.local.processes.process_guard import guarded\n"
         "command = ['sh', '-c', 'echo $$; exec sleep 1000']\n"
         "subprocess.Popen(guarded(command, 1), stdin=subprocess.PIPE).wait()\n"
     )

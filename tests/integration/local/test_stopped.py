@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from serve_app.local.stopped import StoppedProcesses
+from serve_app.local.processes.stopped import StoppedProcesses
 from tests.support.waiting import wait_until
 
 

@@ -13,8 +13,8 @@ from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.app import named_actor
 from serve_app.local.preflight import is_free
-from serve_app.local.seaweed import ACTOR_NAME, LocalStorage
-from serve_app.local.seaweed_command import ports
+from serve_app.local.store.seaweed import ACTOR_NAME, LocalStorage
+from serve_app.local.store.seaweed_command import ports
 from tests.support.waiting import gone
 
 NAMESPACE = "test-local-storage"

@@ -18,7 +18,7 @@ from serve_app.database.connection import Database
 from serve_app.database.intake import insert_job
 from serve_app.database.retention import LATE_WRITES_S, delete_ended_job
 from serve_app.jobs import FINAL, JobState, Submission
-from serve_app.local.seaweed import LocalStorage
+from serve_app.local.store.seaweed import LocalStorage
 from serve_app.retention.sweeper import BATCH, SweepCounts
 from tests.support.logs import serve_log
 from tests.support.registry.retention import (

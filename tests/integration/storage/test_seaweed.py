@@ -18,9 +18,9 @@ from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
 from serve_app.local.preflight import is_free
-from serve_app.local.seaweed import LocalStorage
-from serve_app.local.seaweed_command import ports
-from serve_app.local.store_life import StoreLifeTiming
+from serve_app.local.store.seaweed import LocalStorage
+from serve_app.local.store.seaweed_command import ports
+from serve_app.local.store.store_life import StoreLifeTiming
 from tests.support.waiting import gone
 
 needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
@@ -194,7 +194,7 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from deployments.settings import StorageSettings
-from serve_app.local.seaweed import LocalStorage
+from serve_app.local.store.seaweed import LocalStorage
 
 async def main():
     storage = LocalStorage(StorageSettings(local_port=int(sys.argv[1])), Path(sys.argv[2]))

@@ -8,7 +8,7 @@ import os
 
 from serve_app.local import preflight as ports
 from serve_app.local.preflight import PAIRED, is_free
-from serve_app.local.seaweed_command import PORTS
+from serve_app.local.store.seaweed_command import PORTS
 
 # Beside those that a server chooses for itself.
 RANGE = range(PAIRED.stop, 30_000)

@@ -7,7 +7,7 @@ import pytest_asyncio
 
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.local.seaweed import LocalStorage
+from serve_app.local.store.seaweed import LocalStorage
 from tests.support.servers.ports import free_block
 
 

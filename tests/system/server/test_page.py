@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from deployments.keys import prompt_embeds_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
-from serve_app.local.seaweed_command import load_or_make_keys
+from serve_app.local.store.seaweed_command import load_or_make_keys
 from tests.support.browser.axe_check import violations
 from tests.support.browser.tabs import PHONE, Tabs, ask_for, card, made_by, percent, scrolls_sideways, viewer
 from tests.support.servers.server import ENDLESS, Server

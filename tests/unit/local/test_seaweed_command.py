@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from deployments.settings import StorageSettings
 from serve_app.errors import StartupError
-from serve_app.local.seaweed_command import (
+from serve_app.local.store.seaweed_command import (
     MAX_SOCKET_FOLDER,
     command,
     environment,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from benchmarks import full_size as fs
+from benchmarks.common import full_size as fs
 from deployments.messages import VideoSpec
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.compiled_block import CompiledBlock, attend

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import full_size as fs
+from benchmarks.common import full_size as fs
 from deployments.mochi.packed_weights import pack_projections, packed_weight, text_projections, video_projections
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch._dynamo as dynamo
 
-from benchmarks import full_size as fs
+from benchmarks.common import full_size as fs
 from deployments.errors import TransientError
 from deployments.messages import Stage
 from deployments.mochi.block import run_block

@@ -24,8 +24,8 @@ from deployments.storage.object_store import ObjectStore
 from serve_app.errors import StartupError
 from serve_app.local.preflight import LOOPBACK, holder, is_free
 from serve_app.local.private_files import make_private_folder
-from serve_app.local.process_guard import guarded
-from serve_app.local.seaweed_command import (
+from serve_app.local.processes.process_guard import guarded
+from serve_app.local.store.seaweed_command import (
     command,
     environment,
     free_admin_port,
@@ -35,7 +35,7 @@ from serve_app.local.seaweed_command import (
     remove_sockets,
     sockets_folder,
 )
-from serve_app.local.store_life import StoreLifeTiming, until_it_hangs
+from serve_app.local.store.store_life import StoreLifeTiming, until_it_hangs
 
 log = logging.getLogger(__name__)
 

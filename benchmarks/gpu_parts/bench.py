@@ -90,8 +90,8 @@ class Sizes:
 
 FULL = Sizes()
 TINY = Sizes(
-    width=96,
-    height=64,
+    width=32,
+    height=32,
     long_frames=13,
     short_frames=7,
     text_tokens=8,

@@ -4,7 +4,6 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def row(n: int, draw: random.Random, created_at: float) -> dict[str, Any]:
     return {
         "id": f"video_{draw.getrandbits(64):016x}",
         "model": "mochi-1",
-        "spec": asdict(SPEC),
+        "spec": SPEC.to_json(),
         "state": state,
         "stage": Stage(state) if state in RUNNING else Stage.DECODING,
         "attempt": 1,
@@ -129,9 +128,15 @@ async def test_paging_from_an_unknown_job_is_an_error(database: Database) -> Non
 
 @pytest.fixture
 async def full(database: Database) -> Database:
-    """As many jobs as make an index worth its while, and statistics; the youngest are all of one tenant and state."""
+    """As many jobs as make an index worth its while, and statistics; the youngest are all of one tenant and state.
+
+    Few are leased, as in a real queue: with many of them it is close whether an index pays.
+    """
     draw = random.Random(2)
     rows = [row(n, draw, float(n)) for n in range(8000)]
+    for one in rows[:4000]:
+        if draw.random() < 0.9:
+            one |= {"lease": None, "lease_owner": None}
     for one in rows[4000:]:
         one |= {"tenant": "acme", "state": JobState.COMPLETED, "completed_at": 1e4, "lease": None, "lease_owner": None}
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Concatenate
 from uuid import uuid4
@@ -95,7 +95,7 @@ def job_row(job_id: str, state: JobState, ended_at: float) -> dict[str, Any]:
     return {
         "id": job_id,
         "model": "m",
-        "spec": asdict(SPEC),
+        "spec": SPEC.to_json(),
         "state": state,
         "stage": Stage.DECODING,
         "attempt": 1,

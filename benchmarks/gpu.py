@@ -25,12 +25,13 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common.machine import describe_machine, installed_version
-from benchmarks.gpu_parts import ceilings, decoding, exactness, loading, steps
+from benchmarks.gpu_parts import ceilings, decoding, device, engine, exactness, loading, steps
 from benchmarks.gpu_parts.bench import FULL, TINY, Bench, NotHereError, Part, Values
 from benchmarks.gpu_parts.results import Results, machine_table, print_tables
 
 # In the order of worth: when time runs short, the last ones go.
 PARTS = (
+    Part("device", 30, device.device),
     Part("products", 20, ceilings.products),
     Part("attention", 20, ceilings.attention),
     Part("included_model", 20, exactness.included_model),
@@ -39,7 +40,10 @@ PARTS = (
     Part("convolutions", 15, decoding.convolutions),
     Part("our_decoder", 30, decoding.our_decoder),
     Part("compiled_steps", 130, steps.compiled_steps),
+    Part("qualities", 40, engine.qualities),
+    Part("engine", 40, engine.engine),
     Part("other_prompts", 60, steps.other_prompts),
+    Part("whole_video", 80, engine.whole_video),
     Part("short_steps", 60, steps.short_steps),
     Part("memory", 25, steps.memory),
     Part("loading", 20, loading.loading),

@@ -54,6 +54,7 @@ class Sizes:
     height: int = 480
     long_frames: int = 163
     short_frames: int = 85
+    engine_frames: int = 25
     text_tokens: int = fs.TEXT_TOKENS
     prompt_length: int = fs.PROMPT_LENGTH
     other_lengths: tuple[int, ...] = (41, 100)
@@ -94,6 +95,7 @@ TINY = Sizes(
     height=32,
     long_frames=13,
     short_frames=7,
+    engine_frames=7,
     text_tokens=8,
     prompt_length=5,
     other_lengths=(3, 7),
@@ -124,6 +126,10 @@ class Clip:
     negative: fs.Prompt
     sample: Sample  # before its first step
     lengths: list[int]  # text tokens of the negative prompt and of the prompt
+
+    @property
+    def prompts(self) -> tuple[fs.Prompt, fs.Prompt]:
+        return self.prompt, self.negative
 
     def our_operations(self) -> int:
         shape = self.spec.clip.latents

@@ -79,7 +79,7 @@ def test_without_a_gpu_it_says_so_and_stops() -> None:
 
 def test_parts_are_chosen_by_name() -> None:
     assert [part.name for part in gpu.chosen("block,products")] == ["products", "block"]
-    with pytest.raises(argparse.ArgumentTypeError, match="no part stairs; choose from products, attention"):
+    with pytest.raises(argparse.ArgumentTypeError, match="no part stairs; choose from device, products"):
         gpu.chosen("block,stairs")
 
 

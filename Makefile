@@ -75,6 +75,13 @@ coverage: .venv/.dev ## Run what `make test` runs in its own processes, and prin
 test-long: .venv/.dev ## Run the slow tests too
 	@$(BIN)/pytest
 
+# For it alone: Triton is 250 MB to fetch and 900 on the disk, and nothing else here needs it on a CPU.
+KERNELS := .kernels
+.PHONY: kernels-test
+kernels-test: .venv/.dev ## Run the tests of the GPU's kernels in Triton's interpreter, which it installs
+	@test -d $(KERNELS)/triton || $(PIP) install --no-deps --target $(KERNELS) triton==3.8.0
+	@PYTHONPATH=$(KERNELS) $(BIN)/pytest -n 0 tests/unit/mochi/test_norm_kernels.py
+
 # What they need is theirs alone: none of it comes into the product's environment.
 .PHONY: clients
 clients: .clients/.openai-oldest .clients/.litellm .clients/.node ## Install other people's clients, which tests run, into .clients (0.5 GB)

@@ -25,7 +25,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common.machine import describe_machine, installed_version
-from benchmarks.gpu_parts import ceilings, decoding, device, engine, exactness, loading, steps
+from benchmarks.gpu_parts import ceilings, decoding, device, engine, exactness, loading, one_card, steps
 from benchmarks.gpu_parts.bench import FULL, TINY, Bench, NotHereError, Part, Values
 from benchmarks.gpu_parts.results import Results, machine_table, print_tables
 
@@ -38,20 +38,23 @@ PARTS = (
     Part("block", 15, exactness.block),
     Part("long_steps", 70, steps.long_steps),
     Part("convolutions", 15, decoding.convolutions),
+    Part("norms", 10, decoding.norms),
     Part("our_decoder", 30, decoding.our_decoder),
     Part("compiled_steps", 130, steps.compiled_steps),
     Part("qualities", 40, engine.qualities),
     Part("engine", 40, engine.engine),
     Part("other_prompts", 60, steps.other_prompts),
     Part("whole_video", 80, engine.whole_video),
-    Part("short_steps", 60, steps.short_steps),
     Part("memory", 25, steps.memory),
+    Part("fp8_attention", 10, ceilings.fp8_attention),
+    Part("fp8_steps", 130, steps.fp8_steps),
+    Part("one_card", 60, one_card.one_card),
     Part("loading", 20, loading.loading),
     Part("text_encoder", 15, loading.text_encoder),
-    Part("fp8_steps", 130, steps.fp8_steps),
     Part("stock_decoder", 40, decoding.stock_decoder),
+    Part("short_steps", 60, steps.short_steps),
 )
-OPTIONAL = ("triton", "torchao", "sageattention", "safetensors", "pydantic")
+OPTIONAL = ("triton", "nvidia-cudnn-frontend", "torchao", "sageattention", "safetensors", "pydantic")
 NO_GPU = "no GPU: torch.cuda.is_available() is false, so nothing was measured; --dry tries every part on the CPU"
 
 

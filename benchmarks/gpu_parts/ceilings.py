@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.common.machine import nvidia_smi
 from benchmarks.gpu_parts.bench import DTYPE, Bench, NotHereError, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import first_ms, kernels, milliseconds, relative_error, rounded, synchronize, tflops
+from deployments.mochi.fp8_attention import OUT_TYPES, Fp8Attention
 
 RUNS = 10
 PICKED = 16
@@ -103,6 +104,18 @@ def attention(bench: Bench) -> Rows:
         yield Row("attention", f"sage, {tokens} tokens", partial(_sage, bench, qkv))
 
 
+def fp8_attention(bench: Bench) -> Rows:
+    """cuDNN's 8-bit kernel for one row of the long video, by what it writes, beside what torch chooses."""
+    tokens = bench.tokens(bench.sizes.long_frames) + bench.sizes.prompt_length
+    shape = 1, tokens, bench.sizes.heads, bench.sizes.head_dim
+    qkv = [_random(bench, *shape).transpose(1, 2) for _ in range(3)]
+    for out_type in OUT_TYPES:
+        yield Row("attention", f"fp8 by cuDNN, writes {out_type}", partial(_fp8, bench, qkv, out_type))
+    yield Row(
+        "attention", f"default, {tokens} tokens, again", partial(_attention, bench, qkv, partial(_attend_by, None))
+    )
+
+
 def _attend_by(backend: SDPBackend | None, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if backend is None:
         return F.scaled_dot_product_attention(query, key, value)
@@ -136,6 +149,19 @@ def _sage(bench: Bench, qkv: list[Tensor]) -> Values:
     if not bench.on_cuda:
         raise NotHereError("needs CUDA")
     return _attention(bench, qkv, sageattn)
+
+
+def _fp8(bench: Bench, qkv: list[Tensor], out_type: str) -> Values:
+    if not bench.on_cuda:
+        raise NotHereError("needs CUDA")
+    attend = Fp8Attention(bench.device, out_type)
+
+    def attend_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(*(part[0].transpose(0, 1) for part in (query, key, value))).transpose(0, 1)[None]
+
+    found = _attention(bench, qkv, attend_heads)
+    bench.fp8_attention = bench.fp8_attention or attend_heads
+    return found
 
 
 def _random(bench: Bench, *shape: int) -> Tensor:

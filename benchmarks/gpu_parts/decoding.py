@@ -6,15 +6,18 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import full_size as fs
 from benchmarks.common.flops import counted_flops
-from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
+from benchmarks.gpu_parts.bench import DTYPE, Bench, NotHereError, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import by_kind, milliseconds, relative_error, rounded, tflops, timed
-from deployments.mochi.streaming_decode import StreamingDecoder
+from deployments.mochi.decoder_layers import norm_silu
+from deployments.mochi.streaming_decode import StreamingDecoder, fastest_norm
 
 KERNEL = 3
+GROUPS = 32
 FEW_FRAMES = 4
 LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
@@ -57,22 +60,52 @@ def _cudnn_trials(tried: bool) -> Iterator[None]:
 
 
 def our_decoder(bench: Bench) -> Rows:
-    """The long video by the frame, in both layouts: whether it is right, the first frame, all of it, its kernels."""
+    """The long video by the frame: whether it is right, the first frame, all of it, its kernels; then with torch's own
+    operators in place of our kernels, and in the other layout."""
     vae = _vae(bench)
     latents = _latents(bench, bench.sizes.long_frames)
     some = latents[:, :FEW_FRAMES]
     corner = latents[:, :3, :8, :8]
     wanted = vae.decode(corner[None], return_dict=False)[0][0]
-    for layout, memory_format in LAYOUTS.items():
-        name = layout.replace("_", " ")
-        decoder = StreamingDecoder(vae, memory_format=memory_format)
-        yield Row("change", f"decoded by the frame, {name}", partial(_decoding_error, decoder, corner, wanted))
-        yield _decoding(f"ours, {name}", bench, latents, partial(_drain, decoder, latents))
-    first = partial(_first_piece, decoder, latents)
-    yield _decoding(f"ours, {name}, to the first frame", bench, latents, first, counted=False)
-    yield Row("kernels", f"our decoder, {name}", partial(by_kind, bench.device, partial(_drain, decoder, some)))
-    plain = StreamingDecoder(vae, compiled=False)
-    yield _decoding("ours, not compiled", bench, latents, partial(_drain, plain, latents))
+    decoder = StreamingDecoder(vae)
+    yield Row("change", "decoded by the frame", partial(_decoding_error, decoder, corner, wanted))
+    yield _decoding("ours", bench, latents, partial(drain, decoder, latents))
+    yield _decoding("ours, to the first frame", bench, latents, partial(_first_piece, decoder, latents), counted=False)
+    yield Row("kernels", "our decoder", partial(by_kind, bench.device, partial(drain, decoder, some)))
+    plain = StreamingDecoder(vae, norm_silu=norm_silu)
+    yield Row("change", "decoded by torch's operators", partial(_decoding_error, plain, corner, wanted))
+    yield _decoding("ours, torch's operators", bench, latents, partial(drain, plain, latents))
+    yield Row("kernels", "our decoder, torch's operators", partial(by_kind, bench.device, partial(drain, plain, some)))
+    first = StreamingDecoder(vae, memory_format=torch.contiguous_format)
+    yield _decoding("ours, channels first", bench, latents, partial(drain, first, latents))
+
+
+def norms(bench: Bench) -> Rows:
+    """Our kernels for norm and activation, against torch's operators in fp64, at the sizes of the decoder."""
+    for channels, _, height, width in bench.sizes.convolutions:
+        shape = 3, height - 2, width - 2, channels
+        for dtype in (torch.float32, DTYPE):
+            name = f"{channels} channels, {'x'.join(map(str, shape[:3]))}, {str(dtype).removeprefix('torch.')}"
+            yield Row("norm and activation", name, partial(_norm, bench, shape, dtype))
+
+
+def _norm(bench: Bench, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Values:
+    """GB/s: of what a norm has to read twice and write once."""
+    if not bench.on_cuda:
+        raise NotHereError("needs CUDA")
+    frames, height, width, channels = shape
+    values = (2 * torch.randn(shape, device=bench.device) + 3).to(dtype).permute(0, 3, 1, 2)
+    out = torch.empty(frames, height + 2, width + 2, channels, dtype=dtype, device=bench.device)
+    inner = out.permute(0, 3, 1, 2)[..., 1:-1, 1:-1]
+    weight, bias = (torch.randn(channels, device=bench.device, dtype=dtype) for _ in range(2))
+    run = partial(fastest_norm(bench.device, torch.channels_last_3d), values, weight, bias, GROUPS, 1e-5, inner)
+    ms = milliseconds(bench.device, run, runs=10, warm_up=2)
+    wanted = F.silu(F.group_norm(values.double(), GROUPS, weight.double(), bias.double(), 1e-5))
+    return {
+        "gb_per_s": rounded(3 * values.nbytes / ms / 1e6),
+        "ms": rounded(ms),
+        "error": relative_error(inner, wanted),
+    }
 
 
 def stock_decoder(bench: Bench) -> Rows:
@@ -84,7 +117,7 @@ def stock_decoder(bench: Bench) -> Rows:
     yield _decoding("stock, in tiles", bench, latents, stock)
     vae.disable_tiling()
     decoder = StreamingDecoder(vae)
-    yield _decoding("ours", bench, latents, lambda: _drain(decoder, latents))
+    yield _decoding("ours", bench, latents, lambda: drain(decoder, latents))
 
 
 def _vae(bench: Bench) -> Any:
@@ -99,7 +132,7 @@ def _first_piece(decoder: StreamingDecoder, latents: Tensor) -> None:
     next(decoder.decode(latents))
 
 
-def _drain(decoder: StreamingDecoder, latents: Tensor) -> None:
+def drain(decoder: StreamingDecoder, latents: Tensor) -> None:
     for _ in decoder.decode(latents):
         pass
 

@@ -2,10 +2,13 @@
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import full_size as fs
@@ -87,11 +90,34 @@ def fp8_steps(bench: Bench) -> Rows:
     transformer = bench.take_transformer()
     clip = bench.clip(transformer, bench.sizes.long_frames)
     wanted = _our_step(clip)()
+    step = _our_step(clip, block=bench.new_compiled_block())
+    yield _step("ours, compiled, beside fp8", bench, clip, step, clip.our_operations())
+    if bench.fp8_attention is not None:
+        with _attention_by(bench.fp8_attention):
+            step = _our_step(clip, block=bench.new_compiled_block())
+            yield _step("ours, fp8 attention, compiled", bench, clip, step, clip.our_operations())
+            yield _kinds("our step, fp8 attention, compiled", bench, step)
+            yield Row("change", "fp8 attention against bf16", partial(_change_error, clip, step, lambda: wanted))
     quantize_(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=_sees_video)
     step = _our_step(clip, block=bench.new_compiled_block())
     yield _step("ours, fp8, compiled", bench, clip, step, clip.our_operations())
     yield _kinds("our step, fp8, compiled", bench, step)
     yield Row("change", "fp8 against bf16", partial(_change_error, clip, step, lambda: wanted))
+    if bench.fp8_attention is not None:
+        with _attention_by(bench.fp8_attention):
+            yield _step("ours, fp8 and fp8 attention, compiled", bench, clip, step, clip.our_operations())
+            yield Row("change", "both against bf16", partial(_change_error, clip, step, lambda: wanted))
+
+
+@contextmanager
+def _attention_by(attend: Any) -> Iterator[None]:
+    """In place of torch's own."""
+    before = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = before
 
 
 def memory(bench: Bench) -> Rows:

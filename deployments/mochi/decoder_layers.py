@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deployments.mochi.block import fast_linear
 
 NormSilu = Callable[[Tensor, Tensor, Tensor, int, float, Tensor], object]
-"""What `norm_silu` is; ``torch.compile(norm_silu)`` is another one."""
+"""What `norm_silu` is; that of `norm_kernels` is another one."""
 
 
 class Layer(Protocol):
@@ -169,7 +169,7 @@ def norm_silu(inputs: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: fl
     variance = _of_groups(centred.square().mean((2, 3)), groups)
     scale = (variance + eps).rsqrt() * weight
     scaled = torch.addcmul(bias.view(1, -1, 1, 1).float(), centred, scale[..., None, None])
-    if torch.compiler.is_compiling() or out.dtype != scaled.dtype:
+    if out.dtype != scaled.dtype:
         out.copy_(F.silu(scaled))
     else:
         torch.ops.aten.silu.out(scaled, out=out)
@@ -224,9 +224,7 @@ class ResidualBlock:
         """Give a convolution what it reads for its last `wanted` frames."""
         read = _last_frames(inputs, min(inputs.shape[2], wanted + convolution.past_frames))
         frames, room = (values[0].transpose(0, 1) for values in (read, convolution.room(read)))
-        # Detached, or the compiler would take the channels for fixed and make a graph for each number of them.
-        weight, bias = norm.weight.detach(), norm.bias.detach()
-        self._norm_silu(frames, weight, bias, norm.num_groups, norm.eps, room)
+        self._norm_silu(frames, norm.weight, norm.bias, norm.num_groups, norm.eps, room)
 
 
 class Upsampler:

@@ -5,9 +5,10 @@ last inputs of the chunk before (two frames for a kernel of three). At 848x480 t
 80 GB for 163 frames at once, without seams or repeated work.
 """
 
+import logging
 from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from deployments.settings import FrameDrop
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLMochi
 
+_logger = logging.getLogger("ray.serve")
+
 
 class StreamingDecoder:
     """Decodes with the weights of a VAE, which it lays out anew in memory; the VAE still decodes the same.
@@ -29,7 +32,7 @@ class StreamingDecoder:
         vae: its decoder is used.
         frame_drop: where the five frames go that the first latent frame has too many; see `ModelSettings.frame_drop`.
         memory_format: of activations and weights; default: channels last.
-        compiled: whether norm and activation are one kernel of torch's compiler; default: on CUDA.
+        norm_silu: what norms and activates; default: the fastest for them.
     """
 
     def __init__(
@@ -37,13 +40,13 @@ class StreamingDecoder:
         vae: "AutoencoderKLMochi",
         frame_drop: FrameDrop = "end",
         memory_format: torch.memory_format = torch.channels_last_3d,
-        compiled: bool | None = None,
+        norm_silu: NormSilu | None = None,
     ) -> None:
         self._vae = vae
         self._frame_drop = frame_drop
         self._memory_format = memory_format
-        is_compiled = vae.device.type == "cuda" if compiled is None else compiled
-        self._layers = decoder_layers(vae.decoder, memory_format, _compiled() if is_compiled else norm_silu)
+        norm_silu = norm_silu or fastest_norm(vae.device, memory_format)
+        self._layers = decoder_layers(vae.decoder, memory_format, norm_silu)
         self._expansion = prod(layer.expansion for layer in self._layers)  # frames of a latent frame
 
     @torch.no_grad()
@@ -97,16 +100,16 @@ class StreamingDecoder:
             layer.forget()
 
 
-def _compiled() -> NormSilu:
-    """One kernel for norm and activation, for every size.
-
-    The compiler makes another one for single frames, for square pictures and for one channel a group: more than its
-    limit of eight together, beyond which it does not compile.
-    """
-    dynamo: Any = torch._dynamo
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 32)
-    compiled: NormSilu = torch.compile(norm_silu, dynamic=True)
-    return compiled
+def fastest_norm(device: torch.device, memory_format: torch.memory_format) -> NormSilu:
+    """Kernels of our own for channels that lie together on a GPU, where Triton is installed; else torch's operators."""
+    if device.type != "cuda" or memory_format != torch.channels_last_3d:
+        return norm_silu
+    try:
+        from deployments.mochi.norm_kernels import norm_silu as norm_silu_by_kernels
+    except ImportError as error:
+        _logger.warning("decoding is slower than it might be: %s", error)
+        return norm_silu
+    return norm_silu_by_kernels
 
 
 def denormalise(vae: "AutoencoderKLMochi", latents: Tensor) -> Tensor:

@@ -108,18 +108,22 @@ def test_the_models_largest_video_fits_this_machine(measured: MemoryProfile) -> 
 
 
 def test_a_share_of_a_gpu_is_the_same_whoever_has_loaded_before() -> None:
-    """The sampler of configs/mochi-1-one-gpu.yaml: three of the largest videos fit into what it may take."""
+    """The sampler of configs/mochi-1-one-gpu.yaml: four of the largest videos fit into what it may take.
+
+    A compiled step of one took 26.21 GB with 20.06 of weights (benchmarks/results/gpu_h100.jsonl).
+    """
     one_gpu = load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), environ={})
     fraction = one_gpu.sampler.memory_fraction
     assert fraction is not None
     budget = share_budget(total=85_500_000_000, weights=20_060_000_000, fraction=fraction)
-    assert 3 * 8_450_000_000 < budget < 0.6 * 85_500_000_000 - 20_060_000_000
+    assert 4 * 6_150_000_000 < budget < 0.55 * 85_500_000_000 - 20_060_000_000
     assert share_budget(total=85_500_000_000, weights=60_000_000_000, fraction=fraction) == 0
 
 
 def test_the_stages_of_one_gpu_leave_each_other_their_memory() -> None:
     one_gpu = load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), environ={})
-    needed = {one_gpu.sampler: 29.1, one_gpu.encoder: 9.8, one_gpu.decoder: 7.8}  # GB, without the context
+    # GB without the context, as measured: benchmarks/results/gpu_h100.jsonl and gpu_h100_2.jsonl.
+    needed = {one_gpu.sampler: 29.1, one_gpu.encoder: 10.0, one_gpu.decoder: 11.8}
     shares = [(stage.memory_fraction or 0) * 85.5 for stage in needed]
     assert all(share > need for share, need in zip(shares, needed.values(), strict=True))
     assert sum(shares) + len(shares) * 1.0 < 85.5

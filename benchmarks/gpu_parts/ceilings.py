@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common.machine import nvidia_smi
 from benchmarks.gpu_parts.bench import DTYPE, Bench, NotHereError, Row, Rows, Values
+from benchmarks.gpu_parts.fp8_attention import OUT_TYPES, Fp8Attention
 from benchmarks.gpu_parts.measuring import first_ms, kernels, milliseconds, relative_error, rounded, synchronize, tflops
-from deployments.mochi.fp8_attention import OUT_TYPES, Fp8Attention
 
 RUNS = 10
 PICKED = 16

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, func, select
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import decode, dispatch, quality, registry, sampler_latency, step_batching, tiers
+from benchmarks import decode, dispatch, plot_step, quality, registry, sampler_latency, step_batching, tiers
 from benchmarks.common import flops
 from benchmarks.common import full_size as fs
 from benchmarks.common.machine import describe_machine, installed_version, publish
@@ -403,3 +403,13 @@ def test_qualities_against_their_bars() -> None:
 def test_a_plan_in_words() -> None:
     plan = step_plan(8, 3.0, StepRules(guidance_from=0.01, reuse_run=1))
     assert quality.written_plan(plan) == "1 (1) 2 (2) 2 (2) 2 (2)"
+
+
+def test_the_parts_of_a_step_are_drawn_from_results(tmp_path: Path) -> None:
+    results = [ROOT / "benchmarks" / "results" / name for name in ("gpu_h100.jsonl", "gpu_h100_2.jsonl")]
+    lines = [json.loads(line) for path in results for line in path.read_text().splitlines()]
+    found = plot_step.seconds_by_part(lines)
+    assert list(found) == list(plot_step.STEPS.values())
+    assert sum(found["exact (compiled)"].values()) == pytest.approx(5.83, abs=0.05)
+    plot_step.draw(found, tmp_path / "step.svg")
+    assert (tmp_path / "step.svg").read_text().lstrip().startswith("<?xml")

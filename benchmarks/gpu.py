@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --only products,long_steps --minutes 4
     python benchmarks/gpu.py --dry                   # on a CPU with a tiny model: does every part run?
 
-Needs torch, diffusers, transformers, safetensors and rich; where pydantic, torchao or SageAttention are missing, the
+Needs torch, diffusers, transformers, safetensors and rich; where pydantic or SageAttention are missing, the
 rows that need them say so. Needs neither Ray nor weights: they are random, built on the device from a seed. Meant for
 a GPU with 80 GB. Prints a line of JSON for each figure as soon as it is known, last the tables.
 """
@@ -54,7 +54,7 @@ PARTS = (
     Part("stock_decoder", 40, decoding.stock_decoder),
     Part("short_steps", 60, steps.short_steps),
 )
-OPTIONAL = ("triton", "nvidia-cudnn-frontend", "torchao", "sageattention", "safetensors", "pydantic")
+OPTIONAL = ("triton", "nvidia-cudnn-frontend", "sageattention", "safetensors", "pydantic")
 NO_GPU = "no GPU: torch.cuda.is_available() is false, so nothing was measured; --dry tries every part on the CPU"
 
 

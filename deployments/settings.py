@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
-from deployments.dtypes import DtypeName
+from deployments.dtypes import DtypeName, WeightsName
 from deployments.step_rules import LINEAR_PART, QUALITIES, THRESHOLD_NOISE, Quality, StepRules, is_rising
 
 FrameDrop = Literal["end", "each_upsample"]
@@ -128,6 +128,12 @@ class ModelSettings(Settings):
     source: str = Field(min_length=1, description="hub id, folder, or s3://bucket/prefix in the same store")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: DtypeName = Field(description="of all stages that name none of their own")
+    weights: WeightsName | None = Field(
+        None,
+        description="what the transformer's large weights are kept in: int8, half of the memory of bfloat16, on any "
+        "device; fp8, in the layers that see the video tokens, which multiply in it and faster, on GPUs from Ada and "
+        "Hopper on; default: the sampler's dtype",
+    )
     hash_at_start: bool = Field(
         False, description="hash all weights with known checksums at each start, not only those that seem changed"
     )

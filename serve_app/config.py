@@ -211,6 +211,16 @@ class AppSettings(Settings):
     sampler: StageSettings
     decoder: DecoderSettings
 
+    @model_validator(mode="after")
+    def _fp8_products(self) -> Self:
+        if self.model.weights != "fp8":
+            return self
+        if not self.sampler.num_gpus:
+            raise ValueError("model.weights is fp8, which needs a GPU, and sampler.num_gpus is 0; set int8")
+        if self.dtypes["transformer"] != "bfloat16":
+            raise ValueError("model.weights is fp8, whose products are bfloat16; set sampler.dtype to bfloat16")
+        return self
+
     @property
     def database_url(self) -> str:
         if self.database.url is not None:

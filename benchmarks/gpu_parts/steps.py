@@ -1,6 +1,5 @@
 """Guided steps of the full-size transformer: ours and the stock pipeline's, eager, compiled and in fp8."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, STEPS, Bench, Clip, NotHereError, Row, Rows, Values
@@ -27,9 +26,8 @@ from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import denoise_step
 from deployments.mochi.packed_weights import pack_projections
 from deployments.mochi.probe import probe_batches
+from deployments.mochi.quantised_weights import quantise
 from deployments.sampler.memory_profile import SampleFootprint
-
-VIDEO_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))")
 
 
 def long_steps(bench: Bench) -> Rows:
@@ -82,11 +80,9 @@ def other_prompts(bench: Bench) -> Rows:
 
 
 def fp8_steps(bench: Bench) -> Rows:
-    """torchao's fp8 with a scale for each row, in the layers that see the video tokens, compiled."""
+    """fp8 with a scale for each row, in the layers that see the video tokens, compiled."""
     if not bench.on_cuda:
         raise NotHereError("needs CUDA")
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
     transformer = bench.take_transformer()
     clip = bench.clip(transformer, bench.sizes.long_frames)
     wanted = _our_step(clip)()
@@ -98,7 +94,7 @@ def fp8_steps(bench: Bench) -> Rows:
             yield _step("ours, fp8 attention, compiled", bench, clip, step, clip.our_operations())
             yield _kinds("our step, fp8 attention, compiled", bench, step)
             yield Row("change", "fp8 attention against bf16", partial(_change_error, clip, step, lambda: wanted))
-    quantize_(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=_sees_video)
+    quantise(transformer, "fp8")
     step = _our_step(clip, block=bench.new_compiled_block())
     yield _step("ours, fp8, compiled", bench, clip, step, clip.our_operations())
     yield _kinds("our step, fp8, compiled", bench, step)
@@ -219,11 +215,6 @@ def _compiling(bench: Bench, step: fs.Step) -> Values:
         "first_s": seconds(first),
         "next_s": seconds(first_ms(bench.device, step)),
     }
-
-
-def _sees_video(module: nn.Module, name: str) -> bool:
-    """The text has too few tokens to gain from fp8."""
-    return isinstance(module, nn.Linear) and VIDEO_LAYERS.fullmatch(name) is not None
 
 
 def _foretold(bench: Bench) -> Values:

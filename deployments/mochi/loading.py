@@ -3,14 +3,14 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from deployments.dtypes import DtypeName
+from deployments.dtypes import DtypeName, WeightsName
 from deployments.mochi.parts import (
     DTYPES,
     TEXT_ENCODER,
@@ -21,7 +21,8 @@ from deployments.mochi.parts import (
     plan_part,
     tied_names,
 )
-from deployments.mochi.weights import ReadOptions, read_tensors
+from deployments.mochi.quantised_weights import check_weights, quantise, quantised_tensors
+from deployments.mochi.weights import FileTensor, ReadOptions, read_tensors
 from deployments.storage.positions import TENSOR as POSITIONS
 
 if TYPE_CHECKING:
@@ -30,9 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "load_part", "load_text_encoder", "load_transformer", "load_vae"]
 
+GROUP_BYTES = 1_000_000_000
+"""Of weights that are brought to 8 bits, so many are read before."""
 LINE_EVERY_S = 10.0
 """While a part is loaded, there is a line in the log this often."""
 _logger = logging.getLogger("ray.serve")
+
+Wanted = dict[str, tuple[FileTensor, torch.dtype]]
+"""Tensors by name: where each is, and the dtype that it is cast to."""
 
 
 def load_text_encoder(
@@ -44,12 +50,19 @@ def load_text_encoder(
     return AutoTokenizer.from_pretrained(folder / "tokenizer"), load_part(folder, TEXT_ENCODER, dtype, device)
 
 
-def load_transformer(folder: Path, dtype: DtypeName, device: torch.device) -> "MochiTransformer3DModel":
+def load_transformer(
+    folder: Path, dtype: DtypeName, device: torch.device, weights: WeightsName | None = None
+) -> "MochiTransformer3DModel":
     """The diffusion transformer, frozen, on `device`; its `pos_frequencies` in float32 always.
 
-    For the errors see `load_part`.
+    Args:
+        weights: the form of 8 bits that its large weights are kept in; None: all are of `dtype`.
+
+    Raises:
+        PermanentError: `weights_unsupported`: the device cannot multiply with them; else as `load_part` does.
     """
-    transformer = load_part(folder, TRANSFORMER, dtype, device)
+    check_weights(weights, dtype, device)
+    transformer = load_part(folder, TRANSFORMER, dtype, device, weights=weights)
     # By this diffusers tells the model's dtype from that of a tensor that is kept apart.
     transformer._keep_in_fp32_modules = [POSITIONS]
     return transformer
@@ -61,12 +74,21 @@ def load_vae(folder: Path, dtype: DtypeName, device: torch.device) -> "Autoencod
 
 
 def load_part(
-    folder: Path, part: Part, dtype: DtypeName, device: torch.device, options: ReadOptions = ReadOptions()
+    folder: Path,
+    part: Part,
+    dtype: DtypeName,
+    device: torch.device,
+    options: ReadOptions = ReadOptions(),
+    weights: WeightsName | None = None,
 ) -> Any:
     """A part with the variant of its weights that fits `dtype`, every tensor of it read from the files.
 
     The module is made without memory, and each tensor read to where it is used: neither the host nor the device ever
-    holds one twice.
+    holds one twice. What is to be kept in 8 bits is read group by group, so the device never holds more than one group
+    in `dtype`.
+
+    Args:
+        weights: of the transformer, see `load_transformer`.
 
     Raises:
         PermanentError: `model_incomplete`, `model_mismatch`, `model_unsupported`; names the file or the tensor.
@@ -75,10 +97,37 @@ def load_part(
     if plan.positions is None and POSITIONS in part.float32:
         _tell_rounded_positions(plan)
     with LoadProgress(part.name, plan.nbytes) as progress:
-        tensors = read_tensors(plan.wanted, device, progress.add, options)
+        if weights is None:
+            tensors = read_tensors(plan.wanted, device, progress.add, options)
+        else:
+            tensors = _read_quantised(plan, device, progress.add, options, weights)
     if plan.positions is not None:
         tensors[POSITIONS] = plan.positions.to(device)
     return _assigned(plan, tensors, device).eval().requires_grad_(False)
+
+
+def _read_quantised(
+    plan: PartPlan, device: torch.device, progress: Callable[[int], object], options: ReadOptions, weights: WeightsName
+) -> dict[str, Tensor]:
+    """The tensors of the plan's transformer, whose layers are replaced."""
+    quantisable = quantise(plan.module, weights)
+    tensors: dict[str, Tensor] = {}
+    for group in _groups(plan.wanted):
+        for name, tensor in read_tensors(group, device, progress, options).items():
+            tensors |= quantised_tensors(name, tensor, weights) if name in quantisable else {name: tensor}
+    return tensors
+
+
+def _groups(wanted: Wanted) -> Iterator[Wanted]:
+    """In the order of the files, each of about `GROUP_BYTES` of them, and one tensor at least."""
+    group: Wanted = {}
+    for name, (stored, dtype) in sorted(wanted.items(), key=lambda item: (str(item[1][0].path), item[1][0].offset)):
+        group[name] = stored, dtype
+        if sum(each.nbytes for each, _ in group.values()) >= GROUP_BYTES:
+            yield group
+            group = {}
+    if group:
+        yield group
 
 
 class LoadProgress:

@@ -43,7 +43,7 @@ class SamplerParts:
     step: Step
     warm_up: Callable[[], object]
     memory: MemoryGate
-    note: str = ""  # see `Denoiser.note`
+    note: str = ""  # for people: weights in 8 bits, and `Denoiser.note`
     render_preview: RenderPreview = render_preview
     now_ns: Callable[[], int] = time.perf_counter_ns  # a monotonic clock, by which the device's time is charged
 
@@ -55,10 +55,11 @@ def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.devic
     """Load the transformer, compile its blocks if they are to be, and measure the memory that it leaves.
 
     Raises:
-        PermanentError: `model_incomplete`, `model_mismatch`, as `load_transformer` does.
+        PermanentError: `model_incomplete`, `model_mismatch`, `weights_unsupported`, as `load_transformer` does.
     """
-    transformer = load_transformer(model_folder, settings.model.dtype, device)
-    revision = model_fingerprint(model_folder, MODEL_PARTS, settings.model.dtype)
+    dtype, weights = settings.model.dtype, settings.model.weights
+    transformer = load_transformer(model_folder, dtype, device, weights)
+    revision = model_fingerprint(model_folder, MODEL_PARTS, dtype, weights)
     compiled = compiled_block(transformer, settings.model, settings.sampling)
     denoiser = Denoiser(transformer, settings.sampling.min_step_s, compiled)
     if compiled is not None:
@@ -73,7 +74,7 @@ def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.devic
         step=denoiser.step,
         warm_up=partial(denoiser.warm_up, settings.model),
         memory=MemoryGate(profile, memory_budget(device, settings.memory_fraction)),
-        note=denoiser.note,
+        note=", ".join(filter(None, (f"{weights} weights" if weights else "", denoiser.note))),
     )
 
 

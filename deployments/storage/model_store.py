@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from deployments.dtypes import DtypeName, Dtypes, part_dtype
+from deployments.dtypes import DtypeName, Dtypes, WeightsName, part_dtype
 from deployments.errors import PermanentError
 from deployments.storage import positions
 from deployments.storage.bucket_models import fetch_model
@@ -186,7 +186,9 @@ def zeroes_empty_prompt(folder: Path, setting: bool | None) -> bool:
     return bool(read_index(folder).get("force_zeros_for_empty_prompt", False)) if setting is None else setting
 
 
-def model_fingerprint(folder: Path, parts: tuple[str, ...], dtypes: Dtypes | None = None) -> str:
+def model_fingerprint(
+    folder: Path, parts: tuple[str, ...], dtypes: Dtypes | None = None, weights: WeightsName | None = None
+) -> str:
     """A short name for exactly these parts of a model, the same wherever the files lie: 16 hex digits.
 
     A SHA-256 over the parts' JSON files and, of each safetensors file, its size, its header and the
@@ -197,6 +199,7 @@ def model_fingerprint(folder: Path, parts: tuple[str, ...], dtypes: Dtypes | Non
     Args:
         dtypes: that the parts compute in: of several variants of the weights, only the one that fits
             counts; all of them without it.
+        weights: the form of 8 bits that those of the transformer are kept in, if that is one of the parts.
 
     Raises:
         PermanentError: `model_incomplete`, a part has no JSON or safetensors file or one cannot be
@@ -214,6 +217,8 @@ def model_fingerprint(folder: Path, parts: tuple[str, ...], dtypes: Dtypes | Non
             _hash_file(digest, f"{part}/{name}", folder / part / name)
         if part == positions.PART and dtypes is not None:
             _hash_positions(digest, folder, part_dtype(dtypes, part))
+    if weights is not None and positions.PART in parts:
+        digest.update(f"weights {weights}\n".encode())
     return digest.hexdigest()[:FINGERPRINT_CHARS]
 
 

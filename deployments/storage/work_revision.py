@@ -34,8 +34,9 @@ def work_revision(model: ModelSettings, dtypes: Dtypes, folder: Path, stage: Sta
     A replica holds its own parts alone, and must know the others too: what is in a bucket is named by
     the names, sizes and ETags of its files, what the hub gave by the commit, a folder by its contents
     (`model_fingerprint`). The same weights from another kind of source are another model, and so are the
-    same weights with another way to encode an empty prompt, or with parts in different dtypes. The dtype
-    that all parts share is not in it: a work file says that of the stage that made it beside the revision.
+    same weights with another way to encode an empty prompt, or with parts in different dtypes, or with a
+    transformer in 8 bits. The dtype that all parts share is not in it: a work file says that of the stage that
+    made it beside the revision.
 
     Args:
         model: with the source.
@@ -62,7 +63,8 @@ def work_revision(model: ModelSettings, dtypes: Dtypes, folder: Path, stage: Sta
     zeroes_empty = zeroes_empty_prompt(folder, model.zero_empty_prompt)
     computed = [part_dtype(dtypes, part) for part in parts if part in STEMS]
     mixed = [computed] if len(set(computed)) > 1 else []
-    name = json.dumps([*parts, contents, zeroes_empty, *mixed])
+    quantised = [f"weights {model.weights}"] if model.weights and positions.PART in parts else []
+    name = json.dumps([*parts, contents, zeroes_empty, *mixed, *quantised])
     return hashlib.sha256(name.encode()).hexdigest()[:FINGERPRINT_CHARS]
 
 

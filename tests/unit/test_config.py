@@ -107,6 +107,16 @@ def test_mochi_1_is_made_as_its_authors_make_it(profile: Path) -> None:
     assert model.num_inference_steps.default == 64
 
 
+def test_fp8_is_for_samplers_in_bfloat16_on_a_gpu(tmp_path: Path) -> None:
+    sections = {"model": tree()["model"] | {"weights": "fp8"}, "sampler": tree()["sampler"]}
+    assert "needs a GPU, and sampler.num_gpus is 0; set int8" in refusal(tmp_path, sections)
+    sections["sampler"] |= {"num_gpus": 1}
+    assert "set sampler.dtype to bfloat16" in refusal(tmp_path, sections)
+    sections["sampler"] |= {"dtype": "bfloat16"}
+    assert load(tmp_path, **sections).worker(Stage.SAMPLING, "registry").model.weights == "fp8"
+    assert load(tmp_path, model=tree()["model"] | {"weights": "int8"}).model.weights == "int8"
+
+
 def test_a_worker_is_told_its_share_of_the_gpu(tmp_path: Path) -> None:
     sampler = {"num_gpus": 0.5, "memory_fraction": 0.4, "cpu_fallback": True}
     settings = load(tmp_path, sampler=sampler)

@@ -17,6 +17,7 @@ import torch._inductor.config
 from diffusers import MochiPipeline
 from safetensors.torch import load
 
+from deployments.dtypes import WeightsName
 from deployments.errors import WorkerError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import (
@@ -114,6 +115,7 @@ def replica() -> Iterator[Replica]:
         *changes: Change,
         timing: Timing = Timing(),
         source: Path = SHAPES,
+        weights: WeightsName | None = None,
         **sampling: object,
     ) -> Any:
         def load_changed_parts(settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
@@ -124,7 +126,8 @@ def replica() -> Iterator[Replica]:
 
         settings = worker_settings(Stage.SAMPLING, source)
         changed = settings.sampling.model_copy(update=sampling)
-        settings = settings.model_copy(update={"sampling": changed, "slots": 4, "torch_threads": 1})
+        model = settings.model.model_copy(update={"weights": weights})
+        settings = settings.model_copy(update={"sampling": changed, "model": model, "slots": 4, "torch_threads": 1})
         made.append(undecorated(MochiSampler)(settings, connections(log, store), timing, load_changed_parts))
         return made[-1]
 
@@ -376,6 +379,21 @@ async def test_damaged_checkpoints_cost_steps_and_not_the_job(replica: Replica) 
     await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
     assert passes.samples == 40
     assert torch.equal(final(store), await undisturbed(replica, LONG))
+
+
+async def test_a_checkpoint_of_other_weights_is_no_start(replica: Replica) -> None:
+    given, log = job(1, spec()), ReportLog(park_at=at_step(3))
+    store = embedded(given)
+    await replica(log, store, min_step_s=0.05).run(given)
+    parked = log.ends[-1]
+    assert isinstance(parked, Parked)
+    log = ReportLog()
+    second = replica(log, store, passes := Passes(), weights="int8")
+    await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
+    assert passes.samples == given.spec.num_inference_steps
+    started = log.ends[0]
+    assert isinstance(started, Started) and started.device.endswith(", int8 weights")
+    assert 0 < relative_error(final(store), await undisturbed(replica, spec())) < 0.05
 
 
 async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica: Replica) -> None:

@@ -183,6 +183,12 @@ def test_a_fingerprint_is_of_its_parts_in_any_order() -> None:
     assert len({both, model_fingerprint(SHAPES, ("vae",)), model_fingerprint(SHAPES, PARTS)}) == 3
 
 
+def test_weights_of_8_bits_make_another_transformer() -> None:
+    names = [model_fingerprint(SHAPES, PARTS, "float32", weights) for weights in (None, "int8", "fp8")]
+    assert names[0] == model_fingerprint(SHAPES, PARTS, "float32") and len(set(names)) == 3
+    assert model_fingerprint(SHAPES, ("vae",), "float32", "int8") == model_fingerprint(SHAPES, ("vae",), "float32")
+
+
 def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
     first = model_fingerprint(a_part(tmp_path / "0"), PARTS)
     others = [

@@ -30,7 +30,7 @@ def no_bucket(name: str) -> Bucket:
     raise AssertionError(f"bucket {name} was opened")
 
 
-def of_folder(folder: Path, dtypes: Dtypes = "float32", **changes: bool | None) -> tuple[str, str]:
+def of_folder(folder: Path, dtypes: Dtypes = "float32", **changes: bool | str | None) -> tuple[str, str]:
     """Of the embeddings and of the latents."""
     settings = model(folder).model_copy(update=changes)
     stages = (Stage.ENCODING, Stage.SAMPLING)
@@ -74,6 +74,12 @@ def test_what_the_parts_compute_in_is_part_of_it_where_they_differ() -> None:
     mixed: list[Dtypes] = [encoder, sampler]
     assert [of_folder(SHAPES, other)[0] for other in mixed] == [embeds, embeds]
     assert len({latents, *(of_folder(SHAPES, other)[1] for other in mixed)}) == 3
+
+
+def test_weights_of_8_bits_are_part_of_the_latents() -> None:
+    embeds, latents = of_folder(SHAPES)
+    int8, fp8 = (of_folder(SHAPES, weights=weights) for weights in ("int8", "fp8"))
+    assert int8[0] == fp8[0] == embeds and len({latents, int8[1], fp8[1]}) == 3
 
 
 def only(folder: Path, *parts: str) -> Path:

@@ -301,6 +301,12 @@ class SamplingSettings(Settings):
     max_batch_tokens: int = Field(
         50_000, ge=1, description="tokens (latent frames x height/16 x width/16, twice with guidance) of one pass"
     )
+    rows_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="rows of a step that go through the transformer together, at most: with 1 the two of a guided "
+        "sample go one after the other and take the memory of one; default: all",
+    )
     checkpoint_s: float = Field(15, gt=0, description="sampling time between two checkpoints of a job")
     preview_every: int = Field(5, ge=0, description="denoising steps between two previews; 0 turns them off")
     min_step_s: float = Field(0, ge=0, description="a step takes at least this long: to rehearse with a small model")

@@ -198,7 +198,10 @@ def _positions(frames: int, height: int, width: int, device: torch.device) -> Te
 
 
 def denoise_step(
-    transformer: "MochiTransformer3DModel", samples: Sequence[Sample], block: RunBlock = run_block
+    transformer: "MochiTransformer3DModel",
+    samples: Sequence[Sample],
+    block: RunBlock = run_block,
+    rows_at_once: int | None = None,
 ) -> list[Sample]:
     """Advance every sample by one Euler step: x += (sigma[i+1] - sigma[i]) * v, all in fp32.
 
@@ -208,30 +211,69 @@ def denoise_step(
 
     Args:
         block: what runs a transformer block; `CompiledBlock` is another choice.
+        rows_at_once: of one forward pass at most; more rows go in several, one after the other, in the memory of so
+            many. None: all in one.
 
     Raises:
         ValueError: no samples, samples of different shapes, one that is done, or one that lacks what it is to reuse.
     """
     _check_batch(samples)
     guided = [sample for sample in samples if sample.guided]
-    rows = [*guided, *samples]
-    reuse = _reuse(guided, samples)
+    rows = [_Row(sample, sample.negative, 0, kept_with=2) for sample in guided]
+    rows += [_Row(sample, sample.prompt, -1, kept_with=1) for sample in samples]
+    size = rows_at_once or len(rows)
+    outs: list[_RowOut] = []
+    for begin in range(0, len(rows), size):
+        outs += _run_rows(transformer, rows[begin : begin + size], block)
+    negatives = iter(outs[: len(guided)])
+    return [
+        _advance(sample, [next(negatives), own] if sample.guided else [own])
+        for sample, own in zip(samples, outs[len(guided) :], strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row of a step: a sample with one of its prompts."""
+
+    sample: Sample
+    text: TextConditioning
+    place: int  # in the sample's residual
+    kept_with: int  # it is kept where the step keeps so many rows or more
+
+    @property
+    def held(self) -> Tensor | None:
+        """What it reuses in place of the blocks after the first one."""
+        sample = self.sample
+        return sample.residual[self.place] if sample.residual and sample.next_step.reuses else None
+
+    @property
+    def kept(self) -> bool:
+        """Whether a later step reuses what this one computes of it."""
+        return self.sample.plan.rows_kept(self.sample.step) >= self.kept_with
+
+
+@dataclass(frozen=True, slots=True)
+class _RowOut:
+    velocity: Tensor  # [12, T, H/8, W/8] fp32
+    residual: Tensor | None  # what later steps reuse of it
+
+
+def _run_rows(transformer: "MochiTransformer3DModel", rows: Sequence[_Row], block: RunBlock) -> list[_RowOut]:
+    """One forward pass."""
+    held, kept = [row.held for row in rows], [row.kept for row in rows]
+    reuse = PassReuse(held, kept) if any(kept) or any(each is not None for each in held) else None
     velocity = predict_velocity(
         transformer,
-        torch.stack([sample.latents for sample in rows]),
-        torch.stack([sample.sigmas[sample.step] * TRAIN_TIMESTEPS for sample in rows]),
-        [sample.negative for sample in guided] + [sample.prompt for sample in samples],
-        samples[0].rope,
+        torch.stack([row.sample.latents for row in rows]),
+        torch.stack([row.sample.sigmas[row.sample.step] * TRAIN_TIMESTEPS for row in rows]),
+        [row.text for row in rows],
+        rows[0].sample.rope,
         block,
         reuse,
     ).float()
-    negatives = iter(range(len(guided)))
-    advanced = []
-    for own, sample in enumerate(samples, len(guided)):
-        of_sample = [next(negatives), own] if sample.guided else [own]
-        residual = None if reuse is None else reuse.residual(of_sample)
-        advanced.append(_advance(sample, [velocity[row] for row in of_sample], residual))
-    return advanced
+    residuals = [None] * len(rows) if reuse is None else reuse.residuals
+    return [_RowOut(*out) for out in zip(velocity.unbind(), residuals, strict=True)]
 
 
 def _check_batch(samples: Sequence[Sample]) -> None:
@@ -245,22 +287,14 @@ def _check_batch(samples: Sequence[Sample]) -> None:
         raise ValueError("a sample of the batch was resumed at a step that is to reuse the blocks of the one before")
 
 
-def _reuse(guided: Sequence[Sample], samples: Sequence[Sample]) -> PassReuse | None:
-    """What the rows of the pass reuse and keep; None if they do neither. The last row of a residual is the prompt's."""
-    rows = [(sample, 0) for sample in guided] + [(sample, -1) for sample in samples]
-    held = [sample.residual[row] if sample.residual and sample.next_step.reuses else None for sample, row in rows]
-    kept = [sample.plan.rows_kept(sample.step) >= (2 if row == 0 else 1) for sample, row in rows]
-    return PassReuse(held, kept) if any(kept) or any(each is not None for each in held) else None
-
-
-def _advance(sample: Sample, rows: Sequence[Tensor], residual: Residual | None) -> Sample:
-    """rows: the velocities, of the negative prompt if it was run, and of the prompt. residual: of the same rows."""
-    velocity = rows[-1]
+def _advance(sample: Sample, rows: Sequence[_RowOut]) -> Sample:
+    """rows: of the negative prompt if it was run, and of the prompt."""
+    velocity = rows[-1].velocity
     if len(rows) > 1:
-        velocity = rows[0] + sample.guidance_scale * (velocity - rows[0])
+        velocity = rows[0].velocity + sample.guidance_scale * (velocity - rows[0].velocity)
     width = sample.sigmas[sample.step + 1] - sample.sigmas[sample.step]
-    latents = sample.latents + width * velocity
-    return replace(sample, latents=latents, step=sample.step + 1, residual=residual)
+    residual = tuple(row.residual for row in rows if row.residual is not None) or None
+    return replace(sample, latents=sample.latents + width * velocity, step=sample.step + 1, residual=residual)
 
 
 def predict_velocity(

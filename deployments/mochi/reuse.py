@@ -57,7 +57,7 @@ class PassReuse:
             rows.append(after)
         return late if len(self._full) == len(rows) else torch.stack(rows)
 
-    def residual(self, rows: Sequence[int]) -> Residual | None:
-        """After `join`: what these rows of a sample keep, None if no later step reuses it."""
-        held = [self._held[row] for row in rows if self._kept[row]]
-        return tuple(each for each in held if each is not None) or None
+    @property
+    def residuals(self) -> list[Tensor | None]:
+        """After `join`: of each row, what later steps reuse; None if none does."""
+        return [held if kept else None for held, kept in zip(self._held, self._kept, strict=True)]

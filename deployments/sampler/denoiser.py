@@ -76,15 +76,21 @@ class Denoiser:
         transformer: on its device.
         min_step_s: seconds that a step takes at least.
         compiled: see `compiled_block`.
+        rows_at_once: of a forward pass, see `denoise_step`.
     """
 
     def __init__(
-        self, transformer: "MochiTransformer3DModel", min_step_s: float, compiled: "CompiledBlock | None" = None
+        self,
+        transformer: "MochiTransformer3DModel",
+        min_step_s: float,
+        compiled: "CompiledBlock | None" = None,
+        rows_at_once: int | None = None,
     ) -> None:
         self._transformer = transformer
         self._compiled = compiled
         self._device = transformer.proj_out.weight.device
         self._min_step_s = min_step_s
+        self._rows_at_once = rows_at_once
         self._rope: dict[LatentShape, Rope] = {}
 
     @property
@@ -129,7 +135,7 @@ class Denoiser:
             TransientError: `device_broken`: there was such a sample, and the device cannot multiply.
         """
         begun = time.perf_counter()
-        stepped = denoise_step(self._transformer, samples, self.block)
+        stepped = denoise_step(self._transformer, samples, self.block, self._rows_at_once)
         finite = finite_when_done([sample.latents for sample in stepped])
         if not all(finite):
             check_arithmetic(self._device)
@@ -156,7 +162,7 @@ class Denoiser:
             _logger.info("%d graphs of blocks were compiled in %.0f s", made, time.perf_counter() - begun)
 
     def _warm_up_step(self, samples: Sequence[Sample]) -> None:
-        denoise_step(self._transformer, samples, self.block)
+        denoise_step(self._transformer, samples, self.block, self._rows_at_once)
         self._synchronize()
 
     def _synchronize(self) -> None:

@@ -30,7 +30,7 @@ from deployments.storage.model_store import default_cache
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel
 
-FORMAT = "mochi-serve-memory-2"
+FORMAT = "mochi-serve-memory-3"
 FOLDER = "memory"  # in the models' cache
 HEADROOM = 0.05  # of the device's whole memory, that is left to others
 
@@ -98,6 +98,7 @@ def measure(
     shapes: Sequence[LatentShape],
     text_tokens: int,
     block: RunBlock = run_block,
+    rows_at_once: int | None = None,
 ) -> MemoryProfile:
     """Run a few steps of a guided sample of each shape, with prompts of full length. Nothing else may run beside.
 
@@ -105,14 +106,16 @@ def measure(
         shapes: of the latents, at least two of different numbers of tokens.
         text_tokens: the longest prompt.
         block: what runs the transformer's blocks in steps of samples.
+        rows_at_once: of a forward pass, see `denoise_step`.
 
     Raises:
         ValueError: fewer than two sizes.
     """
     weight = transformer.proj_out.weight
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    points = [(latent_tokens(shape), guided_step_bytes(transformer, shape, text_tokens, block)) for shape in shapes]
-    per_row = [(tokens, -(-used // GUIDED_ROWS)) for tokens, used in points]
+    rows = min(GUIDED_ROWS, rows_at_once or GUIDED_ROWS)
+    used = [guided_step_bytes(transformer, shape, text_tokens, block, rows_at_once) for shape in shapes]
+    per_row = [(latent_tokens(shape), -(-each // rows)) for shape, each in zip(shapes, used, strict=True)]
     slope, intercept = fit_line(per_row, least_slope=ATTENTION_TENSORS * width * weight.element_size())
     return MemoryProfile(
         step_token_bytes=slope,
@@ -121,20 +124,25 @@ def measure(
         held_row_bytes=text_tokens * transformer.time_embed.caption_proj.out_features * weight.element_size(),
         table_token_bytes=width * torch.float32.itemsize,
         kept_token_bytes=width * weight.element_size(),
+        rows_at_once=rows_at_once or 0,
     )
 
 
 @torch.no_grad()
 def guided_step_bytes(
-    transformer: "MochiTransformer3DModel", shape: LatentShape, text_tokens: int, block: RunBlock = run_block
+    transformer: "MochiTransformer3DModel",
+    shape: LatentShape,
+    text_tokens: int,
+    block: RunBlock = run_block,
+    rows_at_once: int | None = None,
 ) -> int:
     """The most that a step took of several, after one that sets up what is kept for good."""
     sample = probe_sample(transformer, shape, text_tokens)
     peak = cuda_peak if sample.latents.is_cuda else process_peak
     # What was compiled for one number of threads would be compiled again for another.
     with _one_thread() if block is run_block else nullcontext():
-        denoise_step(transformer, [sample], block)
-        return max(peak(lambda: denoise_step(transformer, [sample], block)) for _ in range(STEPS))
+        denoise_step(transformer, [sample], block, rows_at_once)
+        return max(peak(lambda: denoise_step(transformer, [sample], block, rows_at_once)) for _ in range(STEPS))
 
 
 @contextmanager
@@ -162,6 +170,7 @@ def memory_profile(
     cache: Path | None = None,
     measure: Measure = measure,
     form: Form = "eager",
+    rows_at_once: int | None = None,
 ) -> MemoryProfile:
     """The profile of this model on this device: from the cache folder, or measured now and kept there.
 
@@ -169,8 +178,9 @@ def memory_profile(
         revision: see `model_store.model_fingerprint`.
         cache: the models' cache folder; by default `model_store.default_cache()`.
         form: of the blocks that `measure` runs.
+        rows_at_once: of the forward passes that it runs.
     """
-    key = _key(transformer, model, revision, form)
+    key = _key(transformer, model, revision, form) | {"rows_at_once": str(rows_at_once or "all")}
     path = (cache or default_cache()) / FOLDER / f"{_name(key)}.json"
     kept = _read(path, key)
     if kept is not None:

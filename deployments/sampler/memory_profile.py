@@ -1,4 +1,4 @@
-"""What samples take of the device's memory: arithmetic on five numbers of `memory_measure`. Pure.
+"""What samples take of the device's memory: arithmetic on the numbers of `memory_measure`. Pure.
 
 A sample is one or two rows of a batch: with guidance two, with and without its prompt. Batches of different shapes
 take turns, so working memory is needed only for the largest of them; what samples keep between steps adds up:
@@ -6,10 +6,12 @@ take turns, so working memory is needed only for the largest of them; what sampl
     bytes = sum over samples (cfg_rows x (tokens x held_token_bytes + held_row_bytes)
                               + kept_rows x tokens x kept_token_bytes)
           + sum over shapes  (tokens x table_token_bytes)
-          + max over shapes  (rows of the shape x (tokens x step_token_bytes + step_row_bytes))
+          + max over shapes  (rows of a pass x (tokens x step_token_bytes + step_row_bytes))
 
 A pass in which any row keeps something for later steps holds all of its rows once more, as they were after the first
-block. All samples of one shape are taken to run in one batch. The weights are not in it: the budget is what they leave.
+block. All samples of one shape are taken to run in one batch. Its rows are those of a pass, or with `rows_at_once` so
+many at most: what a pass then leaves for the next, a velocity for each row, is no more than what is counted for the
+latents. The weights are not in it: the budget is what they leave.
 """
 
 from collections import Counter
@@ -44,6 +46,7 @@ class MemoryProfile:
     held_row_bytes: int  # kept between steps for each row: text
     table_token_bytes: int  # rotary tables, for each token of a shape
     kept_token_bytes: int = 0  # what a step keeps for the next ones to reuse, for each token of a row
+    rows_at_once: int = 0  # of one forward pass, at most; 0: no bound
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -60,7 +63,7 @@ class MemoryProfile:
         held = sum(count * self._held_bytes(shape) + self._table_bytes(shape) for shape, count in rows.items())
         kept = sum(count * self._kept_bytes(shape) for shape, count in kept_rows.items())
         steps = [
-            count * (self._step_bytes(shape) + (self._kept_bytes(shape) if kept_rows[shape] else 0))
+            self._pass_rows(count) * (self._step_bytes(shape) + (self._kept_bytes(shape) if kept_rows[shape] else 0))
             for shape, count in rows.items()
         ]
         return held + kept + max(steps, default=0)
@@ -71,10 +74,15 @@ class MemoryProfile:
 
     def max_tokens(self, budget: int, kept_rows: int = 0) -> int:
         """Tokens of the largest guided sample that fits alone, 0 if none does. kept_rows: as in SampleFootprint."""
-        kept = (kept_rows + GUIDED_ROWS) * self.kept_token_bytes if kept_rows else 0
-        each_row = self.step_token_bytes + self.held_token_bytes
-        remaining = budget - GUIDED_ROWS * (self.step_row_bytes + self.held_row_bytes)
-        return max(0, remaining // (GUIDED_ROWS * each_row + self.table_token_bytes + kept))
+        pass_rows = self._pass_rows(GUIDED_ROWS)
+        kept = (kept_rows + pass_rows) * self.kept_token_bytes if kept_rows else 0
+        tokens = pass_rows * self.step_token_bytes + GUIDED_ROWS * self.held_token_bytes + self.table_token_bytes + kept
+        remaining = budget - pass_rows * self.step_row_bytes - GUIDED_ROWS * self.held_row_bytes
+        return max(0, remaining // tokens)
+
+    def _pass_rows(self, rows: int) -> int:
+        """Of a step with so many rows, those of its largest pass."""
+        return min(rows, self.rows_at_once or rows)
 
     def _step_bytes(self, shape: LatentShape) -> int:
         return latent_tokens(shape) * self.step_token_bytes + self.step_row_bytes

@@ -61,12 +61,18 @@ def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.devic
     transformer = load_transformer(model_folder, dtype, device, weights)
     revision = model_fingerprint(model_folder, MODEL_PARTS, dtype, weights)
     compiled = compiled_block(transformer, settings.model, settings.sampling)
-    denoiser = Denoiser(transformer, settings.sampling.min_step_s, compiled)
+    rows_at_once = settings.sampling.rows_at_once
+    denoiser = Denoiser(transformer, settings.sampling.min_step_s, compiled, rows_at_once)
     if compiled is not None:
         denoiser.warm_up(settings.model)  # a step's memory is that of the graphs, or of none if they cannot be made
     form: Form = "compiled" if denoiser.block is compiled else "eager"
     profile = memory_profile(
-        transformer, settings.model, revision, measure=partial(measure, block=denoiser.block), form=form
+        transformer,
+        settings.model,
+        revision,
+        measure=partial(measure, block=denoiser.block, rows_at_once=rows_at_once),
+        form=form,
+        rows_at_once=rows_at_once,
     )
     return SamplerParts(
         revision=revision,

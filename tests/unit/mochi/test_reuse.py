@@ -135,6 +135,19 @@ def test_alone_is_as_in_company(company: list[tuple[int, StepRules, float]]) -> 
         assert relative_error(together, alone) <= 1e-4
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 2])
+def test_rows_in_several_passes_make_what_they_make_in_one(rows_at_once: int) -> None:
+    """Whether they are guided, reuse or neither; the first step of all keeps what the second reuses."""
+    samples = [to_sample(first_state(video(n, rules))) for n, rules in enumerate((EVERY_SECOND, BOTH, StepRules()))]
+    for _ in range(3):
+        together = denoise_step(transformer(), samples)
+        apart = denoise_step(transformer(), samples, rows_at_once=rows_at_once)
+        for one, other in zip(apart, together, strict=True):
+            assert relative_error(one.latents, other.latents) <= 1e-6
+            assert [row.shape for row in one.residual or ()] == [row.shape for row in other.residual or ()]
+        samples = together
+
+
 def test_what_is_kept_is_given_up_with_its_last_use() -> None:
     sample = to_sample(first_state(video(3, BOTH)))
     rows = []
@@ -168,5 +181,4 @@ def test_rows_part_and_meet() -> None:
     full = reuse.full_rows(early)
     assert reuse.full("abcd") == ["a", "c", "d"] and torch.equal(full, early[[0, 2, 3]])
     assert torch.equal(reuse.join(early, full + 1), early + torch.tensor([1.0, 10.0, 1.0, 1.0])[:, None, None])
-    kept = reuse.residual([0, 1]), reuse.residual([3]), reuse.residual([2])
-    assert [None if rows is None else [float(row[0, 0]) for row in rows] for rows in kept] == [[1.0, 10.0], [1.0], None]
+    assert [None if kept is None else float(kept[0, 0]) for kept in reuse.residuals] == [1.0, 10.0, None, 1.0]

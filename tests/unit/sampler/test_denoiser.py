@@ -101,11 +101,14 @@ def fresh() -> Iterator[None]:
     dynamo.reset()
 
 
-def test_steps_after_the_warm_up_compile_nothing_on_any_thread(tiny: Any, fresh: None) -> None:
+@pytest.mark.parametrize(("rows_at_once", "graphs"), [(None, 2), (1, 1)])
+def test_steps_after_the_warm_up_compile_nothing_on_any_thread(
+    rows_at_once: int | None, graphs: int, tiny: Any, fresh: None
+) -> None:
     compiled = CompiledBlock(MODEL.max_sequence_length, backend="eager")
-    denoiser = Denoiser(tiny, 0, compiled)
+    denoiser = Denoiser(tiny, 0, compiled, rows_at_once)
     denoiser.warm_up(MODEL)
-    assert compiled.graphs == 2 and denoiser.note == "compiled" and denoiser.block is compiled
+    assert compiled.graphs == graphs and denoiser.note == "compiled" and denoiser.block is compiled
 
     stepped: list[object] = []
 
@@ -118,7 +121,7 @@ def test_steps_after_the_warm_up_compile_nothing_on_any_thread(tiny: Any, fresh:
     thread.start()
     thread.join()
     assert [isinstance(sample, Sample) and sample.step for sample in stepped] == [1, 1, 1]
-    assert compiled.graphs == 2 and denoiser.recompilations == 0
+    assert compiled.graphs == graphs and denoiser.recompilations == 0
 
 
 def test_a_block_that_cannot_be_compiled_is_told(tiny: Any, fresh: None, tmp_path: Path) -> None:

@@ -187,6 +187,13 @@ def test_compiled_blocks_are_measured_by_themselves(transformer: Any, tmp_path: 
     assert len(counted.calls) == 2
 
 
+def test_rows_that_go_one_after_the_other_are_measured_by_themselves(transformer: Any, tmp_path: Path) -> None:
+    counted = CountedMeasure()
+    memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted)
+    memory_profile(transformer, MODEL, "abc", tmp_path, measure=counted, rows_at_once=1)
+    assert len(counted.calls) == 2
+
+
 @torch.no_grad()
 def test_a_step_is_measured_with_the_blocks_that_samples_have(transformer: Any) -> None:
     threads, seen = torch.get_num_threads(), set()

@@ -1,5 +1,7 @@
 """The arithmetic of memory: what fits, and that more never costs less."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,17 @@ def test_what_is_kept_for_later_steps_by_hand() -> None:
     assert profile.max_tokens(budget, kept_rows=2) == 8 < profile.max_tokens(budget)
 
 
+def test_rows_that_go_one_after_the_other_take_the_working_memory_of_one() -> None:
+    together = MemoryProfile(100, 7, 10, 3, 5, kept_token_bytes=20)
+    apart = replace(together, rows_at_once=1)
+    plain, cached = SampleFootprint(SMALL), SampleFootprint(SMALL, kept_rows=2)
+    assert together.needed([plain]) - apart.needed([plain]) == 8 * 100 + 7
+    assert together.needed([cached]) - apart.needed([cached]) == 8 * 100 + 7 + 8 * 20
+    assert apart.needed([SampleFootprint(SMALL, 1)]) == together.needed([SampleFootprint(SMALL, 1)])
+    budget = together.needed([SampleFootprint(LARGE)])
+    assert together.max_tokens(budget) == 128 and apart.max_tokens(budget) > 200
+
+
 def test_rows_of_one_shape_share_tables_and_batch() -> None:
     profile = MemoryProfile(100, 7, 10, 3, 5)
     assert profile.needed([SampleFootprint(SMALL, 2), SampleFootprint(SMALL, 1)]) == profile.needed(
@@ -46,10 +59,11 @@ def test_rows_of_one_shape_share_tables_and_batch() -> None:
     )
 
 
-@given(profiles, shapes, budgets)
+@given(profiles, st.integers(0, 3), shapes, budgets)
 def test_the_largest_sample_is_the_largest_that_fits_alone(
-    profile: MemoryProfile, shape: LatentShape, budget: int
+    profile: MemoryProfile, rows_at_once: int, shape: LatentShape, budget: int
 ) -> None:
+    profile = replace(profile, rows_at_once=rows_at_once)
     alone = profile.fits([], SampleFootprint(shape), budget)
     assert alone == (latent_tokens(shape) <= profile.max_tokens(budget))
 

@@ -381,6 +381,14 @@ async def test_damaged_checkpoints_cost_steps_and_not_the_job(replica: Replica) 
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
+async def test_rows_one_after_the_other_make_the_same_video_in_less_memory(replica: Replica) -> None:
+    log, store = ReportLog(), embedded(job(1, spec()))
+    sampler = replica(log, store, rows_at_once=1)
+    await sampler.run(job(1, spec()))
+    assert isinstance(log.ends[-1], Finished)
+    assert relative_error(final(store), await undisturbed(replica, spec())) <= 1e-5
+
+
 async def test_a_checkpoint_of_other_weights_is_no_start(replica: Replica) -> None:
     given, log = job(1, spec()), ReportLog(park_at=at_step(3))
     store = embedded(given)

@@ -53,5 +53,6 @@ def test_a_profile_that_needs_more_gpus_than_there_are_is_told_so() -> None:
     check_gpus(settings, 3)
     with pytest.raises(StartupError, match=r"needs 3 GPUs \(encoder 1, sampler 1, decoder 1\) and this machine has 2"):
         check_gpus(settings, 2)
-    check_gpus(load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), {}), 1)
+    for name in ("one-gpu", "48gb", "24gb"):
+        check_gpus(load_settings(str(ROOT / "configs" / f"mochi-1-{name}.yaml"), {}), 1)
     check_gpus(load_settings(str(ROOT / "configs" / "shapes.yaml"), {}), 0)

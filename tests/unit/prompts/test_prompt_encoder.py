@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import T5EncoderModel
 
+from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Failed, Finished, Stage, Started
@@ -30,6 +31,7 @@ from tests.support.workers.fakes import (
 from tests.support.workers.memory_store import MemoryStore
 
 CPU = torch.device("cpu")
+DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,16 @@ def test_a_long_prompt_is_refused_with_its_length(name: str) -> None:
     with pytest.raises(PermanentError, match=f"^{name} is 65 tokens; this model reads at most 64; shorten it") as e:
         encoder.encode(**texts)
     assert e.value.code == "prompt_too_long"
+
+
+def test_on_a_cpu_bfloat16_is_near_float32() -> None:
+    """As the profiles for smaller cards have it."""
+    exact, near = (TextEncoder(SHAPES, dtype, CPU, 64).encode("a red circle", "blue") for dtype in DTYPES)
+    assert near["prompt_embeds"].dtype == torch.bfloat16 and torch.equal(near["prompt_mask"], exact["prompt_mask"])
+    for name in ("prompt_embeds", "negative_embeds"):
+        valid = exact[name][exact[name.replace("embeds", "mask")]]
+        rounded = near[name].float()[exact[name.replace("embeds", "mask")]]
+        assert 0 < float((rounded - valid).norm() / valid.norm()) < 0.02
 
 
 def test_threads_share_the_tokenizer() -> None:

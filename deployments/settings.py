@@ -173,6 +173,9 @@ class ModelSettings(Settings):
         {}, description="what is offered beside exact, which computes each step as the model's authors do"
     )
     max_pixels: int = Field(ge=256, description="bound of width x height x num_frames")
+    max_picture_pixels: int | None = Field(
+        None, ge=256, description="bound of width x height, by which a decoder's memory goes; default: none"
+    )
     fit_sizes: bool = Field(
         True, description="whether a size that clients have built in becomes the nearest that the model makes"
     )
@@ -195,9 +198,13 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _defaults_fit(self) -> Self:
-        pixels = self.width.default * self.height.default * self.num_frames.default
-        if pixels > self.max_pixels:
+        picture = self.width.default * self.height.default
+        if (pixels := picture * self.num_frames.default) > self.max_pixels:
             raise ValueError(f"max_pixels is below the default clip's {pixels}; raise it or lower the defaults")
+        if not self.fits_picture(picture):
+            raise ValueError(
+                f"max_picture_pixels is below the default size's {picture}; raise it or lower the defaults"
+            )
         if self.guidance_scale > self.max_guidance_scale:
             raise ValueError("guidance_scale must be at most max_guidance_scale")
         return self
@@ -222,6 +229,14 @@ class ModelSettings(Settings):
                         "threshold_noise or raise linear_part"
                     )
         return self
+
+    def fits_picture(self, pixels: int) -> bool:
+        """Whether a picture of so many pixels is within `max_picture_pixels`."""
+        return self.max_picture_pixels is None or pixels <= self.max_picture_pixels
+
+    def fits_clip(self, picture_pixels: int, num_frames: int) -> bool:
+        """Whether so many frames of such a picture are within both bounds of pixels."""
+        return self.fits_picture(picture_pixels) and picture_pixels * num_frames <= self.max_pixels
 
     @property
     def offered(self) -> tuple[Quality, ...]:

@@ -94,7 +94,7 @@ class Fp8Linear(QuantisedLinear):
             out_dtype=tokens.dtype,
             use_fast_accum=True,
         )
-        return product.unflatten(0, tokens.shape[:-1])
+        return product.view(*tokens.shape[:-1], -1)
 
 
 LINEAR: dict[WeightsName, type[QuantisedLinear]] = {"int8": Int8Linear, "fp8": Fp8Linear}

@@ -177,6 +177,7 @@ class ModelLimits(BaseModel):
     num_inference_steps: Dimension
     max_guidance_scale: float
     max_pixels: int = Field(description="bound of width x height x num_frames")
+    max_picture_pixels: int | None = Field(description="bound of width x height; null: none of its own")
     max_prompt_chars: int
     max_prompt_tokens: int
 

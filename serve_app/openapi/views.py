@@ -139,6 +139,7 @@ def to_model_list(model: ModelSettings) -> ModelList:
         num_inference_steps=model.num_inference_steps,
         max_guidance_scale=model.max_guidance_scale,
         max_pixels=model.max_pixels,
+        max_picture_pixels=model.max_picture_pixels,
         max_prompt_chars=model.max_prompt_chars,
         max_prompt_tokens=model.max_sequence_length,
     )

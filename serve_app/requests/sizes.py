@@ -95,7 +95,7 @@ def nearest_size(width: float, height: float, model: ModelSettings, num_frames: 
         size
         for side in range(model.width.minimum, model.width.maximum + 1, PIXELS_PER_TOKEN)
         for other in range(model.height.minimum, model.height.maximum + 1, PIXELS_PER_TOKEN)
-        if (size := Size(side, other)).pixels * num_frames <= model.max_pixels
+        if model.fits_clip((size := Size(side, other)).pixels, num_frames)
     ]
     return min(possible, key=distance, default=None)
 

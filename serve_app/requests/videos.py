@@ -172,7 +172,7 @@ class VideoRequestChecker:
         shorter = None if request.resolution is None else parse_resolution(request.resolution)
         if size is not None:
             _check_one_shape(size, ratio, shorter)
-            fits = size.pixels * num_frames <= self.model.max_pixels or request.size not in BUILT_IN_SIZES
+            fits = self.model.fits_clip(size.pixels, num_frames) or request.size not in BUILT_IN_SIZES
             if fits and wrong_side(size, self.model) is None:
                 return size, None
             sides: tuple[float, float] = size.width, size.height
@@ -200,13 +200,17 @@ class VideoRequestChecker:
         return nearest, " ".join(filter(None, (request.size, request.resolution, request.aspect_ratio)))
 
     def _check_pixels(self, request: VideoRequest, size: Size, num_frames: int) -> None:
-        pixels = size.pixels * num_frames
-        if pixels > self.model.max_pixels:
-            given = [n for n in ("size", "width", "height", "seconds", "num_frames") if n in request.model_fields_set]
+        if not self.model.fits_picture(size.pixels):
             raise InvalidRequestError(
-                f"{size} with {num_frames} frames is {pixels} pixels in all; at most "
+                f"{size} is {size.pixels} pixels a frame; at most {self.model.max_picture_pixels} are allowed: ask for "
+                "a smaller size.",
+                _first_given(request, "size", "width", "height"),
+            )
+        if not self.model.fits_clip(size.pixels, num_frames):
+            raise InvalidRequestError(
+                f"{size} with {num_frames} frames is {size.pixels * num_frames} pixels in all; at most "
                 f"{self.model.max_pixels} are allowed: ask for a smaller size or fewer frames.",
-                given[0] if given else "size",
+                _first_given(request, "size", "width", "height", "seconds", "num_frames"),
             )
 
     def check_tokens(self, spec: VideoSpec) -> None:
@@ -301,6 +305,11 @@ def _derived(
         requested=replace(source.requested, ignored=ignored),
         cancel_after_s=_cancel_after_s(request),
     )
+
+
+def _first_given(request: VideoRequest, *names: str) -> str:
+    """The first of these fields that the request has; the first of all if it has none."""
+    return next((name for name in names if name in request.model_fields_set), names[0])
 
 
 def _check_one_shape(size: Size, aspect_ratio: float | None, shorter: int | None) -> None:

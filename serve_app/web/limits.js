@@ -41,7 +41,8 @@ export function sizes(limits) {
     const size = sizeOf(ratio, usual.width * usual.height, limits);
     if (!found.some((one) => one.name === name)) found.push({ name, ...size });
   }
-  return found.filter((one) => shapeOf(one) === one.name);
+  const most = limits.max_picture_pixels ?? Infinity;
+  return found.filter((one) => shapeOf(one) === one.name && one.width * one.height <= most);
 }
 
 /** @param {{width: number, height: number}} size */

@@ -44,6 +44,7 @@
  * @property {Dimension} num_inference_steps
  * @property {number} max_guidance_scale
  * @property {number} max_pixels bound of width x height x num_frames
+ * @property {number|null} [max_picture_pixels] bound of width x height
  * @property {number} max_prompt_chars
  *
  * @typedef {{name: string, num_inference_steps: number, guidance_scale: number}} Quality

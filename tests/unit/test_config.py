@@ -59,6 +59,12 @@ def test_each_quality_of_a_profile_is_less_work_than_the_one_before(profile: Pat
     assert 0.6 * work[0] >= work[1] > work[2]
 
 
+def test_a_bound_of_pictures_leaves_the_default_size(tmp_path: Path) -> None:
+    refused = refusal(tmp_path, {"model": tree()["model"] | {"max_picture_pixels": 9215}})
+    assert "max_picture_pixels is below the default size's 9216; raise it or lower the defaults" in refused
+    assert load(tmp_path, model=tree()["model"] | {"max_picture_pixels": 9216}).model.fits_picture(9216)
+
+
 def test_distilled_weights_have_their_own_schedule(tmp_path: Path) -> None:
     schedule = {"threshold_noise": 0.1, "linear_part": 0.75, "guidance_scale": 1.5}
     model = load(tmp_path, model=tree()["model"] | schedule).model

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class MetaMemory(TorchDispatchMode):
+class MetaMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, follows each storage from its first tensor to its last one.
 
     Args:
@@ -18,7 +18,7 @@ class MetaMemory(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         """Bytes at once, so far."""
         self._now = 0

@@ -16,6 +16,7 @@ from tests.support import ROOT
 
 SHAPES = load_settings(str(ROOT / "configs" / "shapes.yaml"), {}).model
 MOCHI = load_settings(str(ROOT / "configs" / "mochi-1-preview.yaml"), {}).model
+BOUNDED = load_settings(str(ROOT / "configs" / "mochi-1-24gb.yaml"), {}).model
 SIDES = st.floats(1, 10_000)
 
 
@@ -47,6 +48,21 @@ def test_sizes_that_clients_have_built_in(asked: str, small: str, mochi: str) ->
         assert size_of(made) == expected
         written = asked.strip().lower()
         assert made.requested.size == (None if written == expected else written)
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [("1280x720", "624x352"), ("720x1280", "352x624"), ("1024x1024", "480x480"), ("480x480", "480x480")],
+)
+def test_a_picture_may_be_bounded_beside_its_sides(asked: str, made: str) -> None:
+    assert size_of(check(BOUNDED, size=asked, num_frames=7)) == made
+
+
+@pytest.mark.parametrize("fields", [{"size": "640x640"}, {"width": 640, "height": 640}])
+def test_a_picture_beyond_its_bound_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequestError, match="409600 pixels a frame; at most 230400 are allowed") as caught:
+        check(BOUNDED, num_frames=7, **fields)
+    assert caught.value.param in fields
 
 
 @pytest.mark.parametrize("size", ["1280x700", "1281x720", "160x160", "96x97", "16x16", "2000x2000"])

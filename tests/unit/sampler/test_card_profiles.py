@@ -72,7 +72,8 @@ def step_bytes(weights: WeightsName | None, shape: LatentShape, rows_at_once: in
     """What a guided step takes at its highest beside weights, latents and tables."""
     sample = probe_sample(transformer(weights), shape, TEXT_TOKENS)
     texts = (sample.prompt.caption, sample.prompt.pooled)
-    with MetaMemory([*held(transformer(weights)), sample.latents, sample.sigmas, sample.rope, *texts]) as memory:
+    memory = MetaMemory([*held(transformer(weights)), sample.latents, sample.sigmas, sample.rope, *texts])
+    with memory:
         denoise_step(transformer(weights), [sample], rows_at_once=rows_at_once)
     return memory.peak
 
@@ -92,10 +93,14 @@ def profile(weights: WeightsName | None, shape: LatentShape, rows_at_once: int |
 
 
 def largest(settings: AppSettings) -> LatentShape:
+    """Of all videos that may be asked for, the one of most tokens: by default."""
     model = settings.model
-    video = fs.clip_spec(model.width.maximum, model.height.maximum, model.num_frames.maximum, steps=4)
-    assert model.width.maximum * model.height.maximum * model.num_frames.maximum == model.max_pixels
-    return video.clip.latents
+    shape = fs.clip_spec(model.width.default, model.height.default, model.num_frames.default, steps=4).clip.latents
+    assert model.max_picture_pixels is not None
+    for frames in range(model.num_frames.minimum, model.num_frames.maximum + 1, 6):
+        picture = min(model.max_picture_pixels, model.max_pixels // frames)
+        assert (frames // 6 + 1) * picture // 16**2 <= latent_tokens(shape)
+    return shape
 
 
 def load(name: str) -> AppSettings:
@@ -138,7 +143,8 @@ def test_the_largest_video_of_each_quality_fits_the_samplers_share(name: str, qu
 @pytest.mark.parametrize("name", CARDS)
 def test_the_decoder_fits_its_share(name: str) -> None:
     settings, card = load(name), CARDS[name]
-    picture = settings.model.width.maximum * settings.model.height.maximum
+    picture = settings.model.max_picture_pixels
+    assert picture is not None
     needed = DECODER_WEIGHTS + (DECODER - DECODER_WEIGHTS) * picture / FULL_PICTURE
     assert 1.05 * needed <= (settings.decoder.memory_fraction or 0) * card
 

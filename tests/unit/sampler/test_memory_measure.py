@@ -127,6 +127,8 @@ def test_the_stages_of_one_gpu_leave_each_other_their_memory() -> None:
     shares = [(stage.memory_fraction or 0) * 85.5 for stage in needed]
     assert all(share > need for share, need in zip(shares, needed.values(), strict=True))
     assert sum(shares) + len(shares) * 1.0 < 85.5
+    # The decoder's figure is of 848x480; larger pictures would take more.
+    assert (one_gpu.model.max_picture_pixels or 0) < 1.01 * 848 * 480
 
 
 def model(**changes: Any) -> ModelSettings:

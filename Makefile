@@ -23,8 +23,6 @@ endif
 
 # A file of tests goes to one process, and so does a folder that shares a server; see tests/support/groups.py.
 TESTS = OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" --no-loadscope-reorder
-test integration system tools coverage: export HYPOTHESIS_PROFILE ?= ci
-unit: export HYPOTHESIS_PROFILE ?= dev
 test-long: export HYPOTHESIS_PROFILE ?= long
 
 .NOTPARALLEL:

@@ -13,7 +13,6 @@ pytest_plugins = ["tests.support.groups"]
 
 # A deadline would be a bound on time, which a busy machine breaks.
 settings.register_profile("dev", deadline=None, max_examples=30)
-settings.register_profile("ci", deadline=None, max_examples=100)
 settings.register_profile("long", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 

@@ -21,6 +21,7 @@ from serve_app.database.listing import list_jobs
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import FINAL, RUNNING, Job, JobFilter, JobPage, JobState, Order
+from tests.support.examples import examples
 from tests.support.registry.sql_jobs import SPEC
 
 TENANTS = ("acme", "globex", "initech")
@@ -92,7 +93,7 @@ filters = st.builds(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(0.6), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=filters, limit=st.integers(1, 40), order=st.sampled_from(["asc", "desc"]))
 async def test_pages_hold_what_a_plain_filter_finds(
     database: Database, stored: list[Job], wanted: JobFilter, limit: int, order: Order
@@ -104,7 +105,7 @@ async def test_pages_hold_what_a_plain_filter_finds(
     assert all(len(page.jobs) == limit for page in pages[:-1])
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(0.4), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=filters, cursor=st.integers(0, JOBS - 1), order=st.sampled_from(["asc", "desc"]))
 async def test_a_page_may_begin_behind_any_job(
     database: Database, stored: list[Job], wanted: JobFilter, cursor: int, order: Order

@@ -22,6 +22,7 @@ from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import FINAL, JobState
 from serve_app.retention.orphans import MARKER_PREFIX, OrphanSweeper
 from serve_app.retention.sweeper import BATCH
+from tests.support.examples import examples
 from tests.support.registry.retention import NOW, add_jobs, job_ids, job_row, new_id, orphan_sweeper, sweeper_on
 from tests.support.servers.postgres import fresh_database
 from tests.support.workers.memory_store import MemoryStore
@@ -116,7 +117,7 @@ async def _old_marker(orphans: OrphanSweeper, store: MemoryStore) -> None:
             store.modified[key] -= timedelta(days=999)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(0.4), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(known=known_jobs, ages=buckets, has_dates=st.booleans())
 def test_exactly_what_no_job_needs_is_deleted(
     database: Database, known: dict[str, Known], ages: dict[str, float], has_dates: bool

@@ -26,6 +26,7 @@ from serve_app.jobs import (
     Place,
     first_move,
 )
+from tests.support.examples import examples
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
 STATES = sorted(JobState)
@@ -185,7 +186,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(1.5))
 @given(actions=st.lists(ACTIONS, max_size=60))
 def test_mirrors_agree_with_the_truth(actions: list[tuple[object, ...]]) -> None:
     async def play() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deployments.messages import Stage, VideoSpec
 from serve_app.ingress.app import create_app
 from serve_app.jobs import Job, JobState, first_move
+from tests.support.examples import examples
 from tests.support.http.fakes import FakeServices
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
@@ -49,7 +50,7 @@ def services() -> FakeServices:
     return services
 
 
-many = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=examples(2), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check(answer: httpx.Response) -> None:

@@ -15,6 +15,7 @@ from deployments.messages import VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step
 from deployments.mochi.reuse import PassReuse
 from deployments.step_rules import StepRules
+from tests.support.examples import examples
 from tests.support.workers.fakes import spec
 from tests.support.workers.step_scenarios import embeds, first_state, to_sample, transformer
 
@@ -125,7 +126,7 @@ companies = st.lists(
 )
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(0.1))
 @given(companies)
 def test_alone_is_as_in_company(company: list[tuple[int, StepRules, float]]) -> None:
     """Rows that are computed and rows that are not, guided and not, part and meet in each pass."""

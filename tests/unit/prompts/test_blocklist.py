@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from serve_app.errors import ConfigError
 from serve_app.prompts.blocklist import MAX_EXPRESSIONS, Blocklist, Hit, load_blocklist, parse_blocklist
+from tests.support.examples import examples
 
 Write = Callable[[str, str], Path]
 
@@ -97,7 +98,7 @@ def test_a_short_word_is_not_found_within_a_longer_one() -> None:
 WORDS = st.text(string.ascii_lowercase, min_size=2, max_size=8)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(2))
 @given(entries=st.lists(WORDS, min_size=1, max_size=5), before=WORDS, after=WORDS, data=st.data())
 def test_each_entry_is_found_among_any_words(entries: list[str], before: str, after: str, data: st.DataObject) -> None:
     entry = data.draw(st.sampled_from(entries))
@@ -107,7 +108,7 @@ def test_each_entry_is_found_among_any_words(entries: list[str], before: str, af
     assert hit.entry in (entry, before, after)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(2))
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
 def test_any_text_is_searched(text: str) -> None:
     hit = parse_blocklist(LIST).find(text)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.prompts.cleaning import clean_prompt
+from tests.support.examples import examples
 
 # Every text that JSON can carry: lone surrogates too.
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
@@ -28,7 +29,7 @@ def is_refused(character: str) -> bool:
     return category == "Cs" or (category == "Cc" and character not in "\t\n\r")
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(5))
 @given(ANY_TEXT | ODD_TEXT)
 def test_clean_text_is_its_own_clean_form(text: str) -> None:
     once = cleaned(text)
@@ -38,14 +39,14 @@ def test_clean_text_is_its_own_clean_form(text: str) -> None:
         assert unicodedata.is_normalized("NFC", once)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(ANY_TEXT)
 def test_refused_is_exactly_what_holds_controls_or_half_pairs(text: str) -> None:
     carried = json.loads(json.dumps(text))
     assert (cleaned(carried) is None) == any(is_refused(c) for c in carried)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(st.text(st.characters(categories=["L", "M", "N", "P", "S", "Zs"])) | ODD_TEXT)
 def test_what_draws_something_is_kept(text: str) -> None:
     before = [c for c in unicodedata.normalize("NFD", text) if is_drawn(c)]

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.prompts.folding import fold, forms, words
+from tests.support.examples import examples
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 MIXED = st.lists(st.sampled_from([*"ab1!$@0 .-aаоя\u200b\u0301ſıﬀ"]), max_size=30).map("".join)
@@ -48,7 +49,7 @@ def test_a_plain_text_has_one_form(text: str) -> None:
     assert forms(text) == [fold(text)]
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(TEXT | MIXED)
 def test_forms_are_few_distinct_and_begin_with_the_folded_text(text: str) -> None:
     found = forms(text)
@@ -56,7 +57,7 @@ def test_forms_are_few_distinct_and_begin_with_the_folded_text(text: str) -> Non
     assert len(found) == len(set(found)) <= 2
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(TEXT)
 def test_case_and_invisible_characters_do_not_count(text: str) -> None:
     assert fold(text.casefold()) == fold(text) == fold("\u200b".join(text) if text.isascii() else text)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from serve_app.errors import InvalidRequestError
 from serve_app.prompts.tokens import check_tokens, load_token_counter
+from tests.support.examples import examples
 
 SHAPES = "models/shapes"
 WORDS = ["a", "blue", "circle", "moving", "triangle", "</s>", "<pad>", "<unk>", "zzz", "É", "円", "😀", "\n", "\t"]
@@ -25,7 +26,7 @@ def transformers_tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(f"{SHAPES}/tokenizer")
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(5))
 @given(text=st.one_of(st.text(max_size=80), st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join)))
 def test_counts_as_transformers_does(transformers_tokenizer: Any, text: str) -> None:
     assert count is not None

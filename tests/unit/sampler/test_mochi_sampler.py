@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-import torch._inductor.config
+import torch._inductor.compile_fx
 from diffusers import MochiPipeline
 from safetensors.torch import load
 
@@ -221,7 +221,12 @@ async def test_a_sampler_whose_blocks_cannot_be_compiled_says_so_and_samples(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     log, store = ReportLog(), embedded(job(1, spec()))
-    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+
+    def compile_fx(*args: object, **options: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    with monkeypatch.context() as without:
+        without.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
         sampler = replica(log, store, compile=True)
     await sampler.run(job(1, spec()))
     started = log.ends[0]
@@ -292,7 +297,8 @@ async def test_embeddings_of_another_job_are_to_be_made_again(replica: Replica) 
     assert isinstance(end, InputUnusable) and f"written as {prompt_embeds_key('video_2')}" in end.reason
 
 
-LONG = spec(num_inference_steps=40, guidance_scale=1.0)
+STEPS = 20
+LONG = spec(num_inference_steps=STEPS, guidance_scale=1.0)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -303,7 +309,7 @@ async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been
     await first.run(first_task)
     started, parked = first_log.ends
     assert isinstance(started, Started) and isinstance(parked, Parked)
-    assert 3 <= parked.step < 40 and parked.reason == "the registry asked for it"
+    assert 3 <= parked.step < STEPS and parked.reason == "the registry asked for it"
     assert store.written == [checkpoint_key("video_1", parked.step)]
     assert latents_key("video_1") not in store.objects
 
@@ -312,7 +318,7 @@ async def test_a_parked_sample_goes_on_in_another_replica_as_if_nothing_had_been
     await second.run(replace(first_task, lease="lease_2", checkpoint_step=parked.step))
     assert isinstance(second_log.ends[-1], Finished)
     assert all(event.begun_at == parked.step for event in second_log.events if isinstance(event, Progress))
-    assert (first_passes.samples, second_passes.samples) == (parked.step, 40 - parked.step)
+    assert (first_passes.samples, second_passes.samples) == (parked.step, STEPS - parked.step)
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -327,7 +333,7 @@ async def test_a_sample_that_is_parked_again_and_again_ends_the_same(replica: Re
         if isinstance(parked := log.ends[-1], Parked):
             assert parked.step > done
             done = parked.step
-    assert samples == 40
+    assert samples == STEPS
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -362,7 +368,7 @@ async def test_after_a_crash_the_newest_checkpoint_is_gone_on_from(replica: Repl
 
     second = replica(ReportLog(), store, passes := Passes())
     await second.run(replace(given, lease="lease_2", checkpoint_step=kept))
-    assert passes.samples == 40 - kept
+    assert passes.samples == STEPS - kept
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -377,7 +383,7 @@ async def test_damaged_checkpoints_cost_steps_and_not_the_job(replica: Replica) 
 
     second = replica(ReportLog(), store, passes := Passes())
     await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
-    assert passes.samples == 40
+    assert passes.samples == STEPS
     assert torch.equal(final(store), await undisturbed(replica, LONG))
 
 
@@ -501,7 +507,7 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
     (refused,) = [event for event in log.events_of("video_3") if isinstance(event, Failed)]
     assert refused.transient and refused.code == "replica_unhealthy"
 
-    assert passes.samples + await go_on(replica, store, tasks, log) == 3 * 40
+    assert passes.samples + await go_on(replica, store, tasks, log) == 3 * STEPS
     for each in tasks:
         assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
 
@@ -627,7 +633,7 @@ async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> 
         assert checkpoint_key(each.job_id, parked.step) in store.objects
     assert log.announced[-1].slots == 0
 
-    assert passes.samples + await go_on(replica, store, tasks, log) == 4 * 40
+    assert passes.samples + await go_on(replica, store, tasks, log) == 4 * STEPS
     for each in tasks:
         assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
 
@@ -848,7 +854,7 @@ async def test_a_stop_after_the_last_step_leaves_no_latents(replica: Replica) ->
     gate = CallingGate(lambda: direct(sampler, Directive.STOP))
     sampler = replica(log, store, passes := Passes(), lambda parts: replace(parts, memory=gate))
     await sampler.run(given)
-    assert passes.count == 40
+    assert passes.count == STEPS
     assert store.changes == []
     assert [type(event) for event in log.ends] == [Started]
 
@@ -904,7 +910,7 @@ async def test_a_picture_that_fails_costs_neither_the_sample_nor_its_checkpoints
     with captured(caplog):
         await sampler.run(given)
     failed = [record for record in caplog.records if "no preview this time" in record.getMessage()]
-    assert 1 <= len(failed) <= 40 // 5, "it is tried again at the next preview's turn only"
+    assert 1 <= len(failed) <= STEPS // 5, "it is tried again at the next preview's turn only"
     assert any(isinstance(event, Checkpointed) for event in log.ends) and isinstance(log.ends[-1], Finished)
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from deployments.messages import Stage
 from deployments.settings import Settings
-from deployments.step_rules import StepRules, step_plan
+from deployments.step_rules import StepRules, linear_steps, step_plan
 from serve_app.config import AppSettings, load_settings
 from serve_app.errors import ConfigError
 from tests.support import ROOT
@@ -44,12 +44,12 @@ def refusal(folder: Path, sections: Mapping[str, object], environ: Mapping[str, 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_every_profile_loads(profile: Path) -> None:
     settings = load_settings(str(profile), {})
-    assert settings.model.name == "mochi-1"
     m = settings.model
+    assert m.name == ("fastmochi" if profile.stem.startswith("fastmochi") else "mochi-1")
     assert m.width.default * m.height.default * m.num_frames.default <= m.max_pixels
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("profile", [p for p in PROFILES if not p.stem.startswith("fastmochi")], ids=lambda p: p.stem)
 def test_each_quality_of_a_profile_is_less_work_than_the_one_before(profile: Path) -> None:
     model = load_settings(str(profile), {}).model
     assert model.quality == "exact" and model.offered == ("exact", "fast", "draft")
@@ -106,7 +106,9 @@ def test_a_worker_sees_what_it_and_those_before_it_compute_in(tmp_path: Path) ->
     assert encoder.dtypes == {"text_encoder": "bfloat16", "transformer": "float32"}
 
 
-@pytest.mark.parametrize("profile", [path for path in PROFILES if path.stem != "shapes"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "profile", [p for p in PROFILES if p.stem.startswith(("mochi-1", "kuberay"))], ids=lambda p: p.stem
+)
 def test_mochi_1_is_made_as_its_authors_make_it(profile: Path) -> None:
     model = load_settings(str(profile), {}).model
     assert (model.zero_empty_prompt, model.frame_drop, model.guidance_scale) == (True, "each_upsample", 6.0)
@@ -405,3 +407,11 @@ def test_settings_do_not_print_their_secrets(tmp_path: Path) -> None:
 def test_a_key_of_webhooks_that_is_none_is_told_without_it(tmp_path: Path, key: str) -> None:
     message = refusal(tmp_path, {"webhooks": {"key": key}})
     assert "webhooks: key is 32 bytes in base64" in message and key not in message
+
+
+def test_fastmochi_goes_through_the_sigmas_of_its_card() -> None:
+    """linear_quadratic(8, 0.1, 6), guidance 1.5."""
+    model = load_settings(str(ROOT / "configs" / "fastmochi-one-gpu.yaml"), {}).model
+    rules = model.rules_of("exact")
+    assert (model.steps_of("exact"), model.guidance_of("exact")) == (8, 1.5)
+    assert (rules.threshold_noise, linear_steps(8, rules.linear_part)) == (0.1, 6)

@@ -347,7 +347,7 @@ async def test_a_checkpoint_is_in_the_store_before_it_is_reported(replica: Repli
         return False
 
     log = ReportLog(stop_at=look)
-    await replica(log, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    await replica(log, store, checkpoint_s=0.05, min_step_s=0.04).run(given)
     steps = [event.step for event in log.ends if isinstance(event, Checkpointed)]
     assert len(steps) >= 2 and steps == sorted(set(steps)) and all(whole)
     assert store.written == [*(checkpoint_key("video_1", step) for step in steps), latents_key("video_1")]
@@ -396,7 +396,7 @@ async def test_rows_one_after_the_other_make_the_same_video_in_less_memory(repli
 
 
 async def test_a_checkpoint_of_other_weights_is_no_start(replica: Replica) -> None:
-    given, log = job(1, spec()), ReportLog(park_at=at_step(3))
+    given, log = job(1, LONG), ReportLog(park_at=at_step(3))
     store = embedded(given)
     await replica(log, store, min_step_s=0.05).run(given)
     parked = log.ends[-1]
@@ -407,7 +407,7 @@ async def test_a_checkpoint_of_other_weights_is_no_start(replica: Replica) -> No
     assert passes.samples == given.spec.num_inference_steps
     started = log.ends[0]
     assert isinstance(started, Started) and started.device.endswith(", int8 weights")
-    assert 0 < relative_error(final(store), await undisturbed(replica, spec())) < 0.05
+    assert 0 < relative_error(final(store), await undisturbed(replica, LONG)) < 0.05
 
 
 async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica: Replica) -> None:
@@ -420,7 +420,7 @@ async def test_a_checkpoint_that_cannot_be_written_does_not_fail_the_job(replica
         return True
 
     log, store = ReportLog(), embedded(given, down=down)
-    await replica(log, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+    await replica(log, store, checkpoint_s=0.05, min_step_s=0.04).run(given)
     assert len(refused) >= 2
     assert [type(event) for event in log.ends] == [Started, Finished]
     assert store.written == [latents_key("video_1")]
@@ -445,7 +445,7 @@ SEVERAL = [
 async def test_several_jobs_at_once_give_what_each_gives_alone(replica: Replica) -> None:
     tasks = [job(number, video) for number, video in enumerate(SEVERAL)]
     log, store = ReportLog(), embedded(*tasks)
-    sampler = replica(log, store, min_step_s=0.02)
+    sampler = replica(log, store, min_step_s=0.04)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
     for each in tasks:
         assert [type(event) for event in log.events_of(each.job_id)] == [Started, Finished]
@@ -455,7 +455,7 @@ async def test_several_jobs_at_once_give_what_each_gives_alone(replica: Replica)
 async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(replica: Replica) -> None:
     tasks = [job(number, replace(LONG, seed=number)) for number in range(4)]
     log, store = ReportLog(), embedded(*tasks)
-    sampler = replica(log, store, min_step_s=0.02)
+    sampler = replica(log, store, min_step_s=0.04)
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
     while sum(isinstance(event, Progress) and event.done > 0 for event in log.events) < 4:
         await asyncio.sleep(0.01)
@@ -488,7 +488,7 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
         return False
 
     log, store = ReportLog(stop_at=look), embedded(*tasks)
-    sampler = replica(log, store, passes := Passes(fails_at=12), min_step_s=0.02)
+    sampler = replica(log, store, passes := Passes(fails_at=12), min_step_s=0.04)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
 
     ends = [log.events_of(each.job_id) for each in tasks]
@@ -602,7 +602,7 @@ async def test_a_sample_that_ceases_to_be_numbers_fails_at_once_and_alone(replic
 
         return replace(parts, prepare=prepare)
 
-    sampler = replica(log, store, faulty, checkpoint_s=0.0001, min_step_s=0.02)
+    sampler = replica(log, store, faulty, checkpoint_s=0.0001, min_step_s=0.04)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
     failed = log.events_of("video_1")[-1]
     assert isinstance(failed, Failed) and (failed.code, failed.transient) == ("non_finite_latents", True)
@@ -616,7 +616,7 @@ async def test_a_sample_that_ceases_to_be_numbers_fails_at_once_and_alone(replic
 async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> None:
     tasks = [job(number, replace(LONG, seed=number, width=32 + 32 * (number % 2))) for number in range(4)]
     log, store = ReportLog(), embedded(*tasks)
-    sampler = replica(log, store, passes := Passes(), min_step_s=0.02)
+    sampler = replica(log, store, passes := Passes(), min_step_s=0.04)
     calls = [asyncio.create_task(sampler.run(each)) for each in tasks]
     while sum(isinstance(event, Progress) and event.done > 0 for event in log.events) < 4:
         await asyncio.sleep(0.01)
@@ -776,7 +776,7 @@ async def test_a_request_to_park_in_the_last_step_is_too_late(replica: Replica) 
 async def test_a_request_to_park_waits_for_no_checkpoint_that_is_on_its_way(replica: Replica) -> None:
     given, log = job(1, LONG), ReportLog()
     store = SlowStore(embedded(given), "sample-")
-    sampler = replica(log, store, checkpoint_s=0.05, min_step_s=0.02)
+    sampler = replica(log, store, checkpoint_s=0.05, min_step_s=0.04)
     call = asyncio.create_task(sampler.run(given))
     await store.held.wait()
     direct(sampler, Directive.PARK)
@@ -806,13 +806,13 @@ async def test_a_parked_sample_leaves_older_checkpoints_alone(replica: Replica) 
         return False
 
     log = ReportLog(stop_at=look, park_at=at_step(20))
-    sampler = replica(log, store, checkpoint_s=0.1, min_step_s=0.02)
+    sampler = replica(log, store, checkpoint_s=0.1, min_step_s=0.04)
     await sampler.run(given)
     parked = log.ends[-1]
     assert isinstance(parked, Parked) and sum(isinstance(event, Checkpointed) for event in log.ends) == 2
     assert store.changes[-1] == ("put", checkpoint_key("video_1", parked.step))
     assert changes_when_parked == [len(store.changes)]
-    await replica(ReportLog(), store, checkpoint_s=0.02, min_step_s=0.02).run(
+    await replica(ReportLog(), store, checkpoint_s=0.02, min_step_s=0.04).run(
         replace(given, checkpoint_step=parked.step)
     )
     kept = [key for key in store.objects if "sample-" in key]
@@ -825,7 +825,7 @@ async def test_a_stop_while_the_state_is_written_begins_no_other_write(
 ) -> None:
     given, log = job(1, LONG), ReportLog()
     store = SlowStore(embedded(given), "sample-")
-    sampler = replica(log, store, checkpoint_s=1000, min_step_s=0.02)
+    sampler = replica(log, store, checkpoint_s=1000, min_step_s=0.04)
     call = asyncio.create_task(sampler.run(given))
     await has_stepped(sampler)
     direct(sampler, Directive.PARK)
@@ -887,7 +887,7 @@ async def test_an_unforeseen_error_beside_the_sampling_is_logged_and_the_next_ch
 
     log, store = ReportLog(), embedded(given, down=down)
     with captured(caplog):
-        await replica(log, store, checkpoint_s=0.05, min_step_s=0.02).run(given)
+        await replica(log, store, checkpoint_s=0.05, min_step_s=0.04).run(given)
     errors = [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
     assert [record.getMessage() for record in errors] == [
         f"[video_1] no checkpoint this time; unforeseen error {number} beside this sampler" for number in (1, 2)
@@ -905,7 +905,7 @@ async def test_a_picture_that_fails_costs_neither_the_sample_nor_its_checkpoints
 
     given, log = job(1, LONG), ReportLog()
     sampler = replica(
-        log, embedded(given), lambda parts: replace(parts, render_preview=fail), checkpoint_s=0.1, min_step_s=0.02
+        log, embedded(given), lambda parts: replace(parts, render_preview=fail), checkpoint_s=0.1, min_step_s=0.04
     )
     with captured(caplog):
         await sampler.run(given)

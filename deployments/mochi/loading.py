@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "load_part", "load_text_encoder", "load_transformer", "load_vae"]
 
-GROUP_BYTES = 1_000_000_000
-"""Of weights that are brought to 8 bits, so many are read before."""
 LINE_EVERY_S = 10.0
 """While a part is loaded, there is a line in the log this often."""
 _logger = logging.getLogger("ray.serve")
@@ -112,18 +110,18 @@ def _read_quantised(
     """The tensors of the plan's transformer, whose layers are replaced."""
     quantisable = quantise(plan.module, weights)
     tensors: dict[str, Tensor] = {}
-    for group in _groups(plan.wanted):
+    for group in _groups(plan.wanted, options.group_bytes):
         for name, tensor in read_tensors(group, device, progress, options).items():
             tensors |= quantised_tensors(name, tensor, weights) if name in quantisable else {name: tensor}
     return tensors
 
 
-def _groups(wanted: Wanted) -> Iterator[Wanted]:
-    """In the order of the files, each of about `GROUP_BYTES` of them, and one tensor at least."""
+def _groups(wanted: Wanted, nbytes: int) -> Iterator[Wanted]:
+    """In the order of the files, each of about so many bytes of them, and one tensor at least."""
     group: Wanted = {}
     for name, (stored, dtype) in sorted(wanted.items(), key=lambda item: (str(item[1][0].path), item[1][0].offset)):
         group[name] = stored, dtype
-        if sum(each.nbytes for each, _ in group.values()) >= GROUP_BYTES:
+        if sum(each.nbytes for each, _ in group.values()) >= nbytes:
             yield group
             group = {}
     if group:

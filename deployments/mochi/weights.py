@@ -31,6 +31,7 @@ class ReadOptions:
     threads: int = min(8, os.cpu_count() or 1)
     chunk_bytes: int = 8 * 1024 * 1024  # that are read at once; a multiple of 8
     buffers: int = 2  # of `chunk_bytes` for each thread, where it does not read into the tensors themselves
+    group_bytes: int = 1_000_000_000  # of files, that are read before their weights are brought to 8 bits, if they are
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from benchmarks.common import full_size as fs
 from deployments.dtypes import DtypeName, WeightsName
 from deployments.errors import PermanentError
-from deployments.mochi import loading
 from deployments.mochi.compiled_block import CompiledBlock
 from deployments.mochi.denoise import Sample, denoise_step
-from deployments.mochi.loading import load_transformer
+from deployments.mochi.loading import load_part, load_transformer
 from deployments.mochi.packed_weights import pack_projections, packed_weight, text_projections, video_projections
+from deployments.mochi.parts import TRANSFORMER
 from deployments.mochi.probe import probe_batches
 from deployments.mochi.quantised_weights import LINEAR, fp8_problem, quantise, quantised
+from deployments.mochi.weights import ReadOptions
 from tests.support.workers.fakes import SHAPES
 
 CPU = torch.device("cpu")
@@ -101,19 +102,19 @@ def test_int8_is_for_all_layers_of_blocks_and_fp8_for_those_of_video_tokens() ->
     assert names["int8"] > names["fp8"] | {"norm1.linear.weight", "attn1.add_q_proj.weight", "ff_context.net.2.weight"}
 
 
+@pytest.mark.parametrize("group_bytes", [1, 100_000, 1_000_000_000])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_that_is_loaded_so_is_the_one_that_is_brought_to_it_afterwards(
-    dtype: DtypeName, monkeypatch: pytest.MonkeyPatch
+    dtype: DtypeName, group_bytes: int
 ) -> None:
-    monkeypatch.setattr(loading, "GROUP_BYTES", 100_000)
-    loaded = load_transformer(SHAPES, dtype, CPU, "int8")
+    loaded = load_part(SHAPES, TRANSFORMER, dtype, CPU, ReadOptions(group_bytes=group_bytes), "int8")
     wanted = load_transformer(SHAPES, dtype, CPU)
     quantise(wanted, "int8")
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
-    assert loaded.dtype == wanted.dtype
     tensors = loaded.state_dict()
     assert tensors.keys() == wanted.state_dict().keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in wanted.state_dict().items())
+    assert load_transformer(SHAPES, dtype, CPU, "int8").dtype == wanted.dtype
 
 
 def test_projections_of_8_bits_are_not_packed() -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.connections import Connections, bucket_opener
 from deployments.sampler.mochi_sampler import MochiSampler, SamplerParts, load_parts
 from deployments.settings import StorageSettings, WorkerSettings
+from deployments.storage.lora_files import LoraFiles
 from deployments.storage.object_store import ObjectStore
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
 from serve_app.local.store.seaweed import LocalStorage
@@ -107,9 +108,15 @@ class StepTimes:
         self.begun: list[float] = []  # seconds of `time.perf_counter`, in order
         self.ended: list[float] = []  # the same
 
-    def load_parts(self, settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
+    def load_parts(
+        self,
+        settings: WorkerSettings,
+        model_folder: Path,
+        device: torch.device,
+        lora_files: Mapping[str, LoraFiles],
+    ) -> SamplerParts:
         """The sampler's parts, with a step function that notes its times."""
-        parts = load_parts(settings, model_folder, device)
+        parts = load_parts(settings, model_folder, device, lora_files)
 
         def step(samples: Sequence[Sample]) -> Sequence[Sample | WorkerError]:
             self.begun.append(time.perf_counter())

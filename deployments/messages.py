@@ -29,6 +29,14 @@ class Directive(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LoraChoice:
+    """A LoRA, by its name in the settings, and by how much its weights count: 1 is as they were trained."""
+
+    name: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class VideoSpec:
     """All that determines a video."""
 
@@ -44,6 +52,8 @@ class VideoSpec:
     exact: bool = False  # sampled in a batch of its own: bit-exact across runs on the same kind of device
     quality: Quality = "exact"  # as it was asked for; what it means is `rules`
     rules: StepRules = DEFAULT_RULES  # of the quality when the video was asked for: it stays when settings change
+    lora: str | None = None  # the name of one in the settings, as it was asked for
+    lora_scale: float = 1.0  # by how much it counts; 0 is as if there were none
 
     @property
     def clip(self) -> ClipShape:
@@ -54,17 +64,24 @@ class VideoSpec:
         """What each of its denoising steps runs."""
         return step_plan(self.num_inference_steps, self.guidance_scale, self.rules)
 
+    @property
+    def lora_choice(self) -> LoraChoice | None:
+        """The LoRA that it is sampled with; None also for one that does not count."""
+        return LoraChoice(self.lora, self.lora_scale) if self.lora is not None and self.lora_scale else None
+
     def to_json(self) -> dict[str, Any]:
         """As it is kept in SQL, in work files and in fingerprints.
 
-        Quality and rules are left out where they are those of all videos made before there were any, whose records
-        are so those of the same request today.
+        Quality, rules and LoRA are left out where they are those of all videos made before there were any, whose
+        records are so those of the same request today.
         """
         values = asdict(self) | {"rules": self.rules.to_json()}
         if self.quality == "exact":
             del values["quality"]
         if not values["rules"]:
             del values["rules"]
+        if self.lora is None:
+            del values["lora"], values["lora_scale"]
         return values
 
     @classmethod

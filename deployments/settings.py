@@ -1,8 +1,16 @@
 """Settings of the model workers. Read from YAML by `serve_app.config`; frozen, unknown keys refused."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
@@ -12,6 +20,9 @@ from deployments.step_rules import LINEAR_PART, QUALITIES, THRESHOLD_NOISE, Qual
 FrameDrop = Literal["end", "each_upsample"]
 """Where the decoder drops the frames that the first latent frame has too many."""
 EncoderName = Literal["x264", "nvenc", "auto"]
+LoraName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+MAX_LORA_SCALE = 2.0
+"""By how much a request may have the weights of a LoRA count; 1 is as they were trained."""
 
 
 class Settings(BaseModel):
@@ -117,6 +128,20 @@ class QualitySettings(Settings):
         return self
 
 
+class LoraSettings(Settings):
+    """Weights that requests may name: they change what the model makes, as they were trained to."""
+
+    source: str = Field(min_length=1, description="folder, hub id, or s3://bucket/prefix in the same store")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    weight_name: str | None = Field(
+        None,
+        pattern=r"^[^/\\]+\.safetensors$",
+        description="the file in it; default: pytorch_lora_weights.safetensors (diffusers), adapter_model.safetensors "
+        "(peft), or the only .safetensors that there is",
+    )
+    description: str = Field("", max_length=500, description="for people, told by GET /v1/models")
+
+
 class ModelSettings(Settings):
     """Which model is served and what it can make."""
 
@@ -171,6 +196,9 @@ class ModelSettings(Settings):
     quality: Quality = Field("exact", description="of a request that names none")
     qualities: dict[Literal["fast", "draft"], QualitySettings] = Field(
         {}, description="what is offered beside exact, which computes each step as the model's authors do"
+    )
+    loras: dict[LoraName, LoraSettings] = Field(
+        {}, description="weights that a request may name, by the names that clients use"
     )
     max_pixels: int = Field(ge=256, description="bound of width x height x num_frames")
     max_picture_pixels: int | None = Field(

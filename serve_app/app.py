@@ -143,7 +143,8 @@ def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_s
 def with_absolute_paths(settings: AppSettings) -> AppSettings:
     """The settings with whole paths: a replica may run in another folder than the server, where relative ones start."""
     model, safety, classifier = settings.model, settings.safety, settings.safety.classifier
-    model = model.model_copy(update={"source": _absolute(model.source)})
+    loras = {name: lora.model_copy(update={"source": _absolute(lora.source)}) for name, lora in model.loras.items()}
+    model = model.model_copy(update={"source": _absolute(model.source), "loras": loras})
     if safety.blocklist is not None:
         safety = safety.model_copy(update={"blocklist": safety.blocklist.resolve()})
     if classifier is not None:

@@ -1,7 +1,7 @@
 """The mathematics of sampling: schedule, noise, and one denoising step of a batch of samples.
 
 Free functions on plain state. A `Sample` is all that a half-made video is. Samples at different steps, with different
-guidance and prompts, share a batch as long as their latents have the same shape.
+guidance and prompts, share a batch as long as their latents have the same shape and they the same LoRA.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.clip import LatentShape
-from deployments.messages import VideoSpec
+from deployments.messages import LoraChoice, VideoSpec
 from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
 from deployments.mochi.reuse import PassReuse, Residual
 from deployments.step_rules import (
@@ -63,6 +63,7 @@ class Sample:
     residual: Residual | None = None
     """Of each row of the last full step; None unless the next step reuses it. Far too large to be stored: a sample goes
     on elsewhere only from a step that needs none."""
+    lora: LoraChoice | None = None  # that the transformer must have in place whenever the sample is stepped
 
     @property
     def num_steps(self) -> int:
@@ -153,7 +154,7 @@ def condition(transformer: "MochiTransformer3DModel", embeds: Tensor, mask: Tens
 def start_sample(
     transformer: "MochiTransformer3DModel", spec: VideoSpec, embeds: Mapping[str, Tensor], rope: Rope
 ) -> Sample:
-    """A sample before its first step, on the transformer's device.
+    """A sample before its first step, on the transformer's device; its LoRA must be in place.
 
     Args:
         embeds: `prompt_embeds` and `negative_embeds` [L, D], `prompt_mask` and `negative_mask` [L] bool, on the CPU.
@@ -170,6 +171,7 @@ def start_sample(
         rope=rope,
         rules=rules,
         blocks=len(transformer.transformer_blocks),
+        lora=spec.lora_choice,
     )
 
 
@@ -207,7 +209,7 @@ def denoise_step(
 
     One forward pass for all samples, those that are guided in this step with two rows: v = v_negative +
     guidance_scale * (v_prompt - v_negative). Rows of samples whose step reuses the blocks leave the pass after the
-    first one. Nothing here waits for the device.
+    first one. Nothing here waits for the device. The samples' LoRA must be in place (`loras.Loras.applied`).
 
     Args:
         block: what runs a transformer block; `CompiledBlock` is another choice.
@@ -215,7 +217,8 @@ def denoise_step(
             many. None: all in one.
 
     Raises:
-        ValueError: no samples, samples of different shapes, one that is done, or one that lacks what it is to reuse.
+        ValueError: no samples, samples of different shapes or LoRAs, one that is done, or one that lacks what it is to
+            reuse.
     """
     _check_batch(samples)
     guided = [sample for sample in samples if sample.guided]
@@ -281,6 +284,8 @@ def _check_batch(samples: Sequence[Sample]) -> None:
         raise ValueError("a batch needs at least one sample")
     if len({sample.latents.shape for sample in samples}) > 1:
         raise ValueError("samples of one batch must have latents of the same shape")
+    if len({sample.lora for sample in samples}) > 1:
+        raise ValueError("samples of one batch must have the same LoRA, with the same scale")
     if any(sample.done for sample in samples):
         raise ValueError("a sample of the batch has no steps left")
     if any(sample.next_step.reuses and sample.residual is None for sample in samples):

@@ -16,6 +16,7 @@ from deployments.errors import TransientError, WorkerError
 from deployments.messages import VideoSpec
 from deployments.mochi.block import Rope, RunBlock, run_block
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
+from deployments.mochi.loras import Loras
 from deployments.mochi.probe import probe_batches, probe_sample
 from deployments.replica.device_check import check_arithmetic
 from deployments.sampler.memory_measure import probe_shapes
@@ -70,13 +71,16 @@ def _keep_kernels(folder: Path) -> None:
 
 
 class Denoiser:
-    """A transformer and the rotary tables of the shapes that are in use. Its methods run on the loop's thread.
+    """A transformer, its LoRAs, and the rotary tables of the shapes that are in use.
+
+    Its methods run on the loop's thread.
 
     Args:
         transformer: on its device.
         min_step_s: seconds that a step takes at least.
         compiled: see `compiled_block`.
         rows_at_once: of a forward pass, see `denoise_step`.
+        loras: of the transformer; none by default.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class Denoiser:
         min_step_s: float,
         compiled: "CompiledBlock | None" = None,
         rows_at_once: int | None = None,
+        loras: Loras | None = None,
     ) -> None:
         self._transformer = transformer
+        self._loras = loras or Loras(transformer, {})
         self._compiled = compiled
         self._device = transformer.proj_out.weight.device
         self._min_step_s = min_step_s
@@ -95,7 +101,10 @@ class Denoiser:
 
     @property
     def block(self) -> RunBlock:
-        """What runs the transformer's blocks."""
+        """What runs the transformer's blocks in passes without a LoRA; the others are run by `run_block`.
+
+        A LoRA has layers of its own, and its scale is one of a request's: compiled, each would take graphs of its own.
+        """
         return self._compiled if self._compiled is not None and self._compiled.failure is None else run_block
 
     @property
@@ -115,17 +124,23 @@ class Denoiser:
 
         Args:
             others: the samples in the loop; rotary tables of shapes that none of them has are dropped.
+
+        Raises:
+            PermanentError: `lora_unknown`, there is no such LoRA.
         """
         shape = state.spec.clip.latents
         if shape not in self._rope:
             in_use = {tuple(sample.latents.shape) for sample in others}
             self._rope = {kept: rope for kept, rope in self._rope.items() if kept in in_use}
             self._rope[shape] = rope_tables(self._transformer, shape)
-        sample = start_sample(self._transformer, state.spec, state.embeds, self._rope[shape])
+        with self._loras.applied(state.spec.lora_choice):
+            sample = start_sample(self._transformer, state.spec, state.embeds, self._rope[shape])
         return replace(sample, latents=state.latents.to(self._device), step=state.step)
 
     def step(self, samples: Sequence[Sample]) -> list[Sample | WorkerError]:
-        """One step of a batch; returns when the device has done it, so that progress is true and a stop is prompt.
+        """One step of a batch, whose samples have one LoRA or none.
+
+        It returns when the device has done it, so that progress is true and a stop is prompt.
 
         Returns:
             Each sample one step on, or TransientError `non_finite_latents` for one whose latents hold a NaN or an
@@ -135,7 +150,10 @@ class Denoiser:
             TransientError: `device_broken`: there was such a sample, and the device cannot multiply.
         """
         begun = time.perf_counter()
-        stepped = denoise_step(self._transformer, samples, self.block, self._rows_at_once)
+        lora = samples[0].lora
+        with self._loras.applied(lora):
+            block = self.block if lora is None else run_block
+            stepped = denoise_step(self._transformer, samples, block, self._rows_at_once)
         finite = finite_when_done([sample.latents for sample in stepped])
         if not all(finite):
             check_arithmetic(self._device)

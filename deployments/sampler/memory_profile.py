@@ -97,6 +97,12 @@ class MemoryProfile:
         return latent_tokens(shape) * self.table_token_bytes
 
 
+def highest(profiles: Sequence[MemoryProfile]) -> MemoryProfile:
+    """A profile below none of these, of which there is at least one: the highest of each number."""
+    columns = [asdict(profile) for profile in profiles]
+    return MemoryProfile(**{name: max(each[name] for each in columns) for name in columns[0]})
+
+
 def fit_line(points: Sequence[tuple[int, int]], least_slope: int) -> tuple[int, int]:
     """(slope, intercept) of a rising line on or above every (tokens, bytes).
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,11 @@ from ray import serve
 
 from deployments.errors import StoppedError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
-from deployments.messages import Event, Parked, Stage
+from deployments.messages import Event, LoraChoice, Parked, Stage
+from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import Sample, initial_noise
 from deployments.mochi.loading import load_transformer
+from deployments.mochi.loras import Loras
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.serve_private import watch_sigterm
@@ -22,12 +24,14 @@ from deployments.replica.stage_replica import StageReplica
 from deployments.sampler.denoiser import Denoiser, compiled_block
 from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_measure import Form, measure, memory_budget, memory_profile
-from deployments.sampler.memory_profile import SampleFootprint
+from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint, highest
 from deployments.sampler.recorder import RenderPreview, SampleRecorder, is_ahead_of_storage, render_preview
-from deployments.sampler.state import SampleState, pack
+from deployments.sampler.state import SampleState, pack, sample_revision
 from deployments.sampler.step_loop import Snapshot, Step, StepLoop
 from deployments.settings import WorkerSettings
 from deployments.storage import work_files
+from deployments.storage.hub_models import StorePins
+from deployments.storage.lora_files import LoraFiles, lora_files
 from deployments.storage.model_store import model_fingerprint
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, read_input
 
@@ -48,38 +52,43 @@ class SamplerParts:
     now_ns: Callable[[], int] = time.perf_counter_ns  # a monotonic clock, by which the device's time is charged
 
 
-LoadParts = Callable[[WorkerSettings, Path, torch.device], SamplerParts]
+LoadParts = Callable[[WorkerSettings, Path, torch.device, Mapping[str, LoraFiles]], SamplerParts]
 
 
-def load_parts(settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
-    """Load the transformer, compile its blocks if they are to be, and measure the memory that it leaves.
+def load_parts(
+    settings: WorkerSettings, model_folder: Path, device: torch.device, lora_files: Mapping[str, LoraFiles]
+) -> SamplerParts:
+    """Load the transformer and its LoRAs, compile its blocks if they are to be, and measure the memory that is left.
 
     Raises:
-        PermanentError: `model_incomplete`, `model_mismatch`, `weights_unsupported`, as `load_transformer` does.
+        PermanentError: `model_incomplete`, `model_mismatch`, `weights_unsupported`, as `load_transformer` does;
+            `lora_unusable`, as `Loras` does.
     """
     dtype, weights = settings.model.dtype, settings.model.weights
     transformer = load_transformer(model_folder, dtype, device, weights)
+    loras = Loras(transformer, lora_files)
     revision = model_fingerprint(model_folder, MODEL_PARTS, dtype, weights)
     compiled = compiled_block(transformer, settings.model, settings.sampling)
     rows_at_once = settings.sampling.rows_at_once
-    denoiser = Denoiser(transformer, settings.sampling.min_step_s, compiled, rows_at_once)
+    denoiser = Denoiser(transformer, settings.sampling.min_step_s, compiled, rows_at_once, loras)
     if compiled is not None:
         denoiser.warm_up(settings.model)  # a step's memory is that of the graphs, or of none if they cannot be made
     form: Form = "compiled" if denoiser.block is compiled else "eager"
-    profile = memory_profile(
-        transformer,
-        settings.model,
-        revision,
-        measure=partial(measure, block=denoiser.block, rows_at_once=rows_at_once),
-        form=form,
-        rows_at_once=rows_at_once,
-    )
+
+    def profile(revision: str, block: RunBlock, form: Form) -> MemoryProfile:
+        by = partial(measure, block=block, rows_at_once=rows_at_once)
+        return memory_profile(transformer, settings.model, revision, measure=by, form=form, rows_at_once=rows_at_once)
+
+    profiles = [profile(revision, denoiser.block, form)]
+    for name in loras.names:
+        with loras.applied(LoraChoice(name, 1.0)):
+            profiles.append(profile(f"{revision} + {loras.layout(name)}", run_block, "eager"))
     return SamplerParts(
         revision=revision,
         prepare=denoiser.prepare,
         step=denoiser.step,
         warm_up=partial(denoiser.warm_up, settings.model),
-        memory=MemoryGate(profile, memory_budget(device, settings.memory_fraction)),
+        memory=MemoryGate(highest(profiles), memory_budget(device, settings.memory_fraction)),
         note=", ".join(filter(None, (f"{weights} weights" if weights else "", denoiser.note))),
     )
 
@@ -106,7 +115,9 @@ class MochiSampler(StageReplica):
         self._model = settings.model
         self._embeds_revision = self.work_revision(Stage.ENCODING)  # of what it takes
         self._revision = self.work_revision(Stage.SAMPLING)  # of what it leaves
-        self._parts = load_parts(settings, self._folder, self._device)
+        files = self._lora_files()
+        self._loras = {name: each.digest for name, each in files.items()}
+        self._parts = load_parts(settings, self._folder, self._device, files)
         self._loop = StepLoop(
             self._parts.step,
             max_tokens=settings.sampling.max_batch_tokens,
@@ -118,7 +129,6 @@ class MochiSampler(StageReplica):
             model_folder=self._folder,
             store=self._store,
             transformer=self._parts.revision,
-            revision=self._revision,
             dtype=self._model.dtype,
             sampling=settings.sampling,
             report=self.worker.report_now,
@@ -147,19 +157,28 @@ class MochiSampler(StageReplica):
         running.clock.lap("store")
         return None if snapshot.done else parked(running, snapshot.step)
 
+    def _lora_files(self) -> dict[str, LoraFiles]:
+        pins = StorePins(self._store)
+        again = self._model.hash_at_start
+        return {
+            name: lora_files(name, lora, self._connections.open_bucket, pins=pins, hash_again=again)
+            for name, lora in self._model.loras.items()
+        }
+
     async def _load_state(self, running: RunningTask) -> SampleState:
         task = running.task
+        revision = sample_revision(self._revision, task.spec, self._loras)
         # A later attempt looks in any case: the report of the last checkpoint may not have reached the registry.
         may_have_checkpoint = task.checkpoint_step > 0 or task.attempt > 1
         if may_have_checkpoint:
-            newest = await self.recorder.checkpoints(running).newest(task.job_id, task.spec)
+            newest = await self.recorder.checkpoints(running, revision).newest(task.job_id, task.spec)
             if newest is not None:
                 return newest
         dtype = self._settings.dtypes["text_encoder"]
         label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, dtype, task.spec)
         _, embeds = await read_input(self._store, label)
         noise = await asyncio.to_thread(initial_noise, task.spec)
-        return SampleState(task.spec, self._revision, self._model.dtype, 0, noise, embeds)
+        return SampleState(task.spec, revision, self._model.dtype, 0, noise, embeds)
 
     async def _denoise_in_memory(self, running: RunningTask, start: SampleState) -> Snapshot | None:
         """As `_denoise`, once there is memory for the sample; None if it is to be parked before."""
@@ -218,9 +237,12 @@ class MochiSampler(StageReplica):
         task = running.task
         label = WorkLabel(latents_key(task.job_id), self._revision, self._model.dtype, task.spec)
 
+        choice = task.spec.lora_choice
+        lora = {} if choice is None else {"lora": self._loras[choice.name]}
+
         def packed() -> bytes:
             tensors = {"latents": snapshot.latents.float()}
-            return work_files.pack(label, tensors, transformer=self._parts.revision)
+            return work_files.pack(label, tensors, transformer=self._parts.revision, **lora)
 
         data = await asyncio.to_thread(packed)
         await TaskStore(self._store, running).put_result(label.key, data, CONTENT_TYPE)

@@ -59,7 +59,6 @@ class SampleRecorder:
         model_folder: may hold the model's preview map.
         store: where checkpoints lie, and the preview map if the folder has none.
         transformer: the revision of the transformer alone, see `model_store.model_fingerprint`.
-        revision: of what the sampler leaves, see `work_revision`.
         dtype: of the model.
         sampling: how often to write and to send.
         report: tells the registry of a checkpoint.
@@ -80,7 +79,6 @@ class SampleRecorder:
         model_folder: Path,
         store: Store,
         transformer: str,
-        revision: str,
         dtype: str,
         sampling: SamplingSettings,
         report: Report,
@@ -95,16 +93,15 @@ class SampleRecorder:
         self._model_folder = model_folder
         self._store = store
         self._transformer = transformer
-        self._revision = revision
         self._dtype = dtype
         self._report = report
         self._render = render
         self._preview_map: PreviewMap | None = None
         self._unexpected_errors = 0
 
-    def checkpoints(self, running: RunningTask) -> Checkpoints:
-        """The checkpoints of the task's job, as long as the task is not stopped."""
-        return Checkpoints(TaskStore(self._store, running), self._revision, self._dtype)
+    def checkpoints(self, running: RunningTask, revision: str) -> Checkpoints:
+        """The checkpoints of the task's job, as long as the task is not stopped. revision: as of `SampleState`."""
+        return Checkpoints(TaskStore(self._store, running), revision, self._dtype)
 
     def begin(self, running: RunningTask, start: SampleState) -> "Recording":
         """Begin to record a sample. start: the state that it came with."""
@@ -131,7 +128,7 @@ class SampleRecorder:
 
     async def _save_checkpoint(self, running: RunningTask, snapshot: Snapshot, start: SampleState) -> None:
         state = replace(start, step=snapshot.step, latents=snapshot.latents)
-        await self.checkpoints(running).save(running.task.job_id, state)
+        await self.checkpoints(running, start.revision).save(running.task.job_id, state)
         running.checkpoint_step = snapshot.step
         await self._report(running, Checkpointed(snapshot.step))
 

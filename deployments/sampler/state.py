@@ -16,6 +16,7 @@ from torch import Tensor
 from deployments.errors import InputUnusableError, PermanentError
 from deployments.keys import checkpoint_key, checkpoint_prefix
 from deployments.messages import VideoSpec
+from deployments.mochi.loras import unknown_lora
 from deployments.replica.running_task import logger
 from deployments.storage import work_files
 from deployments.storage.object_store import Store
@@ -31,11 +32,32 @@ class SampleState:
 
     spec: VideoSpec
     revision: str
-    """Of the model that made it, see `work_revision`; to another one its latents and embeddings mean nothing."""
+    """Of the weights that made it, see `sample_revision`; to others its latents and embeddings mean nothing."""
     dtype: str  # of that model
     step: int
     latents: Tensor  # [12, T, H/8, W/8] fp32
     embeds: Mapping[str, Tensor]  # the encoded prompts, by the names of EMBEDS
+
+
+def sample_revision(revision: str, spec: VideoSpec, loras: Mapping[str, str]) -> str:
+    """A name for exactly the weights that make a sample: those of the model, and of its LoRA if it has one.
+
+    A LoRA's name may come to mean other weights; what the old ones began is not finished by the new ones.
+
+    Args:
+        revision: of the model, see `work_revision`.
+        spec: of the sample.
+        loras: the digest of each LoRA, see `LoraFiles`.
+
+    Raises:
+        PermanentError: `lora_unknown`, there is none of its name.
+    """
+    choice = spec.lora_choice
+    if choice is None:
+        return revision
+    if choice.name not in loras:
+        raise unknown_lora(choice.name, loras)
+    return f"{revision}+{loras[choice.name]}"
 
 
 def pack(key: str, state: SampleState) -> bytes:
@@ -51,7 +73,7 @@ def unpack(key: str, data: bytes, spec: VideoSpec, revision: str, dtype: str) ->
         key: of the object.
         data: what `pack` made.
         spec: the request that it must have been made for.
-        revision: of the model that must have made it.
+        revision: of the weights that must have made it, see `sample_revision`.
         dtype: of that model.
 
     Raises:
@@ -73,7 +95,7 @@ class Checkpoints:
 
     Args:
         store: where they lie.
-        revision: of the model, see `work_revision`; a state that another one made is refused.
+        revision: of the weights, see `sample_revision`; a state that another one made is refused.
         dtype: of the model; a state of another is refused.
     """
 

@@ -1,8 +1,8 @@
 """Which samples run in the next forward pass. Pure: no torch, no Ray, no clock.
 
-Samples come and go between steps. Those of one pass have latents of the same shape. The pass is built around the
-sample that has waited longest, and filled with others of its shape in the order they have waited; so with several
-shapes at once the batches take turns, and no sample waits for more passes than there are others beside it.
+Samples come and go between steps. Those of one pass have latents of the same shape, and the same LoRA or none. The pass
+is built around the sample that has waited longest, and filled with others like it in the order they have waited; so
+with several kinds at once the batches take turns, and no sample waits for more passes than there are others beside it.
 """
 
 from collections.abc import Hashable
@@ -20,6 +20,7 @@ class Load:
     tokens: int  # of one row
     cfg_rows: int  # 2 where it is guided, 1 where not
     exact: bool = False  # it shares its pass with no other sample
+    lora: Hashable = None  # that the model's weights are changed with; all rows of a pass go through the same weights
 
     @property
     def pass_tokens(self) -> int:
@@ -77,6 +78,6 @@ class StepBatcher(Generic[Key]):
     def _fits(self, key: Key, chosen: list[Key]) -> bool:
         load = self._loads[key]
         first = self._loads[chosen[0]]
-        if load.exact or first.exact or load.shape != first.shape:
+        if load.exact or first.exact or (load.shape, load.lora) != (first.shape, first.lora):
             return False
         return load.pass_tokens + sum(self._loads[other].pass_tokens for other in chosen) <= self.max_tokens

@@ -33,8 +33,8 @@ from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_batcher import Load, StepBatcher
 
 Step = Callable[[Sequence[Sample]], Sequence[Sample | WorkerError]]
-"""One denoising step of samples that share a shape; returns when the device has done it. In the place of a sample that
-cannot go on, and whose neighbours can, is the error with which it fails."""
+"""One denoising step of samples that share a shape and a LoRA; returns when the device has done it. In the place of a
+sample that cannot go on, and whose neighbours can, is the error with which it fails."""
 
 AfterStep = Callable[[Sample, Sample | None], None]
 """Takes a sample, and what it was one step before: None when it was prepared and not stepped."""
@@ -323,7 +323,7 @@ def shares(nanoseconds: int, samples: Sequence[Sample]) -> list[int]:
 
 def _load(sample: Sample, exact: bool) -> Load:
     shape = _shape(sample)
-    return Load(shape, latent_tokens(shape), sample.cfg_rows, exact)
+    return Load(shape, latent_tokens(shape), sample.cfg_rows, exact, sample.lora)
 
 
 def _shape(sample: Sample) -> LatentShape:

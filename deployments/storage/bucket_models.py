@@ -118,13 +118,53 @@ def fetch_model(
             `check_layout`, before anything is fetched; `cache_unusable`, it cannot be written or has no room.
         TransientError: `model_changed`, the model is being changed; StorageUnavailableError.
     """
+
+    def run(fetch: "_Fetch") -> Path:
+        return fetch.run(parts, dtypes)
+
+    return _fetch_newest(source, bucket, prefix, cache, hashes, options, run)
+
+
+def fetch_files(
+    source: str,
+    bucket: Bucket,
+    prefix: str,
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    cache: Path,
+    hashes: HashRecord,
+    options: FetchOptions = FetchOptions(),
+) -> Path:
+    """The folder in the cache with some files of a prefix as they are in the bucket now. Blocks.
+
+    Args:
+        choose: of the names of all files there, relative to the prefix, those that are needed.
+
+    The others, and what is raised, as of `fetch_model`.
+    """
+
+    def run(fetch: "_Fetch") -> Path:
+        return fetch.bring(choose(list(fetch.sizes)))
+
+    return _fetch_newest(source, bucket, prefix, cache, hashes, options, run)
+
+
+def _fetch_newest(
+    source: str,
+    bucket: Bucket,
+    prefix: str,
+    cache: Path,
+    hashes: HashRecord,
+    options: FetchOptions,
+    run: "Callable[[_Fetch], Path]",
+) -> Path:
+    """What `run` fetches of the prefix, from the beginning if that is changed meanwhile."""
     home = cache / f"{prefix.rsplit('/', 1)[-1]}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     try:
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / LOCK):
             for attempt in range(1, CHANGES_FOLLOWED + 1):
                 try:
-                    return _Fetch(BucketFiles(source, bucket, prefix), home, hashes, options).run(parts, dtypes)
+                    return run(_Fetch(BucketFiles(source, bucket, prefix), home, hashes, options))
                 except TransientError as error:
                     if error.code != "model_changed" or attempt == CHANGES_FOLLOWED:
                         raise
@@ -158,16 +198,26 @@ class _Fetch:
 
     def run(self, parts: Sequence[str], dtypes: Dtypes) -> Path:
         names = needed_files(self._files.sizes, [part for part in parts if part in self._parts_there], dtypes)
-        self._folder.mkdir(exist_ok=True)
-        (self._folder / USED).touch()
-        if self._missing(names):
-            check_layout(self._files, parts, dtypes)
-            self._link_unchanged(self._missing(names))
-            self._fetch(self._missing(names))
-            self._remove_old()
+        self.bring(names, check=lambda: check_layout(self._files, parts, dtypes))
         if positions.PART in parts:
             positions.bring_positions(self._files, self._folder, part_dtype(dtypes, positions.PART))
         return self._folder
+
+    def bring(self, names: Sequence[str], check: Callable[[], None] = lambda: None) -> Path:
+        """The folder with these files. check: what is to be known before anything is fetched."""
+        self._folder.mkdir(exist_ok=True)
+        (self._folder / USED).touch()
+        if self._missing(names):
+            check()
+            self._link_unchanged(self._missing(names))
+            self._fetch(self._missing(names))
+            self._remove_old()
+        return self._folder
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Of all files in the bucket."""
+        return self._files.sizes
 
     @property
     def _parts_there(self) -> set[str]:

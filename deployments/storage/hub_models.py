@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
 
 RANGE_RETRIES = 3
+SETTING = "model.source"  # that names the model, in errors
 _logger = logging.getLogger("ray.serve")
 
 
@@ -122,12 +123,51 @@ def fetch_from_hub(
     return folder
 
 
+def fetch_files_from_hub(
+    source: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    hub: Hub,
+    pins: Pins | None,
+    setting: str,
+) -> Path:
+    """The folder of a commit with some of its files, in the hub's cache. Blocks.
+
+    Args:
+        patterns: of the names that are looked at.
+        choose: of these names, those that are needed.
+        setting: that names the source, for errors.
+
+    The others, and what is raised, as of `fetch_from_hub`. Where the hub cannot be reached, a folder of the cache may
+    lack what is needed.
+    """
+    pinned = pins.read(source) if revision is None and pins is not None else None
+    try:
+        listed = _listed_files(source, revision or pinned, patterns, hub, setting)
+    except _HubAwayError as error:
+        _logger.warning("the hub cannot be reached (%s): %s is looked for in %s", error, source, hub.folder)
+        return _cached(source, revision or pinned, hub, error, setting)
+    commit = listed[0].commit_hash
+    if revision is None and pinned is None and pins is not None:
+        written = _written_down(source, commit, pins)
+        return fetch_files_from_hub(source, written, patterns, choose, hub, None, setting)
+    names = choose([file.filename for file in listed])
+    _check_room(source, [file for file in listed if file.filename in names], hub)
+    return _download(source, commit, names, hub)
+
+
 def _pin(source: str, commit: str, parts: Sequence[str], dtypes: Dtypes, hub: Hub, pins: Pins) -> Path:
-    """Write the commit down and fetch what is written then: another replica may have begun at the same moment."""
+    """Write the commit down and fetch what is written then."""
+    return fetch_from_hub(source, _written_down(source, commit, pins), parts, dtypes, hub, None)
+
+
+def _written_down(source: str, commit: str, pins: Pins) -> str:
+    """The commit that is written down now: another replica may have begun at the same moment."""
     pins.write(source, commit)
     written = pins.read(source) or commit
-    _logger.info("model.source %s has no model.revision: commit %s is used from now on", source, written)
-    return fetch_from_hub(source, written, parts, dtypes, hub, None)
+    _logger.info("%s has no revision in the settings: commit %s is used from now on", source, written)
+    return written
 
 
 def check_hub(source: str, revision: str | None, parts: Sequence[str], dtypes: Dtypes, hub: Hub) -> None:
@@ -257,16 +297,21 @@ class _HubAwayError(Exception):
 
 def _list(source: str, revision: str | None, parts: Sequence[str], hub: Hub) -> "list[DryRunFileInfo]":
     """What the hub has in these parts. Raises _HubAwayError, and PermanentError as `fetch_from_hub` does."""
+    return _listed_files(source, revision, [INDEX, CHECKSUMS, *(f"{part}/*" for part in parts)], hub)
+
+
+def _listed_files(
+    source: str, revision: str | None, patterns: Sequence[str], hub: Hub, setting: str = SETTING
+) -> "list[DryRunFileInfo]":
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    patterns = [INDEX, CHECKSUMS, *(f"{part}/*" for part in parts)]
     try:
         with _no_progress_bars():
             listed = snapshot_download(
                 source,
                 revision=revision,
-                allow_patterns=patterns,
+                allow_patterns=list(patterns),
                 dry_run=True,
                 endpoint=hub.endpoint,
                 cache_dir=hub.folder,
@@ -278,17 +323,17 @@ def _list(source: str, revision: str | None, parts: Sequence[str], hub: Hub) -> 
         if isinstance(cause, RepositoryNotFoundError):
             raise PermanentError(
                 "model_not_found",
-                f"model.source {source!r}: no such folder and no such model on the hub, or HF_TOKEN may not read it",
+                f"{setting} {source!r}: no such folder and no such model on the hub, or HF_TOKEN may not read it",
             ) from error
         raise _HubAwayError(_line(cause or error)) from error
     except (_transport_error(HfHubHTTPError), OSError) as error:
         raise _HubAwayError(_line(error)) from error
     if not listed:
-        raise PermanentError("model_incomplete", f"{source} on the hub has none of {', '.join(patterns)}: no pipeline")
+        raise PermanentError("model_incomplete", f"{source} on the hub has none of {', '.join(patterns)}")
     return listed
 
 
-def _cached(source: str, revision: str | None, hub: Hub, reason: _HubAwayError) -> Path:
+def _cached(source: str, revision: str | None, hub: Hub, reason: _HubAwayError, setting: str = SETTING) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -301,7 +346,7 @@ def _cached(source: str, revision: str | None, hub: Hub, reason: _HubAwayError) 
     except LocalEntryNotFoundError as error:
         raise PermanentError(
             "model_not_found",
-            f"model.source {source!r}: the hub cannot be reached ({reason}), and {hub.folder} does not hold the model; "
+            f"{setting} {source!r}: the hub cannot be reached ({reason}), and {hub.folder} does not hold the model; "
             "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a folder or s3://bucket/prefix",
         ) from error
 

@@ -14,7 +14,7 @@ from deployments.errors import PermanentError
 from deployments.storage import positions
 from deployments.storage.bucket_models import fetch_model
 from deployments.storage.file_hashes import HashRecord, check_hashes, known_hashes
-from deployments.storage.hub_models import Hub, Pins, fetch_from_hub
+from deployments.storage.hub_models import SETTING, Hub, Pins, fetch_from_hub
 from deployments.storage.model_layout import FolderFiles, check_layout
 from deployments.storage.object_store import Bucket
 from deployments.storage.safetensors_file import safetensors_header
@@ -102,24 +102,25 @@ class SourceKind(StrEnum):
     HUB = "hub"
 
 
-def source_kind(source: str) -> SourceKind:
-    """Of which form `model.source` is.
+def source_kind(source: str, setting: str = SETTING) -> SourceKind:
+    """Of which form a source is.
+
+    Args:
+        setting: that names it, for errors.
 
     Raises:
         PermanentError: `model_not_found`, it is a path with nothing there; `model_source_invalid`.
     """
     local = Path(source).expanduser()
     if source.startswith("s3://"):
-        bucket_prefix(source)
+        bucket_prefix(source, setting)
         return SourceKind.BUCKET
     if local.exists():
         return SourceKind.FOLDER
     if looks_like_path(source):
-        raise PermanentError(
-            "model_not_found", f"model.source {source!r}: no such folder ({local.absolute()}); {_FORMS}"
-        )
+        raise PermanentError("model_not_found", f"{setting} {source!r}: no such folder ({local.absolute()}); {_FORMS}")
     if not _HUB_ID.fullmatch(source):
-        raise PermanentError("model_source_invalid", f"model.source {source!r} is not understood; {_FORMS}")
+        raise PermanentError("model_source_invalid", f"{setting} {source!r} is not understood; {_FORMS}")
     return SourceKind.HUB
 
 
@@ -132,8 +133,8 @@ def source_revision(source: str, folder: Path) -> str | None:
     return None if source_kind(source) is SourceKind.FOLDER else folder.name
 
 
-def bucket_prefix(source: str) -> tuple[str, str]:
-    """The bucket of ``s3://bucket/prefix``, and the prefix without slashes around it.
+def bucket_prefix(source: str, setting: str = SETTING) -> tuple[str, str]:
+    """The bucket of ``s3://bucket/prefix``, and the prefix without slashes around it. setting: see `source_kind`.
 
     Raises:
         PermanentError: `model_source_invalid`, one of them is empty.
@@ -141,7 +142,7 @@ def bucket_prefix(source: str) -> tuple[str, str]:
     name, _, prefix = source.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
     if not name or not prefix:
-        raise PermanentError("model_source_invalid", f"model.source {source!r} lacks a bucket or a prefix; {_FORMS}")
+        raise PermanentError("model_source_invalid", f"{setting} {source!r} lacks a bucket or a prefix; {_FORMS}")
     return name, prefix
 
 

@@ -44,6 +44,8 @@ def _video_option(*names: str, help: str) -> Any:
 
 Steps = Annotated[int | None, _video_option("--steps", help="Denoising steps: more are better and slower.")]
 Quality = Annotated[str | None, _video_option(help="exact, fast or draft: what the model offers.")]
+Lora = Annotated[str | None, _video_option(help="A LoRA by its name: what the model offers.")]
+LoraScale = Annotated[float | None, _video_option(help="By how much it counts: 1 as trained, 0 not at all.")]
 CancelAfter = Annotated[
     str | None, _video_option(help="Cancelled if it is not completed after so long: 90s, 5m, 1h30m.")
 ]
@@ -65,6 +67,8 @@ class RequestOptions:
     quality: Quality = None
     num_inference_steps: Steps = None
     guidance_scale: Annotated[float | None, _video_option(help="How closely it keeps to the prompt.")] = None
+    lora: Lora = None
+    lora_scale: LoraScale = None
     seed: Annotated[int | None, _video_option(help="The same seed gives the same video.")] = None
     negative_prompt: Annotated[str | None, _video_option(help="What it must not show.")] = None
     model: Annotated[str | None, _video_option(help="A model that is served.")] = None
@@ -135,10 +139,17 @@ async def remix(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the new video shows.")],
     options: MakeOptions,
     quality: Quality = None,
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
     cancel_after: CancelAfter = None,
 ) -> int:
     """Make a video with the seed and the settings of another one, of a new prompt."""
-    return await make(client, output, options, lambda key: client.remix(video_id, prompt, key, cancel_after, quality))
+    return await make(
+        client,
+        output,
+        options,
+        lambda key: client.remix(video_id, prompt, key, cancel_after, quality, lora, lora_scale),
+    )
 
 
 @_register()
@@ -150,10 +161,17 @@ async def enhance(
     options: MakeOptions,
     steps: Steps = None,
     quality: Quality = None,
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
     cancel_after: CancelAfter = None,
 ) -> int:
     """Make a video once more, of the same prompt and seed, with more steps."""
-    return await make(client, output, options, lambda key: client.enhance(video_id, steps, key, cancel_after, quality))
+    return await make(
+        client,
+        output,
+        options,
+        lambda key: client.enhance(video_id, steps, key, cancel_after, quality, lora, lora_scale),
+    )
 
 
 async def make(client: Client, output: Output, options: MakeOptions, send: Send) -> int:

@@ -140,15 +140,20 @@ class Client:
         key: str | None = None,
         cancel_after: str | None = None,
         quality: str | None = None,
+        lora: str | None = None,
+        lora_scale: float | None = None,
     ) -> Video:
         """Ask for a video like another one, its seed too, with another prompt.
 
         Args:
             key: as of `create`, and so are the errors.
             cancel_after: the deadline of the new video, such as 90s.
-            quality: of the new video, None for that of the old one.
+            quality: of the new video, None for that of the old one; so are `lora` and `lora_scale`.
         """
-        fields = {"prompt": prompt, **_given(cancel_after=cancel_after, quality=quality)}
+        fields = {
+            "prompt": prompt,
+            **_given(cancel_after=cancel_after, quality=quality, lora=lora, lora_scale=lora_scale),
+        }
         return await self.request("POST", f"{video_path(video_id)}/remix", fields, key=key or new_key())
 
     async def enhance(
@@ -158,9 +163,13 @@ class Client:
         key: str | None = None,
         cancel_after: str | None = None,
         quality: str | None = None,
+        lora: str | None = None,
+        lora_scale: float | None = None,
     ) -> Video:
         """Ask for the same video in more denoising steps, None for the model's own choice. Otherwise as `remix`."""
-        fields = _given(num_inference_steps=steps, cancel_after=cancel_after, quality=quality)
+        fields = _given(
+            num_inference_steps=steps, cancel_after=cancel_after, quality=quality, lora=lora, lora_scale=lora_scale
+        )
         return await self.request("POST", f"{video_path(video_id)}/enhance", fields, key=key or new_key())
 
     async def retrieve(self, video_id: str) -> Video:

@@ -11,6 +11,7 @@ from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.settings import ModelSettings, StorageSettings
 from deployments.storage.bucket_models import BucketFiles
 from deployments.storage.hub_models import Hub, check_hub
+from deployments.storage.lora_files import check_lora_names, names_in_folder
 from deployments.storage.model_layout import FolderFiles, check_layout
 from deployments.storage.model_store import CACHE_VARIABLE, SourceKind, bucket_prefix, default_cache, source_kind
 from deployments.storage.object_store import ObjectStore
@@ -19,7 +20,7 @@ from serve_app.errors import ConfigError, StartupError
 
 
 def check_model_source(model: ModelSettings, dtypes: Dtypes) -> None:
-    """Check the form of `model.source`, and of a folder that it is a whole Mochi pipeline.
+    """Check the form of `model.source`, and of a folder that it is a whole Mochi pipeline; likewise those of LoRAs.
 
     Args:
         dtypes: that its parts compute in.
@@ -30,6 +31,9 @@ def check_model_source(model: ModelSettings, dtypes: Dtypes) -> None:
     try:
         if source_kind(model.source) is SourceKind.FOLDER:
             check_layout(FolderFiles(Path(model.source).expanduser()), PARTS, dtypes)
+        for name, lora in model.loras.items():
+            if source_kind(lora.source, f"model.loras.{name}.source") is SourceKind.FOLDER:
+                check_lora_names(name, lora, names_in_folder(name, Path(lora.source).expanduser()))
     except PermanentError as error:
         raise ConfigError(error.message) from error
 

@@ -52,6 +52,8 @@ class Video(BaseModel):
     )
     num_inference_steps: int
     guidance_scale: float
+    lora: str | None = Field(description="the LoRA that it is made with")
+    lora_scale: float | None = Field(description="by how much it counts; null without one")
     seed: int
     exact: bool = Field(description="sampled in passes of its own, so that it is the same bit for bit each time")
     state: JobState = Field(description="the exact state, where status is OpenAI's view of it")
@@ -203,6 +205,13 @@ class OfferedQuality(BaseModel):
     guidance_scale: float
 
 
+class OfferedLora(BaseModel):
+    """A LoRA that may be asked for."""
+
+    name: str
+    description: str = Field(description="for people; may be empty")
+
+
 class Model(BaseModel):
     """A served model."""
 
@@ -213,6 +222,7 @@ class Model(BaseModel):
     limits: ModelLimits
     defaults: ModelDefaults
     qualities: list[OfferedQuality] = Field(description="best first")
+    loras: list[OfferedLora]
 
 
 class ModelList(BaseModel):

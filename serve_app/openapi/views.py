@@ -15,6 +15,7 @@ from serve_app.openapi.schemas import (
     ModelDefaults,
     ModelLimits,
     ModelList,
+    OfferedLora,
     OfferedQuality,
     ProgressEvent,
     Replica,
@@ -67,6 +68,8 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         quality=spec.quality,
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
+        lora=spec.lora,
+        lora_scale=None if spec.lora is None else spec.lora_scale,
         seed=spec.seed,
         exact=spec.exact,
         state=job.state,
@@ -164,6 +167,7 @@ def to_model_list(model: ModelSettings) -> ModelList:
         limits=limits,
         defaults=defaults,
         qualities=qualities,
+        loras=[OfferedLora(name=name, description=lora.description) for name, lora in model.loras.items()],
     )
     return ModelList(data=[served])
 

@@ -136,7 +136,9 @@ CLIENT_FIELDS: dict[str, ClientField] = {
         *_fields(Effect.REFUSED, "vllm-omni", _TEXT_ALONE, "image_reference", "video_reference", "audio_reference"),
         *_fields(Effect.REFUSED, "sglang", _TEXT_ALONE, "reference_url"),
         *_fields(Effect.REFUSED, "new-api", _TEXT_ALONE, "image", "images"),
-        *_fields(Effect.REFUSED, "vllm-omni, sglang", "this server loads no LoRA for a request", "lora", "loras"),
+        *_fields(
+            Effect.REFUSED, "vllm-omni, sglang", "a video has one LoRA, and `lora` is the field that names it", "loras"
+        ),
     )
 }
 

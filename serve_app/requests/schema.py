@@ -12,12 +12,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from pydantic.config import JsonDict
 
 from deployments.clip import PIXELS_PER_TOKEN, TEMPORAL_COMPRESSION, is_length, length_below
-from deployments.settings import Dimension, ModelSettings
+from deployments.settings import MAX_LORA_SCALE, Dimension, ModelSettings
 from deployments.step_rules import Quality
 from serve_app.jobs import TIERS, Tier
 from serve_app.prompts.cleaning import clean_prompt, is_blank
 from serve_app.requests import deadlines
 from serve_app.requests.client_fields import CLIENT_FIELDS, Effect
+from serve_app.requests.loras import known_lora, lora_sentence, scale_sentence
 from serve_app.requests.qualities import quality_sentence, quality_values
 from serve_app.requests.sizes import (
     AUTO,
@@ -82,6 +83,8 @@ class VideoRequest(Request):
     quality: Quality | None
     num_inference_steps: int
     guidance_scale: float
+    lora: str | None
+    lora_scale: float | None
     seed: int | None = Field(
         None,
         ge=0,
@@ -111,6 +114,8 @@ class RemixRequest(Request):
 
     prompt: str
     quality: Quality | None
+    lora: str | None
+    lora_scale: float | None
     priority: Tier | None
     webhook_url: str | None
     cancel_after: Duration | None
@@ -121,6 +126,8 @@ class EnhanceRequest(Request):
 
     quality: Quality | None
     num_inference_steps: int
+    lora: str | None
+    lora_scale: float | None
     priority: Tier | None
     webhook_url: str | None
     cancel_after: Duration | None
@@ -184,6 +191,14 @@ def request_schema(settings: ModelSettings, name: str, prompt_field: str = "prom
             le=settings.max_guidance_scale,
             allow_inf_nan=False,
             description=f"a number from 1 to {settings.max_guidance_scale:g}",
+        )
+        lora: Annotated[str, AfterValidator(known_lora(settings))] | None = Field(
+            None,
+            description=lora_sentence(settings),
+            json_schema_extra={"anyOf": [{"enum": [*settings.loras, ""]}, {"type": "null"}]},
+        )
+        lora_scale: float | None = Field(
+            None, ge=0, le=MAX_LORA_SCALE, allow_inf_nan=False, description=scale_sentence()
         )
 
     return ModelRequest

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
+from pydantic import BaseModel
+
 from deployments.clip import length_below, nearest_length
 from deployments.messages import VideoSpec
 from deployments.settings import ModelSettings
@@ -18,6 +20,7 @@ from serve_app.prompts.tokens import CountTokens, check_tokens
 from serve_app.requests.client_fields import Understood, understand
 from serve_app.requests.fields import check_fields
 from serve_app.requests.fingerprints import fingerprint_of_asked, fingerprint_of_sent
+from serve_app.requests.loras import understand_lora, with_lora
 from serve_app.requests.qualities import understand_quality
 from serve_app.requests.schema import (
     SIZE_PARTS,
@@ -98,6 +101,7 @@ class VideoRequestChecker:
             quality=quality,
             rules=self.model.rules_of(quality),
         )
+        spec = with_lora(spec, request.lora, request.lora_scale, self.model)
         self.check_tokens(spec)
         return CheckedRequest(
             spec=spec,
@@ -128,7 +132,7 @@ class VideoRequestChecker:
 
     def _understand(self, fields: Mapping[str, object]) -> Understood:
         """The fields in this API's own words, and a width and height that clients have built in as a size."""
-        understood = understand_quality(understand(fields, allowed_values(self.schema)), self.model)
+        understood = _own_words(fields, self.schema, self.model)
         width, height = (understood.fields.get(side) for side in SIZE_PARTS)
         both = f"{width}x{height}"
         if "size" in understood.fields or both not in BUILT_IN_SIZES or not self.model.fit_sizes:
@@ -229,9 +233,9 @@ class RemixRequestChecker:
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does."""
-        understood = understand_quality(understand(fields, allowed_values(self.schema)), self._model)
+        understood = _own_words(fields, self.schema, self._model)
         request = check_fields(self.schema, understood.fields)
-        spec = replace(_of_quality(source.spec, request.quality, self._model), prompt=request.prompt)
+        spec = replace(_changed(source.spec, request, self._model), prompt=request.prompt)
         self._videos.check_tokens(spec)
         return _derived(source, Relation.REMIX, spec, request, understood.ignored)
 
@@ -245,7 +249,7 @@ class EnhanceRequestChecker:
 
     def check(self, fields: Mapping[str, object], source: Job) -> CheckedRequest:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does, and if the steps are too few."""
-        understood = understand_quality(understand(fields, allowed_values(self.schema)), self._model)
+        understood = _own_words(fields, self.schema, self._model)
         request = check_fields(self.schema, understood.fields)
         source_steps = source.spec.num_inference_steps
         if "num_inference_steps" in request.model_fields_set:
@@ -254,7 +258,7 @@ class EnhanceRequestChecker:
             steps = self._default_steps(source_steps)
         if steps <= source_steps:
             raise self._too_few_steps(source_steps)
-        spec = replace(_of_quality(source.spec, request.quality, self._model), num_inference_steps=steps)
+        spec = replace(_changed(source.spec, request, self._model), num_inference_steps=steps)
         return _derived(source, Relation.ENHANCE, spec, request, understood.ignored)
 
     def _default_steps(self, source_steps: int) -> int:
@@ -275,6 +279,15 @@ class EnhanceRequestChecker:
             f"ask for more, at most {most}, or leave it out.",
             "num_inference_steps",
         )
+
+
+def _own_words(fields: Mapping[str, object], schema: type[BaseModel], model: ModelSettings) -> Understood:
+    return understand_lora(understand_quality(understand(fields, allowed_values(schema)), model))
+
+
+def _changed(spec: VideoSpec, request: RemixRequest | EnhanceRequest, model: ModelSettings) -> VideoSpec:
+    """The same video in another quality or with another LoRA, where the request asks for one."""
+    return with_lora(_of_quality(spec, request.quality, model), request.lora, request.lora_scale, model)
 
 
 def _of_quality(spec: VideoSpec, quality: Quality | None, model: ModelSettings) -> VideoSpec:

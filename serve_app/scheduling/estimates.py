@@ -155,9 +155,12 @@ def _units(stage: Stage, spec: VideoSpec, steps: int) -> float:
 
 
 def _size(stage: Stage, spec: VideoSpec) -> _Size:
-    """What the time depends on: nothing, the tokens (decoding), or tokens and how the steps are computed (sampling)."""
+    """What the time depends on: nothing, the tokens (decoding), or tokens and how the steps are computed (sampling).
+
+    With a LoRA a step has more to compute and is not compiled.
+    """
     if stage is Stage.ENCODING:
         return ()
     if stage is Stage.DECODING:
         return (spec.clip.tokens,)
-    return spec.clip.tokens, spec.plan.mean_full_rows
+    return spec.clip.tokens, spec.plan.mean_full_rows, spec.lora_choice is not None

@@ -23,6 +23,8 @@ export function defaults(model) {
     quality: '',
     num_inference_steps: String(own?.num_inference_steps ?? limits.num_inference_steps.default),
     guidance_scale: own?.guidance_scale === undefined ? '' : String(own.guidance_scale),
+    lora: '',
+    lora_scale: '',
     seed: '',
     priority: '',
     exact: false,
@@ -75,12 +77,13 @@ export function mostFrames(limits, width, height) {
 
 /** @param {VideoForm} form @returns {object} the body of POST /v1/videos */
 export function toRequest(form) {
-  const { prompt, negative_prompt, priority, quality } = form;
-  const text = { prompt, negative_prompt, priority, quality };
+  const { prompt, negative_prompt, priority, quality, lora } = form;
+  const text = { prompt, negative_prompt, priority, quality, lora };
   const numbers = {
     fps: form.fps,
     num_inference_steps: form.num_inference_steps,
     guidance_scale: form.guidance_scale,
+    lora_scale: lora ? form.lora_scale : '',
     seed: form.seed,
   };
   const given = Object.entries(text).filter(([, value]) => value);
@@ -114,6 +117,8 @@ export function formOf(video) {
     quality: video.quality ?? '',
     num_inference_steps: String(video.num_inference_steps),
     guidance_scale: String(video.guidance_scale),
+    lora: video.lora ?? '',
+    lora_scale: video.lora ? String(video.lora_scale) : '',
     seed: String(video.seed),
     priority: '',
     exact: video.exact,

@@ -16,6 +16,8 @@
  * @property {string} [quality]
  * @property {number} num_inference_steps
  * @property {number} guidance_scale
+ * @property {string|null} [lora]
+ * @property {number|null} [lora_scale]
  * @property {number|string} seed text where a double cannot hold it
  * @property {boolean} exact
  * @property {State} state
@@ -54,6 +56,7 @@
  * @property {Limits} limits
  * @property {{num_inference_steps?: number, guidance_scale?: number, enhanced_steps?: number|null, quality?: string}} [defaults]
  * @property {Quality[]} [qualities] best first
+ * @property {{name: string, description: string}[]} [loras]
  *
  * @typedef {object} VideoForm what the composer's fields hold; numbers are text until they are sent
  * @property {string} prompt
@@ -65,6 +68,8 @@
  * @property {string} quality empty: the server's choice
  * @property {string} num_inference_steps
  * @property {string} guidance_scale
+ * @property {string} lora empty: none
+ * @property {string} lora_scale empty: as it was trained
  * @property {string} seed empty: the server draws one
  * @property {string} priority empty: the server's choice
  * @property {boolean} exact

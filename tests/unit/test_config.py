@@ -202,6 +202,16 @@ def test_the_settings_are_frozen(tmp_path: Path) -> None:
             ["model: qualities.fast: with 3 steps the schedule goes beyond sigma 1", "lower threshold_noise"],
         ),
         ({"model": tree()["model"] | {"linear_part": 1}}, ["model.linear_part: ", "less than 1"]),
+        ({"model": tree()["model"] | {"loras": {"ink": {}}}}, ["model.loras.ink.source: is missing"]),
+        (
+            {"model": tree()["model"] | {"loras": {"ink": {"source": "/ink", "scale": 2}}}},
+            ["model.loras.ink.scale: unknown key; allowed are source, revision, weight_name, description"],
+        ),
+        ({"model": tree()["model"] | {"loras": {"in k": {"source": "/ink"}}}}, ["model.loras.in k", "pattern"]),
+        (
+            {"model": tree()["model"] | {"loras": {"ink": {"source": "/ink", "weight_name": "a/b.bin"}}}},
+            ["model.loras.ink.weight_name: ", "pattern"],
+        ),
     ],
 )
 def test_an_error_names_the_key_and_what_is_allowed(

@@ -1,4 +1,4 @@
-"""Requests as they are kept: what was kept before there were qualities is read, and is the same request."""
+"""Requests as they are kept: what was kept before there were qualities and LoRAs is read, and is the same request."""
 
 import json
 from dataclasses import replace
@@ -23,10 +23,13 @@ rules = st.builds(
     guidance_until=st.floats(0, 1),
     reuse_run=st.integers(0, 3),
 )
-specs = st.builds(replace, st.just(SPEC), quality=st.sampled_from(QUALITIES), rules=rules)
+loras = st.sampled_from(({}, {"lora": "ink"}, {"lora": "ink", "lora_scale": 0.0}, {"lora": "clay", "lora_scale": 0.5}))
+specs = st.builds(
+    lambda lora, **more: replace(SPEC, **lora, **more), loras, quality=st.sampled_from(QUALITIES), rules=rules
+)
 
 
-def test_a_request_without_a_quality_is_kept_as_it_always_was() -> None:
+def test_a_request_without_a_quality_and_a_lora_is_kept_as_it_always_was() -> None:
     assert json.dumps(SPEC.to_json()) == OLD
     assert VideoSpec.from_json(json.loads(OLD)) == SPEC
 

@@ -16,6 +16,7 @@ export function Details() {
     <${NumberField} name="guidance_scale" label="Guidance"
       hint=${range({ ...guidance, default: defaults.guidance_scale ?? 'left out' })}
       bounds=${guidance} step="any" placeholder="usual" />
+    <${Lora} />
     <${NumberField} name="fps" label="Frames a second" hint=${range(limits.fps)} bounds=${limits.fps} />
     <${NumberField} name="seed" label="Seed" hint="The same seed gives the same video; empty draws one"
       placeholder="random"
@@ -45,6 +46,22 @@ function Quality() {
       ${qualities.map(({ name }) => html`<option value=${name}>${name[0].toUpperCase()}${name.slice(1)}</option>`)}
     </select>
   <//>`;
+}
+
+/** Weights that the server has beside the model's own, and by how much they count. */
+function Lora() {
+  const { loras = [] } = model.value;
+  if (!loras.length) return null;
+  const { lora } = form.value;
+  const hint = loras.find(({ name }) => name === lora)?.description || 'Changes what the model makes';
+  return html`<${Field} name="lora" label="LoRA" hint=${hint}>
+      <select ...${described('lora', true)} value=${lora} onChange=${(event) => fill({ lora: event.currentTarget.value })}>
+        <option value="">None</option>
+        ${loras.map(({ name }) => html`<option value=${name}>${name}</option>`)}
+      </select>
+    <//>
+    ${lora && html`<${NumberField} name="lora_scale" label="LoRA's weight" hint="0 to 2, usually 1"
+      bounds=${{ minimum: 0, maximum: 2 }} step="any" placeholder="usual" />`}`;
 }
 
 function Priority() {

@@ -23,6 +23,7 @@ function rows(video) {
     video.quality && ['Quality', video.quality],
     ['Steps', video.num_inference_steps],
     ['Guidance', video.guidance_scale],
+    video.lora && ['LoRA', `${video.lora}, ${video.lora_scale}`],
     ['Seed', String(video.seed)],
     video.negative_prompt && ['Not in the picture', video.negative_prompt],
     origin && [how, html`<a href="#${origin}">the video before</a>`],

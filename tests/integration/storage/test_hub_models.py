@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from deployments.errors import PermanentError
 from deployments.messages import Stage
+from deployments.settings import LoraSettings
 from deployments.storage.hub_models import Hub, Pins, StorePins, check_hub, fetch_from_hub, pin_key
+from deployments.storage.lora_files import LoraFiles, lora_files
 from deployments.storage.model_layout import FolderFiles, shard_tensors
 from deployments.storage.model_store import model_folder
 from deployments.storage.positions import KEPT, exact_positions
@@ -190,3 +192,31 @@ def test_a_byte_that_changed_in_the_cache_is_refused(published: Path, tmp_path: 
         path.resolve().write_bytes(data)
         with pytest.raises(PermanentError, match=f"{SHARDS[0]} is damaged: its SHA-256"):
             _folder(server, tmp_path)
+
+
+def test_a_lora_of_the_hub_without_its_samples(tmp_path: Path) -> None:
+    published, store = tmp_path / "published", MemoryStore()
+    published.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "sample.mp4"):
+        (published / name).write_bytes(f"the contents of {name}".encode())
+    settings = LoraSettings(source="someone/mochi-ink")
+
+    def found(cache: str, settings: LoraSettings = settings) -> LoraFiles:
+        hub = Hub(server.endpoint, tmp_path / cache)
+        return lora_files("ink", settings, lambda name: store, tmp_path / "own", hub, StorePins(store))
+
+    with hub_server("someone/mochi-ink", published) as server:
+        first = found("one")
+        assert names(first.weights.parent) == {"adapter_model.safetensors", "adapter_config.json"}
+        assert "sample.mp4" not in server.read
+        (published / "adapter_model.safetensors").write_bytes(b"newer weights")
+        server.commit(published)
+        assert found("one").digest == found("two").digest == first.digest  # the first commit is written down
+        assert found("one", settings.model_copy(update={"revision": "main"})).digest != first.digest
+        with pytest.raises(PermanentError, match=r"model\.loras\.ink: someone/mochi-ink lacks a\.safetensors"):
+            found("one", settings.model_copy(update={"weight_name": "a.safetensors"}))
+        with pytest.raises(
+            PermanentError, match=r"model\.loras\.ink\.source 'someone/else': no such folder and no such"
+        ):
+            found("one", settings.model_copy(update={"source": "someone/else"}))
+    assert found("one").digest == first.digest  # the hub is away

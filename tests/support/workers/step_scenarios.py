@@ -7,8 +7,11 @@ each loop is let through at each tick, so that a scenario that fails fails again
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,19 +19,23 @@ from torch import Tensor
 
 from deployments.dtypes import DtypeName
 from deployments.errors import StoppedError
-from deployments.messages import VideoSpec
+from deployments.messages import LoraChoice, VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step, initial_noise, rope_tables, start_sample
 from deployments.mochi.loading import load_transformer
+from deployments.mochi.loras import Loras
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.state import SampleState, pack, unpack
 from deployments.sampler.step_loop import LoopEntry, Snapshot, StepLoop
 from tests.support.workers.fakes import SHAPES, GatedStep, running_task
+from tests.support.workers.loras import peft_lora
 
 MAX_TICKS = 1000
 NAME = "sample"
 REVISION = "this model"
 DTYPE: DtypeName = "float32"
+LORAS = ("ink", "clay")
+"""That a request may name; their weights are random."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,21 @@ def transformer() -> Any:
 
 
 @cache
+def loras() -> Loras:
+    """Of `LORAS`."""
+    with TemporaryDirectory() as folder:
+        files = {
+            name: peft_lora(Path(folder) / name, load_transformer(SHAPES, DTYPE, torch.device("cpu")), seed)
+            for seed, name in enumerate(LORAS)
+        }
+        return Loras(transformer(), files)
+
+
+def applied(choice: LoraChoice | None) -> AbstractContextManager[None]:
+    return nullcontext() if choice is None else loras().applied(choice)
+
+
+@cache
 def text_encoder() -> TextEncoder:
     return TextEncoder(SHAPES, DTYPE, torch.device("cpu"), 16)
 
@@ -78,12 +100,14 @@ def read(data: bytes, video: VideoSpec) -> SampleState:
 
 def to_sample(state: SampleState) -> Sample:
     rope = rope_tables(transformer(), state.spec.clip.latents)
-    sample = start_sample(transformer(), state.spec, state.embeds, rope)
+    with applied(state.spec.lora_choice):
+        sample = start_sample(transformer(), state.spec, state.embeds, rope)
     return replace(sample, latents=state.latents, step=state.step)
 
 
 def step(samples: Sequence[Sample]) -> list[Sample]:
-    return denoise_step(transformer(), samples)
+    with applied(samples[0].lora):
+        return denoise_step(transformer(), samples)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployments.messages import Stage
-from deployments.settings import ModelSettings
+from deployments.settings import LoraSettings, ModelSettings
 from serve_app.errors import ConfigError
 from serve_app.local.model_source import check_model_source
 from tests.support.workers.fakes import SHAPES, worker_settings
@@ -49,3 +49,24 @@ def test_what_lies_in_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"gguf cannot be read as a folder \(Not a directory\)"):
         check_model_source(model(tmp_path / "mochi-Q8_0.gguf"), "float32")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("/nope", r"^model\.loras\.ink\.source '/nope': no such folder"),
+        ("s3://bucket", r"^model\.loras\.ink\.source .* lacks a bucket or a prefix"),
+        (SHAPES, r"^model\.loras\.ink: .*/shapes has no file that is known by its name; it has no \.safetensors"),
+    ],
+)
+def test_a_lora_that_is_not_there_is_told_with_its_name(source: object, reason: str) -> None:
+    loras = {"ink": LoraSettings(source=str(source))}
+    with pytest.raises(ConfigError, match=reason):
+        check_model_source(model(SHAPES).model_copy(update={"loras": loras}), "float32")
+
+
+def test_a_lora_may_lie_wherever_a_model_may(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    sources = (str(tmp_path), "someone/mochi-ink", "s3://models/loras/ink")
+    loras = {f"lora-{number}": LoraSettings(source=source) for number, source in enumerate(sources)}
+    check_model_source(model(SHAPES).model_copy(update={"loras": loras}), "float32")

@@ -94,6 +94,8 @@ def test_every_field_of_a_new_video() -> None:
         "quality": "exact",
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
+        "lora": None,
+        "lora_scale": None,
         "seed": 7,
         "exact": False,
         "state": "queued",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
-from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint, fit_line
+from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint, fit_line, highest
 
 SMALL: LatentShape = (12, 2, 4, 4)
 LARGE: LatentShape = (12, 8, 8, 8)
@@ -142,3 +142,11 @@ def test_impossible_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="held_row_bytes is -1"):
         MemoryProfile(1, 0, 0, -1, 0)
     assert SampleFootprint(SMALL).cfg_rows == GUIDED_ROWS
+
+
+@given(st.lists(profiles, min_size=1, max_size=3), st.lists(groups, max_size=3))
+def test_the_highest_of_some_profiles_needs_no_less_than_any(
+    some: list[MemoryProfile], samples: list[SampleFootprint]
+) -> None:
+    assert highest(some).needed(samples) >= max(profile.needed(samples) for profile in some)
+    assert highest(some[:1]) == some[0]

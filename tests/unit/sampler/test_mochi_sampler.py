@@ -5,7 +5,7 @@ import json
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from diffusers import MochiPipeline
 from safetensors.torch import load
 
 from deployments.dtypes import WeightsName
-from deployments.errors import WorkerError
+from deployments.errors import PermanentError, WorkerError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import (
     Checkpointed,
@@ -35,6 +35,7 @@ from deployments.messages import (
     VideoSpec,
 )
 from deployments.mochi.denoise import Sample
+from deployments.mochi.loading import load_transformer
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.sampler.memory_gate import MemoryGate
@@ -45,7 +46,8 @@ from deployments.sampler.mochi_sampler import (
     load_parts,
 )
 from deployments.sampler.state import SampleState
-from deployments.settings import WorkerSettings
+from deployments.settings import LoraSettings, WorkerSettings
+from deployments.storage.lora_files import LoraFiles
 from deployments.storage.model_store import CACHE_VARIABLE
 from deployments.storage.work_files import FORMAT, HEADER, WorkLabel, pack
 from deployments.storage.work_revision import work_revision
@@ -62,6 +64,7 @@ from tests.support.workers.fakes import (
     undecorated,
     worker_settings,
 )
+from tests.support.workers.loras import peft_lora, written
 from tests.support.workers.memory_store import MemoryStore
 
 
@@ -116,17 +119,20 @@ def replica() -> Iterator[Replica]:
         timing: Timing = Timing(),
         source: Path = SHAPES,
         weights: WeightsName | None = None,
+        loras: Mapping[str, LoraSettings] = {},
         **sampling: object,
     ) -> Any:
-        def load_changed_parts(settings: WorkerSettings, model_folder: Path, device: torch.device) -> SamplerParts:
-            parts = load_parts(settings, model_folder, device)
+        def load_changed_parts(
+            settings: WorkerSettings, model_folder: Path, device: torch.device, lora_files: Mapping[str, LoraFiles]
+        ) -> SamplerParts:
+            parts = load_parts(settings, model_folder, device, lora_files)
             for change in changes:
                 parts = change(parts)
             return parts
 
         settings = worker_settings(Stage.SAMPLING, source)
         changed = settings.sampling.model_copy(update=sampling)
-        model = settings.model.model_copy(update={"weights": weights})
+        model = settings.model.model_copy(update={"weights": weights, "loras": loras})
         settings = settings.model_copy(update={"sampling": changed, "model": model, "slots": 4, "torch_threads": 1})
         made.append(undecorated(MochiSampler)(settings, connections(log, store), timing, load_changed_parts))
         return made[-1]
@@ -947,3 +953,55 @@ async def test_a_parked_sample_reports_its_device_time(replica: Replica) -> None
     await replica(log, embedded(given), min_step_s=0.05).run(given)
     parked = log.ends[-1]
     assert isinstance(parked, Parked) and parked.device_s >= parked.step * 0.05
+
+
+def shapes_lora(folder: Path, seed: int) -> LoraSettings:
+    transformer = load_transformer(SHAPES, "float32", torch.device("cpu"))
+    return LoraSettings(source=str(peft_lora(folder, transformer, seed).weights.parent))
+
+
+async def test_what_other_weights_of_a_lora_began_is_begun_again(
+    replica: Replica, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its name and the request are the same."""
+    old, new = ({"ink": shapes_lora(tmp_path / name, seed)} for seed, name in enumerate(("old", "new")))
+    adapted, whole, plain = (job(n, replace(LONG, lora=lora)) for n, lora in enumerate(("ink", "ink", None)))
+    store, log = embedded(adapted, whole, plain), ReportLog(park_at=at_step(3))
+    await replica(log, store, loras=old, min_step_s=0.05).run(adapted)
+    (parked,) = (event for event in log.ends if isinstance(event, Parked))
+    resumed = replace(adapted, lease="lease_2", checkpoint_step=parked.step)
+    begun = dict(store.objects)
+
+    same = replica(ReportLog(), store, passes := Passes(), loras=old)
+    await same.run(resumed)
+    assert passes.samples == STEPS - parked.step
+    await same.run(whole)
+    await same.run(plain)
+    by_old = final(store, adapted.job_id)
+    assert torch.equal(by_old, final(store, whole.job_id))
+    assert relative_error(by_old, final(store, plain.job_id)) > 0.01
+
+    store.objects = begun
+    with captured(caplog):
+        await replica(ReportLog(), store, passes := Passes(), loras=new).run(resumed)
+    assert passes.samples == STEPS
+    assert checkpoint_key(adapted.job_id, parked.step) in caplog.text and "its revision is" in caplog.text
+    assert relative_error(final(store, adapted.job_id), by_old) > 0.01
+
+
+async def test_a_lora_that_was_taken_away_fails_its_videos_with_the_known_ones(
+    replica: Replica, tmp_path: Path
+) -> None:
+    given = job(1, spec(lora="gone"))
+    log = ReportLog()
+    await replica(log, embedded(given), loras={"ink": shapes_lora(tmp_path, 1)}).run(given)
+    end = log.ends[-1]
+    assert isinstance(end, Failed) and (end.code, end.transient) == ("lora_unknown", False)
+    assert end.message == "the LoRA gone is not served any more; served are ink"
+
+
+def test_a_lora_of_another_model_stops_the_start(replica: Replica, tmp_path: Path) -> None:
+    tensors = {"proj_out.lora_A.weight": torch.zeros(4, 3072), "proj_out.lora_B.weight": torch.zeros(48, 4)}
+    written(tmp_path, tensors)
+    with pytest.raises(PermanentError, match=r"^the LoRA ink cannot be used: .*proj_out.lora_A.weight is \[4, 3072\]"):
+        replica(ReportLog(), MemoryStore(), loras={"ink": LoraSettings(source=str(tmp_path))})

@@ -50,7 +50,6 @@ class Fixture:
             model_folder=model_folder,
             store=self.store,
             transformer="transformer",
-            revision="revision",
             dtype="float32",
             sampling=SamplingSettings.model_validate(settings),
             report=self._report,
@@ -91,7 +90,7 @@ async def test_a_checkpoint_is_written_and_then_reported() -> None:
         await until(lambda: bool(made.events))
     assert made.events == [Checkpointed(3)] and running.checkpoint_step == 3
     assert made.store.written == [checkpoint_key("video_1", 3)]
-    kept = await made.recorder.checkpoints(running).newest("video_1", VIDEO)
+    kept = await made.recorder.checkpoints(running, "revision").newest("video_1", VIDEO)
     assert kept is not None and torch.equal(kept.latents, sample(3).latents)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,13 @@ def test_an_exact_sample_shares_with_none() -> None:
     assert [some.next_pass() for _ in range(3)] == [[0, 2], [1], [0, 2]]
 
 
+def test_samples_of_different_loras_take_turns_as_shapes_do() -> None:
+    """Whatever tells one from another: its name, or how much it counts."""
+    kinds = [replace(SMALL, lora=lora) for lora in (None, ("ink", 1.0), ("ink", 0.5), None, ("ink", 1.0))]
+    some = batcher(*kinds)
+    assert [some.next_pass() for _ in range(4)] == [[0, 3], [1, 4], [2], [0, 3]]
+
+
 def test_a_sample_that_was_removed_is_not_chosen_and_may_come_again() -> None:
     some = batcher(SMALL, SMALL)
     some.remove(0)
@@ -53,7 +62,12 @@ def test_a_sample_that_was_removed_is_not_chosen_and_may_come_again() -> None:
 
 
 loads = st.builds(
-    Load, shape=st.sampled_from("abc"), tokens=st.integers(1, 50), cfg_rows=st.integers(1, 2), exact=st.booleans()
+    Load,
+    shape=st.sampled_from("abc"),
+    tokens=st.integers(1, 50),
+    cfg_rows=st.integers(1, 2),
+    exact=st.booleans(),
+    lora=st.sampled_from((None, None, "ink")),
 )
 
 

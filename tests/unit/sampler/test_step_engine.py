@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from multiprocessing import get_context
 from typing import Any
 
@@ -208,6 +209,37 @@ def test_each_step_of_a_cached_sample_may_be_its_last_on_an_engine() -> None:
     crash = Scenario((Plan(cached, checkpoint_every=1),), 400, crashes=((2, 0),))
     (lost,) = check(crash)
     assert lost.steps_lost > 0 and lost.steps_run == 8 + lost.steps_lost
+
+
+def test_samples_with_different_loras_are_what_each_is_alone() -> None:
+    """Side by side with each other and with one that has none, parked, moved and lost; no pass mixes them."""
+    plain = replace(REQUESTS[4], num_inference_steps=6, quality="exact", rules=DEFAULT_RULES)
+    kinds: tuple[dict[str, Any], ...] = (
+        {},
+        {"lora": "ink"},
+        {"lora": "ink", "lora_scale": 0.5},
+        {"lora": "clay"},
+        {"lora": "ink"},
+    )
+    videos = [replace(plain, seed=100 + n, **kind) for n, kind in enumerate(kinds)]
+    scenario = Scenario(
+        plans=(
+            Plan(videos[0], moves=((3, 1),)),
+            Plan(videos[1], checkpoint_every=1, moves=((2, 1), (4, 0))),
+            Plan(videos[2], arrival=1, mid_step=True, moves=((2, 1),)),
+            Plan(videos[3], arrival=1, checkpoint_every=2),
+            Plan(videos[4], arrival=2),
+        ),
+        max_tokens=400,
+        crashes=((9, 0),),
+    )
+    ended = play(scenario)
+    for sample in ended:
+        assert relative_error(final(sample), undisturbed(sample.plan.video)) <= MAX_ERROR
+    assert sum(sample.moves for sample in ended) >= 3 and sum(sample.steps_lost for sample in ended) > 0
+    changed = [undisturbed(replace(plain, **kind)) for kind in kinds[:4]]
+    assert all(relative_error(one, other) > 0.01 for one, other in combinations(changed, 2))
+    assert torch.equal(undisturbed(replace(plain, lora="ink", lora_scale=0.0)), changed[0])
 
 
 def test_the_same_scenario_gives_the_same_bits() -> None:

@@ -175,6 +175,17 @@ def test_an_estimate_lies_between_the_rates_measured(seen: list[tuple[int, float
     assert min(rates) * (1 - 1e-9) <= estimate <= max(rates) * (1 + 1e-9)
 
 
+def test_a_video_with_a_lora_has_a_rate_of_its_own() -> None:
+    adapted = replace(SMALL, lora="ink")
+    model = CostModel()
+    model.observe(Stage.SAMPLING, SMALL, 20, 20.0)
+    assert model.estimate(Stage.SAMPLING, adapted, 20) == pytest.approx(20.0)
+    model.observe(Stage.SAMPLING, adapted, 20, 24.0)
+    assert model.estimate(Stage.SAMPLING, adapted, 20) == pytest.approx(24.0)
+    assert model.estimate(Stage.SAMPLING, SMALL, 20) == pytest.approx(20.0)
+    assert model.estimate(Stage.SAMPLING, replace(adapted, lora_scale=0.0), 20) == pytest.approx(20.0)
+
+
 def test_a_quality_that_does_less_costs_less_and_has_a_rate_of_its_own() -> None:
     fast = replace(SMALL, quality="fast", rules=StepRules(guidance_until=0.02, reuse_run=1))
     assert fast.plan.mean_full_rows < SMALL.plan.mean_full_rows == 2

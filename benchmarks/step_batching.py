@@ -25,6 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common import full_size as fs
 from benchmarks.common.machine import describe_machine, publish
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
@@ -97,24 +98,10 @@ class Contenders:
 
     def stock_clip(self, n: int) -> Tensor:
         """[12, T, h, w] of clip n by diffusers."""
-        spec = self.spec(n)
         embeds = self._embeds[n % len(PROMPTS)]
-        out = self._pipeline(
-            prompt_embeds=embeds["prompt_embeds"][None],
-            prompt_attention_mask=embeds["prompt_mask"][None],
-            negative_prompt_embeds=embeds["negative_embeds"][None],
-            negative_prompt_attention_mask=embeds["negative_mask"][None],
-            height=spec.height,
-            width=spec.width,
-            num_frames=spec.num_frames,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
-            output_type="latent",
-            max_sequence_length=TEXT_TOKENS,
-        )
-        latents: Tensor = out.frames[0]
-        return latents
+        prompt = fs.Prompt(embeds["prompt_embeds"], embeds["prompt_mask"])
+        negative = fs.Prompt(embeds["negative_embeds"], embeds["negative_mask"])
+        return fs.run_pipeline(self._pipeline, self.spec(n), prompt, negative)
 
     @torch.no_grad()
     def our_clips(self, count: int, first: int) -> list[Tensor]:

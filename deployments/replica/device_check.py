@@ -1,7 +1,8 @@
 """Whether a GPU that was assigned works at all, and the one line that says why not and what to do."""
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from deployments.replica.device_errors import DeviceBrokenError
 
 ROOT = Path("/")
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 SIDE = 256  # of the matrices of the check
 
 # Oldest driver for each major version of CUDA, by NVIDIA's guide "CUDA Compatibility" (minor versions).
@@ -24,11 +26,25 @@ class Installation:
     torch: str  # its version
     cuda: str | None  # of CUDA, that torch is built for; None: for none
     driver: str | None  # version of NVIDIA's kernel module; None: there is none
+    gpus: int = 0  # that this module knows
+    visible: str | None = None  # CUDA_VISIBLE_DEVICES of this process; None: it is not set, and all GPUs are
+
+    @property
+    def sees_no_gpu(self) -> bool:
+        """Whether that variable hides all GPUs: CUDA takes what stands before the first that is not there."""
+        if self.visible is None:
+            return False
+        first = self.visible.split(",")[0].strip()
+        if first.isdecimal():
+            return int(first) >= self.gpus > 0
+        return not first.startswith(("GPU-", "MIG-"))
 
 
-def installation(root: Path = ROOT) -> Installation:
+def installation(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Installation:
     """What is here. root: of the file system."""
-    return Installation(torch.__version__, torch.version.cuda, driver_version(root))
+    gpus = len(list(root.glob("proc/driver/nvidia/gpus/*")))
+    visible = environ.get(VISIBLE_DEVICES)
+    return Installation(torch.__version__, torch.version.cuda, driver_version(root), gpus, visible)
 
 
 def driver_version(root: Path = ROOT) -> str | None:
@@ -75,6 +91,9 @@ def advice(found: Installation) -> str:
         return f"{needs}, and none is loaded here: install it, or run the container with the NVIDIA runtime"
     if oldest and int(found.driver.split(".")[0]) < oldest:
         return f"{needs}, and this machine has {found.driver}: update the driver, or install a torch for an older CUDA"
-    return (
-        f"the driver {found.driver} fits torch {found.torch}: look at `nvidia-smi` and the kernel's log for Xid errors"
-    )
+    if found.sees_no_gpu:
+        there = f"; there are {found.gpus}, from 0 on" if found.gpus else ""
+        return f"{VISIBLE_DEVICES} is {found.visible!r} and names no GPU of this machine{there}: unset it, or name one"
+    only = "" if found.visible is None else f" ({VISIBLE_DEVICES} is {found.visible!r})"
+    fits = f"the driver {found.driver} fits torch {found.torch}"
+    return f"{fits}: look at `nvidia-smi`{only} and the kernel's log for Xid errors"

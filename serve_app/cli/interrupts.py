@@ -8,6 +8,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
 
+import typer
+
+from deployments.errors import WorkerError
+from serve_app.cli.output import Output
+from serve_app.client.errors import FAILED, WRONG_USAGE
+from serve_app.errors import ConfigError, StartupError
 from serve_app.local.processes.stop_signals import STOP_SIGNALS, die, exit_code, signal_name
 
 Handler = Callable[[int, FrameType | None], None]
@@ -66,6 +72,21 @@ def raising_interrupted() -> Iterator[None]:
 
     with _handled(handle):
         yield
+
+
+@contextlib.contextmanager
+def ending_in_one_line(output: Output) -> Iterator[None]:
+    """A signal, or an error that is foreseen, ends the command with one line and its exit code."""
+    try:
+        with raising_interrupted():
+            yield
+    except Interrupted as interrupted:
+        say_interrupted(interrupted.number)
+        raise typer.Exit(interrupted.exit_code) from None
+    except ConfigError as error:
+        output.fail(str(error), WRONG_USAGE)
+    except (StartupError, WorkerError) as error:
+        output.fail(str(error), FAILED)
 
 
 def say_interrupted(number: int) -> None:

@@ -8,11 +8,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 from serve_app.cli import keys, make, model, videos
-from serve_app.cli.interrupts import Interrupted, raising_interrupted, say_interrupted, tolerate_any_text
+from serve_app.cli.interrupts import ending_in_one_line, tolerate_any_text
 from serve_app.cli.options import override_data_dir
 from serve_app.cli.output import Output
-from serve_app.client.errors import EXIT_CODES, FAILED, WRONG_USAGE
-from serve_app.errors import ConfigError, StartupError
+from serve_app.client.errors import EXIT_CODES
 from serve_app.local.plan import LaunchPlan, check_serve_schema, prepare, read_plan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES)
@@ -39,16 +38,8 @@ def serve(
     """Run the whole app on this machine until Ctrl-C."""
     output = Output()
     override_data_dir(data)
-    try:
-        with raising_interrupted():
-            _serve(config, dashboard_port, output)
-    except Interrupted as interrupted:
-        say_interrupted(interrupted.number)
-        raise typer.Exit(interrupted.exit_code) from None
-    except ConfigError as error:
-        output.fail(str(error), WRONG_USAGE)
-    except StartupError as error:
-        output.fail(str(error), FAILED)
+    with ending_in_one_line(output):
+        _serve(config, dashboard_port, output)
 
 
 def _serve(config: Path, dashboard_port: int, output: Output) -> None:

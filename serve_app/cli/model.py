@@ -13,12 +13,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 
 from deployments.dtypes import DtypeName, Dtypes
-from deployments.errors import PermanentError, WorkerError
+from deployments.errors import PermanentError
 from deployments.storage.weight_files import PARTS
-from serve_app.cli.interrupts import Interrupted, raising_interrupted, say_interrupted
+from serve_app.cli.interrupts import ending_in_one_line
 from serve_app.cli.output import Output
-from serve_app.client.errors import FAILED, WRONG_USAGE
-from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
     from deployments.storage.model_store import OpenBucket
@@ -76,16 +74,8 @@ def prepare(
         "text_encoder": (text_encoder_dtype or dtype).known,
         "vae": (vae_dtype or dtype).known,
     }
-    try:
-        with raising_interrupted(), _log_lines(output):
-            _prepare(source, revision, folder, dtypes, vae_encoder, config, output)
-    except Interrupted as interrupted:
-        say_interrupted(interrupted.number)
-        raise typer.Exit(interrupted.exit_code) from None
-    except ConfigError as error:
-        output.fail(str(error), WRONG_USAGE)
-    except WorkerError as error:
-        output.fail(str(error), FAILED)
+    with ending_in_one_line(output), _log_lines(output):
+        _prepare(source, revision, folder, dtypes, vae_encoder, config, output)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What is said of a GPU that was assigned and does not work."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,14 @@ def test_the_driver_tells_its_version(tmp_path: Path, text: str, version: str | 
 
 def test_where_there_is_no_driver_there_is_no_version(tmp_path: Path) -> None:
     assert driver_version(tmp_path) is None
-    assert installation(tmp_path) == Installation(torch.__version__, torch.version.cuda, None)
+    assert installation(tmp_path, {}) == Installation(torch.__version__, torch.version.cuda, None)
+
+
+def test_what_the_process_is_shown_is_told(tmp_path: Path) -> None:
+    for bus in ("0000:17:00.0", "0000:65:00.0"):
+        (tmp_path / "proc/driver/nvidia/gpus" / bus).mkdir(parents=True)
+    found = installation(tmp_path, {"CUDA_VISIBLE_DEVICES": "1"})
+    assert (found.gpus, found.visible) == (2, "1")
 
 
 def test_a_device_that_works_has_no_problem() -> None:
@@ -56,6 +64,11 @@ def test_a_device_that_multiplies_wrongly_is_broken() -> None:
         check_arithmetic(torch.device("cpu"), multiply)
 
 
+def shown(visible: str) -> Installation:
+    """A machine of two GPUs on which all is well but what the process is shown of it."""
+    return Installation("2.11.0+cu130", "13.0", "580.65.06", 2, visible)
+
+
 @pytest.mark.parametrize(
     ("found", "parts"),
     [
@@ -65,6 +78,13 @@ def test_a_device_that_multiplies_wrongly_is_broken() -> None:
         (Installation("2.13.0+cpu", None, "580.65.06"), ["built without CUDA", "install a CUDA build"]),
         (Installation("2.11.0+cu130", "13.0", "580.65.06"), ["driver 580.65.06 fits", "nvidia-smi", "Xid"]),
         (Installation("3.0.0+cu200", "20.0", "900.10"), ["driver 900.10 fits"]),
+        (shown(""), ["CUDA_VISIBLE_DEVICES is ''", "there are 2, from 0 on", "unset it"]),
+        (shown("-1"), ["CUDA_VISIBLE_DEVICES is '-1'", "names no GPU"]),
+        (shown("2,0"), ["CUDA_VISIBLE_DEVICES is '2,0'", "names no GPU"]),
+        (shown("none"), ["CUDA_VISIBLE_DEVICES is 'none'", "names no GPU"]),
+        (shown("1,2"), ["driver 580.65.06 fits", "CUDA_VISIBLE_DEVICES is '1,2'", "Xid"]),
+        (shown("GPU-5ebe9f43"), ["driver 580.65.06 fits", "CUDA_VISIBLE_DEVICES is 'GPU-5ebe9f43'"]),
+        (replace(shown("7"), gpus=0), ["driver 580.65.06 fits", "CUDA_VISIBLE_DEVICES is '7'"]),
     ],
 )
 def test_the_advice_fits_what_is_installed(found: Installation, parts: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.clip import ClipShape, cfg_rows
 from deployments.messages import Stage
 from deployments.settings import Settings
 from deployments.step_rules import StepRules, linear_steps, step_plan
@@ -78,6 +79,24 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.database_url == f"sqlite:///{Path('data').resolve()}/jobs.db"
     assert settings.storage.endpoint is None
     assert settings.jobs.max_attempts == 5
+
+
+GPU_PROFILES = [path for path in PROFILES if load_settings(str(path), {}).sampler.num_gpus]
+
+
+@pytest.mark.parametrize("profile", GPU_PROFILES, ids=lambda path: path.stem)
+def test_on_a_gpu_small_clips_share_a_pass_and_large_ones_do_not(profile: Path) -> None:
+    most = load_settings(str(profile), {}).sampling.max_batch_tokens
+    two_samples_guided = 2 * cfg_rows(6.0)
+    assert two_samples_guided * ClipShape(848, 480, 25).tokens <= most < cfg_rows(6.0) * ClipShape(848, 480, 85).tokens
+
+
+@pytest.mark.parametrize("profile", GPU_PROFILES, ids=lambda path: path.stem)
+def test_several_samples_share_a_gpu_only_where_there_is_no_other(profile: Path) -> None:
+    """Replicas are counted by jobs over slots. 20 GB of weights and 6.15 a sample of full size were measured."""
+    sampler = load_settings(str(profile), {}).sampler
+    assert (sampler.slots > 1) == (sampler.max_replicas == 1)
+    assert 20 + 6.15 * sampler.slots <= 85.5 * (sampler.memory_fraction or 0.9)
 
 
 def test_a_worker_sees_its_part_only(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ class Job:
     spec: VideoSpec
     state: JobState
     stage: Stage  # the stage that it runs or waits for
-    attempt: int  # 1 and up; grows when a stage failed or its replica was lost
+    attempt: int  # 1 and up; grows when a stage failed or nothing was heard of it, not when its replica died
     created_at: float
     step: int = 0  # denoising steps done, of spec.num_inference_steps
     checkpoint_step: int = 0  # a new attempt begins at this step
@@ -163,8 +163,8 @@ class Job:
     device_s: float = 0.0  # seconds of devices that it used in all
     parks: int = 0  # how often it was parked
     remakes: int = 0  # how often it went back to a stage whose output could not be used
-    deaths: int = 0  # replicas that died in a row while it was at one place of its work
-    died_at: float | None = None  # that place, as `progress`
+    deaths: int = 0  # replicas that died in a row before it passed one place; after the first: that it had to itself
+    died_at: float | None = None  # that place, as `progress`: the furthest where one died
     started_at: float | None = None
     completed_at: float | None = None  # when it ended, however
     available_at: float = 0.0  # a waiting job may not be claimed before

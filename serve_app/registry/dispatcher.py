@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from deployments.background import run_forever, wait_for
@@ -13,14 +13,15 @@ from deployments.messages import Directive, Stage, StageTask
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.job_rows import get_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
-from serve_app.jobs import Job
+from serve_app.jobs import Job, Tier
 from serve_app.registry.leases import ForeignLeases, Lease, leases_to_park
 from serve_app.registry.reports import JobReports
 from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.fair_share import Charge
+from serve_app.scheduling.room import Room
 
-Send = Callable[[StageTask, Callable[[str], None]], Awaitable[None]]
-"""Carries a task to a replica, tells its name to the function, returns when the call has ended."""
+Send = Callable[[StageTask, Callable[[str], bool]], Awaitable[None]]
+"""Carries a task to a replica to which the function says yes, returns when the call has ended."""
 
 
 class Dispatcher:
@@ -43,6 +44,7 @@ class Dispatcher:
         self._call_tasks: set[asyncio.Task[None]] = set()
         self._unconfirmed_claims: dict[str, str] = {}  # token by job id: SQL did not say whether the claim was written
         self._reconciled_at = 0.0
+        self._clearing: dict[Stage, str] = {}  # the replica that is given nothing more until a suspect has it
         self._outranked_at = -math.inf  # when an urgent job was last found not to be the next one
 
     @property
@@ -65,21 +67,20 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._call_tasks, return_exceptions=True)
 
-    def open_slots(self, stage: Stage) -> int:
-        """Slots that replicas announced and no call holds, nor a lease from before a restart.
+    def room(self, stage: Stage) -> Room:
+        """What replicas announced and no call holds, nor a lease from before a restart."""
+        slots = {info.replica: info.slots for info in self._state.replicas.alive(stage, time.monotonic())}
+        return Room.of(slots, (lease.replica for lease in self._at_work(stage)), self._closed(stage))
 
-        What a replica holds beyond its slots, because it leaves or has died, takes none from the
-        others.
-        """
-        free = {info.replica: info.slots for info in self._state.replicas.alive(stage, time.monotonic())}
-        unplaced = 0
+    def _at_work(self, stage: Stage) -> list[Lease]:
+        """What replicas work on, as far as is known here."""
         orphans = [lease for lease in self._state.leases.of_stage(stage) if lease.token not in self._calls]
-        for lease in orphans + [lease for lease in self._calls.values() if lease.stage is stage]:
-            if lease.replica is None:
-                unplaced += 1
-            elif lease.replica in free:
-                free[lease.replica] -= 1
-        return sum(max(0, slots) for slots in free.values()) - unplaced
+        return orphans + [lease for lease in self._calls.values() if lease.stage is stage]
+
+    def _closed(self, stage: Stage) -> set[str]:
+        """The replicas that are given nothing: a suspect has one to itself, or is to have it."""
+        closed = {lease.replica for lease in self._state.leases.of_stage(stage) if lease.alone and lease.replica}
+        return closed | {replica for of, replica in self._clearing.items() if of is stage}
 
     async def _work(self) -> float:
         """One round and the wait for the next one. Returns the further pause, which is none."""
@@ -121,6 +122,7 @@ class Dispatcher:
             await self._reports.lose_attempt(lease, f"no report for {state.settings.lease_s:g} s")
         await self._reconcile(now)
         for stage in Stage:
+            self._clear_replica(stage)
             await self._fill_slots(stage)
         self._preempt()
         pause_ends_in_s = state.waiting.next_pause_ends_in_s()
@@ -173,12 +175,30 @@ class Dispatcher:
 
     # Claims and calls
 
+    def _clear_replica(self, stage: Stage) -> None:
+        """If a suspect is next and no replica is empty, give nothing more to the one that has least to do.
+
+        It is let go as soon as another job is next, or another replica is empty.
+        """
+        before = self._clearing.pop(stage, None)
+        head = self._state.waiting.head(stage)
+        if head is None or not head.suspect or (room := self.room(stage)).find_empty() is not None:
+            return
+        left = dict.fromkeys(room.open_slots, 0)
+        for lease in self._at_work(stage):
+            if lease.replica in left:
+                left[lease.replica] += 1 + lease.steps_left
+        if before in left:
+            self._clearing[stage] = before
+        elif left:
+            self._clearing[stage] = min(left, key=lambda name: (left[name], name))
+
     async def _fill_slots(self, stage: Stage) -> None:
         state = self._state
-        claim = state.waiting.begin_claim(stage, self.open_slots(stage), self._suspects_allowed(stage))
-        if not claim:
+        claims = state.waiting.begin_claim(stage, self.room(stage))
+        if not claims:
             return
-        tokens = {job.id: uuid.uuid4().hex for job, _ in claim}
+        tokens = {claim.job.id: uuid.uuid4().hex for claim in claims}
         claimed: dict[str, Job] | None = None
         try:
             jobs = await state.database.run(
@@ -194,10 +214,10 @@ class Dispatcher:
             self._unconfirmed_claims |= tokens
             raise
         finally:
-            state.waiting.end_claim(claim, None if claimed is None else set(claimed))
-        for job, charge in claim:
+            state.waiting.end_claim(claims, None if claimed is None else set(claimed))
+        for job, charge, alone_on in claims:
             if job.id in claimed:
-                self._begin_call(claimed[job.id], charge)
+                self._begin_call(claimed[job.id], charge, alone_on)
 
     async def _undo_unconfirmed_claims(self) -> None:
         """A claim without an answer may have been written; nobody would work under its lease."""
@@ -208,15 +228,10 @@ class Dispatcher:
             self._state.update_job(job)
             del self._unconfirmed_claims[job_id]
 
-    def _suspects_allowed(self, stage: Stage) -> int:
-        """How many more suspects may run: no two on one replica, or both would be blamed."""
-        replicas = sum(1 for info in self._state.replicas.alive(stage, time.monotonic()) if info.slots)
-        return replicas - sum(1 for lease in self._state.leases.of_stage(stage) if lease.suspect)
-
-    def _begin_call(self, job: Job, charge: Charge) -> None:
+    def _begin_call(self, job: Job, charge: Charge, alone_on: str | None) -> None:
         if (ended := self._state.leases.of_job(job.id)) is not None:
             self._reports.stop_lost_lease(ended)  # SQL says that it has ended; the answer to that write was lost
-        lease = self._state.leases.grant(job, time.monotonic(), charge)
+        lease = self._state.leases.grant(job, time.monotonic(), charge, alone_on)
         self._state.feed.publish(job)
         self._calls[lease.token] = lease
         task = asyncio.create_task(self._call(lease))
@@ -231,16 +246,21 @@ class Dispatcher:
     async def _call(self, lease: Lease) -> None:
         """Send the task. If its lease is there when the call has ended, no end was reported."""
 
-        def note_replica(replica: str) -> None:
+        def accept(replica: str) -> bool:
+            if not self._may_go_to(replica, lease):
+                return False
             lease.replica = replica
+            return True
 
         job = lease.job
         task = StageTask(job.id, lease.token, lease.stage, job.attempt, job.spec, job.checkpoint_step)
         reason = "the replica ended its call without a result"
         replica_died = False
         try:
-            await self._send(task, note_replica)
+            await self._send(task, accept)
         except NoReplicaError as error:
+            if lease.alone and lease.replica is not None:  # it has died, perhaps: if not, it says so within seconds
+                self._state.replicas.forget(lease.replica)
             await self._give_back(lease, str(error))
             return
         except Exception as error:  # whatever ended the call, the lease tells whether the work was done
@@ -253,6 +273,12 @@ class Dispatcher:
             self._state.wake.set()
         if self._state.leases.find(job.id, lease.token) is lease:
             await self._reports.lose_attempt(lease, reason, replica_died)
+
+    def _may_go_to(self, replica: str, lease: Lease) -> bool:
+        """Whether a task may; if the replica that a suspect was given has died, another empty one will do."""
+        if not lease.alone:
+            return replica not in self._closed(lease.stage)
+        return replica == lease.replica or replica in self.room(lease.stage).empty
 
     async def _give_back(self, lease: Lease, note: str) -> None:
         """The claim never reached a replica."""
@@ -267,19 +293,35 @@ class Dispatcher:
     def _preempt(self) -> None:
         state = self._state
         stage = Stage.SAMPLING
+        self._park_for_suspect()
         urgent = state.waiting.count_urgent(stage) if state.scheduling.preemption else 0
         if not self._leases_to_park(urgent) or time.monotonic() - self._outranked_at < self._timing.tick_s:
             return
-        at_head = state.waiting.count_urgent_at_head(stage, self._suspects_allowed(stage))
+        at_head = state.waiting.count_urgent_at_head(stage, len(self.room(stage).empty))
         if at_head < urgent:  # some must wait their turn; to find the order of a long queue takes a while
             self._outranked_at = time.monotonic()
-        for lease in self._leases_to_park(at_head):
-            log.info(f"[{lease.job_id}] yields its slot to an interactive job")
-            state.send_directive(lease, Directive.PARK)
+        self._park(self._leases_to_park(at_head))
+
+    def _park_for_suspect(self) -> None:
+        """If an interactive job is to have a replica to itself, what may be parked there makes room at once."""
+        scheduling = self._state.scheduling
+        replica = self._clearing.get(Stage.SAMPLING)
+        head = self._state.waiting.head(Stage.SAMPLING)
+        if replica is None or head is None or head.tier is not Tier.INTERACTIVE or not scheduling.preemption:
+            return
+        there = [lease for lease in self._state.leases.of_stage(Stage.SAMPLING) if lease.replica == replica]
+        self._park(leases_to_park(there, len(there), 0, scheduling.max_parks))
 
     def _leases_to_park(self, urgent: int) -> list[Lease]:
+        """What makes room for urgent jobs, where they may go."""
         if not urgent:
             return []
-        sampling = self._state.leases.of_stage(Stage.SAMPLING)
-        open_slots = self.open_slots(Stage.SAMPLING)
+        clearing = self._clearing.get(Stage.SAMPLING, "")
+        sampling = [lease for lease in self._state.leases.of_stage(Stage.SAMPLING) if lease.replica != clearing]
+        open_slots = self.room(Stage.SAMPLING).count
         return leases_to_park(sampling, urgent, open_slots, self._state.scheduling.max_parks)
+
+    def _park(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            log.info(f"[{lease.job_id}] yields its slot to an interactive job")
+            self._state.send_directive(lease, Directive.PARK)

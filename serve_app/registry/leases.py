@@ -37,6 +37,7 @@ class Lease:
     learned: Usage = Usage()  # the part of it that is in the estimates
     saved_before: Usage = Usage()  # `saved` as the claim found it
     progress: float = 0.0  # of the whole job, 0 to 1
+    alone: bool = False  # it has its replica to itself: a suspect, until it has passed the place
     has_begun: bool = False  # its replica has reported that it began
     has_stepped: bool = False  # its replica has reported a step
     is_resumed: bool = False  # a registry before this one granted it, and its replica has not reported usage since
@@ -96,11 +97,6 @@ class Lease:
         return self.reported.steps
 
     @property
-    def suspect(self) -> bool:
-        """A replica died with this job, and it has not passed that place since."""
-        return self.job.suspect_at(self.progress)
-
-    @property
     def steps_left(self) -> int:
         return max(0, self.job.spec.num_inference_steps - self.step)
 
@@ -116,6 +112,13 @@ class Lease:
             has_begun=self.has_begun,
             is_leaving=self.directive is not Directive.CONTINUE,
         )
+
+    def advance(self, progress: float) -> bool:
+        """Note how far it is; whether it has passed the place where a replica died just now: others may join it."""
+        self.progress = progress
+        has_passed = self.alone and not self.job.suspect_at(progress)
+        self.alone = self.alone and not has_passed
+        return has_passed
 
     def begin_at(self, step: int) -> None:
         """Its replica begins at this step: an earlier one if it refused the newest checkpoint."""
@@ -177,8 +180,11 @@ class LeaseTable:
     saves_per_lease: float  # how often in lease_s a renewal is written to SQL
     _by_job: dict[str, Lease] = field(default_factory=dict)
 
-    def grant(self, job: Job, now: float, charge: Charge | None = None) -> Lease:
+    def grant(self, job: Job, now: float, charge: Charge | None = None, alone_on: str | None = None) -> Lease:
+        """A new lease; on the replica `alone_on`, which it has to itself, if that is not None."""
         lease = Lease.from_row(job, now, self.lease_s, charge)
+        lease.replica = alone_on
+        lease.alone = alone_on is not None
         self._by_job[job.id] = lease
         return lease
 

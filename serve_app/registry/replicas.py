@@ -45,11 +45,11 @@ class StageRouter:
         # Not by `functools.cache`, which cannot be pickled: the router travels to the actor.
         self._handles: dict[Stage, Any] = {}
 
-    async def __call__(self, task: StageTask, chosen: Callable[[str], None]) -> None:
+    async def __call__(self, task: StageTask, accept: Callable[[str], bool]) -> None:
         """Run the task on a replica and return when its call has ended.
 
         Args:
-            chosen: called with the replica's id before the task is sent.
+            accept: called with the id of a replica that has room, before the task is sent; whether it may go there.
 
         Raises:
             NoReplicaError: none took the task within a few seconds, or the one that was chosen has
@@ -63,10 +63,9 @@ class StageRouter:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(CHOICE_TIMEOUT_S):
-                    selection = await stack.enter_async_context(method.choose_replica(task))
+                    selection = await _choose(method, task, accept, stack)
             except TimeoutError:
                 raise NoReplicaError(task.stage) from None
-            chosen(selection.replica_id)
             try:
                 await method.dispatch(selection, task)
             except ActorDiedError as error:
@@ -77,6 +76,20 @@ class StageRouter:
                 if SLOT_GONE in str(error):
                     raise NoReplicaError(task.stage) from error
                 raise
+
+
+async def _choose(method: Any, task: StageTask, accept: Callable[[str], bool], stack: AsyncExitStack) -> Any:
+    """Serve's selection of a replica that is accepted; its slot stays reserved until `stack` is closed."""
+    # Serve prefers the replica with most room: one that was refused would be chosen again and again if it
+    # did not keep the slot reserved meanwhile.
+    async with AsyncExitStack() as refused:
+        while True:
+            choice = method.choose_replica(task)
+            selection = await choice.__aenter__()
+            if accept(selection.replica_id):
+                stack.push_async_exit(choice)
+                return selection
+            refused.push_async_exit(choice)
 
 
 @dataclass(slots=True)

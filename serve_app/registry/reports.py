@@ -20,7 +20,7 @@ from serve_app.database.job_rows import get_job
 from serve_app.jobs import STAGE_BEFORE, JobError, overall_progress
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState, log
-from serve_app.scheduling.retries import REPLICA_DIED, Retry, after_failure, remake_pause
+from serve_app.scheduling.retries import REPLICA_DIED, REPLICA_GONE, Retry, after_failure, remake_pause
 
 
 class JobReports:
@@ -71,7 +71,8 @@ class JobReports:
         if event.preview:
             lease.preview = event.preview
             lease.preview_step = event.done
-        lease.progress = overall_progress(lease.stage, event.done, event.total)
+        if lease.advance(overall_progress(lease.stage, event.done, event.total)):
+            self._state.wake.set()
         self._state.feed.publish_progress(lease.job_id)
         now = time.monotonic()
         if self._state.leases.needs_saving(lease, now):
@@ -153,9 +154,11 @@ class JobReports:
 
         Args:
             replica_died: the process of the replica ended. The job is a suspect if it had begun
-                there.
+                there, and has nothing to do with it if not.
         """
-        code = REPLICA_DIED if replica_died and lease.has_begun else "replica_lost"
+        code = "replica_lost"
+        if replica_died:
+            code = REPLICA_DIED if lease.has_begun else REPLICA_GONE
         await self.fail_attempt(lease, Failed(code, reason, transient=True))
 
     async def fail_attempt(self, lease: Lease, event: Failed) -> None:
@@ -173,6 +176,7 @@ class JobReports:
             job,
             event,
             progress=lease.progress,
+            alone=lease.alone,
             settings=self._state.settings,
             jitter=random.random(),
             outage_pause_s=self._state.timing.outage_pause_s,

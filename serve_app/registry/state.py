@@ -155,7 +155,7 @@ class RegistryState:
 
     def learn_costs_of_job(self, job: Job) -> None:
         """Take what a completed job cost, if one replica a stage did it from beginning to end."""
-        if job.attempt > 1 or job.parks or job.remakes:
+        if job.attempt > 1 or job.parks or job.remakes or job.deaths:
             return
         for stage in Stage:
             if device_s := job.seconds.get(f"{stage}.device"):

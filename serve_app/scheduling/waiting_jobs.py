@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from deployments.messages import Stage
 from serve_app.config import JobSettings
@@ -20,6 +21,7 @@ from serve_app.scheduling.estimates import CostModel
 from serve_app.scheduling.fair_queue import FairQueue, FairQueueSnapshot
 from serve_app.scheduling.fair_share import Charge, QueueEntry
 from serve_app.scheduling.retries import OUTAGE_PAUSE_S, remake_pause
+from serve_app.scheduling.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,14 @@ class WaitingJobsSnapshot:
     queues: Mapping[Stage, FairQueueSnapshot]
     reserved: Mapping[str, int]  # jobs that are being written, by tenant
     in_claim: frozenset[str]  # jobs whose claim SQL has not answered yet
+
+
+class Claim(NamedTuple):
+    """A job that was taken out of its queue for a slot."""
+
+    job: Job
+    charge: Charge
+    alone_on: str | None  # the replica that it has to itself; None: whichever has room
 
 
 class WaitingJobs:
@@ -96,27 +106,37 @@ class WaitingJobs:
         if job is not None:
             self._queues[job.stage].remove(job_id)
 
-    def begin_claim(self, stage: Stage, count: int, suspects: int) -> list[tuple[Job, Charge]]:
-        """Take out the next jobs for `count` slots, with at most `suspects`; `end_claim` must follow."""
-        claim: list[tuple[Job, Charge]] = []
-        while len(claim) < count and (found := self._queues[stage].take(time.monotonic(), suspects)):
+    def begin_claim(self, stage: Stage, room: Room) -> list[Claim]:
+        """Take out the next jobs that there is room for; `end_claim` must follow.
+
+        A suspect gets an empty replica; while there is none it is passed over.
+        """
+        claims: list[Claim] = []
+        while room.count > 0:
+            empty = room.find_empty()
+            found = self._queues[stage].take(time.monotonic(), suspects=int(empty is not None))
+            if found is None:
+                break
             entry, charge = found
-            suspects -= entry.suspect
+            if alone_on := empty if entry.suspect else None:
+                room.take_replica(alone_on)
+            else:
+                room.take_slot()
             job = self._jobs[entry.job_id]
             self.remove(job.id)
             self._in_claim.add(job.id)
-            claim.append((job, charge))
-        return claim
+            claims.append(Claim(job, charge, alone_on))
+        return claims
 
-    def end_claim(self, claim: Iterable[tuple[Job, Charge]], claimed_ids: set[str] | None) -> None:
+    def end_claim(self, claims: Iterable[Claim], claimed_ids: set[str] | None) -> None:
         """Take over how a claim ended.
 
         Args:
-            claim: the jobs that `begin_claim` gave.
+            claims: what `begin_claim` gave.
             claimed_ids: those of them that SQL gave; None if SQL did not answer: then all of them
                 still wait.
         """
-        for job, charge in claim:
+        for job, charge, _ in claims:
             self._in_claim.discard(job.id)
             if claimed_ids is None:
                 self.update(job, 0.0)  # before the charge is undone: so its tenant keeps its turn
@@ -181,6 +201,10 @@ class WaitingJobs:
             suspects -= entry.suspect
         return min(at_head, self.count_urgent(stage))
 
+    def head(self, stage: Stage) -> QueueEntry | None:
+        """The job that is next in the stage, whether there is room for it or not."""
+        return self._queues[stage].head(time.monotonic())
+
     @property
     def queues(self) -> Mapping[Stage, FairQueue]:
         """The queue of each stage, to be read and copied."""
@@ -207,7 +231,7 @@ class WaitingJobs:
     def _pause_left_s(self, job: Job) -> float:
         """By the wall clock, which may have jumped: never longer than the pause can have been."""
         settings = self._settings
-        longest = retry_pause(job.attempt, settings.retry_pause_s, settings.max_retry_pause_s)
+        longest = retry_pause(max(job.attempt, job.deaths + 1), settings.retry_pause_s, settings.max_retry_pause_s)
         if job.remakes:
             longest = max(longest, remake_pause(job.remakes, settings))
         return min(max(0.0, job.available_at - self._unix_time()), max(longest, self._outage_pause_s))

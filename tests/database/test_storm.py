@@ -9,6 +9,7 @@ import pytest
 from serve_app.jobs import FINAL, Job, JobState, Move, check_move
 from serve_app.registry.actor import JobRegistry
 from serve_app.scheduling.fair_queue import FairQueueSnapshot
+from serve_app.scheduling.retries import MAX_DEATHS
 from tests.support.registry.storm import DOOMED, STEPS, Storm, Weather, everything
 
 CALM = Weather(jobs=40, doomed=0.1, repeated=0.1)
@@ -67,7 +68,7 @@ def check_end(job: Job, storm: Storm) -> None:
             assert job.id in truth.cancelled
         case JobState.FAILED:
             assert job.error is not None
-            deadly = job.error.code in EXPECTED_ENDS and truth.deaths[job.id] >= 2
+            deadly = job.error.code in EXPECTED_ENDS and truth.deaths[job.id] >= MAX_DEATHS[job.error.code]
             assert deadly or (job.error.code, job.spec.prompt) == (DOOMED, DOOMED), job
         case _:
             assert job.spec.prompt != DOOMED

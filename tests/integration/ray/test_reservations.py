@@ -1,5 +1,6 @@
 """Slots that were reserved by a caller that died, or that was frozen and comes too late."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,19 +90,23 @@ async def test_a_caller_that_comes_too_late_has_not_begun_its_task(handle: Any) 
     route = StageRouter()
     chosen: list[str] = []
 
-    def frozen(replica: str) -> None:
-        """So long that the replica has given its slot back."""
+    def accept(replica: str) -> bool:
         chosen.append(replica)
+        return True
+
+    def accept_late(replica: str) -> bool:
+        """So late that the replica has given its slot back."""
         with ThreadPoolExecutor(1) as thread:  # this one's loop stands still
             assert thread.submit(lambda: handle.release.remote().result()).result() == 1
+        return accept(replica)
 
     with pytest.raises(NoReplicaError):
-        await route(task(Stage.ENCODING), frozen)
+        await route(task(Stage.ENCODING), accept_late)
     assert await handle.reserved.remote() == 0
-    await route(task(Stage.ENCODING), chosen.append)
+    await route(task(Stage.ENCODING), accept)
     assert len(chosen) == 2
     with pytest.raises(RuntimeError, match="this one fails"):
-        await route(replace(task(Stage.ENCODING), attempt=2), chosen.append)
+        await route(replace(task(Stage.ENCODING), attempt=2), accept)
     assert await handle.reserved.remote() == 0
 
 
@@ -118,7 +123,41 @@ class Leaving:
 
 async def test_a_replica_that_leaves_before_the_task_comes_has_not_begun_it() -> None:
     route = StageRouter(lambda stage: SimpleNamespace(run=Leaving()))
-    chosen: list[str] = []
+    asked: list[str] = []
+
+    def accept(replica: str) -> bool:
+        asked.append(replica)
+        return True
+
     with pytest.raises(NoReplicaError):
-        await route(task(Stage.ENCODING), chosen.append)
-    assert chosen == ["r1"]
+        await route(task(Stage.ENCODING), accept)
+    assert asked == ["r1"]
+
+
+class TwoReplicas:
+    """A handle of two replicas with two slots each: the one with more room is chosen, and room is waited for."""
+
+    def __init__(self) -> None:
+        self.free = {"r1": 2, "r2": 2}
+        self.dispatched: list[tuple[str, dict[str, int]]] = []
+
+    @asynccontextmanager
+    async def choose_replica(self, task: StageTask) -> AsyncIterator[Any]:
+        while not any(self.free.values()):
+            await asyncio.sleep(0.001)
+        name = max(self.free, key=lambda name: self.free[name])
+        self.free[name] -= 1
+        try:
+            yield SimpleNamespace(replica_id=name)
+        finally:
+            self.free[name] += 1
+
+    async def dispatch(self, selection: Any, task: StageTask) -> None:
+        self.dispatched.append((selection.replica_id, dict(self.free)))
+
+
+async def test_a_replica_that_was_refused_is_not_chosen_again_and_keeps_no_slot() -> None:
+    replicas = TwoReplicas()
+    await StageRouter(lambda stage: SimpleNamespace(run=replicas))(task(Stage.ENCODING), lambda name: name == "r2")
+    assert replicas.dispatched == [("r2", {"r1": 2, "r2": 1})]
+    assert replicas.free == {"r1": 2, "r2": 2}

@@ -281,14 +281,13 @@ class Cluster:
             elif not isinstance(again.exception(), RegistryUnavailableError | None):
                 again.result()
 
-    async def _send(self, task: StageTask, chosen: Callable[[str], None]) -> None:
+    async def _send(self, task: StageTask, accept: Callable[[str], bool]) -> None:
         """As the router does it: a replica with room, waited for; it may be a dead one that nobody missed yet."""
         for attempt in range(30):
             alive = [r for r in self.replicas if r.stage is task.stage and not r.leaving and len(r.calls) < r.slots]
-            if alive:
-                replica = min(alive, key=lambda r: len(r.calls))
-                chosen(replica.name)
-                return await replica.run(task)
+            for replica in sorted(alive, key=lambda r: len(r.calls)):
+                if accept(replica.name):
+                    return await replica.run(task)
             self.storm.truth.waited += attempt == 0
             await asyncio.sleep(0.01)
         raise NoReplicaError(task.stage)

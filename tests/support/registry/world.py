@@ -80,10 +80,9 @@ class Workers:
     sent: asyncio.Queue[Call] = field(default_factory=asyncio.Queue)
     refuse: bool = False
 
-    async def __call__(self, task: StageTask, chosen: Callable[[str], None]) -> None:
-        if self.refuse:
+    async def __call__(self, task: StageTask, accept: Callable[[str], bool]) -> None:
+        if self.refuse or not accept(f"{task.stage}-replica"):
             raise NoReplicaError(task.stage)
-        chosen(f"{task.stage}-replica")
         call = Call(task, asyncio.get_running_loop().create_future())
         await self.sent.put(call)
         await call.ended

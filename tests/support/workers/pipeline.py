@@ -44,8 +44,8 @@ class Pipeline:
         settings = JobSettings(retry_pause_s=0.01, max_attempts=self.max_attempts)
         self.registry = JobRegistry(self.url, settings, SchedulingSettings(), "here", send=self._send)
 
-    async def _send(self, task: StageTask, chosen: Callable[[str], None]) -> None:
-        chosen(task.stage)
+    async def _send(self, task: StageTask, accept: Callable[[str], bool]) -> None:
+        assert accept(task.stage)
         await self.replicas[task.stage].run(task)
 
     def start(self, *stages: Stage, model: Path = SHAPES) -> None:

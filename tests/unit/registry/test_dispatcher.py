@@ -1,4 +1,4 @@
-"""The order in which jobs go to replicas, who makes room for whom, and what a deadly job may do."""
+"""The order in which jobs go to replicas, and who makes room for whom."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from deployments.messages import Directive, Failed, Finished, Progress, Stage, Started
 from serve_app.config import JobSettings, SchedulingSettings
-from serve_app.errors import IdempotencyKeyReusedError, QueueFullError, ReplicaDiedError
+from serve_app.errors import IdempotencyKeyReusedError, QueueFullError
 from serve_app.jobs import JobState, Submission, Tier
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from tests.support.registry.world import SPEC, Call, World
@@ -137,64 +137,6 @@ async def test_a_job_at_its_last_step_is_not_parked(world: World) -> None:
     assert not await yields(world, call, step=19)
 
 
-async def dies(world: World, call: Call) -> Call:
-    """Its replica's process ends; gives the next call."""
-    call.ended.set_exception(ReplicaDiedError("sampling-replica"))
-    return await world.next_after_loss()
-
-
-async def test_a_job_that_kills_its_replica_twice_is_failed_not_fed_to_a_third(world: World) -> None:
-    await world.replicas(stages=ENCODER)
-    await world.encoded("deadly")
-    await world.replicas(stages=SAMPLER)
-    first = await sampled(world)
-    await world.report(first, Progress(3, 20))
-    second = await dies(world, first)
-    assert second.task.attempt == 2
-    await world.report(second, Started("sampling-replica", "cpu"))
-    await world.report(second, Progress(3, 20))
-    second.ended.set_exception(ReplicaDiedError("sampling-replica"))
-    job = await world.reaches("deadly", JobState.FAILED)
-    assert job.error is not None and job.error.code == "replica_died"
-    assert "2 replicas died at the same place" in job.error.message
-
-
-async def test_a_job_whose_replicas_die_at_other_places_goes_on(world: World) -> None:
-    await world.replicas(stages=ENCODER)
-    await world.encoded("unlucky")
-    await world.replicas(stages=SAMPLER)
-    first = await sampled(world)
-    await world.report(first, Progress(3, 20))
-    second = await dies(world, first)
-    await world.report(second, Started("sampling-replica", "cpu"))
-    await world.report(second, Progress(4, 20))
-    third = await dies(world, second)
-    assert (third.task.job_id, third.task.attempt) == ("unlucky", 3)
-
-
-async def test_two_suspects_do_not_share_a_replica(world: World) -> None:
-    await world.replicas(stages=ENCODER)
-    for job_id in "abc":
-        await world.encoded(job_id)
-    await world.replicas(slots=2, stages=SAMPLER)
-    first, second = await sampled(world), await sampled(world)
-    for call in (first, second):
-        await world.report(call, Progress(3, 20))
-        call.ended.set_exception(ReplicaDiedError("sampling-replica"))
-    one, other = await world.next_after_loss(slots=2), await world.next_after_loss(slots=2)
-    suspects = {"a", "b"} & {one.task.job_id, other.task.job_id}
-    assert "c" in {one.task.job_id, other.task.job_id} and len(suspects) == 1
-    suspect = one if one.task.job_id in suspects else other
-    await world.report(suspect, Started("sampling-replica", "cpu"))
-    await world.report(suspect, Progress(4, 20))
-    clear = other if suspect is one else one
-    await world.finish(clear)
-    freed = await world.next_after_loss(slots=2)
-    while freed.task.stage is not Stage.SAMPLING:
-        freed = await world.next_after_loss(slots=2)
-    assert {suspect.task.job_id, freed.task.job_id} == {"a", "b"}
-
-
 async def test_out_of_memory_is_tried_once_more_and_then_told(world: World) -> None:
     await world.replicas(stages=ENCODER)
     await world.encoded("large")
@@ -218,8 +160,6 @@ async def test_a_job_whose_device_broke_goes_on_elsewhere_with_no_attempt_counte
         await world.report(call, Failed("device_broken", "the device of the replica is broken", transient=True))
         call.ended.set_result(None)
     assert attempts == [1, 1]
-    job = await world.reaches("unlucky", JobState.FAILED)
-    assert job.error is not None and "2 replicas lost their device at the same place" in job.error.message
 
 
 async def test_a_registry_that_stood_still_takes_no_lease_away(tmp_path: Path) -> None:

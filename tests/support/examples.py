@@ -5,4 +5,6 @@ from hypothesis import settings
 
 def examples(factor: float) -> int:
     """So many times the examples of the profile (tests/conftest.py), so that the profile decides for every property."""
-    return max(1, round(factor * settings.default.max_examples))
+    profile = settings.default
+    assert profile is not None
+    return max(1, round(factor * profile.max_examples))

@@ -39,7 +39,7 @@ class WorkLabel:
 
 def pack(label: WorkLabel, tensors: Mapping[str, Tensor], **more: str) -> bytes:
     """The tensors as one object. more: further entries of its header."""
-    kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    kept = _apart({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     header = more | {
         "format": FORMAT,
         "key": label.key,
@@ -50,6 +50,17 @@ def pack(label: WorkLabel, tensors: Mapping[str, Tensor], **more: str) -> bytes:
     header["sha256"] = _checksum(header, kept)
     # One entry: safetensors writes several in an order that changes, and the same work is to be the same bytes.
     return save(kept, metadata={HEADER: json.dumps(header, sort_keys=True)})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, each in memory of its own, as safetensors wants them: two texts that are one share their embeddings."""
+    taken: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in taken else tensor
+        taken.add(memory)
+    return apart
 
 
 def unpack(label: WorkLabel, data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -121,8 +121,11 @@ async def test_a_store_that_stands_still_is_replaced_and_keeps_its_objects(local
 async def test_a_fault_at_the_start_is_told(local_port: int, tmp_path: Path) -> None:
     settings = StorageSettings(local_port=local_port).model_copy(update={"bucket": "not a bucket"})
     storage = LocalStorage(settings, tmp_path)
+    with pytest.raises(StartupError, match="did not start within"):
+        await storage.ready(timeout_s=0.1)
+    await _until(lambda: storage.status().problem is not None)
     with pytest.raises(StartupError, match="not a bucket"):
-        await storage.ready(timeout_s=1)
+        await storage.ready(timeout_s=0)
     await storage.stop()
 
 

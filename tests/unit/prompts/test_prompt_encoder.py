@@ -193,6 +193,14 @@ async def test_a_task_writes_its_object_then_finishes(replica: Callable[..., Any
     assert 0 < finished.device_s <= finished.seconds["encode"] + 1e-4
 
 
+async def test_a_prompt_may_be_its_negative_prompt_too(replica: Callable[..., Any]) -> None:
+    log, store = ReportLog(), MemoryStore()
+    await replica(log, store).run(task(Stage.ENCODING, spec("blue", negative_prompt="blue")))
+    assert isinstance(log.ends[-1], Finished)
+    tensors = load(store.objects[prompt_embeds_key("video_1")])
+    assert torch.equal(tensors["prompt_embeds"], tensors["negative_embeds"])
+
+
 async def test_the_same_prompt_again_takes_nothing_of_the_device(replica: Callable[..., Any]) -> None:
     log, store = ReportLog(), MemoryStore()
     encoder = replica(log, store)

@@ -24,6 +24,14 @@ def test_tensors_and_header_come_back() -> None:
     assert pack(LABEL, TENSORS, step="3") == DATA
 
 
+def test_tensors_that_are_one_are_written_each() -> None:
+    """As the embeddings are of a prompt that is its negative prompt, too."""
+    whole = torch.arange(6.0)
+    _, tensors = unpack(LABEL, pack(LABEL, {"prompt": whole, "negative": whole, "part": whole[2:4]}))
+    assert torch.equal(tensors["prompt"], whole) and torch.equal(tensors["negative"], whole)
+    assert torch.equal(tensors["part"], whole[2:4])
+
+
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
 def test_any_changed_byte_is_noticed(position: int, change: int) -> None:
     damaged = bytearray(DATA)

@@ -109,13 +109,17 @@ def random_prompt(dim: int, length: int, tokens: int = TEXT_TOKENS, seed: int = 
 
 def our_sample(transformer: Any, spec: VideoSpec, prompt: Prompt, negative: Prompt) -> Sample:
     """A sample before its first step, as the sampler starts it."""
-    embeds = {
+    return start_sample(transformer, spec, embeddings(prompt, negative), rope_tables(transformer, spec.clip.latents))
+
+
+def embeddings(prompt: Prompt, negative: Prompt) -> dict[str, Tensor]:
+    """As the text encoder leaves them."""
+    return {
         "prompt_embeds": prompt.embeds,
         "prompt_mask": prompt.mask,
         "negative_embeds": negative.embeds,
         "negative_mask": negative.mask,
     }
-    return start_sample(transformer, spec, embeds, rope_tables(transformer, spec.clip.latents))
 
 
 def our_step(transformer: Any, samples: list[Sample], block: RunBlock = run_block) -> Step:

@@ -121,10 +121,8 @@ class Loop:
         self._bench = bench
         self._denoiser = denoiser
         self._executor = ThreadPoolExecutor(1)
-        self.spec = replace(
-            fs.clip_spec(bench.sizes.width, bench.sizes.height, bench.sizes.engine_frames, LOOP_STEPS),
-            guidance_scale=fs.GUIDANCE,
-        )
+        sizes = bench.sizes
+        self._spec = fs.clip_spec(sizes.width, sizes.height, sizes.engine_frames, LOOP_STEPS)
         self._loop = StepLoop(denoiser.step, max_tokens=10**6)
 
     def close(self) -> None:
@@ -197,14 +195,8 @@ class Loop:
         dim = self._bench.transformer().config.text_embed_dim
         padded, lengths = self._bench.sizes.text_tokens, self._bench.sizes.lengths
         negative, prompt = (fs.random_prompt(dim, length, padded, seed=seed) for length in lengths)
-        embeds = {
-            "prompt_embeds": prompt.embeds,
-            "prompt_mask": prompt.mask,
-            "negative_embeds": negative.embeds,
-            "negative_mask": negative.mask,
-        }
-        spec = replace(self.spec, seed=seed)
-        return SampleState(spec, "benchmark", "bfloat16", 0, initial_noise(spec), embeds)
+        spec = replace(self._spec, seed=seed)
+        return SampleState(spec, "benchmark", "bfloat16", 0, initial_noise(spec), fs.embeddings(prompt, negative))
 
     def _enter(self, seed: int, exact: bool = False, state: Any = None) -> "Entered":
         from deployments.replica.running_task import RunningTask

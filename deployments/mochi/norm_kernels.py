@@ -1,8 +1,7 @@
 """SiLU of a group norm as three Triton kernels, for activations whose channels lie together in memory.
 
 Each value is read twice and written once, which is all that the memory of a GPU has to move for it. torch's compiler
-makes kernels for this layout that take ten times as long (measured on an H100, `benchmarks/results/`), and torch's own
-operator for it copies the activations into another layout first.
+makes kernels for this layout that take ten times as long (measured on an H100, `benchmarks/results/`).
 
 Moments are taken by Welford's method, and those of parts joined by Chan's (both: Chan, Golub and LeVeque, "Algorithms
 for computing the sample variance", 1983): nothing is squared before it is centred.

@@ -8,6 +8,7 @@ machine's own figure.
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -69,6 +70,17 @@ def choose_device(
         raise PermanentError("gpu_unusable", f"{what}; or set the stage's cpu_fallback to true to run it on the CPU")
     _logger.warning("%s; running on the CPU, as cpu_fallback says", what)
     return torch.device("cpu")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes with one thread of the processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def limit_memory(device: torch.device, fraction: float | None) -> None:

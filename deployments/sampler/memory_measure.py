@@ -8,8 +8,8 @@ it at once.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, SPATIAL_COMPRE
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import denoise_step
 from deployments.mochi.probe import probe_sample
-from deployments.replica.host import available_bytes, describe_device, total_bytes
+from deployments.replica.host import available_bytes, describe_device, one_thread, total_bytes
 from deployments.sampler.memory_profile import MemoryProfile, fit_line
 from deployments.sampler.peak_memory import cuda_peak, process_peak
 from deployments.settings import ModelSettings
@@ -139,22 +139,12 @@ def guided_step_bytes(
     """The most that a step took of several, after one that sets up what is kept for good."""
     sample = probe_sample(transformer, shape, text_tokens)
     peak = cuda_peak if sample.latents.is_cuda else process_peak
-    # What was compiled for one number of threads would be compiled again for another.
-    with _one_thread() if block is run_block else nullcontext():
+    # While other replicas start on the same cores, threads that wait for each other take seconds for a step; what a
+    # second thread needs of its own is scratch space. What was compiled for one number of threads would be compiled
+    # again for another.
+    with one_thread() if block is run_block else nullcontext():
         denoise_step(transformer, [sample], block, rows_at_once)
         return max(peak(lambda: denoise_step(transformer, [sample], block, rows_at_once)) for _ in range(STEPS))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """While other replicas start on the same cores, threads that wait for each other take seconds for a step; what
-    a second thread needs of its own is scratch space."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 Measure = Callable[["MochiTransformer3DModel", Sequence[LatentShape], int], MemoryProfile]

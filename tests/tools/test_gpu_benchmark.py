@@ -17,8 +17,10 @@ from benchmarks import gpu
 from benchmarks.common import full_size as fs
 from benchmarks.common.machine import nvidia_smi
 from benchmarks.gpu_parts.bench import FULL, TINY, Bench, NotHereError, Part, Row, Rows, Sizes, Values
+from benchmarks.gpu_parts.engine import QUALITIES
 from benchmarks.gpu_parts.measuring import by_kind, kind_of
 from benchmarks.gpu_parts.results import Results, figures_table, heading, print_tables
+from serve_app.config import load_settings
 from tests.support import ROOT
 from tests.support.waiting import PATIENCE_S
 
@@ -80,6 +82,11 @@ def test_parts_are_chosen_by_name() -> None:
     assert [part.name for part in gpu.chosen("block,products")] == ["products", "block"]
     with pytest.raises(argparse.ArgumentTypeError, match="no part stairs; choose from device, products"):
         gpu.chosen("block,stairs")
+
+
+def test_qualities_are_those_of_the_profiles() -> None:
+    model = load_settings(str(ROOT / "configs" / "mochi-1-one-gpu.yaml"), {}).model
+    assert {name: (model.steps_of(name), model.rules_of(name)) for name in model.offered} == QUALITIES
 
 
 def run(*parts: Part, seconds: float = 60) -> list[dict[str, Any]]:

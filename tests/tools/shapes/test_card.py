@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+from deployments.replica.host import one_thread
 from models.shapes.evaluate import SEEDS, card, compare, main, score, sizes
 from models.shapes.evaluation.card import BEGIN, END, figures
 from models.shapes.evaluation.generating import Generator
@@ -16,11 +16,9 @@ from tests.support.shapes_bench import MODEL, bench, cases_of_score, made_by
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def single_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def test_results_are_kept_beside_others(tmp_path: Path) -> None:

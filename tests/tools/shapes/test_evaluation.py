@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deployments.replica.host import one_thread
 from models.shapes.evaluate import SEEDS, compare, figure, score, sizes, sweep
 from models.shapes.evaluation.generating import Generator, vae_round_trip
 from models.shapes.evaluation.results import WEIGHTS, keep
@@ -40,11 +41,9 @@ STILL = Case(Scene((Figure("blue", "square", "still"),)), "a blue square", 2)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def single_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.mark.parametrize(

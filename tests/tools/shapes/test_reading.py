@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deployments.mochi.streaming_decode import to_uint8
+from deployments.replica.host import one_thread
 from models.shapes.evaluation.mp4 import through_mp4
 from models.shapes.reading.blobs import Ints, Mask, connected, erode, find_blobs
 from models.shapes.reading.matching import judge
@@ -26,11 +27,9 @@ Spoil = Callable[[Tensor, random.Random], Tensor]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def single_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def clip_of(scene: Scene, tracks: tuple[Track, ...], height: int = 64, width: int = 64, num_frames: int = 25) -> Frames:

@@ -25,6 +25,7 @@ from deployments.mochi.denoise import Sample, denoise_step
 from deployments.mochi.loading import load_transformer
 from deployments.mochi.packed_weights import pack_projections
 from deployments.mochi.probe import probe_batches
+from deployments.replica.host import one_thread
 from tests.support.workers.fakes import SHAPES, captured
 
 CPU = torch.device("cpu")
@@ -38,11 +39,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch's
 @pytest.fixture(autouse=True)
 def without_grad() -> Iterator[None]:
     """One thread: which is what was compiled for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
+    with one_thread(), torch.no_grad():
         yield
-    torch.set_num_threads(threads)
 
 
 class Compiled:
@@ -83,11 +81,8 @@ def warmed_up(transformer: Any, backend: str, folders: pytest.TempPathFactory) -
         environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(folders.mktemp("kernels")))
         dynamo.reset()
         made = Compiled(transformer, backend)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             made.warm_up()
-        torch.set_num_threads(threads)
         yield made
         dynamo.reset()
 

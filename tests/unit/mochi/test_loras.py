@@ -22,6 +22,7 @@ from deployments.mochi.denoise import Sample, denoise_step, initial_noise
 from deployments.mochi.loras import Loras
 from deployments.mochi.packed_weights import pack_projections, packed_weight, text_projections, video_projections
 from deployments.mochi.quantised_weights import quantise
+from deployments.replica.host import one_thread
 from deployments.sampler.denoiser import Denoiser
 from deployments.sampler.state import SampleState
 from deployments.storage.lora_files import LoraFiles
@@ -36,11 +37,8 @@ PATTERNS = {"rank_pattern": {"to_v": 2}, "alpha_pattern": {"to_q": 3}}
 
 @pytest.fixture(autouse=True)
 def without_grad() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
+    with one_thread(), torch.no_grad():
         yield
-    torch.set_num_threads(threads)
 
 
 def tiny(dtype: torch.dtype = torch.float32, layers: int = 2) -> Any:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step
 from deployments.mochi.reuse import PassReuse
+from deployments.replica.host import one_thread
 from deployments.step_rules import StepRules
 from tests.support.examples import examples
 from tests.support.workers.fakes import spec
@@ -36,11 +37,8 @@ def video(number: int, rules: StepRules, **changes: Any) -> VideoSpec:
 
 @pytest.fixture(autouse=True)
 def one_thread_without_grad() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
+    with one_thread(), torch.no_grad():
         yield
-    torch.set_num_threads(before)
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -7,14 +7,15 @@ import httpx
 import pytest
 
 from deployments.messages import LoraChoice, Stage, VideoSpec
-from deployments.settings import LoraSettings, ModelSettings
+from deployments.settings import LoraSettings
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs import Job, JobState
 from serve_app.openapi.views import to_model_list
 from serve_app.requests.body import Form
 from serve_app.requests.schema import request_schema
-from serve_app.requests.videos import CheckedRequest, EnhanceRequestChecker, RemixRequestChecker, VideoRequestChecker
+from serve_app.requests.videos import EnhanceRequestChecker, RemixRequestChecker
 from tests.support.http.fakes import shapes_settings
+from tests.support.request_checks import RequestChecks
 
 PLAIN_MODEL = shapes_settings().model
 LORAS = {
@@ -22,21 +23,8 @@ LORAS = {
     "drone.v2": LoraSettings(source="someone/drone"),
 }
 MODEL = PLAIN_MODEL.model_copy(update={"loras": LORAS})
-PLAIN: dict[str, object] = {"prompt": "a red circle", "seed": 1}
-
-
-def checker(model: ModelSettings = MODEL) -> VideoRequestChecker:
-    return VideoRequestChecker(model, request_schema(model, "Request"), None)
-
-
-def check(model: ModelSettings = MODEL, **fields: object) -> CheckedRequest:
-    return checker(model).check(PLAIN | fields)
-
-
-def refused(model: ModelSettings = MODEL, **fields: object) -> InvalidRequestError:
-    with pytest.raises(InvalidRequestError) as caught:
-        check(model, **fields)
-    return caught.value
+REQUESTS = RequestChecks(MODEL)
+checker, check, refused = REQUESTS.checker, REQUESTS.check, REQUESTS.refused
 
 
 @pytest.mark.parametrize(("scale", "given"), [(1.0, {}), (0.5, {"lora_scale": 0.5}), (2.0, {"lora_scale": 2})])

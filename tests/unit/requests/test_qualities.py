@@ -7,36 +7,23 @@ import httpx
 import pytest
 
 from deployments.messages import Stage, VideoSpec
-from deployments.settings import ModelSettings, QualitySettings
+from deployments.settings import QualitySettings
 from deployments.step_rules import DEFAULT_RULES, QUALITIES, StepRules
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs import Job, JobState
 from serve_app.requests.body import Form
 from serve_app.requests.qualities import QUALITY_WORDS
-from serve_app.requests.schema import request_schema
-from serve_app.requests.videos import CheckedRequest, EnhanceRequestChecker, RemixRequestChecker, VideoRequestChecker
+from serve_app.requests.videos import EnhanceRequestChecker, RemixRequestChecker
 from tests.support import ROOT
 from tests.support.http.fakes import shapes_settings
+from tests.support.request_checks import RequestChecks
 
 FAST = QualitySettings(num_inference_steps=7, guidance_until=0.5)
 DRAFT = QualitySettings(num_inference_steps=4, guidance_scale=1.0, reuse_run=1, reuse_until=0.5)
 MODEL = shapes_settings().model.model_copy(update={"qualities": {"fast": FAST, "draft": DRAFT}})
 ONLY_EXACT = MODEL.model_copy(update={"qualities": {}})
-PLAIN: dict[str, object] = {"prompt": "a red circle", "seed": 1}
-
-
-def checker(model: ModelSettings = MODEL) -> VideoRequestChecker:
-    return VideoRequestChecker(model, request_schema(model, "Request"), None)
-
-
-def check(model: ModelSettings = MODEL, **fields: object) -> CheckedRequest:
-    return checker(model).check(PLAIN | fields)
-
-
-def refused(model: ModelSettings = MODEL, **fields: object) -> InvalidRequestError:
-    with pytest.raises(InvalidRequestError) as caught:
-        check(model, **fields)
-    return caught.value
+REQUESTS = RequestChecks(MODEL)
+checker, check, refused = REQUESTS.checker, REQUESTS.check, REQUESTS.refused
 
 
 @pytest.mark.parametrize("quality", QUALITIES)

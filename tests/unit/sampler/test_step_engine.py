@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deployments.messages import VideoSpec
+from deployments.replica.host import one_thread
 from deployments.sampler.state import pack
 from deployments.step_rules import DEFAULT_RULES, StepRules
 from tests.support.examples import examples
@@ -91,12 +92,10 @@ scenarios = st.builds(
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """Tensors this small are not worth a second thread, and their number may change the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @cache

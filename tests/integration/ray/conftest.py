@@ -1,20 +1,29 @@
-"""Ray without Serve, started once: the tests of this folder run in one process."""
+"""Ray and Serve, each started once: the tests of this folder run in one process."""
 
 from collections.abc import Iterator
 
 import pytest
 import ray
+from ray import serve
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Ray without Serve and without a dashboard, for tests of actors."""
+    """Ray without a dashboard, for tests of actors."""
     # Only while Ray starts: servers that other tests start must not have it.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         _start()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def serve_cluster(ray_cluster: None) -> Iterator[None]:
+    """Serve without HTTP, for tests of deployments; each deletes its application."""
+    serve.start(http_options={"location": "NoServer"})
+    yield
+    serve.shutdown()
 
 
 def _start(tries: int = 5) -> None:

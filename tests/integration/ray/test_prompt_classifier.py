@@ -157,12 +157,10 @@ def test_a_regression_has_no_labels(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.fixture
-def handle(ray_cluster: None, folder: Path) -> Iterator[Any]:
+def handle(serve_cluster: None, folder: Path) -> Any:
     deployment: Any = PromptClassifier
-    serve.start(http_options={"location": "NoServer"})
     bound = deployment.options(ray_actor_options={"num_cpus": 0}).bind(str(folder), None, ("violence", "nudity"))
-    yield serve.run(bound, name="classifier", route_prefix=None)
-    serve.shutdown()
+    return serve.run(bound, name="classifier", route_prefix=None)
 
 
 async def test_a_replica_answers_many_at_once_and_none_when_it_is_gone(handle: Any) -> None:

@@ -64,12 +64,11 @@ class Caller:
         return str(selection.replica_id)
 
 
-@pytest.fixture
-def handle(ray_cluster: None) -> Iterator[Any]:
-    serve.start(http_options={"location": "NoServer"})
+@pytest.fixture(scope="module")
+def handle(serve_cluster: None) -> Iterator[Any]:
     deployment: Any = TwoSlots
     yield serve.run(deployment.bind(), name=MODEL_APPLICATION, route_prefix=None)
-    serve.shutdown()
+    serve.delete(MODEL_APPLICATION)
 
 
 async def test_what_a_killed_caller_reserved_is_open_again(handle: Any) -> None:

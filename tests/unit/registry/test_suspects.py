@@ -50,6 +50,14 @@ class Samplers(Workers):
     def replica_of(self, call: Call) -> str:
         return next(name for name, calls in self.at_work.items() if call in calls)
 
+    async def next_sample(self) -> Call | None:
+        """One that a replica was sent and that has not died with it; None if there is none now."""
+        while not self.samples.empty():
+            call = await self.samples.get()
+            if not call.ended.done():
+                return call
+        return None
+
     def neighbours(self, call: Call) -> set[str]:
         return {other.task.job_id for other in self.at_work[self.replica_of(call)] if other is not call}
 
@@ -85,12 +93,14 @@ class Site(World):
     async def begun(self) -> Call:
         """The next sample that a replica begins with."""
         async with asyncio.timeout(60):
-            while self.samplers.samples.empty():
+            while (call := await self.samplers.next_sample()) is None:
                 await self.announce()
                 await asyncio.sleep(0.005)
-        call = await self.samplers.samples.get()
-        await self.report(call, Started(self.samplers.replica_of(call), "cpu"))
+        await self.started(call)
         return call
+
+    async def started(self, call: Call) -> None:
+        await self.report(call, Started(self.samplers.replica_of(call), "cpu"))
 
     async def settled(self) -> None:
         """The registry has had time to send what it would send."""
@@ -241,9 +251,9 @@ async def test_whoever_is_killed_at_random_lives_and_who_kills_is_found(site: Si
         while await site.to_be_sampled():
             await site.announce()
             await asyncio.sleep(0.002)
-            while not site.samplers.samples.empty():
-                call = await site.begun()
-                fates[call.task.job_id].step = 0
+            while (begun := await site.samplers.next_sample()) is not None:
+                await site.started(begun)
+                fates[begun.task.job_id].step = 0
             for replica, call in [(name, call) for name, calls in site.samplers.at_work.items() for call in calls]:
                 fate = fates[call.task.job_id]
                 last = DEADLY_STEP if call.task.job_id == "poison" else STEPS

@@ -162,7 +162,7 @@ def test_whatever_happens_two_thousand_times(scenario: Scenario) -> None:
 
 @pytest.mark.slow
 def test_a_sample_begun_in_one_process_is_ended_in_another() -> None:
-    """Slow for what a process loads. On a server: tests/system/test_moving_samples.py."""
+    """Slow for what a process loads. On a server: tests/system/server/test_moving_samples.py."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other_process:
         video = replace(REQUESTS[4], exact=True)
         steps = video.num_inference_steps

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from deployments.errors import MochiServeError, RegistryUnavailableError
@@ -202,6 +203,7 @@ class MemoryRegistry:
         )
 
 
+@cache
 def shapes_settings() -> AppSettings:
     """The profile of the included model, without what the environment says."""
     return load_settings("configs/shapes.yaml", {})

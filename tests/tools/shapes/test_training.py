@@ -126,7 +126,7 @@ class Killed(Exception):
     """What ends a run in the middle of a test."""
 
 
-@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_killed_autoencoder_goes_on_exactly(tmp_path: Path, step: int) -> None:
     """In the steps that train both halves, and in those that train the decoder alone."""
     plan = AutoencoderPlan(steps=5, windows=TINY_WINDOWS)
@@ -150,6 +150,7 @@ def _dying_at(step: int) -> Callable[..., None]:
     return die_or_update
 
 
+@pytest.mark.slow
 def test_the_text_encoder_learns_to_read(tmp_path: Path) -> None:
     """Better than whoever guesses, at the entropy of the attributes, can be."""
     _, stage = train_text_encoder(TextPlan(steps=200, batch=16), new_tokenizer(), tmp_path, CPU)

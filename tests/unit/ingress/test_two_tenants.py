@@ -229,17 +229,17 @@ async def test_a_request_in_anothers_name_is_401(world: World, method: str, path
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(ALL - PUBLIC))
-@pytest.mark.parametrize("authorization", [None, "Bearer ms-" + "A" * 43, "Basic YTpi", "Bearer", "Bearer "])
-async def test_without_a_good_key_it_is_401(world: World, method: str, path: str, authorization: str | None) -> None:
+async def test_without_a_good_key_it_is_401(world: World, method: str, path: str) -> None:
     before = world.of_acme
-    headers = {"If-None-Match": "*"} if authorization is None else {"Authorization": authorization}
-    answers = set()
-    for video_id in (*world.ids.values(), UNKNOWN):
-        url = path.replace("{video_id}", video_id).replace("{character_id}", "x")
-        answer = await world.client.request(method, url, headers=headers)
-        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
-        answers.add(answer.text)
-    assert len(answers) == 1
+    for authorization in (None, "Bearer ms-" + "A" * 43, "Basic YTpi", "Bearer", "Bearer "):
+        headers = {"If-None-Match": "*"} if authorization is None else {"Authorization": authorization}
+        answers = set()
+        for video_id in (*world.ids.values(), UNKNOWN):
+            url = path.replace("{video_id}", video_id).replace("{character_id}", "x")
+            answer = await world.client.request(method, url, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), authorization
+            answers.add(answer.text)
+        assert len(answers) == 1, authorization
     assert world.of_acme == before
 
 

@@ -157,7 +157,7 @@ class _Works:
         )
 
     def _costs_of(self, spec: VideoSpec) -> "_Costs":
-        kind = (spec.clip, spec.plan.mean_full_rows)
+        kind = (spec.clip, spec.plan.mean_full_rows, spec.lora_choice is not None)
         if kind not in self._costs:
             costs = self._state.costs
             self._costs[kind] = _Costs(

@@ -227,7 +227,8 @@ class SimulatedServer:
         self._at(self._noisy(self.times.beside_s), lambda: self._enter(job, sampler))
 
     def _enter(self, job: SimulatedJob, number: int) -> None:
-        load = Load(job.spec.clip, job.spec.clip.tokens, cfg_rows(job.spec.guidance_scale), job.spec.exact)
+        rows = cfg_rows(job.spec.guidance_scale)
+        load = Load(job.spec.clip, job.spec.clip.tokens, rows, job.spec.exact, job.spec.lora_choice)
         job.is_sampled = True
         self._samplers[number].batcher.add(job.job_id, load)
         if not self._samplers[number].busy:

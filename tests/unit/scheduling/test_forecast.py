@@ -208,6 +208,23 @@ def test_a_small_clip_beside_a_large_one_is_done_soon_and_told_so() -> None:
     assert large_told_s == pytest.approx(large_true_s, rel=0.05)
 
 
+def test_samples_of_different_loras_are_not_told_to_share_passes() -> None:
+    """What a pass takes is here nearly all of the time, so it would be half of what it is."""
+    plain = spec_of(64, 64, 37, 60)
+    ink, chalk = (replace(plain, lora=name) for name in ("ink", "chalk"))
+    times = replace(TIMES, pass_s=1.0, token_s=1e-5, noise=0.0)
+    server = SimulatedServer(times, Machines(sampler_slots=4, max_parks=None))
+    for spec in (plain, ink, spec_of(256, 256, 49, 8), spec_of(128, 128, 61, 8)):  # so that it can tell
+        server.submit(spec, "a", Tier.STANDARD)
+        server.run()
+    for true_s, told_s in finished_and_forecast(server, plain, ink, chalk, replace(ink, lora_scale=0.5)):
+        assert told_s == pytest.approx(true_s, rel=0.1)
+        assert true_s > 3 * 60
+    for true_s, told_s in finished_and_forecast(server, ink, ink, plain, plain):
+        assert told_s == pytest.approx(true_s, rel=0.1)
+        assert true_s < 3 * 60
+
+
 def test_without_a_sampler_nothing_is_forecast() -> None:
     server = SimulatedServer(TIMES, Machines(samplers=1))
     server.submit(spec_of(64, 64, 37, 8), "a", Tier.STANDARD)

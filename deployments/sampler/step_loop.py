@@ -32,6 +32,8 @@ from deployments.replica.device_errors import is_broken
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_batcher import Load, StepBatcher
 
+MAX_WAIT_NS = 300 * 10**9  # see `StepBatcher`; a replica counts as stuck if a sample has no step in `Timing.stall_s`
+
 Step = Callable[[Sequence[Sample]], Sequence[Sample | WorkerError]]
 """One denoising step of samples that share a shape and a LoRA; returns when the device has done it. In the place of a
 sample that cannot go on, and whose neighbours can, is the error with which it fails."""
@@ -101,7 +103,7 @@ class StepLoop:
         step: see `Step`.
         max_tokens: tokens of all rows of one forward pass, see `step_batcher`.
         warm_up: runs first on the thread, so that no sample pays for what happens once; what it raises is raised here.
-        now_ns: a monotonic clock in nanoseconds; each pass is timed with it, see `shares`.
+        now_ns: a monotonic clock in nanoseconds; each pass is timed with it, for `shares` and for whose turn it is.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class StepLoop:
     ) -> None:
         self._step = step
         self._now_ns = now_ns
-        self._batcher: StepBatcher[LoopEntry] = StepBatcher(max_tokens)
+        self._batcher: StepBatcher[LoopEntry] = StepBatcher(max_tokens, max_wait=MAX_WAIT_NS)
         self._inbox: queue.SimpleQueue[LoopEntry | None] = queue.SimpleQueue()
         self._entries: list[LoopEntry] = []
         self._add_lock = threading.Lock()
@@ -247,6 +249,7 @@ class StepLoop:
             return self._step(samples)
         finally:
             took = self._now_ns() - begun
+            self._batcher.count_pass(batch, took)
             for entry, share in zip(batch, shares(took, samples), strict=True):
                 entry.running.add_device_ns(share, passes=share / took if took else 1 / len(batch))
 

@@ -12,6 +12,7 @@ from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState
 from serve_app.scheduling.estimates import StepTime
 from serve_app.scheduling.forecast import Forecast, Pipeline, Running, Work, forecast
+from serve_app.scheduling.shared_sampler import batch_of
 
 MIN_AGE_S = 0.5
 # A forecast of a long queue takes a while: no more than this share of the registry's time goes into
@@ -150,13 +151,13 @@ class _Works:
             step=costs.step,
             beside_s=costs.beside_s,
             decoding_s=costs.decoding_s,
-            batch=object() if job.spec.exact else job.spec.clip,
+            batch=batch_of(job_id, job.spec),
             tokens=job.spec.clip.tokens,
             parks=job.parks,
         )
 
     def _costs_of(self, spec: VideoSpec) -> "_Costs":
-        kind = (spec.clip, spec.plan.mean_full_rows)
+        kind = (spec.clip, spec.plan.mean_full_rows, spec.lora_choice is not None)
         if kind not in self._costs:
             costs = self._state.costs
             self._costs[kind] = _Costs(

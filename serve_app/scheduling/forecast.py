@@ -2,7 +2,7 @@
 
 The fair queues of all stages are copied and served as the dispatcher serves them (tiers, tenants,
 pauses, preemption), with the times that `estimates` gives: a slot of the encoder and of the decoder
-is held for a while, a sampler steps its samples in rounds (`sampler_rounds`). So the forecast is
+is held for a while, a sampler shares its time among its samples (`shared_sampler`). So the forecast is
 right if the times are, and if nothing else comes.
 
 That costs some ten microseconds a move, so only the first moves of a long queue are made. Those
@@ -22,7 +22,7 @@ from serve_app.scheduling.estimates import StepTime
 from serve_app.scheduling.fair_queue import FairQueue
 from serve_app.scheduling.fair_share import Charge, QueueEntry
 from serve_app.scheduling.preemption import HeldSlot, slots_to_open
-from serve_app.scheduling.sampler_rounds import RoundSample, SamplerRounds
+from serve_app.scheduling.shared_sampler import SharedSampler, SharingSample
 
 MAX_CLAIMS = 600  # jobs taken out of a queue, of all stages, before the rest is only summed up
 _BEFORE_SAMPLES = (Stage.SAMPLING, Stage.ENCODING)
@@ -39,7 +39,7 @@ class Work:
     step: StepTime
     beside_s: float  # it holds a slot of a sampler so long beside its steps
     decoding_s: float  # it holds a slot of the decoder so long
-    batch: Hashable  # samples of one replica with an equal one share their passes
+    batch: Hashable  # see `batch_of` in `shared_sampler`
     tokens: int  # of its latents
     parks: int  # how often it was parked
 
@@ -107,7 +107,7 @@ class _Run:
     claims: int = 0
     queues: dict[Stage, FairQueue] = field(init=False)
     open_slots: dict[Stage, int] = field(init=False)  # of the encoder and the decoder
-    samplers: dict[str | None, SamplerRounds] = field(init=False)
+    samplers: dict[str | None, SharedSampler] = field(init=False)
     works: dict[str, Work] = field(default_factory=dict)
     charges: dict[str, Charge] = field(default_factory=dict)  # of the samples
     places: dict[str, str | None] = field(default_factory=dict)  # the sampler of a sample
@@ -123,7 +123,7 @@ class _Run:
         self.queues = {stage: queue.copy() for stage, queue in pipeline.queues.items()}
         # An encoder or decoder that is not there is on its way: its slot is short, a sampler's is not.
         self.open_slots = {stage: sum(replicas.values()) or 1 for stage, replicas in pipeline.slots.items()}
-        self.samplers = {name: SamplerRounds(slots) for name, slots in pipeline.slots[Stage.SAMPLING].items()}
+        self.samplers = {name: SharedSampler(slots) for name, slots in pipeline.slots[Stage.SAMPLING].items()}
         for job in pipeline.running:
             self._resume(job)
 
@@ -191,9 +191,9 @@ class _Run:
     def _sample(self, job_id: str, work: Work, replica: str | None, may_be_parked: bool = True) -> None:
         if replica is None and self.samplers:
             replica = max(self.samplers, key=lambda name: self.samplers[name].open_slots)
-        sampler = self.samplers.setdefault(replica, SamplerRounds(0))  # a replica that leaves ends what it has
+        sampler = self.samplers.setdefault(replica, SharedSampler(0))  # a replica that leaves ends what it has
         self.places[job_id] = replica
-        sampler.add(job_id, RoundSample(work.steps_left, work.step, work.batch), self.at)
+        sampler.add(job_id, SharingSample(work.steps_left, work.step, work.batch), self.at)
         max_parks = self.pipeline.max_parks
         if may_be_parked and max_parks is not None and work.parks < max_parks and work.entry.tier is not TIERS[0]:
             self.parkable.add(job_id)

@@ -1,6 +1,6 @@
 """A server in simulated time: the real queues, batches and rules of preemption, and times that only it knows.
 
-It is written pass by pass, where the forecast reckons with rounds, so that the two have in common
+It is written pass by pass, where the forecast has time flow, so that the two have in common
 only what the product itself decides by. A moment costs nothing; nothing waits.
 """
 
@@ -19,6 +19,7 @@ from serve_app.scheduling.fair_queue import FairQueue
 from serve_app.scheduling.fair_share import Charge, QueueEntry
 from serve_app.scheduling.forecast import Pipeline, Running, Work
 from serve_app.scheduling.preemption import HeldSlot, slots_to_open
+from serve_app.scheduling.shared_sampler import batch_of
 
 ALL = 1_000_000
 
@@ -163,7 +164,7 @@ class SimulatedServer:
             step=self.costs.step_time(job.spec),
             beside_s=self.costs.held_s(Stage.SAMPLING, job.spec),
             decoding_s=self.costs.held_s(Stage.DECODING, job.spec),
-            batch=job.job_id if job.spec.exact else job.spec.clip,
+            batch=batch_of(job.job_id, job.spec),
             tokens=job.spec.clip.tokens,
             parks=job.parks,
         )
@@ -226,7 +227,8 @@ class SimulatedServer:
         self._at(self._noisy(self.times.beside_s), lambda: self._enter(job, sampler))
 
     def _enter(self, job: SimulatedJob, number: int) -> None:
-        load = Load(job.spec.clip, job.spec.clip.tokens, cfg_rows(job.spec.guidance_scale), job.spec.exact)
+        rows = cfg_rows(job.spec.guidance_scale)
+        load = Load(job.spec.clip, job.spec.clip.tokens, rows, job.spec.exact, job.spec.lora_choice)
         job.is_sampled = True
         self._samplers[number].batcher.add(job.job_id, load)
         if not self._samplers[number].busy:
@@ -241,6 +243,7 @@ class SimulatedServer:
             self._at(took, lambda: self._end_pass(number, batch, took))
 
     def _end_pass(self, number: int, batch: list[SimulatedJob], took: float) -> None:
+        self._samplers[number].batcher.count_pass([job.job_id for job in batch], took)
         loads = [job.spec.clip.tokens * cfg_rows(job.spec.guidance_scale) for job in batch]
         for job, load in zip(batch, loads, strict=True):
             job.steps_left -= 1

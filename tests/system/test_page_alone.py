@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route, expect
 
+from deployments.messages import LoraChoice
+from deployments.settings import LoraSettings
 from serve_app.errors import ContentPolicyError, PermissionDeniedError, QueueFullError, RateLimitError
 from serve_app.jobs import JobState
 from tests.support.browser.axe_check import violations
-from tests.support.browser.tabs import Tabs, ask_for, card, made_by
+from tests.support.browser.tabs import Tabs, ask_for, card, made_by, viewer
 from tests.support.http.memory_app import MemoryApp, picture, running_app
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -268,6 +270,40 @@ async def test_settings_are_sent_as_they_stand(memory_app: MemoryApp, tabs: Tabs
     spec = job.spec
     assert (spec.num_inference_steps, spec.guidance_scale, spec.fps, spec.seed) == (33, 4.5, 12, 2**53 - 1)
     assert (spec.negative_prompt, str(job.tier), spec.exact) == ("a square", "batch", True)
+
+
+async def test_a_lora_is_chosen_by_its_name_and_weight(tabs: Tabs) -> None:
+    ink = LoraSettings(source="/loras/ink", description="Drawings in ink")
+    async with running_app(loras={"ink": ink, "drone.v2": LoraSettings(source="/loras/drone")}) as app:
+        user = await tabs.user()
+        page = await tabs.open(app.url, user)
+        await page.get_by_role("button", name="Details").click()
+        lora, weight = page.get_by_label("LoRA", exact=True), page.get_by_label("LoRA's weight")
+        assert await lora.locator("option").all_text_contents() == ["None", "ink", "drone.v2"]
+        await expect(lora).to_have_value("")
+        await expect(weight).to_have_count(0)
+        jobs = app.services.memory.jobs
+        assert jobs[await ask_for(page, PROMPT)].spec.lora_choice is None
+        await lora.select_option("ink")
+        await expect(lora).to_have_accessible_description(re.compile("Drawings in ink"))
+        assert [await weight.get_attribute(name) for name in ("min", "max")] == ["0", "2"]
+        assert await violations(page) == []
+        assert jobs[await ask_for(page, PROMPT)].spec.lora_choice == LoraChoice("ink", 1.0)
+        await weight.fill("0.5")
+        weighted = await ask_for(page, PROMPT)
+        assert jobs[weighted].spec.lora_choice == LoraChoice("ink", 0.5)
+        await lora.select_option("None")
+        assert jobs[await ask_for(page, PROMPT)].spec.lora_choice is None
+        await card(page, weighted).get_by_role("link").click()
+        await expect(viewer(page)).to_contain_text("ink, 0.5")
+        await user.close()
+
+
+async def test_without_loras_there_is_no_choice_of_one(memory_app: MemoryApp, tabs: Tabs) -> None:
+    page = await tabs.open(memory_app.url)
+    await page.get_by_role("button", name="Details").click()
+    await expect(page.get_by_label("Guidance")).to_be_visible()
+    await expect(page.get_by_label("LoRA")).to_have_count(0)
 
 
 async def test_a_click_on_an_example_fills_the_prompt(memory_app: MemoryApp, tabs: Tabs) -> None:

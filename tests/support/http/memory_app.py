@@ -1,7 +1,7 @@
 """The app over services in memory, behind a real HTTP server."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -9,6 +9,7 @@ from io import BytesIO
 import uvicorn
 from PIL import Image
 
+from deployments.settings import LoraSettings
 from serve_app.access.tenants import AccessTable, ApiKey, Tenant, key_hash, key_hint, new_key
 from serve_app.config import AccessSettings
 from serve_app.feed.publisher import FeedPublisher
@@ -33,9 +34,12 @@ class MemoryApp:
 
 
 @asynccontextmanager
-async def running_app(keys: bool = False) -> AsyncIterator[MemoryApp]:
-    """keys: whether it refuses requests without one."""
-    settings = shapes_settings().model_copy(update={"access": AccessSettings(mode="keys" if keys else "auto")})
+async def running_app(keys: bool = False, loras: Mapping[str, LoraSettings] = {}) -> AsyncIterator[MemoryApp]:
+    """keys: whether it refuses requests without one. loras: that requests may name."""
+    plain = shapes_settings()
+    access = AccessSettings(mode="keys" if keys else "auto")
+    model = plain.model.model_copy(update={"loras": dict(loras)})
+    settings = plain.model_copy(update={"access": access, "model": model})
     services, key = FakeServices(settings), new_key()
     services.memory.announce_all()
     services.memory.feed = FeedPublisher(access=_access(key))

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -54,11 +53,12 @@ def enter(
 
 @asynccontextmanager
 async def gated(
-    step: Step = count, max_tokens: int = 100, now_ns: Callable[[], int] = time.perf_counter_ns
+    step: Step = count, max_tokens: int = 100, now_ns: Callable[[], int] | None = None
 ) -> AsyncIterator[tuple[StepLoop, GatedStep]]:
-    """A loop whose passes wait to be let through; at the end its thread is gone."""
+    """A loop whose passes wait to be let through, and take no time unless a clock says so; at the end its thread is
+    gone."""
     gate, before = GatedStep(step), denoising_threads()
-    loop = StepLoop(gate, max_tokens, now_ns=now_ns)
+    loop = StepLoop(gate, max_tokens, now_ns=now_ns or Clock())
     (thread,) = denoising_threads() - before
     try:
         yield loop, gate
@@ -145,6 +145,21 @@ async def test_shapes_take_turns() -> None:
         made = await passes(gate, *all_of_them)
     names = [[name for name, _ in those] for those in made]
     assert names == [[1], [1, 3], [2], [4], [1, 3], [2], [4], [3], [2], [4]]
+
+
+async def test_turns_go_by_the_time_that_passes_take() -> None:
+    clock = Clock()
+
+    def step(samples: Sequence[Sample]) -> list[Sample]:
+        clock.advance(10 * samples[0].latents.shape[1] ** 2)
+        return count(samples)
+
+    async with gated(step, now_ns=clock) as (loop, gate):
+        large = enter(loop, sample(1, frames=2))
+        await gate.at_gate()
+        small = enter(loop, sample(2, steps=8))
+        made = await passes(gate, large, small)
+    assert [name for names in made for name, _ in names] == [1, 2, 2, 2, 1, 2, 2, 2, 2, 1, 2]
 
 
 async def test_a_pass_has_no_more_than_its_tokens() -> None:
@@ -616,7 +631,7 @@ async def test_each_sample_pays_its_part_of_the_passes_it_was_in() -> None:
         second = enter(loop, guided(2, steps=2), two)
         gate.let_through()
         made = await passes(gate, first, second)
-    assert [[name for name, _ in names] for names in made] == [[1, 2], [2]]
+    assert [sorted(name for name, _ in names) for names in made] == [[1, 2], [2]]
     assert one.device_s + two.device_s == 2.500000001
     assert two.device_s == 1.200000001
 

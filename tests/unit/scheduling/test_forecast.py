@@ -183,6 +183,48 @@ def test_what_is_behind_the_moves_that_are_made_is_summed_up() -> None:
     assert not wrong_forecasts(server, forecast(server.pipeline(), max_claims=40))
 
 
+def finished_and_forecast(server: SimulatedServer, *wanted: VideoSpec) -> list[tuple[float, float]]:
+    """Of videos that come together: when each is finished in truth, and by the forecast a second after they came."""
+    jobs = [server.submit(spec, "a", Tier.STANDARD) for spec in wanted]
+    server.run(server.now + 1)
+    at, expected = server.now, forecast(server.pipeline())
+    server.run()
+    return [((job.finished_at or 0.0) - at, expected[job.job_id].finishes_in_s) for job in jobs]
+
+
+def test_a_small_clip_beside_a_large_one_is_done_soon_and_told_so() -> None:
+    """Alone it takes 3 s, and the large one 49 of 5.8 s each."""
+    small, large = spec_of(64, 64, 37, 64), spec_of(424, 240, 37, 49)
+    times = replace(TIMES, token_s=1e-3, beside_s=0.01, encoding_s=0.1, noise=0.0)
+    server = SimulatedServer(times, Machines(sampler_slots=2, max_parks=None))
+    for spec in (small, large):
+        server.submit(spec, "a", Tier.STANDARD)
+        server.run()
+    alone_s = 64 * (times.pass_s + times.step_s(small))
+    (true_s, told_s), (large_true_s, large_told_s) = finished_and_forecast(server, small, large)
+    step_s = times.step_s(large)
+    assert true_s < 2 * alone_s + 2 * step_s < large_true_s / 3
+    assert abs(told_s - true_s) <= step_s + 1
+    assert large_told_s == pytest.approx(large_true_s, rel=0.05)
+
+
+def test_samples_of_different_loras_are_not_told_to_share_passes() -> None:
+    """What a pass takes is here nearly all of the time, so it would be half of what it is."""
+    plain = spec_of(64, 64, 37, 60)
+    ink, chalk = (replace(plain, lora=name) for name in ("ink", "chalk"))
+    times = replace(TIMES, pass_s=1.0, token_s=1e-5, noise=0.0)
+    server = SimulatedServer(times, Machines(sampler_slots=4, max_parks=None))
+    for spec in (plain, ink, spec_of(256, 256, 49, 8), spec_of(128, 128, 61, 8)):  # so that it can tell
+        server.submit(spec, "a", Tier.STANDARD)
+        server.run()
+    for true_s, told_s in finished_and_forecast(server, plain, ink, chalk, replace(ink, lora_scale=0.5)):
+        assert told_s == pytest.approx(true_s, rel=0.1)
+        assert true_s > 3 * 60
+    for true_s, told_s in finished_and_forecast(server, ink, ink, plain, plain):
+        assert told_s == pytest.approx(true_s, rel=0.1)
+        assert true_s < 3 * 60
+
+
 def test_without_a_sampler_nothing_is_forecast() -> None:
     server = SimulatedServer(TIMES, Machines(samplers=1))
     server.submit(spec_of(64, 64, 37, 8), "a", Tier.STANDARD)

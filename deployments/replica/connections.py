@@ -6,8 +6,10 @@ from ray import serve
 
 from deployments.replica.registry_link import RegistryLink, WorkerRegistry, WorkerRegistryClient
 from deployments.settings import StorageSettings, WorkerSettings
+from deployments.storage.fetching.errands import BucketAlone, Exchange
 from deployments.storage.model_store import OpenBucket
 from deployments.storage.object_store import Bucket, ObjectStore, Store
+from deployments.weights_exchange.actor import node_exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Connections:
     registry: WorkerRegistry
     store: Store
     open_bucket: OpenBucket
+    exchange: Exchange = BucketAlone()  # of weights, with other nodes
 
 
 def connect(settings: WorkerSettings) -> Connections:
@@ -27,6 +30,7 @@ def connect(settings: WorkerSettings) -> Connections:
         registry=WorkerRegistryClient(RegistryLink(settings.registry, settings.namespace)),
         store=ObjectStore(settings.storage),
         open_bucket=bucket_opener(settings.storage),
+        exchange=node_exchange(settings.namespace) if settings.model.weights_from_peers else BucketAlone(),
     )
 
 

@@ -63,7 +63,9 @@ class StageReplica(ABC):
             self.model_parts,
             self._connections.open_bucket,
             pins=StorePins(self._store),
-            options=FetchOptions(cache_bytes=None if limit is None else int(limit * 1e9)),
+            options=FetchOptions(
+                cache_bytes=None if limit is None else int(limit * 1e9), exchange=self._connections.exchange
+            ),
         )
 
     def work_revision(self, stage: Stage) -> str:

@@ -162,6 +162,17 @@ class ModelSettings(Settings):
     hash_at_start: bool = Field(
         False, description="hash all weights with known checksums at each start, not only those that seem changed"
     )
+    cache_max_gb: float | None = Field(
+        None,
+        gt=0,
+        description="that all models from the object store may take in MOCHI_SERVE_MODEL_CACHE: to make room for "
+        "another one, those used longest ago and by nobody now are removed; default: none is",
+    )
+    weights_from_peers: bool = Field(
+        False,
+        description="whether replicas take weights that lie in the object store from each other, too, so that it is "
+        "read about once however many machines start; each then serves what it has at a port of its machine's address",
+    )
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the text encoder")
     max_prompt_chars: int = Field(2000, ge=1)
     zero_empty_prompt: bool | None = Field(

@@ -12,6 +12,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from deployments.messages import Stage
 from deployments.settings import StageSettings
 from deployments.watchdog.heartbeat import watch_this_process
+from deployments.weights_exchange.directory import ACTOR as WEIGHTS_ACTOR
+from deployments.weights_exchange.directory import WeightsDirectory
 from serve_app.access.exposure import check_exposure, current_http_host, is_loopback
 from serve_app.access.secret_box import webhook_key
 from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
@@ -97,6 +99,8 @@ def mochi(args: AppArgs) -> Application:
 
     settings = with_storage(with_absolute_paths(load_settings(args.config)))
     ensure_registry(settings)
+    if settings.model.weights_from_peers:
+        named_actor(WeightsDirectory, WEIGHTS_ACTOR, settings.namespace, {}).remote()
     sampler = _stage_options(MochiSampler, Stage.SAMPLING, settings, settings.sampler)
     decoder = _stage_options(VideoDecoder, Stage.DECODING, settings, settings.decoder)
     encoder = _stage_options(PromptEncoder, Stage.ENCODING, settings, settings.encoder)

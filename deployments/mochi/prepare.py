@@ -1,7 +1,7 @@
 """Writing a model into one folder from which it loads fastest.
 
 Each part has one file: the variant that is wanted, already cast, without what no stage uses, the transformer's
-positions in float32. A list of SHA-256 lies beside them.
+positions in float32. Lists of SHA-256 lie beside them, of files and of their chunks.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from deployments.errors import PermanentError
 from deployments.mochi.parts import TEXT_ENCODER, TRANSFORMER, VAE, WHOLE_VAE, Part, PartPlan, plan_part
 from deployments.mochi.preview import FILE as PREVIEW
 from deployments.mochi.weights import TORCH_DTYPES, read_tensors
-from deployments.storage.bucket_models import free_bytes
+from deployments.storage.fetching.cache_room import free_bytes
+from deployments.storage.fetching.chunk_list import CHUNK_BYTES, CHUNK_LIST, ChunkHasher, ChunkList
 from deployments.storage.model_layout import FolderFiles, check_layout, part_weights
 from deployments.storage.positions import TENSOR as POSITIONS
 from deployments.storage.safetensors_file import safetensors_start
@@ -152,9 +153,12 @@ def _write(
 ) -> None:
     draft.mkdir()
     hashes = _copy_small(draft, source, wanted)
+    chunks = {}
     for name, plan in plans.items():
         file = f"{name}/{STEMS[name]}.safetensors"
-        hashes[file] = _write_weights(draft / file, plan, layouts[name], partial(progress, name))
+        written = _write_weights(draft / file, plan, layouts[name], partial(progress, name))
+        hashes[file], chunks[file] = written.sha256, written.chunks
+    hashes[CHUNK_LIST] = _write_file(draft / CHUNK_LIST, ChunkList(CHUNK_BYTES, chunks).encode())
     lines = (f"{hashes[name]}  {name}\n" for name in sorted(hashes))
     _write_file(draft / CHECKSUMS, "".join(lines).encode())
     for folder in (*(draft / name for name in PARTS), draft):
@@ -171,7 +175,8 @@ def _copy_small(draft: Path, source: Path, wanted: Wanted) -> dict[str, str]:
         (draft / part).mkdir()
     names = {*needed_files(files.sizes, PARTS, wanted.dtypes), *(name for name in ALSO if name in files.sizes)}
     return {
-        name: _write_file(draft / name, (source / name).read_bytes()) for name in sorted(names - weights - {CHECKSUMS})
+        name: _write_file(draft / name, (source / name).read_bytes())
+        for name in sorted(names - weights - {CHECKSUMS, CHUNK_LIST})
     }
 
 
@@ -184,9 +189,18 @@ def _write_file(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_weights(path: Path, plan: PartPlan, layout: _Layout, progress: Callable[[int, int], object]) -> str:
-    """Read, cast and write the tensors of a part, a few at a time; returns the file's SHA-256."""
-    digest = hashlib.sha256(layout.start)
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Hashes of a file."""
+
+    sha256: str
+    chunks: tuple[str, ...]
+
+
+def _write_weights(path: Path, plan: PartPlan, layout: _Layout, progress: Callable[[int, int], object]) -> _Written:
+    """Read, cast and write the tensors of a part, a few at a time."""
+    digest, chunks = hashlib.sha256(layout.start), ChunkHasher()
+    chunks.update(layout.start)
     done = len(layout.start)
     with path.open("xb", buffering=0) as file:
         file.write(layout.start)
@@ -194,12 +208,13 @@ def _write_weights(path: Path, plan: PartPlan, layout: _Layout, progress: Callab
             for tensor in _tensors(plan, names):
                 data = tensor.reshape(-1).view(torch.uint8).numpy().data
                 digest.update(data)
+                chunks.update(data)
                 while data:
                     data = data[file.write(data) :]
                 done += tensor.nbytes
                 progress(done, layout.nbytes)
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return _Written(digest.hexdigest(), chunks.hashes())
 
 
 def _groups(layout: _Layout) -> Iterator[list[str]]:

@@ -11,6 +11,7 @@ from deployments.replica.host import assigned_gpus, describe_device, limit_memor
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from deployments.settings import WorkerSettings
+from deployments.storage.bucket_models import FetchOptions
 from deployments.storage.hub_models import StorePins
 from deployments.storage.model_store import model_folder, source_revision
 from deployments.storage.work_revision import work_revision
@@ -56,8 +57,15 @@ class StageReplica(ABC):
         self.gpu = gpu_watch(self._device)
         limit_memory(self._device, settings.memory_fraction)
         set_threads(settings.torch_threads)
+        limit = settings.model.cache_max_gb
         self._folder = model_folder(
-            settings.model, self.model_parts, self._connections.open_bucket, pins=StorePins(self._store)
+            settings.model,
+            self.model_parts,
+            self._connections.open_bucket,
+            pins=StorePins(self._store),
+            options=FetchOptions(
+                cache_bytes=None if limit is None else int(limit * 1e9), exchange=self._connections.exchange
+            ),
         )
 
     def work_revision(self, stage: Stage) -> str:

@@ -11,44 +11,42 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from filelock import FileLock
 
-from deployments.atomic_write import write_atomically
 from deployments.dtypes import Dtypes, part_dtype
-from deployments.errors import PermanentError, StorageUnavailableError, TransientError
+from deployments.errors import PermanentError, TransientError
 from deployments.storage import positions
-from deployments.storage.file_hashes import HASHES_AT_ONCE, HashRecord
+from deployments.storage.fetching.cache_room import LOCK, USED, free_bytes, hold, is_held, make_room
+from deployments.storage.fetching.chunk_fetch import ChunkFetch
+from deployments.storage.fetching.chunk_list import CHUNK_BYTES, CHUNK_LIST, MAX_BYTES, ChunkList
+from deployments.storage.fetching.errands import BucketAlone, Chunk, ChunkTable, Exchange, Place
+from deployments.storage.fetching.kept_files import KeptFile, note_kept, read_kept
+from deployments.storage.fetching.partial_file import PREFIX as PARTIAL_PREFIX
+from deployments.storage.fetching.partial_file import PartialFile
+from deployments.storage.file_hashes import HashRecord, listed_hashes
 from deployments.storage.model_layout import ModelFiles, check_layout
-from deployments.storage.object_store import Bucket, ListedObject
-from deployments.storage.partial_file import PREFIX as PARTIAL_PREFIX
-from deployments.storage.partial_file import PartialFile
-from deployments.storage.weight_files import INDEX, PARTS, needed_files
+from deployments.storage.object_store import Bucket
+from deployments.storage.weight_files import CHECKSUMS, INDEX, PARTS, needed_files
 
-MANIFEST = ".manifest.json"
-USED = ".used"
-LOCK = ".lock"
 VERSION_CHARS = 16
-RANGES_AT_ONCE = 8
 CHANGES_FOLLOWED = 3
 _logger = logging.getLogger("ray.serve")
-
-
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
     """How a model is fetched."""
 
-    range_bytes: int = 64 * 1024 * 1024  # that are fetched by one request
-    pauses_s: tuple[float, ...] = (1, 2, 4, 8, 16)  # before a range is tried again; then the fetch fails
-    unused_s: float = 3600  # after which a folder of an older state is removed
+    chunk_bytes: int = CHUNK_BYTES  # that are fetched by one request, of a model without a list of its chunks
+    pauses_s: tuple[float, ...] = (1, 2, 4, 8, 16)  # before a chunk is tried again; then the fetch fails
+    unused_s: float = 3600  # after which a folder of an older state that nobody holds is removed
+    cache_bytes: int | None = None  # that all models of the cache may take; without it none is removed for another
+    exchange: Exchange = BucketAlone()  # with other nodes
     free_bytes: Callable[[Path], int] = free_bytes  # on the disk of a folder
 
 
@@ -177,15 +175,6 @@ def _fetch_newest(
     raise AssertionError("not reached")
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A file that was fetched, as the manifest has it."""
-
-    size: int
-    etag: str
-    sha256: str
-
-
 class _Fetch:
     """Brings one state of a prefix into its folder; holds the lock of `home`."""
 
@@ -195,6 +184,9 @@ class _Fetch:
         self._folder = home / files.version
         self._hashes = hashes
         self._options = options
+        self._listed = _chunk_list(files)
+        chunk_bytes = options.chunk_bytes if self._listed is None else self._listed.chunk_bytes
+        self._table = ChunkTable(files.sizes, chunk_bytes, {} if self._listed is None else self._listed.files)
 
     def run(self, parts: Sequence[str], dtypes: Dtypes) -> Path:
         names = needed_files(self._files.sizes, [part for part in parts if part in self._parts_there], dtypes)
@@ -205,13 +197,15 @@ class _Fetch:
 
     def bring(self, names: Sequence[str], check: Callable[[], None] = lambda: None) -> Path:
         """The folder with these files. check: what is to be known before anything is fetched."""
+        self._check_list(names)
         self._folder.mkdir(exist_ok=True)
-        (self._folder / USED).touch()
+        hold(self._folder)
         if self._missing(names):
             check()
             self._link_unchanged(self._missing(names))
             self._fetch(self._missing(names))
             self._remove_old()
+        self._offer(names)
         return self._folder
 
     @property
@@ -223,18 +217,21 @@ class _Fetch:
     def _parts_there(self) -> set[str]:
         return {name.partition("/")[0] for name in self._files.sizes}
 
+    @property
+    def _state(self) -> str:
+        """The same for all who see the same, in chunks of the same length."""
+        return f"{self._files.source}@{self._files.version}/{self._table.chunk_bytes}"
+
     def _missing(self, names: Sequence[str]) -> list[str]:
         """Those of the files that are not here, or not as they were fetched."""
-        manifest = _read_manifest(self._folder)
-        with ThreadPoolExecutor(HASHES_AT_ONCE) as pool:
-            whole = pool.map(lambda name: self._is_whole(name, manifest.get(name)), names)
-        return [name for name, is_whole in zip(names, whole, strict=True) if not is_whole]
+        kept = read_kept(self._folder)
+        return [name for name in names if not self._is_whole(name, kept.get(name))]
 
-    def _is_whole(self, name: str, kept: _Kept | None) -> bool:
+    def _is_whole(self, name: str, kept: KeptFile | None) -> bool:
         path = self._folder / name
         if kept is None or not path.is_file():
             return False
-        if path.stat().st_size == kept.size and self._hashes.sha256(path) == kept.sha256:
+        if path.stat().st_size == kept.size and self._hashes.chunks(path, kept.chunk_bytes) == kept.chunks:
             return True
         _logger.warning("%s is not as it was fetched from %s: it is fetched again", path, self._files.where)
         return False
@@ -242,90 +239,101 @@ class _Fetch:
     def _link_unchanged(self, names: Sequence[str]) -> None:
         """Take over files of other states."""
         for other in self._versions():
-            manifest = _read_manifest(other)
+            known = read_kept(other)
             for name in names:
-                found, kept = self._files.listed[name], manifest.get(name)
+                found, kept = self._files.listed[name], known.get(name)
                 if kept is None or (kept.size, kept.etag) != (found.size, found.etag):
+                    continue
+                if not self._fits_list(name, kept):
                     continue
                 with suppress(OSError):
                     (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
                     (self._folder / name).unlink(missing_ok=True)
                     os.link(other / name, self._folder / name)
-                    self._note({name: kept})
+                    note_kept(self._folder, {name: kept})
 
     def _fetch(self, names: Sequence[str]) -> None:
-        size_of = self._files.sizes
-        drafts = {name: PartialFile(self._folder / name, size_of[name], self._options.range_bytes) for name in names}
+        sizes = self._files.sizes
+        drafts = {name: PartialFile(self._folder / name, sizes[name], self._table.chunk_bytes) for name in names}
         needed = sum(length for draft in drafts.values() for _, length in draft.missing)
-        self._check_room(needed)
+        room = make_room(self._folder, needed, self._options.cache_bytes, self._options.free_bytes, self._files.where)
+        for model in room:
+            _logger.info("%s was used last of all and is removed: there was no room", model.folder)
+        if room:
+            self._hashes.forget_missing()
         _logger.info("fetching %.1f MB of %s to %s", needed / 1e6, self._files.where, self._folder)
         with ExitStack() as stack:
             for draft in drafts.values():
                 stack.enter_context(draft.opened())
-            self._fetch_ranges(drafts)
+            self._fetch_chunks(drafts)
             for draft in drafts.values():
                 draft.finish()
-        with ThreadPoolExecutor(HASHES_AT_ONCE) as pool:
-            taken = list(pool.map(lambda name: self._hashes.sha256(self._folder / name), names))
-        listed = self._files.listed
-        self._note(
-            {
-                name: _Kept(listed[name].size, listed[name].etag, sha256)
-                for name, sha256 in zip(names, taken, strict=True)
-            }
-        )
+        self._note(drafts)
 
-    def _check_room(self, needed: int) -> None:
-        free = self._options.free_bytes(self._folder)
-        if needed > free:
-            raise PermanentError(
-                "cache_unusable",
-                f"the cache of models {self._home} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB of "
-                f"{self._files.where} are missing; make room, or name another folder with MOCHI_SERVE_MODEL_CACHE",
+    def _fetch_chunks(self, drafts: Mapping[str, PartialFile]) -> None:
+        missing: dict[int, Chunk] = {}
+        for name, draft in drafts.items():
+            left = set(draft.missing)
+            missing |= {c.index: c for c in self._table.of_file(name) if (c.offset, c.length) in left}
+        self._offer(list(drafts), drafts)
+        fetch = ChunkFetch(self._files.where, self._files.bucket, self._files.listed, drafts, self._options.pauses_s)
+        fetch.run(missing, self._options.exchange.desk(self._state, self._table.count, list(missing)))
+
+    def _check_list(self, names: Sequence[str]) -> None:
+        """Raises PermanentError `model_incomplete`: by its size a file cannot be the one in the list of chunks."""
+        for name in names:
+            if self._listed is not None and (why := self._listed.misfit(name, self._files.sizes[name])):
+                raise PermanentError(
+                    "model_incomplete", f"{self._files.where}/{name} is damaged: {why}; upload it again"
+                )
+
+    def _fits_list(self, name: str, kept: KeptFile) -> bool:
+        """Whether a file that is here is the one in the list of chunks, if that has it."""
+        listed = None if self._listed is None else self._listed.files.get(name)
+        return listed is None or (kept.chunk_bytes, kept.chunks) == (self._table.chunk_bytes, listed)
+
+    def _note(self, drafts: Mapping[str, PartialFile]) -> None:
+        """Keep what is known of files that are whole now: in their folder, and in the record of hashes."""
+        listed, sums = self._files.listed, self._sums()
+        kept = {}
+        for name, draft in drafts.items():
+            chunks = tuple(draft.done.values())
+            kept[name] = KeptFile(listed[name].size, listed[name].etag, self._table.chunk_bytes, chunks)
+            # The list of chunks and that of files are of one hand: what is right by the one is so by the other.
+            is_listed = self._listed is not None and name in self._listed.files
+            self._hashes.keep(
+                self._folder / name, self._table.chunk_bytes, chunks, sums.get(name) if is_listed else None
             )
+        note_kept(self._folder, kept)
 
-    def _fetch_ranges(self, drafts: Mapping[str, PartialFile]) -> None:
-        with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
-            jobs = [
-                pool.submit(self._fetch_range, self._files.listed[name], draft, offset, length)
-                for name, draft in drafts.items()
-                for offset, length in draft.missing
-            ]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    def _sums(self) -> dict[str, str]:
+        """SHA-256 of whole files, as the model itself lists them."""
+        with suppress(FileNotFoundError):
+            return listed_hashes((self._folder / CHECKSUMS).read_text(errors="replace"))
+        return {}
 
-    def _fetch_range(self, found: ListedObject, draft: PartialFile, offset: int, length: int) -> None:
-        """A store that stops sending fails the read after its timeout; it is then asked again, a few times."""
-        for pause in (*self._options.pauses_s, None):
-            try:
-                self._read_range(found, draft, offset, length)
-                return
-            except StorageUnavailableError as error:
-                if pause is None:
-                    raise
-                _logger.warning("%s at byte %d: %s; it is tried again in %g s", found.key, offset, error, pause)
-                time.sleep(pause)
+    def _offer(self, names: Sequence[str], drafts: Mapping[str, PartialFile] = MappingProxyType({})) -> None:
+        """Serve these files to other nodes, of a draft what is there."""
+        chunks = {chunk.index: chunk for name in names for chunk in self._table.of_file(name)}
+        have: dict[int, str] = {}
+        for name, draft in drafts.items():
+            done = draft.done
+            found = {c.index: done.get((c.offset, c.length)) for c in self._table.of_file(name)}
+            have |= {index: sha256 for index, sha256 in found.items() if sha256 is not None}
+        if not drafts:
+            kept = read_kept(self._folder)
+            for name in names:
+                if kept[name].chunk_bytes == self._table.chunk_bytes:
+                    have |= {c.index: s for c, s in zip(self._table.of_file(name), kept[name].chunks, strict=True)}
 
-    def _read_range(self, found: ListedObject, draft: PartialFile, offset: int, length: int) -> None:
-        position = offset
-        with self._files.bucket.open_range(found.key, offset, length) as part:
-            if part.etag != found.etag:
-                raise TransientError("model_changed", f"{found.key} was changed while {self._files.where} was fetched")
-            for chunk in part.chunks:
-                draft.write(position, chunk)
-                position += len(chunk)
-        if position != offset + length:
-            raise StorageUnavailableError(f"{found.key}: {position - offset} bytes came instead of {length}")
-        draft.finish_range(offset, length)
+        def locate(index: int) -> Place | None:
+            if (chunk := chunks.get(index)) is None:
+                return None
+            draft = drafts[chunk.name].draft if chunk.name in drafts else None
+            path = draft if draft is not None and draft.exists() else self._folder / chunk.name
+            return Place(path, chunk.offset, chunk.length)
 
-    def _note(self, kept: Mapping[str, _Kept]) -> None:
-        files = {**_read_manifest(self._folder), **kept}
-        content = {name: [file.size, file.etag, file.sha256] for name, file in files.items()}
-        write_atomically(self._folder / MANIFEST, json.dumps(content, indent=1).encode())
+        self._options.exchange.offer(self._state, self._table.count, have, locate)
 
     def _versions(self) -> list[Path]:
         """Folders of other states."""
@@ -334,21 +342,30 @@ class _Fetch:
     def _remove_old(self) -> None:
         """Remove states that nobody used lately, what is left of their fetches, and what earlier releases kept here."""
         for version in self._versions():
-            if time.time() - (version / USED).stat().st_mtime > self._options.unused_s:
+            unused_s = time.time() - (version / USED).stat().st_mtime
+            if unused_s > self._options.unused_s and not is_held(version):
                 shutil.rmtree(version, ignore_errors=True)
             for path in version.rglob(f"{PARTIAL_PREFIX}*"):
                 path.unlink(missing_ok=True)
         for path in [*(self._home / part for part in PARTS), *self._home.glob(f"{PARTIAL_PREFIX}*")]:
             shutil.rmtree(path, ignore_errors=True)
         (self._home / INDEX).unlink(missing_ok=True)
+        self._hashes.forget_missing()
 
 
-def _read_manifest(folder: Path) -> dict[str, _Kept]:
+def _chunk_list(files: BucketFiles) -> ChunkList | None:
+    """That of the model, if it has one. Raises PermanentError `model_incomplete`: it is damaged."""
+    size = files.sizes.get(CHUNK_LIST)
+    if size is None:
+        return None
     try:
-        content = json.loads((folder / MANIFEST).read_text())
-        return {str(name): _Kept(int(size), str(etag), str(sha256)) for name, (size, etag, sha256) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        if size > MAX_BYTES:
+            raise ValueError(f"it has {size} bytes")
+        return ChunkList.parse(files.read(CHUNK_LIST, 0, size))
+    except ValueError as error:
+        raise PermanentError(
+            "model_incomplete", f"{files.where}/{CHUNK_LIST} is damaged: {error}; upload it again, or remove it"
+        ) from error
 
 
 def _relative(key: str, prefix: str) -> str:

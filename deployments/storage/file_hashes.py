@@ -20,6 +20,7 @@ from deployments.storage.weight_files import CHECKSUMS
 
 KEPT_FROM_BYTES = 64 * 1024 * 1024
 HASHES_AT_ONCE = 4
+READ_BYTES = 4 * 1024 * 1024
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _logger = logging.getLogger("ray.serve")
@@ -39,23 +40,78 @@ class HashRecord:
     def sha256(self, path: Path) -> str:
         """Of the file as it is now. Raises OSError."""
         real = path.resolve()
-        stat = real.stat()
-        if stat.st_size < self.kept_from_bytes:
+        if real.stat().st_size < self.kept_from_bytes:
             return file_sha256(real)
-        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        note = self.folder / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
-        if not self.again and (kept := _read_note(note)).get("state") == state:
-            return str(kept.get("sha256"))
-        taken = file_sha256(real)
-        self._keep(note, {"path": str(real), "state": state, "sha256": taken})
+        known = None if self.again else self._known(real).get("sha256")
+        if isinstance(known, str):
+            return known
+        state, taken = _state(real), file_sha256(real)
+        self._keep(real, state, {"sha256": taken})
         return taken
 
-    def _keep(self, note: Path, content: Mapping[str, object]) -> None:
+    def chunks(self, path: Path, chunk_bytes: int) -> tuple[str, ...]:
+        """SHA-256 of each chunk of the file as it is now; several are taken at once. Raises OSError."""
+        real = path.resolve()
+        size = real.stat().st_size
+        known = None if self.again or size < self.kept_from_bytes else self._known(real).get("chunks")
+        if isinstance(known, list) and known[:1] == [chunk_bytes]:
+            return tuple(map(str, known[1:]))
+        state = _state(real)
+        with ThreadPoolExecutor(HASHES_AT_ONCE) as pool:
+            taken = tuple(pool.map(lambda start: range_sha256(real, start, chunk_bytes), range(0, size, chunk_bytes)))
+        if size >= self.kept_from_bytes:
+            self._keep(real, state, {"chunks": [chunk_bytes, *taken]})
+        return taken
+
+    def keep(self, path: Path, chunk_bytes: int, chunks: tuple[str, ...], sha256: str | None = None) -> None:
+        """Keep what is known of a file that has just been written; it need not be read for that.
+
+        Args:
+            sha256: of the whole file, if that follows from its chunks.
+        """
+        real = path.resolve()
+        if real.stat().st_size >= self.kept_from_bytes:
+            whole = {} if sha256 is None else {"sha256": sha256}
+            self._keep(real, _state(real), {"chunks": [chunk_bytes, *chunks], **whole})
+
+    def forget_missing(self) -> None:
+        """Remove the notes of files that are not there any more."""
+        for note in self.folder.glob("*.json"):
+            path = _read_note(note).get("path")
+            if isinstance(path, str) and not Path(path).exists():
+                note.unlink(missing_ok=True)
+
+    def _known(self, real: Path) -> dict[str, object]:
+        """What is noted of a file, if it is as it was then."""
+        kept = _read_note(self._note(real))
+        return kept if kept.get("state") == _state(real) else {}
+
+    def _note(self, real: Path) -> Path:
+        return self.folder / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
+
+    def _keep(self, real: Path, state: list[int], found: Mapping[str, object]) -> None:
+        note, content = self._note(real), {**self._known(real), "path": str(real), "state": state, **found}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(note, json.dumps(content).encode())
         except OSError as error:
             _logger.warning("the hash of %s cannot be kept (%s): it is taken at each start", content["path"], error)
+
+
+def _state(real: Path) -> list[int]:
+    stat = real.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def range_sha256(path: Path, offset: int, length: int) -> str:
+    """Of a part of a file, shorter where the file ends. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while length and (data := file.read(min(length, READ_BYTES))):
+            digest.update(data)
+            length -= len(data)
+    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

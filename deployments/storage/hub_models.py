@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from deployments.dtypes import Dtypes, part_dtype
 from deployments.errors import PermanentError
 from deployments.storage import positions
-from deployments.storage.bucket_models import free_bytes
+from deployments.storage.fetching.cache_room import free_bytes
 from deployments.storage.model_layout import (
     CONFIG,
     SCHEDULER_CONFIG,

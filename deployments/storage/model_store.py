@@ -12,7 +12,7 @@ from typing import Protocol
 from deployments.dtypes import DtypeName, Dtypes, WeightsName, part_dtype
 from deployments.errors import PermanentError
 from deployments.storage import positions
-from deployments.storage.bucket_models import fetch_model
+from deployments.storage.bucket_models import FetchOptions, fetch_model
 from deployments.storage.file_hashes import HashRecord, check_hashes, known_hashes
 from deployments.storage.hub_models import SETTING, Hub, Pins, fetch_from_hub
 from deployments.storage.model_layout import FolderFiles, check_layout
@@ -57,6 +57,7 @@ def model_folder(
     cache: Path | None = None,
     hub: Hub = Hub(),
     pins: Pins | None = None,
+    options: FetchOptions = FetchOptions(),
 ) -> Path:
     """The local folder of the model with `parts`, fetched first if it lies elsewhere, and checked. Blocks.
 
@@ -70,6 +71,7 @@ def model_folder(
             `MOCHI_SERVE_MODEL_CACHE` or the user's cache folder.
         hub: where hub models come from and are kept.
         pins: the commits of hub models without a revision; the newest one is taken each time without it.
+        options: of models from the object store.
 
     Raises:
         PermanentError: `model_not_found`, `model_source_invalid`, `model_incomplete`, `model_unsupported`,
@@ -83,7 +85,7 @@ def model_folder(
     kind = source_kind(source)
     if kind is SourceKind.BUCKET:
         bucket, prefix = bucket_prefix(source)
-        folder = fetch_model(source, open_bucket(bucket), prefix, needed, model.dtype, cache, hashes)
+        folder = fetch_model(source, open_bucket(bucket), prefix, needed, model.dtype, cache, hashes, options)
     elif kind is SourceKind.HUB:
         folder = fetch_from_hub(source, model.revision, needed, model.dtype, hub, pins)
     else:

@@ -23,7 +23,7 @@ from tests.support.workers.published_model import published_model
 
 PREFIX = "fetched/mochi"
 PARTS = ("scheduler", "tokenizer", "text_encoder", "transformer", "vae")
-OPTIONS = FetchOptions(range_bytes=100_000, pauses_s=(0, 0, 0))
+OPTIONS = FetchOptions(chunk_bytes=100_000, pauses_s=(0, 0, 0))
 
 
 class CountingStore(ObjectStore):

@@ -16,6 +16,7 @@ from deployments.messages import Stage
 from deployments.mochi.loading import load_text_encoder, load_transformer, load_vae
 from deployments.mochi.prepare import PAGE_BYTES, Prepared, Wanted, prepare_model
 from deployments.settings import ModelSettings
+from deployments.storage.fetching.chunk_list import CHUNK_LIST, ChunkList
 from deployments.storage.file_hashes import listed_hashes
 from deployments.storage.model_layout import FolderFiles, shard_tensors
 from deployments.storage.model_store import model_fingerprint, model_folder
@@ -100,6 +101,10 @@ def test_checksums_are_of_all_files_and_are_checked(published: Path, tmp_path: P
     assert listed.keys() == there - {"SHA256SUMS"}
     for name, sha256 in listed.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
+    chunks = ChunkList.parse((folder / CHUNK_LIST).read_bytes())
+    assert {name: chunks.files[name] for name in FILES.values()} == {
+        name: (listed[name],) for name in FILES.values() if (folder / name).stat().st_size <= chunks.chunk_bytes
+    }
     cache = tmp_path / "cache"
     assert model_folder(choice(str(folder), "bfloat16"), PARTS, no_bucket, cache) == folder
     path = folder / FILES["transformer"]

@@ -1,5 +1,6 @@
 """Models from a bucket: what is fetched, what is kept, and what is said when that fails."""
 
+import json
 import logging
 import threading
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError, StorageUnavailableError, TransientError
 from deployments.storage.bucket_models import FetchOptions, fetch_model
+from deployments.storage.fetching.chunk_list import CHUNK_LIST, ChunkHasher, ChunkList
 from deployments.storage.file_hashes import HashRecord
 from deployments.storage.model_layout import FolderFiles, shard_tensors
 from deployments.storage.object_store import ObjectRange
@@ -26,7 +28,7 @@ PARTS = ("scheduler", "transformer")
 SHARDS = [f"transformer/diffusion_pytorch_model.bf16-0000{i}-of-00002.safetensors" for i in (1, 2)]
 FULL = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors"
 """Has the positions in float32."""
-OPTIONS = FetchOptions(range_bytes=50_000, pauses_s=(0, 0))
+OPTIONS = FetchOptions(chunk_bytes=50_000, pauses_s=(0, 0))
 
 
 class Bucket(MemoryStore):
@@ -170,7 +172,7 @@ def test_a_range_that_fails_is_asked_for_again(bucket: Bucket, published: Path, 
 
     def fail_twice(name: str, offset: int) -> None:
         # Headers are read at other offsets.
-        if offset > 0 and offset % OPTIONS.range_bytes == 0 and failures[name, offset] < 2:
+        if offset > 0 and offset % OPTIONS.chunk_bytes == 0 and failures[name, offset] < 2:
             failures[name, offset] += 1
             raise StorageUnavailableError("it stopped sending")
 
@@ -181,7 +183,7 @@ def test_a_range_that_fails_is_asked_for_again(bucket: Bucket, published: Path, 
 
 def test_a_store_that_fails_for_long_fails_the_fetch(bucket: Bucket, tmp_path: Path) -> None:
     def fail(name: str, offset: int) -> None:
-        if offset >= OPTIONS.range_bytes:
+        if offset >= OPTIONS.chunk_bytes:
             raise StorageUnavailableError("it stopped sending")
 
     bucket.before = fail
@@ -196,7 +198,7 @@ def test_a_model_that_is_changed_meanwhile_is_fetched_as_it_is_then(
     key = PREFIX + SHARDS[1]
 
     def change(name: str, offset: int) -> None:
-        if name == SHARDS[1] and offset == OPTIONS.range_bytes:
+        if name == SHARDS[1] and offset == OPTIONS.chunk_bytes:
             bucket.objects[key] = other
 
     bucket.before = change
@@ -306,3 +308,95 @@ def test_two_replicas_of_one_machine_fetch_once(bucket: Bucket, published: Path,
         thread.join()
     headers = sum(bucket.read[name] - bucket.size(name) for name in SHARDS)
     assert 0 < headers < 50_000
+
+
+def with_list(bucket: Bucket, chunk_bytes: int = 40_000) -> None:
+    """Put a list of chunks beside the model, as `model prepare` does."""
+    files = {}
+    for name in SHARDS:
+        hasher = ChunkHasher(chunk_bytes)
+        hasher.update(bucket.objects[PREFIX + name])
+        files[name] = hasher.hashes()
+    bucket.add(PREFIX + CHUNK_LIST, ChunkList(chunk_bytes, files).encode(), "")
+
+
+def test_the_models_own_list_says_how_long_chunks_are_and_what_is_in_them(
+    bucket: Bucket, published: Path, tmp_path: Path
+) -> None:
+    with_list(bucket)
+    lengths: set[int] = set()
+
+    def note(name: str, offset: int) -> None:
+        if name == SHARDS[0]:
+            lengths.add(offset)
+
+    bucket.before = note
+    folder = fetch(bucket, tmp_path)
+    assert contents(folder) == wanted(published)
+    assert set(range(0, bucket.size(SHARDS[0]), 40_000)) <= lengths
+
+
+def test_a_byte_that_changed_in_the_bucket_is_found_by_the_list(bucket: Bucket, tmp_path: Path) -> None:
+    with_list(bucket)
+    data = bytearray(bucket.objects[PREFIX + SHARDS[1]])
+    data[90_000] ^= 1
+    bucket.objects[PREFIX + SHARDS[1]] = bytes(data)
+    with pytest.raises(
+        PermanentError, match=r"00002\.safetensors is damaged: its 40000 bytes from 80000 have the SHA-256 .* upload"
+    ) as caught:
+        fetch(bucket, tmp_path)
+    assert caught.value.code == "model_incomplete"
+    assert not [path for path in tmp_path.rglob("*.safetensors") if not path.name.startswith(".")]
+
+
+def test_a_byte_that_changed_on_the_way_is_asked_for_again(bucket: Bucket, published: Path, tmp_path: Path) -> None:
+    with_list(bucket)
+    key, whole = PREFIX + SHARDS[1], bucket.objects[PREFIX + SHARDS[1]]
+
+    class OnceDamaged(Bucket):
+        damaged = False
+
+        @contextmanager
+        def open_range(self, key_: str, offset: int, length: int) -> Iterator[ObjectRange]:
+            with super().open_range(key_, offset, length) as found:
+                pieces = b"".join(found.chunks)
+                if key_ == key and offset == 80_000 and not self.damaged:
+                    self.damaged, pieces = True, b"\0" * len(pieces)
+                yield ObjectRange(found.etag, iter([pieces]))
+
+    way = OnceDamaged(published)
+    way.objects = bucket.objects
+    folder = fetch(way, tmp_path)
+    assert way.damaged and (folder / SHARDS[1]).read_bytes() == whole
+
+
+def test_a_file_of_another_size_than_in_the_list_is_told_before_it_is_fetched(bucket: Bucket, tmp_path: Path) -> None:
+    with_list(bucket)
+    listed = ChunkList.parse(bucket.objects[PREFIX + CHUNK_LIST])
+    shorter = ChunkList(listed.chunk_bytes, {name: chunks[:-1] for name, chunks in listed.files.items()})
+    bucket.add(PREFIX + CHUNK_LIST, shorter.encode(), "")
+    with pytest.raises(PermanentError, match=r"damaged: it has \d+ bytes, which are \d+ chunks, and chunks.json"):
+        fetch(bucket, tmp_path)
+    bucket.add(PREFIX + CHUNK_LIST, b"{}", "")
+    with pytest.raises(PermanentError, match="chunks.json is damaged"):
+        fetch(bucket, tmp_path)
+    assert all(bucket.read[name] < bucket.size(name) for name in SHARDS)
+
+
+def test_a_bound_of_the_cache_removes_what_was_used_last_of_all(bucket: Bucket, tmp_path: Path) -> None:
+    old = tmp_path / "other" / "state"
+    old.mkdir(parents=True)
+    (old / ".used").touch()
+    (old / "weights").write_bytes(bytes(1_000_000))
+    size = sum(map(bucket.size, SHARDS))
+    fetch(bucket, tmp_path, replace(OPTIONS, cache_bytes=size + 500_000))
+    assert not old.exists()
+
+
+def test_what_was_fetched_is_not_read_again_to_know_its_hash(bucket: Bucket, published: Path, tmp_path: Path) -> None:
+    """The hashes were taken as the bytes came."""
+    record = HashRecord(tmp_path / "hashes", kept_from_bytes=1)
+    folder = fetch_model(SOURCE, bucket, PREFIX.strip("/"), PARTS, "bfloat16", tmp_path, record, OPTIONS)
+    noted = [json.loads(note.read_text()) for note in record.folder.iterdir()]
+    assert {note["path"] for note in noted} == {str((folder / name).resolve()) for name in wanted(published)}
+    assert all("sha256" not in note for note in noted)

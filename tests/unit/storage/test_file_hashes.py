@@ -66,3 +66,28 @@ def test_a_record_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
     (tmp_path / "hashes").write_text("a file")
     (tmp_path / "w").write_bytes(b"weights")
     assert HashRecord(tmp_path / "hashes", kept_from_bytes=1).sha256(tmp_path / "w") == sha256(b"weights")
+
+
+def test_the_chunks_of_a_file_are_hashed_and_kept(tmp_path: Path) -> None:
+    record = HashRecord(tmp_path / "hashes", kept_from_bytes=1)
+    path = tmp_path / "w"
+    path.write_bytes(b"weights")
+    expected = (sha256(b"weig"), sha256(b"hts"))
+    assert record.chunks(path, 4) == expected
+    record.keep(path, 4, ("kept", "too"), sha256="whole")
+    assert record.chunks(path, 4) == ("kept", "too") and record.sha256(path) == "whole"
+    assert record.chunks(path, 3) == (sha256(b"wei"), sha256(b"ght"), sha256(b"s"))
+    assert HashRecord(record.folder, again=True, kept_from_bytes=1).chunks(path, 4) == expected
+    path.write_bytes(b"weightier")
+    assert record.sha256(path) == sha256(b"weightier")
+
+
+def test_the_notes_of_files_that_are_gone_are_removed(tmp_path: Path) -> None:
+    record = HashRecord(tmp_path / "hashes", kept_from_bytes=1)
+    for name in ("gone", "there"):
+        (tmp_path / name).write_bytes(b"weights")
+        record.sha256(tmp_path / name)
+    (tmp_path / "gone").unlink()
+    record.forget_missing()
+    (note,) = record.folder.iterdir()
+    assert "there" in note.read_text()

@@ -1,4 +1,4 @@
-"""A file that is fetched in ranges, several at once, and goes on where a killed process stopped."""
+"""A file that is fetched in chunks, several at once, and goes on where a killed process stopped."""
 
 import os
 import threading
@@ -13,34 +13,40 @@ PREFIX = ".partial-"
 class PartialFile:
     """The draft of a file, beside it; the caller sees to it that one process alone works on it.
 
-    A range is noted once its bytes are on the disk.
+    A chunk is noted, with its SHA-256, once its bytes are on the disk.
 
     Args:
         target: the file, once it is whole.
         size: of the whole file in bytes.
-        range_bytes: length of a range; the last one may be shorter.
+        chunk_bytes: length of a chunk; the last one may be shorter.
     """
 
-    def __init__(self, target: Path, size: int, range_bytes: int) -> None:
+    def __init__(self, target: Path, size: int, chunk_bytes: int) -> None:
         self.target = target
-        self._draft = target.with_name(f"{PREFIX}{target.name}")
+        self.draft = target.with_name(f"{PREFIX}{target.name}")
         self._notes = target.with_name(f"{PREFIX}{target.name}.done")
         self._size = size
-        self._ranges = [(start, min(range_bytes, size - start)) for start in range(0, size, range_bytes)]
+        self._chunks = [(start, min(chunk_bytes, size - start)) for start in range(0, size, chunk_bytes)]
         self._done = self._read_notes()
         self._lock = threading.Lock()
         self._file = -1
 
     @property
     def missing(self) -> list[tuple[int, int]]:
-        """Offset and length of the ranges that are not there."""
-        return [part for part in self._ranges if part not in self._done]
+        """Offset and length of the chunks that are not there."""
+        return [chunk for chunk in self._chunks if chunk not in self._done]
+
+    @property
+    def done(self) -> dict[tuple[int, int], str]:
+        """SHA-256 of the chunks that are there, by offset and length."""
+        with self._lock:
+            return {chunk: self._done[chunk] for chunk in self._chunks if chunk in self._done}
 
     @contextmanager
     def opened(self) -> Iterator[Self]:
         """Make or open the draft, which has its full length from the beginning. Raises OSError."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._draft, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = os.open(self.draft, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             os.ftruncate(self._file, self._size)
             if not self._done:
@@ -56,24 +62,25 @@ class PartialFile:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
 
-    def finish_range(self, offset: int, length: int) -> None:
-        """Note a range whose bytes are all written. Thread-safe."""
-        os.fsync(self._file)
+    def finish_chunk(self, offset: int, length: int, sha256: str) -> None:
+        """Note a chunk whose bytes are all written. Thread-safe."""
+        os.fdatasync(self._file)
         with self._lock, self._notes.open("a") as notes:
-            notes.write(f"{offset} {length}\n")
-            self._done.add((offset, length))
+            notes.write(f"{offset} {length} {sha256}\n")
+            self._done[offset, length] = sha256
 
     def finish(self) -> None:
         """Give the whole file its name."""
         os.fsync(self._file)
-        self._draft.replace(self.target)
+        self.draft.replace(self.target)
         self._notes.unlink(missing_ok=True)
 
-    def _read_notes(self) -> set[tuple[int, int]]:
+    def _read_notes(self) -> dict[tuple[int, int], str]:
         try:
-            if self._draft.stat().st_size != self._size:
-                return set()
+            if self.draft.stat().st_size != self._size:
+                return {}
             lines = self._notes.read_text().split("\n")[:-1]  # the last may be half a line
-            return {(int(line.split()[0]), int(line.split()[1])) for line in lines}
-        except (OSError, ValueError, IndexError):
-            return set()
+            parts = [line.split() for line in lines]
+            return {(int(offset), int(length)): sha256 for offset, length, sha256 in parts}
+        except (OSError, ValueError):
+            return {}

@@ -235,11 +235,11 @@ class JobRegistry(RegistryApi):
             await self._database.run(touch, now=self._state.unix_time())
             live = await self._database.run(jobs_sql.count_live)
         except RegistryUnavailableError as error:
-            return Health(replicas, {}, error.message, error.detail)
+            return Health(replicas, {}, error.message, error.detail, self._capacity.starting())
         queue: dict[JobState, int] = {}
         for (state, _), count in live.items():
             queue[state] = queue.get(state, 0) + count
-        return Health(replicas, queue)
+        return Health(replicas, queue, starting=self._capacity.starting())
 
     async def cancel(self, job_id: str) -> Job | None:
         now = self._state.unix_time()

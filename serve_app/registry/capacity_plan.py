@@ -35,6 +35,12 @@ class CapacityPlan:
             self._has_measured = True
             log.info(f"{info.stage}: replica {info.replica} is there; a start takes {start_s:.0f} s")
 
+    def starting(self) -> dict[Stage, tuple[float, ...]]:
+        """When the replicas that were asked for are likely there, Unix seconds, by stage."""
+        now, unix_now = time.monotonic(), self._state.unix_time()
+        found = {stage: self._state.start_times.starting_in_s(stage, now) for stage in Stage}
+        return {stage: tuple(unix_now + s for s in seconds) for stage, seconds in found.items() if seconds}
+
     async def need(self, asked: StageState) -> StageNeed:
         """How many replicas a stage needs.
 

@@ -1,6 +1,7 @@
 """What the registry answers the autoscaling policy."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 from deployments.messages import ReplicaInfo, Stage
@@ -69,6 +70,16 @@ async def test_start_times_are_measured_and_outlive_the_registry(world: World) -
     assert (await world.registry.capacity(NONE[Stage.DECODING])).start_s == 120.0
     await world.restart()
     assert (await world.registry.capacity(one)).start_s == measured
+
+
+async def test_health_tells_when_what_was_asked_for_is_likely_there(world: World) -> None:
+    await world.registry.capacity(NONE[Stage.SAMPLING])
+    assert (await world.registry.health()).starting == {}
+    await world.registry.capacity(replace(NONE[Stage.SAMPLING], target=2))
+    (at, also_at) = (await world.registry.health()).starting[Stage.SAMPLING]
+    assert at == also_at and abs(at - time.time() - 120) < 60
+    await world.registry.announce(SAMPLER, wait=False)
+    assert len((await world.registry.health()).starting[Stage.SAMPLING]) == 1
 
 
 async def test_a_database_that_is_away_keeps_no_answer_back(world: World) -> None:

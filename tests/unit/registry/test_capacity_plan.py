@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 from deployments.messages import ReplicaInfo, Stage
 from serve_app.config import SchedulingSettings
@@ -12,7 +13,7 @@ from serve_app.scheduling.capacity import StageNeed, StageState
 from tests.support.registry.world import World
 
 NONE = {stage: StageState(stage, target=0, slots=1, minimum=0, maximum=4) for stage in Stage}
-LONG = {"width": 848, "height": 480, "num_frames": 163, "num_inference_steps": 64}  # some ten minutes
+LONG: dict[str, Any] = {"width": 848, "height": 480, "num_frames": 163, "num_inference_steps": 64}  # some ten minutes
 SAMPLER = ReplicaInfo("s1", Stage.SAMPLING, 1, "cpu", "mochi-1")
 
 

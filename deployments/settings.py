@@ -317,7 +317,9 @@ class StageSettings(Settings):
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     slots: int = Field(1, ge=1, description="jobs one replica works on at once")
-    downscale_delay_s: float = Field(300, ge=0)
+    downscale_delay_s: float | None = Field(
+        None, ge=0, description="a replica stays so long without need; default: as long as a start takes, as measured"
+    )
     graceful_shutdown_timeout_s: float = Field(600, ge=0)
     torch_threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     memory_fraction: float | None = Field(

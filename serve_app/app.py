@@ -24,7 +24,7 @@ from serve_app.local.store.seaweed import LocalStorage
 from serve_app.prompts.blocklist import load_blocklist
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.replicas import StageRouter
-from serve_app.scheduling.autoscaling import DemandPolicy
+from serve_app.scheduling.autoscaling import CapacityPolicy
 
 REGISTRY = "JobRegistry"
 # How soon a replica that was killed is replaced.
@@ -115,12 +115,15 @@ def mochi(args: AppArgs) -> Application:
 
 
 def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_settings: StageSettings) -> Any:
-    """The deployment of a stage with its resources, and scaled by the demand that the registry sees."""
+    """The deployment of a stage with its resources, and scaled by the work that the registry knows of."""
     policy_kwargs = {
         "registry": REGISTRY,
         "namespace": settings.namespace,
         "stage": stage,
         "slots": stage_settings.slots,
+        "minimum": stage_settings.min_replicas,
+        "maximum": stage_settings.max_replicas,
+        "downscale_delay_s": stage_settings.downscale_delay_s,
     }
     resources: dict[str, Any] = {"num_gpus": stage_settings.num_gpus, "num_cpus": stage_settings.num_cpus}
     if stage_settings.memory_gb is not None:
@@ -135,9 +138,9 @@ def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_s
             min_replicas=stage_settings.min_replicas,
             max_replicas=stage_settings.max_replicas,
             upscale_delay_s=0,
-            downscale_delay_s=stage_settings.downscale_delay_s,
+            downscale_delay_s=0,  # the policy waits itself
             policy=AutoscalingPolicy(
-                policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}",
+                policy_function=f"{CapacityPolicy.__module__}:{CapacityPolicy.__name__}",
                 policy_kwargs=policy_kwargs,
             ),
         ),

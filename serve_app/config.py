@@ -75,8 +75,16 @@ class JobSettings(Settings):
     idempotency_h: float = Field(24, gt=0, description="how long an Idempotency-Key is remembered, hours")
 
 
+class TargetWaits(Settings):
+    """How long a job of each tier may wait in all its queues together, seconds; replicas are started to keep to it."""
+
+    interactive: float = Field(60, gt=0)
+    standard: float = Field(600, gt=0)
+    batch: float = Field(3600, gt=0)
+
+
 class SchedulingSettings(Settings):
-    """In which order waiting jobs go to the replicas."""
+    """In which order waiting jobs go to the replicas, and how many replicas there are."""
 
     weights: dict[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
         {}, description="shares of the tenants in GPU-seconds; a tenant that is not named has weight 1"
@@ -84,6 +92,14 @@ class SchedulingSettings(Settings):
     promote_after_s: float = Field(600, gt=0, description="a job that has waited this long goes with the tier above")
     preemption: bool = Field(True, description="a job of a lower tier is parked when an interactive one finds no slot")
     max_parks: int = Field(3, ge=0, description="a job that was parked this often is not preempted again")
+
+    target_wait_s: TargetWaits = TargetWaits()
+    replica_start_s: float = Field(120, gt=0, description="from asking for a replica until it is there; then measured")
+    activation_gpu_s: float = Field(
+        0,
+        ge=0,
+        description="while a stage has no replica, less work than this (GPU-seconds) waits while it may",
+    )
 
     def weight(self, tenant: str) -> float:
         return self.weights.get(tenant, 1.0)

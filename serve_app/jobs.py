@@ -316,6 +316,7 @@ class Health:
     queue: dict[JobState, int]  # the number of live jobs
     database: str = "ok"  # or what is wrong with it
     database_detail: str = ""  # with addresses and paths, which clients are not told
+    starting: dict[Stage, tuple[float, ...]] = field(default_factory=dict)  # when each is likely there, Unix seconds
 
 
 def overall_progress(stage: Stage, done: int, total: int) -> float:

@@ -2,10 +2,10 @@
 
 from typing import Protocol
 
-from deployments.messages import Stage
 from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Order, Submission
+from serve_app.scheduling.capacity import StageNeed, StageState
 
 
 class RegistryApi(WorkerRegistry, Protocol):
@@ -77,8 +77,12 @@ class RegistryApi(WorkerRegistry, Protocol):
         """Replicas that are there, live jobs, and whether the database takes a write."""
         ...
 
-    async def demand(self) -> dict[Stage, int]:
-        """How many jobs run or wait in each stage, for the autoscaling policy."""
+    async def capacity(self, state: StageState) -> StageNeed:
+        """How many replicas of a stage are needed, for the autoscaling policy.
+
+        Args:
+            state: what Serve keeps now.
+        """
         ...
 
 
@@ -118,5 +122,5 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
     async def health(self) -> Health:
         return await self._link.call(RegistryApi.health)
 
-    async def demand(self) -> dict[Stage, int]:
-        return await self._link.call(RegistryApi.demand)
+    async def capacity(self, state: StageState) -> StageNeed:
+        return await self._link.call(RegistryApi.capacity, state)

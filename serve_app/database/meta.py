@@ -1,13 +1,16 @@
-"""Facts about the database itself, by name: its id, and which registries work on it."""
+"""Facts by name: the database's id, which registries work on it, how long replicas take to start."""
 
+from collections.abc import Mapping
 from uuid import uuid4
 
 from sqlalchemy import Connection, delete, select
 
+from deployments.messages import Stage
 from serve_app.database.engine import insert_into
 from serve_app.database.schema import meta
 
 _HEARTBEAT = "registry:"
+_START_TIME = "start_s:"
 _NAME_LENGTH = 64
 
 
@@ -39,6 +42,19 @@ def read_heartbeats(connection: Connection, owner: str, *, since: float) -> tupl
     connection.execute(delete(meta).where(meta.c.name.in_([name for name, at in heartbeats.items() if at < since])))
     own = heartbeats.pop(_heartbeat_name(owner), None)
     return own, {name.removeprefix(_HEARTBEAT): at for name, at in heartbeats.items() if at >= since}
+
+
+def write_start_times(connection: Connection, *, seconds: Mapping[Stage, float]) -> None:
+    """How long replicas of these stages take to start."""
+    for stage, start_s in seconds.items():
+        _write(connection, f"{_START_TIME}{stage}", repr(start_s))
+
+
+def read_start_times(connection: Connection) -> dict[Stage, float]:
+    """What was written last, of the stages of which something was."""
+    names = {f"{_START_TIME}{stage}": stage for stage in Stage}
+    rows = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
+    return {names[name]: float(value) for name, value in rows}
 
 
 def _heartbeat_name(owner: str) -> str:

@@ -1,4 +1,4 @@
-"""The short routes for people and scripts, and /health.
+"""The short routes for people and scripts, /health and /ready.
 
 OpenAI's routes for what Mochi cannot do: a clear refusal, where a 404 would look like a wrong address.
 """
@@ -57,24 +57,34 @@ async def generate(
     return video
 
 
-def _health_responses() -> Responses:
+def _health_responses(unready: str) -> Responses:
     """503 comes with the report of what is missing, or with an error if even that is unknown."""
     responses = error_responses(REGISTRY_UNAVAILABLE, needs_key=False)
-    not_ready = "No videos can be made now, and what is missing; an ErrorEnvelope if even that cannot be told"
-    responses[503] |= {"model": HealthReport | ErrorEnvelope, "description": not_ready}
+    description = f"{unready}, and what is missing; an ErrorEnvelope if even that cannot be told"
+    responses[503] |= {"model": HealthReport | ErrorEnvelope, "description": description}
     # FastAPI writes the model's in its place.
     del responses[503]["content"]["application/json"]["schema"]
     return responses
 
 
-@router.get("/health", responses=_health_responses())
+@router.get("/health", responses=_health_responses("No videos are accepted now"))
 async def health(request: Request, response: Response) -> HealthReport:
+    """Tell whether videos are accepted: 503 unless the stores work; replicas may still be starting."""
+    return await _report(request, response, must_be_ready=False)
+
+
+@router.get("/ready", responses=_health_responses("No videos can be made now"))
+async def ready(request: Request, response: Response) -> HealthReport:
     """Tell whether videos can be made now: 503 until each stage has a replica and the stores work."""
+    return await _report(request, response, must_be_ready=True)
+
+
+async def _report(request: Request, response: Response, must_be_ready: bool) -> HealthReport:
     services = services_of(request)
     jobs, storage = await asyncio.gather(services.health(), _storage_health(services))
     if jobs.database_detail:
         log.warning(f"the health of the database: {jobs.database}: {jobs.database_detail}")
-    report = to_health(jobs, storage)
+    report = to_health(jobs, storage, must_be_ready)
     if report.error is not None:
         response.status_code = 503
         response.headers["Retry-After"] = str(RETRY_AFTER_S)

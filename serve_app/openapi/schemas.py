@@ -264,13 +264,24 @@ class Replica(BaseModel):
     problem: str | None = Field(None, description="why it takes no jobs, if it should; null while it does")
 
 
-class HealthReport(BaseModel):
-    """Whether videos can be made now. error: what is missing, None when nothing is."""
+class StartingReplicas(BaseModel):
+    """Replicas of a stage that were asked for and are not there yet."""
 
-    status: Literal["ok", "unavailable"]
+    count: int
+    ready_at: int = Field(description="Unix seconds: when the first one is likely there, by the starts before it")
+
+
+class HealthReport(BaseModel):
+    """Whether videos are accepted and made."""
+
+    status: Literal["ok", "starting", "unavailable"] = Field(
+        description="ok: videos are made now; starting: accepted, and wait for replicas; unavailable: not accepted"
+    )
     models: list[str]
     devices: dict[Stage, list[Replica]]
     queue: dict[str, int] = Field(description="jobs that wait or run, by state")
     storage: str = Field(description="'ok', or what is wrong with the object store")
     database: str = Field(description="'ok', or what is wrong with the database of jobs")
-    error: ErrorBody | None = None
+    starting: dict[Stage, StartingReplicas] = Field(description="the stages whose replicas are starting, and when")
+    waiting_for: str | None = Field(description="why no video can be made now though it is accepted; null if one can")
+    error: ErrorBody | None = Field(None, description="what is missing, with a 503")

@@ -1,5 +1,6 @@
 """The answers to clients: a job, a page of jobs and the server as the API shows them. Pure."""
 
+import math
 from collections.abc import Sequence
 
 from deployments.clip import nearest_length
@@ -19,6 +20,7 @@ from serve_app.openapi.schemas import (
     OfferedQuality,
     ProgressEvent,
     Replica,
+    StartingReplicas,
     StateEvent,
     Status,
     Video,
@@ -172,26 +174,32 @@ def to_model_list(model: ModelSettings) -> ModelList:
     return ModelList(data=[served])
 
 
-def to_health(health: Health, storage: str) -> HealthReport:
-    """The report; it has an error until each stage has a replica that works, and the store and the database work.
+def to_health(health: Health, storage: str, must_be_ready: bool = False) -> HealthReport:
+    """The report; it has an error unless videos are accepted, which takes the store and the database.
 
     Args:
         storage: "ok", or what is wrong with the object store.
+        must_be_ready: it has an error, too, until each stage has a replica that works.
     """
     devices = {stage: [_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
-    missing = [reason for stage, replicas in devices.items() if (reason := _why_not_ready(stage, replicas))]
-    missing += [state for state in (storage, health.database) if state != "ok"]
+    absent = [reason for stage, replicas in devices.items() if (reason := _why_not_ready(stage, replicas))]
+    broken = [state for state in (storage, health.database) if state != "ok"]
     error = None
-    if missing:
-        message = f"Not ready: {'; '.join(missing)}."
+    if broken or (absent and must_be_ready):
+        message = f"Not ready: {'; '.join([*absent, *broken])}."
         error = ErrorBody(message=message, type="server_error", param=None, code="not_ready")
     return HealthReport(
-        status="unavailable" if missing else "ok",
+        status="unavailable" if broken else "starting" if absent else "ok",
         models=sorted({replica.model for replicas in devices.values() for replica in replicas}),
         devices=devices,
         queue={str(state): count for state, count in health.queue.items()},
         storage=storage,
         database=health.database,
+        starting={
+            stage: StartingReplicas(count=len(times), ready_at=math.ceil(min(times)))
+            for stage, times in health.starting.items()
+        },
+        waiting_for="; ".join(absent) or None,
         error=error,
     )
 

@@ -47,6 +47,7 @@ from serve_app.jobs import (
     Submission,
 )
 from serve_app.registry.admission import AdmissionControl
+from serve_app.registry.capacity_plan import CapacityPlan
 from serve_app.registry.deadlines import Deadlines
 from serve_app.registry.dispatcher import Dispatcher, Send
 from serve_app.registry.feed_maintenance import FeedMaintenance
@@ -56,6 +57,7 @@ from serve_app.registry.state import RegistryState, StateSnapshot, log
 from serve_app.registry.timing import RegistryTiming
 from serve_app.registry_api import RegistryApi
 from serve_app.retention.sweeper import Sweeper
+from serve_app.scheduling.capacity import StageNeed, StageState
 from serve_app.webhooks.sender import WebhookSender
 
 OPEN = AccessSettings()
@@ -132,6 +134,7 @@ class JobRegistry(RegistryApi):
         self._deadlines = Deadlines(self._state, self._dispatcher.ready)
         self._feed_maintenance = FeedMaintenance(self._state, access.mode)
         self._estimates = QueueEstimates(self._state)
+        self._capacity = CapacityPlan(self._state)
         self._admission = AdmissionControl(self._state, self._estimates)
         background = [self._dispatcher.run, self._deadlines.run, self._feed_maintenance.run]
         self._webhook_key = webhook_key
@@ -232,11 +235,11 @@ class JobRegistry(RegistryApi):
             await self._database.run(touch, now=self._state.unix_time())
             live = await self._database.run(jobs_sql.count_live)
         except RegistryUnavailableError as error:
-            return Health(replicas, {}, error.message, error.detail)
+            return Health(replicas, {}, error.message, error.detail, self._capacity.starting())
         queue: dict[JobState, int] = {}
         for (state, _), count in live.items():
             queue[state] = queue.get(state, 0) + count
-        return Health(replicas, queue)
+        return Health(replicas, queue, starting=self._capacity.starting())
 
     async def cancel(self, job_id: str) -> Job | None:
         now = self._state.unix_time()
@@ -305,10 +308,9 @@ class JobRegistry(RegistryApi):
         self._estimates.publish(self._feed)
         return self._feed.batch_since(cursor)
 
-    async def demand(self) -> dict[Stage, int]:
+    async def capacity(self, state: StageState) -> StageNeed:
         await self._dispatcher.ready.wait()
-        waiting = self._state.waiting.count_by_stage()
-        return {stage: waiting[stage] + len(self._state.leases.of_stage(stage)) for stage in Stage}
+        return await self._capacity.need(state)
 
     def _as_of_now(self, job: Job) -> Job:
         return replace(self._state.as_of_now(job), place=self._estimates.place(job))
@@ -316,7 +318,10 @@ class JobRegistry(RegistryApi):
     # What the workers report
 
     async def announce(self, info: ReplicaInfo, wait: bool) -> dict[str, Directive]:
-        if self._state.replicas.announce(info, time.monotonic()):
+        now = time.monotonic()
+        if info.replica not in self._state.replicas.names():
+            self._capacity.note_ready(info, now)
+        if self._state.replicas.announce(info, now):
             why = f": {info.problem}" if info.problem else ""
             log.info(f"{info.stage}: replica {info.replica} on {info.device} has {info.slots} slots{why}")
             self._state.wake.set()

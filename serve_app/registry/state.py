@@ -18,6 +18,7 @@ from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.registry.timing import RegistryTiming
 from serve_app.scheduling.estimates import CostModel
+from serve_app.scheduling.start_times import StartTimes
 from serve_app.scheduling.waiting_jobs import WaitingJobs, WaitingJobsSnapshot
 
 log = logging.getLogger("ray.serve")
@@ -51,6 +52,7 @@ class RegistryState:
     access: AccessTable = NO_TENANTS  # tenants and keys as last read
     on_job_end: Callable[[], None] = lambda: None  # called when a job with a webhook has ended
     replicas: ReplicaTable = field(init=False)
+    start_times: StartTimes = field(init=False)
     leases: LeaseTable = field(init=False)
     waiting: WaitingJobs = field(init=False)
     feed: FeedPublisher = field(init=False)
@@ -58,6 +60,7 @@ class RegistryState:
     def __post_init__(self) -> None:
         timing = self.timing
         self.replicas = ReplicaTable(timing.forget_replica_s)
+        self.start_times = StartTimes(self.scheduling.replica_start_s)
         self.leases = LeaseTable(self.settings.lease_s, timing.saves_per_lease)
         self.waiting = WaitingJobs(
             self.settings,

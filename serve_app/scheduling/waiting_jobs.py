@@ -214,6 +214,10 @@ class WaitingJobs:
         """The job if it waits."""
         return self._jobs.get(job_id)
 
+    def jobs(self) -> list[Job]:
+        """All that wait, in no order."""
+        return list(self._jobs.values())
+
     def order(self, stage: Stage) -> list[Job]:
         """The jobs of a stage in the order in which they would go to slots if no other came."""
         return [self._jobs[entry.job_id] for entry in self._queues[stage].order(time.monotonic())]

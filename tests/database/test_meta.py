@@ -1,5 +1,6 @@
 """Facts about the database itself."""
 
+from deployments.messages import Stage
 from serve_app.database import meta as meta_sql
 from serve_app.database.connection import Database
 
@@ -15,3 +16,10 @@ async def test_an_installation_keeps_its_name(database_url: str, database: Datab
 async def test_a_touch_can_be_repeated(database: Database) -> None:
     for now in (1.0, 2.0):
         await database.run(meta_sql.touch, now=now)
+
+
+async def test_start_times_are_kept_by_stage(database: Database) -> None:
+    assert await database.run(meta_sql.read_start_times) == {}
+    await database.run(meta_sql.write_start_times, seconds={Stage.SAMPLING: 100.0})
+    await database.run(meta_sql.write_start_times, seconds={Stage.SAMPLING: 0.1, Stage.DECODING: 20.5})
+    assert await database.run(meta_sql.read_start_times) == {Stage.SAMPLING: 0.1, Stage.DECODING: 20.5}

@@ -59,6 +59,7 @@ class MemoryRegistry:
         self.lost_calls: Counter[str] = Counter()  # so many next calls of a method do not arrive
         self.lost_answers = 0  # of so many calls the work is done, and the answer does not arrive
         self.database = "ok"
+        self.starting: dict[Stage, tuple[float, ...]] = {}
         self._clock = itertools.count(1_700_000_000)
 
     async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -170,7 +171,7 @@ class MemoryRegistry:
         for job in self.jobs.values():
             if not job.final:
                 queue[job.state] = queue.get(job.state, 0) + 1
-        return Health(self.replicas, queue, self.database)
+        return Health(self.replicas, queue, self.database, starting=self.starting)
 
     def announce_all(self, max_tokens: int | None = None) -> None:
         """One replica of every stage; max_tokens: what the sampler's memory holds."""

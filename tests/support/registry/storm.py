@@ -31,6 +31,7 @@ from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from serve_app.registry_api import RegistryApi
+from serve_app.scheduling.capacity import StageState
 from tests.support.registry.world import SPEC
 
 STEPS = 6
@@ -380,7 +381,7 @@ class Storm:
     async def _calls_end(self) -> None:
         """Each registry has seen that nothing waits and nothing runs."""
         for cluster in self.clusters:
-            while any((await cluster.registry.demand()).values()) or any(r.calls for r in cluster.replicas):
+            while not await _is_idle(cluster.registry) or any(r.calls for r in cluster.replicas):
                 await asyncio.sleep(0.02)
 
     async def ask(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -415,13 +416,15 @@ class Storm:
             assert job is not None, f"{job_id} was accepted and is gone"
             if job.final:
                 return job
-            glance = self.draw.choice(("list", "health", "preview", "history", "demand", "park"))
+            glance = self.draw.choice(("list", "health", "preview", "history", "capacity", "park"))
             if glance == "list":
                 await self.ask(
                     RegistryApi.list_jobs, 10, None, "asc", JobFilter(states=(JobState.QUEUED, JobState.SAMPLING))
                 )
-            elif glance in ("health", "demand"):
-                await self.ask(RegistryApi.health if glance == "health" else RegistryApi.demand)
+            elif glance == "health":
+                await self.ask(RegistryApi.health)
+            elif glance == "capacity":
+                await self.ask(RegistryApi.capacity, StageState(self.draw.choice(list(Stage)), 1, 1, 0, 4))
             elif glance in ("preview", "history"):
                 await self.ask(RegistryApi.preview if glance == "preview" else RegistryApi.history, job_id)
             elif self.chance(0.1):
@@ -520,3 +523,10 @@ def everything(connection: Connection) -> tuple[dict[str, list[Any]], list[Any],
     page = list_jobs(connection, limit=1000, after=None, order="asc", wanted=JobFilter())
     histories = {job.id: jobs_sql.history(connection, job.id) for job in page.jobs}
     return histories, jobs_sql.queued_ids(connection), jobs_sql.leased_jobs(connection)
+
+
+async def _is_idle(registry: JobRegistry) -> bool:
+    """Whether nothing waits or runs, once the registry has taken over its jobs."""
+    await registry.capacity(StageState(Stage.SAMPLING, 0, 1, 0, 1))
+    state = registry.snapshot().state
+    return not (state.leases or state.waiting.job_ids or state.waiting.in_claim)

@@ -235,7 +235,7 @@ def wait_ready(server: Server) -> None:
         while time.monotonic() < deadline:
             assert server.process.poll() is None, server.log_tail()
             try:
-                if client.get("/health").status_code == 200:
+                if client.get("/ready").status_code == 200:
                     return
             except httpx.TransportError:
                 pass

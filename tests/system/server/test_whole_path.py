@@ -88,7 +88,7 @@ def test_the_short_routes_make_a_video(server: Server) -> None:
         assert client.get(f"/status/{video_id}").json()["status"] == "completed"
         assert client.get(f"/download/{video_id}").headers["content-type"] == "video/mp4"
         assert video_id in client.get("/jobs").text
-        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == 200
 
 
 @pytest.mark.slow

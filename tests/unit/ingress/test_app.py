@@ -80,7 +80,14 @@ async def test_without_a_feed_reads_ask_the_registry(unfed: httpx.AsyncClient, s
 async def test_without_a_feed_and_a_registry_reads_are_503(unfed: httpx.AsyncClient, services: FakeServices) -> None:
     video_id = (await unfed.post("/v1/videos", json={"prompt": "a red circle"})).json()["id"]
     services.memory.reachable = False
-    for path in (f"/v1/videos/{video_id}", "/v1/videos", f"/v1/videos/{video_id}/history", "/jobs", "/health"):
+    for path in (
+        f"/v1/videos/{video_id}",
+        "/v1/videos",
+        f"/v1/videos/{video_id}/history",
+        "/jobs",
+        "/health",
+        "/ready",
+    ):
         answer = await unfed.get(path)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert answer.json()["error"]["code"] == "registry_unavailable"

@@ -29,7 +29,8 @@ MAKERS = {
 }
 FILES = ("/v1/videos/{video_id}/content", "/download/{video_id}", "/v1/videos/generations/{video_id}/download")
 SYNC = "/v1/videos/sync"
-# Of requests that reach no described route, and the report of /health, which is no envelope.
+PROBES = ("/health", "/ready")
+# Of requests that reach no described route, and the report of the probes, which is no envelope.
 UNDESCRIBED_CODES = {
     ("400", "bad_request"),
     ("400", "cors_refused"),
@@ -119,7 +120,7 @@ def test_every_status_is_named(document: Document) -> None:
     common = {"400", "401", "403", "429", "500", "503"}
     making = {"408", "409", "413", "415"}
     for method, path, operation in operations(document):
-        expected = {"403", "500", "503"} if path == "/health" else set(common)
+        expected = {"403", "500", "503"} if path in PROBES else set(common)
         if path in (*MAKERS, SYNC) and method == "post":
             expected |= making
         if path == SYNC:
@@ -143,7 +144,7 @@ def test_every_error_is_the_envelope_with_examples(document: Document) -> None:
                 assert method != "head" or "content" not in response
                 continue
             media = response["content"]["application/json"]
-            if (path, status) != ("/health", "503"):
+            if path not in PROBES or status != "503":
                 assert media["schema"] == envelope
             for code, example in media.get("examples", {}).items():
                 validator(document, envelope).validate(example["value"])
@@ -263,7 +264,7 @@ def test_keys_change_nothing_but_the_security(document: Document) -> None:
     services, _ = keyed_services("acme")
     keyed = json.loads(json.dumps(create_app(services).openapi()))
     for _, path, operation in operations(keyed):
-        if path == "/health":
+        if path in PROBES:
             assert "security" not in operation
         else:
             assert operation["security"] == [{"ApiKey": []}]

@@ -276,7 +276,7 @@ async def test_submitting_twice_is_one_job(world: World) -> None:
     assert len((await world.registry.list_jobs(10)).jobs) == 1
 
 
-async def test_health_and_demand_count_what_waits_and_runs(world: World) -> None:
+async def test_health_counts_what_waits_and_runs(world: World) -> None:
     await world.replicas()
     for job_id in "abc":
         await world.submit(job_id)
@@ -284,7 +284,6 @@ async def test_health_and_demand_count_what_waits_and_runs(world: World) -> None
     health = await world.registry.health()
     assert health.queue == {JobState.QUEUED: 2, JobState.ENCODING: 1}
     assert [r.replica for r in health.replicas[Stage.SAMPLING]] == ["sampling-replica"]
-    assert (await world.registry.demand())[Stage.ENCODING] == 3
 
 
 async def test_closing_leaves_no_task(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from serve_app.registry.admission import AdmissionControl
 from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.state import RegistryState
 from serve_app.registry.timing import RegistryTiming
+from serve_app.scheduling.capacity import StageState
 from serve_app.scheduling.estimates import CostModel
 from tests.support.registry.world import SETTINGS, SPEC, World
 
@@ -241,7 +242,7 @@ async def test_limits_are_known_before_anything_is_accepted(world: World) -> Non
     world.timing = RegistryTiming(presence=PresenceTiming(beat_every_s=0.01))
     await world.restart()
     asking = asyncio.create_task(world.registry.submit(submission(1)))
-    await world.registry.demand()  # it has taken over its jobs
+    await world.registry.capacity(StageState(Stage.SAMPLING, 0, 1, 0, 1))  # it has taken over its jobs
     world.faults.errors.clear()
     with pytest.raises(QueueFullError):
         await asking

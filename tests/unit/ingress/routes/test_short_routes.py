@@ -70,30 +70,52 @@ async def test_jobs_is_the_same_listing(client: httpx.AsyncClient) -> None:
     assert (await client.get("/jobs?limit=2")).json() == (await client.get("/v1/videos?limit=2")).json()
 
 
-async def test_health_waits_for_every_stage_and_the_stores(client: httpx.AsyncClient, services: FakeServices) -> None:
-    starting = await client.get("/health")
-    assert starting.status_code == 503
+async def test_ready_waits_for_every_stage(client: httpx.AsyncClient, services: FakeServices) -> None:
+    starting = await client.get("/ready")
+    assert (starting.status_code, starting.headers["retry-after"]) == (503, "2")
     assert "no sampling replica is ready" in starting.json()["error"]["message"]
 
     services.memory.announce_all()
     decoder = services.memory.replicas.pop(Stage.DECODING)
-    assert "no decoding replica" in (await client.get("/health")).json()["error"]["message"]
+    assert "no decoding replica" in (await client.get("/ready")).json()["error"]["message"]
 
     services.memory.replicas[Stage.DECODING] = decoder
+    ready = await client.get("/ready")
+    assert (ready.status_code, ready.json()["status"], ready.json()["error"]) == (200, "ok", None)
+
+
+async def test_health_is_good_while_replicas_start(client: httpx.AsyncClient, services: FakeServices) -> None:
+    services.memory.announce_all()
+    del services.memory.replicas[Stage.SAMPLING]
+    services.memory.starting = {Stage.SAMPLING: (1_700_000_090.2, 1_700_000_120.0)}
+    answer = await client.get("/health")
+    report = answer.json()
+    assert (answer.status_code, report["status"], report["error"]) == (200, "starting", None)
+    assert report["waiting_for"] == "no sampling replica is ready"
+    assert report["starting"] == {"sampling": {"count": 2, "ready_at": 1_700_000_091}}
+    assert (await client.post("/generate", json={"text": "a red circle"})).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_both_need_the_stores(client: httpx.AsyncClient, services: FakeServices, path: str) -> None:
+    services.memory.announce_all()
     services.store.reachable = False
-    without_store = await client.get("/health")
+    without_store = await client.get(path)
     assert without_store.status_code == 503
     assert without_store.json()["storage"] == "the object store does not answer"
 
     services.store.reachable = True
     services.memory.database = "the disk is full"
-    without_database = await client.get("/health")
+    without_database = await client.get(path)
     assert (without_database.status_code, without_database.headers["retry-after"]) == (503, "2")
-    assert without_database.json()["database"] == "the disk is full"
+    assert (without_database.json()["status"], without_database.json()["database"]) == (
+        "unavailable",
+        "the disk is full",
+    )
     assert "the disk is full" in without_database.json()["error"]["message"]
 
     services.memory.database = "ok"
-    ready = await client.get("/health")
+    ready = await client.get(path)
     assert ready.status_code == 200
     assert (ready.json()["database"], ready.json()["error"]) == ("ok", None)
 

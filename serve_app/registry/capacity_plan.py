@@ -1,0 +1,143 @@
+"""What the autoscaling policy asks: how many replicas of a stage the live jobs need."""
+
+import math
+import time
+from typing import NamedTuple
+
+from deployments.errors import RegistryUnavailableError
+from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from serve_app.database.meta import read_start_times, write_start_times
+from serve_app.jobs import Job
+from serve_app.registry.leases import Lease
+from serve_app.registry.state import RegistryState, log
+from serve_app.scheduling.capacity import Fleet, LiveJob, StageNeed, StageState, demand, replicas_needed
+
+MIN_AGE_S = 0.5
+# To read a long queue takes a while: no more than this share of the registry's time goes into it.
+MAX_TIME_SHARE = 0.05
+
+
+class CapacityPlan:
+    """The need of each stage, and how long its replicas take to start."""
+
+    def __init__(self, state: RegistryState) -> None:
+        self._state = state
+        self._jobs: list[LiveJob] = []
+        self._read_at = -math.inf
+        self._reading_s = 0.0  # how long the last reading kept the processor busy
+        self._has_restored = False
+        self._has_measured = False  # what is not in SQL yet
+
+    def note_ready(self, info: ReplicaInfo, now: float) -> None:
+        """A replica that was not there before takes jobs."""
+        start_s = self._state.start_times.note_ready(info.stage, now)
+        if start_s is not None:
+            self._has_measured = True
+            log.info(f"{info.stage}: replica {info.replica} is there; a start takes {start_s:.0f} s")
+
+    def starting(self) -> dict[Stage, tuple[float, ...]]:
+        """When the replicas that were asked for are likely there, Unix seconds, by stage."""
+        now, unix_now = time.monotonic(), self._state.unix_time()
+        found = {stage: self._state.start_times.starting_in_s(stage, now) for stage in Stage}
+        return {stage: tuple(unix_now + s for s in seconds) for stage, seconds in found.items() if seconds}
+
+    async def need(self, asked: StageState) -> StageNeed:
+        """How many replicas a stage needs.
+
+        Args:
+            asked: what Serve keeps now.
+        """
+        await self._keep_start_times()
+        state, stage, now = self._state, asked.stage, time.monotonic()
+        there = state.replicas.alive(stage, now)
+        state.start_times.set_target(stage, asked.target, len(there), now)
+        demands = [found for job in self._live_jobs(now) if (found := demand(job, stage)) is not None]
+        # A replica that is there and takes nothing is one of those that Serve counts.
+        useless = sum(info.problem is not None for info in there)
+        fleet = Fleet(
+            running=sum(info.slots > 0 for info in there),
+            starting=state.start_times.starting_in_s(stage, now),
+            slots=asked.slots,
+            start_s=state.start_times.start_s(stage),
+            minimum=asked.minimum,
+            maximum=asked.maximum,
+        )
+        needed = replicas_needed(demands, fleet, state.scheduling.activation_gpu_s)
+        busy = frozenset(lease.replica for lease in state.leases.of_stage(stage) if lease.replica is not None)
+        return StageNeed(min(asked.maximum, needed + useless), fleet.start_s, busy)
+
+    async def _keep_start_times(self) -> None:
+        """Read them once, and write what is new; they can be measured again."""
+        state = self._state
+        try:
+            if not self._has_restored:
+                state.start_times.restore(await state.database.run(read_start_times))
+                self._has_restored = True
+            if self._has_measured:
+                self._has_measured = False
+                await state.database.run(write_start_times, seconds=dict(state.start_times.measured))
+        except RegistryUnavailableError as error:
+            log.warning(f"start times of replicas are not kept: {error}")
+
+    def _live_jobs(self, now: float) -> list[LiveJob]:
+        if now - self._read_at > max(MIN_AGE_S, self._reading_s / MAX_TIME_SHARE):
+            busy_s = time.thread_time()
+            self._jobs = _read_jobs(self._state)
+            self._read_at = now
+            self._reading_s = time.thread_time() - busy_s
+        return self._jobs
+
+
+def _read_jobs(state: RegistryState) -> list[LiveJob]:
+    works: dict[tuple[object, ...], _Work] = {}
+    now = state.unix_time()
+    held = state.leases.all()
+    leased = {lease.job_id for lease in held}
+    waiting = [job for job in state.waiting.jobs() if job.id not in leased]
+    return [_live_job(state, lease.job, lease, now, works) for lease in held] + [
+        _live_job(state, job, None, now, works) for job in waiting
+    ]
+
+
+class _Work(NamedTuple):
+    """Seconds of a device of jobs of one kind."""
+
+    encoding_s: float
+    step_s: float
+    beside_s: float  # of sampling
+    decoding_s: float
+
+
+def _live_job(
+    state: RegistryState, job: Job, lease: Lease | None, now: float, works: dict[tuple[object, ...], _Work]
+) -> LiveJob:
+    spec = job.spec
+    kind = (spec.clip, spec.num_inference_steps, spec.guidance_scale, spec.rules, spec.exact, spec.lora)
+    if kind not in works:
+        works[kind] = _work(state, spec)
+    work = works[kind]
+    steps_left = spec.num_inference_steps - job.step if lease is None else lease.steps_left
+    used_s = 0.0 if lease is None else lease.reported.device_s
+    waits = state.scheduling.target_wait_s
+    target_s: float = getattr(waits, job.tier.value)
+    return LiveJob(
+        stage=job.stage,
+        is_running=lease is not None,
+        wait_left_s=target_s - max(0.0, now - job.created_at - job.device_s - used_s),
+        cancelled_in_s=math.inf if job.cancel_at is None else job.cancel_at - now,
+        seconds={
+            Stage.ENCODING: work.encoding_s,
+            Stage.SAMPLING: work.beside_s + work.step_s * max(1, steps_left),
+            Stage.DECODING: work.decoding_s,
+        },
+    )
+
+
+def _work(state: RegistryState, spec: VideoSpec) -> _Work:
+    costs, steps = state.costs, spec.num_inference_steps
+    return _Work(
+        encoding_s=costs.estimate(Stage.ENCODING, spec, steps),
+        step_s=costs.estimate(Stage.SAMPLING, spec, steps) / steps,
+        beside_s=costs.held_s(Stage.SAMPLING, spec),
+        decoding_s=costs.estimate(Stage.DECODING, spec, steps),
+    )

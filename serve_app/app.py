@@ -112,7 +112,11 @@ def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_s
         "stage": stage,
         "slots": stage_settings.slots,
     }
-    resources: dict[str, Any] = {"num_gpus": stage_settings.num_gpus, "num_cpus": stage_settings.num_cpus}
+    resources: dict[str, Any] = {
+        "num_gpus": stage_settings.num_gpus,
+        "num_cpus": stage_settings.num_cpus,
+        "resources": stage_settings.resources,
+    }
     if stage_settings.memory_gb is not None:
         resources["memory"] = int(stage_settings.memory_gb * 2**30)
     return deployment.options(

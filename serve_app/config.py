@@ -19,7 +19,6 @@ from pydantic import (
     Field,
     IPvAnyNetwork,
     SecretStr,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -32,6 +31,7 @@ from deployments.messages import Stage
 from deployments.settings import (
     DecoderSettings,
     ModelSettings,
+    Resources,
     SamplingSettings,
     Settings,
     StageSettings,
@@ -50,10 +50,6 @@ WEIGHTED_PARTS = {Stage.ENCODING: "text_encoder", Stage.SAMPLING: "transformer",
 """The part of the model with weights that each stage runs, in the order of the stages."""
 
 AccessMode = Literal["auto", "keys", "open-to-anyone"]
-Resources = dict[
-    Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")], Annotated[float, Field(gt=0, le=1000)]
-]
-"""Custom resources of Ray by name, which a cluster's nodes offer; none on one machine."""
 
 
 class DatabaseSettings(Settings):

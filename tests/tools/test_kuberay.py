@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from serve_app.cli.main import app
 from serve_app.config import OVERRIDE_PREFIX, load_settings
+from serve_app.errors import ConfigError
 from serve_app.local.ray_environment import haproxy_variables, ray_variables
 from tests.support import ROOT
 from tests.support.cluster.manifests import (
@@ -194,7 +195,7 @@ def test_every_override_is_a_setting() -> None:
     known = set(secrets()["mochi-serve"]) | {name for name in environment() if name.startswith(OVERRIDE_PREFIX)}
     assert all(name.startswith(OVERRIDE_PREFIX) for name in secrets()["mochi-serve"])
     for name in known:
-        with pytest.raises(Exception, match="unknown key"):
+        with pytest.raises(ConfigError, match="unknown key"):
             load_settings(str(ROOT / "configs/kuberay.yaml"), {f"{name}X": "1"})
 
 

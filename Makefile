@@ -81,6 +81,12 @@ kernels-test: .venv/.dev ## Run the tests of the GPU's kernels in Triton's inter
 	@test -d $(KERNELS)/triton || $(PIP) install --no-deps --target $(KERNELS) triton==3.8.0
 	@PYTHONPATH=$(KERNELS) $(BIN)/pytest -n 0 tests/unit/mochi/test_norm_kernels.py
 
+# 110 MB of schemas on the disk, and nothing else here needs them.
+.PHONY: manifests-test
+manifests-test: .venv/.dev ## Check the cluster's manifests against Kubernetes' own schemas, which it installs
+	@test -d .manifests/kubernetes_validate || $(PIP) install --no-deps --target .manifests kubernetes-validate==1.37.0 importlib-resources==7.1.0
+	@PYTHONPATH=.manifests $(BIN)/pytest -n 0 tests/tools/test_kuberay.py
+
 # What they need is theirs alone: none of it comes into the product's environment.
 .PHONY: clients
 clients: .clients/.openai-oldest .clients/.litellm .clients/.node ## Install other people's clients, which tests run, into .clients (0.5 GB)
@@ -116,7 +122,7 @@ constraints: ## Pin the newest allowed packages in constraints.txt
 
 .PHONY: clean
 clean: ## Remove the environment and the caches; data/ stays
-	@rm -rf .venv .clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf .venv .clients .manifests .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The stamps are written after an install that succeeded, so that a broken one is done again.

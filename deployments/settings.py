@@ -21,6 +21,10 @@ FrameDrop = Literal["end", "each_upsample"]
 """Where the decoder drops the frames that the first latent frame has too many."""
 EncoderName = Literal["x264", "nvenc", "auto"]
 LoraName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Resources = dict[
+    Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")], Annotated[float, Field(gt=0, le=1000)]
+]
+"""Custom resources of Ray by name, which a cluster's nodes offer; none on one machine."""
 MAX_LORA_SCALE = 2.0
 """By how much a request may have the weights of a LoRA count; 1 is as they were trained."""
 
@@ -314,6 +318,7 @@ class StageSettings(Settings):
     num_gpus: float = Field(ge=0)
     num_cpus: float = Field(0, ge=0)
     memory_gb: float | None = Field(None, gt=0, description="scheduling request, not a limit")
+    resources: Resources = Field({}, description="of Ray, that each replica takes: it runs on a node that offers them")
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     slots: int = Field(1, ge=1, description="jobs one replica works on at once")

@@ -1,11 +1,13 @@
 """The two applications. This is the only place that binds deployments and starts the named actors."""
 
+import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import BaseModel, ConfigDict
+from pydantic import SecretStr
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
@@ -16,7 +18,7 @@ from deployments.weights_exchange.directory import ACTOR as WEIGHTS_ACTOR
 from deployments.weights_exchange.directory import WeightsDirectory
 from serve_app.access.exposure import check_exposure, current_http_host, is_loopback
 from serve_app.access.secret_box import webhook_key
-from serve_app.config import DEFAULT_PROFILE, AppSettings, ClassifierSettings, load_settings
+from serve_app.config import AppArgs, AppSettings, ClassifierSettings
 from serve_app.errors import StartupError
 from serve_app.jobs import Health
 from serve_app.local.store.seaweed import ACTOR_NAME as STORAGE_ACTOR
@@ -33,19 +35,11 @@ REGISTRY_STARTS = 5
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
-class AppArgs(BaseModel):
-    """`args` of an application in serve_config.yaml."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    config: str = DEFAULT_PROFILE
-
-
 def api(args: AppArgs) -> Application:
     """The HTTP side: validates, answers with a job id, serves the results."""
     from serve_app.ingress.app import Ingress
 
-    settings = with_absolute_paths(load_settings(args.config))
+    settings = with_absolute_paths(args.load())
     host = current_http_host()
     check_exposure(host, settings.access.mode)
     if settings.safety.blocklist is not None:
@@ -54,7 +48,7 @@ def api(args: AppArgs) -> Application:
     ensure_registry(settings)
     deployment: Any = Ingress
     ingress = deployment.options(
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": settings.ingress.resources},
         # Most of what goes on at a time are streams of events, which cost little while nothing happens.
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=30,
@@ -97,7 +91,7 @@ def mochi(args: AppArgs) -> Application:
     from deployments.prompts.prompt_encoder import PromptEncoder
     from deployments.sampler.mochi_sampler import MochiSampler
 
-    settings = with_storage(with_absolute_paths(load_settings(args.config)))
+    settings = with_storage(with_absolute_paths(args.load()))
     ensure_registry(settings)
     if settings.model.weights_from_peers:
         named_actor(WeightsDirectory, WEIGHTS_ACTOR, settings.namespace, {}).remote()
@@ -125,7 +119,11 @@ def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_s
         "maximum": stage_settings.max_replicas,
         "downscale_delay_s": stage_settings.downscale_delay_s,
     }
-    resources: dict[str, Any] = {"num_gpus": stage_settings.num_gpus, "num_cpus": stage_settings.num_cpus}
+    resources: dict[str, Any] = {
+        "num_gpus": stage_settings.num_gpus,
+        "num_cpus": stage_settings.num_cpus,
+        "resources": stage_settings.resources,
+    }
     if stage_settings.memory_gb is not None:
         resources["memory"] = int(stage_settings.memory_gb * 2**30)
     return deployment.options(
@@ -176,17 +174,25 @@ def with_storage(settings: AppSettings) -> AppSettings:
 
 
 def ensure_registry(settings: AppSettings) -> None:
-    """Start the registry unless it runs. SQLite lives on the head node, and so then does the registry.
+    """Start the registry unless it runs with these settings. SQLite lives on the head node, and so then does it.
+
+    One with other settings is ended: its jobs are in SQL, its workers keep their leases, and whoever calls it meanwhile
+    tries again.
 
     Raises:
         StartupError: the database does not work; the next deploy starts the registry anew, with its settings then.
     """
+    wanted, replaces = _registry_digest(settings), False
     for _ in range(REGISTRY_STARTS):
-        registry = _start_registry(settings)
+        registry = _start_registry(settings, wanted, replaces)
         try:
+            if ray.get(registry.settings_digest.remote()) != wanted:
+                ray.kill(registry)
+                replaces = True
+                continue
             health: Health = ray.get(registry.health.remote())
         except ray.exceptions.RayActorError:
-            continue  # the other application, which is built at the same time, has ended it for what is told here next
+            continue  # the other application, which is built at the same time, has ended it for the reason that is here
         if health.database == "ok":
             return
         ray.kill(registry)
@@ -194,10 +200,27 @@ def ensure_registry(settings: AppSettings) -> None:
     raise StartupError("the job registry ended each time that it was started; its log in Ray's folder says why")
 
 
-def _start_registry(settings: AppSettings) -> Any:
-    """The actor, which is made unless it is there."""
+def _registry_digest(settings: AppSettings) -> str:
+    """Differs where a registry would be another one with these settings."""
+    own = ("data_dir", "database", "storage", "registry", "jobs", "scheduling", "retention", "webhooks", "access")
+    parts = settings.model_dump(include=set(own))
+    plain = json.dumps(parts, sort_keys=True, default=_plain)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _start_registry(settings: AppSettings, digest: str, replaces: bool) -> Any:
+    """The actor, which is made unless it is there.
+
+    Args:
+        digest: of the settings.
+        replaces: whether one with other settings was ended just now, which ingress replicas may still follow.
+    """
     node = HEAD_NODE if settings.database_url.startswith("sqlite") else {}
-    actor_class = named_actor(JobRegistry, REGISTRY, settings.namespace, node)
+    actor_class = named_actor(JobRegistry, REGISTRY, settings.namespace, settings.registry.resources | node)
     return actor_class.remote(
         database_url=settings.database_url,
         jobs=settings.jobs,
@@ -209,9 +232,14 @@ def _start_registry(settings: AppSettings) -> Any:
         webhooks=settings.webhooks,
         webhook_key=webhook_key(settings),
         access=settings.access,
-        was_restarted=_was_restarted,
+        settings_digest=digest,
+        was_restarted=_always if replaces else _was_restarted,
         watch=watch_this_process,
     )
+
+
+def _always() -> bool:
+    return True
 
 
 def _was_restarted() -> bool:

@@ -1,7 +1,8 @@
 """The one tree of settings: read from YAML and the environment, checked before anything starts.
 
 A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names another profile than the one in
-`serve_config.yaml`; `MOCHI_SERVE__SECTION__KEY=value` overrides one key, which is how secrets come in.
+`serve_config.yaml`, whose `settings` lie over the profile; `MOCHI_SERVE__SECTION__KEY=value` overrides one key of both,
+which is how secrets come in.
 """
 
 import base64
@@ -12,7 +13,15 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -22,6 +31,7 @@ from deployments.messages import Stage
 from deployments.settings import (
     DecoderSettings,
     ModelSettings,
+    Resources,
     SamplingSettings,
     Settings,
     StageSettings,
@@ -184,6 +194,7 @@ class IngressSettings(Settings):
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
+    resources: Resources = Field({}, description="of Ray, that each replica takes: it runs on a node that offers them")
     max_body_bytes: int = Field(1_000_000, ge=1_000)
     head_timeout_s: float = Field(
         10, ge=0.1, le=3600, description="a connection must have brought a request's head by then; needs HAProxy"
@@ -206,6 +217,12 @@ class IngressSettings(Settings):
         return self
 
 
+class RegistrySettings(Settings):
+    """The actor that every job goes through."""
+
+    resources: Resources = Field({}, description="of Ray, that it takes: it runs on a node that offers them")
+
+
 class AppSettings(Settings):
     """The whole tree."""
 
@@ -215,6 +232,7 @@ class AppSettings(Settings):
     database: DatabaseSettings = DatabaseSettings()
     storage: StorageSettings = StorageSettings()
     ingress: IngressSettings = IngressSettings()
+    registry: RegistrySettings = RegistrySettings()
     jobs: JobSettings = JobSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
     retention: RetentionSettings = RetentionSettings()
@@ -272,26 +290,60 @@ class AppSettings(Settings):
         )
 
 
-def load_settings(profile: str | None = None, environ: Mapping[str, str] = os.environ) -> AppSettings:
-    """Read the profile, lay the environment over it and check the whole.
+class AppArgs(BaseModel):
+    """`args` of an application in serve_config.yaml. Serve deploys what a change of them changes, in place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: str | None = Field(DEFAULT_PROFILE, description="path of the profile; null: `settings` are a whole one")
+    settings: dict[str, Any] = Field({}, description="the tree of a profile, laid over that of `config`, key by key")
+
+    def load(self, environ: Mapping[str, str] = os.environ) -> AppSettings:
+        """As `load_settings`, with `settings` between the profile and the environment."""
+        if self.config is None:
+            return _check({}, "args.settings", self.settings, environ)
+        return load_settings(self.config, environ, self.settings)
+
+
+def load_settings(
+    profile: str | None = None, environ: Mapping[str, str] = os.environ, settings: Mapping[str, Any] | None = None
+) -> AppSettings:
+    """Read the profile, lay settings and then the environment over it and check the whole.
 
     Args:
         profile: path of a YAML file; `MOCHI_SERVE_CONFIG` goes before it.
         environ: the environment, with `MOCHI_SERVE_CONFIG` and the overrides.
+        settings: of an application's args; a tree, of which each key takes the place of the profile's.
 
     Raises:
         ConfigError: no such file, no YAML, or a key that is unknown or out of bounds; names the key.
     """
     path = Path(environ.get(PROFILE_VARIABLE) or profile or DEFAULT_PROFILE)
-    tree = _read_yaml(path)
+    source = f"{path} + args.settings" if settings else str(path)
+    return _check(_read_yaml(path), source, settings or {}, environ)
+
+
+def _check(tree: dict[str, Any], source: str, settings: Mapping[str, Any], environ: Mapping[str, str]) -> AppSettings:
+    tree = _merged(tree, settings)
     overrides = sorted(name for name in environ if name.startswith(OVERRIDE_PREFIX))
     for name in overrides:
         _override(tree, name, environ[name])
     try:
         return AppSettings.model_validate(tree)
     except ValidationError as error:
-        source = " + ".join([str(path), *overrides])
-        raise ConfigError(f"{source}: {explain(error)}") from None
+        raise ConfigError(f"{' + '.join([source, *overrides])}: {explain(error)}") from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections and mappings are laid over each other key by key, at every depth; all else is replaced."""
+    out = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping):
+            earlier = out.get(key)
+            out[key] = _merged(earlier if isinstance(earlier, Mapping) else {}, value)
+        else:
+            out[key] = value
+    return out
 
 
 def explain(error: ValidationError) -> str:

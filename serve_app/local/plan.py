@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from deployments.storage.scratch import scratch_folder
 from serve_app.access.exposure import check_exposure
-from serve_app.config import AppSettings, load_settings
+from serve_app.config import AppArgs, AppSettings
 from serve_app.database.sqlite_file import check_undamaged, database_file
 from serve_app.errors import ConfigError, StartupError
 from serve_app.local.preflight import (
@@ -115,12 +115,21 @@ def read_settings(config: Path) -> AppSettings:
 
 def _profiles(config: Path, serve: dict[str, Any]) -> list[AppSettings]:
     """The profiles of all applications, by name; at least one. Raises ConfigError also if their data folders differ."""
-    names = ((app.get("args") or {}).get("config") for app in serve["applications"])
-    paths = sorted({str(name) for name in names if name is not None})
-    profiles = [load_settings(path) for path in paths] or [load_settings()]
+    try:
+        args = [AppArgs.model_validate(app.get("args") or {}) for app in serve["applications"]]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(["args", *(str(part) for part in first["loc"])])
+        raise ConfigError(f"{config}: {key} of an application: {first['msg']}") from None
+    profiles = [one.load() for one in _distinct(args)]
     if len({profile.data_dir for profile in profiles}) > 1:
-        raise ConfigError(f"{config}: the profiles {', '.join(paths)} name different data folders")
+        raise ConfigError(f"{config}: the profiles of its applications name different data folders")
     return profiles
+
+
+def _distinct(args: list[AppArgs]) -> list[AppArgs]:
+    """By name of the profile."""
+    return sorted((one for i, one in enumerate(args) if one not in args[:i]), key=lambda one: str(one.config))
 
 
 def _read_serve_config(path: Path) -> dict[str, Any]:

@@ -88,6 +88,7 @@ class JobRegistry(RegistryApi):
         webhooks: how ends of jobs are sent; without, they wait in the database.
         webhook_key: what the secrets that sign them are encrypted with.
         access: whether requests need keys.
+        settings_digest: of all of these, as whoever starts it counts them.
         was_restarted: whether there was a registry of this owner before, which ingress replicas may
             still follow.
         watch: called once; has this process replaced when it hangs.
@@ -108,6 +109,7 @@ class JobRegistry(RegistryApi):
         webhooks: WebhookSettings | None = None,
         webhook_key: WebhookKey = NO_KEY,
         access: AccessSettings = OPEN,
+        settings_digest: str = "",
         was_restarted: Callable[[], bool] = lambda: False,
         watch: Callable[[], object] = lambda: None,
         timing: RegistryTiming = RegistryTiming(),
@@ -115,6 +117,7 @@ class JobRegistry(RegistryApi):
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._watched = watch()
+        self._settings_digest = settings_digest
         self._retention = retention
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
         self._database = open_database(database_url)
@@ -164,6 +167,10 @@ class JobRegistry(RegistryApi):
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._dispatcher.close()
         await asyncio.to_thread(self._database.close)
+
+    async def settings_digest(self) -> str:
+        """Of the settings that it runs with, so that a deploy sees whether they are still right."""
+        return self._settings_digest
 
     def snapshot(self) -> RegistrySnapshot:
         """For tests and for people: what is in memory now."""

@@ -1,60 +1,55 @@
-"""The Kubernetes manifest: it holds to the CRD, to `serve_config.yaml` and to the profile it deploys."""
+"""The Kubernetes manifests: they hold to the CRD and the API, to `serve_config.yaml` and to the profiles in use."""
 
-import math
 import os
+import re
+import shlex
+from collections import Counter
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
 
-from serve_app.config import OVERRIDE_PREFIX, AppSettings, load_settings
+from serve_app.cli.main import app
+from serve_app.config import OVERRIDE_PREFIX, load_settings
+from serve_app.errors import ConfigError
+from serve_app.local.ray_environment import haproxy_variables, ray_variables
 from tests.support import ROOT
+from tests.support.cluster.manifests import (
+    KUBERAY,
+    OVERLAYS,
+    Tree,
+    arguments,
+    cluster,
+    containers,
+    group_of,
+    in_bytes,
+    needs,
+    of_kind,
+    profile,
+    ray_service,
+    read,
+    render,
+    serve_config,
+    templates,
+    worker_groups,
+)
+from tests.support.cluster.placement import Cluster, Group, Need
 
 CRDS = "MOCHI_SERVE_CRDS"
+KUBERNETES = "1.32"
+FOLDERS = ["base", *(f"overlays/{name}" for name in OVERLAYS)]
+SERVE_FILES = sorted(str(path.relative_to(ROOT)) for path in KUBERAY.rglob("serve.yaml"))
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
-Tree = dict[str, Any]
-
-
-def read(path: str) -> Tree:
-    parsed: Tree = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
-    return parsed
-
-
-@pytest.fixture
-def manifest() -> Tree:
-    return read("kuberay/rayservice.yaml")
-
-
-def cluster(manifest: Tree) -> Tree:
-    parsed: Tree = manifest["spec"]["rayClusterConfig"]
-    return parsed
-
-
-def serve_config(manifest: Tree) -> Tree:
-    parsed: Tree = yaml.safe_load(manifest["spec"]["serveConfigV2"])
-    return parsed
-
-
-def pods(manifest: Tree) -> list[Tree]:
-    groups = [cluster(manifest)["headGroupSpec"], *cluster(manifest)["workerGroupSpecs"]]
-    return [group["template"]["spec"] for group in groups]
-
-
-def containers(manifest: Tree) -> list[Tree]:
-    return [container for pod in pods(manifest) for container in pod["containers"]]
-
-
-def environment(container: Tree) -> dict[str, Tree]:
-    return {variable["name"]: variable for variable in container["env"]}
-
-
-def profile(manifest: Tree) -> AppSettings:
-    (name,) = {app["args"]["config"] for app in serve_config(manifest)["applications"]}
-    return load_settings(str(ROOT / name), {})
+every_folder = pytest.mark.parametrize("folder", FOLDERS)
+every_serve_file = pytest.mark.parametrize("path", SERVE_FILES)
 
 
 def strict(schema: Tree) -> Tree:
@@ -88,20 +83,32 @@ def crd_validator() -> Draft202012Validator:
     return Draft202012Validator(schema)
 
 
-def test_the_manifest_holds_to_the_crd(manifest: Tree) -> None:
-    errors = [f"{e.json_path}: {e.message[:200]}" for e in crd_validator().iter_errors(manifest)]
-    assert errors == []
+def environment() -> dict[str, str]:
+    lines = (KUBERAY / "base/environment.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_the_check_against_the_crd_sees_mistakes(manifest: Tree) -> None:
+def secrets() -> dict[str, Tree]:
+    parsed = yaml.safe_load_all((KUBERAY / "secret.example.yaml").read_text())
+    return {tree["metadata"]["name"]: tree["stringData"] for tree in parsed}
+
+
+@every_folder
+def test_the_manifest_holds_to_the_crd(folder: str) -> None:
+    service = ray_service(render(folder))
+    assert [f"{e.json_path}: {e.message[:200]}" for e in crd_validator().iter_errors(service)] == []
+
+
+def test_the_check_against_the_crd_sees_mistakes() -> None:
     validator = crd_validator()
-    head = pods(manifest)[0]
+    service = read("kuberay/base/rayservice.yaml")
+    head = templates(service)[0]["spec"]
     head["tolerationz"] = []
-    head["containers"][0]["ports"][0]["containerPort"] = "6379"
-    head["containers"][0]["resources"]["limits"]["cpu"] = "four"
-    cluster(manifest)["authOptions"]["mode"] = "password"
-    del cluster(manifest)["workerGroupSpecs"][0]["maxReplicas"]
-    found = {e.json_path.removeprefix("$.spec.rayClusterConfig.") for e in validator.iter_errors(manifest)}
+    head["containers"][0]["ports"] = [{"containerPort": "6379"}]
+    head["containers"][0]["resources"] = {"limits": {"cpu": "four"}}
+    cluster(service)["authOptions"]["mode"] = "password"
+    del worker_groups(service)[0]["maxReplicas"]
+    found = {e.json_path.removeprefix("$.spec.rayClusterConfig.") for e in validator.iter_errors(service)}
     spec = "headGroupSpec.template.spec"
     assert found == {
         spec,
@@ -130,104 +137,370 @@ def test_unknown_fields_are_refused_at_every_depth() -> None:
     assert not accepts({"other": 1})
 
 
-@pytest.mark.parametrize("path", ["serve_config.yaml", "kuberay/rayservice.yaml"])
+@every_folder
+def test_the_api_server_knows_every_field(folder: str) -> None:
+    validator: Any = pytest.importorskip("kubernetes_validate", reason="make manifests-test installs its schemas")
+    objects = render(folder)
+    pods = [
+        {"apiVersion": "v1", "kind": "Pod", **t, "metadata": {"name": "x"}} for t in templates(ray_service(objects))
+    ]
+    for tree in [*pods, *(tree for tree in objects if tree["kind"] != "RayService")]:
+        validator.validate(tree, KUBERNETES, strict=True)
+    for tree in yaml.safe_load_all((KUBERAY / "secret.example.yaml").read_text()):
+        validator.validate(tree, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("path", ["serve_config.yaml", *SERVE_FILES])
 def test_ray_accepts_the_serve_config(path: str) -> None:
-    tree = read(path)
-    config = ServeDeploySchema.model_validate(serve_config(tree) if "kind" in tree else tree)
+    config = ServeDeploySchema.model_validate(read(path))
     assert [(app.name, app.route_prefix) for app in config.applications] == [("api", "/"), ("mochi", None)]
 
 
-def test_the_cluster_serves_what_one_machine_serves(manifest: Tree) -> None:
-    """Equal but for the address, the place of the proxies, and the profile: README.md of kuberay/ tells why."""
-    local, remote = read("serve_config.yaml"), serve_config(manifest)
+@every_serve_file
+def test_a_cluster_serves_what_one_machine_serves(path: str) -> None:
+    """Equal but for the address, the place of the proxies, and the arguments: docs/kubernetes.md tells why."""
+    local, remote = read("serve_config.yaml"), read(path)
     assert local["http_options"].pop("host") == "127.0.0.1"
     assert remote["http_options"].pop("host") == "0.0.0.0"
     assert (local.pop("proxy_location"), remote.pop("proxy_location")) == ("HeadOnly", "EveryNode")
-    for app in local["applications"] + remote["applications"]:
-        assert app["args"].pop("config").startswith("configs/")
+    for tree in (local, remote):
+        arguments(tree)
+        for application in tree["applications"]:
+            del application["args"]
     assert local == remote
 
 
-def test_every_override_is_a_setting(manifest: Tree) -> None:
-    known = {"ENDPOINT": "a:1", "SECURE": "false", "URL": "postgresql+psycopg://h/d", "KEY": "A" * 43 + "="}
-    for container in containers(manifest):
-        names = [name for name in environment(container) if name.startswith(OVERRIDE_PREFIX)]
-        settings = load_settings(
-            str(ROOT / "configs/kuberay.yaml"), {name: known.get(name.split("__")[-1], "abc") for name in names}
-        )
-        assert settings.storage.endpoint == "a:1"
-        assert settings.storage.secret_key is not None
-        assert settings.storage.secure is False
-        assert settings.database_url == "postgresql+psycopg://h/d"
+@every_folder
+def test_the_manifest_carries_its_serve_config(folder: str) -> None:
+    """kustomize puts the file into the RayService and nothing else of it into the cluster."""
+    objects = render(folder)
+    own = KUBERAY / folder / "serve.yaml"
+    source = own if own.exists() else KUBERAY / "base" / "serve.yaml"
+    assert ray_service(objects)["spec"]["serveConfigV2"] == source.read_text()
+    (config_map,) = of_kind(objects, "ConfigMap")
+    assert config_map["data"] == environment()
 
 
-def test_all_pods_have_the_same_environment(manifest: Tree) -> None:
-    first, *rest = [environment(container) for container in containers(manifest)]
-    assert rest and all(other == first for other in rest)
+@every_serve_file
+def test_the_settings_of_each_cluster_are_valid(path: str) -> None:
+    environ = {name: value for name, value in environment().items() if name.startswith(OVERRIDE_PREFIX)}
+    settings = profile(read(path), environ | secrets()["mochi-serve"])
+    assert settings.access.mode == "keys"
+    assert (settings.storage.bucket, settings.storage.secure) == ("mochi-serve", False)
+    assert settings.database_url.startswith("postgresql+psycopg://mochi:")
+    assert settings.ingress.min_replicas >= 2
 
 
-def test_the_example_secret_has_every_key(manifest: Tree) -> None:
-    secret = read("kuberay/secret.example.yaml")
-    for container in containers(manifest):
-        refs = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v]
-        assert {ref["name"] for ref in refs} == {secret["metadata"]["name"]}
-        assert {ref["key"] for ref in refs} == set(secret["stringData"])
+def test_every_override_is_a_setting() -> None:
+    known = set(secrets()["mochi-serve"]) | {name for name in environment() if name.startswith(OVERRIDE_PREFIX)}
+    assert all(name.startswith(OVERRIDE_PREFIX) for name in secrets()["mochi-serve"])
+    for name in known:
+        with pytest.raises(ConfigError, match="unknown key"):
+            load_settings(str(ROOT / "configs/kuberay.yaml"), {f"{name}X": "1"})
 
 
-def test_the_example_secret_is_a_valid_setting(manifest: Tree) -> None:
-    secret = read("kuberay/secret.example.yaml")["stringData"]
-    environ = {
-        name: secret[variable["valueFrom"]["secretKeyRef"]["key"]]
-        for name, variable in environment(containers(manifest)[0]).items()
-        if name.startswith(OVERRIDE_PREFIX)
+def test_no_secret_stands_in_the_manifests() -> None:
+    assert not any(name.startswith(OVERRIDE_PREFIX) and "ACCESS__MODE" not in name for name in environment())
+    for path in KUBERAY.rglob("*.yaml"):
+        if path.name not in ("secret.yaml", "secret.example.yaml"):
+            assert not re.search(r"(?i)(password|secret.?key|PASSWORD): *[^\s{$]", path.read_text()), path
+
+
+@every_folder
+def test_every_secret_that_is_named_has_its_key(folder: str) -> None:
+    objects, known = render(folder), secrets()
+    refs = re.findall(r"secretKeyRef:\n +key: (\S+)\n +name: (\S+)", yaml.safe_dump_all(objects))
+    assert refs and all(key in known[name] for key, name in refs)
+    for container in containers(ray_service(objects)):
+        assert {"secretRef": {"name": "mochi-serve"}} in container["envFrom"]
+
+
+@every_folder
+def test_all_pods_of_ray_have_the_same_environment(folder: str) -> None:
+    objects = render(folder)
+    (config_map,) = of_kind(objects, "ConfigMap")
+    for container in containers(ray_service(objects)):
+        (source,) = [e["configMapRef"]["name"] for e in container["envFrom"] if "configMapRef" in e]
+        assert source == config_map["metadata"]["name"] != "mochi-serve-environment"  # with a hash of what is in it
+        assert {variable["name"] for variable in container.get("env", [])} <= {DRAIN}
+
+
+def test_the_front_of_a_cluster_is_the_one_of_a_machine(tmp_path: Path) -> None:
+    """Each variable of one machine is in the cluster too, or differs for a reason."""
+    local = ray_variables(tmp_path) | haproxy_variables(tmp_path, tmp_path, 10_000)
+    own_machine = {
+        "RAY_AUTH_MODE",  # KubeRay sets these two
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # loopback alone
+        "RAY_COLOR_PREFIX",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",  # a pod has its ports for itself
     }
-    assert load_settings(str(ROOT / "configs/kuberay.yaml"), environ).storage.bucket == "mochi-serve"
+    files = {name for name in local if name.startswith("RAY_SERVE_HAPROXY_") and str(tmp_path) in local[name]}
+    assert set(local) - own_machine - files - set(environment()) == set()
+    same = set(local) & set(environment()) - files
+    others = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "RAY_SERVE_HAPROXY_MAXCONN"}
+    assert {name for name in same if local[name] != environment()[name]} <= others
+    program = environment()["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    assert f"serve_app.local.front_program {program}" in (ROOT / "Dockerfile").read_text()
 
 
-def test_no_secret_stands_in_the_manifest(manifest: Tree) -> None:
-    for container in containers(manifest):
-        for name, variable in environment(container).items():
-            assert ("valueFrom" in variable) == name.startswith(OVERRIDE_PREFIX), name
+@every_folder
+def test_every_replica_finds_its_place_in_whatever_order_they_grow(folder: str) -> None:
+    service = ray_service(render(folder))
+    check_growth([group_of(spec) for spec in worker_groups(service)], needs(profile(serve_config(service))))
 
 
-def test_the_worker_group_holds_what_the_profile_asks_for(manifest: Tree) -> None:
-    (group,) = cluster(manifest)["workerGroupSpecs"]
-    settings = profile(manifest)
-    whole, shared = settings.sampler, (settings.encoder, settings.decoder)
-    gpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
-    assert whole.num_gpus == gpus == 1
-    assert group["minReplicas"] == whole.min_replicas + math.ceil(sum(s.num_gpus * s.min_replicas for s in shared))
-    assert group["maxReplicas"] == whole.max_replicas + math.ceil(sum(s.num_gpus * s.max_replicas for s in shared))
-    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+def check_growth(groups: list[Group], wanted: dict[str, tuple[Need, int, int]]) -> None:
+    always = [f"{name}-{i}" for name, (_, least, _) in wanted.items() for i in range(least)]
+    every = [f"{name}-{i}" for name, (_, _, most) in wanted.items() for i in range(most)]
+
+    @given(st.lists(st.sampled_from(every)), st.permutations(every))
+    def grow_and_shrink(toggled: list[str], order: list[str]) -> None:
+        pods = Cluster(groups)
+        running: set[str] = set()
+
+        def start(name: str) -> None:
+            pod = pods.place(name, wanted[name.split("-")[0]][0])
+            assert pod is not None, f"{name} finds no place beside {Counter(n.split('-')[0] for n in running)}"
+            assert not (pod.group.gpus and name.startswith(("registry", "ingress"))), f"{name} holds a GPU pod"
+            running.add(name)
+
+        for name in always:
+            start(name)
+        for name in toggled:
+            if name not in running:
+                start(name)
+            elif name not in always:
+                pods.remove(name)
+                running.discard(name)
+        for name in order:
+            if name not in running:
+                start(name)
+
+    grow_and_shrink()
+
+
+def test_the_check_of_places_sees_a_profile_that_is_too_large() -> None:
+    group = Group(name="gpu", least=0, most=2, gpus=1, cpus=8, resources={})
+    half, whole = Need(gpus=0.5, cpus=0), Need(gpus=1, cpus=0)
+    check_growth([group], {"sampler": (whole, 0, 1), "decoder": (half, 0, 2)})
+    with pytest.raises(AssertionError, match="finds no place"):
+        check_growth([group], {"sampler": (whole, 0, 2), "decoder": (half, 0, 1)})
+
+
+@every_folder
+def test_the_groups_hold_no_more_than_the_profile_asks_for(folder: str) -> None:
+    """A pod that no replica ever needs is paid for in vain."""
+    service = ray_service(render(folder))
+    wanted = needs(profile(serve_config(service)))
+    for which, bound in ((1, "least"), (2, "most")):
+        gpus = sum(need.gpus * bounds[which - 1] for need, *bounds in wanted.values())
+        offered = sum(group_of(s).gpus * getattr(group_of(s), bound) for s in worker_groups(service))
+        biggest = max((group_of(s).gpus for s in worker_groups(service)), default=0)
+        assert gpus <= offered < gpus + max(biggest, 1)
+
+
+@every_folder
+def test_the_head_does_no_work_of_ours(folder: str) -> None:
+    service = ray_service(render(folder))
+    head = cluster(service)["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert "resources" not in head["rayStartParams"]
+    assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
+    for need, *_ in needs(profile(serve_config(service))).values():
+        assert need.gpus or need.cpus or need.resources
+    assert service["spec"]["excludeHeadPodFromServeSvc"] is True
+
+
+@every_folder
+def test_two_replicas_of_the_ingress_are_never_on_one_pod(folder: str) -> None:
+    service = ray_service(render(folder))
+    settings = profile(serve_config(service))
+    (group,) = [group_of(spec) for spec in worker_groups(service) if spec["groupName"] == "cpu"]
+    ((name, amount),) = settings.ingress.resources.items()
+    assert 2 * amount > group.resources[name] >= amount + settings.registry.resources[name]
+    assert group.gpus == 0 and group.least >= settings.ingress.min_replicas >= 2
+
+
+@every_folder
+def test_ray_ends_before_its_pod_does(folder: str) -> None:
+    for spec in worker_groups(ray_service(render(folder))):
+        pod = spec["template"]["spec"]
+        (variable,) = [v for v in pod["containers"][0]["env"] if v["name"] == DRAIN]
+        assert float(variable["value"]) + 10 <= pod["terminationGracePeriodSeconds"]
+
+
+@every_folder
+def test_requests_equal_limits(folder: str) -> None:
+    """Ray counts the limits and Kubernetes schedules by the requests: they must be the same promise."""
+    service = ray_service(render(folder))
+    for container in [*containers(service), cluster(service)["autoscalerOptions"]]:
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert "ephemeral-storage" in container["resources"]["limits"]
+
+
+@every_folder
+def test_what_a_pod_may_write_fits_its_disk_and_memory(folder: str) -> None:
+    service = ray_service(render(folder))
+    for template in templates(service):
+        pod, container = template["spec"], template["spec"]["containers"][0]
+        limits = container["resources"]["limits"]
+        sizes = {v["name"]: in_bytes(v["emptyDir"]["sizeLimit"]) for v in pod["volumes"]}
+        assert sizes.keys() == {m["name"] for m in container["volumeMounts"]} == {"models", "tmp", "data", "shm"}
+        assert sum(size for name, size in sizes.items() if name != "shm") <= in_bytes(limits["ephemeral-storage"])
+        (shm,) = [v["emptyDir"] for v in pod["volumes"] if v["name"] == "shm"]
+        assert shm["medium"] == "Memory"
+        object_store = 1_000_000_000
+        assert object_store < sizes["shm"] < in_bytes(limits["memory"])
+
+
+@every_folder
+def test_no_pod_has_rights_that_it_does_not_need(folder: str) -> None:
+    objects = render(folder)
+    service = ray_service(objects)
+    stores = [tree["spec"]["template"] for tree in of_kind(objects, "StatefulSet")]
+    for pod in [template["spec"] for template in [*templates(service), *stores]]:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["priorityClassName"] in {c["metadata"]["name"] for c in of_kind(objects, "PriorityClass")}
+        for container in [*pod["containers"], cluster(service)["autoscalerOptions"]]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+    (account,) = of_kind(objects, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    head, *workers = [template["spec"] for template in [*templates(service), *stores]]
+    assert "serviceAccountName" not in head  # KubeRay's, with the autoscaler's rights
+    for pod in workers:
+        assert pod["serviceAccountName"] == account["metadata"]["name"]
+        assert pod["automountServiceAccountToken"] is False
+
+
+@every_folder
+def test_anyone_reaches_the_api_alone(folder: str) -> None:
+    objects = render(folder)
+    policies = {p["metadata"]["name"]: p["spec"] for p in of_kind(objects, "NetworkPolicy")}
+    assert policies["mochi-serve-closed"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    rules = [rule for policy in policies.values() for rule in policy.get("ingress", [])]
+    open_to_all = [rule["ports"] for rule in rules if not rule.get("from")]
+    assert open_to_all == [[{"port": 8000, "protocol": "TCP"}]]
+    for template in templates(ray_service(objects)):
+        selected = policies["mochi-serve-ray"]["podSelector"]["matchLabels"]
+        assert selected.items() <= template["metadata"]["labels"].items()
+    for tree in of_kind(objects, "StatefulSet"):
+        labels = tree["spec"]["template"]["metadata"]["labels"].items()
+        assert any(p["podSelector"].get("matchLabels", {"": ""}).items() <= labels for p in policies.values()), tree
+
+
+@every_folder
+def test_everything_is_in_the_namespace_and_labelled(folder: str) -> None:
+    for tree in render(folder):
+        assert tree["metadata"]["labels"].items() >= {
+            ("app.kubernetes.io/name", "mochi-serve"),
+            ("app.kubernetes.io/part-of", "mochi-serve"),
+        }
+        if tree["kind"] not in ("Namespace", "PriorityClass"):
+            assert tree["metadata"]["namespace"] == "mochi-serve"
+
+
+@every_folder
+def test_the_quota_has_room_for_the_two_clusters_of_an_upgrade(folder: str) -> None:
+    objects = render(folder)
+    (quota,) = of_kind(objects, "ResourceQuota")
+    groups = [group_of(spec) for spec in worker_groups(ray_service(objects))]
+    assert int(quota["spec"]["hard"]["requests.nvidia.com/gpu"]) >= 2 * sum(g.gpus * g.most for g in groups)
+    stores = len(of_kind(objects, "StatefulSet"))
+    assert int(quota["spec"]["hard"]["pods"]) >= 2 * (1 + sum(g.most for g in groups)) + stores
+
+
+@every_folder
+def test_the_disruption_budget_is_of_pods_that_there_are(folder: str) -> None:
+    objects = render(folder)
+    (budget,) = of_kind(objects, "PodDisruptionBudget")
+    selected = budget["spec"]["selector"]["matchLabels"]
+    name = selected.pop("ray.io/group")
+    (group,) = [spec for spec in worker_groups(ray_service(objects)) if spec["groupName"] == name]
+    assert selected.items() <= group["template"]["metadata"]["labels"].items()
+    assert group["minReplicas"] > budget["spec"]["minAvailable"]
+
+
+@every_folder
+def test_probes_bear_minutes_of_starting(folder: str) -> None:
+    for container in containers(ray_service(render(folder))):
+        probe = container["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
+        assert "local_raylet_healthz" in probe["exec"]["command"][-1]
+
+
+@every_folder
+def test_the_ports_of_the_head(folder: str) -> None:
+    service = ray_service(render(folder))
+    ports = {port["name"]: port["containerPort"] for port in containers(service)[0]["ports"]}
+    assert (ports["serve"], ports["dashboard"]) == (serve_config(service)["http_options"]["port"], 8265)
+
+
+@every_folder
+def test_ray_asks_for_its_token_and_survives_its_head(folder: str) -> None:
+    service = ray_service(render(folder))
+    assert cluster(service)["authOptions"] == {"mode": "token"}
+    redis = cluster(service)["gcsFaultToleranceOptions"]
+    assert redis.keys() == {"redisAddress", "redisPassword"}
+    assert cluster(service)["autoscalerOptions"]["version"] == "v2"
+
+
+def test_gpu_pods_go_to_gpu_nodes() -> None:
+    for folder in ("overlays/h100", "overlays/spot", "overlays/multi-gpu"):
+        for spec in worker_groups(ray_service(render(folder))):
+            pod = spec["template"]["spec"]
+            assert ("nvidia.com/gpu.product" in pod.get("nodeSelector", {})) == (spec["groupName"] != "cpu")
+            assert (pod.get("runtimeClassName") == "nvidia") == (spec["groupName"] != "cpu")
+            tolerated = {toleration["key"] for toleration in pod.get("tolerations", [])}
+            assert ("nvidia.com/gpu" in tolerated) == (spec["groupName"] != "cpu")
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_names_every_image_that_is_ours(name: str) -> None:
+    images = {i["name"] for i in read(f"kuberay/overlays/{name}/kustomization.yaml").get("images", [])}
+    inherited = {"../h100"} & set(read(f"kuberay/overlays/{name}/kustomization.yaml")["resources"])
+    assert "registry.example.com/mochi-serve" in images or inherited
+
+
+@pytest.mark.parametrize("store", ["seaweedfs", "minio"])
+def test_each_store_is_behind_the_same_service(store: str, tmp_path: Path) -> None:
+    service, policy, pods = yaml.safe_load_all((KUBERAY / "components" / store / "store.yaml").read_text())
+    (port,) = service["spec"]["ports"]
+    assert f"{service['metadata']['name']}:{port['port']}" == secrets()["mochi-serve"]["MOCHI_SERVE__STORAGE__ENDPOINT"]
+    labels = pods["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == labels
 
 
 def test_the_profiles_of_mochi_differ_in_their_gpus_only() -> None:
     assert read("configs/kuberay.yaml")["model"] == read("configs/mochi-1-preview.yaml")["model"]
 
 
-def test_the_head_takes_no_model(manifest: Tree) -> None:
-    head = cluster(manifest)["headGroupSpec"]
-    assert head["rayStartParams"]["num-cpus"] == "0"
-    assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
+def test_the_command_that_makes_the_first_key_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/kubernetes.md has it, in a pod's folder and environment, but with a database of this test."""
+    (line,) = re.findall(
+        r"^ *kubectl exec .* -- mochi-serve (keys create .*)$", text("docs/kubernetes.md"), re.MULTILINE
+    )
+    for name, value in (environment() | secrets()["mochi-serve"]).items():
+        if name.startswith(OVERRIDE_PREFIX):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MOCHI_SERVE__DATABASE__URL", f"sqlite:///{tmp_path / 'jobs.db'}")
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, shlex.split(line))
+    assert done.exit_code == 0, done.output
+    assert re.search(r"ms-\w+", done.output)
 
 
-def test_requests_equal_limits(manifest: Tree) -> None:
-    """Ray counts the limits and Kubernetes schedules by the requests: they must be the same promise."""
-    for container in containers(manifest):
-        assert container["resources"]["requests"] == container["resources"]["limits"]
+def test_the_guide_names_what_there_is() -> None:
+    guide = text("docs/kubernetes.md")
+    assert set(re.findall(r"kuberay/overlays/([\w-]+)", guide)) == set(OVERLAYS)
+    names = {"mochi-serve", "mochi-serve-stores"}
+    assert set(re.findall(r"secret/([\w-]+)", guide)) <= names
 
 
-def test_no_pod_runs_as_root(manifest: Tree) -> None:
-    for pod in pods(manifest):
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["runAsUser"] > 0
-        assert all(c["securityContext"]["allowPrivilegeEscalation"] is False for c in pod["containers"])
-
-
-def test_the_ports_of_the_head(manifest: Tree) -> None:
-    ports = {port["name"]: port["containerPort"] for port in containers(manifest)[0]["ports"]}
-    assert (ports["serve"], ports["dashboard"]) == (serve_config(manifest)["http_options"]["port"], 8265)
-
-
-def test_ray_asks_for_its_token(manifest: Tree) -> None:
-    assert cluster(manifest)["authOptions"] == {"mode": "token"}
+def text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from deployments.clip import ClipShape, cfg_rows
 from deployments.messages import Stage
 from deployments.settings import Settings
 from deployments.step_rules import StepRules, linear_steps, step_plan
-from serve_app.config import AppSettings, load_settings
+from serve_app.config import AppArgs, AppSettings, load_settings
 from serve_app.errors import ConfigError
 from tests.support import ROOT
 
@@ -421,7 +421,7 @@ def leaves(section: type[Settings]) -> Iterator[str]:
 def test_operations_tells_of_every_setting() -> None:
     told = set(re.findall(r"[`.]([a-z_]+)`", (ROOT / "docs/operations.md").read_text()))
     sections = {"database", "storage", "ingress", "jobs", "scheduling", "retention", "model", "sampling", "access"}
-    sections |= {"webhooks", "safety"}
+    sections |= {"webhooks", "safety", "registry"}
     assert set(leaves(AppSettings)) - told - sections == set()
 
 
@@ -444,3 +444,59 @@ def test_fastmochi_goes_through_the_sigmas_of_its_card() -> None:
     rules = model.rules_of("exact")
     assert (model.steps_of("exact"), model.guidance_of("exact")) == (8, 1.5)
     assert (rules.threshold_noise, linear_steps(8, rules.linear_part)) == (0.1, 6)
+
+
+def arguments(tmp_path: Path, **settings: object) -> AppArgs:
+    return AppArgs.model_validate({"config": write(tmp_path, tree()), "settings": settings})
+
+
+def test_settings_of_the_arguments_lie_between_the_profile_and_the_environment(tmp_path: Path) -> None:
+    above = {
+        "jobs": {"lease_s": 12, "max_attempts": 3},
+        "scheduling": {"weights": {"a": 2}},
+        "access": {"mode": "keys"},
+    }
+    below = write(tmp_path, tree() | {"scheduling": {"weights": {"a": 1, "b": 1}}})
+    args = AppArgs(config=below, settings=above)
+    settings = args.load({"MOCHI_SERVE__JOBS__MAX_ATTEMPTS": "4"})
+    assert (settings.jobs.lease_s, settings.jobs.max_attempts) == (12, 4)
+    assert settings.scheduling.weights == {"a": 2, "b": 1}
+    assert settings.access.mode == "keys"
+    assert settings.model == load(tmp_path).model
+    assert args.settings["jobs"] == {"lease_s": 12, "max_attempts": 3}  # the environment is laid over a copy
+
+
+def test_settings_lie_over_the_profile_that_the_environment_names(tmp_path: Path) -> None:
+    other = write(tmp_path, tree() | {"namespace": "other"})
+    args = AppArgs.model_validate({"config": "configs/none.yaml", "settings": {"jobs": {"lease_s": 12}}})
+    settings = args.load({"MOCHI_SERVE_CONFIG": other})
+    assert (settings.namespace, settings.jobs.lease_s) == ("other", 12)
+
+
+def test_the_arguments_may_hold_a_whole_profile(tmp_path: Path) -> None:
+    inline = AppArgs.model_validate({"config": None, "settings": tree() | {"namespace": "inline"}})
+    assert inline.load({"MOCHI_SERVE_CONFIG": "configs/none.yaml"}) == load(tmp_path, namespace="inline")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"jobs": {"lease": 3}}, "args.settings: jobs.lease: unknown key; allowed are lease_s"),
+        ({"retention": {"sweep_every_s": 0}}, "args.settings: retention.sweep_every_s: Input should be greater"),
+        ({"samplers": {}}, "args.settings: samplers: unknown key; allowed are data_dir"),
+        ({"jobs": 3}, "args.settings: jobs: Input should be"),
+        ({"registry": {"resources": {"a b": 1}}}, "args.settings: registry.resources.a b"),
+        ({"ingress": {"resources": {"cpu-node": 0}}}, "args.settings: ingress.resources.cpu-node: Input should be"),
+    ],
+)
+def test_a_wrong_setting_of_the_arguments_is_named(tmp_path: Path, settings: Mapping[str, Any], said: str) -> None:
+    for args in (arguments(tmp_path, **settings), AppArgs(config=None, settings=tree() | dict(settings))):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            args.load({})
+
+
+def test_no_error_of_the_arguments_tells_a_secret(tmp_path: Path) -> None:
+    args = arguments(tmp_path, storage={"endpoint": "a:1", "secret_key": SECRET, "access": SECRET})
+    with pytest.raises(ConfigError) as caught:
+        args.load({})
+    assert SECRET not in str(caught.value)

@@ -1,11 +1,13 @@
 """How the applications start the one registry, at the same time."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import ray
 
-from serve_app.app import ensure_registry
-from serve_app.config import AppSettings, load_settings
+from serve_app.app import REGISTRY, ensure_registry
+from serve_app.config import AppArgs, AppSettings, load_settings
 from serve_app.errors import StartupError
 from tests.support import ROOT
 from tests.support.servers.ports import free_ports
@@ -30,3 +32,27 @@ def test_each_application_is_told_why_the_registry_cannot_start(ray_cluster: Non
     with ThreadPoolExecutor(4) as pool:
         reasons = list(pool.map(start, [settings] * 4))
     assert all("the job database does not work: " in reason for reason in reasons), reasons
+
+
+def test_a_deploy_with_other_settings_ends_the_registry_and_starts_one_with_them(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    namespace = "test-registry-settings"
+    environ = {
+        "MOCHI_SERVE__NAMESPACE": namespace,
+        "MOCHI_SERVE__DATA_DIR": str(tmp_path),
+        "MOCHI_SERVE__STORAGE": "{endpoint: 127.0.0.1:9, access_key: none, secret_key: none}",
+    }
+
+    def deploy(**jobs: object) -> str:
+        settings = AppArgs(config=str(ROOT / "configs" / "shapes.yaml"), settings={"jobs": jobs}).load(environ)
+        with ThreadPoolExecutor(2) as pool:  # the two applications are built at the same time
+            list(pool.map(ensure_registry, [settings] * 2))
+        registry = ray.get_actor(REGISTRY, namespace=namespace)
+        assert ray.get(registry.health.remote()).database == "ok"
+        return str(registry._actor_id)
+
+    first = deploy(lease_s=20)
+    assert deploy(lease_s=20) == first
+    assert deploy(lease_s=25) != first
+    ray.kill(ray.get_actor(REGISTRY, namespace=namespace))

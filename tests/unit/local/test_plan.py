@@ -52,11 +52,19 @@ def test_options_that_are_no_mapping_are_named(tmp_path: Path) -> None:
         ("applications: []", "must be a mapping with the key applications"),
         ("applications: [1]", "each of applications must be a mapping"),
         ("applications: [{args: {config: nowhere.yaml}}]", "cannot read the profile 'nowhere.yaml'"),
+        ("applications: [{args: {confg: a.yaml}}]", "args.confg of an application: Extra inputs are not permitted"),
+        ("applications: [{args: {settings: {jobs: {lease: 3}}}}]", "args.settings: jobs.lease: unknown key"),
     ],
 )
 def test_a_wrong_serve_config_is_named(write: Write, text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         read_plan(write("serve_config.yaml", text), 8265)
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_the_settings_of_the_arguments_count(write: Write) -> None:
+    apps = "applications: [{args: {settings: {jobs: {lease_s: 12}}}}, {args: {settings: {jobs: {lease_s: 12}}}}]"
+    assert read_settings(write("serve_config.yaml", apps)).jobs.lease_s == 12
 
 
 def test_a_missing_serve_config_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One whole server for all tests of this folder, which therefore run in one process."""
+"""One whole server for all tests of this folder, which kill its parts and therefore run in one process."""
 
 from collections.abc import Iterator
 

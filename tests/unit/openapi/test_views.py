@@ -317,8 +317,12 @@ def test_a_stage_whose_replicas_all_have_a_problem_is_not_ready_and_says_why() -
         stage: (ReplicaInfo(f"{stage}#1", stage, 1, "cuda:0", "mochi-1"),) for stage in Stage
     }
     sick = dataclasses.replace(well[Stage.SAMPLING][0], replica="sampling#2", slots=0, problem=problem)
-    alone = to_health(Health(well | {Stage.SAMPLING: (sick,)}, {}), "ok")
-    assert alone.status == "unavailable" and alone.error is not None
+    only_sick = Health(well | {Stage.SAMPLING: (sick,)}, {})
+    accepting = to_health(only_sick, "ok")
+    assert (accepting.status, accepting.error) == ("starting", None)
+    assert accepting.waiting_for == f"no sampling replica is ready: {problem}"
+    alone = to_health(only_sick, "ok", must_be_ready=True)
+    assert alone.error is not None
     assert alone.error.message == f"Not ready: no sampling replica is ready: {problem}."
     beside = to_health(Health(well | {Stage.SAMPLING: (*well[Stage.SAMPLING], sick)}, {}), "ok")
     assert beside.status == "ok"

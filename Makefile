@@ -22,7 +22,7 @@ export MOCHI_SERVE_CONFIG := $(CONFIG)
 endif
 
 # A file of tests goes to one process, and so does a folder that shares a server; see tests/support/groups.py.
-TESTS = OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" --no-loadscope-reorder
+TESTS = env -u PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" --no-loadscope-reorder
 test-long: export HYPOTHESIS_PROFILE ?= long
 
 .NOTPARALLEL:

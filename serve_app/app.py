@@ -197,7 +197,10 @@ def ensure_registry(settings: AppSettings) -> None:
             return
         ray.kill(registry)
         raise StartupError(": ".join(filter(None, [health.database, health.database_detail])))
-    raise StartupError("the job registry ended each time that it was started; its log in Ray's folder says why")
+    raise StartupError(
+        "the job registry ended each time that it was started: either the applications' args differ, and each wants a "
+        "registry of its own settings (give both the same), or its log in Ray's folder says why"
+    )
 
 
 def _registry_digest(settings: AppSettings) -> str:

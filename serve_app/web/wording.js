@@ -101,6 +101,7 @@ export function waitText(retryAt, nowMs) {
 export function healthText(health) {
   const waiting = health.queue.queued ?? 0;
   const running = Object.values(health.queue).reduce((sum, count) => sum + count, 0) - waiting;
+  if (health.status === 'starting') return waiting ? `Starting, ${waiting} waiting` : 'Starting';
   if (health.status !== 'ok') return 'Not ready';
   if (!waiting && !running) return 'Ready';
   return waiting ? `${running} in work, ${waiting} waiting` : `${running} in work`;

@@ -194,6 +194,17 @@ class CutTheStream:
         await route.fulfill(content_type="text/event-stream", body=f"id: 4.3\nevent: progress\ndata: {data}\n\n")
 
 
+async def test_a_server_without_samplers_says_that_it_starts(memory_app: MemoryApp, tabs: Tabs) -> None:
+    memory_app.services.memory.replicas.clear()
+    page = await tabs.open(memory_app.url)
+    pill = page.locator("header .pill")
+    await expect(pill).to_have_text("Starting")
+    await expect(pill).to_have_attribute("title", re.compile("no sampling replica is ready"))
+    await ask_for(page, PROMPT)
+    await page.reload()
+    await expect(pill).to_have_text("Starting, 1 waiting")
+
+
 async def test_without_events_the_page_asks_again_and_again(memory_app: MemoryApp, tabs: Tabs) -> None:
     tabs.expected.append("status of 404")
     page = await tabs.open(memory_app.url)

@@ -21,11 +21,13 @@ function HealthPill() {
   if (!report?.queue) return html`<span class="pill" />`;
   const why =
     report.error?.message ??
+    report.waiting_for ??
     Object.values(report.devices)
       .flat()
       .map((one) => one.replica)
       .join(', ');
-  return html`<span class="pill ${report.status === 'ok' ? 'good' : 'bad'}" title=${why}>${healthText(report)}</span>`;
+  const look = { ok: 'good', starting: '' }[report.status] ?? 'bad';
+  return html`<span class="pill ${look}" title=${why}>${healthText(report)}</span>`;
 }
 
 function ThemeButton() {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +32,7 @@ from tests.support.workers.fakes import SHAPES, GatedStep, running_task
 from tests.support.workers.loras import peft_lora
 
 MAX_TICKS = 1000
+PASS_NS = 1_000_000
 NAME = "sample"
 REVISION = "this model"
 DTYPE: DtypeName = "float32"
@@ -214,7 +216,8 @@ class Engine:
 
     def __init__(self, max_tokens: int) -> None:
         self._gate = GatedStep(step)
-        self._loop = StepLoop(self._gate, max_tokens)
+        # Turns go by what passes took: each the same, so that a scenario is played the same way again.
+        self._loop = StepLoop(self._gate, max_tokens, now_ns=count(0, PASS_NS).__next__)
         self._inside: list[LoopEntry] = []
 
     async def enter(self, sample: PlayedSample) -> None:

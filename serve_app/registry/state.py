@@ -91,6 +91,10 @@ class RegistryState:
             return self.scheduling.weight(tenant)
         return account.weight
 
+    def is_live(self, job_id: str) -> bool:
+        """Whether the job is known here, and waits or holds a slot."""
+        return self.waiting.find(job_id) is not None or self.leases.of_job(job_id) is not None
+
     def as_of_now(self, job: Job) -> Job:
         """The job with what its replica has reported since its last move."""
         lease = self.leases.of_job(job.id)

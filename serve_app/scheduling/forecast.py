@@ -48,6 +48,11 @@ class Work:
         """Seconds of a device, alone."""
         return max(1, self.steps_left) * (self.step.pass_s + self.step.sample_s)
 
+    @property
+    def alone_s(self) -> float:
+        """Seconds that it takes from the encoder on, if nothing else is there."""
+        return self.encoding_s + self.sampling_s + self.beside_s + self.decoding_s
+
 
 @dataclass(frozen=True, slots=True)
 class Running:

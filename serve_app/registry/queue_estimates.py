@@ -12,7 +12,7 @@ from serve_app.jobs import Job, JobState, Place, Submission, Tier
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState
 from serve_app.scheduling.estimates import StepTime
-from serve_app.scheduling.forecast import Forecast, Pipeline, Running, Work, forecast
+from serve_app.scheduling.forecast import Forecast, Pipeline, Running, Starting, Work, forecast
 from serve_app.scheduling.shared_sampler import batch_of
 
 MIN_AGE_S = 0.5
@@ -83,7 +83,7 @@ class QueueEstimates:
     def wait_s(self, new: Submission, being_written: Sequence[Submission]) -> float | None:
         """How long a new job would wait in all, beside its own work; None if that cannot be known.
 
-        Without samplers it is until the first one is there, if one was asked for.
+        While nothing was measured and no sampler is there, it is until the first one is, if one was asked for.
 
         Args:
             new: is not accepted yet.
@@ -179,7 +179,19 @@ def _pipeline(state: RegistryState, now: float, coming: Sequence[Job] = ()) -> P
         weight=state.weight,
         now=now,
         max_parks=state.scheduling.max_parks if state.scheduling.preemption else None,
+        starting={stage: _starting(state, stage, now) for stage in Stage},
     )
+
+
+def _starting(state: RegistryState, stage: Stage, now: float) -> list[Starting]:
+    """The replicas of a stage that are on their way, as far as that is known."""
+    wanted = state.wanted.get(stage)
+    seconds = state.start_times.starting_in_s(stage, now)
+    if any(info.slots for info in state.replicas.alive(stage, now)):
+        seconds = [in_s for in_s in seconds if in_s > 0]  # one that is late may never come
+    elif not seconds and wanted is not None and wanted.target == 0 and not state.scheduling.activation_gpu_s:
+        seconds = [state.start_times.start_s(stage)]  # a job that waits has one asked for in a moment
+    return [Starting(in_s, 1 if wanted is None else wanted.slots) for in_s in seconds]
 
 
 def _running(lease: Lease, now: float) -> Running:

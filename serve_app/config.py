@@ -111,6 +111,12 @@ class SchedulingSettings(Settings):
         description="while a stage has no replica, less work than this (GPU-seconds) waits while it may",
     )
 
+    draft_when_wait_over_s: float | None = Field(
+        None,
+        gt=0,
+        description="a request for the quality auto becomes a draft where it would wait for longer; null: none does",
+    )
+
     def weight(self, tenant: str) -> float:
         return self.weights.get(tenant, 1.0)
 
@@ -244,6 +250,14 @@ class AppSettings(Settings):
     encoder: StageSettings
     sampler: StageSettings
     decoder: DecoderSettings
+
+    @model_validator(mode="after")
+    def _has_drafts(self) -> Self:
+        if self.scheduling.draft_when_wait_over_s is not None and "draft" not in self.model.offered:
+            raise ValueError(
+                "scheduling.draft_when_wait_over_s is set, and the model offers no draft; add draft to model.qualities"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fp8_products(self) -> Self:

@@ -9,11 +9,12 @@ used at the stage before, and every live state may end in `failed` or `cancelled
 import math
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple, Self
 
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from deployments.step_rules import Quality
 from serve_app.config import DAY_S, RetentionSettings
 from serve_app.errors import IllegalMoveError
 
@@ -52,12 +53,25 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftReason:
+    """Why a video that was asked for as `auto` is a draft, and what it would have been."""
+
+    wait_s: float  # that was forecast when it was accepted, beside its own work
+    limit_s: float  # `scheduling.draft_when_wait_over_s` then
+    quality: Quality  # that it would have had, as the next two
+    num_inference_steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Requested:
     """What a request said where its job is otherwise, so that answers tell both."""
 
     seconds: str | None = None  # the length that was asked for, as written; None if none was
     size: str | None = None  # the size that was asked for, if another one is made
     ignored: tuple[str, ...] = ()  # fields that were understood and make no difference here
+    quality: Literal["auto"] | None = None  # the quality was left to the server; None: it was not
+    draft: DraftReason | None = None  # None: it is no draft, or was asked for as one
 
 
 AS_MADE = Requested()
@@ -212,6 +226,45 @@ class Submission:
     webhook_url: str | None = None  # gets an event when the job ends
     requested: Requested = AS_MADE
     cancel_after_s: float | None = None  # not completed so long after its acceptance, it is cancelled
+    draft: VideoSpec | None = None  # may be made in place of `spec` where that would wait for long
+
+    def as_draft(self, wait_s: float, limit_s: float) -> Self:
+        """The same for its draft.
+
+        Args:
+            wait_s: how long it would wait, as forecast.
+            limit_s: how long it may.
+        """
+        assert self.draft is not None
+        full = self.spec
+        reason = DraftReason(
+            wait_s=round(wait_s, 1),
+            limit_s=limit_s,
+            quality=full.quality,
+            num_inference_steps=full.num_inference_steps,
+            guidance_scale=full.guidance_scale,
+        )
+        return replace(self, spec=self.draft, draft=None, requested=replace(self.requested, draft=reason))
+
+    def accepted(self, at: float) -> Job:
+        """Its job, as it is accepted at this time (Unix seconds)."""
+        return Job(
+            id=self.job_id,
+            model=self.model,
+            spec=self.spec,
+            state=JobState.QUEUED,
+            stage=Stage.ENCODING,
+            attempt=1,
+            created_at=at,
+            available_at=at,
+            tenant=self.tenant,
+            tier=self.tier,
+            origin=self.origin,
+            webhook_url=self.webhook_url,
+            requested=self.requested,
+            cancel_at=None if self.cancel_after_s is None else at + self.cancel_after_s,
+            last_move=first_move(at),
+        )
 
     def repeats(self, fingerprint: str, sent_fingerprint: str | None) -> bool:
         """Whether this is the request with these fingerprints, sent again; an old one has no second."""

@@ -43,7 +43,10 @@ def _video_option(*names: str, help: str) -> Any:
 
 
 Steps = Annotated[int | None, _video_option("--steps", help="Denoising steps: more are better and slower.")]
-Quality = Annotated[str | None, _video_option(help="exact, fast or draft: what the model offers.")]
+Quality = Annotated[
+    str | None,
+    _video_option(help="exact, fast or draft: what the model offers; auto: a draft where it would wait for long."),
+]
 Lora = Annotated[str | None, _video_option(help="A LoRA by its name: what the model offers.")]
 LoraScale = Annotated[float | None, _video_option(help="By how much it counts: 1 as trained, 0 not at all.")]
 CancelAfter = Annotated[
@@ -187,7 +190,7 @@ async def make(client: Client, output: Output, options: MakeOptions, send: Send)
     if options.no_wait:
         output.result(video, video["id"])
         return OK
-    output.message(f"{video['id']} is accepted")
+    output.message(f"{video['id']} is accepted{draft_text(video)}")
     try:
         return await _wait_and_fetch(client, output, options, video)
     except asyncio.CancelledError:
@@ -238,6 +241,14 @@ async def _interrupt(client: Client, output: Output, options: MakeOptions, video
         output.message(_next_commands(video["id"]))
     output.result(video | {"file": None})
     return INTERRUPTED
+
+
+def draft_text(video: Video) -> str:
+    """That a video became a draft under load, and why; empty of others."""
+    reason = video.get("draft_reason")
+    if not reason:
+        return ""
+    return f" as a draft: it would have waited for about {reason['wait_s']:.0f} s, over {reason['limit_s']:g} s"
 
 
 def failure_text(video: Video) -> str:

@@ -6,13 +6,12 @@ job. A key belongs to one tenant and is forgotten after a while.
 
 from sqlalchemy import Connection, delete, or_, select
 
-from deployments.messages import Stage
 from serve_app.database.engine import insert_into
 from serve_app.database.job_rows import JOB, get_job, is_kept, job_from_row, new_row
 from serve_app.database.schema import idempotency_keys as keys
 from serve_app.database.schema import jobs
 from serve_app.errors import IdempotencyKeyReusedError
-from serve_app.jobs import NOTHING_EXPIRES, Acceptance, Expiry, Job, JobState, Submission, first_move
+from serve_app.jobs import NOTHING_EXPIRES, Acceptance, Expiry, Job, Submission
 
 _JOB_OF_KEY = JOB.add_columns(keys.c.fingerprint, keys.c.sent_fingerprint).join_from(
     keys, jobs, jobs.c.id == keys.c.job_id
@@ -40,7 +39,7 @@ def insert_job(
     earlier = _reserve_key(connection, submission, now=now, keep_keys_s=keep_keys_s, expiry=expiry)
     if earlier is not None:
         return Acceptance(earlier, repeated=True)
-    job = _new_job(submission, now)
+    job = submission.accepted(now)
     query = insert_into(connection, jobs).on_conflict_do_nothing().returning(jobs.c.id)
     if connection.execute(query, new_row(job)).first() is not None:
         return Acceptance(job, repeated=False)
@@ -61,26 +60,6 @@ def find_accepted(
 def forget_old_keys(connection: Connection, *, before: float) -> int:
     """Forget the keys from before that time, Unix seconds; returns how many."""
     return connection.execute(delete(keys).where(keys.c.created_at < before)).rowcount
-
-
-def _new_job(submission: Submission, now: float) -> Job:
-    return Job(
-        id=submission.job_id,
-        model=submission.model,
-        spec=submission.spec,
-        state=JobState.QUEUED,
-        stage=Stage.ENCODING,
-        attempt=1,
-        created_at=now,
-        available_at=now,
-        tenant=submission.tenant,
-        tier=submission.tier,
-        origin=submission.origin,
-        webhook_url=submission.webhook_url,
-        requested=submission.requested,
-        cancel_at=None if submission.cancel_after_s is None else now + submission.cancel_after_s,
-        last_move=first_move(now),
-    )
 
 
 def _reserve_key(

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, not_, or_, selec
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.database.schema import jobs
-from serve_app.jobs import AS_MADE, Expiry, Job, JobError, JobState, Origin, Relation, Requested, Tier
+from serve_app.jobs import AS_MADE, DraftReason, Expiry, Job, JobError, JobState, Origin, Relation, Requested, Tier
 
 MAX_IDS = 500  # in one statement: SQLite bounds its parameters
 
@@ -37,8 +37,7 @@ def new_row(job: Job) -> dict[str, Any]:
         "origin_id": None if job.origin is None else job.origin.video_id,
         "origin_relation": None if job.origin is None else job.origin.relation,
         "webhook_url": job.webhook_url,
-        # As JSON; null for what most requests are.
-        "requested": None if job.requested == AS_MADE else asdict(job.requested),
+        "requested": _requested_json(job.requested),
         "cancel_at": job.cancel_at,
     }
 
@@ -72,8 +71,16 @@ def job_from_row(row: Mapping[Any, Any]) -> Job:
     return Job(**values)
 
 
+def _requested_json(requested: Requested) -> dict[str, Any] | None:
+    """Null for what most requests are."""
+    return None if requested == AS_MADE else asdict(requested)
+
+
 def _requested(values: dict[str, Any]) -> Requested:
-    return Requested(**values | {"ignored": tuple(values["ignored"])})
+    draft = values.get("draft")
+    return Requested(
+        **values | {"ignored": tuple(values["ignored"]), "draft": None if draft is None else DraftReason(**draft)}
+    )
 
 
 def find_jobs(connection: Connection, query: Select[Any]) -> list[Job]:

@@ -70,12 +70,16 @@ class Timing:
 
 
 class RequestChecks:
-    """What checks the body of each route that makes videos, for one model."""
+    """What checks the body of each route that makes videos, for one model.
 
-    def __init__(self, model: ModelSettings, count_tokens: CountTokens | None) -> None:
-        self.create = VideoRequestChecker(model, request_schema(model, "CreateVideoRequest"), count_tokens)
+    Args:
+        drafts: whether a request for `auto` may become a draft.
+    """
+
+    def __init__(self, model: ModelSettings, count_tokens: CountTokens | None, drafts: bool) -> None:
+        self.create = VideoRequestChecker(model, request_schema(model, "CreateVideoRequest"), count_tokens, drafts)
         self.generate = VideoRequestChecker(
-            model, request_schema(model, "GenerateRequest", prompt_field="text"), count_tokens
+            model, request_schema(model, "GenerateRequest", prompt_field="text"), count_tokens, drafts
         )
         self.remix = RemixRequestChecker(self.create)
         self.enhance = EnhanceRequestChecker(self.create)
@@ -105,7 +109,8 @@ class Services:
     checks: RequestChecks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checks = RequestChecks(self.settings.model, self.count_tokens)
+        drafts = self.settings.scheduling.draft_when_wait_over_s is not None
+        self.checks = RequestChecks(self.settings.model, self.count_tokens, drafts)
 
     @property
     def keys_needed(self) -> bool:
@@ -165,6 +170,7 @@ class Services:
             webhook_url=request.webhook_url,
             requested=request.requested,
             cancel_after_s=request.cancel_after_s,
+            draft=request.draft,
         )
         try:
             accepted = await self.registry.submit(submission)

@@ -140,7 +140,8 @@ router = APIRouter(tags=["OpenAI"])
 @router.get("/v1/videos/models", name="list_video_models", responses=error_responses())
 async def list_models(request: Request, caller: AuthenticatedCaller) -> ModelList:
     """List the served model and what may be asked of it."""
-    return to_model_list(services_of(request).settings.model)
+    settings = services_of(request).settings
+    return to_model_list(settings.model, settings.scheduling.draft_when_wait_over_s)
 
 
 async def retrieve_plainly(request: Request) -> Response:

@@ -197,7 +197,7 @@ def _answer_examples(settings: AppSettings) -> tuple[BaseModel, ...]:
         to_video(job, settings.retention),
         to_page(JobPage((job,), has_more=False), settings.retention),
         to_history(moves),
-        to_model_list(model),
+        to_model_list(model, settings.scheduling.draft_when_wait_over_s),
         to_health(Health(replicas, {JobState.QUEUED: 1}), "ok"),
         DeletedVideo(id=EXAMPLE_VIDEO_ID),
     )

@@ -19,6 +19,16 @@ class VideoError(BaseModel):
     message: str
 
 
+class VideoDraftReason(BaseModel):
+    """Why a video is a draft though its quality was left to the server, and what it would have been."""
+
+    wait_s: float = Field(description="how long it would have waited, beside its own work, as forecast at acceptance")
+    limit_s: float = Field(description="how long it might have")
+    quality: Quality
+    num_inference_steps: int
+    guidance_scale: float
+
+
 class Video(BaseModel):
     """A video and the job that makes it. Times are Unix seconds."""
 
@@ -49,6 +59,10 @@ class Video(BaseModel):
     fps: int
     quality: Quality = Field(
         description="how its steps are computed: exact as the model's authors do, or with less work"
+    )
+    requested_quality: Literal["auto"] | None = Field(description="'auto' if the quality was left to the server")
+    draft_reason: VideoDraftReason | None = Field(
+        description="why it is a draft, if it was not asked for as one; null otherwise"
     )
     num_inference_steps: int
     guidance_scale: float
@@ -222,6 +236,9 @@ class Model(BaseModel):
     limits: ModelLimits
     defaults: ModelDefaults
     qualities: list[OfferedQuality] = Field(description="best first")
+    draft_when_wait_over_s: float | None = Field(
+        description="a request for the quality 'auto' becomes a draft where it would wait for longer; null: none does"
+    )
     loras: list[OfferedLora]
 
 

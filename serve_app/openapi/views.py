@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from deployments.clip import nearest_length
 from deployments.messages import ReplicaInfo, Stage
@@ -24,6 +25,7 @@ from serve_app.openapi.schemas import (
     StateEvent,
     Status,
     Video,
+    VideoDraftReason,
     VideoError,
     VideoHistory,
     VideoMove,
@@ -68,6 +70,8 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         num_frames=spec.num_frames,
         fps=spec.fps,
         quality=spec.quality,
+        requested_quality=job.requested.quality,
+        draft_reason=None if job.requested.draft is None else VideoDraftReason(**asdict(job.requested.draft)),
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         lora=spec.lora,
@@ -135,7 +139,7 @@ def to_history(moves: Sequence[Move]) -> VideoHistory:
     )
 
 
-def to_model_list(model: ModelSettings) -> ModelList:
+def to_model_list(model: ModelSettings, draft_when_wait_over_s: float | None) -> ModelList:
     limits = ModelLimits(
         width=model.width,
         height=model.height,
@@ -169,6 +173,7 @@ def to_model_list(model: ModelSettings) -> ModelList:
         limits=limits,
         defaults=defaults,
         qualities=qualities,
+        draft_when_wait_over_s=draft_when_wait_over_s,
         loras=[OfferedLora(name=name, description=lora.description) for name, lora in model.loras.items()],
     )
     return ModelList(data=[served])

@@ -186,13 +186,13 @@ class JobRegistry(RegistryApi):
     async def submit(self, submission: Submission) -> Acceptance:
         await self._dispatcher.ready.wait()  # the waiting jobs are counted by then
         await self._feed_maintenance.ready.wait()  # the tenants and their limits are known
-        refusal = await self._admission.refusal(submission)
-        if refusal is not None:
-            return await self._earlier_acceptance(submission, refusal)
+        decided = await self._admission.decide(submission)
+        if isinstance(decided, Exception):
+            return await self._earlier_acceptance(submission, decided)
         now = self._state.unix_time()
-        with self._admission.reserving(submission):
+        with self._admission.reserving(decided):
             accepted = await self._database.run(
-                insert_job, submission, now=now, keep_keys_s=self._keep_keys_s, expiry=self._expiry
+                insert_job, decided, now=now, keep_keys_s=self._keep_keys_s, expiry=self._expiry
             )
             if not accepted.repeated:
                 self._state.update_job(accepted.job)

@@ -27,14 +27,17 @@ class AdmissionControl:
         self._estimates = estimates
         self._quotas = Quotas(time.monotonic)
         self._reserved_s: defaultdict[str, float] = defaultdict(float)  # GPU-seconds of `reserving`, by tenant
+        self._being_written: dict[str, Submission] = {}  # by job id
 
     @property
     def reserved_s(self) -> Mapping[str, float]:
         """Estimated GPU-seconds of the jobs that are being written, by tenant."""
         return MappingProxyType(self._reserved_s)
 
-    async def refusal(self, new: Submission) -> Refusal | None:
-        """Why the job may not be accepted; None if it may, and it is counted then.
+    async def decide(self, new: Submission) -> Submission | Refusal:
+        """What is to be accepted, which may be the job's draft, or why nothing is.
+
+        What is to be accepted is counted, and must be `reserving` before anything is awaited.
 
         Raises:
             RegistryUnavailableError: what the tenant has used cannot be read now.
@@ -50,20 +53,33 @@ class AdmissionControl:
         if tenant is not None and tenant.gpu_seconds_per_day is not None:
             used_s = (await state.database.run(access_sql.day_usage, tenant.name, day=day_of(now))).gpu_seconds
         # From here to `reserving` nothing is awaited: of many requests at once all would pass the
-        # checks together.
+        # checks together, and each would find the queue as short as the first.
         max_queued = None if tenant is None else tenant.max_queued
-        full = state.waiting.full_error(new.tenant, max_queued, self._estimates.retry_after_s)
-        return full or self._quotas.refusal(tenant, self._day_booking(tenant, new, used_s), now)
+        if full := state.waiting.full_error(new.tenant, max_queued, self._estimates.retry_after_s):
+            return full
+        decided = self._draft_if_late(new)
+        return self._quotas.refusal(tenant, self._day_booking(tenant, decided, used_s), now) or decided
+
+    def _draft_if_late(self, new: Submission) -> Submission:
+        """Its draft, if it may be one and would wait for too long otherwise."""
+        limit_s = self._state.scheduling.draft_when_wait_over_s
+        if new.draft is None or limit_s is None:
+            return new
+        wait_s = self._estimates.wait_s(new, list(self._being_written.values()))
+        return new.as_draft(wait_s, limit_s) if wait_s is not None and wait_s > limit_s else new
 
     @contextmanager
     def reserving(self, new: Submission) -> Iterator[None]:
         """Count a job while it is written, so that many at once do not pass the bounds together."""
         cost_s = self._cost_s(new)
         self._reserved_s[new.tenant] += cost_s
+        self._being_written[new.job_id] = new
+        self._estimates.note_accepted(new, cost_s)
         try:
             with self._state.waiting.reserving(new.tenant):
                 yield
         finally:
+            self._being_written.pop(new.job_id, None)
             self._reserved_s[new.tenant] -= cost_s
             if self._reserved_s[new.tenant] < 1e-9:  # clients make up the names of tenants: none may stay
                 del self._reserved_s[new.tenant]

@@ -49,6 +49,7 @@ class CapacityPlan:
         """
         await self._keep_start_times()
         state, stage, now = self._state, asked.stage, time.monotonic()
+        state.wanted[stage] = asked
         there = state.replicas.alive(stage, now)
         state.start_times.set_target(stage, asked.target, len(there), now)
         demands = [found for job in self._live_jobs(now) if (found := demand(job, stage)) is not None]

@@ -3,15 +3,16 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from deployments.messages import Directive, Stage, VideoSpec
 from serve_app.feed.publisher import FeedPublisher
-from serve_app.jobs import Job, JobState, Place
+from serve_app.jobs import Job, JobState, Place, Submission, Tier
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState
 from serve_app.scheduling.estimates import StepTime
-from serve_app.scheduling.forecast import Forecast, Pipeline, Running, Work, forecast
+from serve_app.scheduling.forecast import Forecast, Pipeline, Running, Starting, Work, forecast
 from serve_app.scheduling.shared_sampler import batch_of
 
 MIN_AGE_S = 0.5
@@ -20,8 +21,19 @@ MIN_AGE_S = 0.5
 MAX_TIME_SHARE = 0.05
 # Seconds between two times that the places are published, for each waiting job.
 PUBLISH_PAUSE_S = 0.0005
+# The wait of a new job is forecast for itself while that takes no longer than this; else several have one forecast.
+QUICK_S = 0.003
 UNKNOWN_RETRY_S = 10
 MAX_RETRY_S = 60
+
+
+@dataclass(slots=True)
+class _Wait:
+    """Of a new job of one tenant and tier."""
+
+    seconds: float | None  # None: it cannot be known
+    at: float  # when that was so, on a monotonic clock
+    until: float  # it is good until then
 
 
 class QueueEstimates:
@@ -35,6 +47,7 @@ class QueueEstimates:
         self._estimated_at = -math.inf
         self._estimating_s = 0.0  # how long the last estimate kept the processor busy
         self._published_at = 0.0  # `_estimated_at` of what was published last
+        self._waits: dict[tuple[str, Tier], _Wait] = {}
 
     def place(self, job: Job) -> Place | None:
         """None for a job that has ended, or that came a moment ago to a long queue."""
@@ -66,6 +79,48 @@ class QueueEstimates:
         if room_in_s is None:
             return UNKNOWN_RETRY_S
         return max(1, min(MAX_RETRY_S, math.ceil(room_in_s - (time.monotonic() - self._estimated_at))))
+
+    def wait_s(self, new: Submission, being_written: Sequence[Submission]) -> float | None:
+        """How long a new job would wait in all, beside its own work; None if that cannot be known.
+
+        While nothing was measured and no sampler is there, it is until the first one is, if one was asked for.
+
+        Args:
+            new: is not accepted yet.
+            being_written: were accepted before it, and wait as soon as SQL has them.
+        """
+        now, whose = time.monotonic(), (new.tenant, new.tier)
+        known = self._waits.get(whose)
+        if known is not None and now < known.until:
+            return None if known.seconds is None else max(0.0, known.seconds - (now - known.at))
+        busy_s = time.thread_time()
+        seconds = self._forecast_wait_s(new, being_written, now)
+        over_s = max(0.0, time.thread_time() - busy_s - QUICK_S)
+        self._waits = {one: wait for one, wait in self._waits.items() if now < wait.until}
+        self._waits[whose] = _Wait(seconds, now, now + over_s / MAX_TIME_SHARE)
+        return seconds
+
+    def note_accepted(self, new: Submission, cost_s: float) -> None:
+        """Until their wait is forecast anew, the next ones of its tenant wait for this one too.
+
+        Args:
+            cost_s: its work, in seconds of a device.
+        """
+        wait = self._waits.get((new.tenant, new.tier))
+        if wait is not None and wait.seconds is not None:
+            wait.seconds += cost_s / max(1, len(self._state.replicas.alive(Stage.SAMPLING, time.monotonic())))
+
+    def _forecast_wait_s(self, new: Submission, being_written: Sequence[Submission], now: float) -> float | None:
+        state = self._state
+        if state.costs.is_measured(Stage.SAMPLING):
+            coming = [one.accepted(state.unix_time()) for one in (*being_written, new)]
+            pipeline = _pipeline(state, now, [job for job in coming if not state.is_live(job.id)])
+            found = forecast(pipeline).get(new.job_id)
+            if found is not None:
+                return max(0.0, found.finishes_in_s - pipeline.work_of(new.job_id).alone_s)
+        if any(info.slots for info in state.replicas.alive(Stage.SAMPLING, now)):
+            return None
+        return min(state.start_times.starting_in_s(Stage.SAMPLING, now), default=None)
 
     def _has(self, job_id: str) -> bool:
         return job_id in self._positions or job_id in self._forecasts
@@ -103,19 +158,40 @@ class QueueEstimates:
         return rooms
 
 
-def _pipeline(state: RegistryState, now: float) -> Pipeline:
-    """What the registry knows of all live jobs, as `forecast` takes it."""
-    works = _Works(state)
+def _pipeline(state: RegistryState, now: float, coming: Sequence[Job] = ()) -> Pipeline:
+    """What the registry knows of all live jobs, as `forecast` takes it.
+
+    Args:
+        coming: jobs that are not live, and are taken to wait for their stage from now on.
+    """
+    works = _Works(state, {job.id: job for job in coming})
     leases = state.leases.all()
+    queues = dict(state.waiting.queues)
+    if coming:
+        queues[Stage.ENCODING] = queues[Stage.ENCODING].copy()
+        for job in coming:
+            queues[Stage.ENCODING].put(state.waiting.entry(job, 0.0))
     return Pipeline(
-        queues=state.waiting.queues,
+        queues=queues,
         running=[_running(lease, now) for lease in leases],
         slots={stage: {info.replica: info.slots for info in state.replicas.alive(stage, now)} for stage in Stage},
         work_of=works.of_job,
         weight=state.weight,
         now=now,
         max_parks=state.scheduling.max_parks if state.scheduling.preemption else None,
+        starting={stage: _starting(state, stage, now) for stage in Stage},
     )
+
+
+def _starting(state: RegistryState, stage: Stage, now: float) -> list[Starting]:
+    """The replicas of a stage that are on their way, as far as that is known."""
+    wanted = state.wanted.get(stage)
+    seconds = state.start_times.starting_in_s(stage, now)
+    if any(info.slots for info in state.replicas.alive(stage, now)):
+        seconds = [in_s for in_s in seconds if in_s > 0]  # one that is late may never come
+    elif not seconds and wanted is not None and wanted.target == 0 and not state.scheduling.activation_gpu_s:
+        seconds = [state.start_times.start_s(stage)]  # a job that waits has one asked for in a moment
+    return [Starting(in_s, 1 if wanted is None else wanted.slots) for in_s in seconds]
 
 
 def _running(lease: Lease, now: float) -> Running:
@@ -133,19 +209,22 @@ def _running(lease: Lease, now: float) -> Running:
 class _Works:
     """The work of the jobs of one forecast; jobs of one kind have one set of estimates."""
 
-    def __init__(self, state: RegistryState) -> None:
+    def __init__(self, state: RegistryState, coming: Mapping[str, Job]) -> None:
         self._state = state
+        self._coming = coming
         self._costs: dict[tuple[object, ...], _Costs] = {}
 
     def of_job(self, job_id: str) -> Work:
-        """The work of a live job."""
+        """The work of a live job, or one that comes."""
         state = self._state
         lease = state.leases.of_job(job_id)
-        job = state.waiting.find(job_id) if lease is None else lease.job
+        waiting = state.waiting.find(job_id)
+        job = waiting or self._coming.get(job_id) if lease is None else lease.job
         assert job is not None, job_id
         costs = self._costs_of(job.spec)
+        is_waiting = lease is None and waiting is not None
         return Work(
-            entry=state.waiting.entry(job, 0.0) if lease else state.waiting.queues[job.stage].entries[job_id],
+            entry=state.waiting.queues[job.stage].entries[job_id] if is_waiting else state.waiting.entry(job, 0.0),
             encoding_s=costs.encoding_s,
             steps_left=job.spec.num_inference_steps - job.step if lease is None else lease.steps_left,
             step=costs.step,

@@ -17,6 +17,7 @@ from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.registry.timing import RegistryTiming
+from serve_app.scheduling.capacity import StageState
 from serve_app.scheduling.estimates import CostModel
 from serve_app.scheduling.start_times import StartTimes
 from serve_app.scheduling.waiting_jobs import WaitingJobs, WaitingJobsSnapshot
@@ -50,6 +51,7 @@ class RegistryState:
     mailbox: Mailbox = field(default_factory=Mailbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # set when there may be something to hand out
     access: AccessTable = NO_TENANTS  # tenants and keys as last read
+    wanted: dict[Stage, StageState] = field(default_factory=dict)  # what Serve keeps, as the policy told last
     on_job_end: Callable[[], None] = lambda: None  # called when a job with a webhook has ended
     replicas: ReplicaTable = field(init=False)
     start_times: StartTimes = field(init=False)
@@ -90,6 +92,10 @@ class RegistryState:
         if account is None or account.weight is None:
             return self.scheduling.weight(tenant)
         return account.weight
+
+    def is_live(self, job_id: str) -> bool:
+        """Whether the job is known here, and waits or holds a slot."""
+        return self.waiting.find(job_id) is not None or self.leases.of_job(job_id) is not None
 
     def as_of_now(self, job: Job) -> Job:
         """The job with what its replica has reported since its last move."""

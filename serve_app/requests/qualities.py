@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from deployments.settings import ModelSettings
 from deployments.step_rules import QUALITIES, Quality
 from serve_app.requests.client_fields import EMPTY, Understood
 
 FIELD = "quality"
+AUTO: Literal["auto"] = "auto"
+"""The word that leaves the quality to the server: the default one, or a draft where that would wait for long."""
+DRAFT: Quality = "draft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,8 @@ class QualityWord:
     @property
     def outcome(self) -> str:
         """What happens, for people."""
+        if self.word == AUTO:
+            return "as if it were not given, or a [draft under load](#drafts-under-load)"
         return "as if it were not given" if self.means is None else f"the same as `{self.means}`"
 
 
@@ -29,7 +35,7 @@ _OPENAI = "OpenAI's clients"
 QUALITY_WORDS: dict[str, QualityWord] = {
     word.word: word
     for word in (
-        QualityWord("auto", _OPENAI, None),
+        QualityWord(AUTO, _OPENAI, None),
         QualityWord("standard", _OPENAI, None),
         QualityWord("hd", _OPENAI, "exact"),
         QualityWord("high", f"{_OPENAI}, sglang", "exact"),
@@ -44,11 +50,11 @@ def understand_quality(understood: Understood, model: ModelSettings) -> Understo
     """Put our name in place of a client's word for a quality.
 
     A word for a quality that the model does not offer makes no difference, which the answer tells: a client may have
-    it built in. What is neither a quality nor such a word stays for `check_fields` to refuse.
+    it built in. `auto` stays, and so does what is neither a quality nor such a word, for `check_fields` to refuse.
     """
     value = understood.fields.get(FIELD)
     word = value.strip().lower() if isinstance(value, str) else value
-    if isinstance(word, str) and word in QUALITIES:
+    if isinstance(word, str) and (word == AUTO or word in QUALITIES):
         return _with(understood, word)
     if isinstance(word, str) and word in QUALITY_WORDS:
         means = QUALITY_WORDS[word].means
@@ -62,7 +68,8 @@ def quality_sentence(model: ModelSettings) -> str:
     """What the field must be."""
     return (
         f"{_listed([repr(name) for name in model.offered])}, best first (or {', '.join(map(repr, QUALITY_WORDS))}, "
-        f"words that clients have built in); default: '{model.quality}'"
+        f"words that clients have built in; with '{AUTO}' it may be a draft where it would wait for long); "
+        f"default: '{model.quality}'"
     )
 
 

@@ -6,7 +6,7 @@ One class checks requests and describes them in the OpenAPI document. The descri
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.config import JsonDict
@@ -19,6 +19,7 @@ from serve_app.prompts.cleaning import clean_prompt, is_blank
 from serve_app.requests import deadlines
 from serve_app.requests.client_fields import CLIENT_FIELDS, Effect
 from serve_app.requests.loras import known_lora, lora_sentence, scale_sentence
+from serve_app.requests.qualities import AUTO as AUTO_QUALITY
 from serve_app.requests.qualities import quality_sentence, quality_values
 from serve_app.requests.sizes import (
     AUTO,
@@ -46,6 +47,7 @@ _TIER_SCHEMA = WithJsonSchema({"type": "string", "enum": list(TIERS)})
 _DURATION_SCHEMA = WithJsonSchema(
     {"anyOf": [deadlines.TEXT_SCHEMA, {"type": "number", "minimum": deadlines.MIN_S, "maximum": deadlines.MAX_S}]}
 )
+AnyQuality = Quality | Literal["auto"]
 Duration = Annotated[str | int | float, AfterValidator(deadlines.seconds_of), _DURATION_SCHEMA]
 """Seconds once it is checked."""
 
@@ -80,7 +82,7 @@ class VideoRequest(Request):
     height: int
     num_frames: int
     fps: int
-    quality: Quality | None
+    quality: AnyQuality | None
     num_inference_steps: int
     guidance_scale: float
     lora: str | None
@@ -113,7 +115,7 @@ class RemixRequest(Request):
     """What can be asked of a remix; the rest is as in the video that it is made from."""
 
     prompt: str
-    quality: Quality | None
+    quality: AnyQuality | None
     lora: str | None
     lora_scale: float | None
     priority: Tier | None
@@ -124,7 +126,7 @@ class RemixRequest(Request):
 class EnhanceRequest(Request):
     """What can be asked of an enhanced video; the rest is as in the video that it is made from."""
 
-    quality: Quality | None
+    quality: AnyQuality | None
     num_inference_steps: int
     lora: str | None
     lora_scale: float | None
@@ -179,7 +181,7 @@ def request_schema(settings: ModelSettings, name: str, prompt_field: str = "prom
             int, Field(ge=frames.minimum, le=frames.maximum), AfterValidator(_whole_latent_frames)
         ] = Field(frames.default, description=_num_frames_sentence(frames))
         fps: int = _integer(settings.fps, "in frames a second")
-        quality: Annotated[Quality, AfterValidator(_offered(settings))] | None = Field(
+        quality: Annotated[AnyQuality, AfterValidator(_offered(settings))] | None = Field(
             None,
             description=quality_sentence(settings),
             json_schema_extra={"anyOf": [{"enum": [*quality_values(settings)]}, {"type": "null"}]},
@@ -263,9 +265,9 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _offered(settings: ModelSettings) -> Callable[[Quality], Quality]:
-    def check(quality: Quality) -> Quality:
-        if quality not in settings.offered:
+def _offered(settings: ModelSettings) -> Callable[[AnyQuality], AnyQuality]:
+    def check(quality: AnyQuality) -> AnyQuality:
+        if quality != AUTO_QUALITY and quality not in settings.offered:
             raise ValueError("this model has no such quality")
         return quality
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from deployments.clip import length_below, nearest_length
 from deployments.messages import VideoSpec
 from deployments.settings import ModelSettings
-from deployments.step_rules import Quality
 from serve_app.errors import InvalidRequestError, conflict, quote
 from serve_app.jobs import AS_MADE, Job, Origin, Relation, Requested, Tier
 from serve_app.prompts.tokens import CountTokens, check_tokens
@@ -21,9 +20,11 @@ from serve_app.requests.client_fields import Understood, understand
 from serve_app.requests.fields import check_fields
 from serve_app.requests.fingerprints import fingerprint_of_asked, fingerprint_of_sent
 from serve_app.requests.loras import understand_lora, with_lora
-from serve_app.requests.qualities import understand_quality
+from serve_app.requests.qualities import AUTO as AUTO_QUALITY
+from serve_app.requests.qualities import DRAFT, understand_quality
 from serve_app.requests.schema import (
     SIZE_PARTS,
+    AnyQuality,
     EnhanceRequest,
     RemixRequest,
     VideoRequest,
@@ -60,6 +61,7 @@ class CheckedRequest:
     origin: Origin | None = None  # the video that this one is made from
     requested: Requested = AS_MADE
     cancel_after_s: float | None = None  # not completed by then, it is cancelled
+    draft: VideoSpec | None = None  # may be made in place of `spec` where that would wait for long
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class VideoRequestChecker:
     model: ModelSettings
     schema: type[VideoRequest]  # as `request_schema` makes it for the model
     count_tokens: CountTokens | None
+    drafts: bool = False  # whether a request for `auto` may become a draft
 
     def check(self, fields: Mapping[str, object]) -> CheckedRequest:
         """Check the fields and fill in what was not given.
@@ -83,7 +86,7 @@ class VideoRequestChecker:
         size, requested_size = self._size(request, num_frames)
         num_frames = self._fitting_frames(request, size, num_frames)
         self._check_pixels(request, size, num_frames)
-        quality = request.quality or self.model.quality
+        quality = self.model.quality if request.quality in (None, AUTO_QUALITY) else request.quality
         given = request.model_fields_set
         spec = VideoSpec(
             prompt=request.prompt,
@@ -103,10 +106,15 @@ class VideoRequestChecker:
         )
         spec = with_lora(spec, request.lora, request.lora_scale, self.model)
         self.check_tokens(spec)
+        draft = None
+        if request.quality == AUTO_QUALITY and "num_inference_steps" not in given:
+            draft = self.draft_of(spec, keep_guidance="guidance_scale" in given)
         return CheckedRequest(
             spec=spec,
             tier=request.priority,
-            fingerprint=fingerprint_of_asked(spec, request, seed=request.seed, model=self.model.name),
+            fingerprint=fingerprint_of_asked(
+                spec, request, seed=request.seed, model=self.model.name, **_may_be_draft(draft)
+            ),
             sent_fingerprint=fingerprint_of_sent(request),
             prompt_field=self._prompt_field,
             webhook_url=request.webhook_url,
@@ -114,9 +122,22 @@ class VideoRequestChecker:
                 seconds=None if request.seconds is None else f"{float(request.seconds):.12g}",
                 size=requested_size,
                 ignored=understood.ignored,
+                quality=None if draft is None else AUTO_QUALITY,
             ),
             cancel_after_s=_cancel_after_s(request),
+            draft=draft,
         )
+
+    def draft_of(self, spec: VideoSpec, keep_guidance: bool) -> VideoSpec | None:
+        """The draft that may be made in place of a video; None where none may, or it is one.
+
+        Args:
+            keep_guidance: the guidance scale was asked for.
+        """
+        if not self.drafts or spec.exact or spec.quality == DRAFT or DRAFT not in self.model.offered:
+            return None
+        draft = _of_quality(spec, DRAFT, self.model)
+        return replace(draft, guidance_scale=spec.guidance_scale) if keep_guidance else draft
 
     @property
     def _prompt_field(self) -> str:
@@ -235,9 +256,17 @@ class RemixRequestChecker:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does."""
         understood = _own_words(fields, self.schema, self._model)
         request = check_fields(self.schema, understood.fields)
-        spec = replace(_changed(source.spec, request, self._model), prompt=request.prompt)
+        auto = request.quality == AUTO_QUALITY
+        changed = _changed(_as_asked(source, self._model) if auto else source.spec, request, self._model)
+        spec = replace(changed, prompt=request.prompt)
         self._videos.check_tokens(spec)
-        return _derived(source, Relation.REMIX, spec, request, understood.ignored)
+        # Steps that are not the quality's own were asked for.
+        steps_are_own = spec.num_inference_steps == self._model.steps_of(spec.quality)
+        draft = self._videos.draft_of(spec, self._has_own_guidance(spec)) if auto and steps_are_own else None
+        return _derived(source, Relation.REMIX, spec, request, understood.ignored, draft)
+
+    def _has_own_guidance(self, spec: VideoSpec) -> bool:
+        return spec.guidance_scale != self._model.guidance_of(spec.quality)
 
 
 class EnhanceRequestChecker:
@@ -252,13 +281,18 @@ class EnhanceRequestChecker:
         understood = _own_words(fields, self.schema, self._model)
         request = check_fields(self.schema, understood.fields)
         source_steps = source.spec.num_inference_steps
+        is_asked_for = source.requested.draft is not None and request.quality in (None, AUTO_QUALITY)
+        base = _as_asked(source, self._model) if is_asked_for else source.spec
         if "num_inference_steps" in request.model_fields_set:
             steps = request.num_inference_steps
+        elif is_asked_for:
+            steps = base.num_inference_steps
         else:
             steps = self._default_steps(source_steps)
-        if steps <= source_steps:
+        # What was made as a draft under load becomes what was asked for, which may differ in more than steps.
+        if steps < source_steps or (steps == source_steps and not is_asked_for):
             raise self._too_few_steps(source_steps)
-        spec = replace(_changed(source.spec, request, self._model), num_inference_steps=steps)
+        spec = replace(_changed(base, request, self._model), num_inference_steps=steps)
         return _derived(source, Relation.ENHANCE, spec, request, understood.ignored)
 
     def _default_steps(self, source_steps: int) -> int:
@@ -290,10 +324,30 @@ def _changed(spec: VideoSpec, request: RemixRequest | EnhanceRequest, model: Mod
     return with_lora(_of_quality(spec, request.quality, model), request.lora, request.lora_scale, model)
 
 
-def _of_quality(spec: VideoSpec, quality: Quality | None, model: ModelSettings) -> VideoSpec:
+def _as_asked(source: Job, model: ModelSettings) -> VideoSpec:
+    """The video as it was asked for; another one than was made if it was made as a draft under load."""
+    draft = source.requested.draft
+    if draft is None:
+        return source.spec
+    quality = draft.quality if draft.quality in model.offered else model.quality
+    return replace(
+        source.spec,
+        quality=quality,
+        rules=model.rules_of(quality),
+        num_inference_steps=draft.num_inference_steps,
+        guidance_scale=draft.guidance_scale,
+    )
+
+
+def _may_be_draft(draft: VideoSpec | None) -> dict[str, object]:
+    """What a fingerprint has of it. Whether it became one is no part of the request."""
+    return {} if draft is None else {"may_be_draft": True}
+
+
+def _of_quality(spec: VideoSpec, quality: AnyQuality | None, model: ModelSettings) -> VideoSpec:
     """The same video in another quality, with that one's steps and guidance; as it is if none is asked for, or its own,
     also where the quality has come to mean something else."""
-    if quality in (None, spec.quality):
+    if quality is None or quality == AUTO_QUALITY or quality == spec.quality:
         return spec
     return replace(
         spec,
@@ -305,18 +359,25 @@ def _of_quality(spec: VideoSpec, quality: Quality | None, model: ModelSettings) 
 
 
 def _derived(
-    source: Job, relation: Relation, spec: VideoSpec, request: RemixRequest | EnhanceRequest, ignored: tuple[str, ...]
+    source: Job,
+    relation: Relation,
+    spec: VideoSpec,
+    request: RemixRequest | EnhanceRequest,
+    ignored: tuple[str, ...],
+    draft: VideoSpec | None = None,
 ) -> CheckedRequest:
     """Size and length are the source's, as they were asked for."""
+    requested = replace(source.requested, ignored=ignored, quality=None if draft is None else AUTO_QUALITY, draft=None)
     return CheckedRequest(
         spec=spec,
         tier=request.priority,
-        fingerprint=fingerprint_of_asked(spec, request, origin=source.id, relation=relation),
+        fingerprint=fingerprint_of_asked(spec, request, origin=source.id, relation=relation, **_may_be_draft(draft)),
         sent_fingerprint=fingerprint_of_sent(request, origin=source.id, relation=relation),
         webhook_url=request.webhook_url,
         origin=Origin(source.id, relation),
-        requested=replace(source.requested, ignored=ignored),
+        requested=requested,
         cancel_after_s=_cancel_after_s(request),
+        draft=draft,
     )
 
 

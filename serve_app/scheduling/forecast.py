@@ -3,7 +3,7 @@
 The fair queues of all stages are copied and served as the dispatcher serves them (tiers, tenants,
 pauses, preemption), with the times that `estimates` gives: a slot of the encoder and of the decoder
 is held for a while, a sampler shares its time among its samples (`shared_sampler`). So the forecast is
-right if the times are, and if nothing else comes.
+right if the times are, and if nothing else comes. Replicas that are starting come when they are likely there.
 
 That costs some ten microseconds a move, so only the first moves of a long queue are made. Those
 behind them wait until all before them have been sampled, at a second of work a second and sampler.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import inf
 from operator import itemgetter
+from typing import NamedTuple
 
 from deployments.messages import Stage
 from serve_app.jobs import NEXT_STAGE, TIERS, Tier
@@ -48,6 +49,11 @@ class Work:
         """Seconds of a device, alone."""
         return max(1, self.steps_left) * (self.step.pass_s + self.step.sample_s)
 
+    @property
+    def alone_s(self) -> float:
+        """Seconds that it takes from the encoder on, if nothing else is there."""
+        return self.encoding_s + self.sampling_s + self.beside_s + self.decoding_s
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -70,6 +76,13 @@ class Forecast:
     finishes_in_s: float  # the whole job is done
 
 
+class Starting(NamedTuple):
+    """A replica that is not there yet."""
+
+    in_s: float  # it is likely there then
+    slots: int
+
+
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """All live jobs, and the slots that there are.
@@ -82,6 +95,7 @@ class Pipeline:
         weight: a tenant's share, > 0.
         now: on the clock of the queues.
         max_parks: a job that was parked this often is not parked again; None if none is.
+        starting: the replicas of each stage that are on their way.
     """
 
     queues: Mapping[Stage, FairQueue]
@@ -91,10 +105,11 @@ class Pipeline:
     weight: Callable[[str], float]
     now: float
     max_parks: int | None
+    starting: Mapping[Stage, Sequence[Starting]] = field(default_factory=dict)
 
 
 def forecast(pipeline: Pipeline, max_claims: int = MAX_CLAIMS) -> dict[str, Forecast]:
-    """The forecast of each live job, by id; without samplers none of those that need one."""
+    """The forecast of each live job, by id; without samplers, there or starting, none of those that need one."""
     run = _Run(pipeline)
     run.until_done(max_claims)
     return run.forecasts()
@@ -108,6 +123,7 @@ class _Run:
     queues: dict[Stage, FairQueue] = field(init=False)
     open_slots: dict[Stage, int] = field(init=False)  # of the encoder and the decoder
     samplers: dict[str | None, SharedSampler] = field(init=False)
+    coming: list[tuple[float, Stage, int]] = field(init=False)  # when replicas come and with how many slots, sorted
     works: dict[str, Work] = field(default_factory=dict)
     charges: dict[str, Charge] = field(default_factory=dict)  # of the samples
     places: dict[str, str | None] = field(default_factory=dict)  # the sampler of a sample
@@ -121,8 +137,15 @@ class _Run:
     def __post_init__(self) -> None:
         pipeline = self.pipeline
         self.queues = {stage: queue.copy() for stage, queue in pipeline.queues.items()}
-        # An encoder or decoder that is not there is on its way: its slot is short, a sampler's is not.
-        self.open_slots = {stage: sum(replicas.values()) or 1 for stage, replicas in pipeline.slots.items()}
+        self.coming = sorted(
+            (new.in_s, stage, new.slots) for stage in Stage for new in pipeline.starting.get(stage, ())
+        )
+        on_their_way = {stage for _, stage, _ in self.coming}
+        # An encoder or decoder of which nothing is known is taken to be there: its slot is short, a sampler's is not.
+        self.open_slots = {
+            stage: sum(replicas.values()) or int(stage not in on_their_way)
+            for stage, replicas in pipeline.slots.items()
+        }
         self.samplers = {name: SharedSampler(slots) for name, slots in pipeline.slots[Stage.SAMPLING].items()}
         for job in pipeline.running:
             self._resume(job)
@@ -143,6 +166,9 @@ class _Run:
     def forecasts(self) -> dict[str, Forecast]:
         """Of all jobs; call it last."""
         cut_at, before_s = self.at, sum(self._left_s(job_id) for job_id in self.places)
+        samplers_at = [at for at, stage, _ in self.coming if stage is Stage.SAMPLING]
+        if samplers_at and not self._count_samplers():
+            cut_at = samplers_at[0]
         # The jobs that hold slots go on, and nothing new is sampled or encoded.
         self.until_done(inf, stages=(Stage.DECODING,))
         return self._rest(cut_at, before_s) | {
@@ -199,6 +225,13 @@ class _Run:
             self.parkable.add(job_id)
 
     def _end_what_is_due(self) -> None:
+        while self.coming and self.coming[0][0] <= self.at:
+            _, stage, slots = self.coming.pop(0)
+            self.changed.add(stage)
+            if stage is Stage.SAMPLING:
+                self.samplers[f"starting {len(self.samplers)}"] = SharedSampler(slots)
+            else:
+                self.open_slots[stage] = self.open_slots.get(stage, 0) + slots
         while self.ends and self.ends[0][0] <= self.at:
             _, job_id, stage = heappop(self.ends)
             self.changed.add(stage)
@@ -230,6 +263,8 @@ class _Run:
         moments = [end[0] for sampler in self.samplers.values() if (end := sampler.next_end()) is not None]
         if self.ends:
             moments.append(self.ends[0][0])
+        if self.coming:
+            moments.append(self.coming[0][0])
         for stage in stages:
             if (pause_end := self.queues[stage].next_pause_end(self.pipeline.now + self.at)) is not None:
                 moments.append(pause_end - self.pipeline.now)
@@ -289,10 +324,10 @@ class _Run:
         """The jobs that still wait, by the sum of the work before each; none without samplers.
 
         Args:
-            cut_at: seconds from the begin; no more jobs were sampled from then on.
+            cut_at: seconds from the begin; no more jobs were sampled from then on, or until then.
             before_s: the work that the samplers held then.
         """
-        devices = sum(1 for slots in self.pipeline.slots[Stage.SAMPLING].values() if slots)
+        devices = self._count_samplers() + sum(stage is Stage.SAMPLING for _, stage, _ in self.coming)
         if not devices:
             return {}
         done_s = self.sampled_s - before_s
@@ -306,6 +341,10 @@ class _Run:
             before_s += work.sampling_s
             found[entry.job_id] = Forecast(self.starts_at.get(entry.job_id, starts_at), starts_at + tail_s)
         return found
+
+    def _count_samplers(self) -> int:
+        """Those that have slots, and are there by now."""
+        return sum(sampler.slots > 0 for sampler in self.samplers.values())
 
     def _in_fair_order(self) -> list[QueueEntry]:
         """The jobs that still wait for the encoder or a sampler: tiers, in each fair shares from here on."""

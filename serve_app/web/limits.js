@@ -130,6 +130,7 @@ export function formOf(video) {
  * @param {Model} model @param {import('./types.js').Video} video
  */
 export function enhancedSteps(model, video) {
+  if (video.draft_reason) return video.draft_reason.num_inference_steps;
   const wished = model.defaults?.enhanced_steps ?? 2 * video.num_inference_steps;
   return Math.min(model.limits.num_inference_steps.maximum, Math.max(wished, video.num_inference_steps + 1));
 }

@@ -14,6 +14,8 @@
  * @property {number} num_frames
  * @property {number} fps
  * @property {string} [quality]
+ * @property {{wait_s: number, limit_s: number, quality: string, num_inference_steps: number}|null} [draft_reason]
+ *   why it is a draft that was not asked for
  * @property {number} num_inference_steps
  * @property {number} guidance_scale
  * @property {string|null} [lora]
@@ -56,6 +58,7 @@
  * @property {Limits} limits
  * @property {{num_inference_steps?: number, guidance_scale?: number, enhanced_steps?: number|null, quality?: string}} [defaults]
  * @property {Quality[]} [qualities] best first
+ * @property {number|null} [draft_when_wait_over_s] null: no drafts under load
  * @property {{name: string, description: string}[]} [loras]
  *
  * @typedef {object} VideoForm what the composer's fields hold; numbers are text until they are sent
@@ -66,7 +69,7 @@
  * @property {number} num_frames
  * @property {string} fps
  * @property {string} quality empty: the server's choice
- * @property {string} num_inference_steps
+ * @property {string} num_inference_steps empty: the quality's own
  * @property {string} guidance_scale
  * @property {string} lora empty: none
  * @property {string} lora_scale empty: as it was trained

@@ -65,6 +65,12 @@ function queueText(video) {
   return video.queue_position === 0 ? 'Next in the queue' : `${plural(video.queue_position, 'video')} before it`;
 }
 
+/** @param {Video} video */
+export function qualityText({ quality, draft_reason: reason }) {
+  if (!reason) return quality;
+  return `${quality}: it would have waited for ${duration(reason.wait_s)}; enhance makes it ${reason.quality}`;
+}
+
 /** When it will be done, or begin; empty without a forecast. @param {Video} video @param {number} nowMs */
 export function forecast(video, nowMs) {
   const left = (unix) => duration(unix - nowMs / 1000);

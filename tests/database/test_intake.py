@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, func, select, update
 
 from deployments.messages import Stage
 from serve_app.config import DAY_S
@@ -15,7 +15,7 @@ from serve_app.database.intake import find_accepted, forget_old_keys, insert_job
 from serve_app.database.job_rows import get_job
 from serve_app.database.schema import idempotency_keys, jobs
 from serve_app.errors import IdempotencyKeyReusedError
-from serve_app.jobs import Acceptance, JobState, Submission, Tier
+from serve_app.jobs import Acceptance, DraftReason, JobState, Requested, Submission, Tier
 from tests.support.registry.sql_jobs import SPEC, accept, claim
 
 FIRST = Submission("a", "mochi-1", SPEC, "acme", idempotency_key="order 7", fingerprint="f1")
@@ -35,6 +35,23 @@ async def test_a_job_comes_back_as_it_was_accepted(database: Database) -> None:
     assert (job.spec, job.state, job.stage, job.attempt) == (spec, JobState.QUEUED, Stage.ENCODING, 1)
     assert (job.tenant, job.tier, job.created_at, job.available_at) == ("acme", Tier.BATCH, 12.5, 12.5)
     assert await database.run(get_job, "video_2") is None
+
+
+async def test_a_draft_under_load_comes_back_with_its_reason(database: Database) -> None:
+    draft = replace(SPEC, quality="draft", num_inference_steps=4)
+    asked = Submission("video_1", "mochi-1", SPEC, requested=Requested(quality="auto"), draft=draft)
+    job = (await accept(database, asked.as_draft(90.04, 60.0), 12.5)).job
+    assert job == await database.run(get_job, "video_1")
+    assert job.spec == draft
+    assert job.requested == Requested(quality="auto", draft=DraftReason(90.0, 60.0, "exact", 20, 3.0))
+
+
+async def test_what_an_earlier_version_wrote_is_read(database: Database) -> None:
+    await accept(database, Submission("video_1", "mochi-1", SPEC), 12.5)
+    written = {"seconds": "2", "size": None, "ignored": ["user"]}
+    await database.run(lambda connection: connection.execute(update(jobs).values(requested=written)))
+    job = await database.run(get_job, "video_1")
+    assert job is not None and job.requested == Requested(seconds="2", ignored=("user",))
 
 
 async def test_the_same_id_again_is_the_same_job(database: Database) -> None:

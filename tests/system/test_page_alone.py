@@ -317,6 +317,40 @@ async def test_without_loras_there_is_no_choice_of_one(memory_app: MemoryApp, ta
     await expect(page.get_by_label("LoRA")).to_have_count(0)
 
 
+async def test_the_quality_may_be_left_to_the_server_where_it_makes_drafts(tabs: Tabs) -> None:
+    tabs.expected.append("status of 404")  # the video has no file
+    async with running_app(draft_when_wait_over_s=60) as app:
+        user = await tabs.user()
+        page = await tabs.open(app.url, user)
+        await page.get_by_role("button", name="Details").click()
+        quality, steps = page.get_by_label("Quality"), page.get_by_label("Steps")
+        await expect(quality).to_have_value("exact")
+        assert await quality.locator("option").all_text_contents() == ["Auto", "Exact", "Fast", "Draft"]
+        await quality.select_option("Auto")
+        await expect(quality).to_have_accessible_description(re.compile("would wait for more than 60 s"))
+        await expect(steps).to_have_value("")
+        assert await violations(page) == []
+        memory = app.services.memory
+        assert memory.jobs[await ask_for(page, PROMPT)].spec.quality == "exact"
+        memory.wait_s = 300.0
+        late = await ask_for(page, PROMPT)
+        assert memory.jobs[late].spec.quality == "draft"
+        app.completed(late)
+        await card(page, late).get_by_role("link").click()
+        await expect(viewer(page)).to_contain_text("draft: it would have waited for 5 min; enhance makes it exact")
+        await viewer(page).get_by_role("button", name="Enhance").click()
+        button = viewer(page).get_by_role("button", name="Make it better")
+        assert memory.jobs[await made_by(page, button)].spec.quality == "exact"
+        await user.close()
+
+
+async def test_where_none_are_made_it_may_not(memory_app: MemoryApp, tabs: Tabs) -> None:
+    page = await tabs.open(memory_app.url)
+    await page.get_by_role("button", name="Details").click()
+    quality = page.get_by_label("Quality")
+    assert await quality.locator("option").all_text_contents() == ["Exact", "Fast", "Draft"]
+
+
 async def test_a_click_on_an_example_fills_the_prompt(memory_app: MemoryApp, tabs: Tabs) -> None:
     page = await tabs.open(memory_app.url)
     await page.get_by_role("button", name="a big green triangle flying fast to the upper right").click()

@@ -220,6 +220,14 @@ def test_the_settings_are_frozen(tmp_path: Path) -> None:
             {"model": tree()["model"] | {"qualities": {"fast": {"threshold_noise": 0.6, "linear_part": 0.1}}}},
             ["model: qualities.fast: with 3 steps the schedule goes beyond sigma 1", "lower threshold_noise"],
         ),
+        (
+            {
+                "model": tree()["model"] | {"qualities": {"fast": {}}},
+                "scheduling": {"draft_when_wait_over_s": 60},
+            },
+            ["scheduling.draft_when_wait_over_s is set, and the model offers no draft; add draft to model.qualities"],
+        ),
+        ({"scheduling": {"draft_when_wait_over_s": 0}}, ["scheduling.draft_when_wait_over_s: ", "greater than 0"]),
         ({"model": tree()["model"] | {"linear_part": 1}}, ["model.linear_part: ", "less than 1"]),
         ({"model": tree()["model"] | {"loras": {"ink": {}}}}, ["model.loras.ink.source: is missing"]),
         (

@@ -2,6 +2,7 @@
 import { fill, form, resetSettings, unfolded } from '../form.js';
 import { model } from '../sync.js';
 import { html } from '../ui.js';
+import { duration } from '../wording.js';
 import { described, Field, NumberField } from './fields.js';
 
 export function Details() {
@@ -12,7 +13,7 @@ export function Details() {
   return html`<div id="details" class="details">
     <${Quality} />
     <${NumberField} name="num_inference_steps" label="Steps" hint=${range(limits.num_inference_steps)}
-      bounds=${limits.num_inference_steps} />
+      bounds=${limits.num_inference_steps} placeholder="usual" />
     <${NumberField} name="guidance_scale" label="Guidance"
       hint=${range({ ...guidance, default: defaults.guidance_scale ?? 'left out' })}
       bounds=${guidance} step="any" placeholder="usual" />
@@ -32,17 +33,27 @@ export function Details() {
   </div>`;
 }
 
-/** A quality brings its own steps and guidance, which may still be changed. */
+/** A quality brings its own steps and guidance, which may still be changed; with steps `auto` is never a draft. */
 function Quality() {
-  const { qualities = [], defaults } = model.value;
+  const { qualities = [], defaults, draft_when_wait_over_s: limit } = model.value;
   if (qualities.length < 2) return null;
   const set = (event) => {
     const quality = event.currentTarget.value;
-    const { num_inference_steps, guidance_scale } = qualities.find(({ name }) => name === quality);
-    fill({ quality, num_inference_steps: String(num_inference_steps), guidance_scale: String(guidance_scale) });
+    const own = qualities.find(({ name }) => name === quality);
+    const text = (value) => (value === undefined ? '' : String(value));
+    fill({
+      quality,
+      num_inference_steps: text(own?.num_inference_steps),
+      guidance_scale: text(own?.guidance_scale),
+    });
   };
-  return html`<${Field} name="quality" label="Quality" hint="With how much work the steps are computed">
+  const hint =
+    form.value.quality === 'auto'
+      ? `A draft if it would wait for more than ${duration(limit)}; it can be enhanced later`
+      : 'With how much work the steps are computed';
+  return html`<${Field} name="quality" label="Quality" hint=${hint}>
     <select ...${described('quality', true)} value=${form.value.quality || defaults?.quality} onChange=${set}>
+      ${limit && html`<option value="auto">Auto</option>`}
       ${qualities.map(({ name }) => html`<option value=${name}>${name[0].toUpperCase()}${name.slice(1)}</option>`)}
     </select>
   <//>`;

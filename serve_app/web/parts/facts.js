@@ -3,7 +3,7 @@ import { json, serverNow, videoPath } from '../api.js';
 import { clock } from '../clock.js';
 import { FINAL } from '../store.js';
 import { html, useEffect, useState } from '../ui.js';
-import { ago, duration, length, moment, problemOf, sizeText } from '../wording.js';
+import { ago, duration, length, moment, problemOf, qualityText, sizeText } from '../wording.js';
 import { ProblemText } from './problem_text.js';
 
 /** @param {{video: import('../types.js').Video}} props */
@@ -20,7 +20,7 @@ function rows(video) {
   return [
     ['Size', sizeText(video.size)],
     ['Length', `${length(video.num_frames, video.fps)}, ${video.num_frames} frames`],
-    video.quality && ['Quality', video.quality],
+    video.quality && ['Quality', qualityText(video)],
     ['Steps', video.num_inference_steps],
     ['Guidance', video.guidance_scale],
     video.lora && ['LoRA', `${video.lora}, ${video.lora_scale}`],

@@ -59,6 +59,8 @@ class MemoryRegistry:
         self.lost_calls: Counter[str] = Counter()  # so many next calls of a method do not arrive
         self.lost_answers = 0  # of so many calls the work is done, and the answer does not arrive
         self.database = "ok"
+        self.wait_s = 0.0  # what is forecast for the next job
+        self.limit_s = 60.0  # over which it becomes a draft, if it may
         self.starting: dict[Stage, tuple[float, ...]] = {}
         self._clock = itertools.count(1_700_000_000)
 
@@ -85,6 +87,8 @@ class MemoryRegistry:
             raise TooLargeError(tokens, limit)
         if self.refusals:
             raise self.refusals.pop(0)
+        if submission.draft is not None and self.wait_s > self.limit_s:
+            submission = submission.as_draft(self.wait_s, self.limit_s)
         job = self.insert(submission)
         await self.feed.flush()
         return Acceptance(job, repeated=False)
@@ -100,22 +104,7 @@ class MemoryRegistry:
     def insert(self, new: Submission) -> Job:
         """A new job, without the bounds that `submit` knows."""
         at = float(next(self._clock))
-        job = Job(
-            new.job_id,
-            new.model,
-            new.spec,
-            JobState.QUEUED,
-            Stage.ENCODING,
-            1,
-            at,
-            tenant=new.tenant,
-            tier=new.tier,
-            origin=new.origin,
-            webhook_url=new.webhook_url,
-            requested=new.requested,
-            cancel_at=None if new.cancel_after_s is None else at + new.cancel_after_s,
-            last_move=first_move(at),
-        )
+        job = new.accepted(at)
         self.jobs[job.id] = job
         self.moves[job.id] = [first_move(at)]
         self.feed.publish(job)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deployments.settings import LoraSettings
 from serve_app.access.tenants import AccessTable, ApiKey, Tenant, key_hash, key_hint, new_key
-from serve_app.config import AccessSettings
+from serve_app.config import AccessSettings, SchedulingSettings
 from serve_app.feed.publisher import FeedPublisher
 from serve_app.ingress.app import create_app
 from serve_app.jobs import Job, Tier
@@ -34,12 +34,15 @@ class MemoryApp:
 
 
 @asynccontextmanager
-async def running_app(keys: bool = False, loras: Mapping[str, LoraSettings] = {}) -> AsyncIterator[MemoryApp]:
+async def running_app(
+    keys: bool = False, loras: Mapping[str, LoraSettings] = {}, draft_when_wait_over_s: float | None = None
+) -> AsyncIterator[MemoryApp]:
     """keys: whether it refuses requests without one. loras: that requests may name."""
     plain = shapes_settings()
     access = AccessSettings(mode="keys" if keys else "auto")
     model = plain.model.model_copy(update={"loras": dict(loras)})
-    settings = plain.model_copy(update={"access": access, "model": model})
+    scheduling = SchedulingSettings(draft_when_wait_over_s=draft_when_wait_over_s)
+    settings = plain.model_copy(update={"access": access, "model": model, "scheduling": scheduling})
     services, key = FakeServices(settings), new_key()
     services.memory.announce_all()
     services.memory.feed = FeedPublisher(access=_access(key))

@@ -92,6 +92,8 @@ def test_every_field_of_a_new_video() -> None:
         "num_frames": 25,
         "fps": 24,
         "quality": "exact",
+        "requested_quality": None,
+        "draft_reason": None,
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
         "lora": None,
@@ -200,8 +202,8 @@ def test_progress_shows_step_and_place() -> None:
 
 def test_a_model_shows_bounds_and_defaults() -> None:
     model = shapes_settings().model
-    (served,) = to_model_list(model).model_dump(mode="json")["data"]
-    assert served["id"] == "mochi-1"
+    (served,) = to_model_list(model, draft_when_wait_over_s=90.0).model_dump(mode="json")["data"]
+    assert (served["id"], served["draft_when_wait_over_s"]) == ("mochi-1", 90.0)
     assert served["limits"]["width"] == {"default": 96, "minimum": 32, "maximum": 128}
     assert served["limits"]["max_prompt_tokens"] == 64
     assert served["defaults"] == {

@@ -142,7 +142,7 @@ def test_a_lora_that_is_not_served_any_more_is_told() -> None:
 
 
 def test_the_model_tells_what_there_is() -> None:
-    (served,) = to_model_list(MODEL).model_dump(mode="json")["data"]
+    (served,) = to_model_list(MODEL, None).model_dump(mode="json")["data"]
     assert served["loras"] == [
         {"name": "ink", "description": "ink drawings"},
         {"name": "drone.v2", "description": ""},

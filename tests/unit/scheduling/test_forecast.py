@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.jobs import Tier
-from serve_app.scheduling.forecast import Forecast, forecast
+from serve_app.scheduling.forecast import Forecast, Starting, forecast
 from tests.support.simulated_queue import Machines, SimulatedServer, TrueTimes, spec_of
 
 FACTOR = 2.0
@@ -232,6 +232,35 @@ def test_without_a_sampler_nothing_is_forecast() -> None:
     pipeline = server.pipeline()
     without = replace(pipeline, slots=dict(pipeline.slots) | {Stage.SAMPLING: {}}, running=())
     assert forecast(without) == {}
+
+
+@pytest.mark.parametrize("count", [4, 900])
+def test_samplers_that_are_starting_are_forecast_to_come(count: int) -> None:
+    """With more jobs than are moved one by one, too."""
+    server = measured_server(Machines(samplers=1, sampler_slots=1, max_parks=None), spec_of(64, 64, 37, 8))
+    for _ in range(count):
+        server.submit(spec_of(64, 64, 37, 8), "a", Tier.STANDARD)
+    pipeline = server.pipeline()
+    there = forecast(pipeline)
+    none = replace(pipeline, slots=dict(pipeline.slots) | {Stage.SAMPLING: {}})
+    come = forecast(replace(none, starting={Stage.SAMPLING: [Starting(5000.0, 1)]}))
+    assert come.keys() == there.keys()
+    assert min(found.starts_in_s for found in come.values()) == 5000
+    last = max(found.finishes_in_s for found in there.values())
+    assert max(found.finishes_in_s for found in come.values()) == pytest.approx(5000 + last, rel=0.05)
+    two = forecast(replace(none, starting={Stage.SAMPLING: 2 * [Starting(5000.0, 1)]}))
+    ends = [max(found.finishes_in_s for found in told.values()) - 5000 for told in (come, two)]
+    assert ends[1] < 0.8 * ends[0]
+
+
+def test_an_encoder_that_is_starting_holds_up_what_waits_for_it() -> None:
+    server = measured_server(Machines(max_parks=None), spec_of(64, 64, 37, 8))
+    server.submit(spec_of(64, 64, 37, 8), "a", Tier.STANDARD)
+    pipeline = server.pipeline()
+    none = replace(pipeline, slots=dict(pipeline.slots) | {Stage.ENCODING: {}, Stage.DECODING: {}}, running=())
+    coming = {Stage.ENCODING: [Starting(30.0, 1)], Stage.DECODING: [Starting(90.0, 1)]}
+    for found in forecast(replace(none, starting=coming)).values():
+        assert found.starts_in_s >= 30 and found.finishes_in_s >= 90
 
 
 def test_a_forecast_changes_nothing() -> None:

@@ -33,5 +33,5 @@ MIX: tuple[dict[str, Any], ...] = tuple(_request(index) for index in range(2 * l
 
 
 def longer(times: int) -> tuple[dict[str, Any], ...]:
-    """The mix with so many times the steps, for a server whose steps are not slowed."""
+    """The mix with so many times the steps, so that jobs are in work when a part is struck."""
     return tuple({**request, "num_inference_steps": times * request["num_inference_steps"]} for request in MIX)

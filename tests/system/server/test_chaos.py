@@ -149,7 +149,7 @@ async def test_whatever_part_is_killed_no_job_is_lost(server: Server) -> None:
     """20 jobs in flight while each part of the server dies once."""
     seed = random.SystemRandom().randrange(10**6)
     rng = random.Random(seed)
-    mix = longer(4)
+    mix = longer(2)
     references = await make_references(server.url, LIMIT_S, mix)
     site = Site(server, server.data.parent, {}, JobRecords(read_only_sqlite(str(server.data / "jobs.db"))))
     order = rng.sample(PARTS, len(PARTS))

@@ -25,6 +25,8 @@ from deployments.messages import Stage
 
 # Of the target wait that may pass before the encoder: what is behind it needs the rest.
 ENCODER_SHARE = 0.1
+# Of the wait that is left at a later stage: urgent jobs that come meanwhile take slots of those that were planned with.
+PLANNED_SHARE = 0.5
 # Replicas are asked for so long before they would be too late: what is decided is done a moment later.
 MARGIN_S = 10.0
 # Jobs that are dealt one by one; the work of those behind them is summed up.
@@ -114,8 +116,7 @@ def demand(job: LiveJob, stage: Stage) -> Demand | None:
             comes_in_s = left_s
         left_s += job.seconds[_STAGES[k]]
     wait_s = min(job.wait_left_s, job.cancelled_in_s - left_s)
-    # What is behind needs a part of it.
-    wait_s = wait_s * ENCODER_SHARE if stage is Stage.ENCODING else wait_s - MARGIN_S
+    wait_s = wait_s * ENCODER_SHARE if stage is Stage.ENCODING else wait_s * PLANNED_SHARE - MARGIN_S
     return Demand(
         seconds=job.seconds[stage],
         comes_in_s=comes_in_s,

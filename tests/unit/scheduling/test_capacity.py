@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.messages import Stage
-from serve_app.scheduling.capacity import MARGIN_S, MAX_DEALT, Demand, Fleet, Hold, LiveJob, Scaler, StageNeed, demand
+from serve_app.scheduling.capacity import (
+    MARGIN_S,
+    MAX_DEALT,
+    PLANNED_SHARE,
+    Demand,
+    Fleet,
+    Hold,
+    LiveJob,
+    Scaler,
+    StageNeed,
+    demand,
+)
 from serve_app.scheduling.capacity import replicas_needed as needed
 
 NONE = Fleet(running=0, starting=(), slots=1, start_s=100.0, minimum=0, maximum=50)
@@ -87,8 +98,8 @@ def test_a_little_work_may_wait_while_there_is_no_replica() -> None:
 def test_a_job_is_demand_of_every_stage_before_it_is_there() -> None:
     wanted = {stage: demand(NEW, stage) for stage in Stage}
     assert wanted[Stage.ENCODING] == Demand(1.0, 0.0, 60.0)
-    assert wanted[Stage.SAMPLING] == Demand(300.0, 1.0, 591.0)
-    assert wanted[Stage.DECODING] == Demand(10.0, 301.0, 891.0)
+    assert wanted[Stage.SAMPLING] == Demand(300.0, 1.0, 1.0 + 290.0)
+    assert wanted[Stage.DECODING] == Demand(10.0, 301.0, 301.0 + 290.0)
     assert needed([d for d in [wanted[Stage.SAMPLING]] if d], NONE) == 1
 
 
@@ -108,7 +119,7 @@ def test_a_stage_that_is_behind_a_job_has_no_demand() -> None:
 
 def test_a_deadline_is_kept_by_beginning_earlier() -> None:
     found = demand(replace(NEW, cancelled_in_s=500.0), Stage.SAMPLING)
-    assert found is not None and found.due_in_s == 1.0 + 500.0 - 311.0 - MARGIN_S
+    assert found is not None and found.due_in_s == 1.0 + PLANNED_SHARE * (500.0 - 311.0) - MARGIN_S
     late = demand(replace(NEW, cancelled_in_s=5.0), Stage.SAMPLING)
     assert late is not None and late.due_in_s == 1.0
 

@@ -8,8 +8,10 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -17,28 +19,49 @@ from rich.table import Table
 
 from benchmarks.autoscaling_parts.cluster import Cluster, Outcome
 from benchmarks.autoscaling_parts.policies import OurPolicy, Policy, ServePolicy
-from benchmarks.autoscaling_parts.traffic import draw_day, least_gpu_s
+from benchmarks.autoscaling_parts.traffic import GPUS, draw_day, least_gpu_s
+from deployments.messages import Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
+from serve_app.scheduling.capacity import MARGIN_S
 
 TARGETS_S: dict[Tier, float] = {tier: getattr(SchedulingSettings().target_wait_s, tier.value) for tier in Tier}
 BAR_WITHIN, BAR_COST = 0.95, 1.15
+
+
+def policies(start_s: float, gpus: int) -> dict[str, Callable[[], Policy]]:
+    """All that can be tried, by name; README.md says what each is."""
+    ours = partial(OurPolicy, TARGETS_S, start_s, gpus)
+    return {
+        "ours": ours,
+        "serve 1": lambda: ServePolicy(1.0, gpus),
+        "serve 2": lambda: ServePolicy(2.0, gpus),
+        "no headroom": partial(ours, worth_s=0.0),
+        "stays half": partial(ours, hold_s=start_s / 2),
+        "stays not": partial(ours, hold_s=0.0),
+        "spares long": partial(ours, patience_s=600.0),
+        "oracle": partial(ours, worth_s=0.0, foresight_s=start_s + MARGIN_S),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", type=int, nargs="*", default=[8, 40], help="that there may be")
     parser.add_argument("--starts", type=float, nargs="*", default=[30.0, 240.0], help="seconds of a start")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=["ours", "serve 1", "serve 2"])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="each draws a day")
+    parser.add_argument("--only", nargs="*", default=["ours", "serve 2"], help=f"of {', '.join(policies(1.0, 1))}")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     begun_at = time.process_time()
-    days = [day(gpus, start_s, options.seed, options.only) for gpus in options.gpus for start_s in options.starts]
+    days = [
+        day(gpus, start_s, seed, options.only)
+        for gpus in options.gpus
+        for start_s in options.starts
+        for seed in options.seeds
+    ]
     Console(width=130).print(as_table(days))
     result = {
         "benchmark": "autoscaling",
-        "seed": options.seed,
         "targets_s": {tier.value: seconds for tier, seconds in TARGETS_S.items()},
         "bars": {"within": BAR_WITHIN, "cost": BAR_COST},
         "processor_s": round(time.process_time() - begun_at, 1),
@@ -54,19 +77,21 @@ def day(gpus: int, start_s: float, seed: int, names: Sequence[str]) -> dict[str,
     """One day by each policy."""
     traffic = draw_day(gpus, seed)
     least_s = least_gpu_s(traffic, TARGETS_S, start_s)
-    policies: dict[str, Callable[[], Policy]] = {
-        "ours": lambda: OurPolicy(TARGETS_S, start_s, gpus),
-        "serve 1": lambda: ServePolicy(1.0, gpus),
-        "serve 2": lambda: ServePolicy(2.0, gpus),
-    }
-    outcomes = {name: Cluster(traffic, policies[name](), start_s).run() for name in names}
+    known = policies(start_s, gpus)
+    outcomes = {name: Cluster(traffic, known[name](), start_s).run() for name in names}
     return {
         "gpus": gpus,
         "start_s": start_s,
+        "seed": seed,
         "jobs": len(traffic.jobs),
-        "least_gpu_h": round(least_s / 3600, 2),
-        "policies": {name: summary(outcome, least_s) for name, outcome in outcomes.items()},
+        "work_gpu_h": hours({s: GPUS[s] * sum(job.seconds[s] for job in traffic.jobs) for s in Stage}),
+        "least_gpu_h": hours(least_s),
+        "policies": {name: summary(outcome, sum(least_s.values())) for name, outcome in outcomes.items()},
     }
+
+
+def hours(seconds: Mapping[Stage, float]) -> dict[str, float]:
+    return {stage.value: round(s / 3600, 2) for stage, s in seconds.items()}
 
 
 def summary(outcome: Outcome, least_s: float) -> dict[str, Any]:
@@ -80,7 +105,8 @@ def summary(outcome: Outcome, least_s: float) -> dict[str, Any]:
             for tier, tier_waits in outcome.waits.items()
         },
         "p95_wait_s": {tier.value: round(percentile(waits, 0.95), 1) for tier, waits in outcome.waits.items()},
-        "gpu_h": round(outcome.gpu_s / 3600, 2),
+        "gpu_h": hours({stage: GPUS[stage] * s for stage, s in outcome.paid_s.items()}),
+        "starting_gpu_h": hours({stage: GPUS[stage] * s for stage, s in outcome.starting_s.items()}),
         "of_least": round(cost, 3),
         "starts": outcome.starts,
         "most_samplers": outcome.most_samplers,
@@ -100,38 +126,28 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def as_table(days: Sequence[dict[str, Any]]) -> Table:
-    title = (
-        f"A day of bursts; bars: {BAR_WITHIN:.0%} of the jobs within their target, {BAR_COST} of the least GPU-hours"
-    )
+    """Of several seeds the median, and the worst in brackets."""
+    columns = ("GPUs", "start", "policy", "within", "inter.", "stand.", "batch", "GPU-h", "of least", "starts", "holds")
     table = Table(
-        "GPUs",
-        "start",
-        "jobs",
-        "policy",
-        "within",
-        "inter.",
-        "stand.",
-        "batch",
-        "GPU-h",
-        "of least",
-        "starts",
-        "holds",
-        title=title,
+        *columns,
+        title=f"A day of bursts; bars: {BAR_WITHIN:.0%} of the jobs within target, {BAR_COST} of the least GPU-hours",
     )
-    for one in days:
-        for name, found in one["policies"].items():
-            tiers = [f"{found['within_by_tier'][tier.value]:.1%}" for tier in Tier]
+    settings = list(dict.fromkeys((one["gpus"], one["start_s"]) for one in days))
+    for gpus, start_s in settings:
+        alike = [one for one in days if (one["gpus"], one["start_s"]) == (gpus, start_s)]
+        for name in alike[0]["policies"]:
+            found = [one["policies"][name] for one in alike]
+            within, cost = [f["within"] for f in found], [f["of_least"] for f in found]
             table.add_row(
-                str(one["gpus"]),
-                f"{one['start_s']:.0f} s",
-                str(one["jobs"]),
+                str(gpus),
+                f"{start_s:.0f} s",
                 name,
-                f"{found['within']:.1%}",
-                *tiers,
-                f"{found['gpu_h']:.1f}",
-                f"{found['of_least']:.2f}",
-                str(found["starts"]),
-                "yes" if found["holds"] else "no",
+                f"{median(within):.1%} ({min(within):.1%})",
+                *(f"{median(f['within_by_tier'][tier.value] for f in found):.1%}" for tier in Tier),
+                f"{median(sum(f['gpu_h'].values()) for f in found):.1f}",
+                f"{median(cost):.2f} ({max(cost):.2f})",
+                f"{median(f['starts'] for f in found):.0f}",
+                f"{sum(f['holds'] for f in found)} of {len(found)}",
             )
     return table
 

@@ -105,6 +105,12 @@ class SchedulingSettings(Settings):
 
     target_wait_s: TargetWaits = TargetWaits()
     replica_start_s: float = Field(120, gt=0, description="from asking for a replica until it is there; then measured")
+    headroom_s: float = Field(
+        900,
+        ge=0,
+        description="what it may cost that a job whose target wait is shorter than a start begins in time, in seconds "
+        "of an idle replica; 0 keeps none ready",
+    )
     activation_gpu_s: float = Field(
         0,
         ge=0,

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Generator, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import simpy
@@ -14,7 +15,9 @@ from deployments.messages import Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import NEXT_STAGE, TIERS, Tier
 
-DECIDE_EVERY_S = 5.0  # our policy asks its registry each second, and Serve ten times
+# Our policy asks its registry each second, and Serve ten times; here it is a part of a start, or this at least.
+DECIDE_EVERY_S = 5.0
+DECISIONS_PER_START = 24
 RESUME_S = 3.0  # a sample that was moved loses no step; its state is written and read
 SLOTS = {Stage.ENCODING: 4, Stage.SAMPLING: 1, Stage.DECODING: 1}
 SETTINGS = SchedulingSettings()
@@ -38,11 +41,16 @@ class Replica:
 class Outcome:
     """What a day cost, and how long its jobs waited."""
 
-    gpu_s: float = 0.0
+    paid_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))  # of replicas, not of GPUs
+    starting_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))  # in that
     starts: int = 0  # of samplers
     most_samplers: int = 0
     moved: int = 0  # samples that went to another replica because theirs was stopped
     waits: dict[Tier, list[float]] = field(default_factory=lambda: {tier: [] for tier in Tier})
+
+    @property
+    def gpu_s(self) -> float:
+        return sum(GPUS[stage] * seconds for stage, seconds in self.paid_s.items())
 
 
 class Cluster:
@@ -59,6 +67,7 @@ class Cluster:
         self._arrivals = deepcopy(list(traffic.jobs))
         self._policy = policy
         self._start_s = start_s
+        self._come = 0  # how many of them have come
         self._live: dict[SimulatedJob, None] = {}
         self._waiting: dict[Stage, list[SimulatedJob]] = {stage: [] for stage in Stage}
         self._replicas: dict[Stage, list[Replica]] = {stage: [] for stage in Stage}
@@ -79,14 +88,18 @@ class Cluster:
     def _arrive(self) -> Process:
         for job in self._arrivals:
             yield self._env.timeout(job.created_at - self._env.now)
+            self._come += 1
             self._live[job] = None
+            self._policy.note(job)
             self._wait(job, Stage.ENCODING)
 
     def _decide(self) -> Process:
         while True:
+            jobs, coming = list(self._live), islice(self._arrivals, self._come, None)
+            self._policy.look(jobs, coming, self._env.now)
             for stage in Stage:
                 self._set_target(stage, self._policy.replicas(self._view(stage)))
-            yield self._env.timeout(DECIDE_EVERY_S)
+            yield self._env.timeout(max(DECIDE_EVERY_S, self._start_s / DECISIONS_PER_START))
 
     def _view(self, stage: Stage) -> StageView:
         now, replicas = self._env.now, self._replicas[stage]
@@ -94,7 +107,6 @@ class Cluster:
         return StageView(
             stage=stage,
             now=now,
-            jobs=list(self._live),
             running=[replica.name for replica in ready],
             busy=frozenset(replica.name for replica in ready if replica.jobs),
             starting_in_s=[max(0.0, r.asked_at + self._start_s - now) for r in replicas if not r.is_ready],
@@ -133,7 +145,9 @@ class Cluster:
             self._pay(replica)
 
     def _pay(self, replica: Replica) -> None:
-        self._outcome.gpu_s += GPUS[replica.stage] * (self._env.now - replica.asked_at)
+        paid_s = self._env.now - replica.asked_at
+        self._outcome.paid_s[replica.stage] += paid_s
+        self._outcome.starting_s[replica.stage] += min(paid_s, self._start_s)
 
     # Jobs
 
@@ -163,16 +177,16 @@ class Cluster:
     def _begin(self, job: SimulatedJob, replica: Replica) -> None:
         self._waiting[job.stage].remove(job)
         job.waited_s += self._env.now - job.waits_since
-        job.is_running = True
+        job.is_running, job.runs_since = True, self._env.now
         replica.jobs[job] = None
         replica.jobs[job] = self._env.process(self._work(job, replica))
 
     def _work(self, job: SimulatedJob, replica: Replica) -> Process:
-        begun_at, stage = self._env.now, replica.stage
+        stage = replica.stage
         try:
             yield self._env.timeout(job.seconds[stage])
         except simpy.Interrupt:
-            job.seconds[stage] = max(1.0, job.seconds[stage] - (self._env.now - begun_at)) + RESUME_S
+            job.seconds[stage] = max(1.0, job.seconds[stage] - (self._env.now - job.runs_since)) + RESUME_S
             del replica.jobs[job]
             self._wait(job, stage)
             return

@@ -1,6 +1,8 @@
-"""Facts by name: the database's id, which registries work on it, how long replicas take to start."""
+"""Facts by name: the database's id, the registries on it, how long replicas take to start, how often jobs come."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from uuid import uuid4
 
 from sqlalchemy import Connection, delete, select
@@ -8,9 +10,12 @@ from sqlalchemy import Connection, delete, select
 from deployments.messages import Stage
 from serve_app.database.engine import insert_into
 from serve_app.database.schema import meta
+from serve_app.jobs import Tier
+from serve_app.scheduling.headroom import TierArrivals
 
 _HEARTBEAT = "registry:"
 _START_TIME = "start_s:"
+_ARRIVALS = "arrivals:"
 _NAME_LENGTH = 64
 
 
@@ -55,6 +60,23 @@ def read_start_times(connection: Connection) -> dict[Stage, float]:
     names = {f"{_START_TIME}{stage}": stage for stage in Stage}
     rows = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
     return {names[name]: float(value) for name, value in rows}
+
+
+def write_arrivals(connection: Connection, *, sums: Mapping[Tier, TierArrivals]) -> None:
+    """What came in these tiers."""
+    for tier, found in sums.items():
+        _write(connection, f"{_ARRIVALS}{tier}", json.dumps(asdict(found)))
+
+
+def read_arrivals(connection: Connection) -> dict[Tier, TierArrivals]:
+    """What was written last, of the tiers of which something was."""
+    names = {f"{_ARRIVALS}{tier}": tier for tier in Tier}
+    rows = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
+    found = {names[name]: json.loads(value) for name, value in rows}
+    return {
+        tier: TierArrivals(kept["at"], kept["jobs"], {stage: kept["beyond_s"][stage] for stage in Stage})
+        for tier, kept in found.items()
+    }
 
 
 def _heartbeat_name(owner: str) -> str:

@@ -197,6 +197,7 @@ class JobRegistry(RegistryApi):
             if not accepted.repeated:
                 self._state.update_job(accepted.job)
                 self._deadlines.note(accepted.job)
+                self._capacity.note_arrival(accepted.job)
         # Before anything else happens: a moment later it may be claimed, and have no place in the
         # queue any more.
         job = self._as_of_now(accepted.job)

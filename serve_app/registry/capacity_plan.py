@@ -6,19 +6,22 @@ from typing import NamedTuple
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
-from serve_app.database.meta import read_start_times, write_start_times
-from serve_app.jobs import Job
+from serve_app.database.meta import read_arrivals, read_start_times, write_arrivals, write_start_times
+from serve_app.jobs import Job, Tier
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.capacity import Fleet, LiveJob, StageNeed, StageState, demand, replicas_needed
+from serve_app.scheduling.headroom import Arrivals, slots_kept
 
 MIN_AGE_S = 0.5
 # To read a long queue takes a while: no more than this share of the registry's time goes into it.
 MAX_TIME_SHARE = 0.05
+# How often what came is written: a registry that is killed forgets no more than that.
+ARRIVALS_KEPT_EVERY_S = 60.0
 
 
 class CapacityPlan:
-    """The need of each stage, and how long its replicas take to start."""
+    """The need of each stage, how long its replicas take to start, and how often jobs come."""
 
     def __init__(self, state: RegistryState) -> None:
         self._state = state
@@ -27,6 +30,16 @@ class CapacityPlan:
         self._reading_s = 0.0  # how long the last reading kept the processor busy
         self._has_restored = False
         self._has_measured = False  # what is not in SQL yet
+        targets = state.scheduling.target_wait_s
+        self._arrivals = Arrivals({tier: getattr(targets, tier.value) for tier in Tier})
+        self._arrivals_due_at = -math.inf  # when those that came are to be written
+        self._has_come = False  # a job, since they were
+
+    def note_arrival(self, job: Job) -> None:
+        """A new job was accepted."""
+        seconds = _seconds(_work(self._state, job.spec), job.spec.num_inference_steps)
+        self._arrivals.note(job.tier, seconds, job.created_at)
+        self._has_come = True
 
     def note_ready(self, info: ReplicaInfo, now: float) -> None:
         """A replica that was not there before takes jobs."""
@@ -47,7 +60,7 @@ class CapacityPlan:
         Args:
             asked: what Serve keeps now.
         """
-        await self._keep_start_times()
+        await self._keep_what_was_learned()
         state, stage, now = self._state, asked.stage, time.monotonic()
         state.wanted[stage] = asked
         there = state.replicas.alive(stage, now)
@@ -62,23 +75,40 @@ class CapacityPlan:
             start_s=state.start_times.start_s(stage),
             minimum=asked.minimum,
             maximum=asked.maximum,
+            kept=self._kept(stage),
         )
         needed = replicas_needed(demands, fleet, state.scheduling.activation_gpu_s)
         busy = frozenset(lease.replica for lease in state.leases.of_stage(stage) if lease.replica is not None)
         return StageNeed(min(asked.maximum, needed + useless), fleet.start_s, busy)
 
-    async def _keep_start_times(self) -> None:
-        """Read them once, and write what is new; they can be measured again."""
+    def _kept(self, stage: Stage) -> int:
+        """Slots for urgent jobs; where none is parked for them, beside those of others."""
         state = self._state
+        load = self._arrivals.urgent(stage, state.start_times.start_s(stage), state.unix_time())
+        kept = slots_kept(load, state.scheduling.headroom_s)
+        if kept and not state.scheduling.preemption:
+            kept += sum(lease.job.tier is not Tier.INTERACTIVE for lease in state.leases.of_stage(stage))
+        return kept
+
+    async def _keep_what_was_learned(self) -> None:
+        """Read it once, and write what is new; it can be learned again."""
+        state, now = self._state, time.monotonic()
         try:
             if not self._has_restored:
-                state.start_times.restore(await state.database.run(read_start_times))
-                self._has_restored = True
+                start_times = await state.database.run(read_start_times)
+                arrivals = await state.database.run(read_arrivals)
+                if not self._has_restored:  # each stage asks, at the same time
+                    self._has_restored = True
+                    state.start_times.restore(start_times)
+                    self._arrivals.restore(arrivals)
             if self._has_measured:
                 self._has_measured = False
                 await state.database.run(write_start_times, seconds=dict(state.start_times.measured))
+            if self._has_come and now >= self._arrivals_due_at:
+                self._has_come, self._arrivals_due_at = False, now + ARRIVALS_KEPT_EVERY_S
+                await state.database.run(write_arrivals, sums=dict(self._arrivals.sums))
         except RegistryUnavailableError as error:
-            log.warning(f"start times of replicas are not kept: {error}")
+            log.warning(f"start times of replicas and how often jobs come are not kept: {error}")
 
     def _live_jobs(self, now: float) -> list[LiveJob]:
         if now - self._read_at > max(MIN_AGE_S, self._reading_s / MAX_TIME_SHARE):
@@ -119,19 +149,22 @@ def _live_job(
     work = works[kind]
     steps_left = spec.num_inference_steps - job.step if lease is None else lease.steps_left
     used_s = 0.0 if lease is None else lease.reported.device_s
-    waits = state.scheduling.target_wait_s
-    target_s: float = getattr(waits, job.tier.value)
+    target_s: float = getattr(state.scheduling.target_wait_s, job.tier.value)
     return LiveJob(
         stage=job.stage,
         is_running=lease is not None,
         wait_left_s=target_s - max(0.0, now - job.created_at - job.device_s - used_s),
         cancelled_in_s=math.inf if job.cancel_at is None else job.cancel_at - now,
-        seconds={
-            Stage.ENCODING: work.encoding_s,
-            Stage.SAMPLING: work.beside_s + work.step_s * max(1, steps_left),
-            Stage.DECODING: work.decoding_s,
-        },
+        seconds=_seconds(work, steps_left),
     )
+
+
+def _seconds(work: _Work, steps_left: int) -> dict[Stage, float]:
+    return {
+        Stage.ENCODING: work.encoding_s,
+        Stage.SAMPLING: work.beside_s + work.step_s * max(1, steps_left),
+        Stage.DECODING: work.decoding_s,
+    }
 
 
 def _work(state: RegistryState, spec: VideoSpec) -> _Work:

@@ -6,7 +6,8 @@ all live jobs would begin in time, if nothing else came: their work is dealt to 
 urgent first, the slots that are busy or still starting from when they are free. A new replica is
 there after a start, whose time is measured; what cannot be in time even so is to begin when the new
 ones are there. A job that waits for the encoder, or that is being sampled, is work of the stages
-behind from when it will come there: replicas are asked for a start before that.
+behind from when it will come there: replicas are asked for a start before that. For jobs that
+cannot wait for a start slots are kept before they come (`headroom.py`); others may hold them until then.
 
 More are wanted at once. Fewer are wanted when they were not needed for a while (`Hold`), and while
 the replicas that would go have nothing to move (`Scaler`).
@@ -24,12 +25,14 @@ from deployments.messages import Stage
 
 # Of the target wait that may pass before the encoder: what is behind it needs the rest.
 ENCODER_SHARE = 0.1
-# Replicas of a later stage are asked for so long before they would be too late.
+# Of the wait that is left at a later stage: urgent jobs that come meanwhile take slots of those that were planned with.
+PLANNED_SHARE = 0.5
+# Replicas are asked for so long before they would be too late: what is decided is done a moment later.
 MARGIN_S = 10.0
 # Jobs that are dealt one by one; the work of those behind them is summed up.
 MAX_DEALT = 1000
-# A job that is moved loses no step, so a busy replica is spared for a while and not for ever.
-BUSY_PATIENCE_S = 600.0
+# A job that is moved loses no step and a few seconds, so a busy replica is spared for a while and not for ever.
+BUSY_PATIENCE_S = 60.0
 # What cannot be in time is to begin when new replicas are there, or so much of their start later: a
 # replica for each of many short jobs would cost more than it does for them.
 LATE = 1.25
@@ -70,6 +73,7 @@ class Fleet:
         start_s: from asking for a replica until it takes jobs.
         minimum: that are there always.
         maximum: that may be there.
+        kept: slots that are there for urgent jobs that have not come yet (`headroom.py`).
     """
 
     running: int
@@ -78,6 +82,7 @@ class Fleet:
     start_s: float
     minimum: int
     maximum: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +110,13 @@ def demand(job: LiveJob, stage: Stage) -> Demand | None:
     at, of = _STAGES.index(job.stage), _STAGES.index(stage)
     if of < at:
         return None
-    comes_in_s = sum(job.seconds[before] for before in _STAGES[at:of])
-    left_s = comes_in_s + sum(job.seconds[behind] for behind in _STAGES[of:])
+    comes_in_s, left_s = 0.0, 0.0
+    for k in range(at, len(_STAGES)):
+        if k == of:
+            comes_in_s = left_s
+        left_s += job.seconds[_STAGES[k]]
     wait_s = min(job.wait_left_s, job.cancelled_in_s - left_s)
-    if stage is Stage.ENCODING:
-        wait_s *= ENCODER_SHARE
+    wait_s = wait_s * ENCODER_SHARE if stage is Stage.ENCODING else wait_s * PLANNED_SHARE - MARGIN_S
     return Demand(
         seconds=job.seconds[stage],
         comes_in_s=comes_in_s,
@@ -127,13 +134,14 @@ def replicas_needed(demands: Iterable[Demand], fleet: Fleet, activation_s: float
         activation_s: while there are no replicas, less work than this starts none until it would be
             late otherwise.
     """
+    fewest = max(fleet.minimum, min(fleet.maximum, ceil(fleet.kept / fleet.slots)))
     # What comes later than a new replica could is no reason to ask for one now.
     soon = [d for d in demands if d.comes_in_s <= fleet.start_s + MARGIN_S]
     held = [d.seconds * fleet.slots for d in soon if d.is_running]
     waiting = sorted((d for d in soon if not d.is_running), key=attrgetter("due_in_s"))
     if not fleet.running and not fleet.starting and not held and _may_sleep(waiting, fleet.start_s, activation_s):
-        return fleet.minimum
-    fewest = max(fleet.minimum, ceil(len(held) / fleet.slots), int(bool(waiting)))
+        return fewest
+    fewest = max(fewest, ceil(len(held) / fleet.slots), int(bool(waiting)))
     most = min(fleet.maximum, max(fewest, len(held) + len(waiting)))
     fewest = min(max(fewest, _fluid(waiting, fleet)), most)
     while fewest < most:

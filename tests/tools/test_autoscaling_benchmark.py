@@ -1,11 +1,23 @@
 """The simulated day of the autoscaling benchmark."""
 
-import pytest
+from itertools import combinations, pairwise
 
-from benchmarks.autoscaling import TARGETS_S, share_within
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.autoscaling import TARGETS_S, policies, share_within
 from benchmarks.autoscaling_parts.cluster import Cluster
 from benchmarks.autoscaling_parts.policies import OurPolicy
-from benchmarks.autoscaling_parts.traffic import DAY_S, SimulatedJob, Traffic, draw_day, least_gpu_s, most_at_once
+from benchmarks.autoscaling_parts.traffic import (
+    DAY_S,
+    SimulatedJob,
+    Traffic,
+    draw_day,
+    least_gpu_s,
+    least_to_meet,
+    most_at_once,
+)
 from deployments.messages import Stage
 from serve_app.jobs import Tier
 
@@ -27,8 +39,42 @@ def test_a_day_is_the_same_for_a_seed() -> None:
 def test_what_is_needed_at_once() -> None:
     # Within 600 s and their own 300 s a sampler does three of them; spans are as wide as their bins.
     assert most_at_once(jobs(30, 3000.0, Tier.STANDARD), TARGETS_S) == 10
+
+
+def test_the_least_is_work_and_starts() -> None:
     least_s = least_gpu_s(jobs(30, 3000.0, Tier.STANDARD), TARGETS_S, 100.0)
-    assert least_s == pytest.approx(30 * 301.05 + 10 * 100.0)
+    assert least_s[Stage.SAMPLING] == pytest.approx(30 * 300.0 + 10 * 100.0)
+    # One encoder and one decoder that start once; the decoder's own work of a minute is less than that.
+    assert least_s[Stage.ENCODING] == least_s[Stage.DECODING] == pytest.approx(0.5 * 100.0)
+
+
+def test_the_least_that_is_there_for_all() -> None:
+    assert least_to_meet([], 30.0) == 0.0
+    assert least_to_meet([(0.0, 60.0), (50.0, 110.0)], 30.0) == 30.0
+    assert least_to_meet([(0.0, 60.0), (80.0, 140.0)], 30.0) == 50.0  # it stays from 60 to 80
+    assert least_to_meet([(0.0, 60.0), (100.0, 140.0)], 30.0) == 60.0  # it is started again
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5)), min_size=1, max_size=5), st.integers(1, 6))
+def test_no_other_moments_cost_less(drawn: list[tuple[int, int]], start_s: int) -> None:
+    windows = [(float(begin), float(begin + length)) for begin, length in drawn]
+    points = sorted({moment for window in windows for moment in window})
+    costs = [
+        start_s + sum(min(after - before, start_s) for before, after in pairwise(chosen))
+        for count in range(1, len(points) + 1)
+        for chosen in combinations(points, count)
+        if all(any(begin <= at <= end for at in chosen) for begin, end in windows)
+    ]
+    assert least_to_meet(windows, start_s) == min(costs)
+
+
+def test_who_knows_the_future_makes_the_first_job_wait_for_no_start() -> None:
+    urgent = jobs(1, 600.0, Tier.INTERACTIVE, sampling_s=100.0)
+    waits = {
+        name: Cluster(urgent, policies(START_S, 4)[name](), START_S).run().waits[Tier.INTERACTIVE][0]
+        for name in ("ours", "oracle")
+    }
+    assert waits["oracle"] < 10.0 < START_S <= waits["ours"] <= TARGETS_S[Tier.INTERACTIVE]
 
 
 def test_every_job_of_a_burst_is_made_and_paid_for() -> None:
@@ -37,7 +83,8 @@ def test_every_job_of_a_burst_is_made_and_paid_for() -> None:
     waits = outcome.waits[Tier.STANDARD]
     assert len(waits) == 12 and max(waits) <= TARGETS_S[Tier.STANDARD]
     assert 4 <= outcome.most_samplers <= 12
-    assert least_gpu_s(burst, TARGETS_S, START_S) < outcome.gpu_s < 3 * least_gpu_s(burst, TARGETS_S, START_S)
+    least_s = sum(least_gpu_s(burst, TARGETS_S, START_S).values())
+    assert least_s < outcome.gpu_s < 3 * least_s
     assert all(job.seconds[Stage.SAMPLING] == 300.0 for job in burst.jobs)  # the day itself stays as it was
 
 

@@ -61,6 +61,15 @@ async def test_a_little_work_starts_nothing_below_the_threshold(database_url: st
     await world.stop()
 
 
+async def test_slots_are_kept_for_urgent_jobs_that_come_often(world: World) -> None:
+    for n in range(6):
+        job = await world.submit(f"urgent-{n}", tier=Tier.INTERACTIVE)
+        await world.registry.cancel(job.id)
+    assert [(await world.registry.capacity(NONE[stage])).replicas for stage in Stage] == [1, 1, 1]
+    await world.restart()
+    assert (await world.registry.capacity(NONE[Stage.SAMPLING])).replicas == 1
+
+
 async def test_start_times_are_measured_and_outlive_the_registry(world: World) -> None:
     one = replace(NONE[Stage.SAMPLING], target=1)
     await world.registry.capacity(NONE[Stage.SAMPLING])

@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.messages import Stage
-from serve_app.scheduling.capacity import MAX_DEALT, Demand, Fleet, Hold, LiveJob, Scaler, StageNeed, demand
+from serve_app.scheduling.capacity import (
+    MARGIN_S,
+    MAX_DEALT,
+    PLANNED_SHARE,
+    Demand,
+    Fleet,
+    Hold,
+    LiveJob,
+    Scaler,
+    StageNeed,
+    demand,
+)
 from serve_app.scheduling.capacity import replicas_needed as needed
 
 NONE = Fleet(running=0, starting=(), slots=1, start_s=100.0, minimum=0, maximum=50)
@@ -87,8 +98,8 @@ def test_a_little_work_may_wait_while_there_is_no_replica() -> None:
 def test_a_job_is_demand_of_every_stage_before_it_is_there() -> None:
     wanted = {stage: demand(NEW, stage) for stage in Stage}
     assert wanted[Stage.ENCODING] == Demand(1.0, 0.0, 60.0)
-    assert wanted[Stage.SAMPLING] == Demand(300.0, 1.0, 601.0)
-    assert wanted[Stage.DECODING] == Demand(10.0, 301.0, 901.0)
+    assert wanted[Stage.SAMPLING] == Demand(300.0, 1.0, 1.0 + 290.0)
+    assert wanted[Stage.DECODING] == Demand(10.0, 301.0, 301.0 + 290.0)
     assert needed([d for d in [wanted[Stage.SAMPLING]] if d], NONE) == 1
 
 
@@ -108,7 +119,7 @@ def test_a_stage_that_is_behind_a_job_has_no_demand() -> None:
 
 def test_a_deadline_is_kept_by_beginning_earlier() -> None:
     found = demand(replace(NEW, cancelled_in_s=500.0), Stage.SAMPLING)
-    assert found is not None and found.due_in_s == 1.0 + 500.0 - 311.0
+    assert found is not None and found.due_in_s == 1.0 + PLANNED_SHARE * (500.0 - 311.0) - MARGIN_S
     late = demand(replace(NEW, cancelled_in_s=5.0), Stage.SAMPLING)
     assert late is not None and late.due_in_s == 1.0
 
@@ -118,6 +129,15 @@ def test_the_end_of_a_long_queue_counts_too() -> None:
     short = needed([waits(10.0, due_in_s=1000.0)] * MAX_DEALT, fleet)
     long = needed([waits(10.0, due_in_s=1000.0)] * (MAX_DEALT * 4), fleet)
     assert 3.5 * short < long < 4.5 * short
+
+
+def test_slots_are_kept_for_jobs_that_have_not_come() -> None:
+    assert needed([], replace(NONE, kept=3)) == 3
+    assert needed([], replace(NONE, kept=3, slots=2)) == 2
+    assert needed([], replace(NONE, kept=80)) == 50
+    assert needed([waits(1.0)], replace(NONE, kept=3), activation_s=60.0) == 3
+    # Who runs in them is parked for an urgent job: they are not kept beside the others.
+    assert needed([runs()] * 5, replace(TEN, kept=3)) == 5
 
 
 @given(

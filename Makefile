@@ -95,6 +95,11 @@ clients: .clients/.openai-oldest .clients/.litellm .clients/.node ## Install oth
 chaos: .venv/.dev ## Break each part of a running server under 200 jobs; ARGS="--seed 7 --faults sampler,ray"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+# Root on Linux with CAP_NET_ADMIN and CAP_SYS_ADMIN, and redis-server: the pods are namespaces.
+.PHONY: cluster-test
+cluster-test: .venv/.dev ## Ray nodes as pods on this machine: placement, kills under jobs, a second cluster; ARGS="--parts placement"
+	@$(BIN)/python -m tests.cluster $(ARGS)
+
 .PHONY: bench
 bench: .venv/.dev ## Run one benchmark; BENCH=name of a file in benchmarks/
 	@$(BIN)/python benchmarks/$(BENCH).py

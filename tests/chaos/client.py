@@ -24,15 +24,23 @@ PASSING = (429, 502, 503, 504)
 class Client:
     """Talks to one server, whatever happens to it, until `deadline` (monotonic seconds).
 
-    keys: begins the Idempotency-Key of each request. odd: answers that were not expected, counted.
+    keys: begins the Idempotency-Key of each request. api_key: of a server that asks for one. odd: answers that were not
+    expected, counted. repeated: what there was instead of an answer to keep, counted; not where nobody took the
+    connection, which clients try again by themselves.
     """
 
-    def __init__(self, url: str, keys: str, deadline: float) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=CALLERS))
+    def __init__(self, url: str, keys: str, deadline: float, api_key: str | None = None) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=TIMEOUT_S,
+            limits=httpx.Limits(max_connections=CALLERS),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+        )
         self._callers = asyncio.Semaphore(CALLERS)
         self._keys = keys
         self._deadline = deadline
         self.odd: Counter[str] = Counter()
+        self.repeated: Counter[str] = Counter()
         self.refused: list[str] = []
 
     async def close(self) -> None:
@@ -46,6 +54,10 @@ class Client:
             self.refused.append("no answer in time" if answer is None else _told(answer))
             return None
         return str(answer.json()["id"])
+
+    async def look(self) -> None:
+        """One small request, to see whether it is answered."""
+        await self._send("GET", "/v1/videos", params={"limit": 1})
 
     async def wait(self, job_ids: Iterable[str]) -> None:
         """Return when all of the jobs are final, or time is over."""
@@ -96,9 +108,14 @@ class Client:
     async def _send(self, method: str, path: str, **about: Any) -> httpx.Response | None:
         try:
             answer = await self._http.request(method, path, **about)
-        except httpx.TransportError:
+        except (httpx.ConnectError, httpx.ConnectTimeout):
             return None
-        if answer.status_code not in (OK, *PASSING):
+        except httpx.TransportError as error:
+            self.repeated[f"{method} {type(error).__name__}"] += 1
+            return None
+        if answer.status_code in PASSING:
+            self.repeated[f"{method} {answer.status_code}"] += 1
+        elif answer.status_code != OK:
             self.odd[f"{method} {_told(answer)}"] += 1
         return answer
 

@@ -46,7 +46,8 @@ class Outcome:
 
     requests: sent. in_flight: jobs accepted and not final at the first strike. refused: requests that were not
     accepted in time, with the last answer. unasked: jobs that exist though no request was told of them: a request
-    that was repeated has become two jobs. odd: answers that a client does not expect, and how often.
+    that was repeated has become two jobs. odd: answers that a client does not expect, and how often. repeated: why
+    requests had to be sent again, and how often.
     """
 
     fault: str
@@ -58,6 +59,7 @@ class Outcome:
     refused: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
     odd: dict[str, int] = field(default_factory=dict)
+    repeated: dict[str, int] = field(default_factory=dict)
 
     @property
     def row(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Outcome:
             "failed": sum(e.state in FAILED for e in ended),
             "steps run twice": sum(e.steps_run - e.steps for e in ended if e.state == COMPLETED),
             "videos different": sum(e.state == COMPLETED and e.difference is not None for e in ended),
+            "requests repeated": sum(self.repeated.values()),
             "strikes": self.strikes,
             "seconds": round(self.seconds, 1),
         }

@@ -17,6 +17,7 @@ COLUMNS = (
     "failed",
     "steps run twice",
     "videos different",
+    "requests repeated",
     "strikes",
     "seconds",
 )
@@ -42,9 +43,10 @@ def line(outcome: Outcome) -> str:
 
 
 def details(outcome: Outcome) -> list[str]:
-    """What the line cannot tell: odd answers, and the jobs that are not as promised."""
+    """What the line cannot tell: odd answers, why requests were repeated, and the jobs that are not as promised."""
     odd: list[str] = [f"  answer {what}: {count} times" for what, count in sorted(outcome.odd.items())]
-    return odd + shortened([f"  {complaint}" for complaint in outcome.complaints])
+    repeated = [f"  repeated after {what}: {count} times" for what, count in sorted(outcome.repeated.items())]
+    return odd + repeated + shortened([f"  {complaint}" for complaint in outcome.complaints])
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

@@ -5,11 +5,12 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from tests.chaos.client import Client
 from tests.chaos.clips import difference
+from tests.chaos.job_records import JobRecords
 from tests.chaos.judge import COMPLETED, Ended, Outcome
 from tests.chaos.mix import MIX
 from tests.chaos.site import Site
@@ -30,6 +31,19 @@ class Blow:
     strike: Callable[[], Awaitable[None]]
 
 
+class Place(Protocol):
+    """Where jobs are sent, the key for it if it asks for one, and what its database says."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def api_key(self) -> str | None: ...
+
+    @property
+    def records(self) -> JobRecords: ...
+
+
 @dataclass
 class Round:
     """Sends the jobs, strikes, waits.
@@ -38,7 +52,7 @@ class Round:
     limit_s: for all of it. What is not final then counts as lost.
     """
 
-    site: Site
+    site: Place
     references: Sequence[bytes]
     limit_s: float
     mix: Sequence[dict[str, Any]] = MIX
@@ -50,7 +64,7 @@ class Round:
     async def run(self, name: str, jobs: int, blows: Sequence[Blow]) -> Outcome:
         begun = time.monotonic()
         before = await asyncio.to_thread(self.site.records.ids)
-        client = Client(self.site.server.url, uuid4().hex, begun + self.limit_s)
+        client = Client(self.site.url, uuid4().hex, begun + self.limit_s, self.site.api_key)
         try:
             await self._submit(client, jobs + jobs // SPARE)
             await self._strike_all(client, blows)
@@ -84,7 +98,7 @@ class Round:
 
     async def _judged(self, name: str, client: Client, before: set[str], seconds: float) -> Outcome:
         moves = await asyncio.to_thread(self.site.records.moves)
-        checker = Client(self.site.server.url, "", time.monotonic() + CHECK_S)
+        checker = Client(self.site.url, "", time.monotonic() + CHECK_S, self.site.api_key)
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(job_id: str, index: int) -> Ended:
@@ -106,6 +120,7 @@ class Round:
             tuple(client.refused),
             tuple(sorted(unasked)),
             dict(client.odd + checker.odd),
+            dict(client.repeated + checker.repeated),
         )
 
     async def _ended(self, client: Client, job_id: str, index: int, moves: Sequence[tuple[float, str, str]]) -> Ended:
@@ -128,12 +143,14 @@ class Round:
         )
 
 
-async def make_references(url: str, limit_s: float, mix: Sequence[dict[str, Any]] = MIX) -> list[bytes]:
+async def make_references(
+    url: str, limit_s: float, mix: Sequence[dict[str, Any]] = MIX, api_key: str | None = None
+) -> list[bytes]:
     """The clip of each request of the mix, from a server that nothing happens to.
 
     Raises RuntimeError when the server does not make one of them.
     """
-    client = Client(url, uuid4().hex, time.monotonic() + limit_s)
+    client = Client(url, uuid4().hex, time.monotonic() + limit_s, api_key)
     try:
         ids = await asyncio.gather(*(client.submit(number, request) for number, request in enumerate(mix)))
         await client.wait(job_id for job_id in ids if job_id is not None)

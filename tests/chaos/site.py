@@ -36,6 +36,14 @@ class Site:
     strikes: dict[str, Strike] = field(default_factory=dict)
     leftovers: list[Leftovers] = field(default_factory=list)
 
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def api_key(self) -> None:
+        return None
+
     async def kill(self, part: str) -> None:
         """kill -9 to every process of the part, once it is there."""
         await self._until_there(part)

@@ -19,8 +19,8 @@ from tests.support import ROOT
 CUDA_PACKAGES = re.compile(r"nvidia-|cuda-|triton$")
 
 
-# What tests use, and `make chaos`.
-HELPERS = {"tests/support", "tests/chaos"}
+# What tests use, `make chaos` and `make cluster-test`.
+HELPERS = {"tests/support", "tests/chaos", "tests/cluster"}
 
 
 def text(path: str) -> str:
@@ -130,7 +130,7 @@ def test_make_lists_its_targets() -> None:
     targets = set(re.findall(r"^\.PHONY: (\S+)$", text("Makefile"), re.MULTILINE))
     listed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in listed.splitlines()} == targets
-    assert {"serve", "test", "test-long", "chaos", "bench", "lint", "format", "clean"} <= targets
+    assert {"serve", "test", "test-long", "chaos", "cluster-test", "bench", "lint", "format", "clean"} <= targets
 
 
 def test_ci_runs_what_contributors_run() -> None:

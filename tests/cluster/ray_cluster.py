@@ -30,7 +30,8 @@ READY_S = 420.0
 HEAD_STARTS = 5
 HEAD_S = 120.0
 HEAD_ENDS_S = 5.0
-ANSWER_S = 60.0
+# The first deploy starts Serve before it is answered.
+ANSWER_S = 300.0
 LOOK_S = 1.0
 STATUS_S = 15
 SETTLED_S = 420.0

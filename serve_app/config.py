@@ -92,6 +92,11 @@ class TargetWaits(Settings):
     standard: float = Field(600, gt=0)
     batch: float = Field(3600, gt=0)
 
+    def of(self, tier: str) -> float:
+        """That of a tier, which is a field's name."""
+        seconds: float = getattr(self, tier)
+        return seconds
+
 
 class SchedulingSettings(Settings):
     """In which order waiting jobs go to the replicas, and how many replicas there are."""

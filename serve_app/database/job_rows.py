@@ -37,7 +37,8 @@ def new_row(job: Job) -> dict[str, Any]:
         "origin_id": None if job.origin is None else job.origin.video_id,
         "origin_relation": None if job.origin is None else job.origin.relation,
         "webhook_url": job.webhook_url,
-        "requested": _requested_json(job.requested),
+        # As JSON; null for what most requests are.
+        "requested": None if job.requested == AS_MADE else asdict(job.requested),
         "cancel_at": job.cancel_at,
     }
 
@@ -69,11 +70,6 @@ def job_from_row(row: Mapping[Any, Any]) -> Job:
         "requested": AS_MADE if requested is None else _requested(requested),
     }
     return Job(**values)
-
-
-def _requested_json(requested: Requested) -> dict[str, Any] | None:
-    """Null for what most requests are."""
-    return None if requested == AS_MADE else asdict(requested)
 
 
 def _requested(values: dict[str, Any]) -> Requested:

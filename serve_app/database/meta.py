@@ -1,7 +1,7 @@
 """Facts by name: the database's id, the registries on it, how long replicas take to start, how often jobs come."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from uuid import uuid4
 
@@ -58,8 +58,7 @@ def write_start_times(connection: Connection, *, seconds: Mapping[Stage, float])
 def read_start_times(connection: Connection) -> dict[Stage, float]:
     """What was written last, of the stages of which something was."""
     names = {f"{_START_TIME}{stage}": stage for stage in Stage}
-    rows = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
-    return {names[name]: float(value) for name, value in rows}
+    return {names[name]: float(value) for name, value in _read(connection, names).items()}
 
 
 def write_arrivals(connection: Connection, *, sums: Mapping[Tier, TierArrivals]) -> None:
@@ -71,8 +70,7 @@ def write_arrivals(connection: Connection, *, sums: Mapping[Tier, TierArrivals])
 def read_arrivals(connection: Connection) -> dict[Tier, TierArrivals]:
     """What was written last, of the tiers of which something was."""
     names = {f"{_ARRIVALS}{tier}": tier for tier in Tier}
-    rows = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.in_(names)))
-    found = {names[name]: json.loads(value) for name, value in rows}
+    found = {names[name]: json.loads(value) for name, value in _read(connection, names).items()}
     return {
         tier: TierArrivals(kept["at"], kept["jobs"], {stage: kept["beyond_s"][stage] for stage in Stage})
         for tier, kept in found.items()
@@ -81,6 +79,12 @@ def read_arrivals(connection: Connection) -> dict[Tier, TierArrivals]:
 
 def _heartbeat_name(owner: str) -> str:
     return f"{_HEARTBEAT}{owner}"[:_NAME_LENGTH]
+
+
+def _read(connection: Connection, names: Collection[str]) -> dict[str, str]:
+    """The facts of these names that there are."""
+    rows = connection.execute(select(meta.c.name, meta.c.value).where(meta.c.name.in_(names))).all()
+    return {row.name: row.value for row in rows}
 
 
 def _write(connection: Connection, name: str, value: str) -> None:

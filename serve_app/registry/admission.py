@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
+from dataclasses import dataclass
 
 from deployments.messages import Stage
 from serve_app.access.limits import DayBooking, Quotas
@@ -19,6 +19,14 @@ from serve_app.scheduling.fitting import memory_limit
 Refusal = TooLargeError | QueueFullError | RateLimitError
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _BeingWritten:
+    """A job that was accepted and is not in SQL yet."""
+
+    submission: Submission
+    cost_s: float  # in GPU-seconds, as it was estimated then
+
+
 class AdmissionControl:
     """Decides on each new job."""
 
@@ -26,13 +34,15 @@ class AdmissionControl:
         self._state = state
         self._estimates = estimates
         self._quotas = Quotas(time.monotonic)
-        self._reserved_s: defaultdict[str, float] = defaultdict(float)  # GPU-seconds of `reserving`, by tenant
-        self._being_written: dict[str, Submission] = {}  # by job id
+        self._being_written: list[_BeingWritten] = []  # in the order in which they were accepted
 
     @property
     def reserved_s(self) -> Mapping[str, float]:
         """Estimated GPU-seconds of the jobs that are being written, by tenant."""
-        return MappingProxyType(self._reserved_s)
+        found: defaultdict[str, float] = defaultdict(float)
+        for one in self._being_written:
+            found[one.submission.tenant] += one.cost_s
+        return found
 
     async def decide(self, new: Submission) -> Submission | Refusal:
         """What is to be accepted, which may be the job's draft, or why nothing is.
@@ -65,24 +75,20 @@ class AdmissionControl:
         limit_s = self._state.scheduling.draft_when_wait_over_s
         if new.draft is None or limit_s is None:
             return new
-        wait_s = self._estimates.wait_s(new, list(self._being_written.values()))
+        wait_s = self._estimates.wait_s(new, [one.submission for one in self._being_written])
         return new.as_draft(wait_s, limit_s) if wait_s is not None and wait_s > limit_s else new
 
     @contextmanager
     def reserving(self, new: Submission) -> Iterator[None]:
         """Count a job while it is written, so that many at once do not pass the bounds together."""
-        cost_s = self._cost_s(new)
-        self._reserved_s[new.tenant] += cost_s
-        self._being_written[new.job_id] = new
-        self._estimates.note_accepted(new, cost_s)
+        written = _BeingWritten(new, self._cost_s(new))
+        self._being_written.append(written)
+        self._estimates.note_accepted(new, written.cost_s)
         try:
             with self._state.waiting.reserving(new.tenant):
                 yield
         finally:
-            self._being_written.pop(new.job_id, None)
-            self._reserved_s[new.tenant] -= cost_s
-            if self._reserved_s[new.tenant] < 1e-9:  # clients make up the names of tenants: none may stay
-                del self._reserved_s[new.tenant]
+            self._being_written.remove(written)
 
     def booked_s(self, tenant: str) -> float:
         """GPU-seconds of the tenant's live jobs: used so far, and still needed by the estimates."""
@@ -92,7 +98,7 @@ class AdmissionControl:
     def _day_booking(self, tenant: Tenant | None, new: Submission, used_s: float) -> DayBooking:
         booked_s = 0.0
         if tenant is not None and tenant.gpu_seconds_per_day is not None:  # to sum up its jobs takes a while
-            booked_s = self.booked_s(tenant.name) + self._reserved_s.get(tenant.name, 0.0)
+            booked_s = self.booked_s(tenant.name) + self.reserved_s.get(tenant.name, 0.0)
         return DayBooking(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new))
 
     def _left_s(self, job: Job) -> float:

@@ -9,13 +9,11 @@ from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from serve_app.database.meta import read_arrivals, read_start_times, write_arrivals, write_start_times
 from serve_app.jobs import Job, Tier
 from serve_app.registry.leases import Lease
+from serve_app.registry.pace import Pace
 from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.capacity import Fleet, LiveJob, StageNeed, StageState, demand, replicas_needed
 from serve_app.scheduling.headroom import Arrivals, slots_kept
 
-MIN_AGE_S = 0.5
-# To read a long queue takes a while: no more than this share of the registry's time goes into it.
-MAX_TIME_SHARE = 0.05
 # How often what came is written: a registry that is killed forgets no more than that.
 ARRIVALS_KEPT_EVERY_S = 60.0
 
@@ -26,12 +24,11 @@ class CapacityPlan:
     def __init__(self, state: RegistryState) -> None:
         self._state = state
         self._jobs: list[LiveJob] = []
-        self._read_at = -math.inf
-        self._reading_s = 0.0  # how long the last reading kept the processor busy
+        self._needed: dict[Stage, int] = {}  # replicas, by `_jobs`
+        self._pace = Pace()  # of both: to read a long queue and to deal it to replicas takes a while
         self._has_restored = False
         self._has_measured = False  # what is not in SQL yet
-        targets = state.scheduling.target_wait_s
-        self._arrivals = Arrivals({tier: getattr(targets, tier.value) for tier in Tier})
+        self._arrivals = Arrivals({tier: state.scheduling.target_wait_s.of(tier) for tier in Tier})
         self._arrivals_due_at = -math.inf  # when those that came are to be written
         self._has_come = False  # a job, since they were
 
@@ -65,7 +62,6 @@ class CapacityPlan:
         state.wanted[stage] = asked
         there = state.replicas.alive(stage, now)
         state.start_times.set_target(stage, asked.target, len(there), now)
-        demands = [found for job in self._live_jobs(now) if (found := demand(job, stage)) is not None]
         # A replica that is there and takes nothing is one of those that Serve counts.
         useless = sum(info.problem is not None for info in there)
         fleet = Fleet(
@@ -77,7 +73,7 @@ class CapacityPlan:
             maximum=asked.maximum,
             kept=self._kept(stage),
         )
-        needed = replicas_needed(demands, fleet, state.scheduling.activation_gpu_s)
+        needed = self._replicas_needed(stage, fleet)
         busy = frozenset(lease.replica for lease in state.leases.of_stage(stage) if lease.replica is not None)
         return StageNeed(min(asked.maximum, needed + useless), fleet.start_s, busy)
 
@@ -110,13 +106,17 @@ class CapacityPlan:
         except RegistryUnavailableError as error:
             log.warning(f"start times of replicas and how often jobs come are not kept: {error}")
 
-    def _live_jobs(self, now: float) -> list[LiveJob]:
-        if now - self._read_at > max(MIN_AGE_S, self._reading_s / MAX_TIME_SHARE):
-            busy_s = time.thread_time()
-            self._jobs = _read_jobs(self._state)
-            self._read_at = now
-            self._reading_s = time.thread_time() - busy_s
-        return self._jobs
+    def _replicas_needed(self, stage: Stage, fleet: Fleet) -> int:
+        """By the live jobs as they were a moment ago, and the fleet when it was first asked for since then."""
+        if self._pace.is_due():
+            with self._pace.doing():
+                self._jobs = _read_jobs(self._state)
+            self._needed = {}
+        if stage not in self._needed:
+            with self._pace.going_on():
+                demands = [found for job in self._jobs if (found := demand(job, stage)) is not None]
+                self._needed[stage] = replicas_needed(demands, fleet, self._state.scheduling.activation_gpu_s)
+        return self._needed[stage]
 
 
 def _read_jobs(state: RegistryState) -> list[LiveJob]:
@@ -149,7 +149,7 @@ def _live_job(
     work = works[kind]
     steps_left = spec.num_inference_steps - job.step if lease is None else lease.steps_left
     used_s = 0.0 if lease is None else lease.reported.device_s
-    target_s: float = getattr(state.scheduling.target_wait_s, job.tier.value)
+    target_s = state.scheduling.target_wait_s.of(job.tier)
     return LiveJob(
         stage=job.stage,
         is_running=lease is not None,

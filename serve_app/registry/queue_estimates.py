@@ -10,15 +10,12 @@ from deployments.messages import Directive, Stage, VideoSpec
 from serve_app.feed.publisher import FeedPublisher
 from serve_app.jobs import Job, JobState, Place, Submission, Tier
 from serve_app.registry.leases import Lease
+from serve_app.registry.pace import MAX_TIME_SHARE, MIN_AGE_S, Pace
 from serve_app.registry.state import RegistryState
 from serve_app.scheduling.estimates import StepTime
 from serve_app.scheduling.forecast import Forecast, Pipeline, Running, Starting, Work, forecast
 from serve_app.scheduling.shared_sampler import batch_of
 
-MIN_AGE_S = 0.5
-# A forecast of a long queue takes a while: no more than this share of the registry's time goes into
-# it.
-MAX_TIME_SHARE = 0.05
 # Seconds between two times that the places are published, for each waiting job.
 PUBLISH_PAUSE_S = 0.0005
 # The wait of a new job is forecast for itself while that takes no longer than this; else several have one forecast.
@@ -42,11 +39,10 @@ class QueueEstimates:
     def __init__(self, state: RegistryState) -> None:
         self._state = state
         self._positions: dict[str, int] = {}  # of the jobs that wait
-        self._forecasts: dict[str, Forecast] = {}  # of all live jobs; seconds from `_estimated_at`
+        self._forecasts: dict[str, Forecast] = {}  # of all live jobs; seconds from `_pace.done_at`
         self._room_in_s: dict[str | None, float] = {}  # by tenant; of any tenant under None
-        self._estimated_at = -math.inf
-        self._estimating_s = 0.0  # how long the last estimate kept the processor busy
-        self._published_at = 0.0  # `_estimated_at` of what was published last
+        self._pace = Pace()  # of the estimates: a forecast of a long queue takes a while
+        self._published_at = 0.0  # `_pace.done_at` of what was published last
         self._waits: dict[tuple[str, Tier], _Wait] = {}
 
     def place(self, job: Job) -> Place | None:
@@ -61,8 +57,8 @@ class QueueEstimates:
     def publish(self, feed: FeedPublisher) -> None:
         """Bring the places that the followers have up to date, less often if there are many."""
         self._estimate_if_older(max(MIN_AGE_S, len(self._positions) * PUBLISH_PAUSE_S))
-        if self._published_at != self._estimated_at:
-            self._published_at = self._estimated_at
+        if self._published_at != self._pace.done_at:
+            self._published_at = self._pace.done_at
             job_ids = self._positions.keys() | self._forecasts.keys()
             feed.publish_places({job_id: self._place(job_id) for job_id in job_ids})
 
@@ -78,7 +74,7 @@ class QueueEstimates:
         room_in_s = self._room_in_s.get(tenant)
         if room_in_s is None:
             return UNKNOWN_RETRY_S
-        return max(1, min(MAX_RETRY_S, math.ceil(room_in_s - (time.monotonic() - self._estimated_at))))
+        return max(1, min(MAX_RETRY_S, math.ceil(room_in_s - (time.monotonic() - self._pace.done_at))))
 
     def wait_s(self, new: Submission, being_written: Sequence[Submission]) -> float | None:
         """How long a new job would wait in all, beside its own work; None if that cannot be known.
@@ -129,7 +125,7 @@ class QueueEstimates:
         forecast = self._forecasts.get(job_id)
         if forecast is None:
             return Place(self._positions.get(job_id), None, None)
-        estimated_at = self._state.unix_time() - (time.monotonic() - self._estimated_at)
+        estimated_at = self._state.unix_time() - (time.monotonic() - self._pace.done_at)
         return Place(
             position=self._positions.get(job_id),
             starts_at=estimated_at + forecast.starts_in_s,
@@ -137,16 +133,15 @@ class QueueEstimates:
         )
 
     def _estimate_if_older(self, age_s: float) -> None:
-        begun_at, busy_s = time.monotonic(), time.thread_time()
-        if begun_at - self._estimated_at <= max(age_s, self._estimating_s / MAX_TIME_SHARE):
+        if not self._pace.is_due(age_s):
             return
-        waiting = {stage: self._state.waiting.order(stage) for stage in Stage}
-        self._positions = {job.id: n for jobs in waiting.values() for n, job in enumerate(jobs)}
-        measured = self._state.costs.is_measured(Stage.SAMPLING)
-        self._forecasts = forecast(_pipeline(self._state, begun_at)) if measured else {}
-        self._room_in_s = self._rooms(waiting)
-        self._estimated_at = time.monotonic()
-        self._estimating_s = time.thread_time() - busy_s
+        with self._pace.doing():
+            begun_at = time.monotonic()
+            waiting = {stage: self._state.waiting.order(stage) for stage in Stage}
+            self._positions = {job.id: n for jobs in waiting.values() for n, job in enumerate(jobs)}
+            measured = self._state.costs.is_measured(Stage.SAMPLING)
+            self._forecasts = forecast(_pipeline(self._state, begun_at)) if measured else {}
+            self._room_in_s = self._rooms(waiting)
 
     def _rooms(self, waiting: Mapping[Stage, Sequence[Job]]) -> dict[str | None, float]:
         """When the first waiting job of each tenant, and of any (None), goes to a sampler or decoder."""

@@ -110,11 +110,8 @@ def demand(job: LiveJob, stage: Stage) -> Demand | None:
     at, of = _STAGES.index(job.stage), _STAGES.index(stage)
     if of < at:
         return None
-    comes_in_s, left_s = 0.0, 0.0
-    for k in range(at, len(_STAGES)):
-        if k == of:
-            comes_in_s = left_s
-        left_s += job.seconds[_STAGES[k]]
+    comes_in_s = sum(job.seconds[before] for before in _STAGES[at:of])
+    left_s = sum(job.seconds[left] for left in _STAGES[at:])
     wait_s = min(job.wait_left_s, job.cancelled_in_s - left_s)
     wait_s = wait_s * ENCODER_SHARE if stage is Stage.ENCODING else wait_s * PLANNED_SHARE - MARGIN_S
     return Demand(

@@ -228,10 +228,6 @@ class WaitingJobs:
         ends = [at for queue in self._queues.values() if (at := queue.next_pause_end(now)) is not None]
         return max(0.0, min(ends) - now) if ends else None
 
-    def count_by_stage(self) -> Counter[Stage]:
-        """How many jobs wait for each stage."""
-        return Counter({stage: len(queue) for stage, queue in self._queues.items()})
-
     def _pause_left_s(self, job: Job) -> float:
         """By the wall clock, which may have jumped: never longer than the pause can have been."""
         settings = self._settings

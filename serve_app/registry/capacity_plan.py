@@ -122,11 +122,8 @@ class CapacityPlan:
 def _read_jobs(state: RegistryState) -> list[LiveJob]:
     works: dict[tuple[object, ...], _Work] = {}
     now = state.unix_time()
-    held = state.leases.all()
-    leased = {lease.job_id for lease in held}
-    waiting = [job for job in state.waiting.jobs() if job.id not in leased]
-    return [_live_job(state, lease.job, lease, now, works) for lease in held] + [
-        _live_job(state, job, None, now, works) for job in waiting
+    return [_live_job(state, lease.job, lease, now, works) for lease in state.leases.all()] + [
+        _live_job(state, job, None, now, works) for job in state.waiting.jobs()
     ]
 
 

@@ -13,7 +13,7 @@ from deployments.messages import Directive, Stage, StageTask
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.job_rows import get_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
-from serve_app.jobs import Job, Tier
+from serve_app.jobs import Job, JobState, Tier
 from serve_app.registry.leases import ForeignLeases, Lease, leases_to_park
 from serve_app.registry.reports import JobReports
 from serve_app.registry.state import RegistryState, log
@@ -144,6 +144,9 @@ class Dispatcher:
         state = self._state
         missing = state.waiting.reconcile(await state.database.run(jobs_sql.queued_ids))
         for job in await state.database.run(get_jobs, missing):
+            lease = state.leases.of_job(job.id)
+            if job.state is JobState.QUEUED and lease is not None:
+                self._reports.stop_lost_lease(lease)  # it has ended; the answer to that write was lost
             state.update_job(job, None)
         # What neither waits here nor is leased here was moved by a write whose answer was lost, or
         # by another registry.
@@ -229,8 +232,6 @@ class Dispatcher:
             del self._unconfirmed_claims[job_id]
 
     def _begin_call(self, job: Job, charge: Charge, alone_on: str | None) -> None:
-        if (ended := self._state.leases.of_job(job.id)) is not None:
-            self._reports.stop_lost_lease(ended)  # SQL says that it has ended; the answer to that write was lost
         lease = self._state.leases.grant(job, time.monotonic(), charge, alone_on)
         self._state.feed.publish(job)
         self._calls[lease.token] = lease

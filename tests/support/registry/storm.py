@@ -266,6 +266,8 @@ class Cluster:
             late = asyncio.create_task(self._repeat(method, *args, **kwargs))
             self._late.add(late)
             late.add_done_callback(self._late.discard)
+        if both := life.registry.snapshot().state.held_and_waiting:
+            storm.surprises.append(f"{both} wait and hold a lease")
         result: T = asked.result()
         if storm.chance(storm.weather.unheard):
             raise RegistryUnavailableError("the storm took the answer")

@@ -59,13 +59,17 @@ async def test_a_claim_that_was_written_and_not_told_is_undone(world: World) -> 
     assert (call.task.job_id, call.task.attempt) == ("a", 1)
 
 
-async def test_a_lease_whose_end_was_not_told_ends_with_the_next_claim(world: World) -> None:
+async def test_a_lease_whose_end_was_not_told_ends_when_its_job_is_seen_to_wait(world: World) -> None:
     await world.replicas(stages=ENCODER)
     await world.submit("a")
     encoding = await world.workers.next()
     world.faults.lost_answers.add(jobs_sql.finish_stage)
     with pytest.raises(RegistryUnavailableError):
         await world.report(encoding, Finished())
+    async with asyncio.timeout(300):
+        while world.registry.snapshot().state.waiting.queues[Stage.SAMPLING].job_ids != {"a"}:
+            await asyncio.sleep(0.01)
+    assert world.registry.snapshot().state.leases == {}  # else it were forecast, and counted, twice
     await world.replicas(stages=SAMPLER)
     sampling = await world.workers.next()
     assert (sampling.task.job_id, sampling.task.stage) == ("a", Stage.SAMPLING)

@@ -91,6 +91,10 @@ manifests-test: .venv/.dev ## Check the cluster's manifests against Kubernetes' 
 .PHONY: clients
 clients: .clients/.openai-oldest .clients/.litellm .clients/.node ## Install other people's clients, which tests run, into .clients (0.5 GB)
 
+.PHONY: clients-test
+clients-test: .venv/.dev clients ## Run the tests with all other people's clients: the oldest `openai`, LiteLLM, its proxy
+	@$(BIN)/pytest -n 0 tests/system/clients
+
 .PHONY: chaos
 chaos: .venv/.dev ## Break each part of a running server under 200 jobs; ARGS="--seed 7 --faults sampler,ray"
 	@$(BIN)/python -m tests.chaos $(ARGS)

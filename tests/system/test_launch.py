@@ -224,6 +224,7 @@ def test_killed_it_takes_everything_with_it(tmp_path: Path) -> None:
         assert _taken(server.ports, PATIENCE_S) == {}
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with _launched(tmp_path) as server:
         server.until("Deploying new app")

@@ -12,6 +12,8 @@ from tests.support.clients.environments import LITELLM, PROXY_KEY
 from tests.support.servers.server import Server
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow  # `make clients-test`: it loads for ten seconds in each process
+
 PROMPT = "a red circle moving right"
 PROVIDERS = ["openai", "hosted_vllm"]
 

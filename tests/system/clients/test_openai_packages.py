@@ -14,7 +14,7 @@ from tests.support.servers.server import Server
 
 RUNS = [
     pytest.param(NEWEST, "openai_program.py", id="python-newest"),
-    pytest.param(OLDEST, "openai_program.py", id="python-oldest"),
+    pytest.param(OLDEST, "openai_program.py", id="python-oldest", marks=pytest.mark.slow),
     pytest.param(NODE, "openai_program.mjs", id="node"),
 ]
 

@@ -29,9 +29,19 @@ def environments(recipe: Recipe) -> list[Environment]:
     return [OWN] if recipe.section == "Our own client" else [NEWEST, OLDEST]
 
 
+def is_slow(recipe: Recipe, environment: Environment) -> bool:
+    """Whether it needs more than `make test` installs and starts."""
+    return environment in (OLDEST, LITELLM) or PROXY_URL in recipe.text
+
+
 # The proxy's settings and its start are run by the fixture litellm_proxy.
 RUNS = [
-    pytest.param(recipe, environment, id=f"line-{recipe.line}{environment.stamp.replace('.', '-')}")
+    pytest.param(
+        recipe,
+        environment,
+        id=f"line-{recipe.line}{environment.stamp.replace('.', '-')}",
+        marks=[pytest.mark.slow] if is_slow(recipe, environment) else [],
+    )
     for recipe in recipes()
     if recipe not in settings_and_start()
     for environment in environments(recipe)

@@ -139,6 +139,7 @@ def test_a_sample_in_company_is_what_it_is_alone(compiled: Compiled) -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_torchs_compiler_computes_what_the_eager_block_does(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One block, in one and in two rows; then another start, which takes the kernels from the disk."""
     with warmed_up(tiny(), "inductor", tmp_path_factory) as compiled:

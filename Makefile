@@ -93,7 +93,7 @@ clients: .clients/.openai-oldest .clients/.litellm .clients/.node ## Install oth
 
 .PHONY: clients-test
 clients-test: .venv/.dev clients ## Run the tests with all other people's clients: the oldest `openai`, LiteLLM, its proxy
-	@$(BIN)/pytest -n 0 tests/system/clients
+	@$(BIN)/pytest -n 0 tests/system/server/clients
 
 .PHONY: chaos
 chaos: .venv/.dev ## Break each part of a running server under 200 jobs; ARGS="--seed 7 --faults sampler,ray"

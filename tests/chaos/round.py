@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -154,12 +155,14 @@ async def make_references(
     try:
         ids = await asyncio.gather(*(client.submit(number, request) for number, request in enumerate(mix)))
         await client.wait(job_id for job_id in ids if job_id is not None)
-        clips = [(await client.fetch(job_id))[1] for job_id in ids if job_id is not None]
+        fetched = [await client.fetch(job_id) for job_id in ids if job_id is not None]
     finally:
         await client.close()
-    made = [clip for clip in clips if clip is not None]
+    made = [clip for _, clip in fetched if clip is not None]
     if len(made) < len(mix):
-        raise RuntimeError(f"undisturbed, {len(made)} of {len(mix)} videos were made")
+        states = Counter("unknown" if video is None else video["state"] for video, _ in fetched)
+        told = {"states": dict(states), "refused": client.refused, "odd": dict(client.odd)}
+        raise RuntimeError(f"undisturbed, {len(made)} of {len(mix)} videos were made: {told}")
     return made
 
 

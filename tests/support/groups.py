@@ -6,13 +6,12 @@ import pytest
 
 # All tests below one of these folders, the first that a test is in, go to one process. They share a server, or a Ray;
 # those that start a Ray of their own do so one after the other.
-SHARED = ("tests/system/server/", "tests/system/clients/", "tests/system/", "tests/integration/ray/")
+SHARED = ("tests/system/server/", "tests/system/", "tests/integration/ray/")
 # What takes longest begins first, so that nothing is waited for alone in the end; but no two that start a Ray begin
 # together, as the first files do: on two cores they would wait for each other.
 ORDER = (
     "tests/system/server/",
     "tests/database/",
-    "tests/system/clients/",
     "tests/integration/storage/",
     "tests/system/",
     "tests/integration/http/",

@@ -213,6 +213,7 @@ def test_a_stop_that_serve_does_not_follow_in_time_ends_well(tmp_path: Path, par
         assert gone(processes)
 
 
+@pytest.mark.slow
 def test_killed_it_takes_everything_with_it(tmp_path: Path) -> None:
     with _launched(tmp_path) as server:
         server.until("Stop")

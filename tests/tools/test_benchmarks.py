@@ -191,6 +191,7 @@ def test_turns_and_summary() -> None:
     assert step_batching.as_table(section).row_count == 2
 
 
+@pytest.mark.slow
 def test_step_batching_compares_the_same_videos() -> None:
     contenders = step_batching.Contenders()
     contenders.check(3)

@@ -21,6 +21,7 @@ NAMESPACE = "test-local-storage"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.slow
 async def test_a_killed_actor_brings_the_store_back(ray_cluster: None, local_port: int, tmp_path: Path) -> None:
     actor = named_actor(LocalStorage, ACTOR_NAME, NAMESPACE, {}).remote(
         StorageSettings(local_port=local_port), tmp_path

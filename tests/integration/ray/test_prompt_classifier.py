@@ -163,6 +163,7 @@ def handle(serve_cluster: None, folder: Path) -> Any:
     return serve.run(bound, name="classifier", route_prefix=None)
 
 
+@pytest.mark.slow
 async def test_a_replica_answers_many_at_once_and_none_when_it_is_gone(handle: Any) -> None:
     classify = classify_with(handle, timeout_s=300)
     verdicts: list[Verdict] = await asyncio.gather(*map(classify, PROMPTS * 5))

@@ -19,6 +19,7 @@ def start(settings: AppSettings) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_each_application_is_told_why_the_registry_cannot_start(ray_cluster: None) -> None:
     (port,) = free_ports(1)
     settings = load_settings(

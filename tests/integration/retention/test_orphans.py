@@ -98,6 +98,7 @@ async def test_what_is_not_ours_stays(database: CrashingDatabase, store: AgingSt
     assert await files_left(store) == foreign
 
 
+@pytest.mark.slow
 async def test_thousands_of_orphans_are_paged(
     database: CrashingDatabase, store: AgingStore, caplog: pytest.LogCaptureFixture
 ) -> None:

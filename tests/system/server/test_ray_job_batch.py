@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.clip_reader import colour_and_direction, read_frames
 from tests.support.servers.server import Server
 
@@ -27,6 +29,7 @@ def submit(server: Server, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_batch_runs_as_a_ray_job_and_goes_on_in_a_second_one(server: Server, tmp_path: Path) -> None:
     prompts, folder = tmp_path / "prompts.jsonl", tmp_path / "out"
     prompts.write_text("".join(json.dumps({"prompt": p, "seed": 3}) + "\n" for p in PROMPTS[:2]))

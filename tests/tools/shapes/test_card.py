@@ -52,6 +52,7 @@ def written(tmp_path: Path, evaluated: Json) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_card_gets_the_figures_between_its_marks(written: Path) -> None:
     card(argparse.Namespace(out=written, model=MODEL, second=None))
     told = (written.parent / "README.md").read_text()

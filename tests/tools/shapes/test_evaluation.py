@@ -159,6 +159,7 @@ def test_score_without_pairs_and_trained_scenes() -> None:
     assert list(found["made"]) == list(found["drawn"]) == ["held out, one figure"]
 
 
+@pytest.mark.slow
 def test_sweep_and_its_pictures(tmp_path: Path) -> None:
     cases = draw_cases(2, "held out", False, SEEDS["sweep"])
     working = bench(cases, draw_cases(6, "held out", False), draw_cases(2, "held out", True))

@@ -193,6 +193,7 @@ def test_a_shortened_recipe_keeps_its_sizes() -> None:
     assert Recipe().shortened(1) == recipe
 
 
+@pytest.mark.slow
 def test_training_makes_a_folder_that_the_pipeline_loads(tmp_path: Path) -> None:
     train(TINY, tmp_path / "work", tmp_path / "model", CPU)
     pipeline = MochiPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)

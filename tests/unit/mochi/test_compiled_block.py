@@ -295,6 +295,7 @@ def step_where_compiling_fails(settled: bool) -> tuple[float, str | None, list[s
 
 
 @pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.slow
 def test_where_the_compiler_fails_the_block_goes_on_without(own_process: ProcessPoolExecutor, settled: bool) -> None:
     error, failure, told = own_process.submit(step_where_compiling_fails, settled).result()
     assert error <= 1e-6

@@ -146,7 +146,7 @@ def check_final(video: VideoSpec, latents: Tensor) -> None:
 unhurried = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(unhurried, max_examples=examples(1))
+@settings(unhurried, max_examples=examples(0.5))
 @given(scenarios)
 def test_whatever_happens_the_latents_are_the_pipelines(scenario: Scenario) -> None:
     check(scenario)

@@ -23,7 +23,7 @@ from benchmarks.autoscaling_parts.traffic import GPUS, draw_day, least_gpu_s
 from deployments.messages import Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
-from serve_app.scheduling.capacity import MARGIN_S
+from serve_app.scheduling.scaling.capacity import MARGIN_S
 
 TARGETS_S: dict[Tier, float] = {tier: getattr(SchedulingSettings().target_wait_s, tier.value) for tier in Tier}
 BAR_WITHIN, BAR_COST = 0.95, 1.15

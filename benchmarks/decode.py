@@ -30,8 +30,8 @@ from benchmarks.step_batching import spread, take_turns
 from deployments.clip import ClipShape
 from deployments.decoder.hand_over import hand_over
 from deployments.decoder.mp4_encoder import Mp4Writer
-from deployments.mochi.loading import load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.weights.loading import load_vae
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "shapes"
 CPU = torch.device("cpu")

@@ -103,14 +103,14 @@ def loading(name: str) -> Callable[[Callable[[Path], object]], Callable[[Path], 
 
 @loading("ours, bf16")
 def ours_bf16(folder: Path) -> object:
-    from deployments.mochi.loading import load_transformer
+    from deployments.mochi.weights.loading import load_transformer
 
     return load_transformer(folder, "bfloat16", CPU)
 
 
 @loading("ours, fp32")
 def ours_fp32(folder: Path) -> object:
-    from deployments.mochi.loading import load_transformer
+    from deployments.mochi.weights.loading import load_transformer
 
     return load_transformer(folder, "float32", CPU)
 

@@ -29,7 +29,7 @@ from benchmarks.common import full_size as fs
 from benchmarks.common.machine import describe_machine, publish
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
-from deployments.mochi.loading import load_transformer
+from deployments.mochi.weights.loading import load_transformer
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "shapes"
 TEXT_TOKENS = 64

@@ -6,7 +6,7 @@ from typing import Literal
 DtypeName = Literal["float32", "bfloat16"]
 
 WeightsName = Literal["int8", "fp8"]
-"""The forms of 8 bits that weights may be kept in; see `deployments.mochi.quantised_weights`."""
+"""The forms of 8 bits that weights may be kept in; see `deployments.mochi.weights.quantised_weights`."""
 
 Dtypes = DtypeName | Mapping[str, DtypeName]
 """One for all parts of a model, or one for each part that has weights, by its name."""

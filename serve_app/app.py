@@ -26,7 +26,7 @@ from serve_app.local.store.seaweed import LocalStorage
 from serve_app.prompts.blocklist import load_blocklist
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.replicas import StageRouter
-from serve_app.scheduling.autoscaling import CapacityPolicy
+from serve_app.scheduling.scaling.autoscaling import CapacityPolicy
 
 REGISTRY = "JobRegistry"
 # How soon a replica that was killed is replaced.

@@ -5,7 +5,7 @@ from typing import Protocol
 from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Order, Submission
-from serve_app.scheduling.capacity import StageNeed, StageState
+from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 
 
 class RegistryApi(WorkerRegistry, Protocol):

@@ -12,8 +12,16 @@ from benchmarks.autoscaling_parts.traffic import SimulatedJob
 from deployments.messages import Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
-from serve_app.scheduling.capacity import BUSY_PATIENCE_S, Fleet, LiveJob, Scaler, StageNeed, demand, replicas_needed
-from serve_app.scheduling.headroom import Arrivals, slots_kept
+from serve_app.scheduling.scaling.capacity import (
+    BUSY_PATIENCE_S,
+    Fleet,
+    LiveJob,
+    Scaler,
+    StageNeed,
+    demand,
+    replicas_needed,
+)
+from serve_app.scheduling.scaling.headroom import Arrivals, slots_kept
 
 KEPT_FOR_S = 30.0  # how many slots are kept changes slowly
 

@@ -14,8 +14,8 @@ from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import milliseconds, relative_error, rounded
 from deployments.mochi.block import run_block
 from deployments.mochi.denoise import denoise_step
-from deployments.mochi.loading import load_transformer, load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.weights.loading import load_transformer, load_vae
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes"
 WORDS = 9

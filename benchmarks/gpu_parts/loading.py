@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.common import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import first_ms, gigabytes, rounded, timed
-from deployments.mochi.weights import TORCH_DTYPES, FileTensor, ReadOptions, read_tensors
+from deployments.mochi.weights.tensors import TORCH_DTYPES, FileTensor, ReadOptions, read_tensors
 from deployments.storage.safetensors_file import stored_tensors
 
 # T5-XXL's encoder, as Mochi 1 uses it.

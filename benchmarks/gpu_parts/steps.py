@@ -26,7 +26,7 @@ from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import denoise_step
 from deployments.mochi.packed_weights import pack_projections
 from deployments.mochi.probe import probe_batches
-from deployments.mochi.quantised_weights import quantise
+from deployments.mochi.weights.quantised_weights import quantise
 from deployments.sampler.memory_profile import SampleFootprint
 
 

@@ -17,9 +17,9 @@ from deployments.decoder.mp4_encoder import Codec, Mp4Writer, poster
 from deployments.decoder.spritesheet import Spritesheet
 from deployments.keys import latents_key, video_key
 from deployments.messages import Stage, StageTask
-from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, keep_preview
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.weights.loading import load_vae
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.stage_replica import StageReplica

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deployments.errors import PermanentError
 from deployments.messages import LoraChoice
-from deployments.mochi.quantised_weights import QuantisedLinear
+from deployments.mochi.weights.quantised_weights import QuantisedLinear
 from deployments.storage.lora_files import LoraFiles
 from deployments.storage.model_store import FINGERPRINT_CHARS
 

@@ -12,7 +12,7 @@ from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Stage
-from deployments.mochi.loading import load_text_encoder
+from deployments.mochi.weights.loading import load_text_encoder
 from deployments.prompts.kept_embeddings import KeptEmbeddings
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing, logger

@@ -15,8 +15,8 @@ from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Event, LoraChoice, Parked, Stage
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import Sample, initial_noise
-from deployments.mochi.loading import load_transformer
 from deployments.mochi.loras import Loras
+from deployments.mochi.weights.loading import load_transformer
 from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing
 from deployments.replica.serve_private import watch_sigterm

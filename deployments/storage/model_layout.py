@@ -1,7 +1,7 @@
 """Whether files are a whole Mochi pipeline in the layout of diffusers, told in milliseconds and without torch.
 
 Read are the JSON files and the headers of the weights, so the same is checked of a folder, and of a bucket before
-anything is fetched from it. `deployments.mochi.loading` compares every tensor with the model's classes.
+anything is fetched from it. `deployments.mochi.weights.loading` compares every tensor with the model's classes.
 """
 
 import json

@@ -91,5 +91,9 @@ class WeightsDirectory:
         return Answer(known=True, token=self._token, grants=tuple(swarm.grants(ask.address, ask.count, now)))
 
     def _drop_empty(self) -> None:
+        """Of a model that nobody fetches any more no node asks, either: its swarm is not swept by itself."""
+        now = self._clock()
+        for swarm in self._swarms.values():
+            swarm.sweep(now)
         for state in [name for name, swarm in self._swarms.items() if swarm.is_empty]:
             del self._swarms[state]

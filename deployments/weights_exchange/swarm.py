@@ -86,7 +86,16 @@ class Swarm:
         self._members[node].seen = now
         if now - self._swept >= 1:
             self._swept = now
-            self._sweep(now)
+            self.sweep(now)
+
+    def sweep(self, now: float) -> None:
+        """Forget the nodes that were not heard of for long, and the grants that nobody reported."""
+        for node in [name for name, each in self._members.items() if now - each.seen > self._rules.gone_s]:
+            self._remove(node)
+        for node, member in self._members.items():
+            late = [chunk for chunk, (_, since) in member.granted.items() if now - since > self._rules.grant_s]
+            for chunk in late:
+                self.failed(node, chunk, lied=False, now=now)
 
     def done(self, node: str, chunk: int, sha256: str) -> None:
         """A node has fetched a chunk, perhaps one whose grant is over."""
@@ -120,10 +129,6 @@ class Swarm:
                 break
             found.append(grant)
         return found
-
-    def leave(self, node: str) -> None:
-        """Forget a node."""
-        self._remove(node)
 
     def _grant(self, node: str, now: float) -> Grant | None:
         member = self._members[node]
@@ -221,14 +226,6 @@ class Swarm:
         member.liar = member.liar or damaged
         for each in member.accused & self._members.keys() if damaged else {source}:
             self._members[each].liar = not damaged
-
-    def _sweep(self, now: float) -> None:
-        for node in [name for name, each in self._members.items() if now - each.seen > self._rules.gone_s]:
-            self._remove(node)
-        for node, member in self._members.items():
-            late = [chunk for chunk, (_, since) in member.granted.items() if now - since > self._rules.grant_s]
-            for chunk in late:
-                self.failed(node, chunk, lied=False, now=now)
 
     def _remove(self, node: str) -> None:
         if node not in self._members:

@@ -98,7 +98,7 @@ def _prepare(
     output: Output,
 ) -> None:
     # Late: other commands need neither torch nor the clients of stores.
-    from deployments.mochi.prepare import Wanted, check_target, prepare_model
+    from deployments.mochi.weights.prepare import Wanted, check_target, prepare_model
     from deployments.storage.model_store import model_folder
 
     check_target(folder)

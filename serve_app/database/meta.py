@@ -11,7 +11,7 @@ from deployments.messages import Stage
 from serve_app.database.engine import insert_into
 from serve_app.database.schema import meta
 from serve_app.jobs import Tier
-from serve_app.scheduling.headroom import TierArrivals
+from serve_app.scheduling.scaling.headroom import TierArrivals
 
 _HEARTBEAT = "registry:"
 _START_TIME = "start_s:"

@@ -57,7 +57,7 @@ from serve_app.registry.state import RegistryState, StateSnapshot, log
 from serve_app.registry.timing import RegistryTiming
 from serve_app.registry_api import RegistryApi
 from serve_app.retention.sweeper import Sweeper
-from serve_app.scheduling.capacity import StageNeed, StageState
+from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 from serve_app.webhooks.sender import WebhookSender
 
 OPEN = AccessSettings()

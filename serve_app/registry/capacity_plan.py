@@ -11,8 +11,8 @@ from serve_app.jobs import Job, Tier
 from serve_app.registry.leases import Lease
 from serve_app.registry.pace import Pace
 from serve_app.registry.state import RegistryState, log
-from serve_app.scheduling.capacity import Fleet, LiveJob, StageNeed, StageState, demand, replicas_needed
-from serve_app.scheduling.headroom import Arrivals, slots_kept
+from serve_app.scheduling.scaling.capacity import Fleet, LiveJob, StageNeed, StageState, demand, replicas_needed
+from serve_app.scheduling.scaling.headroom import Arrivals, slots_kept
 
 # How often what came is written: a registry that is killed forgets no more than that.
 ARRIVALS_KEPT_EVERY_S = 60.0

@@ -17,9 +17,9 @@ from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.registry.timing import RegistryTiming
-from serve_app.scheduling.capacity import StageState
 from serve_app.scheduling.estimates import CostModel
-from serve_app.scheduling.start_times import StartTimes
+from serve_app.scheduling.scaling.capacity import StageState
+from serve_app.scheduling.scaling.start_times import StartTimes
 from serve_app.scheduling.waiting_jobs import WaitingJobs, WaitingJobsSnapshot
 
 log = logging.getLogger("ray.serve")

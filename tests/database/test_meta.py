@@ -4,7 +4,7 @@ from deployments.messages import Stage
 from serve_app.database import meta as meta_sql
 from serve_app.database.connection import Database
 from serve_app.jobs import Tier
-from serve_app.scheduling.headroom import TierArrivals
+from serve_app.scheduling.scaling.headroom import TierArrivals
 
 
 async def test_an_installation_keeps_its_name(database_url: str, database: Database) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from deployments.messages import VideoSpec
 from deployments.mochi.denoise import denoise_step, rope_tables, start_sample
-from deployments.mochi.loading import load_transformer, load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.weights.loading import load_transformer, load_vae
 from deployments.prompts.prompt_encoder import TextEncoder
 from models.shapes.evaluation.mp4 import through_mp4
 from models.shapes.reading.reading import Frames

@@ -31,7 +31,7 @@ from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from serve_app.registry_api import RegistryApi
-from serve_app.scheduling.capacity import StageState
+from serve_app.scheduling.scaling.capacity import StageState
 from tests.support.registry.world import SPEC
 
 STEPS = 6

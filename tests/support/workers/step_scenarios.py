@@ -22,8 +22,8 @@ from deployments.dtypes import DtypeName
 from deployments.errors import StoppedError
 from deployments.messages import LoraChoice, VideoSpec
 from deployments.mochi.denoise import Sample, denoise_step, initial_noise, rope_tables, start_sample
-from deployments.mochi.loading import load_transformer
 from deployments.mochi.loras import Loras
+from deployments.mochi.weights.loading import load_transformer
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.state import SampleState, pack, unpack

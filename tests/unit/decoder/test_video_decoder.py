@@ -17,9 +17,9 @@ from deployments.decoder.video_decoder import OpenWriter, VideoDecoder
 from deployments.errors import StorageUnavailableError, TransientError
 from deployments.keys import checkpoint_key, latents_key, video_key
 from deployments.messages import Event, Failed, Finished, InputUnusable, Progress, Stage, Started, VideoSpec
-from deployments.mochi.loading import load_vae
 from deployments.mochi.preview import PreviewFit, from_json, preview_key
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.weights.loading import load_vae
 from deployments.replica.running_task import Timing
 from deployments.storage.work_files import WorkLabel, pack
 from deployments.storage.work_revision import work_revision

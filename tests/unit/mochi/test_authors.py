@@ -25,8 +25,8 @@ from deployments.mochi.denoise import (
     rope_tables,
     start_sample,
 )
-from deployments.mochi.loading import load_text_encoder, load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise
+from deployments.mochi.weights.loading import load_text_encoder, load_vae
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.sampler.denoiser import Denoiser
 from deployments.sampler.state import SampleState, pack, unpack

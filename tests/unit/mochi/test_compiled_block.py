@@ -25,9 +25,9 @@ from deployments.messages import VideoSpec
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.compiled_block import CompiledBlock, attend
 from deployments.mochi.denoise import Sample, denoise_step
-from deployments.mochi.loading import load_transformer
 from deployments.mochi.packed_weights import pack_projections
 from deployments.mochi.probe import probe_batches
+from deployments.mochi.weights.loading import load_transformer
 from deployments.replica.host import one_thread
 from tests.support.workers.fakes import SHAPES, captured
 

@@ -22,7 +22,7 @@ from deployments.mochi.denoise import (
     sigma_schedule,
     start_sample,
 )
-from deployments.mochi.loading import load_transformer
+from deployments.mochi.weights.loading import load_transformer
 from tests.support.workers.fakes import SHAPES, spec
 from tests.support.workers.stock import stock_latents, stock_pipeline
 

@@ -21,7 +21,7 @@ from deployments.mochi.compiled_block import CompiledBlock
 from deployments.mochi.denoise import Sample, denoise_step, initial_noise
 from deployments.mochi.loras import Loras
 from deployments.mochi.packed_weights import pack_projections, packed_weight, text_projections, video_projections
-from deployments.mochi.quantised_weights import quantise
+from deployments.mochi.weights.quantised_weights import quantise
 from deployments.replica.host import one_thread
 from deployments.sampler.denoiser import Denoiser
 from deployments.sampler.state import SampleState

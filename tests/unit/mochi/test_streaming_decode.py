@@ -9,8 +9,8 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCaus
 from diffusers.video_processor import VideoProcessor
 
 from deployments.mochi.decoder_layers import CausalConvolution, decoder_layers, norm_silu, wanted_frames
-from deployments.mochi.loading import load_vae
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
+from deployments.mochi.weights.loading import load_vae
 from deployments.settings import FrameDrop
 from tests.support.authors.decoder import decode as decode_as_authors
 from tests.support.authors.decoder import frames_as_bytes

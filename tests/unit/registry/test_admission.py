@@ -23,8 +23,8 @@ from serve_app.registry.admission import AdmissionControl
 from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.state import RegistryState
 from serve_app.registry.timing import RegistryTiming
-from serve_app.scheduling.capacity import StageState
 from serve_app.scheduling.estimates import CostModel
+from serve_app.scheduling.scaling.capacity import StageState
 from tests.support.registry.world import SETTINGS, SPEC, World
 
 ACME = "acme"

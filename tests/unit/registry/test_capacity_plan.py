@@ -9,7 +9,7 @@ from deployments.messages import ReplicaInfo, Stage
 from serve_app.config import SchedulingSettings
 from serve_app.database.meta import read_start_times, write_start_times
 from serve_app.jobs import Tier
-from serve_app.scheduling.capacity import StageNeed, StageState
+from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 from tests.support.registry.world import World
 
 NONE = {stage: StageState(stage, target=0, slots=1, minimum=0, maximum=4) for stage in Stage}

@@ -12,7 +12,7 @@ from serve_app.database.connection import Database
 from serve_app.jobs import Job, Place, Submission
 from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.state import RegistryState
-from serve_app.scheduling.capacity import StageState
+from serve_app.scheduling.scaling.capacity import StageState
 from tests.support.registry.world import SETTINGS, SPEC, World
 
 STEPS = SPEC.num_inference_steps  # of a second each

@@ -19,7 +19,7 @@ from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, LatentShape, l
 from deployments.dtypes import WeightsName
 from deployments.mochi.denoise import denoise_step
 from deployments.mochi.probe import probe_sample
-from deployments.mochi.quantised_weights import quantise
+from deployments.mochi.weights.quantised_weights import quantise
 from deployments.sampler.memory_measure import LATENT_COPIES, share_budget
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from deployments.step_rules import Quality, step_plan

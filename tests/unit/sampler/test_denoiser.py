@@ -16,8 +16,8 @@ from deployments.messages import Stage
 from deployments.mochi.block import run_block
 from deployments.mochi.compiled_block import CompiledBlock
 from deployments.mochi.denoise import Sample, initial_noise
-from deployments.mochi.loading import load_transformer
 from deployments.mochi.packed_weights import packed_weight, video_projections
+from deployments.mochi.weights.loading import load_transformer
 from deployments.sampler.denoiser import COMPILED_VARIABLE, Denoiser, compiled_block, finite_when_done
 from deployments.sampler.state import SampleState
 from deployments.settings import SamplingSettings

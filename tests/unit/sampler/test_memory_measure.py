@@ -17,8 +17,8 @@ import torch
 from deployments.clip import GUIDED_ROWS, LatentShape, latent_tokens
 from deployments.messages import Stage
 from deployments.mochi.block import run_block
-from deployments.mochi.loading import load_transformer
 from deployments.mochi.probe import probe_sample
+from deployments.mochi.weights.loading import load_transformer
 from deployments.replica.host import total_bytes
 from deployments.sampler.memory_measure import (
     ATTENTION_TENSORS,

@@ -35,7 +35,7 @@ from deployments.messages import (
     VideoSpec,
 )
 from deployments.mochi.denoise import Sample
-from deployments.mochi.loading import load_transformer
+from deployments.mochi.weights.loading import load_transformer
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.sampler.memory_gate import MemoryGate

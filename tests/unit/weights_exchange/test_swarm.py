@@ -141,12 +141,13 @@ def test_a_grant_that_nobody_reports_goes_to_another() -> None:
     assert two.grants("b", 1, 70) == [Grant(0, None, None)]
 
 
-def test_a_swarm_that_all_left_is_empty() -> None:
-    one = swarm(3)
+def test_a_swarm_of_which_nobody_is_heard_is_empty() -> None:
+    one = swarm(3, Rules(gone_s=10))
     one.join("a", range(3), {}, 0)
     one.grants("a", 3, 0)
+    one.sweep(10)
     assert not one.is_empty
-    one.leave("a")
+    one.sweep(11)
     assert one.is_empty
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from deployments.messages import Stage
-from serve_app.scheduling.start_times import StartTimes
+from serve_app.scheduling.scaling.start_times import StartTimes
 
 SAMPLING = Stage.SAMPLING
 

@@ -13,12 +13,12 @@ from deployments.dtypes import DtypeName, WeightsName
 from deployments.errors import PermanentError
 from deployments.mochi.compiled_block import CompiledBlock
 from deployments.mochi.denoise import Sample, denoise_step
-from deployments.mochi.loading import load_part, load_transformer
 from deployments.mochi.packed_weights import pack_projections, packed_weight, text_projections, video_projections
-from deployments.mochi.parts import TRANSFORMER
 from deployments.mochi.probe import probe_batches
-from deployments.mochi.quantised_weights import LINEAR, fp8_problem, quantise, quantised
-from deployments.mochi.weights import ReadOptions
+from deployments.mochi.weights.loading import load_part, load_transformer
+from deployments.mochi.weights.parts import TRANSFORMER
+from deployments.mochi.weights.quantised_weights import LINEAR, fp8_problem, quantise, quantised
+from deployments.mochi.weights.tensors import ReadOptions
 from tests.support.workers.fakes import SHAPES
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.messages import Stage
-from serve_app.scheduling.capacity import (
+from serve_app.scheduling.scaling.capacity import (
     MARGIN_S,
     MAX_DEALT,
     PLANNED_SHARE,
@@ -19,7 +19,7 @@ from serve_app.scheduling.capacity import (
     StageNeed,
     demand,
 )
-from serve_app.scheduling.capacity import replicas_needed as needed
+from serve_app.scheduling.scaling.capacity import replicas_needed as needed
 
 NONE = Fleet(running=0, starting=(), slots=1, start_s=100.0, minimum=0, maximum=50)
 TEN = replace(NONE, running=10)

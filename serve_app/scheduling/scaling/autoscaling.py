@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import ray
 
 from deployments.messages import Stage
-from serve_app.scheduling.capacity import Scaler, StageNeed, StageState
+from serve_app.scheduling.scaling.capacity import Scaler, StageNeed, StageState
 
 log = logging.getLogger("ray.serve")
 

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import T5EncoderModel
 
 from deployments.errors import PermanentError
-from deployments.mochi.loading import LoadProgress, load_part, load_text_encoder, load_transformer, load_vae
-from deployments.mochi.parts import VAE, Part, plan_part
+from deployments.mochi.weights.loading import LoadProgress, load_part, load_text_encoder, load_transformer, load_vae
+from deployments.mochi.weights.parts import VAE, Part, plan_part
 from tests.support.workers.fakes import SHAPES
 from tests.support.workers.published_model import INDEX_FORMS, published_model
 

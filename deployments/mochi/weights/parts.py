@@ -11,7 +11,7 @@ from torch import nn
 
 from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.mochi.weights import TORCH_DTYPES, FileTensor
+from deployments.mochi.weights.tensors import TORCH_DTYPES, FileTensor
 from deployments.storage.model_layout import FolderFiles, StoredTensor, part_tensors, part_weights, read_json
 from deployments.storage.positions import TENSOR as POSITIONS
 from deployments.storage.positions import exact_positions

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
 from deployments.messages import Stage
-from deployments.mochi.loading import load_text_encoder, load_transformer, load_vae
-from deployments.mochi.prepare import PAGE_BYTES, Prepared, Wanted, prepare_model
+from deployments.mochi.weights.loading import load_text_encoder, load_transformer, load_vae
+from deployments.mochi.weights.prepare import PAGE_BYTES, Prepared, Wanted, prepare_model
 from deployments.settings import ModelSettings
 from deployments.storage.fetching.chunk_list import CHUNK_LIST, ChunkList
 from deployments.storage.file_hashes import listed_hashes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deployments.errors import PermanentError
-from deployments.mochi.weights import FileTensor, ReadOptions, read_tensors
+from deployments.mochi.weights.tensors import FileTensor, ReadOptions, read_tensors
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

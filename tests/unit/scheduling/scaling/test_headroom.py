@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deployments.messages import Stage
 from serve_app.jobs import Tier
-from serve_app.scheduling.headroom import FADING_S, Arrivals, UrgentLoad, slots_kept
+from serve_app.scheduling.scaling.headroom import FADING_S, Arrivals, UrgentLoad, slots_kept
 
 TARGETS_S = {Tier.INTERACTIVE: 60.0, Tier.STANDARD: 600.0, Tier.BATCH: 3600.0}
 SECONDS = {Stage.ENCODING: 0.1, Stage.SAMPLING: 360.0, Stage.DECODING: 2.0}

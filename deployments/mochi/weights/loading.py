@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deployments.dtypes import DtypeName, WeightsName
-from deployments.mochi.parts import (
+from deployments.mochi.weights.parts import (
     DTYPES,
     TEXT_ENCODER,
     TRANSFORMER,
@@ -21,8 +21,8 @@ from deployments.mochi.parts import (
     plan_part,
     tied_names,
 )
-from deployments.mochi.quantised_weights import check_weights, quantise, quantised_tensors
-from deployments.mochi.weights import FileTensor, ReadOptions, read_tensors
+from deployments.mochi.weights.quantised_weights import check_weights, quantise, quantised_tensors
+from deployments.mochi.weights.tensors import FileTensor, ReadOptions, read_tensors
 from deployments.storage.positions import TENSOR as POSITIONS
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from deployments.messages import Stage
-from serve_app.scheduling.autoscaling import ASK_EVERY_S, CapacityPolicy
-from serve_app.scheduling.capacity import StageNeed, StageState
+from serve_app.scheduling.scaling.autoscaling import ASK_EVERY_S, CapacityPolicy
+from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 
 
 @dataclass

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from deployments.dtypes import DtypeName, part_dtype
 from deployments.errors import PermanentError
-from deployments.mochi.parts import TEXT_ENCODER, TRANSFORMER, VAE, WHOLE_VAE, Part, PartPlan, plan_part
 from deployments.mochi.preview import FILE as PREVIEW
-from deployments.mochi.weights import TORCH_DTYPES, read_tensors
+from deployments.mochi.weights.parts import TEXT_ENCODER, TRANSFORMER, VAE, WHOLE_VAE, Part, PartPlan, plan_part
+from deployments.mochi.weights.tensors import TORCH_DTYPES, read_tensors
 from deployments.storage.fetching.cache_room import free_bytes
 from deployments.storage.fetching.chunk_list import CHUNK_BYTES, CHUNK_LIST, ChunkHasher, ChunkList
 from deployments.storage.model_layout import FolderFiles, check_layout, part_weights

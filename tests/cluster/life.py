@@ -45,7 +45,9 @@ FIRST_S = (3.0, 6.0)
 PROBE_S = 0.25
 SERVE_SEES_S = 5.0
 KEY_S = 120.0
+KEY_KNOWN_TIMES = 8
 READY_ANSWER_S = 10.0
+OK = 200
 _KEY = re.compile(r"\bms-[\w-]+")
 
 
@@ -92,6 +94,14 @@ class Site:
         found = _KEY.search(self.ray_cluster.head.run(command, KEY_S))
         assert found is not None, "the command printed no key"
         self.api_key = found[0]
+        # A server that runs notices a new key a moment later, each HTTP replica by itself.
+        deadline, known = time.monotonic() + KEY_S, 0
+        while known < KEY_KNOWN_TIMES:
+            assert time.monotonic() < deadline, f"the key that was made is not taken after {KEY_S:g} s"
+            headers = {"Authorization": f"Bearer {self.api_key}"}
+            answer = httpx.get(f"{URL}/v1/videos", params={"limit": 1}, headers=headers, timeout=READY_ANSWER_S)
+            known = known + 1 if answer.status_code == OK else 0
+            time.sleep(PROBE_S)
 
     def settle(self) -> None:
         """Return when every pod has joined, every replica runs and a video could be made."""
@@ -116,7 +126,7 @@ def _not_ready() -> str | None:
         answer = httpx.get(f"{URL}/ready", timeout=READY_ANSWER_S)
     except httpx.TransportError as error:
         return f"/ready: {error}"
-    return None if answer.status_code == 200 else f"/ready: {answer.status_code} {answer.text[:200]}"
+    return None if answer.status_code == OK else f"/ready: {answer.status_code} {answer.text[:200]}"
 
 
 def kill_node(site: Site) -> None:

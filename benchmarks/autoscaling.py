@@ -25,7 +25,7 @@ from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
 from serve_app.scheduling.scaling.capacity import MARGIN_S
 
-TARGETS_S: dict[Tier, float] = {tier: getattr(SchedulingSettings().target_wait_s, tier.value) for tier in Tier}
+TARGETS_S: dict[Tier, float] = {tier: SchedulingSettings().target_wait_s.of(tier) for tier in Tier}
 BAR_WITHIN, BAR_COST = 0.95, 1.15
 
 

@@ -84,12 +84,13 @@ class Swarm:
     def hear(self, node: str, now: float) -> None:
         """Note that a node is there; others that were not heard of for long are forgotten."""
         self._members[node].seen = now
-        if now - self._swept >= 1:
-            self._swept = now
-            self.sweep(now)
+        self.sweep(now)
 
     def sweep(self, now: float) -> None:
-        """Forget the nodes that were not heard of for long, and the grants that nobody reported."""
+        """Forget the nodes that were not heard of for long, and the grants that nobody reported; once a second."""
+        if now - self._swept < 1:
+            return
+        self._swept = now
         for node in [name for name, each in self._members.items() if now - each.seen > self._rules.gone_s]:
             self._remove(node)
         for node, member in self._members.items():

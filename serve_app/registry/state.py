@@ -34,11 +34,6 @@ class StateSnapshot:
     access: AccessTable
     presence: Presence
 
-    @property
-    def held_and_waiting(self) -> set[str]:
-        """Jobs that wait and hold a lease at once: none, ever."""
-        return self.leases.keys() & self.waiting.job_ids
-
 
 @dataclass
 class RegistryState:

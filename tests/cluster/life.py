@@ -25,6 +25,7 @@ from tests.cluster.service import URL
 from tests.support import ROOT
 from tests.support.cluster.manifests import Tree, needs, profile, read
 from tests.support.servers.server import PROCESS_TITLES
+from tests.support.waiting import wait_until
 
 MIX = longer(4)
 # A sampler, a pod that an encoder and a decoder share, and one more for a second sampler.
@@ -94,14 +95,15 @@ class Site:
         found = _KEY.search(self.ray_cluster.head.run(command, KEY_S))
         assert found is not None, "the command printed no key"
         self.api_key = found[0]
-        # A server that runs notices a new key a moment later, each HTTP replica by itself.
-        deadline, known = time.monotonic() + KEY_S, 0
-        while known < KEY_KNOWN_TIMES:
-            assert time.monotonic() < deadline, f"the key that was made is not taken after {KEY_S:g} s"
-            headers = {"Authorization": f"Bearer {self.api_key}"}
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+
+        def taken() -> bool:
             answer = httpx.get(f"{URL}/v1/videos", params={"limit": 1}, headers=headers, timeout=READY_ANSWER_S)
-            known = known + 1 if answer.status_code == OK else 0
-            time.sleep(PROBE_S)
+            return answer.status_code == OK
+
+        # A server that runs notices a new key a moment later, each HTTP replica by itself.
+        told = f"the key that was made is not taken after {KEY_S:g} s"
+        wait_until(lambda: all(taken() for _ in range(KEY_KNOWN_TIMES)), lambda: told, KEY_S)
 
     def settle(self) -> None:
         """Return when every pod has joined, every replica runs and a video could be made."""

@@ -266,7 +266,8 @@ class Cluster:
             late = asyncio.create_task(self._repeat(method, *args, **kwargs))
             self._late.add(late)
             late.add_done_callback(self._late.discard)
-        if both := life.registry.snapshot().state.held_and_waiting:
+        known = life.registry.snapshot().state
+        if both := known.leases.keys() & known.waiting.job_ids:
             storm.surprises.append(f"{both} wait and hold a lease")
         result: T = asked.result()
         if storm.chance(storm.weather.unheard):

@@ -79,7 +79,7 @@ KERNELS := .kernels
 .PHONY: kernels-test
 kernels-test: .venv/.dev ## Run the tests of the GPU's kernels in Triton's interpreter, which it installs
 	@test -d $(KERNELS)/triton || $(PIP) install --no-deps --target $(KERNELS) triton==3.8.0
-	@PYTHONPATH=$(KERNELS) $(BIN)/pytest -n 0 tests/unit/mochi/test_norm_kernels.py
+	@PYTHONPATH=$(KERNELS) $(BIN)/pytest -n 0 tests/unit/mochi/test_norm_kernels.py tests/unit/mochi/test_fp8_attention.py
 
 # 110 MB of schemas on the disk, and nothing else here needs them.
 .PHONY: manifests-test

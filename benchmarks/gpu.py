@@ -25,7 +25,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common.machine import describe_machine, installed_version
-from benchmarks.gpu_parts import ceilings, decoding, device, engine, exactness, loading, one_card, steps
+from benchmarks.gpu_parts import broken_device, ceilings, decoding, device, engine, exactness, loading, one_card, steps
 from benchmarks.gpu_parts.bench import FULL, TINY, Bench, NotHereError, Part, Values
 from benchmarks.gpu_parts.results import Results, machine_table, print_tables
 
@@ -49,12 +49,21 @@ PARTS = (
     Part("fp8_attention", 10, ceilings.fp8_attention),
     Part("fp8_steps", 130, steps.fp8_steps),
     Part("one_card", 60, one_card.one_card),
+    Part("broken_device", 60, broken_device.broken_device),
     Part("loading", 20, loading.loading),
     Part("text_encoder", 15, loading.text_encoder),
     Part("stock_decoder", 40, decoding.stock_decoder),
     Part("short_steps", 60, steps.short_steps),
 )
-OPTIONAL = ("triton", "nvidia-cudnn-frontend", "sageattention", "safetensors", "pydantic")
+OPTIONAL = (
+    "triton",
+    "nvidia-cudnn-frontend",
+    "flash-attn-4",
+    "nvidia-cutlass-dsl",
+    "sageattention",
+    "safetensors",
+    "pydantic",
+)
 NO_GPU = "no GPU: torch.cuda.is_available() is false, so nothing was measured; --dry tries every part on the CPU"
 
 

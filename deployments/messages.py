@@ -65,6 +65,12 @@ class VideoSpec:
         return step_plan(self.num_inference_steps, self.guidance_scale, self.rules)
 
     @property
+    def alone(self) -> bool:
+        """Whether it shares its passes with no other. In 8 bits a neighbour's last bits would come to be its third
+        digit, where one of its numbers lies between two that e4m3 has."""
+        return self.exact or self.rules.attention == "fp8"
+
+    @property
     def lora_choice(self) -> LoraChoice | None:
         """The LoRA that it is sampled with; None also for one that does not count."""
         return LoraChoice(self.lora, self.lora_scale) if self.lora is not None and self.lora_scale else None

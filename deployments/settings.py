@@ -15,7 +15,15 @@ from pydantic import (
 from deployments import s3_endpoint
 from deployments.clip import is_length, is_side
 from deployments.dtypes import DtypeName, WeightsName
-from deployments.step_rules import LINEAR_PART, QUALITIES, THRESHOLD_NOISE, Quality, StepRules, is_rising
+from deployments.step_rules import (
+    LINEAR_PART,
+    QUALITIES,
+    THRESHOLD_NOISE,
+    AttentionName,
+    Quality,
+    StepRules,
+    is_rising,
+)
 
 FrameDrop = Literal["end", "each_upsample"]
 """Where the decoder drops the frames that the first latent frame has too many."""
@@ -123,6 +131,7 @@ class QualitySettings(Settings):
     reuse_run: int = Field(
         0, ge=0, le=16, description="steps in a row that run the first block alone and reuse the others' last work"
     )
+    attention: AttentionName = Field("full", description="fp8: in 8 bits; faster on Hopper GPUs alone")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -286,6 +295,11 @@ class ModelSettings(Settings):
         """The qualities that may be asked for, best first."""
         return tuple(quality for quality in QUALITIES if quality == "exact" or quality in self.qualities)
 
+    @property
+    def attends_in_fp8(self) -> bool:
+        """Whether a quality has attention in 8 bits."""
+        return any(quality.attention == "fp8" for quality in self.qualities.values())
+
     def steps_of(self, quality: Quality) -> int:
         """Denoising steps of a video of this quality, unless its request names others."""
         return self._of(quality).num_inference_steps or self.num_inference_steps.default
@@ -305,6 +319,7 @@ class ModelSettings(Settings):
             reuse_from=own.reuse_from,
             reuse_until=own.reuse_until,
             reuse_run=own.reuse_run,
+            attention=own.attention,
         )
 
     def _of(self, quality: Quality) -> QualitySettings:

@@ -16,6 +16,9 @@ Quality = Literal["exact", "fast", "draft"]
 
 QUALITIES: tuple[Quality, ...] = ("exact", "fast", "draft")
 
+AttentionName = Literal["full", "fp8"]
+"""Numbers that attention multiplies: of the model's dtype, or of 8 bits (`deployments.mochi.fp8_attention`)."""
+
 THRESHOLD_NOISE = 0.025  # sigma where the authors' schedule turns from linear to quadratic
 LINEAR_PART = 0.5  # of the steps, before it does
 
@@ -31,6 +34,7 @@ class StepRules:
     reuse_from: float = 0.0  # sigma; a step outside is computed in full
     reuse_until: float = 1.0  # sigma, inclusive as `reuse_from`
     reuse_run: int = 0  # steps in a row that reuse the blocks of the full step before them; 0: none does
+    attention: AttentionName = "full"
 
     def to_json(self) -> dict[str, Any]:
         """What differs from the default."""

@@ -148,7 +148,6 @@ class Bench:
         self.device = device
         self.sizes = sizes
         self.best_product = 0.0  # the fastest bf16 product so far, TFLOP/s: other rates are held against it
-        self.fp8_attention: Any = None  # in the form of torch's own, if there is one here
         self._transformer: Any = None
 
     @property

@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common.machine import nvidia_smi
 from benchmarks.gpu_parts.bench import DTYPE, Bench, NotHereError, Row, Rows, Values
-from benchmarks.gpu_parts.fp8_attention import OUT_TYPES, Fp8Attention
 from benchmarks.gpu_parts.measuring import first_ms, kernels, milliseconds, relative_error, rounded, synchronize, tflops
+from deployments.mochi.fp8_attention import attend_fp8, round_to_fp8
+from deployments.mochi.full_attention import attend_full
 
 RUNS = 10
 PICKED = 16
@@ -102,15 +103,17 @@ def attention(bench: Bench) -> Rows:
             attend = partial(_attend_by, backend)
             yield Row("attention", f"{name}, {tokens} tokens", partial(_attention, bench, qkv, attend, backend))
         yield Row("attention", f"sage, {tokens} tokens", partial(_sage, bench, qkv))
+        yield Row("attention", f"ours, {tokens} tokens", partial(_attention, bench, qkv, _ours))
 
 
 def fp8_attention(bench: Bench) -> Rows:
-    """cuDNN's 8-bit kernel for one row of the long video, by what it writes, beside what torch chooses."""
+    """The sampler's attention in 8 bits for one row of the long video, beside what torch chooses."""
     tokens = bench.tokens(bench.sizes.long_frames) + bench.sizes.prompt_length
     shape = 1, tokens, bench.sizes.heads, bench.sizes.head_dim
     qkv = [_random(bench, *shape).transpose(1, 2) for _ in range(3)]
-    for out_type in OUT_TYPES:
-        yield Row("attention", f"fp8 by cuDNN, writes {out_type}", partial(_fp8, bench, qkv, out_type))
+    yield Row("attention", "fp8", partial(_attention, bench, qkv, _fp8))
+    yield Row("attention", "fp8, what is rounded alone", partial(_attention, bench, qkv, _rounded))
+    yield Row("attention", "fp8, a token less for the first time", partial(_first_of_length, bench, qkv))
     yield Row(
         "attention", f"default, {tokens} tokens, again", partial(_attention, bench, qkv, partial(_attend_by, None))
     )
@@ -151,17 +154,25 @@ def _sage(bench: Bench, qkv: list[Tensor]) -> Values:
     return _attention(bench, qkv, sageattn)
 
 
-def _fp8(bench: Bench, qkv: list[Tensor], out_type: str) -> Values:
-    if not bench.on_cuda:
-        raise NotHereError("needs CUDA")
-    attend = Fp8Attention(bench.device, out_type)
+def _ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attend_full(*(part[0].transpose(0, 1) for part in (query, key, value))).transpose(0, 1)[None]
 
-    def attend_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attend(*(part[0].transpose(0, 1) for part in (query, key, value))).transpose(0, 1)[None]
 
-    found = _attention(bench, qkv, attend_heads)
-    bench.fp8_attention = bench.fp8_attention or attend_heads
-    return found
+def _fp8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attend_fp8(*(part[0].transpose(0, 1) for part in (query, key, value))).transpose(0, 1)[None]
+
+
+def _rounded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The rounding without the kernel's own: the difference is what its weights and its result lose."""
+    parts = round_to_fp8(*(part[0].transpose(0, 1) for part in (query, key, value)))
+    query, key, value = (part.transpose(0, 1)[None] for part in parts)
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _first_of_length(bench: Bench, qkv: list[Tensor]) -> Values:
+    """What a new number of tokens costs."""
+    parts = [part[:, :, :-1] for part in qkv]
+    return {"first_ms": rounded(first_ms(bench.device, lambda: _fp8(*parts)))}
 
 
 def _random(bench: Bench, *shape: int) -> Tensor:

@@ -18,9 +18,10 @@ from benchmarks.gpu_parts.measuring import first_ms, gigabytes, milliseconds, re
 from deployments.errors import StoppedError, TransientError
 from deployments.messages import Stage, StageTask
 from deployments.mochi.denoise import Sample, denoise_step, initial_noise
+from deployments.mochi.fp8_attention import check_fp8_attention
 from deployments.mochi.packed_weights import pack_projections
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
-from deployments.step_rules import DEFAULT_RULES, PlannedStep, StepRules
+from deployments.step_rules import DEFAULT_RULES, AttentionName, PlannedStep, StepRules
 
 LOOP_STEPS = 4
 # As the profiles of Mochi 1 in configs/ have them: (steps, rules).
@@ -29,6 +30,7 @@ QUALITIES: dict[str, tuple[int, StepRules]] = {
     "fast": (STEPS, StepRules(guidance_from=0.01, reuse_run=1)),
     "draft": (16, StepRules(guidance_from=0.01, reuse_run=1)),
 }
+FORMS: dict[AttentionName, str] = {"full": "", "fp8": ", fp8 attention"}
 PATIENCE_S = 60
 
 
@@ -37,14 +39,18 @@ def qualities(bench: Bench) -> Rows:
     transformer = bench.transformer()
     pack_projections(transformer)
     clip = bench.clip(transformer, bench.sizes.long_frames)
-    known: dict[tuple[PlannedStep, int], float] = {}
-    for name, (steps, rules) in QUALITIES.items():
-        sample = fs.our_sample(transformer, replace(clip.spec, num_inference_steps=steps, rules=rules), *clip.prompts)
-        yield Row("quality", f"{name}, {steps} steps", partial(_quality, bench, sample, known))
+    for attention, words in FORMS.items():
+        known: dict[tuple[PlannedStep, int], float] = {}
+        for name, (steps, rules) in QUALITIES.items():
+            spec = replace(clip.spec, num_inference_steps=steps, rules=replace(rules, attention=attention))
+            sample = fs.our_sample(transformer, spec, *clip.prompts)
+            yield Row("quality", f"{name}, {steps} steps{words}", partial(_quality, bench, sample, known))
 
 
 def _quality(bench: Bench, sample: Sample, known: dict[tuple[PlannedStep, int], float]) -> Values:
     """known: milliseconds of each kind of step and of rows of which something is kept, so that none is timed twice."""
+    if bench.on_cuda and sample.rules.attention == "fp8":
+        check_fp8_attention("bfloat16", bench.device)
     plan = sample.plan
     total = 0.0
     for index, planned in enumerate(plan.steps):

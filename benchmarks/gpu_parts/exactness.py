@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.common import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import milliseconds, relative_error, rounded
-from deployments.mochi.block import run_block
+from deployments.mochi.block import AttendedRow, run_block
 from deployments.mochi.denoise import denoise_step
 from deployments.mochi.streaming_decode import StreamingDecoder, denormalise, to_uint8
 from deployments.mochi.weights.loading import load_transformer, load_vae
@@ -86,6 +86,7 @@ def _ways(bench: Bench, weights: Any) -> dict[str, RunAny]:
     angles = random(tokens, sizes.heads, sizes.head_dim // 2)
     rope = torch.polar(torch.ones_like(angles), angles)
     lengths = sizes.lengths
+    rows = [AttendedRow(length) for length in lengths]
     mask = torch.arange(sizes.text_tokens, device=device) < torch.tensor(lengths, device=device)[:, None]
 
     def diffusers(dtype: torch.dtype) -> Tensor:
@@ -94,7 +95,7 @@ def _ways(bench: Bench, weights: Any) -> dict[str, RunAny]:
 
     def ours(dtype: torch.dtype) -> Tensor:
         activated = F.silu(embedding.to(dtype))
-        return run_block(weights, video.to(dtype), text.to(dtype), activated, lengths, None, rope)[0]
+        return run_block(weights, video.to(dtype), text.to(dtype), activated, rows, None, rope)[0]
 
     return {"ours": ours, "diffusers": diffusers}
 

@@ -1,13 +1,11 @@
 """Guided steps of the full-size transformer: ours and the stock pipeline's, eager, compiled and in fp8."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import full_size as fs
@@ -22,12 +20,14 @@ from benchmarks.gpu_parts.measuring import (
     seconds,
     timed,
 )
+from deployments.dtypes import WeightsName
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import denoise_step
 from deployments.mochi.packed_weights import pack_projections
 from deployments.mochi.probe import probe_batches
 from deployments.mochi.weights.quantised_weights import quantise
 from deployments.sampler.memory_profile import SampleFootprint
+from deployments.step_rules import StepRules
 
 
 def long_steps(bench: Bench) -> Rows:
@@ -80,40 +80,36 @@ def other_prompts(bench: Bench) -> Rows:
 
 
 def fp8_steps(bench: Bench) -> Rows:
-    """fp8 with a scale for each row, in the layers that see the video tokens, compiled."""
+    """Attention in 8 bits, weights in 8 bits, both; compiled."""
     if not bench.on_cuda:
         raise NotHereError("needs CUDA")
-    transformer = bench.take_transformer()
-    clip = bench.clip(transformer, bench.sizes.long_frames)
+    clip = bench.clip(bench.transformer(), bench.sizes.long_frames)
+    in_fp8 = _in_fp8(clip)
     wanted = _our_step(clip)()
-    step = _our_step(clip, block=bench.new_compiled_block())
+    block = bench.new_compiled_block()
+    step = _our_step(clip, block=block)
     yield _step("ours, compiled, beside fp8", bench, clip, step, clip.our_operations())
-    if bench.fp8_attention is not None:
-        with _attention_by(bench.fp8_attention):
-            step = _our_step(clip, block=bench.new_compiled_block())
-            yield _step("ours, fp8 attention, compiled", bench, clip, step, clip.our_operations())
-            yield _kinds("our step, fp8 attention, compiled", bench, step)
-            yield Row("change", "fp8 attention against bf16", partial(_change_error, clip, step, lambda: wanted))
-    quantise(transformer, "fp8")
-    step = _our_step(clip, block=bench.new_compiled_block())
-    yield _step("ours, fp8, compiled", bench, clip, step, clip.our_operations())
-    yield _kinds("our step, fp8, compiled", bench, step)
-    yield Row("change", "fp8 against bf16", partial(_change_error, clip, step, lambda: wanted))
-    if bench.fp8_attention is not None:
-        with _attention_by(bench.fp8_attention):
-            yield _step("ours, fp8 and fp8 attention, compiled", bench, clip, step, clip.our_operations())
-            yield Row("change", "both against bf16", partial(_change_error, clip, step, lambda: wanted))
+    step = _our_step(in_fp8, block=block)
+    yield _step("ours, fp8 attention, compiled", bench, clip, step, clip.our_operations())
+    yield _kinds("our step, fp8 attention, compiled", bench, step)
+    yield Row("change", "fp8 attention against bf16", partial(_change_error, clip, step, lambda: wanted))
+    forms: tuple[WeightsName, ...] = ("fp8", "int8")
+    for weights in forms:
+        transformer = bench.take_transformer()
+        quantise(transformer, weights)
+        clip = bench.clip(transformer, bench.sizes.long_frames)
+        block = bench.new_compiled_block()
+        step = _our_step(clip, block=block)
+        yield _step(f"ours, {weights}, compiled", bench, clip, step, clip.our_operations())
+        yield _kinds(f"our step, {weights}, compiled", bench, step)
+        yield Row("change", f"{weights} against bf16", partial(_change_error, clip, step, lambda: wanted))
+        step = _our_step(_in_fp8(clip), block=block)
+        yield _step(f"ours, {weights} and fp8 attention, compiled", bench, clip, step, clip.our_operations())
+        yield Row("change", f"{weights} and fp8 attention", partial(_change_error, clip, step, lambda: wanted))
 
 
-@contextmanager
-def _attention_by(attend: Any) -> Iterator[None]:
-    """In place of torch's own."""
-    before = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = attend
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = before
+def _in_fp8(clip: Clip) -> Clip:
+    return replace(clip, sample=replace(clip.sample, rules=StepRules(attention="fp8")))
 
 
 def memory(bench: Bench) -> Rows:

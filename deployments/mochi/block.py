@@ -8,18 +8,31 @@ blocks, one of eight rows two thirds.
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from deployments.mochi.fp8_attention import attend_fp8, round_to_fp8
+from deployments.mochi.full_attention import attend_full
+
+
+class AttendedRow(NamedTuple):
+    """What attention has to know of one row, on the host."""
+
+    text: int
+    """Tokens of its prompt; the rest is padding."""
+    fp8: bool = False
+    """In 8 bits: see `fp8_attention`."""
+
+
 Rope = Tensor
 """The rotary embedding, cos + i sin: [N, heads, head_dim / 2] complex64. What is to be compiled gets its parts,
 [N, heads, head_dim / 2, 2] fp32 (`torch.view_as_real`): torch's compiler knows no complex numbers."""
 
-RunBlock = Callable[[Any, Tensor, Tensor, Tensor, Sequence[int], Tensor | None, Rope], tuple[Tensor, Tensor]]
+RunBlock = Callable[[Any, Tensor, Tensor, Tensor, Sequence[AttendedRow], Tensor | None, Rope], tuple[Tensor, Tensor]]
 """What `run_block` is; `CompiledBlock` is another one."""
 
 JointAttention = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -59,7 +72,7 @@ def run_block(
     video: Tensor,
     text: Tensor,
     activated: Tensor,
-    lengths: Sequence[int],
+    rows: Sequence[AttendedRow],
     mask: Tensor | None,
     rope: Rope,
 ) -> tuple[Tensor, Tensor]:
@@ -70,14 +83,14 @@ def run_block(
         video: [B, N, D] tokens.
         text: [B, L, D'] tokens.
         activated: [B, D] SiLU of the time and prompt embedding; the same for all blocks of a step.
-        lengths: see `joint_attention`, as `mask` and `rope`.
+        rows: see `joint_attention`, as `mask` and `rope`.
 
     Returns:
         [B, N, D] and [B, L, D']; the last block leaves the text as it was.
     """
 
     def attention(attn: Any, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        return joint_attention(attn, video, text, lengths, mask, rope)
+        return joint_attention(attn, video, text, rows, mask, rope)
 
     return block_around(attention, block, video, text, activated)
 
@@ -127,7 +140,7 @@ def joint_attention(
     attn: Any,
     video: Tensor,
     text: Tensor,
-    lengths: Sequence[int],
+    rows: Sequence[AttendedRow],
     mask: Tensor | None,
     rope: Rope,
 ) -> tuple[Tensor, Tensor]:
@@ -141,7 +154,7 @@ def joint_attention(
         attn: diffusers' `MochiAttention`.
         video: [B, N, D] tokens.
         text: [B, L, D'] tokens.
-        lengths: the B prompt lengths, ints on the host; not read with a mask.
+        rows: B; with a mask their lengths are read for attention in 8 bits alone.
         mask: see `joint_mask`.
         rope: see `Rope`.
 
@@ -160,7 +173,7 @@ def joint_attention(
         torch.cat([query, text_query], dim=1).transpose(1, 2),
         torch.cat([key, text_key], dim=1).transpose(1, 2),
         torch.cat([heads(attn.to_v, video), heads(attn.add_v_proj, text)], dim=1).transpose(1, 2),
-        [video.shape[1] + length for length in lengths],
+        [(video.shape[1] + row.text, row.fp8) for row in rows],
         mask,
     )
     out = out.transpose(1, 2).flatten(2)
@@ -176,29 +189,37 @@ def project_out(attn: Any, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]
     return new_video, new_text
 
 
-def joint_mask(lengths: Sequence[int], video: int, text: int, device: torch.device) -> Tensor | None:
+def joint_mask(rows: Sequence[AttendedRow], video: int, text: int, device: torch.device) -> Tensor | None:
     """Which keys each row sees, bool [B, 1, 1, video + text]; None where attention does without.
 
     On the CPU one masked call for rows of several lengths costs less than a call a row. On a GPU a mask would rule
     out the fast kernels, and making it would wait for the device.
     """
+    lengths = [row.text for row in rows]
     if device.type != "cpu" or set(lengths) == {text}:
         return None
     return (torch.arange(video + text) < torch.tensor(lengths)[:, None] + video)[:, None, None]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], mask: Tensor | None) -> Tensor:
-    """[B, heads, S, d]; `lengths` are those of video and text together. One call if they allow it."""
-    if mask is not None or set(lengths) == {query.shape[2]}:
+def _attend(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[tuple[int, bool]], mask: Tensor | None) -> Tensor:
+    """[B, heads, S, d]; of each row the tokens of video and text, and whether in 8 bits. One call if they allow it."""
+    if query.device.type == "cpu":
+        for row, (length, fp8) in enumerate(rows):
+            if fp8:  # rounded here, so that one call can do for all rows
+                own = [part[row, :, :length].transpose(0, 1) for part in (query, key, value)]
+                for part, rounded in zip(own, round_to_fp8(*own), strict=True):
+                    part.copy_(rounded)
+        rows = [(length, False) for length, _ in rows]
+    if mask is not None or (query.device.type == "cpu" and set(rows) == {(query.shape[2], False)}):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    rows = [slice(i, i + 1) for i in range(len(lengths))]
-    return torch.cat([_attend_row(query[i], key[i], value[i], n) for i, n in zip(rows, lengths, strict=True)])
+    return torch.stack([_attend_row(query[i], key[i], value[i], length, fp8) for i, (length, fp8) in enumerate(rows)])
 
 
-def _attend_row(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-    """Attention among the first `length` tokens of one row, zero for the padding behind. [1, heads, S, d]."""
-    out = F.scaled_dot_product_attention(query[:, :, :length], key[:, :, :length], value[:, :, :length])
-    return F.pad(out, (0, 0, 0, query.shape[2] - length))
+def _attend_row(query: Tensor, key: Tensor, value: Tensor, length: int, fp8: bool) -> Tensor:
+    """Attention among the first `length` tokens of one row, zero for the padding behind. [heads, S, d]."""
+    attend = attend_fp8 if fp8 else attend_full
+    out = attend(*(part[:, :length].transpose(0, 1) for part in (query, key, value))).transpose(0, 1)
+    return F.pad(out, (0, 0, 0, query.shape[1] - length))
 
 
 def norm_heads(heads: Tensor, norm: Any) -> Tensor:

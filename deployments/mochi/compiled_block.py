@@ -1,10 +1,10 @@
 """The transformer block through torch's compiler: few graphs for every prompt, length, number of rows and shape.
 
 Three things would make the compiler begin anew. Prompts differ in length: text is padded to one length here, and
-attention is one operator, which reads the lengths from a tensor on the host. Videos differ in tokens and batches in
-rows: these dimensions are marked as dynamic. A single row is another graph by torch's rules, and the last block, which
-leaves the text alone, another one: four in all, or as many again where some attentions have packed weights and others
-have not.
+attention is one operator, which reads from a tensor on the host how long each row is and which it does in 8 bits.
+Videos differ in tokens and batches in rows: these dimensions are marked as dynamic. A single row is another graph by
+torch's rules, and the last block, which leaves the text alone, another one: four in all, or as many again where some
+attentions have packed weights and others have not.
 """
 
 import logging
@@ -23,23 +23,34 @@ from torch._dynamo.types import GuardFail
 from torch._inductor import config as inductor_config
 from torch.fx.experimental import _config as symbols_config
 
-from deployments.mochi.block import Rope, block_around, joint_mask, norm_heads, project_out, rotate, run_block
+from deployments.mochi.block import (
+    AttendedRow,
+    Rope,
+    block_around,
+    joint_mask,
+    norm_heads,
+    project_out,
+    rotate,
+    run_block,
+)
+from deployments.mochi.fp8_attention import attend_fp8
+from deployments.mochi.full_attention import DEVICE_ERRORS, attend_full
 from deployments.mochi.packed_weights import Layers, packed_weight, text_projections, video_projections
 
 GRAPH_LIMIT = 32  # of one process, after which the compiler refuses; torch's own 8 may be too few
 COMPILE_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)  # of the compiler, not of what it compiled
-NO_FAULT_OF_THE_COMPILER = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
 
 _logger = logging.getLogger("ray.serve")
 
 
 @torch.library.custom_op("mochi_serve::joint_attention", mutates_args=())
-def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, video: int) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, key: Tensor, value: Tensor, told: Tensor, video: int) -> tuple[Tensor, Tensor]:
     """Attention of each row among its first tokens; zero for those behind.
 
     Args:
         query, key, value: [B, S, heads, d], video tokens and behind them text.
-        lengths: [B] int64 on the CPU, so that reading them waits for no device: tokens of each row, S at most.
+        told: [B, 2] int64 on the CPU, so that reading it waits for no device: tokens of each row, S at most; 1 where
+            it is attended in 8 bits.
         video: how many of S are video tokens.
 
     Returns:
@@ -48,16 +59,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, video: in
     rows, tokens, *head = query.shape
     of_video = query.new_empty(rows, video, *head)
     of_text = query.new_zeros(rows, tokens - video, *head)
-    for row, length in enumerate(lengths.tolist()):
-        query_row, key_row, value_row = (part[row, :length].transpose(0, 1)[None] for part in (query, key, value))
-        out = F.scaled_dot_product_attention(query_row, key_row, value_row)[0].transpose(0, 1)
+    for row, (length, fp8) in enumerate(told.tolist()):
+        attend_row = attend_fp8 if fp8 else attend_full
+        out = attend_row(*(part[row, :length] for part in (query, key, value)))
         of_video[row] = out[:video]
         of_text[row, : length - video] = out[video:]
     return of_video, of_text
 
 
 @attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, video: int) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, told: Tensor, video: int) -> tuple[Tensor, Tensor]:
     rows, tokens, *head = query.shape
     return query.new_empty(rows, video, *head), query.new_empty(rows, tokens - video, *head)
 
@@ -98,7 +109,7 @@ class CompiledBlock:
         video: Tensor,
         text: Tensor,
         activated: Tensor,
-        lengths: Sequence[int],
+        rows: Sequence[AttendedRow],
         mask: Tensor | None,
         rope: Rope,
     ) -> tuple[Tensor, Tensor]:
@@ -107,18 +118,18 @@ class CompiledBlock:
             missing = self._text_tokens - text.shape[1]
             padded = F.pad(text, (0, 0, 0, missing)) if missing > 0 else text
             try:
-                return self._run(block, video, padded, activated, lengths, torch.view_as_real(rope))
+                return self._run(block, video, padded, activated, rows, torch.view_as_real(rope))
             except Exception as error:
                 self._fail(error)
         # A block before this one may have padded the text.
-        mask = joint_mask(lengths, video.shape[1], text.shape[1], video.device)
-        return run_block(block, video, text, activated, lengths, mask, rope)
+        mask = joint_mask(rows, video.shape[1], text.shape[1], video.device)
+        return run_block(block, video, text, activated, rows, mask, rope)
 
     def _run(
-        self, block: Any, video: Tensor, text: Tensor, activated: Tensor, lengths: Sequence[int], rope: Tensor
+        self, block: Any, video: Tensor, text: Tensor, activated: Tensor, rows: Sequence[AttendedRow], rope: Tensor
     ) -> tuple[Tensor, Tensor]:
-        tokens = torch.tensor([video.shape[1] + length for length in lengths])
-        for tensor in (video, text, activated, tokens):
+        told = torch.tensor([(video.shape[1] + row.text, row.fp8) for row in rows])
+        for tensor in (video, text, activated, told):
             if tensor.shape[0] > 1:  # the compiler makes one row a case of its own
                 dynamo.mark_dynamic(tensor, 0)
         dynamo.mark_dynamic(video, 1)
@@ -129,7 +140,7 @@ class CompiledBlock:
         self._failed_guards.clear()
         begun = time.perf_counter()
         with _compiler_limits():
-            out = self._compiled(block, video, text, activated, tokens, rope, *packed)
+            out = self._compiled(block, video, text, activated, told, rope, *packed)
         if self._settled and self.graphs > graphs:
             self.recompilations += 1
             _logger.warning(
@@ -156,7 +167,7 @@ class CompiledBlock:
         next, raises the same again if it is not to blame.
         """
         cause = getattr(error, "inner_exception", error)
-        if isinstance(cause, NO_FAULT_OF_THE_COMPILER):
+        if isinstance(cause, DEVICE_ERRORS):
             raise cause
         if self._settled and not isinstance(error, COMPILE_ERRORS):
             raise error
@@ -178,12 +189,12 @@ def _block(
     video: Tensor,
     text: Tensor,
     activated: Tensor,
-    lengths: Tensor,
+    told: Tensor,
     rope: Tensor,
     packed: Tensor | None,
     packed_text: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """What is compiled. lengths: see `attend`. packed: see `packed_weight`, of video and text."""
+    """What is compiled. told: see `attend`. packed: see `packed_weight`, of video and text."""
 
     def attention(attn: Any, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         query, key, value = _heads(attn, video_projections(attn), video, packed)
@@ -192,7 +203,7 @@ def _block(
             torch.cat([rotate(norm_heads(query, attn.norm_q), rope), norm_heads(text_query, attn.norm_added_q)], dim=1),
             torch.cat([rotate(norm_heads(key, attn.norm_k), rope), norm_heads(text_key, attn.norm_added_k)], dim=1),
             torch.cat([value, text_value], dim=1),
-            lengths,
+            told,
             video.shape[1],
         )
         return project_out(attn, of_video.flatten(2), of_text.flatten(2))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deployments.clip import LatentShape
 from deployments.messages import LoraChoice, VideoSpec
-from deployments.mochi.block import Rope, RunBlock, joint_mask, run_block
+from deployments.mochi.block import AttendedRow, Rope, RunBlock, joint_mask, run_block
 from deployments.mochi.reuse import PassReuse, Residual
 from deployments.step_rules import (
     DEFAULT_RULES,
@@ -274,6 +274,7 @@ def _run_rows(transformer: "MochiTransformer3DModel", rows: Sequence[_Row], bloc
         rows[0].sample.rope,
         block,
         reuse,
+        [row.sample.rules.attention == "fp8" for row in rows],
     ).float()
     residuals = [None] * len(rows) if reuse is None else reuse.residuals
     return [_RowOut(*out) for out in zip(velocity.unbind(), residuals, strict=True)]
@@ -310,6 +311,7 @@ def predict_velocity(
     rope: Rope,
     block: RunBlock = run_block,
     reuse: PassReuse | None = None,
+    fp8: Sequence[bool] = (),
 ) -> Tensor:
     """The transformer's forward pass without what is constant for a request.
 
@@ -323,27 +325,28 @@ def predict_velocity(
         rope: see `rope_tables`.
         block: see `denoise_step`.
         reuse: which rows go through the first block alone; None if all go through all. It is given what is to be kept.
+        fp8: of each row, whether it is attended in 8 bits; by default none is.
 
     Returns:
         [B, 12, T, h, w] in the model's dtype.
     """
     dtype = transformer.proj_out.weight.dtype
-    lengths = [text.length for text in texts]
-    longest = max(1, *lengths)
+    rows = [AttendedRow(text.length, each) for text, each in zip(texts, fp8 or [False] * len(texts), strict=True)]
+    longest = max(1, *(row.text for row in rows))
     captions = torch.stack([text.caption[:longest] for text in texts])
     embedding = _time_embedding(transformer, timesteps, dtype) + torch.stack([text.pooled for text in texts])
     activated = F.silu(embedding)
     tokens = _patch(transformer, latents.to(dtype))
-    mask = joint_mask(lengths, tokens.shape[1], longest, tokens.device)
+    mask = joint_mask(rows, tokens.shape[1], longest, tokens.device)
     first, *others = transformer.transformer_blocks
-    tokens, captions = block(first, tokens, captions, activated, lengths, mask, rope)
+    tokens, captions = block(first, tokens, captions, activated, rows, mask, rope)
     early = None
     if reuse is not None:
         early = tokens
         tokens, captions, activated = (reuse.full_rows(each) for each in (tokens, captions, activated))
-        lengths, mask = reuse.full(lengths), mask if mask is None else reuse.full_rows(mask)
-    for weights in others if lengths else ():
-        tokens, captions = block(weights, tokens, captions, activated, lengths, mask, rope)
+        rows, mask = reuse.full(rows), mask if mask is None else reuse.full_rows(mask)
+    for weights in others if rows else ():
+        tokens, captions = block(weights, tokens, captions, activated, rows, mask, rope)
     if reuse is not None and early is not None:
         tokens = reuse.join(early, tokens)
     tokens = transformer.proj_out(final_norm(transformer.norm_out, tokens, embedding))

@@ -32,6 +32,9 @@ class DeviceBrokenError(TransientError):
         super().__init__(DEVICE_BROKEN, "the device of the replica is broken", detail)
 
 
+# Of CUTLASS' Python compiler, which FlashAttention 4 runs on: they are no RuntimeError, and it is no need of ours.
+_LAUNCH_ERRORS = frozenset({"DSLCudaRuntimeError"})
+
 # torch: "CUDA error: ..." (kernels, copies), "CUDA driver error: ..." (expandable segments); Triton: "Triton Error
 # [CUDA]: ...". cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY both read "out of memory".
 _MEMORY_FORMS = re.compile(
@@ -68,6 +71,8 @@ def _own_failure(error: BaseException) -> DeviceFailure | None:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return DeviceFailure.OUT_OF_MEMORY
     if isinstance(error, DeviceBrokenError):
+        return DeviceFailure.BROKEN
+    if _LAUNCH_ERRORS.intersection(base.__name__ for base in type(error).__mro__):
         return DeviceFailure.BROKEN
     if not isinstance(error, RuntimeError):  # texts of other kinds may quote anything
         return None

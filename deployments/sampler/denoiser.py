@@ -16,12 +16,14 @@ from deployments.errors import TransientError, WorkerError
 from deployments.messages import VideoSpec
 from deployments.mochi.block import Rope, RunBlock, run_block
 from deployments.mochi.denoise import Sample, denoise_step, rope_tables, start_sample
+from deployments.mochi.full_attention import attention_name
 from deployments.mochi.loras import Loras
 from deployments.mochi.probe import probe_batches, probe_sample
 from deployments.replica.device_check import check_arithmetic
 from deployments.sampler.memory_measure import probe_shapes
 from deployments.sampler.state import SampleState
 from deployments.settings import ModelSettings, SamplingSettings
+from deployments.step_rules import StepRules
 from deployments.storage.model_store import default_cache
 
 if TYPE_CHECKING:
@@ -114,10 +116,14 @@ class Denoiser:
 
     @property
     def note(self) -> str:
-        """For people, how the blocks run; empty where they are not to be compiled."""
-        if self._compiled is None:
-            return ""
-        return "compiled" if self._compiled.failure is None else f"not compiled ({self._compiled.failure})"
+        """For people, how the blocks run; empty where they are not to be compiled and torch chooses the attention."""
+        config = self._transformer.config
+        size = config.num_attention_heads, config.attention_head_dim
+        told = [attention_name(self._device, self._transformer.proj_out.weight.dtype, *size)]
+        if self._compiled is not None:
+            failure = self._compiled.failure
+            told.insert(0, "compiled" if failure is None else f"not compiled ({failure})")
+        return ", ".join(filter(None, told))
 
     def prepare(self, state: SampleState, others: Sequence[Sample]) -> Sample:
         """The sample of this state, on the device.
@@ -167,13 +173,18 @@ class Denoiser:
         The compiler chooses its kernels by the first shape that it sees, so that is one of a middle size.
         """
         smallest = VideoSpec("", "", model.width.minimum, model.height.minimum, model.num_frames.minimum, 1, 2, 2.0, 0)
+        probe = probe_sample(self._transformer, smallest.clip.latents, model.max_sequence_length)
+        in_fp8 = [[replace(probe, rules=StepRules(attention="fp8"))]] if model.attends_in_fp8 else []
         if self._compiled is None:
-            self._warm_up_step([probe_sample(self._transformer, smallest.clip.latents, model.max_sequence_length)])
+            for samples in ([probe], *in_fp8):
+                self._warm_up_step(samples)
             return
         begun, graphs = time.perf_counter(), self._compiled.graphs
         for shape in (probe_shapes(model)[1], smallest.clip.latents):
             for samples in probe_batches(self._transformer, shape, model.max_sequence_length):
                 self._warm_up_step(samples)
+        for samples in in_fp8:
+            self._warm_up_step(samples)
         self._compiled.settle()
         made = self._compiled.graphs - graphs
         if made and self._compiled.failure is None:

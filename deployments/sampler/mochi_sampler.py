@@ -15,6 +15,7 @@ from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Event, LoraChoice, Parked, Stage
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import Sample, initial_noise
+from deployments.mochi.fp8_attention import check_fp8_attention
 from deployments.mochi.loras import Loras
 from deployments.mochi.weights.loading import load_transformer
 from deployments.replica.connections import Connections
@@ -62,9 +63,11 @@ def load_parts(
 
     Raises:
         PermanentError: `model_incomplete`, `model_mismatch`, `weights_unsupported`, as `load_transformer` does;
-            `lora_unusable`, as `Loras` does.
+            `attention_unsupported`, as `check_fp8_attention` does; `lora_unusable`, as `Loras` does.
     """
     dtype, weights = settings.model.dtype, settings.model.weights
+    if settings.model.attends_in_fp8:
+        check_fp8_attention(dtype, device)
     transformer = load_transformer(model_folder, dtype, device, weights)
     loras = Loras(transformer, lora_files)
     revision = model_fingerprint(model_folder, MODEL_PARTS, dtype, weights)
@@ -205,7 +208,7 @@ class MochiSampler(StageReplica):
             running,
             prepare=lambda: self._parts.prepare(start, self._loop.samples),
             after_step=after_step,
-            exact=start.spec.exact,
+            exact=start.spec.alone,
         )
         writing = asyncio.create_task(recording.write())
         try:

@@ -95,7 +95,7 @@ class CostModel:
         steps = max(1, steps_left)
         if not self._device[stage].is_measured:
             return self._nominal_s(stage, spec, steps)
-        sharing = 1.0 if spec.exact else self._sharing.mean
+        sharing = 1.0 if spec.alone else self._sharing.mean
         return self._device[stage].seconds(_size(stage, spec), _terms(stage, spec, steps, steps * sharing))
 
     def step_time(self, spec: VideoSpec) -> StepTime:

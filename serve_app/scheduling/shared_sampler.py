@@ -25,7 +25,7 @@ class SharingSample:
 
 def batch_of(job_id: str, spec: VideoSpec) -> Hashable:
     """Samples of one replica with an equal one share their passes."""
-    return job_id if spec.exact else (spec.clip, spec.lora_choice)
+    return job_id if spec.alone else (spec.clip, spec.lora_choice)
 
 
 @dataclass(slots=True)

@@ -157,7 +157,7 @@ class PlayedSample:
         state = read(self.data, self.plan.video)
         self.step = state.step
         self.running = running_task(video=self.plan.video)
-        self.entry = loop.add(self.running, lambda: to_sample(state), self._after_step, self.plan.video.exact)
+        self.entry = loop.add(self.running, lambda: to_sample(state), self._after_step, self.plan.video.alone)
 
     def _after_step(self, sample: Sample, previous: Sample | None) -> None:
         self.steps_run += sample.step - self.step

@@ -14,7 +14,7 @@ from diffusers import MochiTransformer3DModel
 from torch import Tensor
 
 from deployments.messages import VideoSpec
-from deployments.mochi.block import Rope, run_block
+from deployments.mochi.block import AttendedRow, Rope, run_block
 from deployments.mochi.denoise import (
     Sample,
     TextConditioning,
@@ -103,12 +103,12 @@ def unmasked_block(
     video: Tensor,
     text: Tensor,
     activated: Tensor,
-    lengths: Sequence[int],
+    rows: Sequence[AttendedRow],
     mask: Tensor | None,
     rope: Rope,
 ) -> tuple[Tensor, Tensor]:
     """As on a GPU, where attention has no mask."""
-    return run_block(block, video, text, activated, lengths, None, rope)
+    return run_block(block, video, text, activated, rows, None, rope)
 
 
 BLOCKS = {"masked": run_block, "unmasked": unmasked_block}

@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import MochiAttention, MochiAttnProces
 from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from torch import Tensor, nn
 
-from deployments.mochi.block import fast_linear, joint_attention, joint_mask, rotate, run_block
+from deployments.mochi.block import AttendedRow, fast_linear, joint_attention, joint_mask, rotate, run_block
 
 CPU = torch.device("cpu")
 VIDEO, TEXT = 40, 12
@@ -51,8 +51,9 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("masked", [False, True])
 def test_block_equals_diffusers(dtype: torch.dtype, bound: float, last: bool, lengths: list[int], masked: bool) -> None:
     ours, (video, text, embedding, rope) = block(dtype, last), inputs(dtype, 3)
-    mask = joint_mask(lengths, VIDEO, TEXT, CPU) if masked else None
-    got = run_block(ours, video, text, nn.functional.silu(embedding), lengths, mask, rope)
+    rows = [AttendedRow(length) for length in lengths]
+    mask = joint_mask(rows, VIDEO, TEXT, CPU) if masked else None
+    got = run_block(ours, video, text, nn.functional.silu(embedding), rows, mask, rope)
     wanted = ours(video, text, embedding, torch.arange(TEXT)[None] < torch.tensor(lengths)[:, None], parts(rope))
     assert [part.dtype for part in got] == [dtype, dtype]
     assert relative_error(got[0], wanted[0]) <= bound
@@ -79,7 +80,7 @@ def test_attention_is_bitwise_equal_to_diffusers(dtype: torch.dtype, last: bool)
     lengths = [1, 6, 0, TEXT]
     mask = torch.arange(TEXT)[None] < torch.tensor(lengths)[:, None]
     stock = attn(video, encoder_hidden_states=text, attention_mask=mask, image_rotary_emb=parts(rope))
-    ours = joint_attention(attn, video, text, lengths, None, rope)
+    ours = joint_attention(attn, video, text, [AttendedRow(length) for length in lengths], None, rope)
     assert torch.equal(ours[0], stock[0])
     assert torch.equal(ours[1], stock[1])
 
@@ -90,8 +91,9 @@ def test_padding_changes_nothing() -> None:
     other = text.clone()
     for row, length in zip(other, lengths, strict=True):
         row[length:] = 1e3
-    for mask in (None, joint_mask(lengths, VIDEO, TEXT, CPU)):
-        one, two = (run_block(ours, video, words, embedding, lengths, mask, rope) for words in (text, other))
+    rows = [AttendedRow(length) for length in lengths]
+    for mask in (None, joint_mask(rows, VIDEO, TEXT, CPU)):
+        one, two = (run_block(ours, video, words, embedding, rows, mask, rope) for words in (text, other))
         assert torch.equal(one[0], two[0])
         assert torch.equal(valid(one[1], lengths), valid(two[1], lengths))
 
@@ -103,18 +105,18 @@ def test_the_rotary_table_in_parts_turns_the_same() -> None:
 
 def test_rows_of_one_length_attend_in_one_call_to_the_same_result() -> None:
     attn, (video, text, _, rope) = block(torch.float32).attn1, inputs(torch.float32, 3)
-    together = joint_attention(attn, video, text, [TEXT] * 3, None, rope)
+    together = joint_attention(attn, video, text, [AttendedRow(TEXT)] * 3, None, rope)
     for i in range(3):
-        alone = joint_attention(attn, video[i : i + 1], text[i : i + 1], [TEXT], None, rope)
+        alone = joint_attention(attn, video[i : i + 1], text[i : i + 1], [AttendedRow(TEXT)], None, rope)
         assert all(relative_error(a[i : i + 1], b) <= 1e-6 for a, b in zip(together, alone, strict=True))
 
 
 def test_a_mask_only_where_it_pays() -> None:
-    mask = joint_mask([2, 0], 3, 2, CPU)
+    mask = joint_mask([AttendedRow(2), AttendedRow(0)], 3, 2, CPU)
     assert mask is not None
     assert mask[:, 0, 0].tolist() == [[True] * 5, [True] * 3 + [False] * 2]
-    assert joint_mask([2, 2], 3, 2, CPU) is None
-    assert joint_mask([2, 0], 3, 2, torch.device("meta")) is None
+    assert joint_mask([AttendedRow(2)] * 2, 3, 2, CPU) is None
+    assert joint_mask([AttendedRow(2), AttendedRow(0)], 3, 2, torch.device("meta")) is None
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -29,6 +29,7 @@ from deployments.mochi.packed_weights import pack_projections
 from deployments.mochi.probe import probe_batches
 from deployments.mochi.weights.loading import load_transformer
 from deployments.replica.host import one_thread
+from deployments.step_rules import StepRules
 from tests.support.workers.fakes import SHAPES, captured
 
 CPU = torch.device("cpu")
@@ -163,7 +164,7 @@ def test_torchs_compiler_computes_what_the_eager_block_does(tmp_path_factory: py
 @pytest.mark.parametrize("lengths", [[40, 43, 52], [52, 52, 40], [41, 41, 41]])
 def test_attention_is_each_rows_own(lengths: list[int]) -> None:
     query, key, value = torch.randn(3, len(lengths), 52, 4, 8)
-    of_video, of_text = attend(query, key, value, torch.tensor(lengths), 40)
+    of_video, of_text = attend(query, key, value, torch.tensor([(length, 0) for length in lengths]), 40)
     for row, length in enumerate(lengths):
         own = [part[row : row + 1, :length].transpose(1, 2) for part in (query, key, value)]
         wanted = F.scaled_dot_product_attention(*own)[0].transpose(0, 1)
@@ -171,10 +172,24 @@ def test_attention_is_each_rows_own(lengths: list[int]) -> None:
         assert not of_text[row, length - 40 :].any()
 
 
+def test_rows_in_8_bits_are_their_own_and_change_no_other(compiled: Compiled) -> None:
+    graphs = compiled.block.graphs
+    plain, other = compiled.sample((48, 32, 13), 3), compiled.sample((48, 32, 13), 7, negative=0)
+    rounded = replace(plain, rules=StepRules(attention="fp8"))
+    alone, of_other = (denoise_step(compiled.transformer, [each], compiled.block) for each in (rounded, other))
+    together = denoise_step(compiled.transformer, [rounded, other], compiled.block)
+    assert update_error(together[1:], of_other, [other]) <= 1e-5
+    assert update_error(together[:1], alone, [rounded]) <= 1e-2
+    assert update_error(alone, denoise_step(compiled.transformer, [rounded]), [rounded]) <= 1e-2
+    assert 1e-4 < update_error(alone, denoise_step(compiled.transformer, [plain]), [plain]) < 0.1
+    assert compiled.block.graphs == graphs
+
+
 def test_attention_is_an_operator_that_the_compiler_may_believe() -> None:
     """torch's own checks, of shapes told before and real ones and of what it may change."""
     tensors = torch.randn(3, 2, 20, 2, 4).unbind()
-    torch.library.opcheck(attend, (*tensors, torch.tensor([16, 19]), 16), test_utils=("test_schema", "test_faketensor"))
+    told = torch.tensor([(16, 0), (19, 1)])
+    torch.library.opcheck(attend, (*tensors, told, 16), test_utils=("test_schema", "test_faketensor"))
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -51,7 +51,12 @@ def test_the_text_of_a_runtime_error_tells(text: str, failure: DeviceFailure | N
     assert device_failure(ValueError(text)) is None, "a prompt may quote it"
 
 
+class DSLCudaRuntimeError(Exception):
+    """As CUTLASS' compiler names it, which is not installed here."""
+
+
 def test_classes_tell_whatever_the_text() -> None:
+    assert device_failure(type("CUDADialectError", (DSLCudaRuntimeError,), {})("719")) is BROKEN
     assert device_failure(torch.AcceleratorError("of a form that nobody knows yet")) is BROKEN
     assert device_failure(torch.OutOfMemoryError("tried 3 GiB")) is OUT_OF_MEMORY
     assert device_failure(MemoryError()) is OUT_OF_MEMORY

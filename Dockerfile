@@ -34,7 +34,8 @@ USER root
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir serve_app deployments && touch serve_app/__init__.py deployments/__init__.py
 USER ray
-RUN pip install --constraint constraints.txt --editable .
+# On CUDA with the kernels for H100 and H200.
+RUN pip install --constraint constraints.txt --editable "$(if [ "$VARIANT" = cuda ]; then echo '.[hopper]'; else echo .; fi)"
 
 USER root
 COPY serve_config.yaml ./

@@ -1,6 +1,6 @@
 """Draw where the time of a step goes, from the results of `gpu.py`.
 
-    python benchmarks/plot_step.py benchmarks/results/gpu_h100.jsonl benchmarks/results/gpu_h100_2.jsonl --out step.svg
+    cd benchmarks/results && python ../plot_step.py gpu_h100_3.jsonl gpu_h100_5.jsonl --out step.svg
 
 Prints the table that it draws and, last, one line of JSON. Needs matplotlib and rich.
 """
@@ -27,7 +27,7 @@ STEPS = {
     "stock step": "diffusers",
     "our step": "exact, not compiled",
     "our step, compiled": "exact (compiled)",
-    "our step, fp8, compiled": "with fp8 products",
+    "our step, fp8, compiled": "with fp8 products, torch's attention",
     "our step, fp8 attention, compiled": "with fp8 attention",
 }
 

@@ -39,7 +39,10 @@ def pins() -> dict[str, Version]:
 
 
 def direct_requirements() -> list[Requirement]:
-    extras = project()["optional-dependencies"].values()
+    """But for those of Hopper GPUs, which say their one version themselves."""
+    optional = project()["optional-dependencies"]
+    assert all("==" in line for line in optional["hopper"])
+    extras = [extra for name, extra in optional.items() if name != "hopper"]
     return [Requirement(line) for line in [*project()["dependencies"], *(line for extra in extras for line in extra)]]
 
 

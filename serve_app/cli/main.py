@@ -7,7 +7,7 @@ import typer
 from rich.panel import Panel
 from rich.table import Table
 
-from serve_app.cli import keys, make, model, videos
+from serve_app.cli import doctor, keys, make, model, videos
 from serve_app.cli.interrupts import ending_in_one_line, tolerate_any_text
 from serve_app.cli.options import override_data_dir
 from serve_app.cli.output import Output
@@ -53,6 +53,7 @@ def _serve(config: Path, dashboard_port: int, output: Output) -> None:
     output.show("Stopped.")
 
 
+app.add_typer(doctor.app)
 app.add_typer(make.app)
 app.add_typer(videos.app)
 app.add_typer(model.app, name="model")

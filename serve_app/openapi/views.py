@@ -31,6 +31,7 @@ from serve_app.openapi.schemas import (
     VideoMove,
     VideoPage,
 )
+from serve_app.version import VERSION
 
 # OpenAI's clients need an integer, and the server does not know when the weights were made.
 MODEL_CREATED = 0
@@ -195,6 +196,7 @@ def to_health(health: Health, storage: str, must_be_ready: bool = False) -> Heal
         error = ErrorBody(message=message, type="server_error", param=None, code="not_ready")
     return HealthReport(
         status="unavailable" if broken else "starting" if absent else "ok",
+        version=VERSION,
         models=sorted({replica.model for replicas in devices.values() for replica in replicas}),
         devices=devices,
         queue={str(state): count for state, count in health.queue.items()},

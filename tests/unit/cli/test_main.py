@@ -32,6 +32,7 @@ COMMANDS = {
     "delete",
     "download",
     "models",
+    "doctor",
     "keys",
     "tenants",
 }

@@ -33,7 +33,7 @@ def check_gpu(s: Surroundings) -> Iterator[Finding]:
         yield from (skipped(name, "replicas run on the cluster, see cluster_resources") for name in NAMES)
         return
     try:
-        found = s.ask("gpus", limit_s=CHILD_S)
+        found = s.ask("gpus", "look" if s.server is not None else "use", limit_s=CHILD_S)
     except ChildError as error:
         told = f"torch could not look for GPUs: {error}"
         if needed:
@@ -46,7 +46,7 @@ def check_gpu(s: Surroundings) -> Iterator[Finding]:
     if not devices:
         yield from (skipped(name, "there is no GPU that torch can use") for name in NAMES[1:])
         return
-    yield _works(devices, found["advice"])
+    yield _works(s, devices, found["advice"])
     yield _others(s, devices)
     yield _fits(s, min(device["total"] for device in devices))
 
@@ -69,13 +69,15 @@ def _count(s: Surroundings, found: dict[str, Any], needed: list[str]) -> Finding
     return ok("gpus", told)
 
 
-def _works(devices: list[dict[str, Any]], advice: str) -> Finding:
+def _works(s: Surroundings, devices: list[dict[str, Any]], advice: str) -> Finding:
     for i, device in enumerate(devices):
         if device["problem"]:
             return fault("gpu_works", f"GPU {i} multiplies no matrices: {device['problem']}", advice)
         if device["unfit"]:
             told, _, what = device["unfit"].partition(": ")
             return fault("gpu_works", f"GPU {i}: {told}", what or "see `nvidia-smi -q`")
+    if s.server is not None:
+        return ok("gpu_works", "the driver knows nothing bad; the running server's replicas tried them at their start")
     return ok("gpu_works", f"{len(devices)} multiplied two matrices rightly")
 
 

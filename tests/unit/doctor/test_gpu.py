@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from serve_app.doctor.checks.gpu import check_gpu
 from serve_app.doctor.children.run import ChildError
 from serve_app.doctor.finding import Finding, State
@@ -76,6 +78,14 @@ def test_a_gpu_that_does_not_work_and_one_that_should_not(tmp_path: Path) -> Non
     assert broken.told == "GPU 1 multiplies no matrices: CUDA error: out of memory" and broken.advice == ADVICE
     sick = look(tmp_path, machine(gpu(unfit="the GPU has no spare rows left: replace it")))["gpu_works"]
     assert (sick.told, sick.advice) == ("GPU 0: the GPU has no spare rows left", "replace it")
+
+
+def test_beside_a_server_no_gpu_is_used_and_its_own_memory_is_not_others(tmp_path: Path) -> None:
+    own = psutil.Process()
+    child = FakeChild(gpus=machine(gpu(used=23 * GB, processes={str(own.pid): 23 * GB})))
+    found = by_name(check_gpu(patient(tmp_path, SHARES, ask=child, server=own)))
+    assert child.asked == [("gpus", "look")]
+    assert {one.state for one in found.values()} == {State.OK}
 
 
 def test_a_driver_that_hangs(tmp_path: Path) -> None:

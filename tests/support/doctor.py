@@ -1,6 +1,10 @@
 """What the checks of the doctor look at in tests: the included profile, with what a test lays over it."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,3 +65,25 @@ class FakeChild:
             raise answer
         found: dict[str, Any] = answer
         return found
+
+
+@contextmanager
+def stopped_listener() -> Iterator[tuple[int, int]]:
+    """A process that listens and was stopped; gives its pid and port."""
+    code = (
+        "import socket, time\n"
+        "s = socket.create_server(('127.0.0.1', 0))\n"
+        "print(s.getsockname()[1], flush=True)\n"
+        "time.sleep(9999)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        process.send_signal(signal.SIGSTOP)
+        yield process.pid, port
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -327,25 +326,3 @@ def test_a_low_limit_of_open_files_by_the_command_itself(tmp_path: Path) -> None
     assert "ulimit -Hn" in found["open_files"]["advice"]
     assert found["video_encoder"]["state"] == "ok", "ffmpeg has written a frame"
     assert not (tmp_path / "data").exists()
-
-
-@contextmanager
-def stopped_listener() -> Iterator[tuple[int, int]]:
-    """A process that listens and was stopped; gives its pid and port."""
-    code = (
-        "import socket, time\n"
-        "s = socket.create_server(('127.0.0.1', 0))\n"
-        "print(s.getsockname()[1], flush=True)\n"
-        "time.sleep(9999)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        process.send_signal(signal.SIGSTOP)
-        yield process.pid, port
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()

@@ -15,8 +15,7 @@ import pytest
 from serve_app.doctor.checks.server import check_applications, check_server
 from serve_app.doctor.finding import Check, Finding, State
 from serve_app.version import VERSION
-from tests.integration.doctor.test_faults import stopped_listener
-from tests.support.doctor import by_name, look, only, patient
+from tests.support.doctor import by_name, look, only, patient, stopped_listener
 
 REPLICA = {"replica": "a", "device": "cpu", "problem": None}
 HEALTHY: dict[str, Any] = {

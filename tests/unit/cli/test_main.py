@@ -33,6 +33,7 @@ COMMANDS = {
     "download",
     "models",
     "doctor",
+    "top",
     "keys",
     "tenants",
 }

@@ -13,7 +13,7 @@ from deployments.settings import StorageSettings
 from serve_app.config import AppSettings
 from serve_app.doctor.children.run import ask_child
 from serve_app.local.plan import LaunchPlan
-from serve_app.local.preflight import running_server
+from serve_app.local.preflight import lock_file, running_server
 from serve_app.local.store.seaweed_command import keys_file, own_store
 
 AskChild = Callable[..., dict[str, Any]]
@@ -39,6 +39,11 @@ class Surroundings:
         return self.plan.settings
 
     @property
+    def data_in_use(self) -> bool:
+        """Whether a server may have the data folder: also one in another container, whose process is not seen here."""
+        return self.server is not None or lock_file(self.plan.data_dir).exists()
+
+    @property
     def storage(self) -> StorageSettings | None:
         """How the object store is reached; None: it is the server's own, which does not run now."""
         if self.settings.storage.endpoint is not None:
@@ -51,7 +56,7 @@ def surroundings(
     plan: LaunchPlan, url: str | None, api_key: str | None, ray_address: str | None, deep: bool
 ) -> Surroundings:
     """As they are now. url: without one, that of the server that works on the data folder here, if one does."""
-    server = None if ray_address else running_server(plan.data_dir)
+    server = running_server(plan.data_dir)
     return Surroundings(
         plan=plan,
         server=server,

@@ -163,13 +163,18 @@ def check_gpus(settings: AppSettings, found_gpus: float) -> None:
         )
 
 
+def lock_file(data_dir: Path) -> Path:
+    """What a server holds for as long as it works on the data folder; one that was killed leaves it."""
+    return data_dir / "lock"
+
+
 def running_server(data_dir: Path) -> psutil.Process | None:
     """The server that works on the data folder, by the process that its lock names; the lock itself is not touched.
 
     The file of a server that was killed stays, and its number may be another process's by now: that one was started
     after the file was written.
     """
-    path = data_dir / "lock"
+    path = lock_file(data_dir)
     with contextlib.suppress(OSError, ValueError, psutil.Error):
         process = psutil.Process(int(_owner(path)))
         if process.create_time() <= path.stat().st_mtime and process.status() != psutil.STATUS_ZOMBIE:
@@ -184,7 +189,7 @@ def data_folder_lock(data_dir: Path) -> Iterator[Path]:
     Raises:
         StartupError: another server holds it; names its process.
     """
-    path = data_dir / "lock"
+    path = lock_file(data_dir)
     lock = FileLock(path, timeout=LOCK_TIMEOUT_S, mode=0o600, fallback_to_soft=False)
     try:
         lock.acquire()

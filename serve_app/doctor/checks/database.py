@@ -36,8 +36,8 @@ def _sqlite(s: Surroundings, path: Path) -> Iterator[Finding]:
         yield from (skipped(name, "there is no database yet") for name in ("database_schema", "database_clock"))
         return
     try:
-        check_undamaged(path, in_use=s.server is not None)
-        look = look_at_sqlite(path, in_use=s.server is not None)
+        check_undamaged(path, in_use=s.data_in_use)
+        look = look_at_sqlite(path, in_use=s.data_in_use)
     except StartupError as error:
         yield split_fault("database", str(error))
         return
@@ -47,7 +47,7 @@ def _sqlite(s: Surroundings, path: Path) -> Iterator[Finding]:
     if look.refusal:
         yield fault("database", f"{path} takes no write: {look.refusal}", "end who holds it, or see its owner and mode")
         return
-    how = "read only, as the server has it open" if s.server is not None else "takes a write"
+    how = "read only, as a server has it open" if s.data_in_use else "takes a write"
     if kind in ("tmpfs", "ramfs"):
         told = f"{path} lies in memory ({kind}) and is gone with the machine"
         yield warning("database", told, "name a data folder on a disk, unless that is meant")

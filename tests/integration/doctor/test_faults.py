@@ -296,6 +296,18 @@ async def test_a_sqlite_file_that_is_damaged(tmp_path: Path) -> None:
     assert "put a backup in its place" in f"{found.told} {found.advice}"
 
 
+async def test_sqlite_of_a_server_is_only_read(tmp_path: Path) -> None:
+    """A lock file is enough: its process may be in another container."""
+    s = patient(tmp_path)
+    await made(s.settings.database_url)
+    (s.plan.data_dir / "lock").write_text("1")
+    with closing(sqlite3.connect(s.plan.data_dir / "jobs.db")) as server:
+        server.execute("BEGIN IMMEDIATE")
+        found = by_name(check_database(s))
+    assert {one.state for one in found.values()} <= {State.OK, State.SKIPPED, State.WARNING}, "it waits for no lock"
+    assert found["database_schema"].state is State.OK
+
+
 async def test_sqlite_that_another_writer_holds(tmp_path: Path) -> None:
     s = patient(tmp_path)
     await made(s.settings.database_url)

@@ -5,6 +5,7 @@ from typing import Protocol
 from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Order, Submission
+from serve_app.scheduling.activity import Activity
 from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 
 
@@ -77,6 +78,10 @@ class RegistryApi(WorkerRegistry, Protocol):
         """Replicas that are there, live jobs, and whether the database takes a write."""
         ...
 
+    async def activity(self) -> Activity:
+        """What waits and what is worked on now; from memory, so also while the database is away."""
+        ...
+
     async def capacity(self, state: StageState) -> StageNeed:
         """How many replicas of a stage are needed, for the autoscaling policy.
 
@@ -121,6 +126,9 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
 
     async def health(self) -> Health:
         return await self._link.call(RegistryApi.health)
+
+    async def activity(self) -> Activity:
+        return await self._link.call(RegistryApi.activity)
 
     async def capacity(self, state: StageState) -> StageNeed:
         return await self._link.call(RegistryApi.capacity, state)

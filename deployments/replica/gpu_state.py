@@ -57,6 +57,7 @@ class Nvml(Protocol):
     def nvmlDeviceIsMigDeviceHandle(self, device: Any) -> Any: ...
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, migDevice: Any) -> Any: ...
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Any: ...
     def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any: ...
     def nvmlDeviceGetPowerUsage(self, handle: Any) -> int: ...
     def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int: ...
@@ -247,6 +248,20 @@ def watch_by_uuid(
     except Exception as error:  # a library of the driver that is broken must not stop a GPU that works
         _logger.warning("NVML tells nothing of GPU %s, so its state is not watched: %s", uuid, error)
         return NoGpuWatch()
+
+
+def compute_processes(uuid: str, open_library: Callable[[], Nvml] = open_nvml) -> dict[int, int | None]:
+    """Bytes that each process holds of a GPU, by process id, as far as the driver tells; none where it does not.
+
+    In a container they are those of the host, or hidden.
+    """
+    try:
+        nvml = open_library()
+        found = nvml.nvmlDeviceGetComputeRunningProcesses(_find(nvml, uuid))
+    except Exception as error:  # as in `watch_by_uuid`
+        _logger.warning("NVML tells no processes of GPU %s: %s", uuid, error)
+        return {}
+    return {int(one.pid): one.usedGpuMemory for one in found}
 
 
 def _find(nvml: Nvml, uuid: str) -> Any:

@@ -21,7 +21,8 @@ from deployments.clip import GUIDED_ROWS, LATENT_CHANNELS, PATCH, SPATIAL_COMPRE
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import denoise_step
 from deployments.mochi.probe import probe_sample
-from deployments.replica.host import available_bytes, describe_device, one_thread, total_bytes
+from deployments.replica.host import describe_device, one_thread
+from deployments.replica.host_memory import available_bytes, total_bytes
 from deployments.sampler.memory_profile import MemoryProfile, fit_line
 from deployments.sampler.peak_memory import cuda_peak, process_peak
 from deployments.settings import ModelSettings

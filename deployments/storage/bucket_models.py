@@ -10,8 +10,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -84,10 +84,16 @@ class BucketFiles(ModelFiles):
         """As of every model. Raises TransientError `model_changed`: it is another object than was listed."""
         if length == 0:
             return b""
+        with self.open(name, offset, length) as chunks:
+            return b"".join(chunks)
+
+    @contextmanager
+    def open(self, name: str, offset: int, length: int) -> Iterator[Iterator[bytes]]:
+        """The same in chunks, of at least one byte."""
         with self.bucket.open_range(self._prefix + name, offset, length) as found:
             if found.etag != self.listed[name].etag:
                 raise TransientError("model_changed", f"{self.source}/{name} was changed while it was looked at")
-            return b"".join(found.chunks)
+            yield found.chunks
 
 
 def fetch_model(

@@ -49,6 +49,13 @@ class HashRecord:
         self._keep(real, state, {"sha256": taken})
         return taken
 
+    def unread_bytes(self, path: Path) -> int:
+        """How much `sha256` would read of the file; 0 where its hash is known. Raises OSError."""
+        real = path.resolve()
+        size = real.stat().st_size
+        is_known = size >= self.kept_from_bytes and not self.again and "sha256" in self._known(real)
+        return 0 if is_known else size
+
     def chunks(self, path: Path, chunk_bytes: int) -> tuple[str, ...]:
         """SHA-256 of each chunk of the file as it is now; several are taken at once. Raises OSError."""
         real = path.resolve()

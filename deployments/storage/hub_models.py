@@ -170,6 +170,13 @@ def _written_down(source: str, commit: str, pins: Pins) -> str:
     return written
 
 
+def whole_snapshot(
+    source: str, revision: str | None, parts: Sequence[str], dtypes: Dtypes, hub: Hub = Hub()
+) -> Path | None:
+    """The folder of a commit that is whole in the cache, of any commit without a revision; None if there is none."""
+    return next((folder for folder in _snapshots(source, revision, hub) if _is_whole(folder, parts, dtypes)), None)
+
+
 def check_hub(source: str, revision: str | None, parts: Sequence[str], dtypes: Dtypes, hub: Hub) -> None:
     """Check that a model is a Mochi pipeline and can be fetched, or is here; only small files of it are fetched.
 
@@ -178,7 +185,7 @@ def check_hub(source: str, revision: str | None, parts: Sequence[str], dtypes: D
     Raises:
         PermanentError: as `fetch_from_hub` does.
     """
-    if any(_is_whole(folder, parts, dtypes) for folder in _snapshots(source, revision, hub)):
+    if whole_snapshot(source, revision, parts, dtypes, hub) is not None:
         return
     try:
         listed = _list(source, revision, parts, hub)

@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from serve_app.cli import keys, make, model, videos
+from serve_app.cli.health import doctor, top
 from serve_app.cli.interrupts import ending_in_one_line, tolerate_any_text
 from serve_app.cli.options import override_data_dir
 from serve_app.cli.output import Output
@@ -53,8 +54,10 @@ def _serve(config: Path, dashboard_port: int, output: Output) -> None:
     output.show("Stopped.")
 
 
+app.add_typer(doctor.app)
 app.add_typer(make.app)
 app.add_typer(videos.app)
+app.add_typer(top.app)
 app.add_typer(model.app, name="model")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(keys.tenants, name="tenants")

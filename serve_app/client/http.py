@@ -43,7 +43,7 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 8.0
 # A 500 that stays is a mistake of the server's and not a restart.
 _INTERNAL_ERROR_S = 5.0
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -101,7 +101,7 @@ class Client:
             headers={"Authorization": f"Bearer {checked_key(api_key)}"} if api_key else {},
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            trust_env=self._url.host not in _LOOPBACK,
+            trust_env=self._url.host not in LOOPBACK,
             transport=transport,
         )
 

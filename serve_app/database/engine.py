@@ -6,6 +6,7 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+import alembic.script
 import alembic.util
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -47,8 +48,7 @@ def migrate(engine: Engine) -> None:
     Raises:
         RegistryUnavailableError: there is no way there; most likely a newer version has used the database.
     """
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = _alembic_config()
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -60,6 +60,18 @@ def migrate(engine: Engine) -> None:
                 f"the job database does not work: its schema is none that this version knows ({error}); start the "
                 "version that used it last, or put a backup of before in its place"
             ) from error
+
+
+def schema_revisions() -> tuple[str, ...]:
+    """The versions of the schema that this code knows, the newest first."""
+    scripts = alembic.script.ScriptDirectory.from_config(_alembic_config())
+    return tuple(script.revision for script in scripts.walk_revisions())
+
+
+def _alembic_config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

@@ -37,11 +37,11 @@ def make_private(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, stat.S_IRUSR | stat.S_IWUSR))
 
 
-def check_undamaged(path: Path, check_s: float = CHECK_S) -> None:
+def check_undamaged(path: Path, check_s: float = CHECK_S, *, in_use: bool = False) -> None:
     """Look for damaged pages.
 
     Args:
-        path: of a database that nobody has open.
+        in_use: whether a server has it open: then it is only read.
         check_s: seconds that it may take; pages that were not reached then count as good.
 
     Raises:
@@ -52,7 +52,7 @@ def check_undamaged(path: Path, check_s: float = CHECK_S) -> None:
     if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
         raise StartupError(f"the database {path} is no file that this user can read and write; see its owner and mode")
     try:
-        damage = _quick_check(path, check_s)
+        damage = _quick_check(path, check_s, in_use)
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) not in DAMAGED:
             return  # what else is wrong with it, such as its permissions, the registry tells
@@ -65,10 +65,10 @@ def check_undamaged(path: Path, check_s: float = CHECK_S) -> None:
         )
 
 
-def _quick_check(path: Path, check_s: float) -> str | None:
+def _quick_check(path: Path, check_s: float, in_use: bool) -> str | None:
     """The first damage that is found in the time; None if there is none."""
     deadline = time.monotonic() + check_s
-    with contextlib.closing(sqlite3.connect(_uri(path), uri=True)) as connection:
+    with contextlib.closing(connect(path, in_use=in_use)) as connection:
         connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
         try:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -87,13 +87,13 @@ def fold_wal(path: Path) -> None:
     """
     if not path.is_file():
         return
-    with contextlib.closing(sqlite3.connect(_uri(path), uri=True)) as connection:
+    with contextlib.closing(connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _uri(path: Path) -> str:
-    """Without making a file that is not there."""
-    return f"{path.absolute().as_uri()}?mode=rw"
+def connect(path: Path, *, in_use: bool = False) -> sqlite3.Connection:
+    """Without making a file that is not there. in_use: for reading alone. Raises sqlite3.Error."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if in_use else 'rw'}", uri=True)
 
 
 class OpenFile:

@@ -46,6 +46,7 @@ from serve_app.prompts.tokens import CountTokens
 from serve_app.registry_api import RegistryApi
 from serve_app.requests.schema import request_schema
 from serve_app.requests.videos import CheckedRequest, EnhanceRequestChecker, RemixRequestChecker, VideoRequestChecker
+from serve_app.scheduling.activity import Activity
 from serve_app.scheduling.fitting import advice
 
 # nginx answers 504 when it has heard nothing for 60 s (proxy_read_timeout), and so do load balancers.
@@ -289,6 +290,9 @@ class Services:
             raise InvalidRequestError(
                 f"Invalid 'after': there is no video {quote(after)}; give the id of one that was listed.", "after"
             ) from None
+
+    async def activity(self) -> Activity:
+        return await self.registry.activity()
 
     async def health(self) -> Health:
         return await self.registry.health()

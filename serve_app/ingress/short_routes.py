@@ -25,6 +25,7 @@ from serve_app.openapi.errors import (
     error_responses,
 )
 from serve_app.openapi.schemas import ErrorEnvelope, HealthReport, Video
+from serve_app.openapi.status import ServerStatus, to_status
 from serve_app.openapi.views import to_health
 
 log = logging.getLogger("ray.serve")
@@ -77,6 +78,14 @@ async def health(request: Request, response: Response) -> HealthReport:
 async def ready(request: Request, response: Response) -> HealthReport:
     """Tell whether videos can be made now: 503 until each stage has a replica and the stores work."""
     return await _report(request, response, must_be_ready=True)
+
+
+@router.get("/v1/status", name="server_status", responses=error_responses(REGISTRY_UNAVAILABLE))
+async def server_status(request: Request, caller: AuthenticatedCaller) -> ServerStatus:
+    """Tell what waits, by stage, tier and tenant, and what the replicas work on; with a key, of its tenant alone."""
+    services = services_of(request)
+    tenant = None if caller.key_tenant is None else caller.tenant
+    return to_status(await services.activity(), services.unix_time(), tenant)
 
 
 async def _report(request: Request, response: Response, must_be_ready: bool) -> HealthReport:

@@ -63,6 +63,11 @@ class LaunchPlan:
         return int(self.serve["http_options"].get("port", 8000))
 
     @property
+    def bound_host(self) -> str:
+        """The address that the app's port is taken on."""
+        return "0.0.0.0" if self.host in _ALL_ADDRESSES else self.host
+
+    @property
     def address(self) -> str:
         """URL of the app for a browser on this machine."""
         return f"http://{LOOPBACK if self.host in _ALL_ADDRESSES else self.host}:{self.port}"
@@ -102,6 +107,12 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
         check_model_source(settings.model, settings.dtypes)
         check_exposure(plan.host, settings.access.mode)
     return plan
+
+
+def read_files(config: Path, dashboard_port: int) -> LaunchPlan:
+    """As `read_plan`, with neither the model nor who can reach the app looked at. Raises ConfigError."""
+    serve = _read_serve_config(config)
+    return LaunchPlan(serve=serve, settings=_profiles(config, serve)[0], dashboard_port=dashboard_port)
 
 
 def read_settings(config: Path) -> AppSettings:
@@ -200,8 +211,7 @@ def prepare(
             shutil.rmtree(scratch, ignore_errors=True)
             lock.unlink(missing_ok=True)
 
-        host = "0.0.0.0" if plan.host in _ALL_ADDRESSES else plan.host
-        check_ports({plan.port: "the app; change http_options.port in the Serve config"}, host)
+        check_ports(app_port(plan), plan.bound_host)
         check_ports(needed_ports(plan, environ))
         ensure_token(plan.token_file)
         variables = ray_variables(plan.token_file)
@@ -230,6 +240,11 @@ def _scratch_folder() -> Iterator[Path]:
                 "another one with TMPDIR, of at most 10 characters"
             ) from error
         yield folder
+
+
+def app_port(plan: LaunchPlan) -> dict[int, str]:
+    """The app's own, as `needed_ports` tells the others."""
+    return {plan.port: "the app; change http_options.port in the Serve config"}
 
 
 def needed_ports(plan: LaunchPlan, environ: MutableMapping[str, str]) -> dict[int, str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from serve_app.config import AppSettings
 from serve_app.errors import StartupError
 
 LOOPBACK = "127.0.0.1"
@@ -29,6 +30,8 @@ PAIRED = range(21_000, 22_700)
 LOCK_TIMEOUT_S = 0.2
 # Ray's and the object store's processes keep some hundred files and connections open.
 MIN_OPEN_FILES = 1024
+# Of Ray's own store, in /dev/shm: what crosses processes is small.
+OBJECT_STORE_BYTES = 150_000_000
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
@@ -61,13 +64,20 @@ def free_pair(offset: int) -> int:
             return port
 
 
+def listener(port: int) -> psutil.Process | None:
+    """Who listens on the port; None where nobody does, or it is hidden from this user."""
+    with contextlib.suppress(psutil.Error):
+        for found in psutil.net_connections("tcp"):
+            if found.status == psutil.CONN_LISTEN and found.pid and found.laddr and found.laddr.port == port:
+                return psutil.Process(found.pid)
+    return None
+
+
 def holder(port: int) -> str:
     """Who listens on the port, for people: ``process 4711 (nginx)``, or ``another process`` where it is hidden."""
     with contextlib.suppress(psutil.Error):
-        listeners = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid]
-        for listener in listeners:
-            if listener.laddr and listener.laddr.port == port:
-                return f"process {listener.pid} ({psutil.Process(listener.pid).name()})"
+        if (process := listener(port)) is not None:
+            return f"process {process.pid} ({process.name()})"
     return "another process"
 
 
@@ -132,6 +142,46 @@ def check_open_files(limit: int) -> None:
         )
 
 
+def check_gpus(settings: AppSettings, found_gpus: float) -> None:
+    """Check that the first replicas need not wait for ever for a GPU.
+
+    Args:
+        settings: the profile.
+        found_gpus: GPUs of this machine.
+
+    Raises:
+        StartupError: they need more GPUs than there are.
+    """
+    stages = {"encoder": settings.encoder, "sampler": settings.sampler, "decoder": settings.decoder}
+    gpus_by_stage = {name: stage.num_gpus * stage.min_replicas for name, stage in stages.items()}
+    needed_gpus = sum(gpus_by_stage.values())
+    if needed_gpus > found_gpus:
+        per_stage = ", ".join(f"{name} {gpus:g}" for name, gpus in gpus_by_stage.items())
+        raise StartupError(
+            f"the profile needs {needed_gpus:g} GPUs ({per_stage}) and this machine has {found_gpus:g}; "
+            "let the stages share one by a num_gpus below 1 each, or use configs/shapes.yaml, which needs none"
+        )
+
+
+def lock_file(data_dir: Path) -> Path:
+    """What a server holds for as long as it works on the data folder; one that was killed leaves it."""
+    return data_dir / "lock"
+
+
+def running_server(data_dir: Path) -> psutil.Process | None:
+    """The server that works on the data folder, by the process that its lock names; the lock itself is not touched.
+
+    The file of a server that was killed stays, and its number may be another process's by now: that one was started
+    after the file was written.
+    """
+    path = lock_file(data_dir)
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int(_owner(path)))
+        if process.create_time() <= path.stat().st_mtime and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
 @contextlib.contextmanager
 def data_folder_lock(data_dir: Path) -> Iterator[Path]:
     """Hold the data folder for this process; the kernel releases it however the process ends. Yields the lock file.
@@ -139,7 +189,7 @@ def data_folder_lock(data_dir: Path) -> Iterator[Path]:
     Raises:
         StartupError: another server holds it; names its process.
     """
-    path = data_dir / "lock"
+    path = lock_file(data_dir)
     lock = FileLock(path, timeout=LOCK_TIMEOUT_S, mode=0o600, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -51,11 +51,18 @@ def close_to_others(data_dir: Path) -> list[Path]:
     Returns:
         What was open to others until now.
     """
+    return [path for path in _own_paths(data_dir) if _close(path)]
+
+
+def open_to_others(data_dir: Path) -> list[Path]:
+    """What `close_to_others` would close."""
+    return [path for path in _own_paths(data_dir) if _is_open(path)]
+
+
+def _own_paths(data_dir: Path) -> list[Path]:
     entries = list(data_dir.iterdir())
     own = [entry for entry in entries if _is_own(entry.name)]
-    if len(own) == len(entries):
-        own.append(data_dir)
-    return [path for path in own if _close(path)]
+    return [*own, data_dir] if len(own) == len(entries) else own
 
 
 def _is_own(name: str) -> bool:
@@ -64,13 +71,18 @@ def _is_own(name: str) -> bool:
     return any(name == own or name.startswith(f"{own}.") for own in OWN_NAMES)
 
 
+def _is_open(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return not path.is_symlink() and bool(path.lstat().st_mode & UMASK)
+    return False
+
+
 def _close(path: Path) -> bool:
     """Whether it was open. One that is not this user's, or gone meanwhile, stays as it is."""
+    if not _is_open(path):
+        return False
     try:
-        mode = stat.S_IMODE(path.lstat().st_mode)
-        if path.is_symlink() or not mode & UMASK:
-            return False
-        path.chmod(mode & ~UMASK)
+        path.chmod(stat.S_IMODE(path.lstat().st_mode) & ~UMASK)
     except OSError:
         return False
     return True

@@ -23,7 +23,7 @@ SCRATCH_PREFIX = "mochi-s-"
 # HAProxy takes two descriptors for each connection, half a one for its pipes, and some for itself.
 _DESCRIPTORS_PER_CONNECTION = 2.5
 _OTHER_DESCRIPTORS = 100
-_MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS = 4096
 
 
 def haproxy_available() -> bool:
@@ -38,7 +38,7 @@ def haproxy_ports(environ: Mapping[str, str]) -> dict[str, int]:
 
 def front_connections(open_files: int) -> int:
     """How many connections HAProxy may take with that many open files; with more than fit it would not start."""
-    return min(_MAX_CONNECTIONS, int((open_files - _OTHER_DESCRIPTORS) / _DESCRIPTORS_PER_CONNECTION))
+    return min(MAX_CONNECTIONS, int((open_files - _OTHER_DESCRIPTORS) / _DESCRIPTORS_PER_CONNECTION))
 
 
 def ray_variables(token_file: Path) -> dict[str, str]:

@@ -19,18 +19,16 @@ import ray
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from serve_app.config import AppSettings
 from serve_app.database.sqlite_file import database_file, fold_wal
 from serve_app.errors import StartupError
 from serve_app.local import ray_private
 from serve_app.local.plan import LaunchPlan
-from serve_app.local.preflight import LOOPBACK
+from serve_app.local.preflight import LOOPBACK, OBJECT_STORE_BYTES, check_gpus
 from serve_app.local.processes import descendants
 from serve_app.local.processes.stop_signals import STOP_SIGNALS, die
 from serve_app.local.processes.stopped import StoppedProcesses
 from serve_app.local.store.seaweed import ACTOR_NAME
 
-OBJECT_STORE_BYTES = 150_000_000
 RAY_START_S = 300.0
 POLL_S = 0.1
 WATCH_S = 1.0
@@ -122,27 +120,6 @@ def _start_ray(plan: LaunchPlan) -> None:
         raise StartupError(
             f"Ray did not start ({error_line(str(error))}); if this machine is busy, try again"
         ) from error
-
-
-def check_gpus(settings: AppSettings, found_gpus: float) -> None:
-    """Check that the first replicas need not wait for ever for a GPU.
-
-    Args:
-        settings: the profile.
-        found_gpus: GPUs that Ray found on this machine.
-
-    Raises:
-        StartupError: they need more GPUs than there are.
-    """
-    stages = {"encoder": settings.encoder, "sampler": settings.sampler, "decoder": settings.decoder}
-    gpus_by_stage = {name: stage.num_gpus * stage.min_replicas for name, stage in stages.items()}
-    needed_gpus = sum(gpus_by_stage.values())
-    if needed_gpus > found_gpus:
-        per_stage = ", ".join(f"{name} {gpus:g}" for name, gpus in gpus_by_stage.items())
-        raise StartupError(
-            f"the profile needs {needed_gpus:g} GPUs ({per_stage}) and this machine has {found_gpus:g}; "
-            "let the stages share one by a num_gpus below 1 each, or use configs/shapes.yaml, which needs none"
-        )
 
 
 def _wait_for_applications(client: Any, names: list[str], stopping: threading.Event) -> None:

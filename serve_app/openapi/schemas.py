@@ -294,6 +294,7 @@ class HealthReport(BaseModel):
     status: Literal["ok", "starting", "unavailable"] = Field(
         description="ok: videos are made now; starting: accepted, and wait for replicas; unavailable: not accepted"
     )
+    version: str = Field(description="of mochi-serve")
     models: list[str]
     devices: dict[Stage, list[Replica]]
     queue: dict[str, int] = Field(description="jobs that wait or run, by state")

@@ -1,7 +1,7 @@
 """The answers to clients: a job, a page of jobs and the server as the API shows them. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from deployments.clip import nearest_length
@@ -31,6 +31,7 @@ from serve_app.openapi.schemas import (
     VideoMove,
     VideoPage,
 )
+from serve_app.version import VERSION
 
 # OpenAI's clients need an integer, and the server does not know when the weights were made.
 MODEL_CREATED = 0
@@ -51,7 +52,7 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         id=job.id,
         model=job.model,
         status=_status(job.state),
-        progress=100 if job.state is JobState.COMPLETED else _percent(job),
+        progress=100 if job.state is JobState.COMPLETED else percent(job),
         created_at=int(job.created_at),
         completed_at=_unix(job.completed_at),
         expires_at=expires_at(job, retention),
@@ -114,7 +115,7 @@ def to_progress(job: Job) -> ProgressEvent:
     return ProgressEvent(
         video_id=job.id,
         state=job.state,
-        progress=_percent(job),
+        progress=percent(job),
         step=job.step,
         num_inference_steps=job.spec.num_inference_steps,
         queue_position=place.position,
@@ -186,7 +187,7 @@ def to_health(health: Health, storage: str, must_be_ready: bool = False) -> Heal
         storage: "ok", or what is wrong with the object store.
         must_be_ready: it has an error, too, until each stage has a replica that works.
     """
-    devices = {stage: [_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
+    devices = {stage: [to_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
     absent = [reason for stage, replicas in devices.items() if (reason := _why_not_ready(stage, replicas))]
     broken = [state for state in (storage, health.database) if state != "ok"]
     error = None
@@ -195,15 +196,13 @@ def to_health(health: Health, storage: str, must_be_ready: bool = False) -> Heal
         error = ErrorBody(message=message, type="server_error", param=None, code="not_ready")
     return HealthReport(
         status="unavailable" if broken else "starting" if absent else "ok",
+        version=VERSION,
         models=sorted({replica.model for replicas in devices.values() for replica in replicas}),
         devices=devices,
         queue={str(state): count for state, count in health.queue.items()},
         storage=storage,
         database=health.database,
-        starting={
-            stage: StartingReplicas(count=len(times), ready_at=math.ceil(min(times)))
-            for stage, times in health.starting.items()
-        },
+        starting=to_starting(health.starting),
         waiting_for="; ".join(absent) or None,
         error=error,
     )
@@ -218,7 +217,15 @@ def states_of(status: Status) -> tuple[JobState, ...]:
     return tuple(state for state in JobState if _status(state) == status)
 
 
-def _replica(info: ReplicaInfo) -> Replica:
+def to_starting(starting: Mapping[Stage, Sequence[float]]) -> dict[Stage, StartingReplicas]:
+    """starting: when each replica is likely there, Unix seconds."""
+    return {
+        stage: StartingReplicas(count=len(times), ready_at=math.ceil(min(times))) for stage, times in starting.items()
+    }
+
+
+def to_replica(info: ReplicaInfo) -> Replica:
+    """A replica as it announced itself."""
     return Replica(
         replica=info.replica,
         device=info.device,
@@ -252,7 +259,8 @@ def _other_seconds(job: Job) -> str | None:
     return asked if asked and nearest_length(float(asked) * spec.fps) != spec.num_frames else None
 
 
-def _percent(job: Job) -> int:
+def percent(job: Job) -> int:
+    """Of the whole job, 0 to 99: only what is completed has 100."""
     return max(0, min(99, int(job.progress * 100)))
 
 

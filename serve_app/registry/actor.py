@@ -57,6 +57,7 @@ from serve_app.registry.state import RegistryState, StateSnapshot, log
 from serve_app.registry.timing import RegistryTiming
 from serve_app.registry_api import RegistryApi
 from serve_app.retention.sweeper import Sweeper
+from serve_app.scheduling.activity import Activity
 from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 from serve_app.webhooks.sender import WebhookSender
 
@@ -248,6 +249,9 @@ class JobRegistry(RegistryApi):
         for (state, _), count in live.items():
             queue[state] = queue.get(state, 0) + count
         return Health(replicas, queue, starting=self._capacity.starting())
+
+    async def activity(self) -> Activity:
+        return self._state.activity(self._capacity.starting())
 
     async def cancel(self, job_id: str) -> Job | None:
         now = self._state.unix_time()

@@ -17,6 +17,7 @@ from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.registry.timing import RegistryTiming
+from serve_app.scheduling.activity import Activity, Running, count_waiting
 from serve_app.scheduling.estimates import CostModel
 from serve_app.scheduling.scaling.capacity import StageState
 from serve_app.scheduling.scaling.start_times import StartTimes
@@ -85,6 +86,22 @@ class RegistryState:
             access=self.access,
             presence=self.feed.leases.presence,
         )
+
+    def activity(self, starting: dict[Stage, tuple[float, ...]]) -> Activity:
+        """What waits and what is worked on now. starting: as in Health."""
+        now = time.monotonic()
+        leases = sorted(self.leases.all(), key=lambda lease: lease.job.created_at)
+        return Activity(
+            waiting=count_waiting(self.waiting.jobs()),
+            running=tuple(Running(lease.current_job, lease.replica, self._step_s(lease)) for lease in leases),
+            replicas={stage: tuple(self.replicas.alive(stage, now)) for stage in Stage},
+            starting=starting,
+        )
+
+    def _step_s(self, lease: Lease) -> float | None:
+        if lease.stage is not Stage.SAMPLING or not self.costs.is_measured(Stage.SAMPLING):
+            return None
+        return self.costs.estimate(Stage.SAMPLING, lease.job.spec, 1)
 
     def weight(self, tenant: str) -> float:
         """The tenant's share in GPU-seconds: that of its account, or what the settings say."""

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import SecretStr
-
 from deployments.background import wait_for
 from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
@@ -29,7 +27,7 @@ from serve_app.local.store.seaweed_command import (
     command,
     environment,
     free_admin_port,
-    load_or_make_keys,
+    own_store,
     ports,
     remove_dead_sockets,
     remove_sockets,
@@ -131,20 +129,12 @@ class LocalStorage:
         try:
             self._objects.mkdir(mode=0o700, parents=True, exist_ok=True)  # may be a link to another disk
             make_private_folder(self._sockets)
-            access_key, secret_key = load_or_make_keys(self._data_dir / "objects-keys.json")
+            return own_store(self._settings, self._data_dir)
         except OSError as error:
             raise StartupError(
                 f"cannot write in the data folder {self._data_dir} ({error.strerror}); "
                 "free the disk, or name another folder with data_dir"
             ) from error
-        return self._settings.model_copy(
-            update={
-                "endpoint": f"{LOOPBACK}:{self._settings.local_port}",
-                "access_key": SecretStr(access_key),
-                "secret_key": SecretStr(secret_key),
-                "secure": False,
-            }
-        )
 
     async def _keep_running(self) -> None:
         pause = FIRST_PAUSE_S

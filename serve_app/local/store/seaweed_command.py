@@ -12,6 +12,8 @@ import sysconfig
 import time
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from deployments.atomic_write import write_atomically
 from deployments.settings import StorageSettings
 from serve_app.errors import StartupError
@@ -63,7 +65,7 @@ def command(objects: Path, sockets: Path, local_port: int, admin_port: int) -> l
         "volume.preStopSeconds": 0,
     }
     # Its own log files would go to /tmp; what it says on stderr is kept in the data folder.
-    return [_binary(), "-logtostderr", "mini", *(f"-{flag}={value}" for flag, value in flags.items())]
+    return [binary(), "-logtostderr", "mini", *(f"-{flag}={value}" for flag, value in flags.items())]
 
 
 def load_or_make_keys(path: Path) -> tuple[str, str]:
@@ -83,6 +85,24 @@ def load_or_make_keys(path: Path) -> tuple[str, str]:
         raise StartupError(
             f"{path} does not hold an access_key and a secret_key; delete it to have new keys made"
         ) from None
+
+
+def keys_file(data_dir: Path) -> Path:
+    """Where the keys of a data folder's store are."""
+    return data_dir / "objects-keys.json"
+
+
+def own_store(settings: StorageSettings, data_dir: Path) -> StorageSettings:
+    """The settings to reach the store of a data folder with. Raises as `load_or_make_keys` does."""
+    access_key, secret_key = load_or_make_keys(keys_file(data_dir))
+    return settings.model_copy(
+        update={
+            "endpoint": f"{LOOPBACK}:{settings.local_port}",
+            "access_key": SecretStr(access_key),
+            "secret_key": SecretStr(secret_key),
+            "secure": False,
+        }
+    )
 
 
 def sockets_folder(data_dir: Path) -> Path:
@@ -131,7 +151,8 @@ def _flag(name: str) -> str:
     return f"{part}.port.{protocol}" if protocol else f"{part}.port"
 
 
-def _binary() -> str:
+def binary() -> str:
+    """The program. Raises StartupError: it is missing."""
     beside = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:

@@ -1,10 +1,15 @@
 """Terminals that know no Unicode, and signals."""
 
+import fcntl
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,3 +101,51 @@ def test_a_server_that_has_not_begun_ends_with_a_word() -> None:
         _, messages = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert messages.startswith("mochi-serve: interrupted by Ctrl-C") and "Traceback" not in messages
+
+
+@contextmanager
+def top_in_a_terminal(api: StandIn) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`top` on a terminal of 80x24, once it shows something; and the terminal's other side."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(terminal)
+    environment = os.environ | {"MOCHI_SERVE_URL": api.url, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    environment.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "serve_app.cli.main", "top", "--every", "0.2"]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, env=environment)
+    try:
+        shown = b""
+        while b"0 running, 0 waiting" not in shown:
+            shown += os.read(controller, 100_000)
+        assert b"\x1b[?1049h" in shown, "a screen of its own"
+        yield process, controller
+        assert termios.tcgetattr(terminal) == before, "keys are shown and lines are read as before"
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+        os.close(terminal)
+        os.close(controller)
+
+
+def test_top_ends_by_a_key_and_leaves_the_terminal_as_it_was(api: StandIn) -> None:
+    with top_in_a_terminal(api) as (process, controller):
+        asked = api.seen["status"]
+        wait_until(lambda: os.read(controller, 100_000) and api.seen["status"] > asked + 1)
+        os.write(controller, b"xq")
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_top_ends_by_a_signal_as_other_commands_do(api: StandIn) -> None:
+    with top_in_a_terminal(api) as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+        assert process.stderr is not None and b"interrupted by Ctrl-C" in process.stderr.read()
+
+
+def test_top_in_a_pipe_is_printed_once_without_colours(api: StandIn) -> None:
+    done = started(api.url, "top")
+    text, errors = done.communicate(timeout=PATIENCE_S)
+    assert (done.returncode, errors) == (0, "") and "0 running, 0 waiting" in text and "\x1b" not in text
+    assert api.seen["status"] == 1

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import StartupError
-from serve_app.local.preflight import check_disk, check_open_files, check_ports, data_folder_lock, free_ports
+from serve_app.local.preflight import (
+    check_disk,
+    check_open_files,
+    check_ports,
+    data_folder_lock,
+    free_ports,
+    lock_file,
+    running_server,
+)
 from tests.support import ROOT
 
 
@@ -72,3 +80,15 @@ def test_the_lock_of_a_killed_server_does_not_hold(tmp_path: Path) -> None:
     assert (tmp_path / "lock").exists()
     with data_folder_lock(tmp_path):
         assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_the_server_of_a_data_folder_is_found_without_its_lock(tmp_path: Path) -> None:
+    assert running_server(tmp_path) is None
+    with data_folder_lock(tmp_path):
+        found = running_server(tmp_path)
+        assert found is not None and found.pid == os.getpid()
+        lock_file(tmp_path).write_text("no number")
+        assert running_server(tmp_path) is None
+    lock_file(tmp_path).write_text(str(os.getpid()))
+    os.utime(lock_file(tmp_path), (1, 1))
+    assert running_server(tmp_path) is None, "this process was started after the one that wrote it"

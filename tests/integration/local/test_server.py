@@ -9,8 +9,9 @@ import pytest
 from serve_app.config import load_settings
 from serve_app.errors import StartupError
 from serve_app.local.plan import check_serve_schema, needed_ports, read_plan
+from serve_app.local.preflight import check_gpus
 from serve_app.local.ray_environment import haproxy_available
-from serve_app.local.server import check_gpus, error_line
+from serve_app.local.server import error_line
 from tests.support import ROOT
 
 

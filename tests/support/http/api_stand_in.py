@@ -57,6 +57,7 @@ class StandIn:
         routes = [
             Route("/v1/videos", self._create, methods=["POST"]),
             Route("/v1/videos", self._list, methods=["GET"]),
+            Route("/v1/status", self._status, methods=["GET"]),
             Route("/v1/models", self._models, methods=["GET"]),
             Route(video, self._retrieve, methods=["GET"]),
             Route(video, self._delete, methods=["DELETE"]),
@@ -131,6 +132,11 @@ class StandIn:
 
     async def _models(self, request: Request) -> Response:
         return self._note(request, "models") or JSONResponse({"object": "list", "data": [{"id": "mochi-1"}]})
+
+    async def _status(self, request: Request) -> Response:
+        status = {"object": "server.status", "version": "0", "at": 1_700_000_000}
+        status |= {"waiting": [], "running": [], "replicas": [], "starting": {}}
+        return self._note(request, "status") or JSONResponse(status)
 
     async def _retrieve(self, request: Request) -> Response:
         return self._note(request, "retrieve") or JSONResponse(self.videos[request.path_params["id"]])

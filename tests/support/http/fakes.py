@@ -18,6 +18,7 @@ from serve_app.feed.follower import FeedFollower
 from serve_app.feed.publisher import Batch, Cursor, FeedPublisher
 from serve_app.ingress.services import Services, Timing
 from serve_app.jobs import (
+    RUNNING,
     Acceptance,
     Health,
     Job,
@@ -32,6 +33,7 @@ from serve_app.jobs import (
 )
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryApi, RegistryClient
+from serve_app.scheduling.activity import Activity, Running, count_waiting
 from serve_app.scheduling.fitting import memory_limit
 from tests.support.workers.memory_store import MemoryStore
 
@@ -154,6 +156,17 @@ class MemoryRegistry:
             jobs = jobs[jobs.index(self.jobs[after]) + 1 :]
         jobs = [job for job in jobs if wanted.matches(job)]
         return JobPage(tuple(jobs[:limit]), len(jobs) > limit)
+
+    async def activity(self) -> Activity:
+        queued = [job for job in self.jobs.values() if job.state is JobState.QUEUED]
+        running = [job for job in self.jobs.values() if job.state in RUNNING]
+        on = {stage: infos[0].replica for stage, infos in self.replicas.items() if infos}
+        return Activity(
+            count_waiting(queued),
+            tuple(Running(job, on.get(job.stage), 0.25 if job.state is JobState.SAMPLING else None) for job in running),
+            self.replicas,
+            self.starting,
+        )
 
     async def health(self) -> Health:
         queue: dict[JobState, int] = {}

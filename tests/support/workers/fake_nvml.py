@@ -29,6 +29,7 @@ class FakeGpu:
     remapped: tuple[int, int, int, int] | None = (0, 0, 0, 0)
     retirement_pending: int | None = None
     events: deque[int] | None = field(default_factory=deque)  # Xids that nobody has taken yet
+    processes: dict[int, int | None] | None = field(default_factory=dict)  # bytes that each holds
     part_of: "FakeGpu | None" = None  # the GPU of a MIG instance
     error: int | None = None  # of every question
 
@@ -65,6 +66,10 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu) -> Any:
         used = SimpleNamespace(total=handle.total, used=handle.used, free=handle.total - handle.used)
         return self._answer(handle, used)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> Any:
+        found = self._answer(handle, handle.processes)
+        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in found.items()]
 
     def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu) -> Any:
         return SimpleNamespace(gpu=self._answer(handle, handle.utilization), memory=0)

@@ -32,6 +32,8 @@ COMMANDS = {
     "delete",
     "download",
     "models",
+    "doctor",
+    "top",
     "keys",
     "tenants",
 }

@@ -45,11 +45,12 @@ OF_NOBODY = {
     ("POST", "/v1/videos/characters"),
     ("GET", "/v1/videos/characters/{character_id}"),
 }
+STATUS = {("GET", "/v1/status")}
 # Whatever is read by GET answers HEAD, which shows no more than GET does.
 PUBLIC |= {("HEAD", path) for method, path in PUBLIC if method == "GET"}
 OF_A_VIDEO |= {("HEAD", path) for method, path in OF_A_VIDEO if method == "GET"}
-OF_NOBODY |= {("HEAD", path) for method, path in LISTINGS | OF_NOBODY if method == "GET"}
-ALL = PUBLIC | OF_A_VIDEO | LISTINGS | MAKERS | SYNC | OF_NOBODY
+OF_NOBODY |= {("HEAD", path) for method, path in LISTINGS | OF_NOBODY | STATUS if method == "GET"}
+ALL = PUBLIC | OF_A_VIDEO | LISTINGS | MAKERS | SYNC | OF_NOBODY | STATUS
 STATES = ("queued", "sampling", "completed", "failed", "cancelled", "deleted")
 FILES = ("video", "thumbnail", "spritesheet", "preview")
 
@@ -193,6 +194,19 @@ async def test_listings_hold_none_of_another(world: World, method: str, path: st
         assert [video["id"] for video in page["data"]] == ([mine] if state == "queued" else [])
     theirs = (await world.client.request(method, path, headers=world.acme)).json()["data"]
     assert {video["id"] for video in theirs} == {world.ids[state] for state in STATES[:-1]}
+
+
+async def test_the_status_tells_of_no_other_tenant(world: World) -> None:
+    world.services.memory.announce_all()
+    url = "/v1/status"
+    assert (await world.client.get(url)).status_code == 401
+    acme = (await world.client.get(url, headers=world.acme)).json()
+    assert [one["id"] for one in acme["running"]] == [world.ids["sampling"]]
+    assert [(one["tenant"], one["count"]) for one in acme["waiting"]] == [("acme", 1)]
+    globex = await world.client.get(url, headers=world.globex)
+    assert (globex.json()["running"], globex.json()["waiting"]) == ([], [])
+    assert "acme" not in globex.text and "video_" not in globex.text
+    assert globex.json()["replicas"] == acme["replicas"], "how busy they are is no secret"
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(LISTINGS))

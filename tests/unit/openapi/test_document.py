@@ -285,6 +285,7 @@ async def test_answers_are_as_the_document_says(
         "VideoPage": (await client.get("/v1/videos")).json(),
         "VideoHistory": (await client.get(f"/v1/videos/{made['id']}/history")).json(),
         "ModelList": (await client.get("/v1/models")).json(),
+        "ServerStatus": (await client.get("/v1/status")).json(),
         "HealthReport": (await client.get("/health")).json(),
         "ErrorEnvelope": (await client.get("/v1/videos/none")).json(),
         "DeletedVideo": (await client.delete(f"/v1/videos/{made['id']}")).json(),

@@ -24,7 +24,7 @@ from serve_app.config import DAY_S, JobSettings, RetentionSettings, SchedulingSe
 from serve_app.database import access as access_sql
 from serve_app.database.connection import Database
 from serve_app.errors import TooLargeError
-from serve_app.jobs import JobState
+from serve_app.jobs import JobState, Tier
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from tests.support.registry.world import SPEC, Call, Workers, World
@@ -102,6 +102,22 @@ async def test_progress_is_told_before_it_is_saved(world: World) -> None:
     assert 0 < job.progress < 1
     (listed,) = (await world.registry.list_jobs(10)).jobs
     assert listed == job
+
+
+async def test_the_activity_is_told_from_memory_alone(world: World) -> None:
+    await world.replicas()
+    await world.submit("a", tenant="acme")
+    await world.finish(await world.workers.next())
+    call = await world.workers.next()
+    await world.report(call, Progress(7, 20))
+    await world.submit("b")
+    await world.workers.next()
+    await world.submit("c", tenant="acme", tier=Tier.BATCH)
+    found = await world.registry.activity()
+    assert [(one.job.id, one.job.step, one.step_s) for one in found.running] == [("a", 7, None), ("b", 0, None)]
+    (waiting,) = found.waiting
+    assert (waiting.stage, waiting.tier, waiting.tenant, waiting.count) == (Stage.ENCODING, Tier.BATCH, "acme", 1)
+    assert [info.replica for info in found.replicas[Stage.SAMPLING]] == ["sampling-replica"]
 
 
 async def test_an_input_that_cannot_be_used_sends_a_job_back_once_however_often_it_is_told(world: World) -> None:

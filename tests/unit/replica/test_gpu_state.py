@@ -16,6 +16,7 @@ from deployments.replica.gpu_state import (
     GpuWatch,
     NoGpuWatch,
     Nvml,
+    compute_processes,
     gpu_watch,
     open_nvml,
     watch_by_uuid,
@@ -166,3 +167,10 @@ def test_the_fake_has_the_form_of_the_library() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(pynvml.NVMLError):
             open_nvml()
+
+
+def test_the_processes_of_a_gpu_as_far_as_the_driver_tells() -> None:
+    gpu = FakeGpu(processes={7: 3_000_000_000, 8: None})
+    assert compute_processes("1234", lambda: FakeNvml(gpu)) == {7: 3_000_000_000, 8: None}
+    assert compute_processes("1234", lambda: FakeNvml(FakeGpu(processes=None))) == {}
+    assert compute_processes("9999", lambda: FakeNvml(gpu)) == {}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from deployments.replica.host import available_bytes, total_bytes
+from deployments.replica.host_memory import available_bytes, total_bytes
 
 Write = Callable[[str, str], Path]
 GB = 1_000_000_000

@@ -19,7 +19,7 @@ from deployments.messages import Stage
 from deployments.mochi.block import run_block
 from deployments.mochi.probe import probe_sample
 from deployments.mochi.weights.loading import load_transformer
-from deployments.replica.host import total_bytes
+from deployments.replica.host_memory import total_bytes
 from deployments.sampler.memory_measure import (
     ATTENTION_TENSORS,
     guided_step_bytes,

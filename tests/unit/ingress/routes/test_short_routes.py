@@ -139,3 +139,34 @@ async def test_health_without_the_registry(client: httpx.AsyncClient, services: 
     answer = await client.get("/health")
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "registry_unavailable"
+
+
+async def test_the_status_tells_what_waits_and_what_is_worked_on(
+    client: httpx.AsyncClient, services: FakeServices
+) -> None:
+    services.memory.announce_all()
+    running, *_ = [(await client.post("/generate", json={"text": f"circle {n}"})).json()["id"] for n in range(3)]
+    services.memory.move(running, JobState.ENCODING)
+    services.memory.move(running, JobState.QUEUED, stage=Stage.SAMPLING)
+    services.memory.move(running, JobState.SAMPLING, step=3, progress=0.4)
+    status = (await client.get("/v1/status")).json()
+    (waiting,) = status["waiting"]
+    assert (waiting["stage"], waiting["tier"], waiting["tenant"], waiting["count"]) == (
+        "encoding",
+        "standard",
+        "default",
+        2,
+    )
+    (job,) = status["running"]
+    assert (job["id"], job["replica"], job["step"], job["progress"], job["step_s"]) == (
+        running,
+        "sampling#1",
+        3,
+        40,
+        0.25,
+    )
+    assert {(one["stage"], one["busy"]) for one in status["replicas"]} == {
+        ("encoding", 0),
+        ("sampling", 1),
+        ("decoding", 0),
+    }

@@ -1,0 +1,50 @@
+"""What waits and what is worked on at a moment, as operators see it. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from deployments.messages import ReplicaInfo, Stage
+from serve_app.jobs import TIERS, Job, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Jobs of one tenant and tier that wait for one stage."""
+
+    stage: Stage
+    tier: Tier
+    tenant: str
+    count: int
+    oldest_at: float  # Unix seconds: when the oldest was accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A job that a replica works on, or is sent to."""
+
+    job: Job  # with what its replica has reported
+    replica: str | None  # None: none was chosen yet
+    step_s: float | None  # of sampling: what a denoising step takes, by what was measured; None where nothing was
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Of a whole installation, as one registry has it in memory."""
+
+    waiting: tuple[Waiting, ...]  # by stage, then tier, then tenant
+    running: tuple[Running, ...]  # the oldest first
+    replicas: dict[Stage, tuple[ReplicaInfo, ...]]  # those that announce themselves
+    starting: dict[Stage, tuple[float, ...]] = field(default_factory=dict)  # as in Health
+
+
+def count_waiting(jobs: Iterable[Job]) -> tuple[Waiting, ...]:
+    """The jobs by stage, tier and tenant."""
+    found: dict[tuple[int, int, str], Waiting] = {}
+    stages = list(Stage)
+    for job in jobs:
+        key = (stages.index(job.stage), TIERS.index(job.tier), job.tenant)
+        so_far = found.get(key)
+        oldest_at = job.created_at if so_far is None else min(so_far.oldest_at, job.created_at)
+        count = 1 if so_far is None else so_far.count + 1
+        found[key] = Waiting(job.stage, job.tier, job.tenant, count, oldest_at)
+    return tuple(found[key] for key in sorted(found))

@@ -50,7 +50,7 @@ Row = dict[str, Any]
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    model = load_settings(str(PROFILE), {}).model
+    model = load_settings(str(arguments.profile), {}).model
     rows = _read(arguments.rows)
     for made in measure(model, arguments.clips, done={row["clip"] for row in rows}):
         rows += made
@@ -66,6 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profile", type=Path, default=PROFILE, help="the included model with other qualities")
     parser.add_argument("--rows", type=Path, help="keep what is measured of each prompt here, and go on from it")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     return parser.parse_args()

@@ -140,6 +140,24 @@ def test_a_sample_in_company_is_what_it_is_alone(compiled: Compiled) -> None:
 
 
 @needs_compiler
+def test_a_graph_of_torchs_compiler_computes_what_the_eager_block_does(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The least of it: the last block in two rows. All graphs, and another start, take minutes: the next test."""
+    transformer = tiny()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        dynamo.reset()
+        block = CompiledBlock(TEXT_TOKENS)
+        for frames in (7, 13):
+            samples = [tiny_sample(transformer, frames)]
+            got = denoise_step(transformer, samples, block)
+            assert update_error(got, denoise_step(transformer, samples), samples) <= 1e-5
+        assert (block.failure, block.graphs) == (None, 1)
+        dynamo.reset()
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_torchs_compiler_computes_what_the_eager_block_does(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One block, in one and in two rows; then another start, which takes the kernels from the disk."""

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from deployments.metrics.recorder import Series, Value
 from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Order, Submission
@@ -77,6 +78,10 @@ class RegistryApi(WorkerRegistry, Protocol):
         """Replicas that are there, live jobs, and whether the database takes a write."""
         ...
 
+    async def metrics(self) -> dict[Series, Value]:
+        """All series of all processes, and those of the jobs by the database."""
+        ...
+
     async def capacity(self, state: StageState) -> StageNeed:
         """How many replicas of a stage are needed, for the autoscaling policy.
 
@@ -121,6 +126,9 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
 
     async def health(self) -> Health:
         return await self._link.call(RegistryApi.health)
+
+    async def metrics(self) -> dict[Series, Value]:
+        return await self._link.call(RegistryApi.metrics)
 
     async def capacity(self, state: StageState) -> StageNeed:
         return await self._link.call(RegistryApi.capacity, state)

@@ -29,6 +29,7 @@ from serve_app.database.engine import (
     open_engine,
 )
 from serve_app.database.sqlite_file import OpenFile, database_file
+from serve_app.database.totals import collecting_totals, forgetting_totals_of_failed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -135,7 +136,7 @@ class Database:
         run_group = _run_together
         for rerun in range(MAX_RERUNS + 1):
             try:
-                with self._engine.begin() as connection:
+                with self._engine.begin() as connection, collecting_totals(connection):
                     run_group(connection, group)
                 return
             except _SpoiledError:
@@ -191,7 +192,7 @@ def _run_apart(connection: Connection, group: Sequence[_Operation]) -> None:
     """The slow way: each operation in a savepoint of its own."""
     for operation in group:
         try:
-            with connection.begin_nested():
+            with connection.begin_nested(), forgetting_totals_of_failed(connection):
                 operation.run(connection)
         except Exception as error:
             if is_conflict(error) or is_outage(error):

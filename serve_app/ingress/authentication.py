@@ -83,7 +83,7 @@ REPLAYED_DOCS: dict[str, Any] = {
 # Where in a request's scope the headers for its answer lie: that may be any Response, or the answer to an error.
 _RATE_HEADERS = "mochi_serve.rate_limit_headers"
 
-_bearer = HTTPBearer(
+bearer = HTTPBearer(
     auto_error=False,
     scheme_name="ApiKey",
     description="`Authorization: Bearer ms-...`, made by `mochi-serve keys create`. Ignored by a server that runs "
@@ -110,7 +110,7 @@ def install_authentication(app: FastAPI, access: Access, clock: Callable[[], flo
 
 
 async def shown_key(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> ShownKey | None:
     """The request's key, which is a good one, counted against its limit; None where no keys are needed.
 
@@ -157,7 +157,7 @@ AuthenticatedCaller = Annotated[Caller, Depends(authenticate)]
 
 async def authenticate_by_key(request: Request) -> Caller:
     """`authenticate`, called by hand, for a request with none of `CALLER_HEADERS`. Raises as it does."""
-    return await authenticate(await shown_key(request, await _bearer(request)))
+    return await authenticate(await shown_key(request, await bearer(request)))
 
 
 class RateLimitHeaders:

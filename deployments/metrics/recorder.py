@@ -11,7 +11,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
@@ -96,6 +96,10 @@ class Recorder:
         self._short_names: dict[Series, Series] = {}  # the series that labels stand for, once they were bounded
         self._snapshots = 0
 
+    def __reduce__(self) -> tuple[Callable[[], "Recorder"], tuple[()]]:
+        """Serve sends the classes of deployments by value, with what they name: in a replica that is its own one."""
+        return of_this_process, ()
+
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add to a counter; `by` is never negative."""
         with self._lock:
@@ -144,6 +148,11 @@ class Recorder:
             if series[1] == labels:  # what was folded is not remembered: clients may make up any number of it
                 self._short_names[asked] = series
         return series
+
+
+def of_this_process() -> Recorder:
+    """`RECORDER`."""
+    return RECORDER
 
 
 RECORDER = Recorder()

@@ -11,16 +11,16 @@ from deployments.metrics.metric import Metric
 from deployments.metrics.names import ALL
 from deployments.step_rules import QUALITIES
 from serve_app.jobs import FINAL, RUNNING, TIERS, JobState
+from tests.support.metrics.table import DOCS, with_table
 
 UNITS = {"seconds", "bytes", "ratio", "watts", "celsius"}
-MOST_SERIES = 6000  # of one metric on the page, with all its labels full
 
 
 def test_the_words_of_labels_are_those_of_the_code() -> None:
-    assert names.STAGES == tuple(stage.value for stage in Stage)
+    assert tuple(stage.value for stage in Stage) == names.STAGES
     assert set(names.LIVE_STATES) == {JobState.QUEUED, *RUNNING}
     assert set(names.END_STATES) == FINAL
-    assert names.TIERS == tuple(tier.value for tier in TIERS)
+    assert tuple(tier.value for tier in TIERS) == names.TIERS
     assert names.QUALITIES == QUALITIES
 
 
@@ -48,3 +48,9 @@ def test_a_metric_is_bounded(metric: Metric) -> None:
     for label in metric.labels:
         assert label.values or label.most
         assert label.name not in ("le", "quantile", "job", "instance")
+
+
+def test_the_docs_show_all_of_them() -> None:
+    """`python -m tests.support.metrics.table` writes the table."""
+    text = DOCS.read_text()
+    assert text == with_table(text)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.metrics import names
-from deployments.metrics.recorder import Recorder, Snapshot
+from deployments.metrics.recorder import Recorder, Series, Snapshot, Value
 from serve_app.metrics.processes import ENDED_S, SILENT_S, Processes
 
 COUNTED = (names.CHECKPOINTS.name, ())
@@ -13,14 +13,19 @@ SLOTS = (names.SLOTS.name, ("sampling",))
 
 
 def snapshot(process: str, number: int, checkpoints: int, **gauges: float) -> Snapshot:
-    values = {COUNTED: checkpoints, **{(f"{names.PREFIX}{name}", ()): value for name, value in gauges.items()}}
+    values: dict[Series, Value] = {
+        COUNTED: checkpoints,
+        **{(f"{names.PREFIX}{name}", ()): value for name, value in gauges.items()},
+    }
     return Snapshot(process, "x", number, values)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=40), st.randoms())
 def test_repeated_and_late_snapshots_count_once(events: list[tuple[str, int, bool]], draw: object) -> None:
     """Each process counts on; its snapshots come in any order, some twice; the registry ends and is restored."""
-    processes, sent, kept = Processes(), [], {}
+    processes = Processes()
+    sent: list[Snapshot] = []
+    kept: dict[str, Snapshot] = {}
     counts = {"a": 0, "b": 0, "c": 0}
     for number, (process, more, restarts) in enumerate(events, 1):
         counts[process] += more

@@ -1,12 +1,13 @@
 """What a process counts: exact under threads, bounded in its labels, and whole in each snapshot."""
 
+import pickle
 import threading
 
 import pytest
 
 from deployments.metrics import names
 from deployments.metrics.metric import OTHER, Label, Metric
-from deployments.metrics.recorder import Distribution, Recorder
+from deployments.metrics.recorder import RECORDER, Distribution, Recorder
 
 PAINTED = Metric(
     name="painted_total",
@@ -81,6 +82,11 @@ def test_a_gauge_is_what_was_set_last_and_a_snapshot_stays_as_it_was() -> None:
     second = recorder.snapshot("sampling")
     assert (first.values[names.GPUS.name, ()], second.values[names.GPUS.name, ()]) == (1, 2)
     assert (first.process, first.number + 1) == (second.process, second.number)
+
+
+def test_in_another_process_it_is_the_one_there() -> None:
+    """Serve pickles the classes of deployments by value, and with them what they name."""
+    assert pickle.loads(pickle.dumps(RECORDER)) is RECORDER
 
 
 def test_a_block_that_raises_is_timed_too() -> None:

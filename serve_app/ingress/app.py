@@ -28,7 +28,7 @@ from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.head_routes import head_routes
-from serve_app.ingress.metrics import CountRequests
+from serve_app.ingress.metrics import RequestCounts
 from serve_app.ingress.services import Services
 from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import RequestBodies, install_document
@@ -78,8 +78,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     install_document(app, services.settings, services.keys_needed, bodies)
     install_guards(app, services.settings, loopback_only)
     # Last, and so outermost: the guards answer errors that nobody foresaw, and those too have the rate limit's headers.
-    install_authentication(app, services)
-    app.add_middleware(CountRequests, of=app)
+    install_authentication(app, services, on_answer=RequestCounts(app.routes).count)
     return app
 
 

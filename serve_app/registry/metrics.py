@@ -76,10 +76,10 @@ class RegistryMetrics:
 
     async def run(self) -> None:
         """Keep what was counted, for ever."""
-        await run_forever(self._keep, "the metrics", log, RETRY_S)
+        await run_forever(self.keep, "the metrics", log, RETRY_S)
 
-    async def _keep(self) -> float:
-        """Returns the pause until the next time."""
+    async def keep(self) -> float:
+        """Once; returns the pause until the next time. Raises RegistryUnavailableError: the database is away."""
         state, now = self._state, time.monotonic()
         if not self._restored:
             await self._restore(now)

@@ -93,23 +93,25 @@ class Totals:
 @contextmanager
 def collecting_totals(connection: Connection) -> Iterator[None]:
     """Within a transaction: what is counted in the block is written at its end, and forgotten if the block raises."""
-    connection.info[_PENDING] = _Pending()
+    info = connection.info  # taken before: a connection that was lost has none any more
+    info[_PENDING] = _Pending()
     try:
         yield
         _write_pending(connection)
     finally:
-        del connection.info[_PENDING]
+        info.pop(_PENDING, None)
 
 
 @contextmanager
 def forgetting_totals_of_failed(connection: Connection) -> Iterator[None]:
     """Within `collecting_totals`: what was counted in the block is forgotten if it raises; for a savepoint."""
-    pending: _Pending = connection.info[_PENDING]
+    info = connection.info
+    pending: _Pending = info[_PENDING]
     before = pending.copy()
     try:
         yield
     except BaseException:
-        connection.info[_PENDING] = before
+        info[_PENDING] = before
         raise
 
 

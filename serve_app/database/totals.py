@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, case, func, literal, select, union_all
+from sqlalchemy import Connection, Insert, Select, Table, case, func, literal, select, union_all
 
 from deployments.messages import Stage
 from deployments.metrics import names
@@ -60,7 +60,13 @@ class Amounts:
     parks: int = 0
 
     def __add__(self, other: "Amounts") -> "Amounts":
-        return Amounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Amounts(
+            self.jobs + other.jobs,
+            self.device_s + other.device_s,
+            self.steps_run + other.steps_run,
+            self.steps_repeated + other.steps_repeated,
+            self.parks + other.parks,
+        )
 
 
 NOTHING = Amounts()
@@ -264,6 +270,14 @@ def _increase(connection: Connection, table: Table, rows: list[dict[str, object]
     """Add the numbers of each row to those of the row with its key."""
     if not rows:
         return
-    query = insert_into(connection, table)
-    added = {column.name: column + query.excluded[column.name] for column in table.c if column.name not in kept}
-    connection.execute(query.on_conflict_do_update(index_elements=list(table.primary_key), set_=added), rows)
+    statement = _INCREASES.get((connection.dialect.name, table.name))
+    if statement is None:  # to build it takes longer than to run it
+        query = insert_into(connection, table)
+        added = {column.name: column + query.excluded[column.name] for column in table.c if column.name not in kept}
+        statement = query.on_conflict_do_update(index_elements=list(table.primary_key), set_=added)
+        _INCREASES[connection.dialect.name, table.name] = statement
+    connection.execute(statement, rows)
+
+
+_INCREASES: dict[tuple[str, str], Insert] = {}
+"""Statements by dialect and table."""

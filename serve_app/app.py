@@ -205,7 +205,18 @@ def ensure_registry(settings: AppSettings) -> None:
 
 def _registry_digest(settings: AppSettings) -> str:
     """Differs where a registry would be another one with these settings."""
-    own = ("data_dir", "database", "storage", "registry", "jobs", "scheduling", "retention", "webhooks", "access")
+    own = (
+        "data_dir",
+        "database",
+        "storage",
+        "registry",
+        "jobs",
+        "scheduling",
+        "retention",
+        "webhooks",
+        "access",
+        "metrics",
+    )
     parts = settings.model_dump(include=set(own))
     plain = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.sha256(plain.encode()).hexdigest()
@@ -235,6 +246,7 @@ def _start_registry(settings: AppSettings, digest: str, replaces: bool) -> Any:
         webhooks=settings.webhooks,
         webhook_key=webhook_key(settings),
         access=settings.access,
+        metrics=settings.metrics,
         settings_digest=digest,
         was_restarted=_always if replaces else _was_restarted,
         watch=watch_this_process,

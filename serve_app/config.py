@@ -240,6 +240,16 @@ class RegistrySettings(Settings):
     resources: Resources = Field({}, description="of Ray, that it takes: it runs on a node that offers them")
 
 
+class MetricsSettings(Settings):
+    """The page /metrics."""
+
+    tenants: int = Field(50, ge=1, le=1000, description="so many tenants are told apart; the later ones are `other`")
+    readers: tuple[str, ...] = Field(
+        ("operator",), description="where keys are needed: the tenants whose keys may read it; it tells of all tenants"
+    )
+    open: bool = Field(False, description="where keys are needed: it needs none; close its path at the front then")
+
+
 class AppSettings(Settings):
     """The whole tree."""
 
@@ -254,6 +264,7 @@ class AppSettings(Settings):
     scheduling: SchedulingSettings = SchedulingSettings()
     retention: RetentionSettings = RetentionSettings()
     access: AccessSettings = AccessSettings()
+    metrics: MetricsSettings = MetricsSettings()
     webhooks: WebhookSettings = WebhookSettings()
     safety: SafetySettings = SafetySettings()
     model: ModelSettings

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from deployments.metrics.recorder import Series, Value
 from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Order, Submission
@@ -82,6 +83,10 @@ class RegistryApi(WorkerRegistry, Protocol):
         """What waits and what is worked on now; from memory, so also while the database is away."""
         ...
 
+    async def metrics(self) -> dict[Series, Value]:
+        """All series of all processes, and those of the jobs by the database."""
+        ...
+
     async def capacity(self, state: StageState) -> StageNeed:
         """How many replicas of a stage are needed, for the autoscaling policy.
 
@@ -129,6 +134,9 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
 
     async def activity(self) -> Activity:
         return await self._link.call(RegistryApi.activity)
+
+    async def metrics(self) -> dict[Series, Value]:
+        return await self._link.call(RegistryApi.metrics)
 
     async def capacity(self, state: StageState) -> StageNeed:
         return await self._link.call(RegistryApi.capacity, state)

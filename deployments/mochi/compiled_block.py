@@ -23,6 +23,8 @@ from torch._dynamo.types import GuardFail
 from torch._inductor import config as inductor_config
 from torch.fx.experimental import _config as symbols_config
 
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from deployments.mochi.block import (
     AttendedRow,
     Rope,
@@ -141,8 +143,11 @@ class CompiledBlock:
         begun = time.perf_counter()
         with _compiler_limits():
             out = self._compiled(block, video, text, activated, told, rope, *packed)
+        if self.graphs > graphs:
+            RECORDER.observe(names.COMPILE_SECONDS, time.perf_counter() - begun)
         if self._settled and self.graphs > graphs:
             self.recompilations += 1
+            RECORDER.count(names.RECOMPILES)
             _logger.warning(
                 "a block was compiled again in %.1f s while samples waited; guards that failed: %s",
                 time.perf_counter() - begun,

@@ -123,9 +123,11 @@ class GpuWatch:
         nvml: the library, initialised.
         handle: of the GPU or MIG instance.
         own_memory: bytes that this process's allocator holds of it.
+        uuid: of the GPU or MIG instance, without NVML's first word.
     """
 
-    def __init__(self, nvml: Nvml, handle: Any, own_memory: Callable[[], int]) -> None:
+    def __init__(self, nvml: Nvml, handle: Any, own_memory: Callable[[], int], uuid: str = "") -> None:
+        self.uuid = uuid
         self._nvml = nvml
         self._handle = handle
         self._own_memory = own_memory
@@ -208,6 +210,7 @@ class GpuWatch:
 class NoGpuWatch:
     """Of a device that NVML knows nothing of: it has no opinion."""
 
+    uuid = ""
     figures: ClassVar[GpuFigures] = GpuFigures()
 
     def look(self) -> GpuFigures:
@@ -244,7 +247,7 @@ def watch_by_uuid(
     """
     try:
         nvml = open_library()
-        return GpuWatch(nvml, _find(nvml, uuid), own_memory)
+        return GpuWatch(nvml, _find(nvml, uuid), own_memory, uuid)
     except Exception as error:  # a library of the driver that is broken must not stop a GPU that works
         _logger.warning("NVML tells nothing of GPU %s, so its state is not watched: %s", uuid, error)
         return NoGpuWatch()

@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report
+from deployments.metrics.recorder import Snapshot
 
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
@@ -38,6 +39,10 @@ class WorkerRegistry(Protocol):
 
     async def report(self, report: Report) -> Directive:
         """Take an event of a task; answers what the worker is to do with it."""
+        ...
+
+    async def push_metrics(self, snapshot: Snapshot) -> None:
+        """What this process has counted since it began."""
         ...
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
@@ -136,6 +141,9 @@ class WorkerRegistryClient(WorkerRegistry):
 
     async def report(self, report: Report) -> Directive:
         return await self._link.call(WorkerRegistry.report, report)
+
+    async def push_metrics(self, snapshot: Snapshot) -> None:
+        await self._link.call(WorkerRegistry.push_metrics, snapshot)
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
         return await self._link.call(WorkerRegistry.report_all, reports)

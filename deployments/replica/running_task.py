@@ -15,6 +15,8 @@ import torch
 
 from deployments.errors import StoppedError, StorageUnavailableError
 from deployments.messages import Progress, StageTask
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 
 if TYPE_CHECKING:
     from deployments.storage.object_store import Store
@@ -47,6 +49,7 @@ class Timing:
     end_retry_s: float = 1.0  # until the end of a task is reported again that the registry did not hear
     device_every_s: float = 10.0  # between two looks at whether the device should be used
     drain_poll_s: float = 0.25  # between two looks at whether Serve wants the replica to leave
+    metrics_every_s: float = 5.0  # between two times that the registry is told what the process counted
     reservations_every_s: float = 5.0  # between two searches for slots that dead callers reserved
     store_retry_s: float = 1.0  # until a result is written again to a store that is away
     store_away_s: float = 60.0  # until a store that is away is given up
@@ -143,6 +146,7 @@ class RunningTask:
         with self._lock:
             self._device_ns += nanoseconds
             self._passes += passes
+        RECORDER.count(names.BUSY_SECONDS, self.task.stage, by=nanoseconds / 1e9)
 
     @property
     def device_s(self) -> float:
@@ -200,9 +204,11 @@ class RunningTask:
         try:
             return work()
         finally:
+            took = self._now_ns() - begun
             with self._lock:
                 self._in_thread_since = None
-                self._device_ns += self._now_ns() - begun
+                self._device_ns += took
+            RECORDER.count(names.BUSY_SECONDS, self.task.stage, by=took / 1e9)
 
 
 class TaskStore:

@@ -1,12 +1,16 @@
 """What the deployments of all stages have in common: how a replica is set up, and what Serve calls."""
 
+import time
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from deployments.messages import Event, ReplicaInfo, Stage, StageTask
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from deployments.replica.connections import Connections, connect
 from deployments.replica.cuda_environment import set_cuda_environment
-from deployments.replica.gpu_state import GpuWatch, NoGpuWatch, gpu_watch
+from deployments.replica.gpu_metrics import count_gpu
+from deployments.replica.gpu_state import GpuWatch, NoGpuWatch, gpu_watch, why_unfit
 from deployments.replica.host import assigned_gpus, describe_device, limit_memory, replica_device, set_threads
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
@@ -46,6 +50,7 @@ class StageReplica(ABC):
         self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
     ) -> None:
         # Only a Serve replica is started again.
+        begun = time.perf_counter()
         self._watched = watch_this_process() if connections is None else None
         self._settings = settings
         self._connections = connections or connect(settings)
@@ -68,6 +73,9 @@ class StageReplica(ABC):
             ),
         )
 
+        self._files_at = time.perf_counter()
+        RECORDER.observe(names.START_SECONDS, self._files_at - begun, self.stage, "files")
+
     def work_revision(self, stage: Stage) -> str:
         """Of the model, as far as its work is in what `stage` leaves for the next one; blocks."""
         settings = self._settings
@@ -85,8 +93,14 @@ class StageReplica(ABC):
             revision=source_revision(self._settings.model.source, self._folder),
         )
         self.worker = StageWorker(
-            info, self._connections.registry, device_problem=self.gpu.problem, timing=self._timing
+            info, self._connections.registry, device_problem=self._device_problem, timing=self._timing
         )
+        RECORDER.observe(names.START_SECONDS, time.perf_counter() - self._files_at, self.stage, "load")
+
+    def _device_problem(self) -> str | None:
+        figures = self.gpu.look()
+        count_gpu(self.gpu.uuid, figures)
+        return why_unfit(figures)
 
     async def run(self, task: StageTask) -> None:
         """Do one task. The registry learns all of it by reports; a failed task raises nothing."""

@@ -35,6 +35,7 @@ from deployments.messages import (
     StageTask,
     Started,
 )
+from deployments.metrics.push import push_forever
 from deployments.replica import serve_private
 from deployments.replica.device_errors import DeviceBrokenError, DeviceFailure, device_failure
 from deployments.replica.registry_link import WorkerRegistry
@@ -98,6 +99,7 @@ class StageWorker:
                 self._leave_when_draining,
                 self._release_reservations_forever,
                 self._watch_device_forever,
+                self._push_metrics_forever,
             )
         ]
 
@@ -281,6 +283,10 @@ class StageWorker:
             else:
                 logger.error("%s: no tasks are taken: %s", self._info.stage, problem)
             await self._announce(wait=False)
+
+    async def _push_metrics_forever(self) -> None:
+        """Tell the registry what this process counts."""
+        await push_forever(self._registry.push_metrics, self._info.stage, every_s=self._timing.metrics_every_s)
 
     async def _answer(self, call: Awaitable[T]) -> T | None:
         """The registry's answer, None if there was none: the work never fails with the registry."""

@@ -13,6 +13,8 @@ from ray import serve
 from deployments.errors import StoppedError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Event, LoraChoice, Parked, Stage
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import Sample, initial_noise
 from deployments.mochi.fp8_attention import check_fp8_attention
@@ -27,7 +29,7 @@ from deployments.sampler.memory_gate import MemoryGate
 from deployments.sampler.memory_measure import Form, measure, memory_budget, memory_profile
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint, highest
 from deployments.sampler.recorder import RenderPreview, SampleRecorder, is_ahead_of_storage, render_preview
-from deployments.sampler.state import SampleState, pack, sample_revision
+from deployments.sampler.state import SampleState, counting_checkpoint, pack, sample_revision
 from deployments.sampler.step_loop import Snapshot, Step, StepLoop
 from deployments.settings import WorkerSettings
 from deployments.storage import work_files
@@ -176,6 +178,7 @@ class MochiSampler(StageReplica):
         if may_have_checkpoint:
             newest = await self.recorder.checkpoints(running, revision).newest(task.job_id, task.spec)
             if newest is not None:
+                RECORDER.count(names.RESUMES)
                 return newest
         dtype = self._settings.dtypes["text_encoder"]
         label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, dtype, task.spec)
@@ -233,8 +236,10 @@ class MochiSampler(StageReplica):
         if not is_ahead_of_storage(running, snapshot.step, start):
             return
         key = checkpoint_key(running.task.job_id, snapshot.step)
-        data = await asyncio.to_thread(pack, key, replace(start, step=snapshot.step, latents=snapshot.latents))
-        await TaskStore(self._store, running).put_result(key, data, CONTENT_TYPE)
+        with counting_checkpoint() as size:
+            data = await asyncio.to_thread(pack, key, replace(start, step=snapshot.step, latents=snapshot.latents))
+            await TaskStore(self._store, running).put_result(key, data, CONTENT_TYPE)
+            size.append(len(data))
 
     async def _store_latents(self, running: RunningTask, snapshot: Snapshot) -> None:
         task = running.task

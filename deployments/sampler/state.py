@@ -8,7 +8,9 @@ only between steps that need nothing else (`StepPlan.resumable`).
 """
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,6 +18,8 @@ from torch import Tensor
 from deployments.errors import InputUnusableError, PermanentError
 from deployments.keys import checkpoint_key, checkpoint_prefix
 from deployments.messages import VideoSpec
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from deployments.mochi.loras import unknown_lora
 from deployments.replica.running_task import logger
 from deployments.storage import work_files
@@ -90,6 +94,17 @@ def unpack(key: str, data: bytes, spec: VideoSpec, revision: str, dtype: str) ->
     return SampleState(spec, revision, dtype, step, latents, tensors)
 
 
+@contextmanager
+def counting_checkpoint() -> Iterator[list[int]]:
+    """Around the writing of a checkpoint, which appends its bytes when it is written; one that fails is none."""
+    begun = time.perf_counter()
+    size: list[int] = []
+    yield size
+    RECORDER.observe(names.CHECKPOINT_SECONDS, time.perf_counter() - begun)
+    RECORDER.count(names.CHECKPOINTS)
+    RECORDER.count(names.CHECKPOINT_BYTES, by=sum(size))
+
+
 class Checkpoints:
     """Writes and reads the states of one model's samples in object storage, the newest two of each job.
 
@@ -120,8 +135,10 @@ class Checkpoints:
         Those of later steps are deleted too: the job would have gone on from them had they not been refused.
         """
         written = checkpoint_key(job_id, state.step)
-        data = await asyncio.to_thread(pack, written, state)
-        await self._store.put(written, data, CONTENT_TYPE)
+        with counting_checkpoint() as size:
+            data = await asyncio.to_thread(pack, written, state)
+            await self._store.put(written, data, CONTENT_TYPE)
+            size.append(len(data))
         keys = await self._keys(job_id)
         kept = [key for key in keys if key <= written][-KEPT_CHECKPOINTS:]
         for key in keys:

@@ -27,6 +27,9 @@ from torch import Tensor
 
 from deployments.clip import LatentShape, latent_tokens
 from deployments.errors import StoppedError, TransientError, WorkerError
+from deployments.messages import VideoSpec
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from deployments.mochi.denoise import Sample
 from deployments.replica.device_errors import is_broken
 from deployments.replica.running_task import RunningTask
@@ -250,6 +253,7 @@ class StepLoop:
         finally:
             took = self._now_ns() - begun
             self._batcher.count_pass(batch, took)
+            count_step(batch[0].running.task.spec, samples, took)
             for entry, share in zip(batch, shares(took, samples), strict=True):
                 entry.running.add_device_ns(share, passes=share / took if took else 1 / len(batch))
 
@@ -322,6 +326,15 @@ def shares(nanoseconds: int, samples: Sequence[Sample]) -> list[int]:
     ends = list(accumulate(latent_tokens(_shape(sample)) * sample.block_rows for sample in samples))
     charged = [nanoseconds * end // ends[-1] for end in ends]
     return [end - begin for begin, end in pairwise([0, *charged])]
+
+
+def count_step(spec: VideoSpec, samples: Sequence[Sample], nanoseconds: int) -> None:
+    """For the metrics. spec: of one of them; they share its size, and nearly always its quality."""
+    rows = sum(sample.cfg_rows for sample in samples)
+    shape = f"{spec.width}x{spec.height}x{spec.num_frames}"
+    RECORDER.observe(names.STEP_SECONDS, nanoseconds / 1e9, shape, spec.quality)
+    RECORDER.observe(names.STEP_ROWS, rows)
+    RECORDER.observe(names.STEP_TOKENS, rows * latent_tokens(_shape(samples[0])))
 
 
 def _load(sample: Sample, exact: bool) -> Load:

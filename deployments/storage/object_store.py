@@ -7,6 +7,7 @@ the stage again.
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,8 @@ from minio.time import from_http_header
 from urllib3.response import BaseHTTPResponse
 
 from deployments.errors import PermanentError, StorageRefusedError, StorageUnavailableError
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from deployments.settings import StorageSettings
 
 T = TypeVar("T")
@@ -41,6 +44,10 @@ HEALTH_S = 2.0  # within which the store says whether it works
 CONNECTIONS = 32
 THREADS = 16  # for requests, and as many for what is read by and by: a store that hangs holds each for READ_TIMEOUT_S
 PAGE = 1000  # the most that one request of the S3 API lists or deletes
+
+OBJECT_MISSING = "object_missing"
+UNCOUNTED = ""
+OTHER = "other"
 
 # Codes of S3's errors.
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject"})
@@ -188,14 +195,16 @@ class ObjectStore(Bucket):
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
         await self._in_thread(
-            lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data), content_type=content_type)
+            lambda: self._client.put_object(self.bucket, key, BytesIO(data), len(data), content_type=content_type),
+            operation="put",
         )
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
         await self._in_thread(
             lambda: self._client.fput_object(
                 self.bucket, key, str(path), content_type=content_type, part_size=PART_BYTES
-            )
+            ),
+            operation="put",
         )
 
     async def get(self, key: str) -> bytes:
@@ -206,13 +215,13 @@ class ObjectStore(Bucket):
             finally:
                 _release(response)
 
-        return await self._in_thread(read, key)
+        return await self._in_thread(read, key, operation="get")
 
     async def stat(self, key: str) -> ObjectInfo | None:
         try:
-            found = await self._in_thread(lambda: self._client.stat_object(self.bucket, key), key)
+            found = await self._in_thread(lambda: self._client.stat_object(self.bucket, key), key, operation="stat")
         except PermanentError as error:
-            if error.code == "object_missing":
+            if error.code == OBJECT_MISSING:
                 return None
             raise
         return ObjectInfo(
@@ -224,21 +233,25 @@ class ObjectStore(Bucket):
         )
 
     async def stream(self, key: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        def read_chunk() -> bytes:
+            return response.read(CHUNK_BYTES)
+
         if length == 0:
             return
         response = await self._in_thread(
             lambda: self._client.get_object(self.bucket, key, offset=offset, length=length or 0),
             key,
             self._download_threads,
+            "get",
         )
         try:
-            while chunk := await self._in_thread(lambda: response.read(CHUNK_BYTES), pool=self._download_threads):
+            while chunk := await self._in_thread(read_chunk, pool=self._download_threads, operation=UNCOUNTED):
                 yield chunk
         finally:
             await asyncio.shield(asyncio.to_thread(_release, response))
 
     async def delete(self, key: str) -> None:
-        await self._in_thread(lambda: self._client.remove_object(self.bucket, key))
+        await self._in_thread(lambda: self._client.remove_object(self.bucket, key), operation="delete")
 
     async def delete_many(self, keys: Sequence[str]) -> None:
         def delete() -> None:
@@ -247,14 +260,14 @@ class ObjectStore(Bucket):
             if kept:
                 raise self._not_deleted(kept)
 
-        await self._in_thread(delete)
+        await self._in_thread(delete, operation="delete")
 
     async def list_keys(self, prefix: str) -> list[str]:
-        return await self._in_thread(lambda: self._keys(prefix))
+        return await self._in_thread(lambda: self._keys(prefix), operation="list")
 
     async def list_pages(self, prefix: str) -> AsyncIterator[list[ListedObject]]:
         listing = self._listing(prefix)
-        while page := await self._in_thread(lambda: list(islice(listing, PAGE))):
+        while page := await self._in_thread(lambda: list(islice(listing, PAGE)), operation="list"):
             yield page
 
     async def ensure_bucket(self) -> None:
@@ -284,13 +297,14 @@ class ObjectStore(Bucket):
             raise self._no_bucket()
 
     def list_objects(self, prefix: str) -> list[ListedObject]:
-        with self._translate_errors():
+        with _counting("list"), self._translate_errors():
             return list(self._listing(prefix))
 
     @contextmanager
     def open_range(self, key: str, offset: int, length: int) -> Iterator[ObjectRange]:
         with self._translate_errors(key):
-            response = self._client.get_object(self.bucket, key, offset=offset, length=length)
+            with _counting("get"):
+                response = self._client.get_object(self.bucket, key, offset=offset, length=length)
             try:
                 etag = (response.headers.get("etag") or "").strip('"')
                 yield ObjectRange(etag, iter(partial(response.read, RANGE_CHUNK_BYTES), b""))
@@ -321,7 +335,7 @@ class ObjectStore(Bucket):
 
     def _ask_for_bucket(self) -> asyncio.Future[bool]:
         def ask() -> bool:
-            with self._translate_errors():
+            with _counting(OTHER), self._translate_errors():
                 return self._health_client.bucket_exists(self.bucket)
 
         answer = asyncio.get_running_loop().run_in_executor(self._health_thread, ask)
@@ -329,12 +343,20 @@ class ObjectStore(Bucket):
         return answer
 
     async def _in_thread(
-        self, work: Callable[[], T], key: str | None = None, pool: ThreadPoolExecutor | None = None
+        self,
+        work: Callable[[], T],
+        key: str | None = None,
+        pool: ThreadPoolExecutor | None = None,
+        operation: str = OTHER,
     ) -> T:
-        """Do blocking work in a thread of a pool, that of requests by default. An error names the object `key`."""
+        """Do blocking work in a thread of a pool, that of requests by default. An error names the object `key`.
+
+        Args:
+            operation: what it is counted as.
+        """
 
         def run() -> T:
-            with self._translate_errors(key):
+            with _counting(operation), self._translate_errors(key):
                 return work()
 
         # Not the loop's own threads, which also look up names and find the registry.
@@ -398,6 +420,22 @@ def _connection_pool(connect_timeout_s: float, read_timeout_s: float, retries: i
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
     )
+
+
+@contextmanager
+def _counting(operation: str) -> Iterator[None]:
+    """Count a request, with how long it took and how it ended; UNCOUNTED is a part of one that is counted."""
+    begun, outcome = time.perf_counter(), "failed"
+    try:
+        yield
+        outcome = "done"
+    except (PermanentError, S3Error) as error:
+        outcome = "missing" if error.code in (OBJECT_MISSING, *_MISSING) else outcome
+        raise
+    finally:
+        if operation != UNCOUNTED:
+            RECORDER.observe(names.STORE_SECONDS, time.perf_counter() - begun, operation)
+            RECORDER.count(names.STORE_REQUESTS, operation, outcome)
 
 
 def _release(response: BaseHTTPResponse) -> None:

@@ -18,6 +18,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from deployments.errors import RegistryUnavailableError
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from serve_app.database.engine import (
     forget_writes,
     has_written,
@@ -29,6 +31,7 @@ from serve_app.database.engine import (
     open_engine,
 )
 from serve_app.database.sqlite_file import OpenFile, database_file
+from serve_app.database.totals import collecting_totals, forgetting_totals_of_failed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,6 +90,7 @@ class Database:
         while not is_closing:
             group, is_closing = self._next_group()
             self._commit_or_fail(group)
+            _count(group)
             _resolve(group)
 
     def _next_group(self) -> tuple[list["_Operation"], bool]:
@@ -113,7 +117,8 @@ class Database:
                 self._migrated = True
                 self._file = OpenFile(self._path) if self._path is not None else None
             self._check_file()
-            self._commit(group)
+            with RECORDER.timing(names.DATABASE_SECONDS):
+                self._commit(group)
             # What was written into a file that was deleted meanwhile is lost, and so nobody is told that it is there.
             self._check_file()
         except Exception as error:  # the transaction as a whole failed: none of it happened
@@ -135,7 +140,7 @@ class Database:
         run_group = _run_together
         for rerun in range(MAX_RERUNS + 1):
             try:
-                with self._engine.begin() as connection:
+                with self._engine.begin() as connection, collecting_totals(connection):
                     run_group(connection, group)
                 return
             except _SpoiledError:
@@ -191,12 +196,20 @@ def _run_apart(connection: Connection, group: Sequence[_Operation]) -> None:
     """The slow way: each operation in a savepoint of its own."""
     for operation in group:
         try:
-            with connection.begin_nested():
+            with connection.begin_nested(), forgetting_totals_of_failed(connection):
                 operation.run(connection)
         except Exception as error:
             if is_conflict(error) or is_outage(error):
                 raise
             operation.error = error
+
+
+def _count(group: Sequence[_Operation]) -> None:
+    """For the metrics. What the database or its connection raised is a failure, all else a refusal of its own."""
+    for operation in group:
+        away = isinstance(operation.error, DBAPIError | RegistryUnavailableError)
+        outcome = "done" if operation.error is None else "failed" if away else "refused"
+        RECORDER.count(names.DATABASE_OPERATIONS, outcome)
 
 
 def _resolve(group: Sequence[_Operation]) -> None:

@@ -10,6 +10,7 @@ from serve_app.database.engine import insert_into
 from serve_app.database.job_rows import JOB, get_job, is_kept, job_from_row, new_row
 from serve_app.database.schema import idempotency_keys as keys
 from serve_app.database.schema import jobs
+from serve_app.database.totals import count_accepted
 from serve_app.errors import IdempotencyKeyReusedError
 from serve_app.jobs import NOTHING_EXPIRES, Acceptance, Expiry, Job, Submission
 
@@ -42,6 +43,7 @@ def insert_job(
     job = submission.accepted(now)
     query = insert_into(connection, jobs).on_conflict_do_nothing().returning(jobs.c.id)
     if connection.execute(query, new_row(job)).first() is not None:
+        count_accepted(connection, job)
         return Acceptance(job, repeated=False)
     earlier = get_job(connection, job.id)
     assert earlier is not None

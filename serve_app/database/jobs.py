@@ -17,6 +17,7 @@ from serve_app.database.access import record_usage
 from serve_app.database.job_rows import JOB, batches, changed_columns, find_jobs, lock_job, read_job
 from serve_app.database.retention import DeletedVideo, delete_ended_job, get_deleted_video
 from serve_app.database.schema import ENDED, LEASED, WAITING, job_moves, jobs
+from serve_app.database.totals import INPUT_UNUSABLE, count_end, count_retry
 from serve_app.database.webhooks import add_delivery
 from serve_app.jobs import (
     NEXT_STAGE,
@@ -147,6 +148,7 @@ def retry(
     *,
     now: float,
     available_at: float,
+    code: str,
     note: str,
     attempt: int,
     used: Usage,
@@ -158,6 +160,7 @@ def retry(
     Args:
         now: Unix seconds.
         available_at: Unix seconds.
+        code: of the failure.
         note: why, for people.
         attempt: the number of the next one.
         used: what is not in the row yet.
@@ -173,6 +176,7 @@ def retry(
     changes = {"attempt": attempt, "available_at": available_at, "deaths": deaths, "died_at": died_at}
     if job.stage is Stage.SAMPLING:
         changes |= _step_fields(job, job.checkpoint_step)
+    count_retry(connection, job, code, now=now)
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes, **_usage_fields(job, used))
 
 
@@ -200,6 +204,7 @@ def go_back(
     step = job.checkpoint_step if stage is Stage.SAMPLING else 0
     changes = {"stage": stage, "remakes": job.remakes + 1, "available_at": available_at, "checkpoint_step": step}
     changes |= _step_fields(replace(job, stage=stage), step) | _usage_fields(job, used)
+    count_retry(connection, job, INPUT_UNUSABLE, now=now)
     return _move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes)
 
 
@@ -342,4 +347,5 @@ def _move(connection: Connection, job: Job, state: JobState, now: float, note: s
     if moved.final:
         add_delivery(connection, moved, now=now)
         record_usage(connection, moved.tenant, ended_at=now, gpu_seconds=moved.device_s)
+        count_end(connection, moved)
     return replace(moved, last_move=move)

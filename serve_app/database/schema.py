@@ -8,6 +8,7 @@ that has the same condition.
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -165,6 +166,45 @@ usage = Table(
     Column("day", Integer, primary_key=True),  # days since 1970-01-01, UTC
     Column("gpu_seconds", Double, nullable=False),
     Column("videos", Integer, nullable=False),
+)
+
+# What all jobs ever accepted come to, deleted ones too; see `serve_app.database.totals`.
+job_totals = Table(
+    "job_totals",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("tier", String(16), primary_key=True),
+    Column("outcome", String(16), primary_key=True),  # accepted, retried, or the state in which they ended
+    Column("code", String(64), primary_key=True),  # of the error; empty if there was none
+    Column("since", Double, nullable=False),  # when the first one was counted
+    Column("jobs", BigInteger, nullable=False),
+    Column("device_s", Double, nullable=False),
+    Column("steps_run", BigInteger, nullable=False),
+    Column("steps_repeated", BigInteger, nullable=False),
+    Column("parks", BigInteger, nullable=False),
+)
+
+# How long ended jobs took, as histograms.
+job_times = Table(
+    "job_times",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("tier", String(16), primary_key=True),
+    Column("bound", String(24), primary_key=True),  # the upper one of the bucket, seconds, as Python writes a float
+    Column("count", BigInteger, nullable=False),
+    Column("total", Double, nullable=False),  # seconds
+)
+
+# What the processes of each cluster have counted in memory, so that it stays when they end.
+metric_snapshots = Table(
+    "metric_snapshots",
+    metadata,
+    Column("owner", String(128), primary_key=True),  # the cluster
+    Column("process", String(64), primary_key=True),  # empty: all that ended long ago
+    Column("role", String(32), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("counted", Text, nullable=False),  # JSON
+    Column("at", Double, nullable=False),  # when it was written
 )
 
 # One row for each event and URL, written in the transaction that ends the job.

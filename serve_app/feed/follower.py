@@ -83,6 +83,11 @@ class FeedFollower:
         return self._jobs.complete and time.monotonic() < self._valid_until
 
     @property
+    def lag_s(self) -> float:
+        """Seconds since the newest poll was sent that was answered; 0 before the first one."""
+        return max(0.0, time.monotonic() - self._valid_until + self._timing.valid_s) if self._valid_until else 0.0
+
+    @property
     def watched_jobs(self) -> frozenset[str]:
         """Ids of the jobs that somebody watches."""
         return frozenset(self._watchers)

@@ -14,17 +14,21 @@ from fastapi import FastAPI
 from ray import serve
 
 from deployments.background import keep_running
+from deployments.metrics import names
+from deployments.metrics.push import push_forever
+from deployments.metrics.recorder import RECORDER
 from deployments.replica.registry_link import RegistryLink
 from deployments.replica.serve_private import is_draining
 from deployments.storage.object_store import ObjectStore
 from deployments.watchdog.heartbeat import watch_this_process
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
-from serve_app.ingress import content, dialects, events, short_routes, videos
+from serve_app.ingress import content, dialects, events, metrics, short_routes, videos
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.head_routes import head_routes
+from serve_app.ingress.metrics import RequestCounts
 from serve_app.ingress.services import Services
 from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import RequestBodies, install_document
@@ -53,6 +57,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
         *content.router.routes,
         *dialects.router.routes,
         *short_routes.router.routes,
+        *metrics.router.routes,
         *short_routes.unsupported.routes,
     ]
     app = FastAPI(
@@ -73,7 +78,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     install_document(app, services.settings, services.keys_needed, bodies)
     install_guards(app, services.settings, loopback_only)
     # Last, and so outermost: the guards answer errors that nobody foresaw, and those too have the rate limit's headers.
-    install_authentication(app, services)
+    install_authentication(app, services, on_answer=RequestCounts(app.routes).count)
     return app
 
 
@@ -83,12 +88,22 @@ async def _running(services: Services) -> AsyncIterator[None]:
     feed = services.feed
     tasks = [
         asyncio.create_task(keep_running(feed.run, "the feed", log)),
+        asyncio.create_task(keep_running(lambda: _push_metrics(services), "the metrics", log)),
         asyncio.create_task(keep_running(lambda: _shut_down_when_draining(feed), "the wait for the end", log)),
     ]
     yield
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _push_metrics(services: Services) -> None:
+    """Tell the registry what this replica counts."""
+
+    def look() -> None:
+        RECORDER.set(names.FEED_LAG, services.feed.lag_s)
+
+    await push_forever(services.registry.push_metrics, "ingress", look=look)
 
 
 async def _shut_down_when_draining(feed: FeedFollower) -> None:

@@ -128,7 +128,7 @@ class PlainRead(Route):
         match, child_scope = super().matches(scope)
         if match is not Match.FULL or scope["query_string"] or any(h in CALLER_HEADERS for h, _ in scope["headers"]):
             return Match.NONE, {}
-        return match, child_scope
+        return match, {**child_scope, "route": self}
 
 
 # Routes are tried in this order: the one that is asked most comes first.

@@ -73,6 +73,7 @@ _ROUTES_WITH_KEY = (
 WRITE_ERRORS = (
     PermissionDeniedError('Pages of "https://example.com" may not use this server.', code="origin_not_allowed"),
 )
+METRICS_ERRORS = (PermissionDeniedError("The metrics tell of all tenants.", code="metrics_not_allowed"),)
 _MAKE_ERRORS = (
     *WRITE_ERRORS,
     _invalid("missing_required_parameter", "Missing required parameter: 'prompt'.", "prompt"),

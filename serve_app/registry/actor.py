@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from deployments.background import keep_running
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
+from deployments.metrics.recorder import Series, Snapshot, Value
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.access.secret_box import WebhookKey
@@ -20,6 +21,7 @@ from serve_app.config import (
     HOUR_S,
     AccessSettings,
     JobSettings,
+    MetricsSettings,
     RetentionSettings,
     SchedulingSettings,
     WebhookSettings,
@@ -51,6 +53,7 @@ from serve_app.registry.capacity_plan import CapacityPlan
 from serve_app.registry.deadlines import Deadlines
 from serve_app.registry.dispatcher import Dispatcher, Send
 from serve_app.registry.feed_maintenance import FeedMaintenance
+from serve_app.registry.metrics import RegistryMetrics
 from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.reports import JobReports
 from serve_app.registry.state import RegistryState, StateSnapshot, log
@@ -62,6 +65,7 @@ from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 from serve_app.webhooks.sender import WebhookSender
 
 OPEN = AccessSettings()
+METRICS = MetricsSettings()
 NO_KEY = WebhookKey()
 
 
@@ -89,6 +93,7 @@ class JobRegistry(RegistryApi):
         webhooks: how ends of jobs are sent; without, they wait in the database.
         webhook_key: what the secrets that sign them are encrypted with.
         access: whether requests need keys.
+        metrics: how many tenants are told apart.
         settings_digest: of all of these, as whoever starts it counts them.
         was_restarted: whether there was a registry of this owner before, which ingress replicas may
             still follow.
@@ -110,6 +115,7 @@ class JobRegistry(RegistryApi):
         webhooks: WebhookSettings | None = None,
         webhook_key: WebhookKey = NO_KEY,
         access: AccessSettings = OPEN,
+        metrics: MetricsSettings = METRICS,
         settings_digest: str = "",
         was_restarted: Callable[[], bool] = lambda: False,
         watch: Callable[[], object] = lambda: None,
@@ -140,7 +146,9 @@ class JobRegistry(RegistryApi):
         self._estimates = QueueEstimates(self._state)
         self._capacity = CapacityPlan(self._state)
         self._admission = AdmissionControl(self._state, self._estimates)
-        background = [self._dispatcher.run, self._deadlines.run, self._feed_maintenance.run]
+        self._metrics = RegistryMetrics(self._state, metrics)
+        self._state.on_final = self._metrics.note_end
+        background = [self._dispatcher.run, self._deadlines.run, self._feed_maintenance.run, self._metrics.run]
         self._webhook_key = webhook_key
         self._sweeper: Sweeper | None = None
         if retention is not None and storage is not None:
@@ -202,6 +210,8 @@ class JobRegistry(RegistryApi):
         # Before anything else happens: a moment later it may be claimed, and have no place in the
         # queue any more.
         job = self._as_of_now(accepted.job)
+        if not accepted.repeated:
+            self._metrics.note_forecast(job)
         self._feed.publish(job)  # again, for a repeated one: the answer to the write that made it may have been lost
         await self._flush_feed()
         return replace(accepted, job=job)
@@ -252,6 +262,9 @@ class JobRegistry(RegistryApi):
 
     async def activity(self) -> Activity:
         return self._state.activity(self._capacity.starting())
+
+    async def metrics(self) -> dict[Series, Value]:
+        return await self._metrics.values()
 
     async def cancel(self, job_id: str) -> Job | None:
         now = self._state.unix_time()
@@ -338,6 +351,9 @@ class JobRegistry(RegistryApi):
             log.info(f"{info.stage}: replica {info.replica} on {info.device} has {info.slots} slots{why}")
             self._state.wake.set()
         return await self._state.mailbox.collect(info.replica, self._state.timing.directive_hold_s if wait else 0)
+
+    async def push_metrics(self, snapshot: Snapshot) -> None:
+        self._metrics.hear(snapshot)
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
         # All of them are handled, also if the database is away for one: a lease must not lapse

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Stage, StageTask
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.job_rows import get_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
@@ -119,6 +121,7 @@ class Dispatcher:
         state.mailbox.keep_only(state.replicas.names())
         await self._undo_unconfirmed_claims()
         for lease in state.leases.lapsed(now):
+            RECORDER.count(names.LEASES_LAPSED)
             await self._reports.lose_attempt(lease, f"no report for {state.settings.lease_s:g} s")
         await self._reconcile(now)
         for stage in Stage:
@@ -173,6 +176,7 @@ class Dispatcher:
         # before was killed.
         foreign = [job for job in leased if job.lease and state.leases.find(job.id, job.lease) is None]
         for job in self._foreign_leases.lapsed(foreign, now):
+            RECORDER.count(names.LEASES_LAPSED)
             reason = f"no report to {job.lease_owner} for {state.settings.lease_s:g} s"
             await self._reports.lose_attempt(Lease.from_row(job, now, 0.0), reason)
 
@@ -324,5 +328,6 @@ class Dispatcher:
 
     def _park(self, leases: Iterable[Lease]) -> None:
         for lease in leases:
+            RECORDER.count(names.PREEMPTIONS)
             log.info(f"[{lease.job_id}] yields its slot to an interactive job")
             self._state.send_directive(lease, Directive.PARK)

@@ -197,6 +197,7 @@ class JobReports:
                 lease.token,
                 now=now,
                 available_at=now + retry.pause_s,
+                code=event.code,
                 note=note,
                 attempt=retry.attempt,
                 used=used,

@@ -54,6 +54,7 @@ class RegistryState:
     access: AccessTable = NO_TENANTS  # tenants and keys as last read
     wanted: dict[Stage, StageState] = field(default_factory=dict)  # what Serve keeps, as the policy told last
     on_job_end: Callable[[], None] = lambda: None  # called when a job with a webhook has ended
+    on_final: Callable[[Job], None] = lambda _: None  # called with each job that has ended
     replicas: ReplicaTable = field(init=False)
     start_times: StartTimes = field(init=False)
     leases: LeaseTable = field(init=False)
@@ -132,8 +133,10 @@ class RegistryState:
         self.waiting.update(job, pause_s)
         self.feed.publish(job)
         self.wake.set()
-        if job.final and job.webhook_url is not None:
-            self.on_job_end()
+        if job.final:
+            self.on_final(job)
+            if job.webhook_url is not None:
+                self.on_job_end()
 
     def end_lease_with(self, lease: Lease, job: Job | None, pause_s: float = 0.0) -> None:
         """The lease is over, and its last write made this of the job; arguments as in `update_job`."""

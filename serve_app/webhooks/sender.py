@@ -18,6 +18,8 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
+from deployments.metrics import names
+from deployments.metrics.recorder import RECORDER
 from serve_app.access.secret_box import LostSecretError
 from serve_app.access.targets import Resolve, system_resolve
 from serve_app.config import WebhookSettings
@@ -164,7 +166,9 @@ class WebhookSender:
     async def _deliver(self, client: WebhookClient, delivery: Delivery) -> None:
         """Try once and write the result to SQL. If that fails, it is tried again once its hold is over."""
         try:
-            await self._write_result(delivery, await self._send(client, delivery))
+            with RECORDER.timing(names.WEBHOOK_SECONDS):
+                answer = await self._send(client, delivery)
+            await self._write_result(delivery, answer)
         except RegistryUnavailableError as error:
             log.warning(f"webhooks: {delivery.id} may be sent once more, the database did not take its result: {error}")
         except Exception:  # the outermost of its task: a defect here must not end the others
@@ -192,6 +196,7 @@ class WebhookSender:
         now = self._clock()
         if answer.error is None:
             await self._database.run(webhooks_sql.mark_delivered, delivery, now=now, status=answer.status)
+            RECORDER.count(names.WEBHOOKS, "delivered")
             return
         attempts = delivery.attempts + 1
         next_at = next_try(
@@ -206,6 +211,7 @@ class WebhookSender:
         await self._database.run(
             webhooks_sql.mark_failed, delivery, next_at=next_at, status=answer.status, error=answer.error
         )
+        RECORDER.count(names.WEBHOOKS, "failed" if next_at is not None else "given_up")
         if next_at is None:
             log.warning(
                 f"webhooks: {delivery.id} for the job {delivery.job_id} is given up after {attempts} tries: "

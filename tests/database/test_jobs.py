@@ -49,6 +49,7 @@ async def retry(
         lease,
         now=now,
         available_at=now + 2.0,
+        code="replica_lost",
         note="replica lost",
         attempt=2,
         used=used,

@@ -1,12 +1,18 @@
 """The registry in storms: whatever happens, each job that was accepted ends once, and nothing is left over."""
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from deployments.metrics import names
+from deployments.metrics.metric import Metric
+from deployments.metrics.recorder import Value
+from serve_app.database.totals import Totals, read_totals
 from serve_app.jobs import FINAL, Job, JobState, Move, check_move
+from serve_app.metrics.job_values import job_values
 from serve_app.registry.actor import JobRegistry
 from serve_app.scheduling.fair_queue import FairQueueSnapshot
 from serve_app.scheduling.retries import MAX_DEATHS
@@ -40,6 +46,7 @@ async def brave(url: str, weather: Weather, seed: int) -> None:
         for job in jobs.values():
             check_history(job, histories[job.id])
             check_end(job, storm)
+        check_metrics(jobs, await storm.sql(read_totals))
         check_overlaps(histories, storm)
         if not weather.faults:
             check_calm(jobs, storm)
@@ -73,6 +80,27 @@ def check_end(job: Job, storm: Storm) -> None:
         case _:
             assert job.spec.prompt != DOOMED
             assert steps >= STEPS and job.steps_run >= STEPS, job
+
+
+def check_metrics(jobs: dict[str, Job], totals: Totals) -> None:
+    """The sums are those of the jobs, whatever was killed and however often it was reported."""
+    found = job_values(totals, {}, now=0.0, most_tenants=50)
+
+    def on_page(metric: Metric) -> dict[tuple[str, ...], Value]:
+        return {labels: value for (name, labels), value in found.items() if name == metric.name and value}
+
+    assert on_page(names.JOBS_UNACCOUNTED) == on_page(names.JOBS_LIVE) == {}
+    assert on_page(names.JOBS_ACCEPTED) == Counter((job.tier, job.tenant) for job in jobs.values())
+    assert on_page(names.JOBS_ENDED) == Counter((job.state, job.tier, job.tenant) for job in jobs.values())
+    assert sum_of(on_page(names.STEPS_RUN)) == sum(job.steps_run for job in jobs.values())
+    assert sum_of(on_page(names.PARKS)) == sum(job.parks for job in jobs.values())
+    assert sum_of(on_page(names.GPU_SECONDS)) == pytest.approx(sum(job.device_s for job in jobs.values()))
+    waits = [value for (name, _), value in totals.times.items() if name == names.JOB_WAIT.name]
+    assert sum(sum(wait.counts) for wait in waits) == sum(job.started_at is not None for job in jobs.values())
+
+
+def sum_of(series: dict[tuple[str, ...], Value]) -> float:
+    return sum(value for value in series.values() if isinstance(value, int | float))
 
 
 def check_overlaps(histories: dict[str, list[Move]], storm: Storm) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from deployments.errors import MochiServeError, RegistryUnavailableError
 from deployments.keys import Variant, video_key
 from deployments.messages import ReplicaInfo, Stage
+from deployments.metrics.recorder import Series, Snapshot, Value
 from deployments.replica.registry_link import Method, P, T
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AppSettings, load_settings
@@ -63,6 +64,7 @@ class MemoryRegistry:
         self.database = "ok"
         self.wait_s = 0.0  # what is forecast for the next job
         self.limit_s = 60.0  # over which it becomes a draft, if it may
+        self.counted: dict[Series, Value] = {}
         self.starting: dict[Stage, tuple[float, ...]] = {}
         self._clock = itertools.count(1_700_000_000)
 
@@ -116,6 +118,12 @@ class MemoryRegistry:
 
     async def get(self, job_id: str) -> Job | None:
         return self.jobs.get(job_id)
+
+    async def push_metrics(self, snapshot: Snapshot) -> None:
+        self.counted = snapshot.values
+
+    async def metrics(self) -> dict[Series, Value]:
+        return self.counted
 
     async def cancel(self, job_id: str) -> Job | None:
         job = self.jobs.get(job_id)

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, TransientError
 from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask
+from deployments.metrics import names
 from deployments.replica.registry_link import Method, P, T, WorkerRegistryClient
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
@@ -419,7 +420,7 @@ class Storm:
             assert job is not None, f"{job_id} was accepted and is gone"
             if job.final:
                 return job
-            glance = self.draw.choice(("list", "health", "preview", "history", "capacity", "park"))
+            glance = self.draw.choice(("list", "health", "preview", "history", "capacity", "metrics", "park"))
             if glance == "list":
                 await self.ask(
                     RegistryApi.list_jobs, 10, None, "asc", JobFilter(states=(JobState.QUEUED, JobState.SAMPLING))
@@ -428,6 +429,10 @@ class Storm:
                 await self.ask(RegistryApi.health)
             elif glance == "capacity":
                 await self.ask(RegistryApi.capacity, StageState(self.draw.choice(list(Stage)), 1, 1, 0, 4))
+            elif glance == "metrics":
+                found = await self.ask(RegistryApi.metrics)
+                if (lost := found[names.JOBS_UNACCOUNTED.name, ()]) != 0:
+                    self.surprises.append(f"{lost} jobs are in no sum")
             elif glance in ("preview", "history"):
                 await self.ask(RegistryApi.preview if glance == "preview" else RegistryApi.history, job_id)
             elif self.chance(0.1):

@@ -15,6 +15,7 @@ import pytest
 
 from deployments.errors import RegistryUnavailableError, WorkerError
 from deployments.messages import Directive, Event, Progress, ReplicaInfo, Report, Stage, StageTask, VideoSpec
+from deployments.metrics.recorder import Snapshot
 from deployments.mochi.denoise import Sample
 from deployments.mochi.preview import FILE
 from deployments.replica.connections import Connections
@@ -50,6 +51,7 @@ class ReportLog(WorkerRegistry):
         self.announced: list[ReplicaInfo] = []
         self.mailbox = Mailbox()
         self.batches = 0  # calls of report_all
+        self.snapshots: list[Snapshot] = []
         self.unreachable = unreachable
         self._stop_at = stop_at
         self._park_at = park_at
@@ -61,6 +63,9 @@ class ReportLog(WorkerRegistry):
     async def report(self, report: Report) -> Directive:
         self._fail_if_unreachable()
         return self._note(report)
+
+    async def push_metrics(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
 
     async def report_all(self, reports: list[Report]) -> list[Directive]:
         self._fail_if_unreachable()

@@ -46,11 +46,14 @@ OF_NOBODY = {
     ("GET", "/v1/videos/characters/{character_id}"),
 }
 STATUS = {("GET", "/v1/status")}
+# It tells of all tenants, and only some may read it.
+OF_ALL = {("GET", "/metrics")}
 # Whatever is read by GET answers HEAD, which shows no more than GET does.
 PUBLIC |= {("HEAD", path) for method, path in PUBLIC if method == "GET"}
 OF_A_VIDEO |= {("HEAD", path) for method, path in OF_A_VIDEO if method == "GET"}
+OF_ALL |= {("HEAD", path) for _, path in OF_ALL}
 OF_NOBODY |= {("HEAD", path) for method, path in LISTINGS | OF_NOBODY | STATUS if method == "GET"}
-ALL = PUBLIC | OF_A_VIDEO | LISTINGS | MAKERS | SYNC | OF_NOBODY | STATUS
+ALL = PUBLIC | OF_A_VIDEO | LISTINGS | MAKERS | SYNC | OF_NOBODY | STATUS | OF_ALL
 STATES = ("queued", "sampling", "completed", "failed", "cancelled", "deleted")
 FILES = ("video", "thumbnail", "spritesheet", "preview")
 

@@ -1,0 +1,147 @@
+"""Debian's Prometheus scrapes the running server: every series is there, and the sums are those of the database."""
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from deployments.metrics.names import ALL
+from tests.support.metrics.prometheus import Prometheus, running_prometheus
+from tests.support.servers.server import ENDLESS, Server
+
+PATIENCE_S = 120
+JOB = {"prompt": "a red circle moves right", "size": "64x64", "num_frames": 7, "num_inference_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), server.url, key="ms-none-is-needed-here") as running:
+        yield running
+
+
+def wait_until(is_so: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def sums(server: Server) -> dict[str, float]:
+    """By name: the sum over all series of the page."""
+    with server.client() as client:
+        answer = client.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0) + sample.value
+    return found
+
+
+def in_sql(server: Server) -> tuple[Any, ...]:
+    """Jobs, ended ones, GPU-seconds and steps, by the rows themselves."""
+    query = "SELECT COUNT(*), COUNT(completed_at), SUM(device_s), SUM(steps_run), SUM(parks) FROM jobs"
+    with closing(sqlite3.connect(f"file:{server.data / 'jobs.db'}?mode=ro", uri=True)) as connection:
+        row: tuple[Any, ...] = connection.execute(query).fetchone()
+        return row
+
+
+def on_page(server: Server) -> tuple[float, ...]:
+    """The same by the metrics."""
+    found = sums(server)
+    names = ("jobs_accepted_total", "jobs_ended_total", "gpu_seconds_total", "steps_run_total", "parks_total")
+    return tuple(found[f"mochi_serve_{name}"] for name in names)
+
+
+def make_one_of_each(server: Server) -> None:
+    """A job that is completed, one of each other quality, one that is parked and goes on, one that is cancelled."""
+    endless = server.create(**JOB | {"num_inference_steps": ENDLESS})
+    server.wait_for(endless["id"], "sampling")
+    urgent = [server.create(**JOB, priority="interactive", quality=quality) for quality in ("exact", "fast", "draft")]
+    for video in urgent:
+        server.wait_for(video["id"], "completed")
+    with server.client() as client:
+        assert client.post(f"/v1/videos/{endless['id']}/cancel").status_code == 200
+    for tier in ("standard", "batch"):
+        server.wait_for(server.create(**JOB, priority=tier)["id"], "completed")
+
+
+def test_prometheus_has_every_series_after_a_job_of_each_kind(server: Server, prometheus: Prometheus) -> None:
+    make_one_of_each(server)
+    wait_until(lambda: prometheus.target()["health"] == "up", "the target is not up")
+    wanted = {metric.name: metric for metric in ALL if metric.where_there_is is None}
+
+    def missing() -> set[str]:
+        there = {series["metric"]["__name__"] for series in prometheus.query('{__name__=~"mochi_serve_.+"}')}
+        return {name for name, m in wanted.items() if (f"{name}_count" if m.kind == "histogram" else name) not in there}
+
+    wait_until(lambda: not missing(), "not all series came")
+    assert missing() == set()
+    # What happened shows: in the workers, in the ingress and in SQL.
+    for counted in (
+        "mochi_serve_step_seconds_count",
+        "mochi_serve_busy_seconds_total",
+        "mochi_serve_http_requests_total",
+        "mochi_serve_job_end_to_end_seconds_count",
+        "mochi_serve_store_requests_total",
+        "mochi_serve_replica_start_seconds_count",
+        "mochi_serve_database_commit_seconds_count",
+    ):
+        wait_until(lambda c=counted: [s for s in prometheus.query(f"sum({c})") if float(s["value"][1]) > 0], counted)  # type: ignore[misc]
+
+
+def test_the_sums_are_those_of_the_database_after_kills(server: Server) -> None:
+    jobs = [server.create(**JOB | {"num_inference_steps": 30, "seed": seed}) for seed in range(4)]
+    server.wait_for(jobs[0]["id"], "sampling", "completed")
+    before = sums(server)
+    for part in ("sampler", "registry", "ingress"):
+        server.kill(part)
+    for job in jobs:
+        server.wait_for(job["id"], "completed")
+    wait_until(lambda: on_page(server) == pytest.approx(in_sql(server), abs=1e-6), "the sums differ")
+    after = sums(server)
+    assert after["mochi_serve_jobs_unaccounted"] == 0
+    fallen = {
+        metric.name: (before[metric.name], after[metric.name])
+        for metric in ALL
+        if metric.kind == "counter" and metric.source == "jobs" and after[metric.name] < before[metric.name]
+    }
+    assert fallen == {}
+
+
+def test_ray_s_own_page_carries_them(server: Server) -> None:
+    """Each of Ray's nodes has a page; its port stands in the file that Ray writes for Prometheus."""
+    wait_until(lambda: "mochi_serve_http_requests" in ray_page(server), "not on Ray's page")
+    page = ray_page(server)
+    assert re.search(r"^ray_mochi_serve_step_seconds_bucket\{.*quality=\"exact\"", page, re.MULTILINE)
+    assert re.search(r"^ray_mochi_serve_jobs_accepted_total\{.*tier=\"standard\"", page, re.MULTILINE)
+
+
+def ray_page(server: Server) -> str:
+    """What Ray's agent of the one node exports."""
+    for port in ports_of_agent(server):
+        try:
+            answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30)
+        except httpx.TransportError:
+            continue
+        if "ray_" in answer.text:
+            return answer.text
+    return ""
+
+
+def ports_of_agent(server: Server) -> list[int]:
+    """Where the agent's process listens."""
+    return [
+        connection.laddr.port
+        for process in server.descendants()
+        if any("dashboard/agent.py" in part or "dashboard_agent" in part for part in process.cmdline())
+        or process.name().startswith("ray::DashboardAgent")
+        for connection in process.net_connections("tcp")
+        if connection.status == "LISTEN"
+    ]

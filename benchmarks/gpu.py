@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --only products,long_steps --minutes 4
     python benchmarks/gpu.py --dry                   # on a CPU with a tiny model: does every part run?
 
-Needs torch, diffusers, transformers, safetensors, pydantic and rich; where minio, SageAttention or what
-`mochi-serve[hopper]` brings are missing, the rows that need them say so or take torch's attention. Needs neither Ray nor
-weights: they are random, built on the device from a seed. Meant for a GPU with 80 GB. Prints a line of JSON for each figure as soon as it is known, last the tables.
+Needs torch, diffusers, transformers, safetensors, pydantic and rich; where minio, SageAttention or what `mochi-
+serve[hopper]` brings are missing, the rows that need them say so or take torch's attention. Needs neither Ray nor
+weights: they are random, built on the device from a seed. Meant for a GPU with 80 GB. Prints a line of JSON for each
+figure as soon as it is known, last the tables.
 """
 
 import argparse

@@ -24,6 +24,18 @@ class JobRecords:
         with self._engine.connect() as connection:
             return int(connection.scalar(text(f"SELECT count(*) FROM jobs WHERE state NOT IN ({final})")) or 0)
 
+    def sums(self) -> dict[str, float]:
+        """What the jobs come to, by the names that the metrics have for it."""
+        names = ("jobs_accepted", "jobs_ended", "gpu_seconds", "steps_run", "parks")
+        ended = ", ".join(f"'{state}'" for state in FINAL)
+        query = (
+            f"SELECT COUNT(*), COUNT(*) FILTER (WHERE state IN ({ended})), SUM(device_s), SUM(steps_run), SUM(parks) "
+            "FROM jobs"
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(text(query)).one()
+        return {f"mochi_serve_{name}_total": float(value or 0) for name, value in zip(names, row, strict=True)}
+
     def moves(self) -> dict[str, list[tuple[float, str, str]]]:
         """Time, state and note of each move, by job, the oldest first."""
         found: dict[str, list[tuple[float, str, str]]] = defaultdict(list)

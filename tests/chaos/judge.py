@@ -44,10 +44,10 @@ class Ended:
 class Outcome:
     """One fault's run.
 
-    requests: sent. in_flight: jobs accepted and not final at the first strike. refused: requests that were not
-    accepted in time, with the last answer. unasked: jobs that exist though no request was told of them: a request
-    that was repeated has become two jobs. odd: answers that a client does not expect, and how often. repeated: why
-    requests had to be sent again, and how often.
+    requests: sent. in_flight: jobs accepted and not final at the first strike. refused: requests that were not accepted
+    in time, with the last answer. unasked: jobs that exist though no request was told of them: a request that was
+    repeated has become two jobs. sums: what the metrics and the database say, where they are not the same. odd: answers
+    that a client does not expect, and how often. repeated: why requests had to be sent again, and how often.
     """
 
     fault: str
@@ -60,6 +60,7 @@ class Outcome:
     unasked: tuple[str, ...] = ()
     odd: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def row(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Outcome:
             "failed": sum(e.state in FAILED for e in ended),
             "steps run twice": sum(e.steps_run - e.steps for e in ended if e.state == COMPLETED),
             "videos different": sum(e.state == COMPLETED and e.difference is not None for e in ended),
+            "sums different": len(self.sums),
             "requests repeated": sum(self.repeated.values()),
             "strikes": self.strikes,
             "seconds": round(self.seconds, 1),
@@ -82,15 +84,18 @@ class Outcome:
 
     @property
     def clean(self) -> bool:
-        """Every request became one job, and every job one video, the right one."""
-        bad = ("completed twice", "lost", "failed", "videos different")
+        """Every request became one job, and every job one video, the right one; and the metrics tell of them all."""
+        bad = ("completed twice", "lost", "failed", "videos different", "sums different")
         return not any(self.row[name] for name in bad)
 
     @property
     def complaints(self) -> list[str]:
-        """One text for each job that is not as promised."""
+        """One text for each job, and each sum, that is not as promised."""
         told = [f"a request was not accepted: {why}" for why in self.refused]
         told += [f"{job_id}: made by a repeated request, which another job answers" for job_id in self.unasked]
+        told += [
+            f"{name} is {by_metrics}, and {by_jobs} by the jobs" for name, (by_metrics, by_jobs) in self.sums.items()
+        ]
         return told + [_complaint(e) for e in self.ended if e.problems]
 
 

@@ -17,6 +17,7 @@ COLUMNS = (
     "failed",
     "steps run twice",
     "videos different",
+    "sums different",
     "requests repeated",
     "strikes",
     "seconds",

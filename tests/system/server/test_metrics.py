@@ -1,17 +1,15 @@
 """Debian's Prometheus scrapes the running server: every series is there, and the sums are those of the database."""
 
 import re
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.metrics.names import ALL
+from tests.chaos.job_records import JobRecords, read_only_sqlite
+from tests.support.metrics.page import page_sums
 from tests.support.metrics.prometheus import Prometheus, running_prometheus
 from tests.support.servers.server import ENDLESS, Server
 
@@ -32,31 +30,14 @@ def wait_until(is_so: Callable[[], object], what: str) -> None:
         time.sleep(0.2)
 
 
-def sums(server: Server) -> dict[str, float]:
-    """By name: the sum over all series of the page."""
-    with server.client() as client:
-        answer = client.get("/metrics")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(answer.text):
-        for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0) + sample.value
-    return found
-
-
-def in_sql(server: Server) -> tuple[Any, ...]:
-    """Jobs, ended ones, GPU-seconds and steps, by the rows themselves."""
-    query = "SELECT COUNT(*), COUNT(completed_at), SUM(device_s), SUM(steps_run), SUM(parks) FROM jobs"
-    with closing(sqlite3.connect(f"file:{server.data / 'jobs.db'}?mode=ro", uri=True)) as connection:
-        row: tuple[Any, ...] = connection.execute(query).fetchone()
-        return row
-
-
-def on_page(server: Server) -> tuple[float, ...]:
-    """The same by the metrics."""
-    found = sums(server)
-    names = ("jobs_accepted_total", "jobs_ended_total", "gpu_seconds_total", "steps_run_total", "parks_total")
-    return tuple(found[f"mochi_serve_{name}"] for name in names)
+def apart(server: Server, records: JobRecords) -> dict[str, tuple[float, float]]:
+    """What the page and the jobs' rows come to, where they differ."""
+    page = page_sums(server.url)
+    return {
+        name: (page[name], value)
+        for name, value in records.sums().items()
+        if page[name] != pytest.approx(value, abs=1e-6)
+    }
 
 
 def make_one_of_each(server: Server) -> None:
@@ -99,13 +80,14 @@ def test_prometheus_has_every_series_after_a_job_of_each_kind(server: Server, pr
 def test_the_sums_are_those_of_the_database_after_kills(server: Server) -> None:
     jobs = [server.create(**JOB | {"num_inference_steps": 30, "seed": seed}) for seed in range(4)]
     server.wait_for(jobs[0]["id"], "sampling", "completed")
-    before = sums(server)
+    before = page_sums(server.url)
     for part in ("sampler", "registry", "ingress"):
         server.kill(part)
     for job in jobs:
         server.wait_for(job["id"], "completed")
-    wait_until(lambda: on_page(server) == pytest.approx(in_sql(server), abs=1e-6), "the sums differ")
-    after = sums(server)
+    records = JobRecords(read_only_sqlite(str(server.data / "jobs.db")))
+    wait_until(lambda: not apart(server, records), "the sums differ")
+    after = page_sums(server.url)
     assert after["mochi_serve_jobs_unaccounted"] == 0
     fallen = {
         metric.name: (before[metric.name], after[metric.name])

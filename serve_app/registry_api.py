@@ -75,6 +75,14 @@ class RegistryApi(WorkerRegistry, Protocol):
         """
         ...
 
+    async def refresh_access(self) -> int:
+        """Read the tenants and keys again if they have changed, and send them to the followers.
+
+        Returns:
+            Their version: this one or a newer one has all that was written before the call.
+        """
+        ...
+
     async def health(self) -> Health:
         """Replicas that are there, live jobs, and whether the database takes a write."""
         ...
@@ -128,6 +136,9 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
 
     async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
         return await self._link.call(RegistryApi.poll_feed, follower, cursor)
+
+    async def refresh_access(self) -> int:
+        return await self._link.call(RegistryApi.refresh_access)
 
     async def health(self) -> Health:
         return await self._link.call(RegistryApi.health)

@@ -125,26 +125,30 @@ def key_hint(key: str) -> str:
     return key[:HINT_CHARACTERS]
 
 
-def find_tenant(table: AccessTable, key: str, now: float) -> Tenant:
-    """The tenant that an API key belongs to.
-
-    Args:
-        key: as the request gives it.
-        now: Unix seconds.
+def shown_key_hash(key: str) -> str:
+    """The hash of an API key, as the request gives it.
 
     Raises:
-        UnauthenticatedError: it is no key of this server, or one that has expired or was revoked.
+        UnauthenticatedError: no key looks like this.
     """
     if not _KEY.fullmatch(key):
         raise UnauthenticatedError(
             f"What was given is no API key of this server: one begins with '{KEY_PREFIX}' and has "
             f"{len(KEY_PREFIX) + 43} characters. Check that it was copied whole."
         )
-    return tenant_of_key(table, key_hash(key), now)
+    return key_hash(key)
 
 
 def tenant_of_key(table: AccessTable, hashed: str, now: float) -> Tenant:
-    """As `find_tenant`, by the hash of a key. Raises as it does."""
+    """The tenant that an API key belongs to.
+
+    Args:
+        hashed: the key's hash.
+        now: Unix seconds.
+
+    Raises:
+        UnauthenticatedError: it is no key of this server, or one that has expired or was revoked.
+    """
     entry = table.keys.get(hashed)
     if entry is None:
         raise UnauthenticatedError(

@@ -101,14 +101,17 @@ class FeedFollower:
     def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage | None:
         return self._jobs.page(limit, after, order, wanted) if self.valid else None
 
-    async def access(self) -> AccessTable:
+    async def access(self, version: int | None = None) -> AccessTable:
         """Tenants and keys by the last batch; waits for the first one.
+
+        Args:
+            version: waits for a batch with this one or a newer one.
 
         Raises:
             RegistryUnavailableError: there was none, and there is none for a while.
         """
         give_up_at = time.monotonic() + self._timing.first_batch_s
-        while self._jobs.access is None:
+        while self._jobs.access is None or (version is not None and self._jobs.access.version < version):
             self._batch_applied.clear()
             if not await wait_for(self._batch_applied, give_up_at - time.monotonic()):
                 raise RegistryUnavailableError(

@@ -24,8 +24,8 @@ from serve_app.access.tenants import (
     Caller,
     ShownKey,
     Tenant,
-    find_tenant,
-    key_hash,
+    shown_key_hash,
+    tenant_of_key,
 )
 from serve_app.errors import RateLimitError, UnauthenticatedError, quote
 from serve_app.jobs import DEFAULT_TENANT
@@ -102,8 +102,8 @@ class Access(Protocol):
     def keys_needed(self) -> bool:
         """Whether a request without a key is refused."""
 
-    async def table(self) -> AccessTable:
-        """Called on each request: it answers from memory."""
+    async def table_for(self, hashed: str) -> AccessTable:
+        """Called on each request, with the hash of its key: it answers from memory, but for a key that it lacks."""
 
 
 def _nothing(scope: Scope, status: int, seconds: float) -> None:
@@ -132,15 +132,17 @@ async def shown_key(
     Raises:
         UnauthenticatedError: there is no key, or no good one.
         RateLimitError: the tenant sent too many requests in the last minute.
+        RegistryUnavailableError: nobody can say now whether the key is a new one.
     """
     access: Access = request.app.state.access
     if not access.keys_needed:
         return None
     if credentials is None:
         raise _no_key(request)
-    tenant = find_tenant(await access.table(), credentials.credentials, time.time())
+    hashed = shown_key_hash(credentials.credentials)
+    tenant = tenant_of_key(await access.table_for(hashed), hashed, time.time())
     _count_request(request, tenant)
-    return ShownKey(tenant, key_hash(credentials.credentials))
+    return ShownKey(tenant, hashed)
 
 
 async def authenticate(

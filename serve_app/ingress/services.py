@@ -26,6 +26,7 @@ from serve_app.errors import (
     quote,
 )
 from serve_app.feed.follower import FeedFollower
+from serve_app.feed.new_keys import NewKeys
 from serve_app.jobs import (
     Acceptance,
     Expiry,
@@ -108,8 +109,10 @@ class Services:
     timing: Timing = Timing()
     unix_time: Callable[[], float] = time.time  # the wall clock
     checks: RequestChecks = field(init=False)
+    new_keys: NewKeys = field(init=False)
 
     def __post_init__(self) -> None:
+        self.new_keys = NewKeys(self.registry, self.feed)
         drafts = self.settings.scheduling.draft_when_wait_over_s is not None
         self.checks = RequestChecks(self.settings.model, self.count_tokens, drafts)
 
@@ -117,9 +120,10 @@ class Services:
     def keys_needed(self) -> bool:
         return keys_needed(self.settings.access.mode)
 
-    async def table(self) -> AccessTable:
-        """Tenants and keys as the registry last sent them."""
-        return await self.feed.access()
+    async def table_for(self, hashed: str) -> AccessTable:
+        """Tenants and keys as the registry last sent them; it is asked for those that it has not sent yet if the key
+        of this hash is not among them."""
+        return await self.new_keys.table_for(hashed)
 
     async def check_key(self, caller: Caller) -> float | None:
         """Whether the caller may still be answered, in the middle of an answer that goes on for long.
@@ -132,7 +136,7 @@ class Services:
         """
         if caller.key_hash is None:
             return None
-        now, table = self.unix_time(), await self.table()
+        now, table = self.unix_time(), await self.feed.access()
         tenant_of_key(table, caller.key_hash, now)
         expires_at = table.keys[caller.key_hash].expires_at
         return None if expires_at is None else expires_at - now

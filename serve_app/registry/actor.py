@@ -333,6 +333,10 @@ class JobRegistry(RegistryApi):
         self._estimates.publish(self._feed)
         return self._feed.batch_since(cursor)
 
+    async def refresh_access(self) -> int:
+        await self._feed_maintenance.ready.wait()
+        return await self._feed_maintenance.refresh_access()
+
     async def capacity(self, state: StageState) -> StageNeed:
         await self._dispatcher.ready.wait()
         return await self._capacity.need(state)

@@ -39,6 +39,7 @@ class FeedMaintenance:
         self._timing = state.timing.presence
         self._others = OtherRegistries(self._timing.silent_s)
         self._beat_at = -math.inf
+        self._reading_access = asyncio.Lock()
 
     async def run(self) -> None:
         """Keep the feed complete for ever."""
@@ -53,11 +54,17 @@ class FeedMaintenance:
             await self._read_newest()  # the live jobs come with the dispatcher's first look
             await self._read_access()
             self.ready.set()
-        if await state.database.run(access_sql.access_version) != state.access.version:
-            await self._read_access()
+        await self.refresh_access()
         if not state.alone:
             await self._look_for_others()
         return self._timing.beat_every_s
+
+    async def refresh_access(self) -> int:
+        """Read the tenants and keys again if they have changed; gives their version, as it was or will be published."""
+        async with self._reading_access:  # or an older reading could be taken over after a newer one
+            if await self._state.database.run(access_sql.access_version) != self._state.access.version:
+                await self._read_access()
+            return self._state.access.version
 
     async def _read_newest(self) -> None:
         page = await self._state.database.run(list_jobs, limit=self._newest_jobs)

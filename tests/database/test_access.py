@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection
 
 from serve_app.access.secret_box import CLEAR, SecretBox
-from serve_app.access.tenants import AccessTable, day_of, find_tenant, key_hash
+from serve_app.access.tenants import AccessTable, day_of, key_hash, shown_key_hash, tenant_of_key
 from serve_app.database import access as store
 from serve_app.database.connection import Database
 from serve_app.errors import UnauthenticatedError
@@ -40,8 +40,8 @@ async def test_a_key_is_kept_by_its_hash_alone(database: Database) -> None:
     assert key.hash == key_hash(plain) and plain.startswith(key.hint) and plain not in repr(key)
     known = await table(database)
     assert known.keys == {key.hash: key}
-    assert find_tenant(known, plain, 8.0) == known.tenants["acme"]
-    assert find_tenant(known, plain, 8.0).max_tier is Tier.STANDARD
+    assert tenant_of_key(known, shown_key_hash(plain), 8.0) == known.tenants["acme"]
+    assert tenant_of_key(known, shown_key_hash(plain), 8.0).max_tier is Tier.STANDARD
 
 
 async def test_limits_are_set_and_taken_away(database: Database) -> None:
@@ -77,7 +77,7 @@ async def test_a_revoked_key_is_refused_and_stays_revoked(database: Database) ->
         revoked = await database.run(store.revoke_key, key.id, now=now)
         assert revoked is not None and revoked.revoked_at == 8.0
     with pytest.raises(UnauthenticatedError):
-        find_tenant(await table(database), plain, 10.0)
+        tenant_of_key(await table(database), shown_key_hash(plain), 10.0)
 
 
 async def test_a_removed_tenant_takes_its_keys_along(database: Database) -> None:
@@ -87,7 +87,7 @@ async def test_a_removed_tenant_takes_its_keys_along(database: Database) -> None
     assert await database.run(store.list_keys) == [other]
     await database.run(store.create_tenant, "acme", now=8.0)
     with pytest.raises(UnauthenticatedError):
-        find_tenant(await table(database), plain, 9.0)
+        tenant_of_key(await table(database), shown_key_hash(plain), 9.0)
 
 
 async def test_keys_are_listed_by_tenant_and_age(database: Database) -> None:

@@ -17,6 +17,7 @@ from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.intake import insert_job
 from serve_app.feed.follower import FeedFollower
+from serve_app.feed.new_keys import NewKeys
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.feed.read_leases import FeedTiming, PresenceTiming
 from serve_app.jobs import EVERY_JOB, Job, JobPage, Submission
@@ -289,6 +290,25 @@ async def test_without_a_word_of_the_registry_nobody_waits_for_ever() -> None:
     feed = FeedFollower(RegistryClient(Cluster("sqlite://")), FeedTiming(first_batch_s=0.05))
     with pytest.raises(RegistryUnavailableError, match="try again"):
         await feed.access()
+
+
+async def test_a_key_made_elsewhere_is_known_at_each_replica_that_asks(cluster: Cluster) -> None:
+    """Though the registry itself would not look for hours; and one that is revoked stays so."""
+    cluster.timing = RegistryTiming(presence=PresenceTiming(beat_every_s=3600.0))
+    await cluster.restart()
+    async with following(cluster, 3) as feeds:
+        new_keys = [NewKeys(RegistryClient(cluster), feed) for feed in feeds]
+        read_before = cluster.faults.calls[access_sql.load_access]
+        for number in range(5):
+            key, _ = await cluster.database.run(
+                access_sql.create_key, "acme", label="", expires_at=None, now=float(number)
+            )
+            tables = await asyncio.gather(*(each.table_for(key.hash) for each in new_keys))
+            assert [table.keys.get(key.hash) for table in tables] == [key] * 3
+            await cluster.database.run(access_sql.revoke_key, key.id, now=100.0)
+        assert cluster.faults.calls[access_sql.load_access] == read_before + 5
+        tables = await asyncio.gather(*(each.table_for("the hash of no key") for each in new_keys))
+        assert {key.revoked_at for table in tables for key in table.keys.values()} == {100.0}
 
 
 @pytest.fixture

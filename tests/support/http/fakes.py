@@ -62,6 +62,7 @@ class MemoryRegistry:
         self.lost_calls: Counter[str] = Counter()  # so many next calls of a method do not arrive
         self.lost_answers = 0  # of so many calls the work is done, and the answer does not arrive
         self.database = "ok"
+        self.unread_access: AccessTable | None = None  # tenants and keys in the database that were not looked at yet
         self.wait_s = 0.0  # what is forecast for the next job
         self.limit_s = 60.0  # over which it becomes a draft, if it may
         self.counted: dict[Series, Value] = {}
@@ -183,6 +184,13 @@ class MemoryRegistry:
                 queue[job.state] = queue.get(job.state, 0) + 1
         return Health(self.replicas, queue, self.database, starting=self.starting)
 
+    async def refresh_access(self) -> int:
+        if self.unread_access is not None:
+            self.feed.publish_access(self.unread_access)
+            self.unread_access = None
+        assert self.feed.access is not None
+        return self.feed.access.version
+
     def announce_all(self, max_tokens: int | None = None) -> None:
         """One replica of every stage; max_tokens: what the sampler's memory holds."""
         for stage in Stage:
@@ -236,8 +244,8 @@ class MemoryFeed(FeedFollower):
     def valid(self) -> bool:
         return not self.interrupted and super().valid
 
-    async def access(self) -> AccessTable:
-        return self.known_access or await super().access()
+    async def access(self, version: int | None = None) -> AccessTable:
+        return self.known_access or await super().access(version)
 
     def get(self, job_id: str) -> Job | None:
         return self.late_jobs.get(job_id) or super().get(job_id)

@@ -33,7 +33,7 @@ class MemoryAccess:
     tenants: list[Tenant] = field(default_factory=lambda: [tenant("acme", requests_per_minute=LIMIT), tenant("other")])
     asked: int = 0
 
-    async def table(self) -> AccessTable:
+    async def table_for(self, hashed: str) -> AccessTable:
         self.asked += 1
         keys = [
             kept(LIMITED, "acme"),

@@ -45,6 +45,10 @@ ERRORS = {
 RETRY_AFTER_S = 2
 
 
+# A replica that has not answered with a byte may have done what was asked: these may be asked again, at another one.
+# A video is made once for each Idempotency-Key, and what was deleted is deleted.
+REPEATABLE = "METH_GET || { method DELETE } || { req.hdr(Idempotency-Key) -m found }"
+
 # The machine itself is not counted: there are its proxies, and who is here has other ways.
 UNCOUNTED = ("127.0.0.1", "::1")
 
@@ -55,6 +59,8 @@ def revise(config: str, front: Front) -> str:
     - Statistics and metrics listen on loopback; Serve puts them on all addresses.
     - A connection that brings no whole request in time is closed, and an address has only so many at once; Serve would
       keep those that say nothing for an hour, until there is no room for others.
+    - A request whose replica dies before it answers goes to another one, if it may be repeated; Serve would break the
+      client's connection, or answer 502.
     - While HAProxy knows no replica it answers 503. Serve says 404, which a client would take for a video that is lost.
     - Errors are OpenAI's envelope: those that HAProxy makes, for which Serve has a plain 500, and those in plain text
       that Serve makes before a request has come to the app. What HAProxy cannot even parse, and a head that never ends,
@@ -75,7 +81,9 @@ def revise(config: str, front: Front) -> str:
     )
     # In the one frontend that clients speak to, unless they are there.
     frontend = r"(^frontend http_frontend\n)(?! *stick-table)"
-    config = re.sub(frontend, lambda found: found[1] + _doors(front) + plain, config, flags=re.MULTILINE)
+    once = f"    http-request disable-l7-retry unless {REPEATABLE}\n"
+    config = re.sub(frontend, lambda found: found[1] + _doors(front) + once + plain, config, flags=re.MULTILINE)
+    config = re.sub(r"^( *retry-on conn-failure)$", r"\1 empty-response", config, flags=re.MULTILINE)
     timeout = f"    timeout http-request {round(front.head_timeout_s * 1000)}ms\n"
     defaults = rf"(^defaults\n(?: .*\n)*?    mode http\n)(?!{timeout})"
     config = re.sub(defaults, lambda found: found[1] + timeout, config, count=1, flags=re.MULTILINE)

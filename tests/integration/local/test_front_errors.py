@@ -1,6 +1,8 @@
 """Errors that do not come from the app: HAProxy makes them, with the configuration that Ray Serve writes, revised."""
 
 import asyncio
+import contextlib
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,6 +47,62 @@ async def test_errors_of_the_front_are_the_envelope(front: RunningFront) -> None
         assert_error(await client.get("/408-plain"), 408, "request_timeout")
         head = await client.head("/503-plain")
         assert (head.status_code, head.content, head.headers["retry-after"]) == (503, b"", "2")
+
+
+class Dying:
+    """A replica that answers once, and dies at the second request, before its answer; another one is there at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                if b" /-/healthz " not in head:
+                    length = re.search(rb"content-length: (\d+)", head)
+                    self.asked.append(await reader.readexactly(int(length[1]) if length else 0))
+                    if len(self.asked) == 2:
+                        break
+                writer.write(b"HTTP/1.1 200 Any\r\nContent-Length: 4\r\n\r\n")
+                writer.write(b"" if head.startswith(b"head ") else b"null")
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def dying() -> AsyncIterator[tuple[Dying, httpx.AsyncClient]]:
+    """The replica, and a client whose connection has been used before, as that of the front to the replica."""
+    made = Dying()
+    server = await asyncio.start_server(made.answer, "127.0.0.1", 0)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        port = server.sockets[0].getsockname()[1]
+        async with running_front(Path(folder), port) as front, httpx.AsyncClient(base_url=front.url) as client:
+            assert (await client.get("/health")).status_code == 200
+            yield made, client
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"), [("GET", {}), ("HEAD", {}), ("DELETE", {}), ("POST", {"Idempotency-Key": "one"})]
+)
+async def test_what_may_be_repeated_goes_to_another_replica_when_one_dies(
+    dying: tuple[Dying, httpx.AsyncClient], method: str, headers: dict[str, str]
+) -> None:
+    replica, client = dying
+    body = b"a body" if method == "POST" else b""
+    answer = await client.request(method, "/v1/videos", headers=headers, content=body, timeout=60)
+    assert answer.status_code == 200
+    assert replica.asked == [b"", body, body]
+
+
+async def test_a_request_that_could_be_done_twice_is_not_repeated(dying: tuple[Dying, httpx.AsyncClient]) -> None:
+    replica, client = dying
+    with pytest.raises(
+        httpx.RemoteProtocolError
+    ):  # on a connection that was used before: a first one would be told 502
+        await client.post("/v1/videos", content=b"a body", timeout=60)
+    assert replica.asked == [b"", b"a body"]
 
 
 @pytest.mark.parametrize("path", ["/200-plain", "/503-json", "/500-json", "/404-plain", "/409-json"])

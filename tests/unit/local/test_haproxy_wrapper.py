@@ -10,6 +10,7 @@ from serve_app.local.haproxy_wrapper import ERRORS, Front, revise
 CONFIG = """\
 defaults
     mode http
+    retry-on conn-failure
     errorfile 502 /tmp/500.http
     errorfile 503 /tmp/500.http
     errorfile 504 /tmp/500.http
@@ -33,6 +34,7 @@ REVISED = """\
 defaults
     mode http
     timeout http-request 7500ms
+    retry-on conn-failure empty-response
     (errors)
     balance random
 frontend prometheus
@@ -41,6 +43,7 @@ frontend http_frontend
     stick-table type ipv6 size 100k expire 1m store conn_cur
     tcp-request connection track-sc0 src,ipmask(32,64) unless { src 127.0.0.1 ::1 10.1.0.0/16 }
     tcp-request connection reject if { sc0_conn_cur gt 300 }
+    http-request disable-l7-retry unless METH_GET || { method DELETE } || { req.hdr(Idempotency-Key) -m found }
     (plain errors)
     bind 127.0.0.1:8000
     http-request return status 404 content-type text/plain string "unhealthy" if healthcheck

@@ -79,11 +79,11 @@ class Run:
 
     def takeover(self) -> Tree:
         before = self._first_site()
-        after = Site(self._cluster("second", SECOND), before.records, before.api_key)
+        assert self._service is not None
+        after = Site(self._cluster("second", SECOND), before.records, self._service, before.api_key)
         self._started(after.ray_cluster, life.PODS)
         after.ray_cluster.deploy(life.serve_config())
         after.ray_cluster.wait_settled()
-        assert self._service is not None
         strike = Takeover(before.ray_cluster, self._service, _addresses(SECOND)).strike
         self._site = after
         say(header())
@@ -99,7 +99,7 @@ class Run:
             self._service.point_at(_addresses(FIRST))
             self._started(ray_cluster, life.PODS)
             begun = time.monotonic()
-            site = Site(ray_cluster, JobRecords(self.stores.database_url))
+            site = Site(ray_cluster, JobRecords(self.stores.database_url), self._service)
             site.deploy()
             say(f"first: a video can be made {time.monotonic() - begun:.0f} s after the deploy")
             site.make_key()

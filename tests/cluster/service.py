@@ -12,11 +12,15 @@ from tests.cluster.ray_cluster import SERVE_PORT
 URL = f"http://{SERVICES}:{SERVE_PORT}"
 # A connection that nobody takes is tried at another pod, as a client does that tries connects again. KubeRay's probe
 # asks for the same path.
+ENDED = "connection ended:"
 _HEAD = f"""
 global
     maxconn 2000
+    log stdout format raw local0
 defaults
     mode tcp
+    log global
+    log-format "{ENDED} %s"
     timeout connect 2s
     timeout client 1h
     timeout server 1h
@@ -37,7 +41,12 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._log = folder / "service.log"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def ended_at(self, address: str) -> int:
+        """How many of the connections that went to this pod have ended until now."""
+        return self._log.read_text(errors="replace").splitlines().count(f"{ENDED} {address}")
 
     def point_at(self, addresses: Iterable[str]) -> None:
         """New connections go to these pods, as many of them as there are; those that are open stay where they are."""
@@ -46,6 +55,6 @@ class Service:
         config.write_text(_HEAD + "".join(servers))
         before = self._process
         command = [get_haproxy_binary(), "-db", "-f", str(config)]
-        with (self._folder / "service.log").open("ab") as log:
+        with self._log.open("ab") as log:
             finish = ["-sf", str(before.pid)] if before else []
             self._process = subprocess.Popen([*command, *finish], stdout=log, stderr=log, start_new_session=True)

@@ -13,9 +13,10 @@ from serve_app.config import AppSettings
 from tests.chaos.judge import Ended, Outcome
 from tests.cluster.__main__ import NAMES, PARTS, main
 from tests.cluster.growth import growth_order
-from tests.cluster.life import CHANGED, PODS, STRIKES, problems, serve_config
+from tests.cluster.life import CHANGED, PODS, STRIKES, problems, serve_config, without_cut
 from tests.cluster.placement import Step, as_json
 from tests.cluster.ray_cluster import RayCluster, environment
+from tests.cluster.service import ENDED, Service
 from tests.support.cluster.manifests import needs, profile
 from tests.support.cluster.placement import Cluster
 
@@ -68,6 +69,21 @@ def test_what_is_not_as_promised_is_named() -> None:
     assert problems(BY_NAME["node"], again) == []  # what its sampler had not yet written is gone with the machine
     assert problems(BY_NAME["roll"], replace(OUTCOME, repeated={"GET 503": 2})) == ["requests repeated: 2"]
     assert problems(BY_NAME["drain"], replace(OUTCOME, strikes=0)) == ["nothing was struck"]
+
+
+def test_no_more_is_excused_than_connections_ended_with_the_machine() -> None:
+    repeated = {"POST RemoteProtocolError": 2, "probe GET ReadError": 1, "GET 503": 1, "GET ReadTimeout": 1}
+    assert without_cut(repeated, 0) == repeated
+    assert without_cut(repeated, 2) == {"probe GET ReadError": 1, "GET 503": 1, "GET ReadTimeout": 1}
+    assert without_cut(repeated, 9) == {"GET 503": 1, "GET ReadTimeout": 1}
+
+
+def test_connections_that_have_ended_are_counted_by_pod(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    (tmp_path / "service.log").write_text(
+        f"[NOTICE] a line\n{ENDED} 10.77.0.5\n{ENDED} 10.77.0.53\n{ENDED} 10.77.0.5\n"
+    )
+    assert (service.ended_at("10.77.0.5"), service.ended_at("10.77.0.53"), service.ended_at("10.77.0.9")) == (2, 1, 0)
 
 
 def test_a_replica_without_a_place_is_not_clean() -> None:

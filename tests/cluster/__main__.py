@@ -20,7 +20,7 @@ from tests.cluster.run import Options, Run
 from tests.cluster.stores import Stores
 from tests.support.cluster.manifests import Tree
 
-PARTS = ("placement", "life", "takeover")
+PARTS = ("placement", "life", "takeover", "scale")
 NAMES = tuple(strike.name for strike in STRIKES)
 
 
@@ -44,7 +44,7 @@ def _inside(given: argparse.Namespace, folder: Path) -> int:
     stores.start_redis()
     options = Options(given.seed, given.orders, given.changes, given.jobs, given.strikes)
     run = Run(options, folder, stores)
-    parts = {"placement": run.placement, "life": run.life, "takeover": run.takeover}
+    parts = {"placement": run.placement, "life": run.life, "takeover": run.takeover, "scale": run.scale}
     result: Tree = {"seed": given.seed}
     for name in given.parts:
         begun = time.monotonic()

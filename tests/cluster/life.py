@@ -40,6 +40,8 @@ PACE = {"sampling": {"min_step_s": 0.2, "checkpoint_s": 1}}
 CHANGED = {"sampling": {"min_step_s": 0.2, "checkpoint_s": 2}, "jobs": {"lease_s": 25}}
 HEAD_AWAY_S = 40.0
 DRAIN_S = 280.0
+# terminationGracePeriodSeconds of kuberay/overlays/spot.
+SPOT_S = 25.0
 ROUND_S = 480.0
 FIRST_S = (3.0, 6.0)
 PROBE_S = 0.25
@@ -62,7 +64,7 @@ def serve_config(changed: Tree | None = None) -> Tree:
         if name in ("encoder", "sampler", "decoder"):
             # A GPU is a number here, and the machine's few cores are shared by all pods.
             resources |= {"num_gpus": need.gpus, "num_cpus": need.cpus, "cpu_fallback": True, "torch_threads": 1}
-        settings[name] = {**resources, **REPLICAS.get(name, {})}
+        settings[name] = {**resources, **REPLICAS.get(name, {}), **settings.get(name, {})}
     args = {"config": "configs/shapes.yaml", "settings": settings}
     config["applications"] = [{**app, "args": args} for app in config["applications"]]
     return config
@@ -173,6 +175,13 @@ def drain(site: Site) -> None:
     site.drained_s = pod.terminate(DRAIN_S)
 
 
+def spot(site: Site) -> None:
+    """As `drain`, with the notice that clouds give: what is not parked by then is killed."""
+    pod = site.sampling_pod()
+    site.renew(pod)
+    site.drained_s = pod.terminate(SPOT_S)
+
+
 @dataclass(frozen=True)
 class Strike:
     """strike: returns when its harm is over. repeats_steps: whether steps since the last checkpoint may be lost."""
@@ -188,6 +197,7 @@ STRIKES = (
     Strike("ingress", kill_ingress),
     Strike("roll", roll),
     Strike("drain", drain),
+    Strike("spot", spot),
 )
 
 
@@ -241,12 +251,17 @@ async def _ask(prober: Client, over: threading.Event) -> None:
 
 def problems(strike: Strike, outcome: Outcome) -> list[str]:
     """What is not as promised."""
+    found = broken_promises(outcome, strike.repeats_steps)
+    return found if outcome.strikes else [*found, "nothing was struck"]
+
+
+def broken_promises(outcome: Outcome, repeats_steps: bool = False) -> list[str]:
+    """What became of the jobs and requests that may not be. repeats_steps: whether steps may be run twice."""
     row = outcome.row
     names = ["completed twice", "lost", "failed", "videos different", "requests repeated"]
-    if not strike.repeats_steps:
+    if not repeats_steps:
         names.append("steps run twice")
-    found = [f"{name}: {row[name]}" for name in names if row[name]]
-    return found if outcome.strikes else [*found, "nothing was struck"]
+    return [f"{name}: {row[name]}" for name in names if row[name]]
 
 
 def tell(strike: Strike, outcome: Outcome, site: Site) -> None:

@@ -4,19 +4,20 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
 
 from tests.chaos.job_records import JobRecords
 from tests.chaos.judge import Outcome
-from tests.chaos.report import header, say
-from tests.cluster import life, placement
+from tests.chaos.report import details, header, line, say
+from tests.chaos.round import make_references
+from tests.cluster import life, placement, scale
 from tests.cluster.life import Site, Strike
 from tests.cluster.pods import NETWORK
 from tests.cluster.ray_cluster import RayCluster
-from tests.cluster.service import Service
+from tests.cluster.service import URL, Service
 from tests.cluster.stores import Stores
 from tests.cluster.takeover import Takeover
 from tests.support.cluster.manifests import Tree
@@ -25,6 +26,7 @@ from tests.support.cluster.manifests import Tree
 PLACEMENT = range(10, 40)
 FIRST = range(50, 90)
 SECOND = range(100, 140)
+SCALE = range(150, 190)
 
 
 @dataclass(frozen=True)
@@ -89,23 +91,44 @@ class Run:
         say(header())
         return _as_json([(strike, self._struck(after, strike))])
 
+    def scale(self) -> Tree:
+        """A cluster of its own, alone on the machine: what ran before it ends."""
+        if self._site is not None:
+            self._site.ray_cluster.stop()
+            self._site = None
+        site = self._new_site("scale", SCALE, scale.PODS)
+        try:
+            scale.let_go(site)
+            clips = asyncio.run(make_references(URL, life.ROUND_S, scale.MIX, site.api_key))
+            outcome, seen = scale.burst(site, clips, self.options.jobs)
+        finally:
+            site.ray_cluster.stop()
+        say("\n".join([header(), line(outcome), *details(outcome), seen.line()]))
+        found = [*life.broken_promises(outcome), *seen.problems]
+        return {"clean": not found, "problems": found, "rounds": [outcome.row], **asdict(seen)}
+
     def _first_site(self) -> Site:
         """A cluster that serves; made once."""
         if self._site is None:
+            self._site = self._new_site("first", FIRST, life.PODS)
+            self._clips = asyncio.run(life.references(self._site))
+        return self._site
+
+    def _new_site(self, name: str, numbers: range, pods: dict[str, int]) -> Site:
+        """A cluster alone on the stores, which are started once, with a key for it."""
+        if self._service is None:
             self.stores.start_postgres()
             self.stores.start_s3()
-            ray_cluster = self._cluster("first", FIRST)
             self._service = Service(self.folder)
-            self._service.point_at(_addresses(FIRST))
-            self._started(ray_cluster, life.PODS)
-            begun = time.monotonic()
-            site = Site(ray_cluster, JobRecords(self.stores.database_url), self._service)
-            site.deploy()
-            say(f"first: a video can be made {time.monotonic() - begun:.0f} s after the deploy")
-            site.make_key()
-            self._clips = asyncio.run(life.references(site))
-            self._site = site
-        return self._site
+        ray_cluster = self._cluster(name, numbers)
+        self._service.point_at(_addresses(numbers))
+        self._started(ray_cluster, pods)
+        begun = time.monotonic()
+        site = Site(ray_cluster, JobRecords(self.stores.database_url), self._service)
+        site.deploy()
+        say(f"{name}: a video can be made {time.monotonic() - begun:.0f} s after the deploy")
+        site.make_key()
+        return site
 
     def _cluster(self, name: str, numbers: range) -> RayCluster:
         front = self.folder / "front"

@@ -11,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.config import AppSettings
 from tests.chaos.judge import Ended, Outcome
+from tests.cluster import scale
 from tests.cluster.__main__ import NAMES, PARTS, main
 from tests.cluster.growth import growth_order
 from tests.cluster.life import CHANGED, PODS, STRIKES, problems, serve_config, without_cut
@@ -37,7 +38,7 @@ def test_an_order_goes_from_the_fewest_to_the_most_within_the_bounds(seed: int, 
     assert steps == growth_order(bounds, changes, random.Random(seed))
 
 
-@pytest.mark.parametrize("changed", [None, CHANGED])
+@pytest.mark.parametrize("changed", [None, CHANGED, scale.CHANGED])
 def test_the_applications_are_deployed_as_the_manifest_deploys_them(changed: dict[str, object] | None) -> None:
     config = serve_config(changed)
     ServeDeploySchema.model_validate(config)
@@ -52,6 +53,23 @@ def test_the_pods_hold_the_most_replicas_that_there_may_be(tmp_path: Path) -> No
     pods = Cluster([replace(group, least=PODS[name], most=PODS[name]) for name, group in groups.items()])
     for part, (need, _, most) in needs(profile(serve_config())).items():
         assert all(pods.place(f"{part} {number}", need) for number in range(most)), part
+
+
+def test_samplers_come_and_go_alone_on_as_many_pods(tmp_path: Path) -> None:
+    wanted = needs(profile(serve_config(scale.CHANGED)))
+    assert wanted["sampler"][1:] == (0, scale.SAMPLERS)
+    groups = RayCluster("a", 10, tmp_path, {}).groups
+    pods = Cluster([replace(group, least=scale.PODS[name], most=scale.PODS[name]) for name, group in groups.items()])
+    for part, (need, _, most) in wanted.items():
+        assert all(pods.place(f"{part} {number}", need) for number in range(most)), part
+
+
+def test_what_a_burst_shows_is_judged() -> None:
+    good = scale.Scaling([1.0] * scale.SAMPLERS, 9.0, 30.0, idle=scale.SAMPLERS, gpu_pods=7)
+    assert good.problems == []
+    assert replace(good, ready_s=[1.0]).problems == ["no more than 1 of 6 samplers ran"]
+    assert replace(good, gone_s=None).problems == ["420 s after the last video there are samplers"]
+    assert replace(good, idle=5).problems == ["5 GPU pods are idle to the autoscaler, and 6 have no replica"]
 
 
 def test_a_pod_has_the_environment_of_the_manifest_and_of_its_group(tmp_path: Path) -> None:

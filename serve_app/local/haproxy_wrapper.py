@@ -26,6 +26,7 @@ class Front:
     ports: Sequence[int]  # of statistics and metrics
     head_timeout_s: float  # by then a request's head must have arrived, counted from the connection
     connections_per_address: int  # at once, of a client's address; of IPv6, of its network of 64 bits
+    body_timeout_s: float = 30  # by then a request's body must have arrived, counted from its head
     trusted: Sequence[str] = ()  # networks whose connections are not counted: of proxies, behind which many clients are
 
     def as_argument(self) -> str:
@@ -47,7 +48,8 @@ RETRY_AFTER_S = 2
 
 # A replica that has not answered with a byte may have done what was asked: these may be asked again, at another one.
 # A video is made once for each Idempotency-Key, and what was deleted is deleted.
-REPEATABLE = "METH_GET || { method DELETE } || { req.hdr(Idempotency-Key) -m found }"
+KEYED = "{ req.hdr(Idempotency-Key) -m found }"
+REPEATABLE = f"METH_GET || {{ method DELETE }} || {KEYED}"
 
 # The machine itself is not counted: there are its proxies, and who is here has other ways.
 UNCOUNTED = ("127.0.0.1", "::1")
@@ -81,8 +83,8 @@ def revise(config: str, front: Front) -> str:
     )
     # In the one frontend that clients speak to, unless they are there.
     frontend = r"(^frontend http_frontend\n)(?! *stick-table)"
-    once = f"    http-request disable-l7-retry unless {REPEATABLE}\n"
-    config = re.sub(frontend, lambda found: found[1] + _doors(front) + once + plain, config, flags=re.MULTILINE)
+    added = _doors(front) + _repeats(front) + plain
+    config = re.sub(frontend, lambda found: found[1] + added, config, flags=re.MULTILINE)
     config = re.sub(r"^( *retry-on conn-failure)$", r"\1 empty-response", config, flags=re.MULTILINE)
     timeout = f"    timeout http-request {round(front.head_timeout_s * 1000)}ms\n"
     defaults = rf"(^defaults\n(?: .*\n)*?    mode http\n)(?!{timeout})"
@@ -99,6 +101,14 @@ def _doors(front: Front) -> str:
         "    stick-table type ipv6 size 100k expire 1m store conn_cur\n"
         f"    tcp-request connection track-sc0 src,ipmask(32,64) unless {{ src {uncounted} }}\n"
         f"    tcp-request connection reject if {{ sc0_conn_cur gt {front.connections_per_address} }}\n"
+    )
+
+
+def _repeats(front: Front) -> str:
+    """What may be sent again. HAProxy keeps for that only what has come whole before it is sent for the first time."""
+    return (
+        f"    http-request wait-for-body time {round(front.body_timeout_s * 1000)}ms if {KEYED}\n"
+        f"    http-request disable-l7-retry unless {REPEATABLE}\n"
     )
 
 

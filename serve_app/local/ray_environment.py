@@ -103,6 +103,7 @@ def http_front(ingress: IngressSettings, ports: list[int], also_trusted: Sequenc
     return haproxy_wrapper.Front(
         ports=ports,
         head_timeout_s=ingress.head_timeout_s,
+        body_timeout_s=ingress.body_timeout_s,
         connections_per_address=ingress.connections_per_address,
         trusted=[*also_trusted, *(str(network) for network in ingress.trusted_proxies)],
     )

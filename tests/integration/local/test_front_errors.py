@@ -83,15 +83,24 @@ async def dying() -> AsyncIterator[tuple[Dying, httpx.AsyncClient]]:
     server.close()
 
 
+async def in_parts(body: bytes) -> AsyncIterator[bytes]:
+    """The head alone, and later the body, as over a slow network."""
+    for part in (body[:2], body[2:]):
+        await asyncio.sleep(0.2)
+        yield part
+
+
 @pytest.mark.parametrize(
-    ("method", "headers"), [("GET", {}), ("HEAD", {}), ("DELETE", {}), ("POST", {"Idempotency-Key": "one"})]
+    ("method", "headers"),
+    [("GET", {}), ("HEAD", {}), ("DELETE", {}), ("POST", {"Idempotency-Key": "one", "Content-Length": "6"})],
 )
 async def test_what_may_be_repeated_goes_to_another_replica_when_one_dies(
     dying: tuple[Dying, httpx.AsyncClient], method: str, headers: dict[str, str]
 ) -> None:
     replica, client = dying
     body = b"a body" if method == "POST" else b""
-    answer = await client.request(method, "/v1/videos", headers=headers, content=body, timeout=60)
+    late = in_parts(body) if body else None
+    answer = await client.request(method, "/v1/videos", headers=headers, content=late, timeout=60)
     assert answer.status_code == 200
     assert replica.asked == [b"", body, body]
 

@@ -43,6 +43,7 @@ frontend http_frontend
     stick-table type ipv6 size 100k expire 1m store conn_cur
     tcp-request connection track-sc0 src,ipmask(32,64) unless { src 127.0.0.1 ::1 10.1.0.0/16 }
     tcp-request connection reject if { sc0_conn_cur gt 300 }
+    http-request wait-for-body time 20500ms if { req.hdr(Idempotency-Key) -m found }
     http-request disable-l7-retry unless METH_GET || { method DELETE } || { req.hdr(Idempotency-Key) -m found }
     (plain errors)
     bind 127.0.0.1:8000
@@ -59,7 +60,9 @@ listen stats
 """
 
 
-FRONT = Front(ports=(9101, 8404), head_timeout_s=7.5, connections_per_address=300, trusted=["10.1.0.0/16"])
+FRONT = Front(
+    (9101, 8404), head_timeout_s=7.5, connections_per_address=300, body_timeout_s=20.5, trusted=["10.1.0.0/16"]
+)
 
 
 def test_the_configuration_is_changed_in_these_places_alone() -> None:

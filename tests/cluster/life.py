@@ -45,6 +45,7 @@ SPOT_S = 25.0
 ROUND_S = 480.0
 FIRST_S = (3.0, 6.0)
 PROBE_S = 0.25
+KEEP_S = 1.0
 SERVE_SEES_S = 5.0
 KEY_S = 120.0
 KEY_SHOWN_TIMES = 8
@@ -146,8 +147,8 @@ def kill_node(site: Site) -> None:
     Service has every worker in it, whatever it holds."""
     pod = site.sampling_pod()
     site.killed = pod.address, site.service.ended_at(pod.address)
-    pod.kill()
     site.renew(pod)
+    pod.kill()
 
 
 def kill_head(site: Site) -> None:
@@ -217,11 +218,12 @@ async def struck(site: Site, clips: list[bytes], strike: Strike, jobs: int, rng:
     prober = Client(URL, "", time.monotonic() + ROUND_S, site.api_key)
     over = threading.Event()
     asking = asyncio.create_task(_ask(prober, over))
+    keeping = asyncio.create_task(_keep_pods(site.ray_cluster, over))
     try:
         outcome = await Round(site, clips, ROUND_S, MIX).run(strike.name, jobs, [blow])
     finally:
         over.set()
-        await asking
+        await asyncio.gather(asking, keeping)
         await prober.close()
     repeated = {**outcome.repeated, **{f"probe {what}": n for what, n in prober.repeated.items()}}
     return replace(outcome, repeated=without_cut(repeated, site.cut_connections()))
@@ -238,6 +240,13 @@ def without_cut(repeated: dict[str, int], cut: int) -> dict[str, int]:
         if count > excused:
             left[what] = count - excused
     return left
+
+
+async def _keep_pods(ray_cluster: RayCluster, over: threading.Event) -> None:
+    """On a busy machine a new pod may not start in the half minute that Ray gives it."""
+    while not over.is_set():
+        await asyncio.to_thread(ray_cluster.replace_ended)
+        await asyncio.sleep(KEEP_S)
 
 
 async def _ask(prober: Client, over: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -90,6 +91,7 @@ class RayCluster:
             **environ,
         }
         self._next = first + 1
+        self._starting = threading.Lock()
         self.head = self._head(first)
         self.workers: dict[str, list[Pod]] = {group: [] for group in self._specs}
         self._http = httpx.Client(
@@ -130,8 +132,9 @@ class RayCluster:
         """Start one more pod of the group; it joins later."""
         pod = self._worker(group, self._next)
         self._next += 1
-        self.workers[group].append(pod)
-        pod.start()
+        with self._starting:
+            pod.start()
+            self.workers[group].append(pod)
         return pod
 
     def wait_nodes(self) -> None:
@@ -223,15 +226,23 @@ class RayCluster:
         except httpx.TransportError:
             return False
 
-    def _until(self, holds: Callable[[], bool], pods: Iterable[Pod], what: str) -> None:
-        """Wait for it, and start pods that ended again. Raises AssertionError when it does not come to hold."""
-        deadline = time.monotonic() + READY_S
-        while not holds():
+    def replace_ended(self) -> None:
+        """Start the workers again that ended by themselves, as KubeRay does all the time."""
+        self._start_again([pod for group in self.workers.values() for pod in [*group]])
+
+    def _start_again(self, pods: Iterable[Pod]) -> None:
+        with self._starting:
             for pod in pods:
                 if not pod.runs:
                     # A head ends itself, for one, when its client server has waited half a minute for its raylet.
                     say(f"  {pod.name} ended and is started again: {pod.last_words()}")
                     pod.start()
+
+    def _until(self, holds: Callable[[], bool], pods: Iterable[Pod], what: str) -> None:
+        """Wait for it, and start pods that ended again. Raises AssertionError when it does not come to hold."""
+        deadline = time.monotonic() + READY_S
+        while not holds():
+            self._start_again(pods)
             assert time.monotonic() < deadline, f"not within {READY_S:g} s: {what}"
             time.sleep(LOOK_S)
 

@@ -12,6 +12,7 @@ from tests.cluster.ray_cluster import SERVE_PORT
 URL = f"http://{SERVICES}:{SERVE_PORT}"
 # A connection that nobody takes is tried at another pod, as a client does that tries connects again. KubeRay's probe
 # asks for the same path.
+# With the state that a connection ended in: HAProxy logs as soon as it knows all, and would else log the beginning.
 ENDED = "connection ended:"
 _HEAD = f"""
 global
@@ -20,7 +21,7 @@ global
 defaults
     mode tcp
     log global
-    log-format "{ENDED} %s"
+    log-format "{ENDED} %s %ts"
     timeout connect 2s
     timeout client 1h
     timeout server 1h
@@ -46,7 +47,8 @@ class Service:
 
     def ended_at(self, address: str) -> int:
         """How many of the connections that went to this pod have ended until now."""
-        return self._log.read_text(errors="replace").splitlines().count(f"{ENDED} {address}")
+        lines = self._log.read_text(errors="replace").splitlines()
+        return sum(line.startswith(f"{ENDED} {address} ") for line in lines)
 
     def point_at(self, addresses: Iterable[str]) -> None:
         """New connections go to these pods, as many of them as there are; those that are open stay where they are."""

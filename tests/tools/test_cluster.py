@@ -99,7 +99,7 @@ def test_no_more_is_excused_than_connections_ended_with_the_machine() -> None:
 def test_connections_that_have_ended_are_counted_by_pod(tmp_path: Path) -> None:
     service = Service(tmp_path)
     (tmp_path / "service.log").write_text(
-        f"[NOTICE] a line\n{ENDED} 10.77.0.5\n{ENDED} 10.77.0.53\n{ENDED} 10.77.0.5\n"
+        f"[NOTICE] a line\n{ENDED} 10.77.0.5 --\n{ENDED} 10.77.0.53 --\n{ENDED} 10.77.0.5 SD\n"
     )
     assert (service.ended_at("10.77.0.5"), service.ended_at("10.77.0.53"), service.ended_at("10.77.0.9")) == (2, 1, 0)
 

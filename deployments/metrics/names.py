@@ -16,6 +16,7 @@ _STAGE = Label("stage", STAGES)
 _CODE = Label("code", ("internal_error",), most=60)
 _GPU = Label("gpu", most=64)
 _SHAPE = Label("shape", most=30)
+DISKS = ("data", "models", "temporary")
 _STORE_OPERATION = Label("operation", ("delete", "get", "list", "put", "stat", "other"))
 
 _WAITS = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800, 43200)
@@ -151,6 +152,15 @@ QUEUE_GPU_SECONDS = Metric(
     source="registry",
     labels=(_TIER, _TENANT),
 )
+TARGET_WAIT = Metric(
+    name=f"{PREFIX}target_wait_seconds",
+    kind="gauge",
+    unit="seconds",
+    help="How long a job of the tier may wait in all, as `scheduling.target_wait_s` says",
+    source="registry",
+    labels=(_TIER,),
+    merge="max",
+)
 REPLICAS = Metric(
     name=f"{PREFIX}replicas",
     kind="gauge",
@@ -221,6 +231,22 @@ WEBHOOK_SECONDS = Metric(
     help="One try to deliver a webhook",
     source="registry",
     buckets=_CALLS,
+)
+WEBHOOKS_WAITING = Metric(
+    name=f"{PREFIX}webhooks_waiting",
+    kind="gauge",
+    unit="webhooks",
+    help="Webhooks that are neither taken nor given up",
+    source="registry",
+    merge="max",
+)
+WEBHOOK_OVERDUE = Metric(
+    name=f"{PREFIX}webhook_overdue_seconds",
+    kind="gauge",
+    unit="seconds",
+    help="How long the webhook whose try is due for the longest time has waited for it",
+    source="registry",
+    merge="max",
 )
 PROCESSES = Metric(
     name=f"{PREFIX}processes",
@@ -396,6 +422,15 @@ STORE_SECONDS = Metric(
     source="all",
     labels=(_STORE_OPERATION,),
     buckets=_CALLS,
+)
+DISK_USED = Metric(
+    name=f"{PREFIX}disk_used_ratio",
+    kind="gauge",
+    unit="ratio",
+    help="Used part of the fullest disk that holds SQLite's data folder, a replica's model or temporary files",
+    source="all",
+    labels=(Label("disk", DISKS),),
+    merge="max",
 )
 
 ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

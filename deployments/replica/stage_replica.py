@@ -1,11 +1,14 @@
 """What the deployments of all stages have in common: how a replica is set up, and what Serve calls."""
 
+import tempfile
 import time
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import ClassVar
 
 from deployments.messages import Event, ReplicaInfo, Stage, StageTask
 from deployments.metrics import names
+from deployments.metrics.disks import count_disk
 from deployments.metrics.recorder import RECORDER
 from deployments.replica.connections import Connections, connect
 from deployments.replica.cuda_environment import set_cuda_environment
@@ -100,6 +103,8 @@ class StageReplica(ABC):
     def _device_problem(self) -> str | None:
         figures = self.gpu.look()
         count_gpu(self.gpu.uuid, figures)
+        count_disk("models", self._folder)
+        count_disk("temporary", Path(tempfile.gettempdir()))
         return why_unfit(figures)
 
     async def run(self, task: StageTask) -> None:

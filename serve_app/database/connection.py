@@ -46,7 +46,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self._path = database_file(url)
+        self.path = database_file(url)  # SQLite's; None for a database that is no file
         self._engine = open_engine(url)
         self._migrated = False
         self._file: OpenFile | None = None  # of SQLite, once it is open
@@ -115,7 +115,7 @@ class Database:
             if not self._migrated:
                 migrate(self._engine)
                 self._migrated = True
-                self._file = OpenFile(self._path) if self._path is not None else None
+                self._file = OpenFile(self.path) if self.path is not None else None
             self._check_file()
             with RECORDER.timing(names.DATABASE_SECONDS):
                 self._commit(group)

@@ -92,6 +92,13 @@ def next_due_at(connection: Connection, *, limits: DeliveryLimits) -> float | No
     return found
 
 
+def read_backlog(connection: Connection, *, now: float) -> tuple[int, float]:
+    """How many are neither taken nor given up, and for how many seconds the first of them is due; 0 if none is."""
+    query = select(func.count(), func.min(deliveries.c.next_at)).where(UNDELIVERED)
+    count, due_at = connection.execute(query).one()
+    return count, 0.0 if due_at is None else max(0.0, now - due_at)
+
+
 def mark_delivered(connection: Connection, delivery: Delivery, *, now: float, status: int | None) -> None:
     """The receiver took it, whoever holds it by now."""
     query = update(deliveries).where(deliveries.c.id == delivery.id, deliveries.c.delivered_at.is_(None))

@@ -9,12 +9,14 @@ from deployments.background import run_forever
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage
 from deployments.metrics import names
+from deployments.metrics.disks import count_disk
 from deployments.metrics.ray_page import RayPage
 from deployments.metrics.recorder import RECORDER, Recorder, Series, Snapshot, Value
 from serve_app.config import MetricsSettings
 from serve_app.database.metric_snapshots import ENDED, KeptSnapshot, read_snapshots, write_snapshots
 from serve_app.database.totals import read_totals
-from serve_app.jobs import Job, JobState
+from serve_app.database.webhooks import read_backlog
+from serve_app.jobs import TIERS, Job, JobState
 from serve_app.metrics.job_values import job_values
 from serve_app.metrics.processes import Processes, add_values
 from serve_app.registry.state import RegistryState, log
@@ -129,11 +131,16 @@ class RegistryMetrics:
     async def _job_values(self) -> dict[Series, Value]:
         async with self._reading:
             if time.monotonic() >= self._jobs_until:
-                totals = await self._state.database.run(read_totals)
+                database, now = self._state.database, self._state.unix_time()
+                totals, (waiting, overdue_s) = await asyncio.gather(
+                    database.run(read_totals), database.run(read_backlog, now=now)
+                )
+                self._recorder.set(names.WEBHOOKS_WAITING, waiting)
+                self._recorder.set(names.WEBHOOK_OVERDUE, overdue_s)
                 self._jobs = job_values(
                     totals,
                     self._waiting_gpu_s(),
-                    now=self._state.unix_time(),
+                    now=now,
                     most_tenants=self._settings.tenants,
                 )
                 self._jobs_until = time.monotonic() + GOOD_S
@@ -161,6 +168,10 @@ class RegistryMetrics:
             replicas = list(self._state.replicas.alive(stage, now))
             self._recorder.set(names.REPLICAS, len(replicas), stage)
             self._recorder.set(names.SLOTS, sum(info.slots for info in replicas), stage)
+        for tier in TIERS:
+            self._recorder.set(names.TARGET_WAIT, self._state.scheduling.target_wait_s.of(tier), tier)
+        if self._state.database.path is not None:
+            count_disk("data", self._state.database.path.parent, self._recorder)
 
 
 STAGES_FROM = {stage: tuple(Stage)[list(Stage).index(stage) :] for stage in Stage}

@@ -192,3 +192,17 @@ async def test_only_old_ones_that_are_done_are_forgotten(database: Database) -> 
     assert await database.run(webhooks_sql.forget_old_deliveries, before=5.0, limit=10) == 0
     assert (await get_delivery(database, "waits")).next_at is not None
     assert (await get_delivery(database, "young")).status == 410
+
+
+async def test_the_backlog_is_what_waits_and_how_long_it_is_due(database: Database) -> None:
+    async def backlog(now: float) -> tuple[int, float]:
+        return await database.run(webhooks_sql.read_backlog, now=now)
+
+    assert await backlog(now=10.0) == (0, 0.0)
+    await add(database, job("a"), at=10.0)
+    await add(database, job("b"), job("c"), at=20.0)
+    assert await backlog(now=25.0) == (3, 15.0)
+    (first,) = await hold(database, now=15.0)  # one that is being sent is not overdue
+    assert await backlog(now=25.0) == (3, 5.0)
+    await database.run(webhooks_sql.mark_delivered, first, now=26.0, status=200)
+    assert await backlog(now=19.0) == (2, 0.0)

@@ -10,7 +10,7 @@ from deployments.metrics import names
 from deployments.metrics.recorder import Distribution, Recorder, Series, Snapshot, Value
 from serve_app.config import MetricsSettings, SchedulingSettings
 from serve_app.database.connection import Database
-from serve_app.jobs import JobState, Place, Submission, Tier
+from serve_app.jobs import TIERS, JobState, Place, Submission, Tier
 from serve_app.registry.metrics import RegistryMetrics
 from serve_app.registry.state import RegistryState
 from tests.support.registry.world import SETTINGS, SPEC, World
@@ -131,3 +131,13 @@ async def test_a_running_registry_tells_of_its_queue_and_its_replicas(served: Wo
     assert isinstance(queued, float) and queued > 0
     assert values[names.SLOTS.name, ("sampling",)] == values[names.REPLICAS.name, ("sampling",)] == 1
     assert values[names.PROCESSES.name, ()] == 2  # the one that was told of, and the registry
+
+
+async def test_how_things_stand_is_told(database_url: str, make: Make) -> None:
+    values = await make().values()
+    for tier in TIERS:
+        assert values[names.TARGET_WAIT.name, (tier,)] == SchedulingSettings().target_wait_s.of(tier)
+    assert (values[names.WEBHOOKS_WAITING.name, ()], values[names.WEBHOOK_OVERDUE.name, ()]) == (0, 0)
+    used = values.get((names.DISK_USED.name, ("data",)))
+    assert (used is None) == (not database_url.startswith("sqlite"))
+    assert used is None or (isinstance(used, float) and 0 < used < 1)

@@ -95,6 +95,10 @@ clients: .clients/.openai-oldest .clients/.litellm .clients/.node ## Install oth
 clients-test: .venv/.dev clients ## Run the tests with all other people's clients: the oldest `openai`, LiteLLM, its proxy
 	@$(BIN)/pytest -n 0 tests/system/server/clients
 
+.PHONY: monitoring
+monitoring: .venv/.dev ## Write the dashboards and alert rules of monitoring/ anew
+	@$(BIN)/python -m monitoring
+
 .PHONY: chaos
 chaos: .venv/.dev ## Break each part of a running server under 200 jobs; ARGS="--seed 7 --faults sampler,ray"
 	@$(BIN)/python -m tests.chaos $(ARGS)

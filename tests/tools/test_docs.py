@@ -8,7 +8,7 @@ import pytest
 from tests.support import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
-SOURCES = ("serve_app", "deployments", "models", "tests", "benchmarks", "kuberay", "configs")
+SOURCES = ("serve_app", "deployments", "models", "monitoring", "tests", "benchmarks", "kuberay", "configs")
 NAME = r"[A-Za-z0-9_./-]+"
 
 

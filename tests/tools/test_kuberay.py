@@ -476,6 +476,33 @@ def test_each_store_is_behind_the_same_service(store: str, tmp_path: Path) -> No
     assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == labels
 
 
+def test_prometheus_reads_pods_that_there_are_on_ports_that_they_have() -> None:
+    """Its operator's objects have no schema among Kubernetes' own: what they name is looked for in the base."""
+    service = ray_service(render("base"))
+    objects = render("components/prometheus")
+    pods = [
+        ({"ray.io/group": spec["groupName"], **spec["template"]["metadata"]["labels"]}, spec["template"]["spec"])
+        for spec in worker_groups(service)
+    ]
+    ours, rays = of_kind(objects, "PodMonitor")
+    (endpoint,) = ours["spec"]["podMetricsEndpoints"]
+    assert (endpoint["path"], endpoint["authorization"]["credentials"]["name"]) == ("/metrics", "mochi-serve-metrics")
+    ports = {}
+    for monitor in (ours, rays):
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        (read_port,) = [each["port"] for each in monitor["spec"]["podMetricsEndpoints"]]
+        chosen = [pod for labels, pod in pods if wanted.items() <= labels.items()]
+        assert chosen
+        for pod in chosen:
+            named = {port["name"]: port["containerPort"] for port in pod["containers"][0]["ports"]}
+            ports[monitor["metadata"]["name"]] = named[read_port]
+    assert ports["mochi-serve"] == serve_config(service)["http_options"]["port"]
+    (policy,) = of_kind(objects, "NetworkPolicy")
+    (rule,) = policy["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [ports["mochi-serve-ray"]] and rule["from"]
+    assert {tree["kind"] for tree in objects} == {"PodMonitor", "NetworkPolicy", "PrometheusRule"}
+
+
 def test_the_profiles_of_mochi_differ_in_their_gpus_only() -> None:
     assert read("configs/kuberay.yaml")["model"] == read("configs/mochi-1-preview.yaml")["model"]
 

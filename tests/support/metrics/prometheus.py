@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from tests.support.servers.ports import free_ports
+from tests.support.servers.server import Server
 
 READY_S = 60
+JOB = "mochi-serve"
 
 
 @dataclass
@@ -32,20 +34,49 @@ class Prometheus:
         found: list[dict[str, Any]] = answer.json()["data"]["result"]
         return found
 
+    def firing(self) -> list[str]:
+        """The names of the alerts that fire now."""
+        answer = httpx.get(f"{self.url}/api/v1/alerts", timeout=30)
+        assert answer.status_code == 200, answer.text
+        alerts = answer.json()["data"]["alerts"]
+        return [alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"]
+
+    def rule_health(self) -> dict[str, str]:
+        """Of each rule by its name: `ok`, `err`, or `unknown` before its first evaluation."""
+        groups = httpx.get(f"{self.url}/api/v1/rules", timeout=30).json()["data"]["groups"]
+        return {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+
     def target(self) -> dict[str, Any]:
         """What it says of the server that it scrapes."""
-        (target,) = httpx.get(f"{self.url}/api/v1/targets", timeout=30).json()["data"]["activeTargets"]
+        targets = httpx.get(f"{self.url}/api/v1/targets", timeout=30).json()["data"]["activeTargets"]
+        (target,) = [target for target in targets if target["labels"]["job"] == JOB]
         return dict(target)
 
 
 @contextmanager
-def running_prometheus(folder: Path, url: str, key: str | None = None, every_s: int = 1) -> Iterator[Prometheus]:
-    """One that scrapes `url`/metrics with an API key; skips the test where Prometheus is not installed."""
+def running_prometheus(
+    folder: Path,
+    url: str,
+    key: str | None = None,
+    every_s: int = 1,
+    rules: Path | None = None,
+    ray_targets: Path | None = None,
+) -> Iterator[Prometheus]:
+    """One that scrapes a server; skips the test where Prometheus is not installed.
+
+    Args:
+        folder: for its files.
+        url: of the server, whose /metrics is read.
+        key: an API key to read it with.
+        every_s: between two scrapes, and two evaluations of the rules.
+        rules: a file of alerts.
+        ray_targets: the file in which Ray names the pages of its nodes, which are read too.
+    """
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("Prometheus is not installed: apt-get install prometheus")
     scrape: dict[str, Any] = {
-        "job_name": "mochi-serve",
+        "job_name": JOB,
         "scrape_interval": f"{every_s}s",
         "scrape_timeout": f"{every_s}s",
         "static_configs": [{"targets": [url.removeprefix("http://")]}],
@@ -53,7 +84,13 @@ def running_prometheus(folder: Path, url: str, key: str | None = None, every_s: 
     if key is not None:
         scrape["authorization"] = {"credentials": key}
     config, log, (port,) = folder / "prometheus.yml", folder / "prometheus.log", free_ports(1)
-    config.write_text(yaml.safe_dump({"scrape_configs": [scrape]}))
+    scrapes = [scrape]
+    if ray_targets is not None:
+        scrapes.append({"job_name": "ray", "scrape_interval": "5s", "file_sd_configs": [{"files": [str(ray_targets)]}]})
+    tree: dict[str, Any] = {"global": {"evaluation_interval": f"{every_s}s"}, "scrape_configs": scrapes}
+    if rules is not None:
+        tree["rule_files"] = [str(rules)]
+    config.write_text(yaml.safe_dump(tree))
     command = [
         program,
         f"--config.file={config}",
@@ -82,3 +119,15 @@ def _wait_ready(running: Prometheus, process: "subprocess.Popen[bytes]") -> None
             pass
         time.sleep(0.1)
     raise AssertionError(running.log.read_text())
+
+
+def ray_targets(server: Server) -> Path:
+    """The file in which Ray names the pages of its nodes for Prometheus."""
+    (log_dir,) = {
+        part.removeprefix("--log_dir=")
+        for process in server.descendants()
+        if process.name() == "gcs_server"
+        for part in process.cmdline()
+        if part.startswith("--log_dir=")
+    }
+    return Path(log_dir).parent.parent / "prom_metrics_service_discovery.json"

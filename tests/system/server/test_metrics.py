@@ -3,14 +3,24 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
-from deployments.metrics.names import ALL
+from deployments.metrics.names import ALL, BY_NAME
+from monitoring.alerts import ALERTS, Alert
+from monitoring.boards.all import DASHBOARDS
+from monitoring.boards.overview import OVERVIEW
+from monitoring.files import RULES
+from monitoring.pictures import Source, Span, draw
+from monitoring.promql import for_prometheus
 from tests.chaos.job_records import JobRecords, read_only_sqlite
+from tests.support.metrics.expressions import base_name, selectors
 from tests.support.metrics.page import page_sums
-from tests.support.metrics.prometheus import Prometheus, running_prometheus
+from tests.support.metrics.prometheus import JOB as JOB_LABEL
+from tests.support.metrics.prometheus import Prometheus, ray_targets, running_prometheus
 from tests.support.servers.server import ENDLESS, Server
 
 PATIENCE_S = 120
@@ -19,7 +29,13 @@ JOB = {"prompt": "a red circle moves right", "size": "64x64", "num_frames": 7, "
 
 @pytest.fixture(scope="module")
 def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    with running_prometheus(tmp_path_factory.mktemp("prometheus"), server.url, key="ms-none-is-needed-here") as running:
+    with running_prometheus(
+        tmp_path_factory.mktemp("prometheus"),
+        server.url,
+        key="ms-none-is-needed-here",
+        rules=RULES,
+        ray_targets=ray_targets(server),
+    ) as running:
         yield running
 
 
@@ -75,6 +91,48 @@ def test_prometheus_has_every_series_after_a_job_of_each_kind(server: Server, pr
         "mochi_serve_database_commit_seconds_count",
     ):
         wait_until(lambda c=counted: [s for s in prometheus.query(f"sum({c})") if float(s["value"][1]) > 0], counted)  # type: ignore[misc]
+
+
+def without_data(prometheus: Prometheus) -> set[tuple[str, str]]:
+    """Dashboards and panels with an expression that has no series."""
+    return {
+        (dashboard.name, panel.title)
+        for dashboard in DASHBOARDS
+        for panel in dashboard.panels
+        for query in panel.queries
+        if not prometheus.query(for_prometheus(query.expression, JOB_LABEL, interval_s=15))
+    }
+
+
+def test_every_panel_has_data_after_the_jobs(server: Server, prometheus: Prometheus) -> None:
+    """But for those that say that they need a GPU, where there is none; Ray's page is scraped beside ours."""
+    need_gpus = {(board.name, panel.title) for board in DASHBOARDS for panel in board.panels if panel.needs == "a GPU"}
+    no_gpu = page_sums(server.url)["mochi_serve_gpus_watched"] == 0
+    server.wait_for(server.create(**JOB)["id"], "completed")  # within the last minute, for what is shown a second
+    wait_until(lambda: without_data(prometheus) <= need_gpus, "panels have no data")
+    assert without_data(prometheus) == need_gpus if no_gpu else without_data(prometheus) <= need_gpus
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_an_alert_looks_at_series_that_there_are(prometheus: Prometheus, alert: Alert) -> None:
+    """But for codes of what has not happened, and GPUs."""
+    for selector in selectors(alert.expression):
+        if BY_NAME[base_name(selector.name)].where_there_is is None:
+            looked_at = selector.name if "code" in selector.labels else selector.text
+            assert prometheus.query(looked_at), selector
+
+
+def test_a_dashboard_is_drawn_without_a_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
+    path = tmp_path / "overview.png"
+    draw(OVERVIEW, Source(prometheus.url, JOB_LABEL, interval_s=15), Span(time.time() - 60, time.time()), path)
+    with Image.open(path) as picture:
+        assert len(picture.convert("RGB").getcolors(maxcolors=1_000_000)) > 100
+
+
+def test_prometheus_takes_the_rules_and_no_alert_fires(prometheus: Prometheus) -> None:
+    wait_until(lambda: set(prometheus.rule_health().values()) == {"ok"}, f"rules: {prometheus.rule_health()}")
+    assert set(prometheus.rule_health()) == {alert.name for alert in ALERTS}
+    assert prometheus.firing() == []
 
 
 def test_the_sums_are_those_of_the_database_after_kills(server: Server) -> None:

@@ -1,0 +1,10 @@
+"""All dashboards."""
+
+from monitoring.boards.cluster import CLUSTER
+from monitoring.boards.gpus import GPUS
+from monitoring.boards.overview import OVERVIEW
+from monitoring.boards.queue import QUEUE
+from monitoring.boards.storage import STORAGE
+from monitoring.boards.way import WAY
+
+DASHBOARDS = (OVERVIEW, QUEUE, WAY, GPUS, STORAGE, CLUSTER)

@@ -169,7 +169,7 @@ def _draw_panel(axes: Axes, panel: Panel, found: list[Line], span: Span) -> None
         axes.axhline(panel.red_from * factor, color="C3", linestyle="--", linewidth=0.7)
     axes.set_xlim(*_dates([span.start, span.end]))
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))
+    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
     axes.tick_params(labelsize=6)
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()

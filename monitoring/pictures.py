@@ -28,6 +28,7 @@ INCH = 0.72  # of a column of Grafana's grid
 HEIGHT = 0.42  # of a line of it
 POINTS = 240
 MOST_SHOWN = 8  # names in a legend
+LEGEND_SIZE = 6  # points
 UNITS = {
     "percentunit": "%",
     "s": "s",
@@ -173,8 +174,10 @@ def _draw_panel(axes: Axes, panel: Panel, found: list[Line], span: Span) -> None
     axes.tick_params(labelsize=6)
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    below = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.09), "ncols": 3, "frameon": False}
-    axes.legend(handles[:MOST_SHOWN], labels[:MOST_SHOWN], fontsize=6, **below)
+    handles, labels = handles[:MOST_SHOWN], labels[:MOST_SHOWN]
+    axes.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.09), ncols=3, frameon=False, fontsize=LEGEND_SIZE
+    )
 
 
 def _draw_areas(axes: Axes, found: list[Line], span: Span, factor: float) -> None:

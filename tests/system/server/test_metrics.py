@@ -126,7 +126,8 @@ def test_a_dashboard_is_drawn_without_a_grafana(prometheus: Prometheus, tmp_path
     path = tmp_path / "overview.png"
     draw(OVERVIEW, Source(prometheus.url, JOB_LABEL, interval_s=15), Span(time.time() - 60, time.time()), path)
     with Image.open(path) as picture:
-        assert len(picture.convert("RGB").getcolors(maxcolors=1_000_000)) > 100
+        colours = picture.convert("RGB").getcolors(maxcolors=1_000_000)
+    assert colours is not None and len(colours) > 100
 
 
 def test_prometheus_takes_the_rules_and_no_alert_fires(prometheus: Prometheus) -> None:

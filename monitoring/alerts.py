@@ -55,8 +55,8 @@ def _forecasts_off(window: str) -> str:
 
 
 _TIERS_WAIT = f"{Q.now(names.QUEUE_OLDEST_WAIT, 'tier')} > {Q.now(names.TARGET_WAIT, 'tier')}"
-_ENDED = Q.increase(names.JOBS_ENDED, window="1h")
-_FAILED = Q.increase(names.JOBS_ENDED, window="1h", state="failed")
+_ENDED = Q.risen(names.JOBS_ENDED, window="1h")
+_FAILED = Q.risen(names.JOBS_ENDED, window="1h", state="failed")
 _DISK = Q.now(names.DISK_USED, "disk")
 
 ALERTS = (
@@ -98,7 +98,7 @@ ALERTS = (
     ),
     Alert(
         "MochiServeReplicasDying",
-        f"({Q.risen(names.RETRIES, window='15m', code=DEATHS)}) >= 3",
+        f"{Q.risen(names.RETRIES, window='15m', code=DEATHS)} >= 3",
         "0m",
         "critical",
         "Three times or more in 15 minutes a job went back because its replica or its device had died",

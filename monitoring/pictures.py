@@ -28,6 +28,7 @@ INCH = 0.72  # of a column of Grafana's grid
 HEIGHT = 0.42  # of a line of it
 POINTS = 240
 MOST_SHOWN = 8  # names in a legend
+LEGEND_SIZE = 6  # points
 UNITS = {
     "percentunit": "%",
     "s": "s",
@@ -113,7 +114,7 @@ def draw(dashboard: Dashboard, source: Source, span: Span, path: Path) -> None:
             if panel.kind == "number":
                 box = (left + 0.01, bottom + 0.1 * part, width - 0.015, 0.55 * part)
             else:
-                box = (left + 0.035, bottom + 0.2 * part, width - 0.045, 0.62 * part)
+                box = (left + 0.035, bottom + 0.24 * part, width - 0.045, 0.62 * part)
             _draw_panel(
                 figure.add_axes(box), panel, [found for q in panel.queries for found in source.lines(q, span)], span
             )
@@ -168,25 +169,30 @@ def _draw_panel(axes: Axes, panel: Panel, found: list[Line], span: Span) -> None
     if panel.red_from is not None:
         axes.axhline(panel.red_from * factor, color="C3", linestyle="--", linewidth=0.7)
     axes.set_xlim(*_dates([span.start, span.end]))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(1.08 * axes.dataLim.y1, 1e-9))
     axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
     axes.tick_params(labelsize=6)
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[:MOST_SHOWN], labels[:MOST_SHOWN], fontsize=5.5, loc="upper left", framealpha=0.6, ncols=2)
+    handles, labels = handles[:MOST_SHOWN], labels[:MOST_SHOWN]
+    axes.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.09), ncols=3, frameon=False, fontsize=LEGEND_SIZE
+    )
 
 
 def _draw_areas(axes: Axes, found: list[Line], span: Span, factor: float) -> None:
-    """On one another; a series is 0 where it has no value."""
+    """On one another; a series is 0 where only others have a value."""
     times = [span.start + index * span.step_s for index in range(int((span.end - span.start) / span.step_s) + 1)]
     rows = []
     for line in found:
         known = {
             round((at - span.start) / span.step_s): value for at, value in zip(line.times, line.values, strict=True)
         }
-        values = [known.get(index, 0.0) for index in range(len(times))]
-        rows.append([0.0 if math.isnan(value) else value * factor for value in values])
-    axes.stackplot(_dates(times), rows, labels=[line.name for line in found], alpha=0.6)
+        rows.append([known.get(index, math.nan) * factor for index in range(len(times))])
+    stacked = np.array(rows)
+    read = ~np.isnan(stacked).all(axis=0)  # where nothing was read there is a gap
+    stacked = np.where(read, np.nan_to_num(stacked), np.nan)
+    axes.stackplot(_dates(times), stacked, labels=[line.name for line in found], alpha=0.6)
 
 
 def _dates(times: list[float]) -> Any:

@@ -57,17 +57,20 @@ class PromQL:
         return self._merged(metric, f"deriv({self._selector(metric, '', where)}[{window}])", by)
 
     def risen(self, metric: Metric, *by: str, window: str, **where: str) -> str:
-        """The same of a counter that comes from the database and so never falls, by a difference: it sees the first
-        event of a series too, which begins with it. Where nothing was read a window ago, since the first time."""
+        """The same of a counter that comes from the database and so never falls, by a difference: whole numbers, and
+        the first event of a series too, which begins with it. A series that was read less often than the metric's
+        oldest began in the window, at 0; one that is as old counts from what was read first."""
         assert metric.source == "jobs" and metric.kind == "counter"
         _check(metric, by, where)
+        own = metric.label_names
         read = self._selector(metric, "", where)
-        now = self._merged(metric, read, by)
-        before = self._merged(metric, f"{read} offset {window}", by)
-        known = self._merged(metric, f"{self._selector(metric, '', {})} offset {window}", ())
-        new = f"0 * {now} and on ({', '.join(self.keep)}) {known}"
-        first = self._merged(metric, f"min_over_time({read}[{window}])", by)
-        return f"{now} - ({before} or {new} or {first})"
+        now = self._aggregated("max", own, read)
+        first = self._aggregated("min", own, f"min_over_time({read}[{window}])")
+        times = self._aggregated("max", own, f"count_over_time({read}[{window}])")
+        most = self._aggregated("max", (), f"count_over_time({self._selector(metric, '', {})}[{window}])")
+        on = f"on ({', '.join(self.keep)}) group_left ()"
+        rise = f"{now} - {first} * ({times} >= bool {on} {most})"
+        return f"({rise})" if set(by) == set(own) else self._aggregated("sum", by, rise)
 
     def quantile(self, of: float, metric: Metric, *by: str, window: str = "", **where: str) -> str:
         """The value that this part of a histogram's observations stays below."""
@@ -90,7 +93,7 @@ class PromQL:
 
     def _selector(self, metric: Metric, suffix: Suffix, where: dict[str, str]) -> str:
         assert bool(suffix) == (metric.kind == "histogram"), f"{metric.name} is a {metric.kind}"
-        matchers = ", ".join([*self.matchers, *(_matcher(*pair) for pair in where.items())])
+        matchers = ", ".join([*self.matchers, *(matcher(*pair) for pair in where.items())])
         return f"{metric.name}{suffix}{{{matchers}}}" if matchers else f"{metric.name}{suffix}"
 
     def _merged(self, metric: Metric, read: str, by: tuple[str, ...]) -> str:
@@ -117,7 +120,8 @@ def for_prometheus(expression: str, job: str, interval_s: float) -> str:
     return expression.replace("$job", job).replace("$__rate_interval", f"{math.ceil(4 * interval_s)}s")
 
 
-def _matcher(label: str, value: str) -> str:
+def matcher(label: str, value: str) -> str:
+    """Of a label: `~` before the value for an expression, `!` for all others."""
     for mark, operator in (("!~", "!~"), ("~", "=~"), ("!", "!=")):
         if value.startswith(mark):
             return f'{label}{operator}"{value[len(mark) :]}"'

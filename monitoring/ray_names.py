@@ -6,6 +6,8 @@ looks for each.
 
 from dataclasses import dataclass
 
+from monitoring.promql import matcher
+
 
 @dataclass(frozen=True, slots=True)
 class RayMetric:
@@ -15,15 +17,11 @@ class RayMetric:
     labels: tuple[str, ...]
 
     def by(self, *labels: str, **where: str) -> str:
-        """What it shows now, added up by these labels."""
+        """What it shows now, added up by these labels; `where` as in PromQL.now."""
         unknown = {*labels, *where} - {*self.labels}
         assert not unknown, f"{self.name} has no label {unknown}"
-        matchers = ", ".join(f'{label}="{value}"' for label, value in where.items())
-        return (
-            f"sum by ({', '.join(labels)}) ({self.name}{{{matchers}}})"
-            if matchers
-            else (f"sum by ({', '.join(labels)}) ({self.name})")
-        )
+        listed = ", ".join(matcher(*pair) for pair in where.items())
+        return f"sum by ({', '.join(labels)}) ({self.name}{f'{{{listed}}}' if listed else ''})"
 
 
 CPU_PERCENT = RayMetric("ray_node_cpu_utilization", ("instance",))

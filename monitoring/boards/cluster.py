@@ -66,7 +66,7 @@ ACTORS = Panel(
 RESOURCES = Panel(
     "Ray's GPUs and CPUs in use",
     "short",
-    (Query(ray.RESOURCES.by("Name", State="USED"), "{{Name}}"),),
+    (Query(ray.RESOURCES.by("Name", Name="~CPU|GPU", State="USED"), "{{Name}}"),),
     "What replicas have reserved, not what they use.",
     needs="Ray's page",
 )

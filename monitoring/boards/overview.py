@@ -25,7 +25,7 @@ UNACCOUNTED = Panel(
 COMPLETED = Panel(
     "Completed in an hour",
     "short",
-    (Query(Q.increase(names.JOBS_ENDED, window=RARE, state="completed")),),
+    (Query(Q.risen(names.JOBS_ENDED, window=RARE, state="completed")),),
     "Videos that were made in the last hour.",
     kind="number",
     width=4,
@@ -33,7 +33,7 @@ COMPLETED = Panel(
 FAILED = Panel(
     "Failed in an hour",
     "short",
-    (Query(Q.increase(names.JOBS_ENDED, window=RARE, state="failed")),),
+    (Query(Q.risen(names.JOBS_ENDED, window=RARE, state="failed")),),
     "Jobs that failed in the last hour; below by the code of their error.",
     kind="number",
     width=4,
@@ -57,11 +57,11 @@ FULLEST_DISK = Panel(
     red_from=0.9,
 )
 JOBS_OVER_TIME = Panel(
-    "Jobs accepted and ended, a second",
+    "Jobs accepted and ended, in five minutes",
     "short",
     (
-        Query(Q.rate(names.JOBS_ACCEPTED), "accepted"),
-        Query(Q.rate(names.JOBS_ENDED, "state"), "{{state}}"),
+        Query(Q.risen(names.JOBS_ACCEPTED, window="5m"), "accepted"),
+        Query(Q.risen(names.JOBS_ENDED, "state", window="5m"), "{{state}}"),
     ),
     "Where more are accepted than end, the queue grows.",
 )
@@ -90,7 +90,11 @@ END_TO_END = Panel(
 BUSY = Panel(
     "Busy share of the stages",
     "percentunit",
-    (Query(f"{Q.rate(names.BUSY_SECONDS, 'stage')} / ({Q.now(names.REPLICAS, 'stage')} > 0)", "{{stage}}"),),
+    (
+        Query(
+            f"{Q.rate(names.BUSY_SECONDS, 'stage', window='5m')} / ({Q.now(names.REPLICAS, 'stage')} > 0)", "{{stage}}"
+        ),
+    ),
     "The part of the time in which a stage's replicas work on their devices. Near 1 it has no room left.",
 )
 FAILURES = Panel(

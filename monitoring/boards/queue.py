@@ -71,9 +71,9 @@ TENANTS_STEPS = Panel(
     kind="areas",
 )
 TENANTS_JOBS = Panel(
-    "Jobs accepted by tenant, a second",
+    "Jobs accepted by tenant, in half an hour",
     "short",
-    (Query(Q.rate(names.JOBS_ACCEPTED, "tenant", window=JOBS), "{{tenant}}"),),
+    (Query(Q.risen(names.JOBS_ACCEPTED, "tenant", window=JOBS), "{{tenant}}"),),
     "Who asks for how much.",
     kind="areas",
 )
@@ -82,7 +82,7 @@ ROOM = Panel(
     "short",
     (
         Query(Q.increase(names.PREEMPTIONS, window=JOBS), "asked to make room"),
-        Query(Q.increase(names.PARKS, window=JOBS), "parked, for whatever reason"),
+        Query(Q.risen(names.PARKS, window=JOBS), "parked, for whatever reason"),
     ),
     "Parked jobs lose no step. Many of them: keep room (scheduling.headroom_s), or start more samplers.",
 )
@@ -97,9 +97,9 @@ FORECAST = Panel(
     "1: the finish that clients were told was right. 2: it took twice as long.",
 )
 ENDED = Panel(
-    "Jobs ended by tenant, a second",
+    "Jobs ended by tenant, in half an hour",
     "short",
-    (Query(Q.rate(names.JOBS_ENDED, "tenant", "state", window=JOBS), "{{tenant}}: {{state}}"),),
+    (Query(Q.risen(names.JOBS_ENDED, "tenant", "state", window=JOBS), "{{tenant}}: {{state}}"),),
     "What became of them.",
 )
 

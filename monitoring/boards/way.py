@@ -41,7 +41,7 @@ MOVES = Panel(
     "Off the straight way, in an hour",
     "short",
     (
-        Query(Q.increase(names.PARKS, window=RARE), "parked"),
+        Query(Q.risen(names.PARKS, window=RARE), "parked"),
         Query(Q.increase(names.RESUMES, window=RARE), "went on from a checkpoint"),
         Query(Q.risen(names.RETRIES, window=RARE), "tried again"),
         Query(Q.increase(names.LEASES_LAPSED, window=RARE), "not heard of"),

@@ -3,14 +3,18 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from deployments.metrics.names import ALL, BY_NAME
 from monitoring.alerts import ALERTS, Alert
 from monitoring.boards.all import DASHBOARDS
+from monitoring.boards.overview import OVERVIEW
 from monitoring.files import RULES
+from monitoring.pictures import Source, Span, draw
 from monitoring.promql import for_prometheus
 from tests.chaos.job_records import JobRecords, read_only_sqlite
 from tests.support.metrics.expressions import base_name, selectors
@@ -116,6 +120,14 @@ def test_an_alert_looks_at_series_that_there_are(prometheus: Prometheus, alert: 
         if BY_NAME[base_name(selector.name)].where_there_is is None:
             looked_at = selector.name if "code" in selector.labels else selector.text
             assert prometheus.query(looked_at), selector
+
+
+def test_a_dashboard_is_drawn_without_a_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
+    path = tmp_path / "overview.png"
+    draw(OVERVIEW, Source(prometheus.url, JOB_LABEL, interval_s=15), Span(time.time() - 60, time.time()), path)
+    with Image.open(path) as picture:
+        colours = picture.convert("RGB").getcolors(maxcolors=1_000_000)
+    assert colours is not None and len(colours) > 100
 
 
 def test_prometheus_takes_the_rules_and_no_alert_fires(prometheus: Prometheus) -> None:

@@ -106,6 +106,7 @@ class StageTask:
     attempt: int
     spec: VideoSpec
     checkpoint_step: int = 0  # the denoising step of the newest checkpoint in storage, 0 if there is none
+    traceparent: str | None = None  # of the span that its work is a part of
 
 
 @dataclass(frozen=True, slots=True)

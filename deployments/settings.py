@@ -1,6 +1,7 @@
 """Settings of the model workers. Read from YAML by `serve_app.config`; frozen, unknown keys refused."""
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -392,6 +393,42 @@ class SamplingSettings(Settings):
     )
 
 
+class TracingSettings(Settings):
+    """Where the way of each job is told as an OpenTelemetry trace."""
+
+    exporter: Literal["none", "otlp"] = Field("none", description="otlp: OTLP over HTTP, as protobuf")
+    endpoint: str | None = Field(
+        None, description="URL of the collector, http://host:4318; without a path, /v1/traces is added"
+    )
+    headers: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")], SecretStr] = Field(
+        {}, description="of each call of the collector, as for its key; best given in the environment"
+    )
+    sample_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="part of the jobs that are traced, but for those whose client sent a traceparent",
+    )
+    service: str = Field("mochi-serve", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="begins each service.name")
+
+    @model_validator(mode="after")
+    def _has_endpoint(self) -> Self:
+        if self.exporter == "otlp" and self.endpoint is None:
+            raise ValueError("exporter is otlp, and endpoint is missing; write http://host:4318")
+        if self.endpoint is not None:
+            url = urlsplit(self.endpoint)
+            if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
+                raise ValueError("endpoint is no http:// or https:// URL of a host without a key in it")
+        return self
+
+    @property
+    def traces_url(self) -> str:
+        """The whole URL that spans are sent to."""
+        assert self.endpoint is not None
+        plain = self.endpoint.rstrip("/")
+        return plain if urlsplit(plain).path else f"{plain}/v1/traces"
+
+
 class WorkerSettings(Settings):
     """All a model worker needs to know, and no more: a replica is started anew when any of it changes."""
 
@@ -406,3 +443,4 @@ class WorkerSettings(Settings):
     encoder: EncoderName = "x264"  # as in DecoderSettings
     memory_fraction: float | None = None  # as in StageSettings
     cpu_fallback: bool = False  # as in StageSettings
+    tracing: TracingSettings = TracingSettings()

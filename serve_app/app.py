@@ -216,6 +216,7 @@ def _registry_digest(settings: AppSettings) -> str:
         "webhooks",
         "access",
         "metrics",
+        "tracing",
     )
     parts = settings.model_dump(include=set(own))
     plain = json.dumps(parts, sort_keys=True, default=_plain)
@@ -247,6 +248,7 @@ def _start_registry(settings: AppSettings, digest: str, replaces: bool) -> Any:
         webhook_key=webhook_key(settings),
         access=settings.access,
         metrics=settings.metrics,
+        tracing=settings.tracing,
         settings_digest=digest,
         was_restarted=_always if replaces else _was_restarted,
         watch=watch_this_process,

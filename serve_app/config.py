@@ -36,6 +36,7 @@ from deployments.settings import (
     Settings,
     StageSettings,
     StorageSettings,
+    TracingSettings,
     WorkerSettings,
 )
 from serve_app.errors import ConfigError
@@ -265,6 +266,7 @@ class AppSettings(Settings):
     retention: RetentionSettings = RetentionSettings()
     access: AccessSettings = AccessSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     webhooks: WebhookSettings = WebhookSettings()
     safety: SafetySettings = SafetySettings()
     model: ModelSettings
@@ -323,6 +325,7 @@ class AppSettings(Settings):
             encoder=section.encoder if isinstance(section, DecoderSettings) else "x264",
             memory_fraction=section.memory_fraction,
             cpu_fallback=section.cpu_fallback,
+            tracing=self.tracing,
         )
 
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Self
 
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from deployments.step_rules import Quality
+from deployments.tracing.context import TraceContext, context_of_job
 from serve_app.config import DAY_S, RetentionSettings
 from serve_app.errors import IllegalMoveError
 
@@ -192,6 +193,7 @@ class Job:
     webhook_url: str | None = None  # gets an event when the job ends
     requested: Requested = AS_MADE
     cancel_at: float | None = None  # not completed by then, it is cancelled
+    traceparent: str | None = None  # of the request that asked for it; see `trace`
     place: Place | None = None  # not in SQL: filled in by a registry
     preview_step: int | None = None  # the step of its newest preview; not in SQL
     last_move: Move | None = field(default=None, compare=False)  # only from the write that made it
@@ -199,6 +201,21 @@ class Job:
     @property
     def final(self) -> bool:
         return self.state in FINAL
+
+    @property
+    def trace(self) -> TraceContext:
+        """The span of the request that asked for it."""
+        return context_of_job(self.id, self.traceparent)
+
+    @property
+    def span(self) -> TraceContext:
+        """That of the job itself, from its acceptance to its end."""
+        return self.trace.at(self.id, "job")
+
+    @property
+    def move_span(self) -> TraceContext:
+        """That of what it has been since its last move: waiting for a stage, or held by a replica."""
+        return self.trace.at(self.id, self.moves)
 
     @property
     def suspect(self) -> bool:
@@ -227,6 +244,7 @@ class Submission:
     requested: Requested = AS_MADE
     cancel_after_s: float | None = None  # not completed so long after its acceptance, it is cancelled
     draft: VideoSpec | None = None  # may be made in place of `spec` where that would wait for long
+    traceparent: str | None = None  # as in Job
 
     def as_draft(self, wait_s: float, limit_s: float) -> Self:
         """The same for its draft.
@@ -263,6 +281,7 @@ class Submission:
             webhook_url=self.webhook_url,
             requested=self.requested,
             cancel_at=None if self.cancel_after_s is None else at + self.cancel_after_s,
+            traceparent=self.traceparent,
             last_move=first_move(at),
         )
 

@@ -94,7 +94,7 @@ class VideoDecoder(StageReplica):
         spec = running.task.spec
         dtype = self._settings.dtypes["transformer"]
         label = WorkLabel(latents_key(running.task.job_id), self._revision, dtype, spec)
-        header, tensors = await read_input(self._store, label)
+        header, tensors = await read_input(TaskStore(self._store, running), label)
         latents = tensors["latents"]
         if tuple(latents.shape) != spec.clip.latents:
             raise refused(label.key, f"its latents are {tuple(latents.shape)}; the job needs {spec.clip.latents}")

@@ -17,12 +17,15 @@ from deployments.errors import StoppedError, StorageUnavailableError
 from deployments.messages import Progress, StageTask
 from deployments.metrics import names
 from deployments.metrics.recorder import RECORDER
+from deployments.tracing.span import SILENT, Kind, Span
 
 if TYPE_CHECKING:
     from deployments.storage.object_store import Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+SIZE = "mochi_serve.object.bytes"
 
 current_job: contextvars.ContextVar[str] = contextvars.ContextVar("current_job", default="")
 
@@ -90,6 +93,7 @@ class RunningTask:
         self.task = task
         self.timing = timing
         self.clock = Stopwatch()
+        self.span: Span = SILENT  # its stretch on this replica
         self.at_work = False  # it has begun, and its end is not reported yet: it has reports and heartbeats
         self.stopped = False
         self.park_reason: str | None = None  # set once the work is to park its sample
@@ -114,6 +118,8 @@ class RunningTask:
 
     def ask_to_park(self, reason: str) -> None:
         """Ask the work to park its sample after this step; work that is short may end instead."""
+        if self.park_reason is None:
+            self.span.event("yield asked", {"mochi_serve.reason": reason})
         self.park_reason = reason
 
     def mark_active(self) -> None:
@@ -178,6 +184,7 @@ class RunningTask:
         """Attach a picture to the latest progress."""
         with self._lock:
             if self.latest is not None:
+                self.span.event("preview", {"mochi_serve.step": self.latest.done})
                 self.latest = replace(self.latest, preview=preview)
                 self.has_new_progress = True
         self._loop.call_soon_threadsafe(self._news.set)
@@ -224,11 +231,13 @@ class TaskStore:
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
         self._running.raise_if_stopped()
-        await self._store.put(key, data, content_type)
+        with self._span("store put", key, len(data)):
+            await self._store.put(key, data, content_type)
 
     async def put_file(self, key: str, path: Path, content_type: str) -> None:
         self._running.raise_if_stopped()
-        await self._store.put_file(key, path, content_type)
+        with self._span("store put", key, path.stat().st_size):
+            await self._store.put_file(key, path, content_type)
 
     async def put_result(self, key: str, data: bytes, content_type: str) -> None:
         """As `put`, for what the device has worked for: a store that is away is waited for.
@@ -243,7 +252,10 @@ class TaskStore:
         await self._outlast(lambda: self.put_file(key, path, content_type))
 
     async def get(self, key: str) -> bytes:
-        return await self._store.get(key)
+        with self._span("store get", key) as span:
+            data = await self._store.get(key)
+            span.set({SIZE: len(data)})
+            return data
 
     async def list_keys(self, prefix: str) -> list[str]:
         return await self._store.list_keys(prefix)
@@ -251,6 +263,12 @@ class TaskStore:
     async def delete(self, key: str) -> None:
         self._running.raise_if_stopped()
         await self._store.delete(key)
+
+    def _span(self, name: str, key: str, size: int | None = None) -> Span:
+        about: dict[str, str | int | float | bool] = {"mochi_serve.object.key": key}
+        if size is not None:
+            about[SIZE] = size
+        return self._running.span.child(name, about, Kind.CLIENT)
 
     async def _outlast(self, write: Callable[[], Awaitable[None]]) -> None:
         timing = self._running.timing

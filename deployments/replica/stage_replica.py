@@ -22,7 +22,11 @@ from deployments.storage.bucket_models import FetchOptions
 from deployments.storage.hub_models import StorePins
 from deployments.storage.model_store import model_folder, source_revision
 from deployments.storage.work_revision import work_revision
+from deployments.tracing.tracer import TRACER
 from deployments.watchdog.heartbeat import watch_this_process
+
+ROLES = {Stage.ENCODING: "encoder", Stage.SAMPLING: "sampler", Stage.DECODING: "decoder"}
+"""What replicas are called to people."""
 
 
 class StageReplica(ABC):
@@ -55,6 +59,7 @@ class StageReplica(ABC):
         # Only a Serve replica is started again.
         begun = time.perf_counter()
         self._watched = watch_this_process() if connections is None else None
+        TRACER.start(settings.tracing, ROLES[self.stage])
         self._settings = settings
         self._connections = connections or connect(settings)
         self._timing = timing

@@ -30,8 +30,10 @@ from deployments.messages import (
     Failed,
     Finished,
     InputUnusable,
+    Parked,
     ReplicaInfo,
     Report,
+    Stage,
     StageTask,
     Started,
 )
@@ -40,11 +42,17 @@ from deployments.replica import serve_private
 from deployments.replica.device_errors import DeviceBrokenError, DeviceFailure, device_failure
 from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask, Timing, current_job, logger, without_grad
+from deployments.tracing.context import context_of_job
+from deployments.tracing.span import Attributes, Span
+from deployments.tracing.tracer import TRACER
 
 T = TypeVar("T")
 
 SICKENING = frozenset(failure.value for failure in DeviceFailure)
 """Codes of failures after which the replica must be replaced."""
+
+STRETCHES = {Stage.ENCODING: "encode", Stage.SAMPLING: "sample", Stage.DECODING: "decode"}
+"""What the span of a stage's task is called."""
 
 Work = Callable[[RunningTask], Awaitable[Event | None]]
 """Does a task. Returns None when it is finished, or `Parked`; raises what `failure_of` understands."""
@@ -171,12 +179,27 @@ class StageWorker:
 
     async def _run_in_slot(self, running: RunningTask, work: Work) -> None:
         current_job.set(running.task.job_id)
+        running.span = self._begin_span(running.task)
         try:
             async with self._slots:
                 running.mark_active()
                 await self._run_reporting(running, work)
         finally:
+            running.span.end()
+            if self._leaving:
+                await asyncio.to_thread(TRACER.flush)
             self._tasks.pop(running.task.lease, None)
+
+    def _begin_span(self, task: StageTask) -> Span:
+        """The task's stretch on this replica."""
+        about: Attributes = {
+            "mochi_serve.job.id": task.job_id,
+            "mochi_serve.lease": task.lease,
+            "mochi_serve.replica": self._info.replica,
+            "mochi_serve.device": self._info.device,
+            "mochi_serve.attempt": task.attempt,
+        }
+        return TRACER.begin(STRETCHES[task.stage], context_of_job(task.job_id, task.traceparent), about)
 
     async def _run_reporting(self, running: RunningTask, work: Work) -> None:
         if running.stopped:
@@ -200,12 +223,15 @@ class StageWorker:
             end = await work(running)
         except StoppedError:
             logger.info("%s stopped", stage)
+            running.span.event("stopped")
             return None
         except InputUnusableError as error:
             logger.warning("%s goes back to the stage before: %s", stage, error)
+            running.span.end("input_unusable")
             return InputUnusable(error.message)
         except Exception as error:
             failed = failure_of(error)
+            running.span.end(failed.code)
             # A traceback only for what nobody foresaw, and of a device that is lost only the first.
             trace = None if isinstance(error, WorkerError) or self._unhealthy else error
             if failed.code in SICKENING:
@@ -213,6 +239,8 @@ class StageWorker:
                 await self.drain(failed.message)
             logger.error("%s failed, %s: %s", stage, failed.code, failed.message, exc_info=trace)
             return failed
+        if isinstance(end, Parked):
+            running.span.event("parked", {"mochi_serve.step": end.step, "mochi_serve.reason": end.reason})
         logger.info("%s %s: %s", stage, "done" if end is None else "parked", running.clock.seconds)
         return end or Finished(dict(running.clock.seconds), running.device_s, running.passes)
 

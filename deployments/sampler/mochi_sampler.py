@@ -179,10 +179,11 @@ class MochiSampler(StageReplica):
             newest = await self.recorder.checkpoints(running, revision).newest(task.job_id, task.spec)
             if newest is not None:
                 RECORDER.count(names.RESUMES)
+                running.span.event("resumed", {"mochi_serve.step": newest.step})
                 return newest
         dtype = self._settings.dtypes["text_encoder"]
         label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, dtype, task.spec)
-        _, embeds = await read_input(self._store, label)
+        _, embeds = await read_input(TaskStore(self._store, running), label)
         noise = await asyncio.to_thread(initial_noise, task.spec)
         return SampleState(task.spec, revision, self._model.dtype, 0, noise, embeds)
 
@@ -224,6 +225,7 @@ class MochiSampler(StageReplica):
             await self.recorder.save_checkpoint(running, entry.kept or recording.unwritten, start)
             raise
         finally:
+            recording.close()
             # Nobody waits for a checkpoint or a preview that is under way: the sample is ahead of it.
             await _cancel(writing)
 

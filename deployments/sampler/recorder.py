@@ -20,6 +20,7 @@ from deployments.mochi.preview import PreviewMap, find_preview, predicted_clean,
 from deployments.replica.running_task import RunningTask, TaskStore, logger
 from deployments.sampler.state import Checkpoints, SampleState
 from deployments.sampler.step_loop import Snapshot
+from deployments.sampler.step_spans import StepSpans
 from deployments.settings import SamplingSettings
 from deployments.storage.object_store import Store
 
@@ -168,6 +169,8 @@ class Recording:
         self._previewed_step = start.step
         self._unwritten: Snapshot | None = None  # taken, and not in storage yet
         self._unsent: PreviewParts | None = None
+        self._spans = StepSpans(running.span)
+        self._step = start.step
 
     @property
     def unwritten(self) -> Snapshot | None:
@@ -177,9 +180,16 @@ class Recording:
     def take(self, sample: Sample, previous: Sample | None) -> None:
         """Copy to the host what is due; cheap if nothing is. On the loop's thread, between two steps."""
         now = self._recorder.now_s()
+        self._step = sample.step
+        if previous is None:
+            self._spans.begin(sample.step)
         took = self._take_checkpoint(sample, now)
         if self._take_preview(sample, previous, now) or took:
             self._loop.call_soon_threadsafe(self._news.set)
+
+    def close(self) -> None:
+        """The sample has left the loop."""
+        self._spans.end(self._step)
 
     def _take_checkpoint(self, sample: Sample, now: float) -> bool:
         too_early = now - self._checkpoint_at < self._recorder.checkpoint_s
@@ -189,6 +199,7 @@ class Recording:
         if sample.done or not is_ahead_of_storage(self._running, sample.step, self._start):
             return False
         self._unwritten = Snapshot.of(sample)
+        self._spans.checkpoint(sample.step)
         return True
 
     def _take_preview(self, sample: Sample, previous: Sample | None, now: float) -> bool:

@@ -40,6 +40,7 @@ def new_row(job: Job) -> dict[str, Any]:
         # As JSON; null for what most requests are.
         "requested": None if job.requested == AS_MADE else asdict(job.requested),
         "cancel_at": job.cancel_at,
+        "traceparent": job.traceparent,
     }
 
 

@@ -62,6 +62,7 @@ jobs = Table(
     Column("webhook_url", Text),
     Column("requested", JSON(none_as_null=True)),  # a Requested; null: AS_MADE
     Column("cancel_at", Double),  # not completed by then, it is cancelled
+    Column("traceparent", String(55)),  # of its request; null: its trace is its own, and unkept
     Index("jobs_by_time", "created_at", "id"),
     Index("jobs_by_tenant", "tenant", "created_at", "id"),
     Index("jobs_by_state", "state", "created_at", "id"),
@@ -222,6 +223,7 @@ webhook_deliveries = Table(
     Column("delivered_at", Double),
     Column("status", Integer),  # of the last answer
     Column("error", Text),
+    Column("traceparent", String(55)),  # of the job
     Index("webhook_deliveries_by_job", "job_id"),
 )
 UNDELIVERED = webhook_deliveries.c.next_at.is_not(None)

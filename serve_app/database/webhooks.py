@@ -40,6 +40,7 @@ class Delivery:
     delivered_at: float | None
     status: int | None  # of the answer to the last try; None if there was no answer
     error: str | None  # of the last try; kept after it was given up
+    traceparent: str | None = None  # as in Job
 
 
 _DELIVERY = select(*(deliveries.c[field.name] for field in fields(Delivery)))
@@ -60,6 +61,7 @@ def add_delivery(connection: Connection, job: Job, *, now: float) -> None:
         "type": TYPES[job.state],
         "created_at": now,
         "next_at": now,
+        "traceparent": job.traceparent,
     }
     connection.execute(insert_into(connection, deliveries).on_conflict_do_nothing(), row)
 

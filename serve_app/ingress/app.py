@@ -20,6 +20,7 @@ from deployments.metrics.recorder import RECORDER
 from deployments.replica.registry_link import RegistryLink
 from deployments.replica.serve_private import is_draining
 from deployments.storage.object_store import ObjectStore
+from deployments.tracing.tracer import TRACER
 from deployments.watchdog.heartbeat import watch_this_process
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
@@ -29,6 +30,7 @@ from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.head_routes import head_routes
 from serve_app.ingress.metrics import RequestCounts
+from serve_app.ingress.request_trace import end_request_trace
 from serve_app.ingress.services import Services
 from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import RequestBodies, install_document
@@ -78,7 +80,8 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     install_document(app, services.settings, services.keys_needed, bodies)
     install_guards(app, services.settings, loopback_only)
     # Last, and so outermost: the guards answer errors that nobody foresaw, and those too have the rate limit's headers.
-    install_authentication(app, services, on_answer=RequestCounts(app.routes).count)
+    counts = RequestCounts(app.routes)
+    install_authentication(app, services, on_answer=counts.count, on_end=end_request_trace)
     return app
 
 
@@ -131,6 +134,7 @@ class Ingress:
 
     def __init__(self, settings: AppSettings, registry: str, loopback_only: bool, classifier: Any = None) -> None:
         self._watched = watch_this_process()
+        TRACER.start(settings.tracing, "ingress")
         self._loopback_only = loopback_only
         client = RegistryClient(RegistryLink(registry, settings.namespace))
         self._services = Services(

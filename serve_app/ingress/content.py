@@ -20,8 +20,10 @@ from starlette.types import Receive, Scope, Send
 from deployments.keys import Variant, video_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectInfo
+from deployments.tracing.span import Kind
 from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, quote
 from serve_app.ingress.authentication import AuthenticatedCaller
+from serve_app.ingress.request_trace import RESPONSE_HEADER, request_trace
 from serve_app.ingress.services import Services, services_of
 from serve_app.jobs import Job, JobState
 from serve_app.openapi.media import content_docs
@@ -62,11 +64,13 @@ async def download_content(
     job = await services.newest_job(video_id, caller)
     _check_completed(job)
     key = video_key(video_id, variant)
-    info = await services.store.stat(key)
+    span = request_trace(request).begin_download(job, variant)
+    with span.child("store stat", {"mochi_serve.object.key": key}, Kind.CLIENT):
+        info = await services.store.stat(key)
     if info is None:
         raise NotFoundError(_no_file_message(variant), "video_id", "content_not_found")
     filename = PurePosixPath(key).name
-    headers = _file_headers(info, filename)
+    headers = _file_headers(info, filename) | {RESPONSE_HEADER: job.trace.traceparent}
     if _client_has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     storage, preferred = services.settings.storage, _prefers_link(request)

@@ -13,6 +13,7 @@ from serve_app.errors import ApiError, VideoFailedError, VideoNotReadyError, Vid
 from serve_app.ingress import videos
 from serve_app.ingress.authentication import AuthenticatedCaller
 from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
+from serve_app.ingress.request_trace import request_trace
 from serve_app.ingress.services import services_of
 from serve_app.ingress.short_routes import CREATED_RESPONSES
 from serve_app.jobs import Job, JobState
@@ -40,7 +41,7 @@ async def create_video_sync(request: Request, caller: AuthenticatedCaller) -> Re
     """
     services = services_of(request)
     checked = services.checks.create.check(await videos.read_body(request))
-    accepted = await services.submit(checked, caller)
+    accepted = await services.submit(checked, caller, request_trace(request))
     job = await services.final_job(accepted.job.id, caller, services.settings.ingress.sync_timeout_s)
     if job.state is not JobState.COMPLETED:
         raise _unmade(job)

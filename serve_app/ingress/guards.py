@@ -34,6 +34,7 @@ EXPOSED_HEADERS = (
     "idempotent-replayed",
     "preference-applied",
     "x-ignored-parameters",
+    "traceresponse",
     "x-video-id",
     "accept-ranges",
     "content-length",

@@ -27,6 +27,7 @@ from serve_app.errors import (
 )
 from serve_app.feed.follower import FeedFollower
 from serve_app.feed.new_keys import NewKeys
+from serve_app.ingress.request_trace import RequestTrace
 from serve_app.jobs import (
     Acceptance,
     Expiry,
@@ -141,8 +142,11 @@ class Services:
         expires_at = table.keys[caller.key_hash].expires_at
         return None if expires_at is None else expires_at - now
 
-    async def submit(self, request: CheckedRequest, caller: Caller) -> Acceptance:
+    async def submit(self, request: CheckedRequest, caller: Caller, trace: RequestTrace | None = None) -> Acceptance:
         """Make a job for the request and return it once it is durable.
+
+        Args:
+            trace: of the request.
 
         Returns:
             `repeated` says that an earlier request with the caller's idempotency key made the job.
@@ -176,6 +180,7 @@ class Services:
             requested=request.requested,
             cancel_after_s=request.cancel_after_s,
             draft=request.draft,
+            traceparent=None if trace is None else trace.begin_job(job_id, caller.tenant),
         )
         try:
             accepted = await self.registry.submit(submission)

@@ -53,7 +53,7 @@ async def generate(
     """Accept a video to be made; answers at once with its id, before any work."""
     services = services_of(request)
     checked = services.checks.generate.check(await videos.read_body(request))
-    video = await videos.submit(services, checked, caller, response, prefer)
+    video = await videos.submit(request, checked, caller, response, prefer)
     response.headers["Location"] = f"/status/{video.id}"
     return video
 

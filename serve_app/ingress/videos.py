@@ -23,7 +23,8 @@ from serve_app.ingress.authentication import (
     TenantName,
     authenticate_by_key,
 )
-from serve_app.ingress.services import LONGEST_WAIT_S, Services, services_of
+from serve_app.ingress.request_trace import RESPONSE_HEADER, request_trace
+from serve_app.ingress.services import LONGEST_WAIT_S, services_of
 from serve_app.jobs import Acceptance, Job, JobFilter, JobState, Order
 from serve_app.openapi.errors import (
     CONFLICTING_PARAMETERS,
@@ -35,6 +36,7 @@ from serve_app.openapi.errors import (
     Responses,
     error_responses,
 )
+from serve_app.openapi.media import TRACE_DOCS
 from serve_app.openapi.schemas import DeletedVideo, ModelList, Status, Video, VideoHistory, VideoPage
 from serve_app.openapi.views import states_of, to_history, to_model_list, to_page
 from serve_app.requests import deadlines
@@ -60,6 +62,7 @@ RETRIEVE_RESPONSES: Responses = {
 LIST_RESPONSES = error_responses(CONFLICTING_PARAMETERS)
 CANCEL_RESPONSES = error_responses(VIDEO_NOT_FOUND, VIDEO_FINAL, *WRITE_ERRORS)
 ACCEPTED_HEADERS: dict[str, Any] = REPLAYED_DOCS | {
+    RESPONSE_HEADER: TRACE_DOCS,
     IGNORED_HEADER: {
         "description": "the fields of the request that were known and made no difference, as `a, b`",
         "schema": {"type": "string"},
@@ -185,7 +188,7 @@ async def create_video(
     """Accept a video to be made; answers at once with its id, before any work."""
     services = services_of(request)
     checked = services.checks.create.check(await read_body(request))
-    return await submit(services, checked, caller, response, prefer)
+    return await submit(request, checked, caller, response, prefer)
 
 
 @router.post("/v1/videos/{video_id}/remix", responses=_ACCEPTED | error_responses(*DERIVE_ERRORS))
@@ -196,7 +199,7 @@ async def remix_video(
     services = services_of(request)
     source = await services.job(video_id, caller)
     checked = services.checks.remix.check(await read_body(request), source)
-    return await submit(services, checked, caller, response, prefer)
+    return await submit(request, checked, caller, response, prefer)
 
 
 @router.post("/v1/videos/{video_id}/enhance", responses=_ACCEPTED | error_responses(*DERIVE_ERRORS))
@@ -207,7 +210,7 @@ async def enhance_video(
     services = services_of(request)
     source = await services.job(video_id, caller)
     checked = services.checks.enhance.check(await read_body(request), source)
-    return await submit(services, checked, caller, response, prefer)
+    return await submit(request, checked, caller, response, prefer)
 
 
 async def read_body(request: Request) -> dict[str, object]:
@@ -224,7 +227,7 @@ async def read_body(request: Request) -> dict[str, object]:
 
 
 async def submit(
-    services: Services, checked: CheckedRequest, caller: Caller, response: Response, prefer: str | None
+    request: Request, checked: CheckedRequest, caller: Caller, response: Response, prefer: str | None
 ) -> Video:
     """Make a video, or find the one that an earlier request with the caller's idempotency key made.
 
@@ -232,7 +235,8 @@ async def submit(
         response: gets the headers.
         prefer: the request's header.
     """
-    accepted = await services.submit(checked, caller)
+    services = services_of(request)
+    accepted = await services.submit(checked, caller, request_trace(request))
     response.headers.update(accepted_headers(accepted))
     job = accepted.job
     if wait_s := min(preferred_wait(prefer), services.timing.longest_wait_s):
@@ -243,7 +247,7 @@ async def submit(
 
 def accepted_headers(accepted: Acceptance) -> dict[str, str]:
     """What the headers of an answer tell of the request that it accepts."""
-    headers = {}
+    headers = {RESPONSE_HEADER: accepted.job.trace.traceparent}
     if accepted.repeated:
         headers[REPLAYED_HEADER] = "true"
     if accepted.job.requested.ignored:

@@ -8,11 +8,14 @@ from pydantic import TypeAdapter
 from serve_app.openapi.errors import FILE_ERRORS, Responses, error_responses
 from serve_app.openapi.schemas import VideoEvent
 
+_TRACE = "the W3C trace in which the video is made; its id is the video's own unless the request sent a traceparent"
+TRACE_DOCS = {"description": _TRACE, "schema": {"type": "string"}}
 _FILE_HEADERS = {
     "ETag": "of the file, which never changes; for If-None-Match and If-Range",
     "Last-Modified": "for If-Range",
     "Accept-Ranges": "`bytes`",
     "Cache-Control": "a private cache may keep a file for ever, and a preview not at all",
+    "traceresponse": _TRACE,
 }
 _NAMED_FILE_HEADERS = _FILE_HEADERS | {"Content-Disposition": "the file's name"}
 _PART_HEADERS = _NAMED_FILE_HEADERS | {"Content-Range": "`bytes FIRST-LAST/SIZE`"}

@@ -14,8 +14,10 @@ from deployments.background import keep_running
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
 from deployments.metrics.recorder import Series, Snapshot, Value
-from deployments.settings import StorageSettings
+from deployments.settings import StorageSettings, TracingSettings
 from deployments.storage.object_store import ObjectStore
+from deployments.tracing.context import context_of_job
+from deployments.tracing.tracer import TRACER
 from serve_app.access.secret_box import WebhookKey
 from serve_app.config import (
     HOUR_S,
@@ -53,6 +55,7 @@ from serve_app.registry.capacity_plan import CapacityPlan
 from serve_app.registry.deadlines import Deadlines
 from serve_app.registry.dispatcher import Dispatcher, Send
 from serve_app.registry.feed_maintenance import FeedMaintenance
+from serve_app.registry.job_traces import JobTraces
 from serve_app.registry.metrics import RegistryMetrics
 from serve_app.registry.queue_estimates import QueueEstimates
 from serve_app.registry.reports import JobReports
@@ -66,6 +69,7 @@ from serve_app.webhooks.sender import WebhookSender
 
 OPEN = AccessSettings()
 METRICS = MetricsSettings()
+UNTRACED = TracingSettings()
 NO_KEY = WebhookKey()
 
 
@@ -94,6 +98,7 @@ class JobRegistry(RegistryApi):
         webhook_key: what the secrets that sign them are encrypted with.
         access: whether requests need keys.
         metrics: how many tenants are told apart.
+        tracing: where spans go.
         settings_digest: of all of these, as whoever starts it counts them.
         was_restarted: whether there was a registry of this owner before, which ingress replicas may
             still follow.
@@ -116,6 +121,7 @@ class JobRegistry(RegistryApi):
         webhook_key: WebhookKey = NO_KEY,
         access: AccessSettings = OPEN,
         metrics: MetricsSettings = METRICS,
+        tracing: TracingSettings = UNTRACED,
         settings_digest: str = "",
         was_restarted: Callable[[], bool] = lambda: False,
         watch: Callable[[], object] = lambda: None,
@@ -124,6 +130,7 @@ class JobRegistry(RegistryApi):
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._watched = watch()
+        TRACER.start(tracing, "registry")
         self._settings_digest = settings_digest
         self._retention = retention
         self._keep_keys_s = jobs.idempotency_h * HOUR_S
@@ -147,7 +154,8 @@ class JobRegistry(RegistryApi):
         self._capacity = CapacityPlan(self._state)
         self._admission = AdmissionControl(self._state, self._estimates)
         self._metrics = RegistryMetrics(self._state, metrics)
-        self._state.on_final = self._metrics.note_end
+        self._traces = JobTraces(self._state)
+        self._state.on_final = self._note_end
         background = [self._dispatcher.run, self._deadlines.run, self._feed_maintenance.run, self._metrics.run]
         self._webhook_key = webhook_key
         self._sweeper: Sweeper | None = None
@@ -175,7 +183,12 @@ class JobRegistry(RegistryApi):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._dispatcher.close()
+        await self._traces.close()
         await asyncio.to_thread(self._database.close)
+
+    def _note_end(self, job: Job) -> None:
+        self._metrics.note_end(job)
+        self._traces.note_end(job)
 
     async def settings_digest(self) -> str:
         """Of the settings that it runs with, so that a deploy sees whether they are still right."""
@@ -193,6 +206,11 @@ class JobRegistry(RegistryApi):
     # What the ingress asks for
 
     async def submit(self, submission: Submission) -> Acceptance:
+        context = context_of_job(submission.job_id, submission.traceparent)
+        with TRACER.begin("accept", context, {"mochi_serve.job.id": submission.job_id}):
+            return await self._submit(submission)
+
+    async def _submit(self, submission: Submission) -> Acceptance:
         await self._dispatcher.ready.wait()  # the waiting jobs are counted by then
         await self._feed_maintenance.ready.wait()  # the tenants and their limits are known
         decided = await self._admission.decide(submission)

@@ -258,7 +258,9 @@ class Dispatcher:
             return True
 
         job = lease.job
-        task = StageTask(job.id, lease.token, lease.stage, job.attempt, job.spec, job.checkpoint_step)
+        task = StageTask(
+            job.id, lease.token, lease.stage, job.attempt, job.spec, job.checkpoint_step, job.move_span.traceparent
+        )
         reason = "the replica ended its call without a result"
         replica_died = False
         try:

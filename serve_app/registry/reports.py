@@ -18,6 +18,7 @@ from deployments.messages import (
 from serve_app.database import jobs as jobs_sql
 from serve_app.database.job_rows import get_job
 from serve_app.jobs import STAGE_BEFORE, JobError, overall_progress
+from serve_app.registry.job_traces import tell_dispatch
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.retries import REPLICA_DIED, REPLICA_GONE, Retry, after_failure, remake_pause
@@ -41,10 +42,11 @@ class JobReports:
             return Directive.STOP
         self._state.leases.renew(lease, time.monotonic())
         match report.event:
-            case Started(replica, device):
+            case Started(replica, device) as event:
                 lease.replica = replica
                 if not lease.has_begun:
                     lease.has_begun = True
+                    tell_dispatch(lease, event, self._state.unix_time())
                     log.info(f"[{lease.job_id}] {lease.stage} on {replica} ({device})")
             case Progress() as event:
                 await self._take_progress(lease, event)

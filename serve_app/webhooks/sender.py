@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
@@ -20,6 +21,9 @@ from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
 from deployments.metrics import names
 from deployments.metrics.recorder import RECORDER
+from deployments.tracing.context import HEADER, context_of_job
+from deployments.tracing.span import Attributes, Kind, Span
+from deployments.tracing.tracer import TRACER
 from serve_app.access.secret_box import LostSecretError
 from serve_app.access.targets import Resolve, system_resolve
 from serve_app.config import WebhookSettings
@@ -72,6 +76,19 @@ def signed_headers(event_id: str, body: bytes, secret: str, now: float) -> dict[
         "webhook-timestamp": str(timestamp),
         "webhook-signature": signature,
     }
+
+
+def _begin_span(delivery: Delivery) -> Span:
+    """One try. Of the URL it tells the host: the rest may be a secret of its owner."""
+    context = context_of_job(delivery.job_id, delivery.traceparent)
+    about: Attributes = {
+        "http.request.method": "POST",
+        "server.address": urlsplit(delivery.url).hostname or "",
+        "mochi_serve.job.id": delivery.job_id,
+        "mochi_serve.event.id": delivery.id,
+        "http.request.resend_count": delivery.attempts,
+    }
+    return TRACER.begin("webhook", context.at(delivery.job_id, "job"), about, Kind.CLIENT)
 
 
 async def _nothing_to_seal() -> None:
@@ -166,8 +183,8 @@ class WebhookSender:
     async def _deliver(self, client: WebhookClient, delivery: Delivery) -> None:
         """Try once and write the result to SQL. If that fails, it is tried again once its hold is over."""
         try:
-            with RECORDER.timing(names.WEBHOOK_SECONDS):
-                answer = await self._send(client, delivery)
+            with RECORDER.timing(names.WEBHOOK_SECONDS), _begin_span(delivery) as span:
+                answer = await self._send(client, delivery, span)
             await self._write_result(delivery, answer)
         except RegistryUnavailableError as error:
             log.warning(f"webhooks: {delivery.id} may be sent once more, the database did not take its result: {error}")
@@ -177,11 +194,23 @@ class WebhookSender:
             self._limits.end(delivery.tenant, delivery.url)
             self._woken.set()
 
-    async def _send(self, client: WebhookClient, delivery: Delivery) -> Answer:
+    async def _send(self, client: WebhookClient, delivery: Delivery, span: Span) -> Answer:
+        answer = await self._try(client, delivery, span)
+        if answer.status is not None:
+            span.set({"http.response.status_code": answer.status})
+        if answer.error is not None:
+            # Not the error itself, which may name the URL.
+            span.end(str(answer.status or "no_answer"))
+        return answer
+
+    async def _try(self, client: WebhookClient, delivery: Delivery, span: Span) -> Answer:
         body = payload(delivery)
+        # Of the job, where the try itself is not traced: the receiver can go on with its trace all the same.
+        context = span.traceparent or context_of_job(delivery.job_id, delivery.traceparent).traceparent
         try:
             secret = await self._get_secret(delivery.tenant)
-            return await client.post(delivery.url, body, signed_headers(delivery.id, body, secret, self._clock()))
+            headers = signed_headers(delivery.id, body, secret, self._clock()) | {HEADER: context}
+            return await client.post(delivery.url, body, headers)
         except RegistryUnavailableError:
             raise
         except LostSecretError as error:

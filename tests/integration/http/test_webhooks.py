@@ -18,6 +18,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage, VideoSpec
+from deployments.tracing.context import TraceContext
 from serve_app.access.secret_box import LostSecretError
 from serve_app.access.targets import AddressInfo, check_target
 from serve_app.config import HOUR_S, WebhookSettings
@@ -30,6 +31,7 @@ from serve_app.webhooks.sender import Timing, WebhookSender, payload, signed_hea
 from tests.support.http.webhook_receiver import ReceivedRequest, Reply, receiving
 from tests.support.logs import serve_log
 from tests.support.registry.deliveries import get_delivery
+from tests.support.tracing.spans import traced
 from tests.support.waiting import running
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 1)
@@ -62,9 +64,15 @@ async def sending(
 
 
 async def add(
-    database: Database, job_id: str, url: str, state: JobState = JobState.COMPLETED, tenant: str = "acme"
+    database: Database,
+    job_id: str,
+    url: str,
+    state: JobState = JobState.COMPLETED,
+    tenant: str = "acme",
+    traceparent: str | None = None,
 ) -> None:
-    job = Job(f"video_{job_id}", "mochi-1", SPEC, state, Stage.DECODING, 1, 0.0, tenant=tenant, webhook_url=url)
+    of = {"tenant": tenant, "webhook_url": url, "traceparent": traceparent}
+    job = Job(f"video_{job_id}", "mochi-1", SPEC, state, Stage.DECODING, 1, 0.0, **of)  # type: ignore[arg-type]
     await database.run(webhooks_sql.add_delivery, job, now=time.time())
 
 
@@ -131,6 +139,30 @@ async def test_an_end_is_sent_in_the_form_that_openais_package_unwraps(
     assert got.headers["user-agent"].startswith("mochi-serve")
     assert (delivery.status, delivery.error, delivery.attempts) == (204, None, 1)
     assert delivery.delivered_at is not None
+
+
+async def test_a_try_is_a_span_of_the_job_and_tells_its_receiver_of_it(database: Database) -> None:
+    client = TraceContext("c" * 32, "d" * 16, True)
+    with traced() as spans:
+        async with receiving(replying(503, 204)) as receiver, sending(database):
+            await add(database, "1", receiver.url("/hook?key=secret"), traceparent=client.traceparent)
+            await until_done(database, "1")
+    failed, taken = spans
+    assert [got.headers["traceparent"] for got in receiver.requests] == [span.context.traceparent for span in spans]
+    assert {span.context.trace_id for span in spans} == {client.trace_id}
+    assert {span.parent_id for span in spans} == {client.at("video_1", "job").span_id}
+    assert (failed.error, taken.error) == ("503", None)
+    assert taken.attributes["http.response.status_code"] == 204 and taken.attributes["server.address"] == "127.0.0.1"
+    assert "secret" not in repr(spans)
+
+
+async def test_without_an_exporter_the_receiver_hears_of_the_trace_all_the_same(database: Database) -> None:
+    client = TraceContext("c" * 32, "d" * 16, True)
+    async with receiving() as receiver, sending(database):
+        await add(database, "1", receiver.url(), traceparent=client.traceparent)
+        assert (await receiver.next()).headers["traceparent"] == client.traceparent
+        await add(database, "2", receiver.url())
+        assert (await receiver.next()).headers["traceparent"].endswith("-00")
 
 
 async def test_each_tenant_has_its_own_secret_and_a_changed_body_is_noticed(database: Database) -> None:

@@ -104,7 +104,7 @@ def draw(spans: list[SentSpan], path: Path) -> None:
     rows = in_order(spans)
     origin = min(span.start_ns for span in spans)
     whole = length_s(spans)
-    matplotlib.rcParams["svg.hashsalt"] = "trace"
+    matplotlib.rcParams |= {"svg.hashsalt": "trace", "svg.fonttype": "none"}
     figure = Figure(figsize=(10, 0.9 + 0.2 * len(rows)), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for row, (depth, span) in enumerate(rows):
@@ -146,12 +146,14 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def as_table(spans: list[SentSpan]) -> Table:
     origin = min(span.start_ns for span in spans)
-    table = Table("span", "process", "begins", "seconds", "events")
+    table = Table("span", "process", "begins", "seconds", "events", box=None)
     for depth, span in in_order(spans):
         seconds = (span.end_ns - span.start_ns) / 1e9
         events = ", ".join(event.name for event in span.events if event.name not in ("preview", "checkpoint"))
         begins = (span.start_ns - origin) / 1e9
-        table.add_row("  " * depth + label(span), span.service, f"{begins:.3f}", f"{seconds:.3f}", events)
+        table.add_row(
+            "  " * depth + label(span), span.service.rpartition("-")[2], f"{begins:.3f}", f"{seconds:.3f}", events
+        )
     return table
 
 

@@ -98,10 +98,11 @@ ALERTS = (
     ),
     Alert(
         "MochiServeReplicasDying",
-        f"{Q.risen(names.RETRIES, window='15m', code=DEATHS)} >= 3",
+        f"{Q.risen(names.RETRIES, window='15m', code=DEATHS)} >= 3"
+        f" and {Q.increase(names.START_SECONDS, window='15m', suffix='_count', phase='load')} > 2.5",
         "0m",
         "critical",
-        "Three times or more in 15 minutes a job went back because its replica or its device had died",
+        "Jobs went back because replicas or devices died, and three replicas or more have started in 15 minutes",
     ),
     Alert(
         "MochiServeReplicasSilent",

@@ -61,6 +61,10 @@ def _ended(state: str, values: str) -> Series:
     return series(names.JOBS_ENDED, values, state=state, tier="standard", tenant="a")
 
 
+def _starts(values: str) -> Series:
+    return series(names.START_SECONDS, values, "_count", stage="sampling", phase="load")
+
+
 def _waits(tier: str, values: str) -> Series:
     return series(names.QUEUE_OLDEST_WAIT, values, tier=tier, tenant="a")
 
@@ -79,6 +83,7 @@ WELL: Series = (
     | series(names.TARGET_WAIT, steady(60), tier="interactive")
     | series(names.RETRIES, steady(0), code="internal_error")
     | series(names.RETRIES, since(40, 2, 3), code="replica_died")
+    | _starts(since(50, 1, 4))
     | series(names.LEASES_LAPSED, since(5, 1, 2))
     | series(names.STORE_REQUESTS, rising(60), operation="put", outcome="done")
     | series(names.STORE_REQUESTS, rising(1), operation="put", outcome="failed")
@@ -163,14 +168,26 @@ CASES = (
     Case(
         "MochiServeReplicasDying",
         "three deaths, of a code that was not there before",
-        series(names.RETRIES, since(10, 0, 3).replace("0+0x", "_x"), code="device_broken"),
+        series(names.RETRIES, since(10, 0, 3).replace("0+0x", "_x"), code="device_broken") | _starts(since(9, 4, 8)),
     ),
-    Case("MochiServeReplicasDying", "two deaths", series(names.RETRIES, since(10, 3, 5), code="replica_died"), False),
+    Case(
+        "MochiServeReplicasDying",
+        "one replica with many jobs",
+        series(names.RETRIES, since(10, 3, 11), code="replica_died") | _starts(since(9, 4, 5)),
+        fires=False,
+    ),
+    Case(
+        "MochiServeReplicasDying",
+        "two deaths",
+        series(names.RETRIES, since(10, 3, 5), code="replica_died") | _starts(since(9, 4, 8)),
+        False,
+    ),
     Case(
         "MochiServeReplicasDying",
         "old deaths that Prometheus reads for the first time",
         {name: f"_x{AT - 6} {values}" for name, values in WELL.items()}
-        | series(names.RETRIES, f"_x{AT - 6} 9+0x60", code="replica_died"),
+        | series(names.RETRIES, f"_x{AT - 6} 9+0x60", code="replica_died")
+        | _starts(f"_x{AT - 6} 1 9+0x60"),
         fires=False,
     ),
     Case("MochiServeReplicasSilent", "eight of them", series(names.LEASES_LAPSED, since(5, 1, 9))),

@@ -169,7 +169,7 @@ def _draw_panel(axes: Axes, panel: Panel, found: list[Line], span: Span) -> None
     if panel.red_from is not None:
         axes.axhline(panel.red_from * factor, color="C3", linestyle="--", linewidth=0.7)
     axes.set_xlim(*_dates([span.start, span.end]))
-    axes.set_ylim(0, max(1.08 * axes.dataLim.y1, 1e-9))
+    axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
     axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
     axes.tick_params(labelsize=6)
     axes.grid(alpha=0.3)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deployments.metrics.metric import Metric
+from deployments.metrics.names import JOBS_UNACCOUNTED
 
 JOB = "job"
 """The label by which Prometheus tells servers apart: its scrape job."""
@@ -58,8 +59,8 @@ class PromQL:
 
     def risen(self, metric: Metric, *by: str, window: str, **where: str) -> str:
         """The same of a counter that comes from the database and so never falls, by a difference: whole numbers, and
-        the first event of a series too, which begins with it. A series that was read less often than the metric's
-        oldest began in the window, at 0; one that is as old counts from what was read first."""
+        the first event of a series too, which begins with it. A series that was read less often than one that is
+        always there began in the window, at 0; one that was read as often counts from what was read first."""
         assert metric.source == "jobs" and metric.kind == "counter"
         _check(metric, by, where)
         own = metric.label_names
@@ -67,7 +68,7 @@ class PromQL:
         now = self._aggregated("max", own, read)
         first = self._aggregated("min", own, f"min_over_time({read}[{window}])")
         times = self._aggregated("max", own, f"count_over_time({read}[{window}])")
-        most = self._aggregated("max", (), f"count_over_time({self._selector(metric, '', {})}[{window}])")
+        most = self._aggregated("max", (), f"count_over_time({self._selector(JOBS_UNACCOUNTED, '', {})}[{window}])")
         on = f"on ({', '.join(self.keep)}) group_left ()"
         rise = f"{now} - {first} * ({times} >= bool {on} {most})"
         return f"({rise})" if set(by) == set(own) else self._aggregated("sum", by, rise)

@@ -23,11 +23,20 @@ def _phase(title: str, metric: Metric, about: str) -> Panel:
     return Panel(title, "s", queries, about)
 
 
+MEANS = {phase: Q.mean(metric, window=JOBS) for phase, metric in PHASES.items()}
+
+
+def _rest() -> str:
+    """What is missing to the whole."""
+    parts = " - ".join(f"({mean})" for mean in MEANS.values())
+    return f"clamp_min({Q.mean(names.JOB_END_TO_END, window=JOBS)} - {parts}, 0)"
+
+
 MEAN = Panel(
     "Mean time in each phase",
     "s",
-    tuple(Query(Q.mean(metric, window=JOBS), phase) for phase, metric in PHASES.items()),
-    "Of jobs that ended in the last half hour. The rest of the whole is waits between stages, and what was lost.",
+    (*(Query(mean, phase) for phase, mean in MEANS.items()), Query(_rest(), "between, and lost")),
+    "Of jobs that ended in the last half hour. Between: waits for a slot of the next stage, and what was lost.",
     kind="areas",
     width=16,
 )

@@ -1,4 +1,5 @@
-"""The web page: itself at /, its files under /web. It needs no network but this server.
+"""The web pages: everybody's at /, the operators' at /status, their files under /web. They need no network but this
+server.
 
 All files are read once, so a path can only name what was there at the start. Their names carry no versions: browsers
 ask each time, and the ETag says that nothing changed. It is made of the content, so that it is the same at every
@@ -21,6 +22,7 @@ from serve_app.ingress.guards import PAGE_CONTENT_POLICY
 
 FOLDER = Path(__file__).parents[1] / "web"
 INDEX = "index.html"
+STATUS = "status.html"
 EXAMPLES = "examples.json"
 # Which file is sent as `EXAMPLES`, by the last part of the model's source: the included model knows few words.
 EXAMPLES_OF = {"shapes": "examples/shapes.json"}
@@ -66,10 +68,17 @@ class WebPage:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         self._files = {path.relative_to(folder).as_posix(): read_file(path) for path in paths}
         self._files[EXAMPLES] = self._files[examples_of(model)]
-        self.routes: list[BaseRoute] = [Route("/", self.send_index), Route("/web/{path:path}", self.send_file)]
+        self.routes: list[BaseRoute] = [
+            Route("/", self.send_index),
+            Route("/status", self.send_status),
+            Route("/web/{path:path}", self.send_file),
+        ]
 
     async def send_index(self, request: Request) -> Response:
         return _answer(request, self._files[INDEX])
+
+    async def send_status(self, request: Request) -> Response:
+        return _answer(request, self._files[STATUS])
 
     async def send_file(self, request: Request) -> Response:
         file = self._files.get(request.path_params["path"])

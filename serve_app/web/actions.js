@@ -1,8 +1,9 @@
 /** What a person can do to videos. Each returns once the server has done it, or throws why it did not. */
 import { announce } from './announce.js';
 import { ApiError, json, post, videoPath } from './api.js';
+import { refreshNow } from './rounds.js';
 import { FINAL, peek, put, remove } from './store.js';
-import { refreshNow, tellOtherTabs } from './sync.js';
+import { tellOtherTabs } from './sync.js';
 
 /** The request whose outcome is not known, and the key under which a repeat of it makes no second video. */
 let unsure = { body: '', key: '' };

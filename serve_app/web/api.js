@@ -72,8 +72,13 @@ export async function send(path, init = {}) {
 
 /** @param {string} path @param {RequestInit} [init] @returns {Promise<any>} */
 export async function json(path, init = {}) {
+  return (await answer(path, init)).body;
+}
+
+/** @param {string} path @param {RequestInit} [init] @returns {Promise<{body: any, headers: Headers}>} */
+export async function answer(path, init = {}) {
   const response = await send(path, { signal: AbortSignal.timeout(REQUEST_MS), ...init });
-  return parse(await response.text());
+  return { body: parse(await response.text()), headers: response.headers };
 }
 
 /** @param {string} path @param {object} body @param {Record<string, string>} [headers] */

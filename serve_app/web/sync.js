@@ -1,8 +1,10 @@
 /** Keeps this tab like the server: what is served, how it is, and the list of videos, also those of other tabs. */
-import { key, keyWanted } from './access.js';
-import { ApiError, json, serverNow } from './api.js';
+import { key } from './access.js';
+import { json } from './api.js';
+import { refreshHealth } from './health.js';
 import { hasLiveUnfollowed } from './live.js';
 import { refreshPreviews, tidyPreviews } from './previews.js';
+import { keepAsking, refreshNow } from './rounds.js';
 import { FINAL, clear, live, now, order, peek, putPage, remove } from './store.js';
 import { computed, effect, signal } from './ui.js';
 
@@ -11,26 +13,16 @@ const LONGEST_PAGE = 100;
 const LIVE_MS = 1500;
 const QUIET_MS = 5000;
 const HEALTH_MS = 15_000;
-const FIRST_PAUSE_MS = 1000;
-const LONGEST_PAUSE_MS = 15_000;
 
 export const model = signal(/** @type {import('./types.js').Model|null} */ (null));
 export const examples = signal(/** @type {{note: string, prompts: string[]}|null} */ (null));
-export const health = signal(/** @type {any} */ (null));
 /** The first page of the list is here. */
 export const listed = signal(false);
 export const hasMore = signal(false);
-/** Why the list cannot be read now, and when it is tried again; null while all is well. */
-export const away = signal(/** @type {import('./types.js').Problem|null} */ (null));
 export const ready = computed(() => model.value !== null && listed.value);
 
 const otherTabs = new BroadcastChannel('mochi-serve');
-/** Somebody asked for a round while one was running, or wants the pause to end. */
-let asked = false;
-let resume = () => {};
-let failures = 0;
-let healthAsked = -Infinity;
-/** Videos were being made when the health was asked for. */
+/** Videos were being made in the round before. */
 let madeThen = false;
 let deep = 0;
 
@@ -39,19 +31,11 @@ export function tellOtherTabs() {
   otherTabs.postMessage('changed');
 }
 
-/** Ask the server again at once. */
-export function refreshNow() {
-  asked = true;
-  resume();
-}
-
 /** Runs for as long as the page is open. */
 export async function keepInSync() {
-  for (const happening of ['online', 'focus', 'pageshow']) addEventListener(happening, refreshNow);
-  document.addEventListener('visibilitychange', refreshNow);
   otherTabs.addEventListener('message', refreshNow);
   startAgainWithEachKey();
-  for (;;) await pause(await round());
+  await keepAsking(refresh);
 }
 
 function startAgainWithEachKey() {
@@ -66,43 +50,13 @@ function startAgainWithEachKey() {
 }
 
 /** @returns {Promise<number>} milliseconds until the next */
-async function round() {
-  asked = false;
-  if (keyWanted.peek() !== null || document.hidden) return Infinity;
-  try {
-    await refresh();
-    failures = 0;
-    away.value = null;
-    return hasLiveUnfollowed() ? LIVE_MS : QUIET_MS;
-  } catch (error) {
-    return afterFailure(error);
-  }
-}
-
-function afterFailure(error) {
-  if (error instanceof ApiError && error.status === 401) return Infinity;
-  const growing = Math.min(FIRST_PAUSE_MS * 2 ** failures++, LONGEST_PAUSE_MS);
-  const ms = Math.max(growing, 1000 * (error.retryAfterS ?? 0));
-  away.value = { text: error.message, param: null, retryAt: serverNow() + ms };
-  health.value = null;
-  healthAsked = -Infinity;
-  return ms;
-}
-
-function pause(ms) {
-  if (asked) return Promise.resolve();
-  return new Promise((resolve) => {
-    const timer = ms === Infinity ? undefined : setTimeout(resolve, ms);
-    resume = () => (clearTimeout(timer), resolve(undefined));
-  });
-}
-
 async function refresh() {
   if (!model.peek()) await loadModel();
   await refreshFirstPage();
   await refreshOlderLive();
-  await Promise.all([refreshPreviews(), refreshHealth()]);
+  await Promise.all([refreshPreviews(), refreshHealth(healthPause())]);
   tidyPreviews();
+  return hasLiveUnfollowed() ? LIVE_MS : QUIET_MS;
 }
 
 async function loadModel() {
@@ -153,13 +107,10 @@ export async function loadMore() {
   if (page) hasMore.value = page.has_more;
 }
 
-async function refreshHealth() {
+/** At once when the last one has ended: until then the header says how many are in work. */
+function healthPause() {
   const made = live().length > 0;
-  // At once when the last one has ended: until then the header says how many are in work.
-  const pauseMs = made ? QUIET_MS : madeThen ? 0 : HEALTH_MS;
-  if (performance.now() - healthAsked < pauseMs) return;
-  healthAsked = performance.now();
+  const ms = made ? QUIET_MS : madeThen ? 0 : HEALTH_MS;
   madeThen = made;
-  const answer = await fetch(new URL('health', document.baseURI)).catch(() => null);
-  health.value = (await answer?.json().catch(() => null)) ?? null;
+  return ms;
 }

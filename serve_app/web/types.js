@@ -38,6 +38,36 @@
  *
  * @typedef {{data: Video[], has_more: boolean, last_id: string|null}} VideoPage
  *
+ * @typedef {object} RunningJob
+ * @property {string} id
+ * @property {string} stage
+ * @property {string} tier
+ * @property {string} tenant
+ * @property {string|null} replica null while it is on its way to one
+ * @property {number} progress percent of the whole job
+ * @property {number} step
+ * @property {number} num_inference_steps
+ * @property {number|null} step_s seconds of the device a step; null where nothing was measured
+ * @property {string} size
+ * @property {number} num_frames
+ *
+ * @typedef {object} WorkingReplica
+ * @property {string} replica
+ * @property {string} stage
+ * @property {string} device
+ * @property {number} slots 0 if it takes no more
+ * @property {number} busy jobs that it works on, those of other tenants too
+ * @property {string|null} problem why it takes no jobs
+ * @property {string|null} revision of the model
+ *
+ * @typedef {object} Report the answer of GET /v1/status
+ * @property {string} version
+ * @property {number} at
+ * @property {{stage: string, tier: string, tenant: string, count: number, oldest_at: number}[]} waiting
+ * @property {RunningJob[]} running
+ * @property {WorkingReplica[]} replicas
+ * @property {Record<string, {count: number, ready_at: number}>} starting by stage
+ *
  * @typedef {{default: number, minimum: number, maximum: number}} Dimension
  *
  * @typedef {object} Limits

@@ -25,6 +25,11 @@ export function moment(unix) {
   return unix === null ? '' : new Date(unix * 1000).toLocaleString([], { dateStyle: 'medium', timeStyle: 'short' });
 }
 
+/** With seconds. @param {number} unix */
+export function timeOfDay(unix) {
+  return new Date(unix * 1000).toLocaleTimeString();
+}
+
 /** @param {number} frames @param {number} fps */
 export function length(frames, fps) {
   return `${(frames / fps).toFixed(1)} s`;

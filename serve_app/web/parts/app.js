@@ -1,7 +1,8 @@
 /** The page as a whole. */
 import { keyWanted } from '../access.js';
 import { spoken } from '../announce.js';
-import { away, ready } from '../sync.js';
+import { away } from '../rounds.js';
+import { ready } from '../sync.js';
 import { html } from '../ui.js';
 import { AwayBanner } from './away_banner.js';
 import { Composer } from './composer.js';

@@ -3,7 +3,7 @@ import { json, serverNow, videoPath } from '../api.js';
 import { clock } from '../clock.js';
 import { FINAL } from '../store.js';
 import { html, useEffect, useState } from '../ui.js';
-import { ago, duration, length, moment, problemOf, qualityText, sizeText } from '../wording.js';
+import { ago, duration, length, moment, problemOf, qualityText, sizeText, timeOfDay } from '../wording.js';
 import { ProblemText } from './problem_text.js';
 
 /** @param {{video: import('../types.js').Video}} props */
@@ -51,12 +51,13 @@ function History({ video }) {
     <ol>
       ${moves.map((move, n) => html`<${Move} key=${n} ...${move} />`)}
     </ol>
+    <p><a href="status#${video.id}">Its way through the server, on a time axis</a></p>
     <${ProblemText} problem=${problem} />
   </details>`;
 }
 
 function Move({ at, state, note }) {
   return html`<li>
-    <time>${new Date(1000 * at).toLocaleTimeString()}</time> <b>${state}</b> <span class="quiet">${note}</span>
+    <time>${timeOfDay(at)}</time> <b>${state}</b> <span class="quiet">${note}</span>
   </li>`;
 }

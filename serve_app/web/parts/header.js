@@ -1,15 +1,16 @@
 /** Name, how the server is, the key, the theme. */
 import { forgetKey, key } from '../access.js';
-import { health } from '../sync.js';
+import { health } from '../health.js';
 import { theme, toggleTheme } from '../theme.js';
 import { html } from '../ui.js';
 import { healthText } from '../wording.js';
 import { Icon, Mark } from './icons.js';
 
-export function Header() {
+/** @param {{children?: any}} props children: where the page leads to, in place of how the server is */
+export function Header({ children }) {
   return html`<header class="header">
     <a class="brand" href="./"><${Mark} /><span>mochi</span></a>
-    <${HealthPill} />
+    ${children ?? html`<${HealthPill} />`}
     ${key.value && html`<button type="button" class="plain" onClick=${forgetKey}><${Icon}
       name="key" />Forget the key</button>`}
     <${ThemeButton} />
@@ -27,7 +28,7 @@ function HealthPill() {
       .map((one) => one.replica)
       .join(', ');
   const look = { ok: 'good', starting: '' }[report.status] ?? 'bad';
-  return html`<span class="pill ${look}" title=${why}>${healthText(report)}</span>`;
+  return html`<a class="pill ${look}" href="status" title=${why}>${healthText(report)}</a>`;
 }
 
 function ThemeButton() {

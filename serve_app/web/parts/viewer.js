@@ -1,43 +1,33 @@
 /** One video, large: what it is, what became of it, what can be done with it. Opened by the address. */
 import { find } from '../actions.js';
 import { serverNow } from '../api.js';
-import { close, open } from '../route.js';
+import { open } from '../route.js';
 import { FINAL, video as videoOf } from '../store.js';
 import { ready } from '../sync.js';
-import { html, useEffect, useLayoutEffect, useRef, useState } from '../ui.js';
+import { html, useEffect, useState } from '../ui.js';
 import { problemOf } from '../wording.js';
 import { Facts } from './facts.js';
-import { Icon } from './icons.js';
 import { ProblemText } from './problem_text.js';
 import { Progress } from './progress.js';
+import { Sheet } from './sheet.js';
 import { Stage } from './stage.js';
 import { Tasks } from './tasks.js';
 
 export function Viewer() {
-  return open.value && ready.value && html`<${Sheet} id=${open.value} />`;
+  return open.value && ready.value && html`<${Opened} id=${open.value} />`;
 }
 
-function Sheet({ id }) {
-  const dialog = useRef(null);
+function Opened({ id }) {
   const [problem, setProblem] = useState(null);
   const video = videoOf(id);
-  // Before what is inside takes the focus.
-  useLayoutEffect(() => dialog.current.showModal(), []);
   useEffect(() => {
     setProblem(null);
     find(id).catch((error) => setProblem(problemOf(error, serverNow())));
   }, [id]);
-  // The event comes late: another video may be open by then, in a dialog of its own.
-  const closed = () => dialog.current && close();
-  const aside = (event) => event.target === dialog.current && dialog.current.close();
-  return html`<dialog ref=${dialog} class="viewer" aria-labelledby="viewer-title" onClose=${closed} onClick=${aside}>
-    <div class="viewer-inside">
-      <button type="button" class="round shut" aria-label="Close" title="Close"
-        onClick=${() => dialog.current.close()}><${Icon} name="cancel" /></button>
-      ${video ? html`<${Inside} video=${video} />` : html`<h2
-        id="viewer-title">${problem ? 'There is nothing to see' : 'Loading'}</h2><${ProblemText} problem=${problem} />`}
-    </div>
-  </dialog>`;
+  return html`<${Sheet} titleId="viewer-title">
+    ${video ? html`<${Inside} video=${video} />` : html`<h2
+      id="viewer-title">${problem ? 'There is nothing to see' : 'Loading'}</h2><${ProblemText} problem=${problem} />`}
+  <//>`;
 }
 
 function Inside({ video }) {

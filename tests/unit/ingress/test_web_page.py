@@ -14,6 +14,7 @@ from serve_app.ingress.web_page import CONTENT_TYPES, FOLDER, WebPage, examples_
 from tests.support.http.fakes import shapes_settings
 
 SCRIPTS = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js"))
+PAGES = {"index.html": "app.js", "status.html": "status/app.js"}
 OWN_SCRIPTS = [name for name in SCRIPTS if not name.startswith("vendor/")]
 
 
@@ -46,10 +47,11 @@ def loaded_from(name: str) -> set[str]:
     return found
 
 
-async def test_the_page_is_at_the_root(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/")
+@pytest.mark.parametrize(("path", "name"), [("/", "index.html"), ("/status", "status.html")])
+async def test_the_pages_are_at_their_paths(client: httpx.AsyncClient, path: str, name: str) -> None:
+    answer = await client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert answer.content == (FOLDER / "index.html").read_bytes()
+    assert answer.content == (FOLDER / name).read_bytes()
 
 
 @pytest.mark.parametrize("suffix", sorted(CONTENT_TYPES))
@@ -60,7 +62,7 @@ async def test_each_kind_of_file_has_its_type(client: httpx.AsyncClient, suffix:
     assert answer.content == path.read_bytes()
 
 
-@pytest.mark.parametrize("path", ["/", "/web/app.js", "/web/vendor/figtree-latin-wght-normal.woff2"])
+@pytest.mark.parametrize("path", ["/", "/status", "/web/app.js", "/web/vendor/figtree-latin-wght-normal.woff2"])
 async def test_a_browser_that_has_the_file_gets_it_no_second_time(client: httpx.AsyncClient, path: str) -> None:
     first = await client.get(path)
     assert first.headers["cache-control"] == "no-cache"
@@ -82,7 +84,7 @@ async def test_what_is_zipped_has_a_tag_of_its_own(client: httpx.AsyncClient) ->
     assert "content-encoding" not in refused.headers
 
 
-@pytest.mark.parametrize("path", ["/", "/web/app.js"])
+@pytest.mark.parametrize("path", ["/", "/status", "/web/app.js"])
 async def test_head_tells_what_get_would(client: httpx.AsyncClient, path: str) -> None:
     head, get = await client.head(path), await client.get(path)
     assert (head.status_code, head.content, head.headers) == (200, b"", get.headers)
@@ -116,7 +118,7 @@ async def test_other_methods_are_refused(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_policy_lets_nothing_in_from_elsewhere(client: httpx.AsyncClient) -> None:
-    for path in ("/", "/web/app.js", "/web/icon.svg"):
+    for path in ("/", "/status", "/web/app.js", "/web/icon.svg"):
         headers = (await client.get(path)).headers
         policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
         assert policy["default-src"] == "'none'"
@@ -134,25 +136,30 @@ async def test_the_examples_suit_the_model(client: httpx.AsyncClient) -> None:
     assert other["prompts"] and not set(other["prompts"]) & set(shown["prompts"])
 
 
-@pytest.mark.parametrize("name", ["index.html", *OWN_SCRIPTS, *sorted(p.name for p in (FOLDER / "css").iterdir())])
+@pytest.mark.parametrize("name", [*PAGES, *OWN_SCRIPTS, *sorted(p.name for p in (FOLDER / "css").iterdir())])
 def test_nothing_is_asked_of_another_host(name: str) -> None:
     path = FOLDER / ("css" if name.endswith(".css") else "") / name
     found = re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", path.read_text(encoding="utf-8"))
     assert found == []
 
 
-def test_the_page_loads_exactly_the_modules_that_are_used() -> None:
-    index = (FOLDER / "index.html").read_text(encoding="utf-8")
-    preloaded = re.findall(r'rel="modulepreload" href="web/([^"]+)"', index)
-    used = loaded_from("app.js")
-    assert sorted(preloaded) == sorted(used - {"app.js"})
+@pytest.mark.parametrize(("page", "entry"), PAGES.items())
+def test_each_page_loads_exactly_the_modules_that_it_uses(page: str, entry: str) -> None:
+    text = (FOLDER / page).read_text(encoding="utf-8")
+    preloaded = re.findall(r'rel="modulepreload" href="web/([^"]+)"', text)
+    assert sorted(preloaded) == sorted(loaded_from(entry) - {entry})
+    assert f'src="web/{entry}"' in text
+
+
+def test_every_module_is_used() -> None:
+    used = set().union(*map(loaded_from, PAGES.values()))
     assert set(SCRIPTS) - used == {"theme-early.js", "types.js"}
 
 
-def test_every_link_of_the_page_is_there() -> None:
-    index = (FOLDER / "index.html").read_text(encoding="utf-8")
-    for link in re.findall(r'(?:href|src)="web/([^"]+)"', index):
-        assert (FOLDER / link).is_file(), link
+def test_every_link_of_the_pages_is_there() -> None:
+    for page in PAGES:
+        for link in re.findall(r'(?:href|src)="web/([^"]+)"', (FOLDER / page).read_text(encoding="utf-8")):
+            assert (FOLDER / link).is_file(), link
     for sheet in (FOLDER / "css").iterdir():
         for link in re.findall(r'url\("([^"]+)"\)', sheet.read_text(encoding="utf-8")):
             assert (sheet.parent / link).is_file(), link

@@ -19,7 +19,7 @@ from tests.support.http.keyed_services import keyed_services
 
 Document = dict[str, Any]
 # The page for browsers and the document itself are no part of the API.
-UNDESCRIBED = {"/", "/web/{path:path}", "/openapi.json"}
+UNDESCRIBED = {"/", "/status", "/web/{path:path}", "/openapi.json"}
 MAKERS = {
     "/v1/videos": ("prompt", "200"),
     "/generate": ("text", "202"),

@@ -14,13 +14,13 @@ PROCESSES = Panel(
     "The registry, ingress and stages' replicas; one that is not heard for 30 s is not counted.",
 )
 LOST = Panel(
-    "Deaths, in an hour",
+    "Jobs that went back, in an hour",
     "short",
     (
         Query(Q.risen(names.RETRIES, "code", window=RARE), "a job again: {{code}}"),
         Query(Q.increase(names.LEASES_LAPSED, window=RARE), "leases lapsed"),
     ),
-    "Replicas that died under a job, and tasks of which nothing was heard.",
+    "Because their replica died or failed, or was not heard of. One death takes all its jobs along.",
 )
 FEED = Panel(
     "Lag of the ingress",

@@ -106,13 +106,20 @@ FAILURES = Panel(
     ),
     "docs/api.md says what each code means. Retries cost time and no job.",
 )
+
+
+def _answers(status: str) -> str:
+    """0 before the first of these."""
+    return f"{Q.rate(names.HTTP_REQUESTS, status=status)} or 0 * {Q.rate(names.HTTP_REQUESTS)}"
+
+
 SERVER_ERRORS = Panel(
     "Answers of the API, a second",
     "reqps",
     (
-        Query(Q.rate(names.HTTP_REQUESTS, status="~2..|3.."), "taken"),
-        Query(Q.rate(names.HTTP_REQUESTS, status="~4.."), "refused (4xx)"),
-        Query(Q.rate(names.HTTP_REQUESTS, status="~5.."), "failed (5xx)"),
+        Query(_answers("~2..|3.."), "taken"),
+        Query(_answers("~4.."), "refused (4xx)"),
+        Query(_answers("~5.."), "failed (5xx)"),
     ),
     "5xx: the server, its database or its queue; 503 while a part starts again is normal.",
 )

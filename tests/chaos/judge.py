@@ -94,7 +94,8 @@ class Outcome:
         told = [f"a request was not accepted: {why}" for why in self.refused]
         told += [f"{job_id}: made by a repeated request, which another job answers" for job_id in self.unasked]
         told += [
-            f"{name} is {by_metrics}, and {by_jobs} by the jobs" for name, (by_metrics, by_jobs) in self.sums.items()
+            f"{name} is beyond the jobs' rows by {now}, and was by {before}"
+            for name, (now, before) in self.sums.items()
         ]
         return told + [_complaint(e) for e in self.ended if e.problems]
 

@@ -49,7 +49,7 @@ class Prometheus:
     def target(self) -> dict[str, Any]:
         """What it says of the server that it scrapes."""
         targets = httpx.get(f"{self.url}/api/v1/targets", timeout=30).json()["data"]["activeTargets"]
-        (target,) = [target for target in targets if target["labels"]["job"] == JOB]
+        target: dict[str, Any] = next((each for each in targets if each["labels"]["job"] == JOB), {})
         return dict(target)
 
 

@@ -71,7 +71,7 @@ def test_a_job_that_does_not_is_counted_and_told(ended: Ended, column: str, told
 def test_metrics_that_tell_another_sum_are_no_clean_run() -> None:
     bad = outcome(GOOD, sums={"mochi_serve_steps_run_total": (11.0, 12.0)})
     assert (bad.clean, bad.row["sums different"]) == (False, 1)
-    assert bad.complaints == ["mochi_serve_steps_run_total is 11.0, and 12.0 by the jobs"]
+    assert bad.complaints == ["mochi_serve_steps_run_total is beyond the jobs' rows by 11.0, and was by 12.0"]
 
 
 def test_a_request_that_became_two_jobs_counts_as_completed_twice() -> None:

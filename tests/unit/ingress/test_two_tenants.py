@@ -16,7 +16,14 @@ from tests.support.http.memory_http import fed_client, unfed_client
 UNKNOWN = "video_" + "0" * 32
 BODY = {"prompt": "a red circle"}
 # Each route of the app, by its methods: whether it needs a key, and whether it names a video.
-PUBLIC = {("GET", "/"), ("GET", "/web/{path:path}"), ("GET", "/health"), ("GET", "/ready"), ("GET", "/openapi.json")}
+PUBLIC = {
+    ("GET", "/"),
+    ("GET", "/status"),
+    ("GET", "/web/{path:path}"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/openapi.json"),
+}
 # Named by hand, so that whoever adds a route says here what it shows to whom.
 OF_A_VIDEO = {
     ("GET", "/v1/videos/{video_id}"),

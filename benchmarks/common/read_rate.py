@@ -13,6 +13,8 @@ import uvloop
 def read_rate(url: str, callers: int, seconds: float) -> float:
     """Answers a second to GET `url`. Each caller keeps one connection and sends its next request after each answer.
 
+    It takes `seconds`, or longer where a caller has had no answer by then: a rate counts at least one of each.
+
     Raises:
         RuntimeError: an answer that is not 200, or a connection that the server closed.
     """
@@ -31,6 +33,7 @@ async def _read_rate(url: str, callers: int, seconds: float) -> float:
     for caller in made:
         caller.ask()
     await asyncio.wait([caller.broken for caller in made], timeout=seconds)
+    await asyncio.wait([caller.answered for caller in made])
     took = time.perf_counter() - begun
     for transport, caller in opened:
         if caller.broken.done():
@@ -45,6 +48,8 @@ class _Caller(asyncio.Protocol):
 
     def __init__(self, request: bytes) -> None:
         self.answers = 0  # that were 200
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the first answer came, of whatever kind."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Has an exception once another answer came."""
         self._request = request
@@ -64,6 +69,7 @@ class _Caller(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser at the end of an answer."""
+        self._note_answer()
         status = self._parser.get_status_code()
         if status != 200:
             self._break(f"an answer was {status}, not 200")
@@ -75,6 +81,11 @@ class _Caller(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._break("the server closed a connection")
 
+    def _note_answer(self) -> None:
+        if not self.answered.done():
+            self.answered.set_result(None)
+
     def _break(self, what: str) -> None:
+        self._note_answer()  # none will come
         if not self.broken.done():
             self.broken.set_exception(RuntimeError(what))

@@ -103,7 +103,7 @@ def attention(bench: Bench) -> Rows:
             attend = partial(_attend_by, backend)
             yield Row("attention", f"{name}, {tokens} tokens", partial(_attention, bench, qkv, attend, backend))
         yield Row("attention", f"sage, {tokens} tokens", partial(_sage, bench, qkv))
-        yield Row("attention", f"ours, {tokens} tokens", partial(_attention, bench, qkv, _ours))
+        yield Row("attention", f"ours, {tokens} tokens", partial(_attention, bench, qkv, _attend_full))
 
 
 def fp8_attention(bench: Bench) -> Rows:
@@ -111,7 +111,7 @@ def fp8_attention(bench: Bench) -> Rows:
     tokens = bench.tokens(bench.sizes.long_frames) + bench.sizes.prompt_length
     shape = 1, tokens, bench.sizes.heads, bench.sizes.head_dim
     qkv = [_random(bench, *shape).transpose(1, 2) for _ in range(3)]
-    yield Row("attention", "fp8", partial(_attention, bench, qkv, _fp8))
+    yield Row("attention", "fp8", partial(_attention, bench, qkv, _attend_fp8))
     yield Row("attention", "fp8, what is rounded alone", partial(_attention, bench, qkv, _rounded))
     yield Row("attention", "fp8, a token less for the first time", partial(_first_of_length, bench, qkv))
     yield Row(
@@ -154,11 +154,11 @@ def _sage(bench: Bench, qkv: list[Tensor]) -> Values:
     return _attention(bench, qkv, sageattn)
 
 
-def _ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend_full(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attend_full(*(part[0].transpose(0, 1) for part in (query, key, value))).transpose(0, 1)[None]
 
 
-def _fp8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend_fp8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attend_fp8(*(part[0].transpose(0, 1) for part in (query, key, value))).transpose(0, 1)[None]
 
 
@@ -172,7 +172,7 @@ def _rounded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _first_of_length(bench: Bench, qkv: list[Tensor]) -> Values:
     """What a new number of tokens costs."""
     parts = [part[:, :, :-1] for part in qkv]
-    return {"first_ms": rounded(first_ms(bench.device, lambda: _fp8(*parts)))}
+    return {"first_ms": rounded(first_ms(bench.device, lambda: _attend_fp8(*parts)))}
 
 
 def _random(bench: Bench, *shape: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from deployments.errors import StoppedError, StorageUnavailableError
 from deployments.messages import Progress, StageTask
 from deployments.metrics import names
+from deployments.metrics.push import PUSH_EVERY_S
 from deployments.metrics.recorder import RECORDER
 from deployments.tracing.span import SILENT, Kind, Span
 
@@ -52,7 +53,7 @@ class Timing:
     end_retry_s: float = 1.0  # until the end of a task is reported again that the registry did not hear
     device_every_s: float = 10.0  # between two looks at whether the device should be used
     drain_poll_s: float = 0.25  # between two looks at whether Serve wants the replica to leave
-    metrics_every_s: float = 5.0  # between two times that the registry is told what the process counted
+    metrics_every_s: float = PUSH_EVERY_S  # between two times that the registry is told what the process counted
     reservations_every_s: float = 5.0  # between two searches for slots that dead callers reserved
     store_retry_s: float = 1.0  # until a result is written again to a store that is away
     store_away_s: float = 60.0  # until a store that is away is given up

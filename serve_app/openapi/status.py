@@ -22,6 +22,7 @@ class WaitingJobs(BaseModel):
     tenant: str
     count: int
     oldest_at: int = Field(description="Unix seconds: when the oldest of them was accepted")
+    gpu_seconds: float = Field(description="seconds of devices that they still need until they end, estimated")
 
 
 class RunningJob(BaseModel):
@@ -50,6 +51,17 @@ class WorkingReplica(Replica):
     busy: int = Field(description="jobs that it works on, those of other tenants too")
 
 
+class Gpu(BaseModel):
+    """A GPU that replicas work on, as its driver tells; null: it does not."""
+
+    uuid: str
+    memory_total: int | None = Field(description="bytes")
+    memory_used: int | None = Field(description="bytes, by all processes")
+    utilization: float | None = Field(description="part of the last second or less with a kernel at work, 0 to 1")
+    power_w: float | None
+    temperature_c: float | None
+
+
 class ServerStatus(BaseModel):
     """What waits and what is worked on now. With a key: the jobs of its tenant alone."""
 
@@ -59,6 +71,7 @@ class ServerStatus(BaseModel):
     waiting: list[WaitingJobs]
     running: list[RunningJob]
     replicas: list[WorkingReplica]
+    gpus: list[Gpu] = Field(description="those that were told of within the last half minute")
     starting: dict[Stage, StartingReplicas] = Field(description="the stages whose replicas are starting, and when")
 
 
@@ -74,7 +87,9 @@ def to_status(activity: Activity, at: float, tenant: str | None = None) -> Serve
         version=VERSION,
         at=int(at),
         waiting=[
-            WaitingJobs(**asdict(waiting) | {"oldest_at": int(waiting.oldest_at)})
+            WaitingJobs(
+                **asdict(waiting) | {"oldest_at": int(waiting.oldest_at), "gpu_seconds": round(waiting.gpu_seconds, 3)}
+            )
             for waiting in activity.waiting
             if tenant in (None, waiting.tenant)
         ],
@@ -84,6 +99,7 @@ def to_status(activity: Activity, at: float, tenant: str | None = None) -> Serve
             for stage in Stage
             for info in activity.replicas.get(stage, ())
         ],
+        gpus=[Gpu.model_validate(asdict(gpu)) for gpu in activity.gpus],
         starting=to_starting(activity.starting),
     )
 

@@ -279,7 +279,7 @@ class JobRegistry(RegistryApi):
         return Health(replicas, queue, starting=self._capacity.starting())
 
     async def activity(self) -> Activity:
-        return self._state.activity(self._capacity.starting())
+        return self._state.activity(self._capacity.starting(), self._metrics.gpus())
 
     async def metrics(self) -> dict[Series, Value]:
         return await self._metrics.values()

@@ -10,6 +10,7 @@ from deployments.errors import RegistryUnavailableError
 from deployments.messages import Stage
 from deployments.metrics import names
 from deployments.metrics.disks import count_disk
+from deployments.metrics.metric import Metric
 from deployments.metrics.ray_page import RayPage
 from deployments.metrics.recorder import RECORDER, Recorder, Series, Snapshot, Value
 from serve_app.config import MetricsSettings
@@ -20,6 +21,8 @@ from serve_app.jobs import TIERS, Job, JobState
 from serve_app.metrics.job_values import job_values
 from serve_app.metrics.processes import Processes, add_values
 from serve_app.registry.state import RegistryState, log
+from serve_app.scheduling.activity import Gpu
+from serve_app.scheduling.estimates import RemainingCost
 
 EVERY_S = 10.0  # between two times that counts are kept in SQL, and told to Ray
 RETRY_S = 1.0
@@ -75,6 +78,27 @@ class RegistryMetrics:
         values = self._processes.values(now)
         add_values(values, {(names.PROCESSES.name, ()): self._processes.alive(now)})
         return values | jobs
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Those that a process has told of within the last half minute."""
+        values = self._processes.values(time.monotonic())
+
+        def gauge(metric: Metric, uuid: str) -> float | None:
+            value = values.get((metric.name, (uuid,)))
+            return value if isinstance(value, int | float) else None
+
+        uuids = sorted(labels[0] for name, labels in values if name == names.GPU_MEMORY_TOTAL.name)
+        return tuple(
+            Gpu(
+                uuid,
+                memory_total=gauge(names.GPU_MEMORY_TOTAL, uuid),
+                memory_used=gauge(names.GPU_MEMORY_USED, uuid),
+                utilization=gauge(names.GPU_UTILIZATION, uuid),
+                power_w=gauge(names.GPU_POWER, uuid),
+                temperature_c=gauge(names.GPU_TEMPERATURE, uuid),
+            )
+            for uuid in uuids
+        )
 
     async def run(self) -> None:
         """Keep what was counted, for ever."""
@@ -147,19 +171,11 @@ class RegistryMetrics:
             return self._jobs
 
     def _waiting_gpu_s(self) -> Mapping[tuple[str, str], float]:
-        """Estimated seconds of devices that waiting jobs need, by tier and tenant; like jobs are estimated once."""
-        costs = self._state.costs
+        """Estimated GPU-seconds that waiting jobs still need, by tier and tenant."""
+        remaining = RemainingCost(self._state.costs)
         needed: defaultdict[tuple[str, str], float] = defaultdict(float)
-        known: dict[object, float] = {}
         for job in self._state.waiting.jobs():
-            spec = job.spec
-            left = spec.num_inference_steps - job.step
-            like = (job.stage, spec.clip, left, spec.guidance_scale, spec.quality, spec.exact)
-            seconds = known.get(like)
-            if seconds is None:
-                stages = STAGES_FROM[job.stage]
-                seconds = known[like] = sum(costs.estimate(stage, spec, left) for stage in stages)
-            needed[job.tier, job.tenant] += seconds
+            needed[job.tier, job.tenant] += remaining.of(job)
         return needed
 
     def _look(self, now: float) -> None:
@@ -172,7 +188,3 @@ class RegistryMetrics:
             self._recorder.set(names.TARGET_WAIT, self._state.scheduling.target_wait_s.of(tier), tier)
         if self._state.database.path is not None:
             count_disk("data", self._state.database.path.parent, self._recorder)
-
-
-STAGES_FROM = {stage: tuple(Stage)[list(Stage).index(stage) :] for stage in Stage}
-"""What is still to do for a job that waits for a stage."""

@@ -17,8 +17,8 @@ from serve_app.jobs import Job, JobState, Usage
 from serve_app.registry.leases import Lease, LeaseTable
 from serve_app.registry.replicas import Mailbox, ReplicaTable
 from serve_app.registry.timing import RegistryTiming
-from serve_app.scheduling.activity import Activity, Running, count_waiting
-from serve_app.scheduling.estimates import CostModel
+from serve_app.scheduling.activity import Activity, Gpu, Running, count_waiting
+from serve_app.scheduling.estimates import CostModel, RemainingCost
 from serve_app.scheduling.scaling.capacity import StageState
 from serve_app.scheduling.scaling.start_times import StartTimes
 from serve_app.scheduling.waiting_jobs import WaitingJobs, WaitingJobsSnapshot
@@ -88,15 +88,16 @@ class RegistryState:
             presence=self.feed.leases.presence,
         )
 
-    def activity(self, starting: dict[Stage, tuple[float, ...]]) -> Activity:
+    def activity(self, starting: dict[Stage, tuple[float, ...]], gpus: tuple[Gpu, ...]) -> Activity:
         """What waits and what is worked on now. starting: as in Health."""
         now = time.monotonic()
         leases = sorted(self.leases.all(), key=lambda lease: lease.job.created_at)
         return Activity(
-            waiting=count_waiting(self.waiting.jobs()),
+            waiting=count_waiting(self.waiting.jobs(), RemainingCost(self.costs).of),
             running=tuple(Running(lease.current_job, lease.replica, self._step_s(lease)) for lease in leases),
             replicas={stage: tuple(self.replicas.alive(stage, now)) for stage in Stage},
             starting=starting,
+            gpus=gpus,
         )
 
     def _step_s(self, lease: Lease) -> float | None:

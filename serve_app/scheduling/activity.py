@@ -1,6 +1,6 @@
 """What waits and what is worked on at a moment, as operators see it. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from deployments.messages import ReplicaInfo, Stage
@@ -16,6 +16,7 @@ class Waiting:
     tenant: str
     count: int
     oldest_at: float  # Unix seconds: when the oldest was accepted
+    gpu_seconds: float  # that they still need until they end, estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,18 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    """What NVML says of a GPU, or of a MIG instance; what it does not tell is None."""
+
+    uuid: str
+    memory_total: float | None  # bytes
+    memory_used: float | None  # bytes, by all processes
+    utilization: float | None  # part of the last second or less with a kernel at work
+    power_w: float | None
+    temperature_c: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Activity:
     """Of a whole installation, as one registry has it in memory."""
 
@@ -35,10 +48,11 @@ class Activity:
     running: tuple[Running, ...]  # the oldest first
     replicas: dict[Stage, tuple[ReplicaInfo, ...]]  # those that announce themselves
     starting: dict[Stage, tuple[float, ...]] = field(default_factory=dict)  # as in Health
+    gpus: tuple[Gpu, ...] = ()  # those that replicas watch
 
 
-def count_waiting(jobs: Iterable[Job]) -> tuple[Waiting, ...]:
-    """The jobs by stage, tier and tenant."""
+def count_waiting(jobs: Iterable[Job], gpu_seconds: Callable[[Job], float]) -> tuple[Waiting, ...]:
+    """The jobs by stage, tier and tenant. gpu_seconds: that a job still needs until it ends."""
     found: dict[tuple[int, int, str], Waiting] = {}
     stages = list(Stage)
     for job in jobs:
@@ -46,5 +60,6 @@ def count_waiting(jobs: Iterable[Job]) -> tuple[Waiting, ...]:
         so_far = found.get(key)
         oldest_at = job.created_at if so_far is None else min(so_far.oldest_at, job.created_at)
         count = 1 if so_far is None else so_far.count + 1
-        found[key] = Waiting(job.stage, job.tier, job.tenant, count, oldest_at)
+        needed = gpu_seconds(job) + (0.0 if so_far is None else so_far.gpu_seconds)
+        found[key] = Waiting(job.stage, job.tier, job.tenant, count, oldest_at, needed)
     return tuple(found[key] for key in sorted(found))

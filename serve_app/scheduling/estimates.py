@@ -12,6 +12,7 @@ from math import exp, inf, log
 from typing import NamedTuple
 
 from deployments.messages import Stage, VideoSpec
+from serve_app.jobs import Job
 from serve_app.scheduling.time_fit import Terms, TimeFit
 
 # Each observation makes the older ones weigh so much less: about the last ten make up the mean.
@@ -123,6 +124,27 @@ class CostModel:
         ratio = exp(sum(ratios) / len(ratios)) if ratios else 1.0
         return ratio * _NOMINAL[stage] * _units(stage, spec, steps)
 
+
+class RemainingCost:
+    """GPU-seconds that jobs still need until they end, as things are now. Jobs of one kind are estimated once."""
+
+    def __init__(self, costs: CostModel) -> None:
+        self._costs = costs
+        self._known: dict[object, float] = {}
+
+    def of(self, job: Job) -> float:
+        """Of the stage that it waits for or is in, and of those after it."""
+        spec = job.spec
+        left = spec.num_inference_steps - job.step
+        kind = (job.stage, spec.clip, left, spec.guidance_scale, spec.quality, spec.exact)
+        seconds = self._known.get(kind)
+        if seconds is None:
+            seconds = sum(self._costs.estimate(stage, spec, left) for stage in _STAGES_FROM[job.stage])
+            self._known[kind] = seconds
+        return seconds
+
+
+_STAGES_FROM = {stage: tuple(Stage)[list(Stage).index(stage) :] for stage in Stage}
 
 _PREFERRED = {Stage.ENCODING: 0, Stage.SAMPLING: 1, Stage.DECODING: 1}
 """Of the terms below: that time goes with the tokens is what is assumed while only one size was measured."""

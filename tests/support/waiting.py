@@ -20,13 +20,16 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def wait_until(
-    condition: Callable[[], object], told: Callable[[], object] = str, patience_s: float = PATIENCE_S
+    condition: Callable[[], object],
+    told: Callable[[], object] = str,
+    patience_s: float = PATIENCE_S,
+    every_s: float = 0.01,
 ) -> None:
-    """Wait for the condition. Raises AssertionError with what `told` returns."""
+    """Wait for the condition, looked at so often. Raises AssertionError with what `told` returns."""
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, told()
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 @asynccontextmanager

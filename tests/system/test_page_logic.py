@@ -165,6 +165,14 @@ async def test_jobs_stand_at_their_replicas_and_those_of_others_are_counted(page
     ]
 
 
+async def test_what_the_driver_tells_of_a_gpu_is_told(page: Page) -> None:
+    told = {"memory_total": 80e9, "memory_used": 20e9, "utilization": 0.97, "power_w": 612.4, "temperature_c": 64.0}
+    found = await call(page, "figures", "gpuFigures", told)
+    assert found == {"memory": "20.0 of 80.0 GB in use", "filled": 0.25, "others": "97 % busy · 612 W · 64 °C"}
+    found = await call(page, "figures", "gpuFigures", dict.fromkeys(told) | {"power_w": 71.0})
+    assert found == {"memory": "", "filled": None, "others": "71 W"}
+
+
 async def test_stages_are_counted_and_the_oldest_found(page: Page) -> None:
     def row(stage: str, count: int, oldest_at: int) -> dict[str, Any]:
         return {"stage": stage, "tier": "batch", "tenant": "acme", "count": count, "oldest_at": oldest_at}

@@ -9,6 +9,7 @@ from playwright.async_api import Locator, Page, Request, expect
 
 from deployments.messages import Stage
 from serve_app.jobs import JobState, Submission, Tier, new_job_id
+from serve_app.scheduling.activity import Gpu
 from tests.support.browser.axe_check import violations
 from tests.support.browser.tabs import PHONE, Tabs, scrolls_sideways
 from tests.support.http.memory_app import MemoryApp, running_app
@@ -51,6 +52,7 @@ async def test_an_idle_server_says_that_nothing_waits(memory_app: MemoryApp, tab
     await expect(page.get_by_text("Videos are accepted and made")).to_be_visible()
     await expect(page.get_by_text("Nothing waits.")).to_be_visible()
     await expect(page.get_by_text("There are none.")).to_be_visible()
+    await expect(page.get_by_role("heading", name="GPUs")).to_have_count(0)
     replicas = page.locator(".replica")
     await expect(replicas).to_have_count(3)
     await expect(replicas.first).to_contain_text("0 of 1 slot busy")
@@ -74,6 +76,18 @@ async def test_replicas_that_start_are_announced(memory_app: MemoryApp, tabs: Ta
     sick = page.locator(".replica", has_text="its device is too hot")
     await expect(sick).to_contain_text("Takes no jobs")
     assert await violations(page) == []
+
+
+async def test_gpus_are_shown_where_there_are_some(memory_app: MemoryApp, tabs: Tabs) -> None:
+    gpu = Gpu("GPU-3f0c9a11-77", 80e9, 61.4e9, 0.97, 612.0, None)
+    memory_app.services.memory.gpus = (gpu,)
+    page = await status_page(tabs, memory_app)
+    await expect(page.get_by_role("heading", name="GPUs")).to_be_visible()
+    shown = page.locator(".replica", has_text="GPU-3f0c9a11")
+    await expect(shown).to_contain_text("61.4 of 80.0 GB in use")
+    await expect(shown).to_contain_text("97 % busy · 612 W")
+    assert await violations(page) == []
+    assert not await scrolls_sideways(page)
 
 
 async def test_a_server_without_its_database_says_so(memory_app: MemoryApp, tabs: Tabs) -> None:
@@ -103,7 +117,9 @@ async def test_a_tenant_of_the_queue_leads_to_its_waiting_videos(memory_app: Mem
     page = await status_page(tabs, memory_app)
     await expect(listed(page)).to_have_count(4)
     rows = page.locator(".queue tbody tr")
-    await expect(rows).to_have_text([re.compile("^acmestandardencoding2"), re.compile("^betabatchencoding1")])
+    await expect(rows).to_have_text(
+        [re.compile("^acmestandardencoding2.*5 s$"), re.compile("^betabatchencoding1.*2 s$")]
+    )
     await rows.first.get_by_role("button").click()
     await expect(page.get_by_role("heading", name="Videos")).to_be_focused()
     await expect(listed(page)).to_have_count(2)

@@ -23,8 +23,8 @@ from serve_app.client.errors import EXIT_CODES, OK
 from serve_app.client.http import Client
 
 QUIT = b"qQ\x03"
-# Lines that are no rows: one above, the heads of three tables, what is cut of each, the last line.
-FIXED_LINES = 9
+# Lines that are no rows: one above, the heads of four tables, what is cut of each, the last line.
+FIXED_LINES = 10
 MIN_ROWS = 3
 
 app = typer.Typer()
@@ -108,16 +108,22 @@ def view(status: dict[str, Any], height: int, age_s: float | None = None) -> Gro
         status: as GET /v1/status answers.
         age_s: how old it is, if it is older than it should be.
     """
-    rows = max(3 * MIN_ROWS, height - FIXED_LINES)
-    waiting, running, replicas = status["waiting"], status["running"], status["replicas"]
-    room = _shares(rows, [len(replicas), len(running), len(waiting)])
+    rows = max(4 * MIN_ROWS, height - FIXED_LINES)
+    waiting, running, replicas, gpus = (status[name] for name in ("waiting", "running", "replicas", "gpus"))
+    room = _shares(rows, [len(replicas), len(running), len(waiting), len(gpus)])
     count = sum(one["count"] for one in waiting)
-    head = Text(f"mochi-serve {status['version']}  {len(running)} running, {count} waiting  ", style="bold")
+    needed = _duration(sum(one["gpu_seconds"] for one in waiting))
+    head = Text(f"mochi-serve {status['version']}  ", style="bold")
     head.append(time.strftime("%H:%M:%S", time.localtime(status["at"])))
     if age_s is not None:
         head.append(f"  no answer for {age_s:.0f} s", style="bold red")
+    head.append(f"  {len(running)} running, {count} waiting")
+    if waiting:
+        head.append(f" ({needed} of GPUs)")
     parts: list[RenderableType] = [head]
     parts += _cut(_replicas(replicas[: room[0]], status["starting"]), len(replicas) - room[0])
+    if gpus:
+        parts += _cut(_gpus(gpus[: room[3]]), len(gpus) - room[3])
     parts += _cut(_running(running[: room[1]]), len(running) - room[1])
     parts += _cut(_waiting(waiting[: room[2]], status["at"]), len(waiting) - room[2])
     return Group(*parts)
@@ -146,6 +152,19 @@ def _replicas(replicas: list[dict[str, Any]], starting: dict[str, dict[str, Any]
     return table
 
 
+def _gpus(gpus: list[dict[str, Any]]) -> Table:
+    def told(value: float | None, text: str) -> str:
+        return "" if value is None else text.format(value)
+
+    table = _table("GPU", "MEMORY", "BUSY", "POWER", "HEAT")
+    for one in gpus:
+        used, total = one["memory_used"], one["memory_total"]
+        memory = "" if None in (used, total) else f"{used / 1e9:.1f} of {total / 1e9:.1f} GB"
+        figures = (told(one["utilization"], "{:.0%}"), told(one["power_w"], "{:.0f} W"))
+        table.add_row(printable(one["uuid"][:12]), memory, *figures, told(one["temperature_c"], "{:.0f} C"))
+    return table
+
+
 def _running(running: list[dict[str, Any]]) -> Table:
     table = _table("VIDEO", "STAGE", "STEP", "S/STEP", "TIER", "TENANT", "SIZE")
     for one in running:
@@ -158,10 +177,11 @@ def _running(running: list[dict[str, Any]]) -> Table:
 
 
 def _waiting(waiting: list[dict[str, Any]], at: float) -> Table:
-    table = _table("WAITING", "FOR", "TIER", "TENANT", "OLDEST")
+    table = _table("WAITING", "FOR", "TIER", "TENANT", "OLDEST", "GPU TIME")
     for one in waiting:
         tenant = Text(printable(one["tenant"]), no_wrap=True, overflow="ellipsis")
-        table.add_row(str(one["count"]), one["stage"], one["tier"], tenant, _age(at - one["oldest_at"]))
+        times = (_duration(at - one["oldest_at"]), _duration(one["gpu_seconds"]))
+        table.add_row(str(one["count"]), one["stage"], one["tier"], tenant, *times)
     return table
 
 
@@ -176,7 +196,7 @@ def _cut(table: Table, more: int) -> list[RenderableType]:
     return [table, Text(f"and {more} more", style="dim")] if more > 0 else [table]
 
 
-def _age(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{max(0, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -138,3 +138,26 @@ export function pauseAfter({ tookMs, requests, perMinute }) {
   const slow = Math.min(LONGEST_ROUND_MS, Math.max(ROUND_MS, PATIENCE * tookMs));
   return perMinute ? Math.max(slow, (60_000 * requests) / (perMinute * SHARE_OF_LIMIT)) : slow;
 }
+
+const GB = 1e9;
+
+/**
+ * What the driver tells of a GPU, in words; what it does not tell is left out.
+ * @param {{memory_total: number|null, memory_used: number|null, utilization: number|null, power_w: number|null,
+ *   temperature_c: number|null}} gpu
+ * @returns {{memory: string, filled: number|null, others: string}} filled: part of its memory that is in use
+ */
+export function gpuFigures(gpu) {
+  const known = gpu.memory_total !== null && gpu.memory_used !== null;
+  const memory = known && `${(gpu.memory_used / GB).toFixed(1)} of ${(gpu.memory_total / GB).toFixed(1)} GB in use`;
+  const others = [
+    gpu.utilization !== null && `${Math.round(gpu.utilization * 100)} % busy`,
+    gpu.power_w !== null && `${Math.round(gpu.power_w)} W`,
+    gpu.temperature_c !== null && `${Math.round(gpu.temperature_c)} °C`,
+  ];
+  return {
+    memory: memory || '',
+    filled: known ? gpu.memory_used / gpu.memory_total : null,
+    others: others.filter(Boolean).join(' · '),
+  };
+}

@@ -5,6 +5,7 @@ import { Header } from '../parts/header.js';
 import { KeyPanel } from '../parts/key_panel.js';
 import { away } from '../rounds.js';
 import { html } from '../ui.js';
+import { Gpus } from './gpus.js';
 import { Overview } from './overview.js';
 import { Queue } from './queue.js';
 import { Replicas } from './replicas.js';
@@ -26,7 +27,7 @@ export function StatusPage() {
 
 function Content() {
   if (keyWanted.value !== null) return html`<${KeyPanel} />`;
-  if (report.value) return html`<${Overview} /><${Queue} /><${Replicas} /><${Videos} />`;
+  if (report.value) return html`<${Overview} /><${Queue} /><${Replicas} /><${Gpus} /><${Videos} />`;
   return html`<div aria-busy=${!away.value}>
     <h1 class="status-title">Status</h1>
     <p class="quiet">${away.value ? 'Nothing has been told yet.' : 'Asking the server'}</p>

@@ -23,7 +23,7 @@ function Table({ rows }) {
   return html`<table class="rows queue ${STILL}" role="table" aria-labelledby="queue-title">
     <thead role="rowgroup">
       <tr role="row">
-        ${['Tenant', 'Tier', 'Waits for', 'Jobs', 'Oldest'].map(
+        ${['Tenant', 'Tier', 'Waits for', 'Jobs', 'Oldest', 'GPU time'].map(
           (name) => html`<th key=${name} role="columnheader" scope="col">${name}</th>`,
         )}
       </tr>
@@ -35,7 +35,7 @@ function Table({ rows }) {
 }
 
 function Row({ value, gone }) {
-  const { tenant, tier, stage, count, oldest_at: oldestAt } = value;
+  const { tenant, tier, stage, count, oldest_at: oldestAt, gpu_seconds: gpuSeconds } = value;
   return html`<tr role="row" class=${gone ? 'gone' : ''}>
     <th role="rowheader" scope="row">
       <button type="button" class="link" title="List the waiting videos of ${tenant}" onClick=${() => list(tenant)}>
@@ -46,6 +46,7 @@ function Row({ value, gone }) {
     <td role="cell">${stage}</td>
     <td role="cell" class="number" data-unit="waiting">${gone ? 0 : count}</td>
     <td role="cell" class="number" data-before="oldest">${gone ? '–' : duration(clock.value / 1000 - oldestAt)}</td>
+    <td role="cell" class="number" data-before="needs">${gone ? '–' : duration(gpuSeconds)}</td>
   </tr>`;
 }
 

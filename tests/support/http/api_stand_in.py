@@ -135,7 +135,7 @@ class StandIn:
 
     async def _status(self, request: Request) -> Response:
         status = {"object": "server.status", "version": "0", "at": 1_700_000_000}
-        status |= {"waiting": [], "running": [], "replicas": [], "starting": {}}
+        status |= {"waiting": [], "running": [], "replicas": [], "gpus": [], "starting": {}}
         return self._note(request, "status") or JSONResponse(status)
 
     async def _retrieve(self, request: Request) -> Response:

@@ -34,7 +34,7 @@ from serve_app.jobs import (
 )
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryApi, RegistryClient
-from serve_app.scheduling.activity import Activity, Running, count_waiting
+from serve_app.scheduling.activity import Activity, Gpu, Running, count_waiting
 from serve_app.scheduling.fitting import memory_limit
 from tests.support.workers.memory_store import MemoryStore
 
@@ -67,6 +67,7 @@ class MemoryRegistry:
         self.limit_s = 60.0  # over which it becomes a draft, if it may
         self.counted: dict[Series, Value] = {}
         self.starting: dict[Stage, tuple[float, ...]] = {}
+        self.gpus: tuple[Gpu, ...] = ()
         self._clock = itertools.count(1_700_000_000)
 
     async def call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -171,10 +172,11 @@ class MemoryRegistry:
         running = [job for job in self.jobs.values() if job.state in RUNNING]
         on = {stage: infos[0].replica for stage, infos in self.replicas.items() if infos}
         return Activity(
-            count_waiting(queued),
+            count_waiting(queued, lambda job: 2.4),
             tuple(Running(job, on.get(job.stage), 0.25 if job.state is JobState.SAMPLING else None) for job in running),
             self.replicas,
             self.starting,
+            self.gpus,
         )
 
     async def health(self) -> Health:

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -22,8 +23,8 @@ from tests.support.metrics.page import page_sums
 from tests.support.metrics.prometheus import JOB as JOB_LABEL
 from tests.support.metrics.prometheus import Prometheus, ray_targets, running_prometheus
 from tests.support.servers.server import ENDLESS, Server
+from tests.support.waiting import wait_until
 
-PATIENCE_S = 120
 JOB = {"prompt": "a red circle moves right", "size": "64x64", "num_frames": 7, "num_inference_steps": 4}
 
 
@@ -37,13 +38,6 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ray_targets=ray_targets(server),
     ) as running:
         yield running
-
-
-def wait_until(is_so: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 def beyond_the_jobs(server: Server, records: JobRecords) -> dict[str, float]:
@@ -67,14 +61,14 @@ def make_one_of_each(server: Server) -> None:
 
 def test_prometheus_has_every_series_after_a_job_of_each_kind(server: Server, prometheus: Prometheus) -> None:
     make_one_of_each(server)
-    wait_until(lambda: prometheus.target().get("health") == "up", "the target is not up")
+    wait_until(lambda: prometheus.target().get("health") == "up", lambda: "the target is not up")
     wanted = {metric.name: metric for metric in ALL if metric.where_there_is is None}
 
     def missing() -> set[str]:
         there = {series["metric"]["__name__"] for series in prometheus.query('{__name__=~"mochi_serve_.+"}')}
         return {name for name, m in wanted.items() if (f"{name}_count" if m.kind == "histogram" else name) not in there}
 
-    wait_until(lambda: not missing(), "not all series came")
+    wait_until(lambda: not missing(), missing)
     assert missing() == set()
     # What happened shows: in the workers, in the ingress and in SQL.
     for counted in (
@@ -86,7 +80,8 @@ def test_prometheus_has_every_series_after_a_job_of_each_kind(server: Server, pr
         "mochi_serve_replica_start_seconds_count",
         "mochi_serve_database_commit_seconds_count",
     ):
-        wait_until(lambda c=counted: [s for s in prometheus.query(f"sum({c})") if float(s["value"][1]) > 0], counted)  # type: ignore[misc]
+        found = partial(prometheus.query, f"sum({counted})")
+        wait_until(lambda found=found: any(float(s["value"][1]) > 0 for s in found()), partial(str, counted))  # type: ignore[misc]
 
 
 def without_data(prometheus: Prometheus) -> set[tuple[str, str]]:
@@ -105,7 +100,7 @@ def test_every_panel_has_data_after_the_jobs(server: Server, prometheus: Prometh
     need_gpus = {(board.name, panel.title) for board in DASHBOARDS for panel in board.panels if panel.needs == "a GPU"}
     no_gpu = page_sums(server.url)["mochi_serve_gpus_watched"] == 0
     server.wait_for(server.create(**JOB)["id"], "completed")  # within the last minute, for what is shown a second
-    wait_until(lambda: without_data(prometheus) <= need_gpus, "panels have no data")
+    wait_until(lambda: without_data(prometheus) <= need_gpus, lambda: without_data(prometheus))
     assert without_data(prometheus) == need_gpus if no_gpu else without_data(prometheus) <= need_gpus
 
 
@@ -127,7 +122,7 @@ def test_a_dashboard_is_drawn_without_a_grafana(prometheus: Prometheus, tmp_path
 
 
 def test_prometheus_takes_the_rules_and_no_alert_fires(prometheus: Prometheus) -> None:
-    wait_until(lambda: set(prometheus.rule_health().values()) == {"ok"}, f"rules: {prometheus.rule_health()}")
+    wait_until(lambda: set(prometheus.rule_health().values()) == {"ok"}, prometheus.rule_health)
     assert set(prometheus.rule_health()) == {alert.name for alert in ALERTS}
     assert prometheus.firing() == []
 
@@ -142,7 +137,7 @@ def test_the_sums_are_those_of_the_database_after_kills(server: Server) -> None:
         server.kill(part)
     for job in jobs:
         server.wait_for(job["id"], "completed")
-    wait_until(lambda: beyond_the_jobs(server, records) == deleted, "the sums differ")
+    wait_until(lambda: beyond_the_jobs(server, records) == deleted, lambda: beyond_the_jobs(server, records))
     after = page_sums(server.url)
     assert after["mochi_serve_jobs_unaccounted"] == 0
     fallen = {
@@ -155,7 +150,7 @@ def test_the_sums_are_those_of_the_database_after_kills(server: Server) -> None:
 
 def test_ray_s_own_page_carries_them(server: Server) -> None:
     """Each of Ray's nodes has a page; its port stands in the file that Ray writes for Prometheus."""
-    wait_until(lambda: "mochi_serve_http_requests" in ray_page(server), "not on Ray's page")
+    wait_until(lambda: "mochi_serve_http_requests" in ray_page(server))
     page = ray_page(server)
     assert re.search(r"^ray_mochi_serve_step_seconds_bucket\{.*quality=\"exact\"", page, re.MULTILINE)
     assert re.search(r"^ray_mochi_serve_jobs_accepted_total\{.*tier=\"standard\"", page, re.MULTILINE)

@@ -17,10 +17,10 @@ def test_jobs_are_counted_by_stage_tier_and_tenant() -> None:
         replace(job, tenant="beta"),
         replace(job, tier=Tier.INTERACTIVE),
     ]
-    assert count_waiting(jobs) == (
-        Waiting(Stage.ENCODING, Tier.INTERACTIVE, "acme", 1, 10),
-        Waiting(Stage.ENCODING, Tier.STANDARD, "acme", 2, 5),
-        Waiting(Stage.ENCODING, Tier.STANDARD, "beta", 1, 10),
-        Waiting(Stage.SAMPLING, Tier.STANDARD, "acme", 1, 10),
+    assert count_waiting(jobs, lambda job: 3.0 if job.tenant == "acme" else 4.0) == (
+        Waiting(Stage.ENCODING, Tier.INTERACTIVE, "acme", 1, 10, 3.0),
+        Waiting(Stage.ENCODING, Tier.STANDARD, "acme", 2, 5, 6.0),
+        Waiting(Stage.ENCODING, Tier.STANDARD, "beta", 1, 10, 4.0),
+        Waiting(Stage.SAMPLING, Tier.STANDARD, "acme", 1, 10, 3.0),
     )
-    assert count_waiting([]) == ()
+    assert count_waiting([], lambda job: 1.0) == ()

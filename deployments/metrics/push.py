@@ -6,9 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from deployments.errors import RegistryUnavailableError
 from deployments.metrics.ray_page import RayPage
-from deployments.metrics.recorder import RECORDER, Recorder, Snapshot
-
-PUSH_EVERY_S = 5.0
+from deployments.metrics.recorder import PUSH_EVERY_S, RECORDER, Recorder, Snapshot
 
 log = logging.getLogger("ray.serve")
 

@@ -157,3 +157,6 @@ def of_this_process() -> Recorder:
 
 RECORDER = Recorder()
 """Of this process."""
+
+PUSH_EVERY_S = 5.0
+"""Between two times that a process tells the registry what it counted."""

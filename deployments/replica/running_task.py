@@ -16,8 +16,7 @@ import torch
 from deployments.errors import StoppedError, StorageUnavailableError
 from deployments.messages import Progress, StageTask
 from deployments.metrics import names
-from deployments.metrics.push import PUSH_EVERY_S
-from deployments.metrics.recorder import RECORDER
+from deployments.metrics.recorder import PUSH_EVERY_S, RECORDER
 from deployments.tracing.span import SILENT, Kind, Span
 
 if TYPE_CHECKING:

@@ -14,26 +14,29 @@ from serve_app.doctor.finding import Check, Finding
 from serve_app.doctor.runner import examine
 from serve_app.doctor.surroundings import Surroundings
 from serve_app.local.plan import LaunchPlan
-from serve_app.local.preflight import free_ports
+from serve_app.local.ray_environment import HAPROXY_PORTS
 from tests.support import ROOT
+from tests.support.servers.ports import free_block, free_ports
 
 SHAPES = ROOT / "models" / "shapes"
 
 
 def patient(tmp_path: Path, settings: Mapping[str, Any] | None = None, **more: Any) -> Surroundings:
-    """A machine with the included profile and a data folder of its own; nothing runs.
+    """A machine with the included profile, a data folder and ports of its own; nothing runs.
 
     Args:
         settings: a tree laid over the profile.
         more: fields of Surroundings.
     """
-    tree = {"data_dir": str(tmp_path / "data"), "model": {"source": str(SHAPES)}, **(settings or {})}
+    own = {"data_dir": str(tmp_path / "data"), "model": {"source": str(SHAPES)}}
+    tree = {**own, "storage": {"local_port": free_block()}, **(settings or {})}
     if settings and "model" in settings:
         tree["model"] = {"source": str(SHAPES), **settings["model"]}
     loaded = AppArgs(config=str(ROOT / "configs" / "shapes.yaml"), settings=tree).load(environ={})
-    port, dashboard = free_ports(2)
+    port, dashboard, *front = free_ports(2 + len(HAPROXY_PORTS))
+    environ = dict(zip(HAPROXY_PORTS, map(str, front), strict=True))
     plan = LaunchPlan({"http_options": {"host": "127.0.0.1", "port": port}}, loaded, dashboard)
-    return replace(Surroundings(plan, environ={}), **more)
+    return replace(Surroundings(plan, environ=environ), **more)
 
 
 def look(check: Check, surroundings: Surroundings) -> dict[str, Finding]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from benchmarks.common.machine import describe_machine, publish
 from deployments.errors import WorkerError
 from deployments.keys import prompt_embeds_key
 from deployments.messages import Checkpointed, Directive, Event, Finished, Parked, Stage, StageTask, Started, VideoSpec
+from deployments.metrics.names import StartPhase
 from deployments.mochi.denoise import Sample
 from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.connections import Connections, bucket_opener
@@ -114,9 +115,10 @@ class StepTimes:
         model_folder: Path,
         device: torch.device,
         lora_files: Mapping[str, LoraFiles],
+        end_phase: Callable[[StartPhase], None],
     ) -> SamplerParts:
         """The sampler's parts, with a step function that notes its times."""
-        parts = load_parts(settings, model_folder, device, lora_files)
+        parts = load_parts(settings, model_folder, device, lora_files, end_phase)
 
         def step(samples: Sequence[Sample]) -> Sequence[Sample | WorkerError]:
             self.begun.append(time.perf_counter())

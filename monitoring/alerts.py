@@ -99,7 +99,7 @@ ALERTS = (
     Alert(
         "MochiServeReplicasDying",
         f"{Q.risen(names.RETRIES, window='15m', code=DEATHS)} >= 3"
-        f" and {Q.increase(names.START_SECONDS, window='15m', suffix='_count', phase='load')} > 2.5",
+        f" and {Q.increase(names.START_SECONDS, window='15m', suffix='_count', phase='warm_up')} > 2.5",
         "0m",
         "critical",
         "Jobs went back because replicas or devices died, and three replicas or more have started in 15 minutes",

@@ -62,7 +62,7 @@ def _ended(state: str, values: str) -> Series:
 
 
 def _starts(values: str) -> Series:
-    return series(names.START_SECONDS, values, "_count", stage="sampling", phase="load")
+    return series(names.START_SECONDS, values, "_count", stage="sampling", phase="warm_up")
 
 
 def _waits(tier: str, values: str) -> Series:

@@ -59,12 +59,14 @@ class VideoDecoder(StageReplica):
         self._revision = self.work_revision(Stage.SAMPLING)  # of the latents that it takes
         self._vae = load_vae(self._folder, model.dtype, self._device)
         self._decoder = StreamingDecoder(self._vae, model.frame_drop)
+        self.end_phase("weights")
         self._revisions_with_map: set[str] = set()  # of transformers whose preview map is in storage
         self._finished_fit: tuple[str, PreviewFit] | None = None  # of the last video, and its transformer's revision
         smallest = ClipShape(model.width.minimum, model.height.minimum, num_frames=7)
         self._codec = choose_codec(settings.encoder, self._device, smallest.width, smallest.height)
         self.start_worker(slots=1)
         self.worker.warm_up(lambda: list(self._decoder.decode(self._to_vae(torch.zeros(smallest.latents)))))
+        self.end_phase("warm_up")
 
     async def run(self, task: StageTask) -> None:
         await super().run(task)

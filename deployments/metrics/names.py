@@ -1,9 +1,12 @@
 """The names of all metrics: the one place. `docs/metrics.md` shows them, and a test compares the two."""
 
+from typing import Literal, get_args
+
 from deployments.metrics.metric import Label, Metric
 
 PREFIX = "mochi_serve_"
 
+StartPhase = Literal["files", "weights", "graphs", "warm_up"]
 STAGES = ("encoding", "sampling", "decoding")
 QUALITIES = ("exact", "fast", "draft")
 LIVE_STATES = ("queued", *STAGES)
@@ -339,9 +342,10 @@ START_SECONDS = Metric(
     name=f"{PREFIX}replica_start_seconds",
     kind="histogram",
     unit="seconds",
-    help="The start of a replica by phase: files of the model, then all until it takes tasks",
+    help="The start of a replica by phase: the model's files are there, its weights are loaded, its graphs are "
+    "compiled and its memory is measured, its first work is done and it takes tasks",
     source="workers",
-    labels=(_STAGE, Label("phase", ("files", "load"))),
+    labels=(_STAGE, Label("phase", get_args(StartPhase))),
     buckets=_STARTS,
 )
 

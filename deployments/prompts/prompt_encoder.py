@@ -165,8 +165,10 @@ class PromptEncoder(StageReplica):
         self._encoder = TextEncoder(
             self._folder, model.dtype, self._device, model.max_sequence_length, model.zero_empty_prompt
         )
+        self.end_phase("weights")
         self.start_worker(settings.slots)
         self.worker.warm_up(self._encoder.warm_up)
+        self.end_phase("warm_up")
 
     async def work(self, running: RunningTask) -> None:
         """Encode both prompts of the task and store the embeddings."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from deployments.messages import Event, ReplicaInfo, Stage, StageTask
 from deployments.metrics import names
 from deployments.metrics.disks import count_disk
+from deployments.metrics.names import StartPhase
 from deployments.metrics.recorder import RECORDER
 from deployments.replica.connections import Connections, connect
 from deployments.replica.cuda_environment import set_cuda_environment
@@ -57,7 +58,7 @@ class StageReplica(ABC):
         self, settings: WorkerSettings, connections: Connections | None = None, timing: Timing = Timing()
     ) -> None:
         # Only a Serve replica is started again.
-        begun = time.perf_counter()
+        self._phase_began = time.perf_counter()
         self._watched = watch_this_process() if connections is None else None
         TRACER.start(settings.tracing, ROLES[self.stage])
         self._settings = settings
@@ -80,9 +81,13 @@ class StageReplica(ABC):
                 cache_bytes=None if limit is None else int(limit * 1e9), exchange=self._connections.exchange
             ),
         )
+        self.end_phase("files")
 
-        self._files_at = time.perf_counter()
-        RECORDER.observe(names.START_SECONDS, self._files_at - begun, self.stage, "files")
+    def end_phase(self, phase: StartPhase) -> None:
+        """A part of the start is over: its seconds are counted. A subclass calls it from its constructor."""
+        now = time.perf_counter()
+        RECORDER.observe(names.START_SECONDS, now - self._phase_began, self.stage, phase)
+        self._phase_began = now
 
     def work_revision(self, stage: Stage) -> str:
         """Of the model, as far as its work is in what `stage` leaves for the next one; blocks."""
@@ -103,7 +108,6 @@ class StageReplica(ABC):
         self.worker = StageWorker(
             info, self._connections.registry, device_problem=self._device_problem, timing=self._timing
         )
-        RECORDER.observe(names.START_SECONDS, time.perf_counter() - self._files_at, self.stage, "load")
 
     def _device_problem(self) -> str | None:
         figures = self.gpu.look()

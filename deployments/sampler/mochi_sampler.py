@@ -14,6 +14,7 @@ from deployments.errors import StoppedError
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key
 from deployments.messages import Event, LoraChoice, Parked, Stage
 from deployments.metrics import names
+from deployments.metrics.names import StartPhase
 from deployments.metrics.recorder import RECORDER
 from deployments.mochi.block import RunBlock, run_block
 from deployments.mochi.denoise import Sample, initial_noise
@@ -55,13 +56,26 @@ class SamplerParts:
     now_ns: Callable[[], int] = time.perf_counter_ns  # a monotonic clock, by which the device's time is charged
 
 
-LoadParts = Callable[[WorkerSettings, Path, torch.device, Mapping[str, LoraFiles]], SamplerParts]
+LoadParts = Callable[
+    [WorkerSettings, Path, torch.device, Mapping[str, LoraFiles], Callable[[StartPhase], None]], SamplerParts
+]
 
 
 def load_parts(
-    settings: WorkerSettings, model_folder: Path, device: torch.device, lora_files: Mapping[str, LoraFiles]
+    settings: WorkerSettings,
+    model_folder: Path,
+    device: torch.device,
+    lora_files: Mapping[str, LoraFiles],
+    end_phase: Callable[[StartPhase], None],
 ) -> SamplerParts:
     """Load the transformer and its LoRAs, compile its blocks if they are to be, and measure the memory that is left.
+
+    Args:
+        settings: of the replica.
+        model_folder: with the model's parts.
+        device: to load to.
+        lora_files: of each LoRA, by name.
+        end_phase: is told when the weights are there, and when the graphs are.
 
     Raises:
         PermanentError: `model_incomplete`, `model_mismatch`, `weights_unsupported`, as `load_transformer` does;
@@ -72,6 +86,7 @@ def load_parts(
         check_fp8_attention(dtype, device)
     transformer = load_transformer(model_folder, dtype, device, weights)
     loras = Loras(transformer, lora_files)
+    end_phase("weights")
     revision = model_fingerprint(model_folder, MODEL_PARTS, dtype, weights)
     compiled = compiled_block(transformer, settings.model, settings.sampling)
     rows_at_once = settings.sampling.rows_at_once
@@ -88,6 +103,7 @@ def load_parts(
     for name in loras.names:
         with loras.applied(LoraChoice(name, 1.0)):
             profiles.append(profile(f"{revision} + {loras.layout(name)}", run_block, "eager"))
+    end_phase("graphs")
     return SamplerParts(
         revision=revision,
         prepare=denoiser.prepare,
@@ -122,7 +138,7 @@ class MochiSampler(StageReplica):
         self._revision = self.work_revision(Stage.SAMPLING)  # of what it leaves
         files = self._lora_files()
         self._loras = {name: each.digest for name, each in files.items()}
-        self._parts = load_parts(settings, self._folder, self._device, files)
+        self._parts = load_parts(settings, self._folder, self._device, files, self.end_phase)
         self._loop = StepLoop(
             self._parts.step,
             max_tokens=settings.sampling.max_batch_tokens,
@@ -139,6 +155,7 @@ class MochiSampler(StageReplica):
             report=self.worker.report_now,
             render=self._parts.render_preview,
         )
+        self.end_phase("warm_up")
 
     def __del__(self) -> None:
         super().__del__()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -34,6 +34,9 @@ from deployments.messages import (
     Started,
     VideoSpec,
 )
+from deployments.metrics import names
+from deployments.metrics.names import StartPhase
+from deployments.metrics.recorder import RECORDER, Distribution
 from deployments.mochi.denoise import Sample
 from deployments.mochi.weights.loading import load_transformer
 from deployments.prompts.prompt_encoder import PromptEncoder, TextEncoder
@@ -123,9 +126,13 @@ def replica() -> Iterator[Replica]:
         **sampling: object,
     ) -> Any:
         def load_changed_parts(
-            settings: WorkerSettings, model_folder: Path, device: torch.device, lora_files: Mapping[str, LoraFiles]
+            settings: WorkerSettings,
+            model_folder: Path,
+            device: torch.device,
+            lora_files: Mapping[str, LoraFiles],
+            end_phase: Callable[[StartPhase], None],
         ) -> SamplerParts:
-            parts = load_parts(settings, model_folder, device, lora_files)
+            parts = load_parts(settings, model_folder, device, lora_files, end_phase)
             for change in changes:
                 parts = change(parts)
             return parts
@@ -241,6 +248,18 @@ async def test_a_sampler_whose_blocks_cannot_be_compiled_says_so_and_samples(
     assert torch.equal(final(store), wanted)
     (kept,) = (tmp_path / "memory").iterdir()
     assert json.loads(kept.read_text())["key"]["blocks"] == "eager"
+
+
+async def test_the_phases_of_its_start_are_counted(replica: Replica) -> None:
+    def starts() -> Mapping[str, int]:
+        values = RECORDER.snapshot("test").values
+        found = {phase: values.get((names.START_SECONDS.name, ("sampling", phase))) for phase in get_args(StartPhase)}
+        return {phase: sum(value.counts) for phase, value in found.items() if isinstance(value, Distribution)}
+
+    before = starts()
+    replica(ReportLog(), MemoryStore())
+    after = starts()
+    assert {phase: after[phase] - before.get(phase, 0) for phase in after} == dict.fromkeys(get_args(StartPhase), 1)
 
 
 async def test_reports_and_stores_in_order(replica: Replica) -> None:

@@ -108,6 +108,10 @@ chaos: .venv/.dev ## Break each part of a running server under 200 jobs; ARGS="-
 cluster-test: .venv/.dev ## Ray nodes as pods on this machine: placement, kills under jobs, a second cluster; ARGS="--parts placement"
 	@$(BIN)/python -m tests.cluster $(ARGS)
 
+.PHONY: upgrade-test
+upgrade-test: .venv/.dev ## A second cluster takes over from one that has jobs, on this machine
+	@$(BIN)/python -m tests.cluster --parts takeover $(ARGS)
+
 .PHONY: bench
 bench: .venv/.dev ## Run one benchmark; BENCH=name of a file in benchmarks/
 	@$(BIN)/python benchmarks/$(BENCH).py

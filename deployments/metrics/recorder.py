@@ -83,43 +83,89 @@ class LabelBounds:
         return value in known
 
 
+class Number:
+    """A series of a counter or a gauge. Thread-safe; who counts often keeps it, and is spared the search for it."""
+
+    __slots__ = ("_lock", "value")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self.value: float = 0
+
+    def add(self, by: float = 1) -> None:
+        """Count; `by` is never negative for a counter."""
+        with self._lock:
+            self.value += by
+
+    def set(self, value: float) -> None:
+        """Of a gauge."""
+        with self._lock:
+            self.value = value
+
+
+class Observations:
+    """A series of a histogram. Thread-safe; who observes often keeps it."""
+
+    __slots__ = ("_buckets", "_lock", "counts", "total")
+
+    def __init__(self, lock: threading.Lock, buckets: tuple[float, ...]) -> None:
+        self._lock = lock
+        self._buckets = buckets
+        self.counts = [0] * (len(buckets) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Add a value."""
+        with self._lock:
+            self.counts[bisect_left(self._buckets, value)] += 1
+            self.total += value
+
+
 class Recorder:
     """Counters, gauges and histograms of one process. Thread-safe."""
 
     def __init__(self) -> None:
         self.process = uuid4().hex
         self._lock = threading.Lock()
-        self._numbers: dict[Series, float] = {}
-        self._counts: dict[Series, list[int]] = {}
-        self._totals: dict[Series, float] = {}
+        # By their bounded labels. What was folded is bounded anew each time: clients may make up any number of it.
+        self._numbers: dict[Series, Number] = {}
+        self._observations: dict[Series, Observations] = {}
         self._bounds = LabelBounds()
-        self._short_names: dict[Series, Series] = {}  # the series that labels stand for, once they were bounded
         self._snapshots = 0
 
     def __reduce__(self) -> tuple[Callable[[], "Recorder"], tuple[()]]:
         """Serve sends the classes of deployments by value, with what they name: in a replica that is its own one."""
         return of_this_process, ()
 
+    def number(self, metric: Metric, *labels: str) -> Number:
+        """The series of a counter or a gauge, of 0 if it is new. Raises ValueError as `LabelBounds.bounded` does."""
+        found = self._numbers.get((metric.name, labels))
+        if found is None:
+            with self._lock:
+                series = metric.name, self._bounds.bounded(metric, labels)
+                found = self._numbers.setdefault(series, Number(self._lock))
+        return found
+
+    def observations(self, metric: Metric, *labels: str) -> Observations:
+        """The series of a histogram, without a value if it is new. Raises ValueError as `LabelBounds.bounded` does."""
+        found = self._observations.get((metric.name, labels))
+        if found is None:
+            with self._lock:
+                series = metric.name, self._bounds.bounded(metric, labels)
+                found = self._observations.setdefault(series, Observations(self._lock, metric.buckets))
+        return found
+
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add to a counter; `by` is never negative."""
-        with self._lock:
-            series = self._series(metric, labels)
-            self._numbers[series] = self._numbers.get(series, 0) + by
+        self.number(metric, *labels).add(by)
 
     def set(self, metric: Metric, value: float, *labels: str) -> None:
         """Set a gauge."""
-        with self._lock:
-            self._numbers[self._series(metric, labels)] = value
+        self.number(metric, *labels).set(value)
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram."""
-        with self._lock:
-            series = self._series(metric, labels)
-            counts = self._counts.get(series)
-            if counts is None:
-                counts = self._counts[series] = [0] * (len(metric.buckets) + 1)
-            counts[bisect_left(metric.buckets, value)] += 1
-            self._totals[series] = self._totals.get(series, 0.0) + value
+        self.observations(metric, *labels).observe(value)
 
     @contextmanager
     def timing(self, metric: Metric, *labels: str) -> Iterator[None]:
@@ -134,20 +180,10 @@ class Recorder:
         """All of it now."""
         with self._lock:
             self._snapshots += 1
-            values: dict[Series, Value] = dict(self._numbers)
-            for series, counts in self._counts.items():
-                values[series] = Distribution(tuple(counts), self._totals[series])
+            values: dict[Series, Value] = {series: number.value for series, number in self._numbers.items()}
+            for series, seen in self._observations.items():
+                values[series] = Distribution(tuple(seen.counts), seen.total)
             return Snapshot(self.process, role, self._snapshots, values)
-
-    def _series(self, metric: Metric, labels: tuple[str, ...]) -> Series:
-        """Labels are bounded once: what comes again is looked up."""
-        asked = metric.name, labels
-        series = self._short_names.get(asked)
-        if series is None:
-            series = metric.name, self._bounds.bounded(metric, labels)
-            if series[1] == labels:  # what was folded is not remembered: clients may make up any number of it
-                self._short_names[asked] = series
-        return series
 
 
 def of_this_process() -> Recorder:

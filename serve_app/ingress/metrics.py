@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
 from deployments.metrics import names
-from deployments.metrics.recorder import RECORDER
+from deployments.metrics.recorder import RECORDER, Number, Observations
 from serve_app.errors import PermissionDeniedError
 from serve_app.ingress.authentication import TENANT_HEADER, authenticate, bearer, shown_key
 from serve_app.ingress.services import services_of
@@ -21,6 +21,7 @@ from serve_app.metrics.page import render_page
 from serve_app.openapi.errors import METRICS_ERRORS, Responses, error_responses
 
 UNMATCHED = "unmatched"
+MOST_SERIES = 1000  # that are kept at hand: clients may make up methods
 TEXT = {"schema": {"type": "string"}}
 FORMATS = ("text/plain", "application/openmetrics-text")
 
@@ -73,10 +74,19 @@ class RequestCounts:
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         # FastAPI says which of its routes it took. Of the others the endpoint does, which none of them share.
         self._paths: dict[Any, str] = {route.endpoint: route.path for route in routes if type(route) is Route}
+        self._series: dict[tuple[str, str, int], tuple[Number, Observations]] = {}
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
         """As `authentication.OnAnswer`."""
         route = scope.get("route")
         path = route.path if route is not None else self._paths.get(scope.get("endpoint"), UNMATCHED)
-        RECORDER.observe(names.HTTP_SECONDS, seconds, path)
-        RECORDER.count(names.HTTP_REQUESTS, path, scope["method"], str(status))
+        asked = path, scope["method"], status
+        series = self._series.get(asked)
+        if series is None:
+            number = RECORDER.number(names.HTTP_REQUESTS, path, scope["method"], str(status))
+            series = number, RECORDER.observations(names.HTTP_SECONDS, path)
+            if len(self._series) < MOST_SERIES:
+                self._series[asked] = series
+        requests, times = series
+        times.observe(seconds)
+        requests.add()

@@ -32,7 +32,7 @@ from serve_app.local.preflight import (
     data_folder_lock,
     max_open_files,
 )
-from serve_app.local.private_files import close_to_others, owner_only, temp_base
+from serve_app.local.private_files import LOG_FILES, close_to_others, owner_only, temp_base
 from serve_app.local.ray_environment import (
     SCRATCH_PREFIX,
     ensure_token,
@@ -44,7 +44,6 @@ from serve_app.local.ray_environment import (
 )
 from serve_app.local.store.seaweed_command import ports as seaweed_ports
 
-LOG_FILE = "server.log"
 _ALL_ADDRESSES = ("0.0.0.0", "::", "")
 
 
@@ -89,7 +88,7 @@ class LaunchPlan:
     @property
     def log_file(self) -> Path:
         """The newest lines of all processes."""
-        return self.data_dir / LOG_FILE
+        return self.data_dir / LOG_FILES[0]
 
     @property
     def ray_logs(self) -> Path:

@@ -84,7 +84,8 @@ def run(plan: LaunchPlan, schema: ServeDeploySchema, announce: Callable[[], None
 def _log_of(plan: LaunchPlan) -> Iterator[ServerLog]:
     """Where all lines go: this process', Ray's, and those that Ray brings from its workers."""
     as_json = plan.settings.logging.format == "json"
-    server_log = ServerLog(plan.log_file, Mask(secrets_of(plan.settings)), as_json, sys.stderr)
+    secrets = [*secrets_of(plan.settings), plan.token_file.read_text().strip()]
+    server_log = ServerLog(plan.log_file, Mask(secrets), as_json, sys.stderr)
     with contextlib.closing(server_log), own_records_to(server_log), ray_private.lines_to(server_log.take):
         yield server_log
 

@@ -19,9 +19,9 @@ from typing import Any, TextIO
 
 from deployments.logs.lines import TERMINAL
 from deployments.logs.masking import Mask
+from serve_app.local.private_files import OLD_LOGS
 
 MAX_BYTES = 20_000_000
-OLD_FILES = 4
 _OF_RAY = re.compile(r"\s*(?:\x1b\[\d+m)?(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d{4}-\d\d-\d\d ")
 _RAYLET = "raylet"
 _AUTOSCALER = "autoscaler"
@@ -74,7 +74,7 @@ class ServerLog:
 
     def __init__(self, path: Path, mask: Mask, as_json: bool, screen: TextIO) -> None:
         self.phase = Phase.STARTING
-        self._file = _File(path, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
+        self._file = _File(path, maxBytes=MAX_BYTES, backupCount=OLD_LOGS, encoding="utf-8", delay=True)
         self._file.setFormatter(logging.Formatter("%(message)s"))
         self._mask = mask
         self._as_json = as_json

@@ -245,7 +245,8 @@ class WebhookSender:
         )
         RECORDER.count(names.WEBHOOKS, "failed" if next_at is not None else "given_up")
         if next_at is None:
+            # The path of the URL may be a secret of its owner.
+            error = answer.error.replace(delivery.url, urlsplit(delivery.url).hostname or "")
             log.warning(
-                f"webhooks: {delivery.id} for the job {delivery.job_id} is given up after {attempts} tries: "
-                f"{answer.error}"
+                f"webhooks: {delivery.id} for the job {delivery.job_id} is given up after {attempts} tries: {error}"
             )

@@ -243,7 +243,7 @@ def at_same_time(found: Iterable[Span]) -> int:
 
 def replicas_of(log: str, job_ids: Collection[str]) -> set[int]:
     """Process ids of the samplers that say in the server's log that they begin one of these jobs."""
-    begins = re.findall(r"MochiSampler pid=(\d+)\).*\[(video_[0-9a-f]{32})\] sampling begins", log)
+    begins = re.findall(r" sampler \w+ (\d+) -- \[(video_[0-9a-f]{32})\] sampling begins", log)
     return {int(pid) for pid, job_id in begins if job_id in job_ids}
 
 

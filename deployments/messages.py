@@ -107,6 +107,7 @@ class StageTask:
     spec: VideoSpec
     checkpoint_step: int = 0  # the denoising step of the newest checkpoint in storage, 0 if there is none
     traceparent: str | None = None  # of the span that its work is a part of
+    tenant: str | None = None  # whose job it is, for the log
 
 
 @dataclass(frozen=True, slots=True)

@@ -393,6 +393,14 @@ class SamplingSettings(Settings):
     )
 
 
+class LogSettings(Settings):
+    """How lines of the log are written."""
+
+    format: Literal["text", "json"] = Field(
+        "text", description="json: an object a line, with job, tenant, lease, stage, trace_id and span_id as fields"
+    )
+
+
 class TracingSettings(Settings):
     """Where the way of each job is told as an OpenTelemetry trace."""
 
@@ -444,3 +452,4 @@ class WorkerSettings(Settings):
     memory_fraction: float | None = None  # as in StageSettings
     cpu_fallback: bool = False  # as in StageSettings
     tracing: TracingSettings = TracingSettings()
+    logging: LogSettings = LogSettings()

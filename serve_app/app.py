@@ -1,5 +1,6 @@
 """The two applications. This is the only place that binds deployments and starts the named actors."""
 
+import functools
 import hashlib
 import json
 import warnings
@@ -10,9 +11,12 @@ import ray
 from pydantic import SecretStr
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import LoggingConfig
 
+from deployments.logs.lines import begin_log
+from deployments.logs.masking import secrets_of
 from deployments.messages import Stage
-from deployments.settings import StageSettings
+from deployments.settings import LogSettings, StageSettings
 from deployments.watchdog.heartbeat import watch_this_process
 from deployments.weights_exchange.directory import ACTOR as WEIGHTS_ACTOR
 from deployments.weights_exchange.directory import WeightsDirectory
@@ -59,17 +63,18 @@ def api(args: AppArgs) -> Application:
             max_replicas=settings.ingress.max_replicas,
             target_ongoing_requests=500,
         ),
+        **_log_options(settings.logging),
     )
     application: Application = ingress.bind(
         settings=settings,
         registry=REGISTRY,
         loopback_only=host is not None and is_loopback(host),
-        classifier=_classifier(settings.safety.classifier),
+        classifier=_classifier(settings.safety.classifier, settings.logging),
     )
     return application
 
 
-def _classifier(settings: ClassifierSettings | None) -> Application | None:
+def _classifier(settings: ClassifierSettings | None, logging: LogSettings) -> Application | None:
     if settings is None:
         return None
     from deployments.prompts.prompt_classifier import PromptClassifier
@@ -79,8 +84,11 @@ def _classifier(settings: ClassifierSettings | None) -> Application | None:
         ray_actor_options={"num_gpus": settings.num_gpus, "num_cpus": settings.num_cpus},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=settings.max_replicas),
+        **_log_options(logging),
     )
-    application: Application = options.bind(source=settings.source, revision=settings.revision, refuse=settings.refuse)
+    application: Application = options.bind(
+        source=settings.source, revision=settings.revision, refuse=settings.refuse, logging=logging
+    )
     return application
 
 
@@ -118,6 +126,7 @@ def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_s
         "minimum": stage_settings.min_replicas,
         "maximum": stage_settings.max_replicas,
         "downscale_delay_s": stage_settings.downscale_delay_s,
+        "log_format": settings.logging.format,
     }
     resources: dict[str, Any] = {
         "num_gpus": stage_settings.num_gpus,
@@ -142,7 +151,15 @@ def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_s
                 policy_kwargs=policy_kwargs,
             ),
         ),
+        **_log_options(settings.logging),
     )
+
+
+def _log_options(settings: LogSettings) -> dict[str, Any]:
+    """What makes Serve's own file of a replica JSON; without, the `logging_config` of the Serve config holds."""
+    if settings.format == "text":
+        return {}
+    return {"logging_config": LoggingConfig(encoding="JSON", log_level="INFO", enable_access_log=False)}
 
 
 def with_absolute_paths(settings: AppSettings) -> AppSettings:
@@ -169,7 +186,12 @@ def with_storage(settings: AppSettings) -> AppSettings:
         return settings
     actor_class = named_actor(LocalStorage, STORAGE_ACTOR, settings.namespace, HEAD_NODE)
     data_dir = settings.data_dir.resolve()
-    storage = actor_class.remote(settings=settings.storage, data_dir=data_dir, watch=watch_this_process)
+    storage = actor_class.remote(
+        settings=settings.storage,
+        data_dir=data_dir,
+        watch=watch_this_process,
+        begin_log=functools.partial(begin_log, settings.logging, "store"),
+    )
     return settings.model_copy(update={"storage": ray.get(storage.ready.remote())})
 
 
@@ -217,6 +239,7 @@ def _registry_digest(settings: AppSettings) -> str:
         "access",
         "metrics",
         "tracing",
+        "logging",
     )
     parts = settings.model_dump(include=set(own))
     plain = json.dumps(parts, sort_keys=True, default=_plain)
@@ -252,6 +275,7 @@ def _start_registry(settings: AppSettings, digest: str, replaces: bool) -> Any:
         settings_digest=digest,
         was_restarted=_always if replaces else _was_restarted,
         watch=watch_this_process,
+        begin_log=functools.partial(begin_log, settings.logging, "registry", list(secrets_of(settings))),
     )
 
 

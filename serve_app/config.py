@@ -30,6 +30,7 @@ from deployments.dtypes import DtypeName
 from deployments.messages import Stage
 from deployments.settings import (
     DecoderSettings,
+    LogSettings,
     ModelSettings,
     Resources,
     SamplingSettings,
@@ -267,6 +268,7 @@ class AppSettings(Settings):
     access: AccessSettings = AccessSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracing: TracingSettings = TracingSettings()
+    logging: LogSettings = LogSettings()
     webhooks: WebhookSettings = WebhookSettings()
     safety: SafetySettings = SafetySettings()
     model: ModelSettings
@@ -326,6 +328,7 @@ class AppSettings(Settings):
             memory_fraction=section.memory_fraction,
             cpu_fallback=section.cpu_fallback,
             tracing=self.tracing,
+            logging=self.logging,
         )
 
 

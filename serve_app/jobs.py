@@ -9,10 +9,12 @@ used at the stage before, and every live state may end in `failed` or `cancelled
 import math
 import secrets
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple, Self
 
+from deployments.logs.ids import log_ids
 from deployments.messages import ReplicaInfo, Stage, VideoSpec
 from deployments.step_rules import Quality
 from deployments.tracing.context import TraceContext, context_of_job
@@ -206,6 +208,10 @@ class Job:
     def trace(self) -> TraceContext:
         """The span of the request that asked for it."""
         return context_of_job(self.id, self.traceparent)
+
+    def in_log(self) -> AbstractContextManager[None]:
+        """What is logged within it is of this job."""
+        return log_ids(job=self.id, tenant=self.tenant, trace=lambda: self.trace)
 
     @property
     def span(self) -> TraceContext:

@@ -12,10 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from deployments.errors import PermanentError
+from deployments.logs.lines import begin_log
 from deployments.messages import Verdict
 from deployments.replica.host import replica_device, set_threads
+from deployments.settings import LogSettings
 from deployments.watchdog.heartbeat import watch_this_process
 
+TEXT = LogSettings()
 MAX_BATCH = 32
 BATCH_WAIT_S = 0.005
 MAX_WINDOW_TOKENS = 512
@@ -144,8 +147,9 @@ def _window_tokens(tokenizer: Any, config: Any) -> int:
 class PromptClassifier:
     """A replica of the classifier; arguments and errors are those of LabelScorer."""
 
-    def __init__(self, source: str, revision: str | None, refuse: tuple[str, ...]) -> None:
+    def __init__(self, source: str, revision: str | None, refuse: tuple[str, ...], logging: LogSettings = TEXT) -> None:
         self._watched = watch_this_process()
+        begin_log(logging, "classifier")
         device = replica_device()
         set_threads(None)
         self._scorer = LabelScorer(source, revision, refuse, device)

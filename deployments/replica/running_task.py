@@ -1,15 +1,15 @@
-"""A task as its work sees it: stop flag, progress, model threads, storage, timing, log lines."""
+"""A task as its work sees it: stop flag, progress, model threads, storage, timing."""
 
 import asyncio
 import contextvars
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
@@ -27,18 +27,7 @@ T = TypeVar("T")
 
 SIZE = "mochi_serve.object.bytes"
 
-current_job: contextvars.ContextVar[str] = contextvars.ContextVar("current_job", default="")
-
-
-class JobLogger(logging.LoggerAdapter[logging.Logger]):
-    """Puts the job's id before every message of a task, also from its thread."""
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        job_id = current_job.get()
-        return (f"[{job_id}] {msg}" if job_id else msg), kwargs
-
-
-logger = JobLogger(logging.getLogger("ray.serve"), {})
+logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

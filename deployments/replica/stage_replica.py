@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
+from deployments.logs.lines import begin_log, name_replica
+from deployments.logs.masking import secrets_of
 from deployments.messages import Event, ReplicaInfo, Stage, StageTask
 from deployments.metrics import names
 from deployments.metrics.disks import count_disk
@@ -60,9 +62,12 @@ class StageReplica(ABC):
         # Only a Serve replica is started again.
         self._phase_began = time.perf_counter()
         self._watched = watch_this_process() if connections is None else None
+        if connections is None:
+            begin_log(settings.logging, ROLES[self.stage], secrets_of(settings))
         TRACER.start(settings.tracing, ROLES[self.stage])
         self._settings = settings
         self._connections = connections or connect(settings)
+        name_replica(self._connections.replica)
         self._timing = timing
         self._store = self._connections.store
         if assigned_gpus():

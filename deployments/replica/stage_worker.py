@@ -24,6 +24,7 @@ from deployments.errors import (
     StoppedError,
     WorkerError,
 )
+from deployments.logs.ids import add_log_ids
 from deployments.messages import (
     Directive,
     Event,
@@ -41,8 +42,8 @@ from deployments.metrics.push import push_forever
 from deployments.replica import serve_private
 from deployments.replica.device_errors import DeviceBrokenError, DeviceFailure, device_failure
 from deployments.replica.registry_link import WorkerRegistry
-from deployments.replica.running_task import RunningTask, Timing, current_job, logger, without_grad
-from deployments.tracing.context import context_of_job
+from deployments.replica.running_task import RunningTask, Timing, logger, without_grad
+from deployments.tracing.context import TraceContext, context_of_job
 from deployments.tracing.span import Attributes, Span
 from deployments.tracing.tracer import TRACER
 
@@ -100,7 +101,7 @@ class StageWorker:
         self._leaving: str | None = None  # why it takes no more tasks
         self._loop = asyncio.get_running_loop()
         self._background = [
-            self._loop.create_task(keep_running(run, f"{info.stage}: {run.__name__}", logger.logger))
+            self._loop.create_task(keep_running(run, f"{info.stage}: {run.__name__}", logger))
             for run in (
                 self._announce_forever,
                 self._report_forever,
@@ -178,8 +179,13 @@ class StageWorker:
         return [running for running in self._tasks.values() if running.at_work]
 
     async def _run_in_slot(self, running: RunningTask, work: Work) -> None:
-        current_job.set(running.task.job_id)
-        running.span = self._begin_span(running.task)
+        task = running.task
+        running.span = self._begin_span(task)
+
+        def stretch() -> TraceContext:
+            return context_of_job(task.job_id, running.span.traceparent or task.traceparent)
+
+        add_log_ids(job=task.job_id, tenant=task.tenant, lease=task.lease, trace=stretch)
         try:
             async with self._slots:
                 running.mark_active()

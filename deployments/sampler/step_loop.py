@@ -13,6 +13,7 @@ A device that breaks is lost to all samples, in the pass or not: they leave with
 """
 
 import asyncio
+import contextvars
 import queue
 import threading
 import time
@@ -139,7 +140,15 @@ class StepLoop:
             StoppedError: the loop was closed.
             TransientError: `replica_unhealthy`: its device is broken.
         """
-        entry = LoopEntry(running, prepare, after_step, exact, asyncio.get_running_loop().create_future())
+        # What is done for the sample alone has its caller's context on the thread, too: the log's ids.
+        context = contextvars.copy_context()
+        entry = LoopEntry(
+            running,
+            lambda: context.run(prepare),
+            lambda sample, before: context.run(after_step, sample, before),
+            exact,
+            asyncio.get_running_loop().create_future(),
+        )
         with self._add_lock:
             if self._end is not None:
                 raise self._end()

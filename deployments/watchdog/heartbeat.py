@@ -34,6 +34,7 @@ class Watchdog:
     def __init__(self, timing: WatchdogTiming = WatchdogTiming()) -> None:
         self._timing = timing
         self._process = self._start()
+        self._is_gone = False  # what watches has ended, as the last beat found
 
     @property
     def pid(self) -> int:
@@ -65,6 +66,11 @@ class Watchdog:
         except BlockingIOError:  # it is stopped, and the pipe is full
             pass
         except BrokenPipeError:
+            # Ray ends the children of a process before the process itself, which must not start another one then.
+            if not self._is_gone:
+                self._is_gone = True
+                return
+            self._is_gone = False
             log.warning("the process that watches this one has ended; it is started again")
             self.close()
             self._process = self._start()

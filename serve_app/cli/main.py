@@ -78,6 +78,7 @@ def _welcome(plan: LaunchPlan) -> Panel:
         ("OpenAPI", f"{plan.address}/openapi.json"),
         ("Dashboard", f"{plan.dashboard} (token in {plan.token_file})"),
         ("Data", str(plan.data_dir)),
+        ("Log", str(plan.log_file)),
         ("Stop", "Ctrl-C"),
     ):
         table.add_row(f"[bold]{name}[/]", value)

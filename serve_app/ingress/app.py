@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from ray import serve
 
 from deployments.background import keep_running
+from deployments.logs.lines import begin_log
+from deployments.logs.masking import secrets_of
 from deployments.metrics import names
 from deployments.metrics.push import push_forever
 from deployments.metrics.recorder import RECORDER
@@ -134,6 +136,7 @@ class Ingress:
 
     def __init__(self, settings: AppSettings, registry: str, loopback_only: bool, classifier: Any = None) -> None:
         self._watched = watch_this_process()
+        begin_log(settings.logging, "ingress", secrets_of(settings))
         TRACER.start(settings.tracing, "ingress")
         self._loopback_only = loopback_only
         client = RegistryClient(RegistryLink(registry, settings.namespace))

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.logs.ids import add_log_ids
 from serve_app.access.limits import RateLimits, whole_seconds
 from serve_app.access.tenants import (
     TENANT_ALLOWED,
@@ -173,7 +174,10 @@ async def authenticate(
         RateLimitError: as `shown_key` does.
     """
     if key is None:
-        return Caller(organization or DEFAULT_TENANT, idempotency_key)
+        caller = Caller(organization or DEFAULT_TENANT, idempotency_key)
+        add_log_ids(tenant=caller.tenant)
+        return caller
+    add_log_ids(tenant=key.tenant.name)
     if organization is not None and organization != key.tenant.name:
         raise UnauthenticatedError(
             f"The header {TENANT_HEADER} names the tenant {quote(organization)}, to which the API key does not belong; "

@@ -9,6 +9,7 @@ from dataclasses import replace
 from fastapi import Request
 from starlette.types import Scope
 
+from deployments.logs.ids import add_log_ids
 from deployments.tracing.context import HEADER, TraceContext, new_context, parse_traceparent
 from deployments.tracing.span import SILENT, Kind, Span
 from deployments.tracing.tracer import TRACER, Tracer
@@ -49,6 +50,9 @@ class RequestTrace:
 
     def begin_job(self, job_id: str, tenant: str) -> str | None:
         """It asks for a job. Returns what is kept with the job: None where neither client nor settings want a trace."""
+        add_log_ids(
+            job=job_id, tenant=tenant, trace=lambda: new_context(job_id, self._incoming, self._tracer.sample_ratio)
+        )
         if not self._tracer.enabled:  # the client's own span is passed on, as nothing lies between
             return None if self._incoming is None else self._incoming.traceparent
         context = new_context(job_id, self._incoming, self._tracer.sample_ratio)

@@ -11,6 +11,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from deployments.background import wait_for
+from deployments.logs.ids import add_log_ids
 from deployments.settings import ModelSettings
 from deployments.storage.object_store import Bucket
 from serve_app.access.exposure import keys_needed
@@ -197,6 +198,7 @@ class Services:
             job = await self.registry.get(job_id)
         if job is None or not caller.may_see(job) or self._expiry().has_passed(job):
             raise _not_found(job_id)
+        add_log_ids(job=job.id, tenant=job.tenant, trace=lambda: job.trace)
         return job
 
     def _expiry(self) -> Expiry:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from deployments.settings import LogSettings
 from deployments.storage.scratch import scratch_folder
 from serve_app.access.exposure import check_exposure
 from serve_app.config import AppArgs, AppSettings
@@ -31,7 +32,7 @@ from serve_app.local.preflight import (
     data_folder_lock,
     max_open_files,
 )
-from serve_app.local.private_files import close_to_others, owner_only, temp_base
+from serve_app.local.private_files import LOG_FILES, close_to_others, owner_only, temp_base
 from serve_app.local.ray_environment import (
     SCRATCH_PREFIX,
     ensure_token,
@@ -83,6 +84,11 @@ class LaunchPlan:
     @property
     def token_file(self) -> Path:
         return self.data_dir / "ray-token"
+
+    @property
+    def log_file(self) -> Path:
+        """The newest lines of all processes."""
+        return self.data_dir / LOG_FILES[0]
 
     @property
     def ray_logs(self) -> Path:
@@ -168,11 +174,23 @@ def check_serve_schema(plan: LaunchPlan) -> Any:
     from ray.serve.schema import ServeDeploySchema
 
     try:
-        return ServeDeploySchema.model_validate(plan.serve)
+        return ServeDeploySchema.model_validate(_with_encoding(plan.serve, plan.settings.logging))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"the Serve config is wrong at {key}: {first['msg']}") from None
+
+
+def _with_encoding(serve: dict[str, Any], logging: LogSettings) -> dict[str, Any]:
+    """The Serve config with Serve's own files written as ours are, where it does not say how."""
+    if logging.format == "text":
+        return serve
+    applications = [_in_json(app) if app.get("logging_config") else app for app in serve["applications"]]
+    return _in_json(serve) | {"applications": applications}
+
+
+def _in_json(tree: dict[str, Any]) -> dict[str, Any]:
+    return tree | {"logging_config": {"encoding": "JSON", **(tree.get("logging_config") or {})}}
 
 
 @contextlib.contextmanager

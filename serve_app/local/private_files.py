@@ -10,6 +10,9 @@ from pathlib import Path
 from serve_app.errors import StartupError
 
 UMASK = 0o077
+OLD_LOGS = 4
+LOG_FILES = ("server.log", *(f"server.log.{number}" for number in range(1, OLD_LOGS + 1)))
+"""Of the log, from the one that is written to the oldest."""
 # All that a server makes in its data folder.
 OWN_NAMES = frozenset(
     {
@@ -24,6 +27,7 @@ OWN_NAMES = frozenset(
         "objects.log.1",
         "ray-logs",
         "ray-token",
+        *LOG_FILES,
         "sockets",
         "webhook-key",
         "writable",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deployments.atomic_write import write_atomically
+from deployments.logs.lines import STDERR_VARIABLE
 from serve_app.config import IngressSettings
 from serve_app.local import haproxy_wrapper
 from serve_app.local.preflight import free_ports
@@ -57,7 +58,8 @@ def ray_variables(token_file: Path) -> dict[str, str]:
         "RAY_agent_register_timeout_ms": "300000",
         # No processes ahead of need.
         "RAY_prestart_worker_first_driver": "0",
-        "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",
+        # `server_log` reads what the processes say, and writes it as the settings ask for.
+        STDERR_VARIABLE: "json",
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         # How long a stopping ingress replica waits until HAProxy has heard of it, not 30 s: it is on this machine.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -4,13 +4,13 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
-from ray._private import parameter, services
+from ray._private import parameter, services, worker
 from ray.serve._private import api
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
@@ -71,6 +71,21 @@ def patient_start(seconds: float, lives: Callable[[], bool] = raylet_lives) -> I
         yield
     finally:
         services.get_node = get_node
+
+
+@contextlib.contextmanager
+def lines_to(take: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Within this context a Ray that is begun gives `take` what it would print: lines of workers, and its own events.
+
+    Args:
+        take: called in threads of Ray's with a batch: `lines`, `pid`, and where it has them `actor_name`, `is_err`.
+    """
+    printed = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, ignore_prefix: take(data)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printed
 
 
 def start_serve(schema: ServeDeploySchema) -> Any:

@@ -19,6 +19,7 @@ import ray
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
+from deployments.logs.masking import Mask, secrets_of
 from serve_app.database.sqlite_file import database_file, fold_wal
 from serve_app.errors import StartupError
 from serve_app.local import ray_private
@@ -27,6 +28,7 @@ from serve_app.local.preflight import LOOPBACK, OBJECT_STORE_BYTES, check_gpus
 from serve_app.local.processes import descendants
 from serve_app.local.processes.stop_signals import STOP_SIGNALS, die
 from serve_app.local.processes.stopped import StoppedProcesses
+from serve_app.local.server_log import Phase, ServerLog, own_records_to
 from serve_app.local.store.seaweed import ACTOR_NAME
 
 RAY_START_S = 300.0
@@ -61,10 +63,11 @@ def run(plan: LaunchPlan, schema: ServeDeploySchema, announce: Callable[[], None
     descendants.adopt_orphans()
     stopping = threading.Event()
     logs: Path | None = None
-    with _signals(stopping, tidy) as listen:
+    with _signals(stopping, tidy) as listen, _log_of(plan) as server_log:
         try:
             _start(plan, schema, stopping, listen)
             announce()
+            server_log.phase = Phase.RUNNING
             _watch(stopping, plan.ray_logs)
         except (_Stopped, SystemExit):
             pass
@@ -72,8 +75,19 @@ def run(plan: LaunchPlan, schema: ServeDeploySchema, announce: Callable[[], None
             logs = ray_private.logs_folder()
             raise
         finally:
+            server_log.phase = Phase.STOPPING
             _stop(plan)
             _keep_logs(logs, plan.ray_logs)
+
+
+@contextlib.contextmanager
+def _log_of(plan: LaunchPlan) -> Iterator[ServerLog]:
+    """Where all lines go: this process', Ray's, and those that Ray brings from its workers."""
+    as_json = plan.settings.logging.format == "json"
+    secrets = [*secrets_of(plan.settings), plan.token_file.read_text().strip()]
+    server_log = ServerLog(plan.log_file, Mask(secrets), as_json, sys.stderr)
+    with contextlib.closing(server_log), own_records_to(server_log), ray_private.lines_to(server_log.take):
+        yield server_log
 
 
 def _start(plan: LaunchPlan, schema: ServeDeploySchema, stopping: threading.Event, listen: Callable[[], None]) -> None:
@@ -113,7 +127,7 @@ def _start_ray(plan: LaunchPlan) -> None:
                 dashboard_port=plan.dashboard_port,
                 object_store_memory=OBJECT_STORE_BYTES,
                 namespace="serve",
-                logging_level=logging.WARNING,
+                configure_logging=False,
                 log_to_driver=True,
             )
     except Exception as error:  # Ray raises no class of its own for it

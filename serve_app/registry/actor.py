@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from deployments.background import keep_running
 from deployments.errors import RegistryUnavailableError
+from deployments.logs.ids import log_ids
+from deployments.logs.lines import NOTICE
 from deployments.messages import Directive, ReplicaInfo, Report, Stage
 from deployments.metrics.recorder import Series, Snapshot, Value
 from deployments.settings import StorageSettings, TracingSettings
@@ -103,6 +105,7 @@ class JobRegistry(RegistryApi):
         was_restarted: whether there was a registry of this owner before, which ingress replicas may
             still follow.
         watch: called once; has this process replaced when it hangs.
+        begin_log: called first; has this process write its log as the settings say.
         timing: how long its parts wait.
         open_database: makes the database of a URL.
         unix_time: the wall clock.
@@ -125,10 +128,12 @@ class JobRegistry(RegistryApi):
         settings_digest: str = "",
         was_restarted: Callable[[], bool] = lambda: False,
         watch: Callable[[], object] = lambda: None,
+        begin_log: Callable[[], object] = lambda: None,
         timing: RegistryTiming = RegistryTiming(),
         open_database: Callable[[str], Database] = Database,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
+        begin_log()
         self._watched = watch()
         TRACER.start(tracing, "registry")
         self._settings_digest = settings_digest
@@ -207,7 +212,10 @@ class JobRegistry(RegistryApi):
 
     async def submit(self, submission: Submission) -> Acceptance:
         context = context_of_job(submission.job_id, submission.traceparent)
-        with TRACER.begin("accept", context, {"mochi_serve.job.id": submission.job_id}):
+        with (
+            log_ids(job=submission.job_id, tenant=submission.tenant, trace=lambda: context),
+            TRACER.begin("accept", context, {"mochi_serve.job.id": submission.job_id}),
+        ):
             return await self._submit(submission)
 
     async def _submit(self, submission: Submission) -> Acceptance:
@@ -370,7 +378,8 @@ class JobRegistry(RegistryApi):
             self._capacity.note_ready(info, now)
         if self._state.replicas.announce(info, now):
             why = f": {info.problem}" if info.problem else ""
-            log.info(f"{info.stage}: replica {info.replica} on {info.device} has {info.slots} slots{why}")
+            does = f"has {info.slots} slots" if info.slots else "takes no more tasks"
+            log.info(f"{info.stage}: replica {info.replica} on {info.device} {does}{why}", extra=NOTICE)
             self._state.wake.set()
         return await self._state.mailbox.collect(info.replica, self._state.timing.directive_hold_s if wait else 0)
 

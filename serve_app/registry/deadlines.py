@@ -69,4 +69,5 @@ class Deadlines:
             return
         state.take_over_end(job)
         if job.state is JobState.CANCELLED and job.error is not None:
-            log.info(f"[{job.id}] cancelled: {job.error.code}")
+            with job.in_log():
+                log.info(f"cancelled: {job.error.code}")

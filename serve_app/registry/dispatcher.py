@@ -5,6 +5,7 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from deployments.background import run_forever, wait_for
@@ -239,14 +240,16 @@ class Dispatcher:
         lease = self._state.leases.grant(job, time.monotonic(), charge, alone_on)
         self._state.feed.publish(job)
         self._calls[lease.token] = lease
+        # Not as one of the lease's in the log: what Serve begins at its first call would keep that name for ever.
         task = asyncio.create_task(self._call(lease))
         self._call_tasks.add(task)
-        task.add_done_callback(self._call_ended)
+        task.add_done_callback(partial(self._call_ended, lease))
 
-    def _call_ended(self, task: asyncio.Task[None]) -> None:
+    def _call_ended(self, lease: Lease, task: asyncio.Task[None]) -> None:
         self._call_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("A lease could not be ended; it lapses by itself", exc_info=error)
+            with lease.in_log():
+                log.error("A lease could not be ended; it lapses by itself", exc_info=error)
 
     async def _call(self, lease: Lease) -> None:
         """Send the task. If its lease is there when the call has ended, no end was reported."""
@@ -259,7 +262,14 @@ class Dispatcher:
 
         job = lease.job
         task = StageTask(
-            job.id, lease.token, lease.stage, job.attempt, job.spec, job.checkpoint_step, job.move_span.traceparent
+            job.id,
+            lease.token,
+            lease.stage,
+            job.attempt,
+            job.spec,
+            job.checkpoint_step,
+            job.move_span.traceparent,
+            job.tenant,
         )
         reason = "the replica ended its call without a result"
         replica_died = False
@@ -331,5 +341,6 @@ class Dispatcher:
     def _park(self, leases: Iterable[Lease]) -> None:
         for lease in leases:
             RECORDER.count(names.PREEMPTIONS)
-            log.info(f"[{lease.job_id}] yields its slot to an interactive job")
+            with lease.in_log():
+                log.info("yields its slot to an interactive job")
             self._state.send_directive(lease, Directive.PARK)

@@ -46,7 +46,8 @@ class JobTraces:
         try:
             moves = await self._state.database.run(jobs_sql.history, job.id)
         except RegistryUnavailableError as error:
-            log.warning(f"[{job.id}] its trace is not told: {error}")
+            with job.in_log():
+                log.warning(f"its trace is not told: {error}")
             return
         for span in spans_of(job, moves):
             self._tracer.tell(span)

@@ -5,10 +5,11 @@ query and a jump of the wall clock lapses nothing.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from deployments.logs.ids import log_ids
 from deployments.messages import Directive, Stage
 from serve_app.jobs import Job, Usage
 from serve_app.scheduling.fair_share import Charge
@@ -90,6 +91,11 @@ class Lease:
     @property
     def job_id(self) -> str:
         return self.job.id
+
+    def in_log(self) -> AbstractContextManager[None]:
+        """What is logged within it is of this lease."""
+        job = self.job
+        return log_ids(job=job.id, tenant=job.tenant, lease=self.token, trace=lambda: job.move_span)
 
     @property
     def step(self) -> int:

@@ -6,6 +6,7 @@ import time
 from deployments.messages import (
     Checkpointed,
     Directive,
+    Event,
     Failed,
     Finished,
     InputUnusable,
@@ -41,26 +42,30 @@ class JobReports:
         if lease is None:
             return Directive.STOP
         self._state.leases.renew(lease, time.monotonic())
-        match report.event:
-            case Started(replica, device) as event:
+        with lease.in_log():
+            await self._take(lease, report.event)
+        return lease.directive
+
+    async def _take(self, lease: Lease, event: Event) -> None:
+        match event:
+            case Started(replica, device):
                 lease.replica = replica
                 if not lease.has_begun:
                     lease.has_begun = True
                     tell_dispatch(lease, event, self._state.unix_time())
-                    log.info(f"[{lease.job_id}] {lease.stage} on {replica} ({device})")
-            case Progress() as event:
+                    log.info(f"{lease.stage} on {replica} ({device})")
+            case Progress():
                 await self._take_progress(lease, event)
             case Checkpointed(step):
                 await self._keep_checkpoint(lease, step)
-            case Parked() as event:
+            case Parked():
                 await self._park(lease, event)
-            case Finished() as event:
+            case Finished():
                 await self._finish_stage(lease, event)
-            case Failed() as event:
+            case Failed():
                 await self.fail_attempt(lease, event)
-            case InputUnusable() as event:
+            case InputUnusable():
                 await self._go_back(lease, event)
-        return lease.directive
 
     async def _take_progress(self, lease: Lease, event: Progress) -> None:
         is_sampling = lease.stage is Stage.SAMPLING
@@ -109,7 +114,8 @@ class JobReports:
         """SQL has another lease or none: another registry has the job. Its worker here must stop."""
         if self._state.leases.find(lease.job_id, lease.token) is not lease:
             return  # it has ended here while SQL was asked
-        log.warning(f"[{lease.job_id}] its lease is gone from the database; its replica is told to stop")
+        with lease.in_log():
+            log.warning("its lease is gone from the database; its replica is told to stop")
         self._state.end_lease(lease)
         self._state.send_directive(lease, Directive.STOP)
 
@@ -128,7 +134,7 @@ class JobReports:
             )
         self._state.end_lease_with(lease, job)
         if job is not None:
-            log.info(f"[{job.id}] {note}")
+            log.info(note)
 
     async def _finish_stage(self, lease: Lease, event: Finished) -> None:
         # A sampler that is done has run all steps, whatever its last report said.
@@ -147,7 +153,7 @@ class JobReports:
             )
         self._state.end_lease_with(lease, job)
         if job is not None:
-            log.info(f"[{job.id}] {lease.stage} done, now {job.state}")
+            log.info(f"{lease.stage} done, now {job.state}")
             if held_s is not None:
                 self._state.costs.observe_held(lease.stage, job.spec, held_s - event.seconds.get("denoise", 0.0))
 
@@ -161,7 +167,8 @@ class JobReports:
         code = "replica_lost"
         if replica_died:
             code = REPLICA_DIED if lease.has_begun else REPLICA_GONE
-        await self.fail_attempt(lease, Failed(code, reason, transient=True))
+        with lease.in_log():
+            await self.fail_attempt(lease, Failed(code, reason, transient=True))
 
     async def fail_attempt(self, lease: Lease, event: Failed) -> None:
         """Another attempt, or the end of the job; either is one transaction.
@@ -209,8 +216,7 @@ class JobReports:
         self._state.end_lease_with(lease, job, retry.pause_s)
         if job is not None:
             log.warning(
-                f"[{job.id}] {lease.stage} did not succeed ({note}); again in {retry.pause_s:.1f} s "
-                f"as attempt {retry.attempt}"
+                f"{lease.stage} did not succeed ({note}); again in {retry.pause_s:.1f} s as attempt {retry.attempt}"
             )
 
     async def _go_back(self, lease: Lease, event: InputUnusable) -> None:
@@ -233,7 +239,7 @@ class JobReports:
             )
         self._state.end_lease_with(lease, job, pause_s)
         if job is not None:
-            log.warning(f"[{job.id}] back to {job.stage} in {pause_s:.1f} s: {event.reason}")
+            log.warning(f"back to {job.stage} in {pause_s:.1f} s: {event.reason}")
 
     async def _fail_job(self, lease: Lease, error: JobError) -> None:
         with lease.saving() as used:
@@ -242,4 +248,4 @@ class JobReports:
             )
         self._state.end_lease_with(lease, job)
         if job is not None:
-            log.error(f"[{job.id}] failed: {error.code}: {error.message}")
+            log.error(f"failed: {error.code}: {error.message}")

@@ -19,6 +19,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
+from deployments.logs.ids import add_log_ids
 from deployments.metrics import names
 from deployments.metrics.recorder import RECORDER
 from deployments.tracing.context import HEADER, context_of_job
@@ -182,6 +183,8 @@ class WebhookSender:
 
     async def _deliver(self, client: WebhookClient, delivery: Delivery) -> None:
         """Try once and write the result to SQL. If that fails, it is tried again once its hold is over."""
+        begun_by = context_of_job(delivery.job_id, delivery.traceparent)
+        add_log_ids(job=delivery.job_id, tenant=delivery.tenant, trace=lambda: begun_by)
         try:
             with RECORDER.timing(names.WEBHOOK_SECONDS), _begin_span(delivery) as span:
                 answer = await self._send(client, delivery, span)
@@ -242,7 +245,8 @@ class WebhookSender:
         )
         RECORDER.count(names.WEBHOOKS, "failed" if next_at is not None else "given_up")
         if next_at is None:
+            # The path of the URL may be a secret of its owner.
+            error = answer.error.replace(delivery.url, urlsplit(delivery.url).hostname or "")
             log.warning(
-                f"webhooks: {delivery.id} for the job {delivery.job_id} is given up after {attempts} tries: "
-                f"{answer.error}"
+                f"webhooks: {delivery.id} for the job {delivery.job_id} is given up after {attempts} tries: {error}"
             )

@@ -1,5 +1,6 @@
 """A whole start and stop with a tiny application."""
 
+import json
 import os
 import re
 import resource
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
 import httpx
@@ -24,12 +26,28 @@ from tests.support.waiting import PATIENCE_S, gone
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
 OPEN_FILES = 4096
-TINY_APP = """
+SECRET = "a-secret-of-the-tiny-app"
+TINY_APP = f"""
+import logging, sys
 from ray import serve
+from deployments.logs.ids import log_ids
+from deployments.logs.lines import NOTICE, begin_log
+from deployments.settings import LogSettings
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
+log = logging.getLogger("ray.serve")
+
+@serve.deployment(ray_actor_options={{"num_cpus": 0}})
 class Tiny:
+    def __init__(self):
+        begin_log(LogSettings(format="json"), "tiny", ["{SECRET}"])
+        log.info("a line for the file")
+        log.info("tiny: a replica is there", extra=NOTICE)
+
     async def __call__(self, request):
+        if request.url.path == "/broken":
+            print("printed by a library", file=sys.stderr)
+            with log_ids(job="video_1", tenant="acme"):
+                log.error("cannot use {SECRET}")
         return "hello"
 
 app = Tiny.bind()
@@ -37,6 +55,16 @@ app = Tiny.bind()
 def broken(args):
     raise ValueError("no model here")
 """
+# All that a terminal may show of a server that starts, fails once and is stopped.
+PANEL = r"[╭│╰].*"
+ON_TERMINAL = [
+    r"In .*, other users of this machine could reach data; now only you can\.",
+    r"Starting mochi-serve on http://127\.0\.0\.1:\d+ \.\.\.",
+    r"tiny: a replica is there",
+    PANEL,
+    r"ERROR tiny: cannot use \*\*\*",
+    r"(\^C)?Stopped\.",
+]
 CONFIG = """
 proxy_location: HeadOnly
 http_options: {{host: 127.0.0.1, port: {port}}}
@@ -48,21 +76,31 @@ applications:
 class Launched:
     """A `mochi-serve serve` in a folder of its own."""
 
-    def __init__(self, folder: Path, app: str = "tiny_app:app", data: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        app: str = "tiny_app:app",
+        data: Path | None = None,
+        terminal: bool = False,
+        **environment: str,
+    ) -> None:
         # As small as is usual in containers: HAProxy would ask for 10,270 files.
         limits = (min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), OPEN_FILES)
         (folder / "tiny_app.py").write_text(TINY_APP)
         self.data = data or folder / "data"
         self.ports = free_ports(4)
         (folder / "serve_config.yaml").write_text(CONFIG.format(port=self.ports[0], app=app))
+        self._ours, theirs = os.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serve_app.cli.main", "serve", "--data", str(self.data)],
             cwd=folder,
             env={**_plain_environment(), **self._environment(), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stdout=theirs,
+            stderr=theirs,
+            preexec_fn=(lambda: os.login_tty(theirs)) if terminal else None,
         )
+        os.close(theirs)
+        self._output = open(self._ours, encoding="utf-8", closefd=True)  # noqa: SIM115
         resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, limits)
 
     def _environment(self) -> dict[str, str]:
@@ -83,17 +121,26 @@ class Launched:
     def until(self, text: str) -> str:
         """Read what it says up to a line with the text."""
         said = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self._lines():
             said += line
             if text in line:
                 return said
         raise AssertionError(f"it ended without saying {text!r}:\n{said}")
 
+    def press_ctrl_c(self) -> None:
+        """At its terminal."""
+        os.write(self._ours, b"\x03")
+
+    def _lines(self) -> Iterator[str]:
+        # A terminal whose last process has ended cannot be read, where a pipe is at its end.
+        with suppress(OSError):
+            while line := self._output.readline():
+                yield line
+
     def end(self) -> tuple[int, str]:
         """Its exit code and the rest of what it says."""
-        said, _ = self.process.communicate(timeout=600)
-        return self.process.returncode, said
+        said = "".join(self._lines())
+        return self.process.wait(timeout=600), said
 
     def all_processes(self) -> list[int]:
         process = psutil.Process(self.process.pid)
@@ -119,9 +166,9 @@ def _taken(ports: list[int], patience_s: float = 0) -> dict[int, str]:
 
 @contextmanager
 def _launched(
-    folder: Path, app: str = "tiny_app:app", data: Path | None = None, **environment: str
+    folder: Path, app: str = "tiny_app:app", data: Path | None = None, terminal: bool = False, **environment: str
 ) -> Iterator[Launched]:
-    server = Launched(folder, app, data, **environment)
+    server = Launched(folder, app, data, terminal, **environment)
     try:
         yield server
     finally:
@@ -136,8 +183,8 @@ def test_it_starts_answers_and_leaves_nothing(tmp_path: Path) -> None:
     temporary.mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data").chmod(0o755)
-    with _launched(tmp_path, TMPDIR=str(temporary)) as server:
-        said = server.until("Stop")
+    with _launched(tmp_path, terminal=True, TMPDIR=str(temporary), MOCHI_SERVE__LOGGING__FORMAT="json") as server:
+        shown = said = server.until("Stop")
         assert "other users of this machine could reach data; now only you can." in said
         url = f"http://127.0.0.1:{server.ports[0]}/"
         assert "is ready" in said and url in said
@@ -150,14 +197,38 @@ def test_it_starts_answers_and_leaves_nothing(tmp_path: Path) -> None:
         (scratch,) = _scratch_folders(processes)
         assert (scratch / "ray").is_dir() and scratch.stat().st_mode & 0o777 == 0o700
         _assert_second_is_refused(tmp_path / "second", server)
-        server.process.send_signal(signal.SIGINT)
+        assert httpx.get(f"{url}broken", timeout=30).text == "hello"
+        shown += server.until("ERROR")
+        server.press_ctrl_c()
         code, said = server.end()
         assert code == 0, said
         assert gone(processes)
         assert _taken(server.ports) == {}
-        assert sorted(p.name for p in server.data.iterdir()) == ["ray-token"]
+        assert sorted(p.name for p in server.data.iterdir()) == ["ray-token", "server.log"]
+        _assert_terminal_is_quiet(shown + said)
+        _assert_log_is_whole(server.data / "server.log")
         assert not scratch.exists() and list(temporary.iterdir()) == []
         assert server.data.stat().st_mode & 0o777 == 0o700
+
+
+def _assert_terminal_is_quiet(shown: str) -> None:
+    """Each line of ours is there, in their order, and no other."""
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines() if line]
+    kinds = [next((kind for kind in ON_TERMINAL if re.fullmatch(kind, line)), line) for line in lines]
+    assert [kind for kind, _ in groupby(kinds)] == ON_TERMINAL, shown
+    assert any(line.startswith("│ Log ") for line in lines), "the panel names the log"
+
+
+def _assert_log_is_whole(path: Path) -> None:
+    """All lines are JSON, of all processes, without a secret."""
+    text = path.read_text()
+    lines = {line["message"]: line for line in map(json.loads, text.splitlines())}
+    assert SECRET not in text and "terminal" not in lines["a line for the file"]
+    assert "printed by a library" in lines and any("Deploying new app" in message for message in lines)
+    error = lines["cannot use ***"]
+    assert (error["stage"], error["job"], error["tenant"]) == ("tiny", "video_1", "acme")
+    # What Serve knows.
+    assert error["request_id"] and error["route"] == "/" and error["application"] == "tiny" and error["replica"]
 
 
 def _scratch_folders(processes: list[int]) -> set[Path]:

@@ -266,10 +266,10 @@ def test_busy_share_counts_what_lies_before_the_last_begin() -> None:
 def test_replicas_are_known_by_what_they_log() -> None:
     ids = [f"video_{n:032x}" for n in range(3)]
     lines = [
-        f"\x1b[36m(ServeReplica:mochi:MochiSampler pid=12)\x1b[0m INFO 2026 -- [{ids[0]}] sampling begins, attempt 1",
-        f"(ServeReplica:mochi:MochiSampler pid=13) [{ids[1]}] sampling begins, attempt 1",
-        f"(ServeReplica:mochi:VideoDecoder pid=14) [{ids[0]}] decoding begins, attempt 1",
-        f"(ServeReplica:mochi:MochiSampler pid=15) [{ids[2]}] sampling begins, attempt 1",
+        f"INFO 2026-11-28 00:37:02,472 sampler ootn4vkb 12 -- [{ids[0]}] sampling begins, attempt 1",
+        f"INFO 2026-11-28 00:37:02,472 sampler 5kdx3uz6 13 -- [{ids[1]}] sampling begins, attempt 1",
+        f"INFO 2026-11-28 00:37:02,472 decoder 4t78x66m 14 -- [{ids[0]}] decoding begins, attempt 1",
+        f"INFO 2026-11-28 00:37:02,472 sampler 23ndhs8a 15 -- [{ids[2]}] sampling begins, attempt 1",
     ]
     assert dispatch.replicas_of("\n".join(lines), ids[:2]) == {12, 13}
 

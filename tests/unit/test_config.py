@@ -429,7 +429,7 @@ def leaves(section: type[Settings]) -> Iterator[str]:
 def test_operations_tells_of_every_setting() -> None:
     told = set(re.findall(r"[`.]([a-z_]+)`", (ROOT / "docs/operations.md").read_text()))
     sections = {"database", "storage", "ingress", "jobs", "scheduling", "retention", "model", "sampling", "access"}
-    sections |= {"webhooks", "safety", "registry", "metrics", "tracing"}
+    sections |= {"webhooks", "safety", "registry", "metrics", "tracing", "logging"}
     assert set(leaves(AppSettings)) - told - sections == set()
 
 

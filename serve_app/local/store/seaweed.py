@@ -70,6 +70,7 @@ class LocalStorage:
         data_dir: the data folder.
         watch: called once; has this process replaced when it hangs.
         life: when the store counts as hung.
+        begin_log: called first; has this process write its log as the settings say.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class LocalStorage:
         data_dir: Path,
         watch: Callable[[], object] = lambda: None,
         life: StoreLifeTiming = StoreLifeTiming(),
+        begin_log: Callable[[], object] = lambda: None,
     ) -> None:
+        begin_log()
         self._life = life
         self._watched = watch()
         self._settings = settings

@@ -9,11 +9,13 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 
+from deployments.logs.lines import begin_log
 from deployments.messages import Stage
+from deployments.settings import LogSettings
 from serve_app.scheduling.scaling.capacity import Scaler, StageNeed, StageState
 
 log = logging.getLogger("ray.serve")
@@ -67,6 +69,7 @@ class CapacityPolicy:
         minimum: replicas that there always are.
         maximum: replicas that there may be.
         downscale_delay_s: as in `Scaler`.
+        log_format: see LogSettings.
         ask: asks the registry; by its actor if None.
         clock: a monotonic one.
     """
@@ -80,9 +83,12 @@ class CapacityPolicy:
         minimum: int,
         maximum: int,
         downscale_delay_s: float | None,
+        log_format: Literal["text", "json"] = "text",
         ask: Asks | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if ask is None:  # in Serve's controller
+            begin_log(LogSettings(format=log_format), "controller")
         self._stage = Stage(stage)
         self._slots = slots
         self._bounds = (minimum, maximum)

@@ -21,6 +21,7 @@ from serve_app.jobs import JobError, JobState
 from serve_app.registry_api import RegistryClient
 from tests.support.http.fakes import FakeServices, MemoryRegistry, shapes_settings
 from tests.support.http.memory_http import serving
+from tests.support.logs import begun_log
 
 DATA = bytes(range(256)) * 20
 
@@ -227,10 +228,15 @@ async def test_a_file_that_is_gone(client: httpx.AsyncClient, services: FakeServ
 
 async def test_a_store_that_is_away(client: httpx.AsyncClient, services: FakeServices, path: str) -> None:
     services.store.reachable = False
-    answer = await client.get(path)
+    with begun_log("ingress") as lines:
+        answer = await client.get(path)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "storage_unavailable"
     assert answer.headers["retry-after"] == "2"
+    (line,) = lines()
+    job = services.memory.jobs[path.split("/")[3]]
+    assert (line["job"], line["tenant"], line["trace_id"]) == (job.id, job.tenant, job.trace.trace_id)
+    assert (line["stage"], line["levelname"]) == ("ingress", "ERROR")
 
 
 async def test_a_client_that_stops_reading_frees_the_stream(services: FakeServices, path: str) -> None:

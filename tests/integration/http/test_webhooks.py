@@ -29,7 +29,7 @@ from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import MAX_PER_ORIGIN
 from serve_app.webhooks.sender import Timing, WebhookSender, payload, signed_headers
 from tests.support.http.webhook_receiver import ReceivedRequest, Reply, receiving
-from tests.support.logs import serve_log
+from tests.support.logs import begun_log
 from tests.support.registry.deliveries import get_delivery
 from tests.support.tracing.spans import traced
 from tests.support.waiting import running
@@ -208,19 +208,19 @@ async def test_gone_is_given_up_at_once(database: Database) -> None:
     assert len(receiver.requests) == 1
 
 
-async def test_after_a_day_it_is_given_up_with_a_last_try_and_a_word_in_the_log(
-    database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_after_a_day_it_is_given_up_with_a_last_try_and_a_word_in_the_log(database: Database) -> None:
     def in_a_day() -> float:
         return time.time() + 24 * HOUR_S
 
     async with receiving(replying(500)) as receiver:
         await add(database, "1", receiver.url())
-        with serve_log(caplog):
+        with begun_log("registry") as lines:
             async with sending(database, clock=in_a_day):
                 delivery = await until_done(database, "1")
     assert (delivery.attempts, delivery.status, len(receiver.requests)) == (1, 500, 1)
-    assert "evt_1" in caplog.text and "given up after 1 tries" in caplog.text
+    (line,) = lines()
+    assert "evt_1" in line["message"] and "given up after 1 tries" in line["message"]
+    assert (line["job"], line["tenant"]) == (delivery.job_id, delivery.tenant)
 
 
 async def test_retry_after_is_respected(database: Database) -> None:

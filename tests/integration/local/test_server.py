@@ -36,6 +36,17 @@ def test_the_included_config_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not haproxy_available() or {9101, 8404} <= set(needed)
 
 
+def test_files_of_serve_are_json_where_ours_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = check_serve_schema(read_plan(Path("serve_config.yaml"), 8265))
+    monkeypatch.setenv("MOCHI_SERVE__LOGGING__FORMAT", "json")
+    written = check_serve_schema(read_plan(Path("serve_config.yaml"), 8265))
+    for schema, encoding in ((text, "TEXT"), (written, "JSON")):
+        configs = [schema.logging_config, *(app.logging_config for app in schema.applications)]
+        assert [config.encoding for config in configs] == [encoding] * 3
+        assert [config.log_level for config in configs] == ["WARNING", "INFO", "INFO"]
+
+
 @pytest.mark.parametrize(
     ("message", "line"),
     [

@@ -30,6 +30,8 @@ def test_a_data_folder_that_was_open_is_closed_and_told(tmp_path: Path) -> None:
     (tmp_path / "jobs.db").touch(mode=0o644)
     (tmp_path / "ray-token").touch(mode=0o600)
     (tmp_path / ".ray-token.1f2e.new").touch(mode=0o600)
+    for name in ("server.log", "server.log.1", "server.log.4"):
+        (tmp_path / name).touch(mode=0o600)
     assert set(close_to_others(tmp_path)) == {tmp_path, tmp_path / "objects", tmp_path / "jobs.db"}
     assert [mode(path) for path in (tmp_path, tmp_path / "objects", tmp_path / "jobs.db")] == [0o700, 0o700, 0o600]
     assert close_to_others(tmp_path) == []

@@ -23,10 +23,11 @@ from serve_app.access.secret_box import WebhookKey
 from serve_app.config import DAY_S, JobSettings, RetentionSettings, SchedulingSettings, WebhookSettings
 from serve_app.database import access as access_sql
 from serve_app.database.connection import Database
-from serve_app.errors import TooLargeError
+from serve_app.errors import ReplicaDiedError, TooLargeError
 from serve_app.jobs import JobState, Tier
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
+from tests.support.logs import begun_log
 from tests.support.registry.world import SPEC, Call, Workers, World
 
 
@@ -42,6 +43,38 @@ async def test_a_job_goes_through_the_stages(world: World) -> None:
     done = await world.reaches("a", JobState.COMPLETED)
     assert done.seconds == {f"{stage}.{part}": s for stage in Stage for part, s in (("work", 0.1), ("device", 0.2))}
     assert done.device_s == pytest.approx(0.6)
+
+
+async def test_each_line_of_a_lease_has_its_ids(world: World) -> None:
+    leases = []
+    with begun_log("registry") as lines:
+        await world.replicas()
+        await world.submit("a", tenant="acme")
+        for _ in Stage:
+            call = await world.workers.next()
+            leases.append(call.task.lease)
+            await world.report(call, Started("r", "cpu"))
+            await world.finish(call)
+        done = await world.reaches("a", JobState.COMPLETED)
+    own = [line for line in lines() if line["message"].split()[0] in list(Stage)]
+    assert [line["lease"] for line in own] == [lease for lease in leases for _ in ("on a replica", "done")]
+    assert {(line["job"], line["tenant"], line["stage"]) for line in own} == {("a", "acme", "registry")}
+    assert {line["trace_id"] for line in own} == {done.trace.trace_id}
+    assert len({line["span_id"] for line in own}) == len(Stage)
+    assert all("job" not in line for line in lines() if "slots" in line["message"])
+
+
+async def test_a_lost_attempt_is_told_with_its_lease(world: World) -> None:
+    with begun_log("registry", "text") as lines:
+        await world.replicas()
+        await world.submit("a")
+        call = await world.workers.next()
+        await world.report(call, Started("r", "cpu"))
+        call.ended.set_exception(ReplicaDiedError("r"))
+        await world.next_after_loss()
+    (line,) = [line for line in lines() if line["levelname"] == "WARNING"]
+    assert line["message"].startswith("[a] encoding did not succeed (replica_died")
+    assert (line["job"], line["lease"], line["terminal"]) == ("a", call.task.lease, True)
 
 
 async def test_secrets_of_webhooks_are_sealed_at_the_start_and_opened_to_sign(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from deployments.messages import (
 )
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker, failure_of
+from deployments.tracing.context import TraceContext
+from tests.support.logs import begun_log
 from tests.support.workers.fakes import Clock, ReportLog, captured, task
 
 STARTED = Started("replica-1", "cpu")
@@ -260,13 +262,36 @@ async def test_a_failure_is_reported_and_the_next_task_runs() -> None:
     assert isinstance(log.ends[3], Finished)
 
 
-async def test_unforeseen_errors_are_logged_with_traceback_and_job(caplog: pytest.LogCaptureFixture) -> None:
-    with captured(caplog):
+async def test_unforeseen_errors_are_logged_with_traceback_and_job() -> None:
+    with begun_log("sampler") as lines:
         async with replica(ReportLog()) as worker:
             await worker.run(task(Stage.SAMPLING), failing(ZeroDivisionError("x / 0")))
-    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert record.getMessage().startswith("[video_1] sampling failed, internal_error")
-    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
+    (line,) = [line for line in lines() if line["levelname"] == "ERROR"]
+    assert line["message"].startswith("sampling failed, internal_error") and line["job"] == "video_1"
+    assert "ZeroDivisionError: x / 0" in line["exc_text"]
+
+
+async def test_each_line_of_a_task_has_its_ids_from_its_thread_too() -> None:
+    trace = TraceContext("1" * 32, "2" * 16, False)
+
+    async def work(running: RunningTask) -> None:
+        await running.in_thread(logging.getLogger("ray.serve").info, "in the thread")
+
+    tasks = [
+        replace(task(Stage.SAMPLING), job_id=f"video_{n}", lease=f"l{n}", tenant=f"t{n}", traceparent=trace.traceparent)
+        for n in range(3)
+    ]
+    with begun_log("sampler") as lines:
+        async with replica(ReportLog(), slots=2) as worker:
+            await asyncio.gather(*(worker.run(each, work) for each in tasks))
+    for each in tasks:
+        own = [line for line in lines() if line.get("job") == each.job_id]
+        assert [line["message"].split()[0] for line in own] == ["sampling", "in", "sampling"]
+        assert {(line["lease"], line["tenant"], line["stage"]) for line in own} == {
+            (each.lease, each.tenant, "sampler")
+        }
+        assert {(line["trace_id"], line["span_id"]) for line in own} == {("1" * 32, "2" * 16)}
+    assert {line["job"] for line in lines()} == {each.job_id for each in tasks}
 
 
 async def test_out_of_memory_takes_the_replica_out_of_service() -> None:

@@ -915,7 +915,7 @@ async def test_an_unforeseen_error_beside_the_sampling_is_logged_and_the_next_ch
         await replica(log, store, checkpoint_s=0.05, min_step_s=0.04).run(given)
     errors = [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
     assert [record.getMessage() for record in errors] == [
-        f"[video_1] no checkpoint this time; unforeseen error {number} beside this sampler" for number in (1, 2)
+        f"no checkpoint this time; unforeseen error {number} beside this sampler" for number in (1, 2)
     ]
     assert [type(event) for event in log.ends][1:3] == [Checkpointed] * 2
     assert isinstance(log.ends[-1], Finished)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import StoppedError, TransientError, WorkerError
+from deployments.logs.ids import current_ids, log_ids
 from deployments.mochi.denoise import Sample, TextConditioning
 from deployments.replica.running_task import RunningTask
 from deployments.sampler.step_loop import AfterStep, LoopEntry, Snapshot, Step, StepLoop, shares
@@ -666,3 +667,22 @@ async def test_a_pass_that_fails_is_paid_for_too() -> None:
         await passes(gate, entry := enter(loop, sample(1), running))
         assert isinstance(entry.result.exception(), torch.OutOfMemoryError)
     assert running.device_s == 3
+
+
+async def test_what_is_done_for_one_sample_has_the_ids_of_its_job_on_the_thread() -> None:
+    async def enter_as(job: str, loop: StepLoop, name: int) -> LoopEntry:
+        def prepare() -> Sample:
+            on_thread.append((job, current_ids().job))
+            return sample(name, steps=1)
+
+        def after_step(_: Sample, __: Sample | None) -> None:
+            on_thread.append((job, current_ids().job))
+
+        with log_ids(job=job):
+            return loop.add(running_task(), prepare, after_step, False)
+
+    on_thread: list[tuple[str, str | None]] = []
+    async with gated() as (loop, gate):
+        entries = [await enter_as(f"video_{n}", loop, n) for n in range(2)]
+        await passes(gate, *entries)
+    assert len(on_thread) == 6 and all(own == seen for own, seen in on_thread)

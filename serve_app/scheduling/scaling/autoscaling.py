@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import ray
 
 from deployments.messages import Stage
-from serve_app.scheduling.scaling.capacity import Scaler, StageNeed, StageState
+from serve_app.scheduling.scaling.capacity import StageNeed, StageState
+from serve_app.scheduling.scaling.scaler import Scaler
 
 log = logging.getLogger("ray.serve")
 

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.autoscaling_parts.cluster import Cluster, Outcome
-from benchmarks.autoscaling_parts.policies import OurPolicy, Policy, ServePolicy
-from benchmarks.autoscaling_parts.traffic import GPUS, draw_day, least_gpu_s
+from benchmarks.autoscaling_parts.hindsight import least_gpu_s
+from benchmarks.autoscaling_parts.policies import AllPolicy, OurPolicy, Policy, ServePolicy
+from benchmarks.autoscaling_parts.traffic import GPUS, draw_day
 from deployments.messages import Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
@@ -37,10 +38,11 @@ def policies(start_s: float, gpus: int) -> dict[str, Callable[[], Policy]]:
         "serve 1": lambda: ServePolicy(1.0, gpus),
         "serve 2": lambda: ServePolicy(2.0, gpus),
         "no headroom": partial(ours, worth_s=0.0),
-        "stays half": partial(ours, hold_s=start_s / 2),
+        "stays a start": partial(ours, hold_s=start_s),
         "stays not": partial(ours, hold_s=0.0),
         "spares long": partial(ours, patience_s=600.0),
-        "oracle": partial(ours, worth_s=0.0, foresight_s=start_s + MARGIN_S),
+        "oracle": partial(ours, worth_s=0.0, hold_s=0.0, foresight_s=start_s + MARGIN_S),
+        "all": lambda: AllPolicy(gpus),
     }
 
 

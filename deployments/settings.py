@@ -339,7 +339,10 @@ class StageSettings(Settings):
     max_replicas: int = Field(1, ge=1)
     slots: int = Field(1, ge=1, description="jobs one replica works on at once")
     downscale_delay_s: float | None = Field(
-        None, ge=0, description="a replica stays so long without need; default: as long as a start takes, as measured"
+        None,
+        ge=0,
+        description="a replica stays so long without need; default: by how soon earlier ones were needed again, and as "
+        "long as a start takes at most",
     )
     graceful_shutdown_timeout_s: float = Field(600, ge=0)
     torch_threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")

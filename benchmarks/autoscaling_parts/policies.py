@@ -1,4 +1,4 @@
-"""What decides how many replicas there are: ours, as it is served, and Serve's default, by Ray's own code."""
+"""What decides how many replicas there are: ours, as it is served, Serve's default by Ray's own code, or all always."""
 
 import math
 from collections import Counter, deque
@@ -8,20 +8,13 @@ from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from benchmarks.autoscaling_parts.traffic import SimulatedJob
+from benchmarks.autoscaling_parts.traffic import DAY_S, SimulatedJob
 from deployments.messages import Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
-from serve_app.scheduling.scaling.capacity import (
-    BUSY_PATIENCE_S,
-    Fleet,
-    LiveJob,
-    Scaler,
-    StageNeed,
-    demand,
-    replicas_needed,
-)
+from serve_app.scheduling.scaling.capacity import Fleet, LiveJob, StageNeed, demand, replicas_needed
 from serve_app.scheduling.scaling.headroom import Arrivals, slots_kept
+from serve_app.scheduling.scaling.scaler import BUSY_PATIENCE_S, Scaler
 
 KEPT_FOR_S = 30.0  # how many slots are kept changes slowly
 
@@ -175,3 +168,20 @@ class ServePolicy:
             max(0, scaled), view.target, self._config, self._states[view.stage], _now=view.now
         )
         return max(0, min(self.maximum, int(decided)))
+
+
+@dataclass(slots=True)
+class AllPolicy:
+    """All that there may be, all day: what is late even so is late by the order of jobs or for want of GPUs."""
+
+    maximum: int
+    _is_over: bool = False
+
+    def note(self, job: SimulatedJob) -> None:
+        pass
+
+    def look(self, jobs: Sequence[SimulatedJob], coming: Iterable[SimulatedJob], now: float) -> None:
+        self._is_over = now >= DAY_S and not jobs
+
+    def replicas(self, view: StageView) -> int:
+        return 0 if self._is_over else self.maximum

@@ -1,16 +1,13 @@
-"""The jobs of a day, drawn from a seed, and what no schedule can do them with less than."""
+"""The jobs of a day, drawn from a seed."""
 
-import math
 import random
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deployments.messages import Stage
 from serve_app.jobs import Tier
 
 DAY_S = 86_400.0
-STAGES = tuple(Stage)
 HOURS = (2, 1, 1, 1, 1, 2, 4, 7, 10, 12, 12, 11, 10, 11, 12, 12, 11, 10, 8, 7, 6, 5, 4, 3)
 """The mean load of each hour, in parts of the busiest hour's 12."""
 BUSY = 0.6  # of the GPUs, in the mean of the busiest hour; bursts come on top
@@ -78,74 +75,3 @@ def _draw_job(draw: random.Random, at: float) -> SimulatedJob:
     (sampling_s,) = draw.choices(list(SAMPLING_S), list(SAMPLING_S.values()))
     seconds = {Stage.ENCODING: ENCODING_S, Stage.SAMPLING: sampling_s, Stage.DECODING: DECODING_S}
     return SimulatedJob(at, tier, seconds, waits_since=at)
-
-
-def least_gpu_s(traffic: Traffic, targets_s: dict[Tier, float], start_s: float) -> dict[Stage, float]:
-    """What no schedule goes below that knows the day beforehand and keeps every job within its target.
-
-    Samplers: all work, without a second of idleness, and one start of each that is needed at the same
-    time at the worst moment: the work that comes in a span and must be done in it, divided by the
-    span. More starts, and idleness between them, are left out: the best schedule costs more.
-    Encoder and decoder: no less than one that is there whenever a job must begin in it (`least_to_meet`),
-    as if it had room for all of them; a job may spend all that it may wait before either.
-    """
-    work_s = {stage: sum(job.seconds[stage] for job in traffic.jobs) for stage in Stage}
-    least = {Stage.SAMPLING: work_s[Stage.SAMPLING] + start_s * most_at_once(traffic, targets_s)}
-    for stage in (Stage.ENCODING, Stage.DECODING):
-        windows = []
-        for job in traffic.jobs:
-            comes_at = job.created_at + sum(job.seconds[before] for before in STAGES[: STAGES.index(stage)])
-            windows.append((comes_at, comes_at + targets_s[job.tier]))
-        least[stage] = max(work_s[stage], least_to_meet(windows, start_s))
-    return {stage: GPUS[stage] * seconds for stage, seconds in least.items()}
-
-
-def least_to_meet(windows: Iterable[tuple[float, float]], start_s: float) -> float:
-    """The fewest seconds, starts included, of one replica that is there at some moment of every window.
-
-    It is there at moments p1 < p2 < ...; between two of them it stays or is started again, whichever
-    is less. That sum is concave in each moment between its neighbours and the ends of windows, so
-    the best moments are ends of windows, and the best sum up to each follows from those before it.
-    """
-    tight: list[tuple[float, float]] = []  # windows that no other lies in; their ends rise together
-    for begin, end in sorted(windows, key=lambda window: (window[1], -window[0])):
-        if not tight or begin > tight[-1][0]:
-            tight.append((begin, end))
-    if not tight:
-        return 0.0
-    begins, ends = [begin for begin, _ in tight], [end for _, end in tight]
-    points = sorted({*begins, *ends})
-    least: list[float] = []
-    for at in points:
-        over = bisect_left(ends, at)  # windows that have ended before
-        if not over:
-            least.append(start_s)
-            continue
-        first = bisect_left(points, begins[over - 1])
-        here = bisect_left(points, at)
-        least.append(min((least[k] + min(at - points[k], start_s) for k in range(first, here)), default=math.inf))
-    return min(cost for at, cost in zip(points, least, strict=True) if at >= begins[-1])
-
-
-def most_at_once(traffic: Traffic, targets_s: dict[Tier, float], step_s: float = 300.0) -> int:
-    """Samplers that are needed at the same time, over spans that begin and end at multiples of step_s."""
-    bins = int(DAY_S // step_s) + 40
-    # Work by the bin of its arrival (rounded up, so that it lies in the span) and of its latest end.
-    work: dict[tuple[int, int], float] = {}
-    for job in traffic.jobs:
-        sampling_s = job.seconds[Stage.SAMPLING]
-        begin = math.floor(job.created_at / step_s)
-        end = math.ceil((job.created_at + targets_s[job.tier] + sampling_s) / step_s)
-        work[begin, end] = work.get((begin, end), 0.0) + sampling_s
-    ends_of: dict[int, list[tuple[int, float]]] = {}
-    for (begin, end), seconds in work.items():
-        ends_of.setdefault(begin, []).append((end, seconds))
-    most, by_end = 0.0, [0.0] * (bins + 1)
-    for begin in range(bins, -1, -1):
-        for end, seconds in ends_of.get(begin, ()):
-            by_end[min(end, bins)] += seconds
-        total = 0.0
-        for end in range(begin + 1, min(bins, begin + 40) + 1):
-            total += by_end[end]
-            most = max(most, total / ((end - begin) * step_s))
-    return math.ceil(most)

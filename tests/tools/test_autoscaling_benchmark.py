@@ -8,16 +8,9 @@ from hypothesis import strategies as st
 
 from benchmarks.autoscaling import TARGETS_S, policies, share_within
 from benchmarks.autoscaling_parts.cluster import Cluster
+from benchmarks.autoscaling_parts.hindsight import STEP_S, least_gpu_s, least_sampler_s, least_to_meet
 from benchmarks.autoscaling_parts.policies import OurPolicy
-from benchmarks.autoscaling_parts.traffic import (
-    DAY_S,
-    SimulatedJob,
-    Traffic,
-    draw_day,
-    least_gpu_s,
-    least_to_meet,
-    most_at_once,
-)
+from benchmarks.autoscaling_parts.traffic import DAY_S, GPUS, SimulatedJob, Traffic, draw_day
 from deployments.messages import Stage
 from serve_app.jobs import Tier
 
@@ -36,16 +29,53 @@ def test_a_day_is_the_same_for_a_seed() -> None:
     assert arrivals == sorted(arrivals) and arrivals[0] >= 0 and arrivals[-1] < DAY_S
 
 
-def test_what_is_needed_at_once() -> None:
-    # Within 600 s and their own 300 s a sampler does three of them; spans are as wide as their bins.
-    assert most_at_once(jobs(30, 3000.0, Tier.STANDARD), TARGETS_S) == 10
-
-
 def test_the_least_is_work_and_starts() -> None:
+    # Within 600 s and their own 300 s a sampler does three of them; the span is cut to whole bins: 960 s.
     least_s = least_gpu_s(jobs(30, 3000.0, Tier.STANDARD), TARGETS_S, 100.0)
     assert least_s[Stage.SAMPLING] == pytest.approx(30 * 300.0 + 10 * 100.0)
     # One encoder and one decoder that start once; the decoder's own work of a minute is less than that.
     assert least_s[Stage.ENCODING] == least_s[Stage.DECODING] == pytest.approx(0.5 * 100.0)
+
+
+def after_another(gap_s: float, start_s: float) -> float:
+    """The least for two jobs of 100 s that come so long after each other, beside their work."""
+    at = 10 * STEP_S
+    pair = [*jobs(1, at, Tier.STANDARD, 100.0).jobs, *jobs(1, at + gap_s, Tier.STANDARD, 100.0).jobs]
+    return least_sampler_s(Traffic(pair, []), TARGETS_S, start_s) - 200.0
+
+
+def test_a_gap_costs_a_start_or_the_idleness_in_it() -> None:
+    assert after_another(0.0, 1000.0) == 1000.0
+    assert after_another(40 * STEP_S, 100.0) == 200.0
+    # The first must have left 700 s after it came, so by then the gap has begun: 14 bins are left.
+    assert after_another(20 * STEP_S, 5000.0) == 5000.0 + 14 * STEP_S
+    # A third job that can be done in the gap fills a part of it.
+    at = 10 * STEP_S
+    three = [
+        *jobs(1, at, Tier.STANDARD, 100.0).jobs,
+        *jobs(1, at + 900.0, Tier.BATCH, 400.0).jobs,
+        *jobs(1, at + 20 * STEP_S, Tier.STANDARD, 100.0).jobs,
+    ]
+    least_s = least_sampler_s(Traffic(three, []), TARGETS_S, 5000.0)
+    assert least_s == 600.0 + 5000.0 + 14 * STEP_S - 400.0
+
+
+@pytest.mark.parametrize("start_s", [30.0, 240.0])
+def test_no_policy_that_keeps_all_in_time_goes_below_the_least(start_s: float) -> None:
+    for seed in range(3):
+        day = draw_day(2, seed)
+        morning = Traffic([job for job in day.jobs if job.created_at < DAY_S / 2], [])
+        least_s = least_gpu_s(morning, {tier: 3 * wait_s for tier, wait_s in TARGETS_S.items()}, start_s)
+        outcome = Cluster(morning, policies(start_s, 40)["oracle"](), start_s).run()
+        assert all(max(waits) < 3 * TARGETS_S[tier] for tier, waits in outcome.waits.items() if waits)
+        for stage, paid_s in outcome.paid_s.items():
+            assert least_s[stage] <= paid_s * GPUS[stage]
+
+
+def test_with_all_replicas_nobody_waits_for_a_start() -> None:
+    outcome = Cluster(jobs(3, 600.0, Tier.INTERACTIVE), policies(START_S, 4)["all"](), START_S).run()
+    assert max(outcome.waits[Tier.INTERACTIVE]) < 3.0
+    assert outcome.starts == 4 and outcome.paid_s[Stage.SAMPLING] >= 4 * DAY_S
 
 
 def test_the_least_that_is_there_for_all() -> None:

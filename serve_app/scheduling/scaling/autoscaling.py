@@ -16,7 +16,8 @@ import ray
 from deployments.logs.lines import begin_log
 from deployments.messages import Stage
 from deployments.settings import LogSettings
-from serve_app.scheduling.scaling.capacity import Scaler, StageNeed, StageState
+from serve_app.scheduling.scaling.capacity import StageNeed, StageState
+from serve_app.scheduling.scaling.scaler import Scaler
 
 log = logging.getLogger("ray.serve")
 

@@ -9,16 +9,15 @@ ones are there. A job that waits for the encoder, or that is being sampled, is w
 behind from when it will come there: replicas are asked for a start before that. For jobs that
 cannot wait for a start slots are kept before they come (`headroom.py`); others may hold them until then.
 
-More are wanted at once. Fewer are wanted when they were not needed for a while (`Hold`), and while
-the replicas that would go have nothing to move (`Scaler`).
+What is late by that begins no later because replicas went, or because starts were given up: they
+are needed as long as one of their slots is the first that such a job finds. When what is not needed
+goes is decided in `scaler.py`.
 """
 
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from itertools import islice
-from math import ceil, inf
+from math import ceil
 from operator import attrgetter
 
 from deployments.messages import Stage
@@ -31,13 +30,9 @@ PLANNED_SHARE = 0.5
 MARGIN_S = 10.0
 # Jobs that are dealt one by one; the work of those behind them is summed up.
 MAX_DEALT = 1000
-# A job that is moved loses no step and a few seconds, so a busy replica is spared for a while and not for ever.
-BUSY_PATIENCE_S = 60.0
 # What cannot be in time is to begin when new replicas are there, or so much of their start later: a
 # replica for each of many short jobs would cost more than it does for them.
 LATE = 1.25
-# So long without an answer, and the time does not count as time without need.
-SILENCE_S = 10.0
 _STAGES = tuple(Stage)
 
 
@@ -141,9 +136,18 @@ def replicas_needed(demands: Iterable[Demand], fleet: Fleet, activation_s: float
     fewest = max(fewest, ceil(len(held) / fleet.slots), int(bool(waiting)))
     most = min(fleet.maximum, max(fewest, len(held) + len(waiting)))
     fewest = min(max(fewest, _fluid(waiting, fleet)), most)
+    dealt = waiting[:MAX_DEALT]
+    limits = [max(d.due_in_s, fleet.start_s * LATE) for d in dealt]
+    # Time goes on, and with it what a new replica could be there for: by that measure alone late jobs would be
+    # put off again and again.
+    there = fleet.running + len(fleet.starting)
+    limits_below = limits
+    if fewest < there:
+        limits_below = [max(d.due_in_s, at) for d, at in zip(dealt, _begins(dealt, held, fleet, there), strict=True)]
     while fewest < most:
         count = (fewest + most) // 2
-        if _all_begin_in_time(waiting, held, fleet, count):
+        wanted = limits_below if count < there else limits
+        if all(at <= limit for at, limit in zip(_begins(dealt, held, fleet, count), wanted, strict=True)):
             most = count
         else:
             fewest = count + 1
@@ -155,21 +159,17 @@ def _may_sleep(waiting: Sequence[Demand], start_s: float, activation_s: float) -
     return is_little and all(d.due_in_s > start_s + MARGIN_S for d in waiting)
 
 
-def _all_begin_in_time(waiting: Sequence[Demand], held: Sequence[float], fleet: Fleet, count: int) -> bool:
-    slots = count * fleet.slots
-    if len(held) > slots:
-        return False
+def _begins(dealt: Sequence[Demand], held: Sequence[float], fleet: Fleet, count: int) -> Iterator[float]:
+    """When each begins with so many replicas, which have a slot for each that is held."""
     ready = [0.0] * fleet.running + sorted(min(s, fleet.start_s) for s in fleet.starting)
     ready = (ready + [fleet.start_s] * (count - len(ready)))[:count]
     free_at = [at for at in ready for _ in range(fleet.slots)]
     free_at[: len(held)] = held
     heapify(free_at)
-    for d in islice(waiting, MAX_DEALT):
+    for d in dealt:
         begins = max(free_at[0], d.comes_in_s)
-        if begins > max(d.due_in_s, fleet.start_s * LATE):
-            return False
+        yield begins
         heapreplace(free_at, begins + d.seconds * fleet.slots)
-    return True
 
 
 def _fluid(waiting: Sequence[Demand], fleet: Fleet) -> int:
@@ -186,99 +186,3 @@ def _fluid(waiting: Sequence[Demand], fleet: Fleet) -> int:
             wanted = max(wanted, there + ceil(more))
         before_s += d.seconds
     return wanted
-
-
-@dataclass(slots=True)
-class Hold:
-    """The most that was needed within a while: replicas stay that long without need.
-
-    Time in which nobody knows what is needed does not count.
-    """
-
-    _needs: deque[tuple[float, int]] = field(default_factory=deque)  # falling, each with when it was needed last
-    _seen_at: float = -inf
-
-    def most(self, needed: int, now: float, for_s: float) -> int:
-        """The most that was needed within the last for_s seconds, this time included.
-
-        Args:
-            needed: now.
-            now: on a monotonic clock.
-        """
-        self._seen_at = now
-        while self._needs and self._needs[-1][1] <= needed:
-            self._needs.pop()
-        self._needs.append((now, needed))
-        while self._needs[0][0] < now - for_s:
-            self._needs.popleft()
-        return self._needs[0][1]
-
-    def skip(self, now: float) -> None:
-        """Nothing was known since the last call: what was needed then counts as needed until now."""
-        gone_s = now - self._seen_at
-        self._needs = deque((at + gone_s, needed) for at, needed in self._needs)
-        self._seen_at = now
-
-
-class Scaler:
-    """The number of replicas of one stage, from one answer of the registry to the next.
-
-    Args:
-        downscale_delay_s: replicas stay so long without need; None: as long as a start takes.
-        busy_patience_s: fewer replicas are asked for after so long though those that go have work to move.
-    """
-
-    def __init__(self, downscale_delay_s: float | None, busy_patience_s: float = BUSY_PATIENCE_S) -> None:
-        self._delay_s = downscale_delay_s
-        self._patience_s = busy_patience_s
-        self._hold = Hold()
-        self._need: StageNeed | None = None
-        self._taken_at = 0.0
-        self._wanted = 0
-        self._fewer: tuple[int, float] | None = None  # of which target fewer were wanted, and since when
-
-    def take(self, need: StageNeed, target: int, now: float) -> None:
-        """Take an answer over. Time without answers does not count: what was needed last is needed until now.
-
-        Args:
-            target: replicas that Serve keeps now; at the first answer they count as needed until then.
-            now: on a monotonic clock.
-        """
-        delay_s = need.start_s if self._delay_s is None else self._delay_s
-        if self._need is None:
-            self._hold.most(target, now, delay_s)
-        elif now - self._taken_at > SILENCE_S:
-            self._hold.skip(now)
-        self._need, self._taken_at = need, now
-        self._wanted = self._hold.most(need.replicas, now, delay_s)
-
-    def replicas(self, target: int, running: Sequence[str], now: float) -> int:
-        """How many Serve should keep; as many as now while nothing is known.
-
-        Args:
-            target: replicas that it keeps now.
-            running: the names of those that run, the oldest first.
-            now: on a monotonic clock.
-        """
-        if self._need is None:
-            return target
-        if self._wanted >= target:
-            self._fewer = None
-            return self._wanted
-        if self._fewer is None or self._fewer[0] != target:
-            self._fewer = (target, now)
-        if now - self._fewer[1] >= self._patience_s:
-            return self._wanted
-        return _kept(target, self._wanted, running, self._need.busy)
-
-
-def _kept(target: int, wanted: int, running: Sequence[str], busy: Collection[str]) -> int:
-    """How many replicas stay, so that none that has something to move would go.
-
-    Serve is told only a number. It stops what has not started first, then the newest on a node. Which
-    of equally full nodes it takes first a policy cannot know: this is right where it goes by age.
-    """
-    stays = len(running)
-    while stays > wanted and running[stays - 1] not in busy:
-        stays -= 1
-    return min(target, max(wanted, stays))

@@ -13,10 +13,7 @@ from serve_app.scheduling.scaling.capacity import (
     PLANNED_SHARE,
     Demand,
     Fleet,
-    Hold,
     LiveJob,
-    Scaler,
-    StageNeed,
     demand,
 )
 from serve_app.scheduling.scaling.capacity import replicas_needed as needed
@@ -157,53 +154,11 @@ def test_more_work_never_needs_fewer(
     assert needed(demands[:-1], fleet) <= all_of_it
 
 
-def test_hold_keeps_the_most_of_a_while() -> None:
-    hold = Hold()
-    needs = [(0, 5), (5, 2), (10, 3), (11, 1), (20, 1), (21, 0)]
-    assert [hold.most(n, t, 10.0) for t, n in needs] == [5, 5, 5, 3, 3, 1]
-
-
-def test_more_is_wanted_at_once_and_less_after_a_while() -> None:
-    scaler = Scaler(downscale_delay_s=60.0)
-    assert scaler.replicas(3, [], 0.0) == 3  # nothing is known yet
-    scaler.take(StageNeed(8, 30.0), 3, 0.0)
-    assert scaler.replicas(3, ["a", "b", "c"], 0.0) == 8
-    names = list("abcdefgh")
-    for now in (1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0):
-        scaler.take(StageNeed(1, 30.0), 8, now)
-        assert scaler.replicas(8, names, now) == 8
-    scaler.take(StageNeed(1, 30.0), 8, 61.0)
-    assert scaler.replicas(8, names, 61.0) == 1
-
-
-def test_by_default_a_replica_stays_as_long_as_a_start_takes() -> None:
-    scaler = Scaler(None)
-    scaler.take(StageNeed(1, 30.0), 1, 0.0)
-    scaler.take(StageNeed(0, 30.0), 1, 9.0)
-    assert scaler.replicas(1, ["a"], 9.0) == 1
-    for now in (18.0, 27.0, 31.0):
-        scaler.take(StageNeed(0, 30.0), 1, now)
-    assert scaler.replicas(1, ["a"], 31.0) == 0
-
-
-def test_time_without_answers_is_no_time_without_need() -> None:
-    scaler = Scaler(60.0)
-    scaler.take(StageNeed(4, 30.0), 4, 0.0)
-    assert scaler.replicas(4, list("abcd"), 1000.0) == 4
-    scaler.take(StageNeed(0, 30.0), 4, 1000.0)
-    assert scaler.replicas(4, list("abcd"), 1000.0) == 4
-
-
-def test_busy_replicas_that_would_go_are_spared_for_a_while() -> None:
-    scaler = Scaler(0.0, busy_patience_s=100.0)
-    scaler.take(StageNeed(1, 30.0, frozenset("b")), 4, 0.0)
-    for now, target, kept in ((1.0, 4, 2), (2.0, 2, 2), (101.0, 2, 2), (102.0, 2, 1)):
-        scaler.take(StageNeed(1, 30.0, frozenset("b")), target, now)
-        assert scaler.replicas(target, list("abcd")[:target], now) == kept
-
-
-def test_what_has_not_started_goes_first() -> None:
-    scaler = Scaler(0.0)
-    for now in (0.0, 1.0):
-        scaler.take(StageNeed(1, 30.0, frozenset("ab")), 6, now)
-    assert scaler.replicas(6, ["a", "b"], 1.0) == 2
+def test_what_is_late_is_not_put_off_again() -> None:
+    # Due by now: it begins in the slot that is free in 60 s, or on the replica that is there in 20.
+    late, one = waits(due_in_s=0.0), replace(NONE, running=1)
+    assert needed([runs(60.0), late], one) == 1
+    assert needed([runs(60.0), late], replace(one, starting=(20.0,))) == 2
+    assert needed([runs(60.0), replace(late, due_in_s=70.0)], replace(one, starting=(20.0,))) == 1
+    # What is there and idle is as good as the one that starts.
+    assert needed([runs(60.0), late], replace(one, running=2, starting=(20.0,))) == 2

@@ -26,6 +26,7 @@ async def parked_and_moved(url: str) -> None:
         context = new_context(JOB, CLIENT, 0)
         await pipeline.registry.submit(Submission(JOB, "mochi-1", VIDEO, traceparent=context.traceparent))
         await pipeline.until(JOB, lambda job: job.step >= 3)
+        pipeline.hold(Stage.SAMPLING)
         assert await pipeline.registry.park(JOB)
         await pipeline.until(JOB, lambda job: job.parks == 1)
         pipeline.start(Stage.SAMPLING)

@@ -39,14 +39,21 @@ class Pipeline:
     store: MemoryStore = field(default_factory=MemoryStore)
     registry: JobRegistry = field(init=False)
     replicas: dict[Stage, Any] = field(default_factory=dict)
+    _held: dict[Stage, asyncio.Event] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         settings = JobSettings(retry_pause_s=0.01, max_attempts=self.max_attempts)
         self.registry = JobRegistry(self.url, settings, SchedulingSettings(), "here", send=self._send)
 
     async def _send(self, task: StageTask, accept: Callable[[str], bool]) -> None:
+        if task.stage in self._held:
+            await self._held[task.stage].wait()
         assert accept(task.stage)
         await self.replicas[task.stage].run(task)
+
+    def hold(self, stage: Stage) -> None:
+        """From now on no task reaches the stage's replica: the next ones go to the one that is started after this."""
+        self._held[stage] = asyncio.Event()
 
     def start(self, *stages: Stage, model: Path = SHAPES) -> None:
         """Starts a replica of each stage, in place of the one that is there."""
@@ -59,6 +66,8 @@ class Pipeline:
             connections = Connections(stage, self.registry, self.store, open_bucket)
             settings = worker_settings(stage, model).model_copy(update={"torch_threads": 1})
             self.replicas[stage] = undecorated(DEPLOYMENTS[stage])(settings, connections=connections)
+            if stage in self._held:
+                self._held.pop(stage).set()
 
     def stop(self, stage: Stage) -> None:
         if stage in self.replicas:

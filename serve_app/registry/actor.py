@@ -378,7 +378,8 @@ class JobRegistry(RegistryApi):
             self._capacity.note_ready(info, now)
         if self._state.replicas.announce(info, now):
             why = f": {info.problem}" if info.problem else ""
-            does = f"has {info.slots} slots" if info.slots else "takes no more tasks"
+            room = "1 slot" if info.slots == 1 else f"{info.slots} slots"
+            does = f"has {room}" if info.slots else "takes no more tasks"
             log.info(f"{info.stage}: replica {info.replica} on {info.device} {does}{why}", extra=NOTICE)
             self._state.wake.set()
         return await self._state.mailbox.collect(info.replica, self._state.timing.directive_hold_s if wait else 0)

@@ -11,13 +11,15 @@ from playwright.async_api import Browser, async_playwright
 from tests.support.browser.tabs import Tabs
 from tests.support.http.memory_app import MemoryApp, running_app
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# The shell has the same engine without windows, for less than half of the processor's time.
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt install chromium), so the page is not tried in a browser")
+        pytest.skip(f"none of {', '.join(NAMES)} is installed, so the page is not tried in a browser")
     # Chromium's sandbox does not start for root.
     args = ["--no-sandbox"] if os.geteuid() == 0 else []
     async with async_playwright() as playwright:

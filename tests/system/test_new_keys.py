@@ -24,12 +24,14 @@ SETTINGS = {
     "MOCHI_SERVE__ACCESS__MODE": "keys",
     "MOCHI_SERVE__INGRESS__MIN_REPLICAS": str(REPLICAS),
     "MOCHI_SERVE__INGRESS__MAX_REPLICAS": str(REPLICAS),
+    # Keys need no model.
+    **{f"MOCHI_SERVE__{stage}__MIN_REPLICAS": "0" for stage in ("ENCODER", "SAMPLER", "DECODER")},
 }
 
 
 @pytest.fixture(scope="module")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("keyed"), SETTINGS) as running:
+    with running_server(tmp_path_factory.mktemp("keyed"), SETTINGS, until="/health") as running:
         yield running
 
 

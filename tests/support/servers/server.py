@@ -171,18 +171,18 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, environ: dict[str, str] | None = None) -> Iterator[Server]:
-    """Start a server whose files are all in `folder`, wait until it is ready, and stop it at the end."""
+def running_server(folder: Path, environ: dict[str, str] | None = None, until: str = "/ready") -> Iterator[Server]:
+    """Start a server whose files are all in `folder`, wait for a 200 of the path `until`, and stop it at the end."""
     server = start_server(folder, environ)
     try:
         try:
-            wait_ready(server)
+            wait_ready(server, until)
         except AssertionError:
             # Ray and the HTTP front each have a bound to start in; on a busy machine one tries again, as users do.
             if TRY_AGAIN not in server.log_tail():
                 raise
             server = start_server(folder, environ)
-            wait_ready(server)
+            wait_ready(server, until)
         yield server
     finally:
         if server.process.poll() is None:
@@ -229,13 +229,13 @@ def start_server(folder: Path, environ: dict[str, str] | None = None) -> Server:
     return Server(process, f"http://127.0.0.1:{ports[0]}", folder / "data", log, ports)
 
 
-def wait_ready(server: Server) -> None:
+def wait_ready(server: Server, path: str = "/ready") -> None:
     deadline = time.monotonic() + READY_S
     with server.client() as client:
         while time.monotonic() < deadline:
             assert server.process.poll() is None, server.log_tail()
             try:
-                if client.get("/ready").status_code == 200:
+                if client.get(path).status_code == 200:
                     return
             except httpx.TransportError:
                 pass

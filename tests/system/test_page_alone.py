@@ -317,6 +317,20 @@ async def test_without_loras_there_is_no_choice_of_one(memory_app: MemoryApp, ta
     await expect(page.get_by_label("LoRA")).to_have_count(0)
 
 
+async def test_a_card_that_changes_under_a_pressed_button_opens(memory_app: MemoryApp, tabs: Tabs) -> None:
+    """What was pressed is no longer there when the button is let go: the link is."""
+    tabs.expected.append("status of 404")  # the video has no file
+    page = await tabs.open(memory_app.url)
+    video_id = await ask_for(page, PROMPT)
+    link = card(page, video_id).get_by_role("link")
+    await link.hover()
+    await page.mouse.down()
+    memory_app.completed(video_id)
+    await expect(link).to_contain_text("cannot be had")
+    await page.mouse.up()
+    await expect(viewer(page)).to_be_visible()
+
+
 async def test_the_quality_may_be_left_to_the_server_where_it_makes_drafts(tabs: Tabs) -> None:
     tabs.expected.append("status of 404")  # the video has no file
     async with running_app(draft_when_wait_over_s=60) as app:

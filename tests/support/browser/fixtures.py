@@ -34,7 +34,7 @@ async def tabs(browser: Browser) -> AsyncIterator[Tabs]:
     opened = Tabs(browser)
     yield opened
     await opened.close()
-    assert opened.complaints == []
+    assert opened.complaints == [], opened.complaints
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -55,8 +55,15 @@ def make(server: Server, collector: Collector) -> MovedJob:
             os.kill(pid, signal.SIGTERM)
         server.wait_for(video_id, "completed")
         client.get(f"/v1/videos/{video_id}/content").raise_for_status()
-    wait_until(lambda: {"webhook", "job", "GET /v1/videos/{video_id}/content"} <= {s.name for s in spans(collector)})
+    wait_until(lambda: is_whole(spans(collector)), lambda: [span.name for span in spans(collector)])
     return MovedJob(video_id, spans(collector), answer.headers["traceresponse"])
+
+
+def is_whole(found: list[SentSpan]) -> bool:
+    """Whether the last ones of each process are there, and each has its parent: every process sends its own, later."""
+    last = {"webhook", "job", "decode", "GET /v1/videos/{video_id}/content"}
+    ids = {CLIENT.span_id, *(span.span_id for span in found)}
+    return last <= {span.name for span in found} and all(span.parent_id in ids for span in found)
 
 
 def spans(collector: Collector) -> list[SentSpan]:

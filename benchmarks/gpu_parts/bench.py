@@ -110,7 +110,9 @@ TINY = Sizes(
     probes=((12, 2, 8, 8), (12, 8, 8, 8)),
     convolutions=((8, 3, 6, 6),),
     included=fs.clip_spec(64, 64, 7, steps=2),
-    transformer=fs.TINY,
+    # So wide that all its products are over multiples of 16 numbers: of others, oneDNN's bfloat16 kernels for AMX read
+    # past the end of a row, times zero, and a NaN in the next row gets into this one.
+    transformer=fs.TINY | {"num_attention_heads": 3},
     vae=fs.TINY_VAE,
     text_encoder={"d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 2},
 )

@@ -67,7 +67,8 @@ def test_what_all_tokens_have_in_common_is_not_rounded() -> None:
     moved = attend_fp8(query, key + 100, value + 1000)
     torch.testing.assert_close(moved - 1000, attend_fp8(query, key, value), rtol=0.02, atol=0.02)
     same = torch.full_like(value, 0.1)
-    torch.testing.assert_close(attend_fp8(query, key, same), same, rtol=1e-6, atol=0)
+    # But for the rounding of the mean in float32, which grows with the tokens; in 8 bits it would be some percent.
+    torch.testing.assert_close(attend_fp8(query, key, same), same, rtol=1e-5, atol=0)
 
 
 def test_nothing_becomes_of_nothing() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ from tests.support.servers.ports import free_block, free_ports
 SHAPES = ROOT / "models" / "shapes"
 
 
+@cache
+def _ports() -> tuple[int, list[int]]:
+    """The store's first one and single ones, the same for all patients of this process: nothing is started on them, and
+    there are not that many."""
+    return free_block(), free_ports(2 + len(HAPROXY_PORTS))
+
+
 def patient(tmp_path: Path, settings: Mapping[str, Any] | None = None, **more: Any) -> Surroundings:
     """A machine with the included profile, a data folder and ports of its own; nothing runs.
 
@@ -29,11 +37,11 @@ def patient(tmp_path: Path, settings: Mapping[str, Any] | None = None, **more: A
         more: fields of Surroundings.
     """
     own = {"data_dir": str(tmp_path / "data"), "model": {"source": str(SHAPES)}}
-    tree = {**own, "storage": {"local_port": free_block()}, **(settings or {})}
+    block, (port, dashboard, *front) = _ports()
+    tree = {**own, "storage": {"local_port": block}, **(settings or {})}
     if settings and "model" in settings:
         tree["model"] = {"source": str(SHAPES), **settings["model"]}
     loaded = AppArgs(config=str(ROOT / "configs" / "shapes.yaml"), settings=tree).load(environ={})
-    port, dashboard, *front = free_ports(2 + len(HAPROXY_PORTS))
     environ = dict(zip(HAPROXY_PORTS, map(str, front), strict=True))
     plan = LaunchPlan({"http_options": {"host": "127.0.0.1", "port": port}}, loaded, dashboard)
     return replace(Surroundings(plan, environ=environ), **more)

@@ -6,7 +6,7 @@ first one, and nothing that happens on the way changes it.
 """
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from deployments.clip import cfg_rows
@@ -38,6 +38,8 @@ class StepRules:
 
     def to_json(self) -> dict[str, Any]:
         """What differs from the default."""
+        if self == DEFAULT_RULES:
+            return {}
         return {name: value for name, value in asdict(self).items() if value != getattr(DEFAULT_RULES, name)}
 
 
@@ -57,9 +59,9 @@ class PlannedStep:
         return 0 if self.reuses else self.rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepPlan:
-    """All steps of a sample."""
+    """All steps of a sample. Samples of one kind share a plan, so what follows from it is computed once."""
 
     steps: tuple[PlannedStep, ...]
 
@@ -68,7 +70,7 @@ class StepPlan:
         """Rows of the step that has most."""
         return max(step.rows for step in self.steps)
 
-    @property
+    @cached_property
     def mean_full_rows(self) -> float:
         """Rows that go through all blocks, of a step in the mean; the first step is always full."""
         return sum(step.full_rows for step in self.steps) / len(self.steps)

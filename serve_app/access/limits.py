@@ -109,6 +109,9 @@ class DayBooking:
     cost_s: float  # estimated, of the new video
 
 
+NOTHING_BOOKED = DayBooking(used_s=0.0, booked_s=0.0, cost_s=0.0)
+
+
 class Quotas:
     """What new videos of tenants are counted against. Kept by the registry, which alone knows all of a tenant's videos.
 

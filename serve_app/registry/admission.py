@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deployments.messages import Stage
-from serve_app.access.limits import DayBooking, Quotas
+from serve_app.access.limits import NOTHING_BOOKED, DayBooking, Quotas
 from serve_app.access.tenants import Tenant, day_of
 from serve_app.database import access as access_sql
 from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
@@ -96,9 +96,9 @@ class AdmissionControl:
         return sum(job.device_s + self._left_s(job) for job in live)
 
     def _day_booking(self, tenant: Tenant | None, new: Submission, used_s: float) -> DayBooking:
-        booked_s = 0.0
-        if tenant is not None and tenant.gpu_seconds_per_day is not None:  # to sum up its jobs takes a while
-            booked_s = self.booked_s(tenant.name) + self.reserved_s.get(tenant.name, 0.0)
+        if tenant is None or tenant.gpu_seconds_per_day is None:  # nobody asks, and to sum up its jobs takes a while
+            return NOTHING_BOOKED
+        booked_s = self.booked_s(tenant.name) + self.reserved_s.get(tenant.name, 0.0)
         return DayBooking(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new))
 
     def _left_s(self, job: Job) -> float:

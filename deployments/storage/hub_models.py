@@ -157,6 +157,28 @@ def fetch_files_from_hub(
     return _download(source, commit, names, hub)
 
 
+def check_files_on_hub(
+    source: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    hub: Hub,
+    setting: str,
+) -> None:
+    """Check that a source has what is needed and there is room for it, or that it is here; nothing is fetched.
+
+    The arguments, and what is raised, as of `fetch_files_from_hub`.
+    """
+    try:
+        listed = _listed_files(source, revision, patterns, hub, setting)
+    except _HubAwayError as error:
+        folder = _cached(source, revision, hub, error, setting)
+        choose([path.name for path in folder.iterdir()])
+        return
+    names = choose([file.filename for file in listed])
+    _check_room(source, [file for file in listed if file.filename in names], hub)
+
+
 def _pin(source: str, commit: str, parts: Sequence[str], dtypes: Dtypes, hub: Hub, pins: Pins) -> Path:
     """Write the commit down and fetch what is written then."""
     return fetch_from_hub(source, _written_down(source, commit, pins), parts, dtypes, hub, None)

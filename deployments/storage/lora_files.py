@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from deployments.errors import PermanentError
-from deployments.storage.bucket_models import fetch_files
+from deployments.storage.chosen_files import Source, folder_of_chosen, names_in_folder
 from deployments.storage.file_hashes import HashRecord, check_hashes, known_hashes
-from deployments.storage.hub_models import Hub, Pins, fetch_files_from_hub
-from deployments.storage.model_store import (
-    FINGERPRINT_CHARS,
-    HASHES,
-    OpenBucket,
-    SourceKind,
-    bucket_prefix,
-    default_cache,
-    source_kind,
-)
+from deployments.storage.hub_models import Hub, Pins
+from deployments.storage.model_store import FINGERPRINT_CHARS, HASHES, OpenBucket, default_cache
 from deployments.storage.weight_files import CHECKSUMS
 
 WEIGHTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -28,14 +20,8 @@ CONFIG = "adapter_config.json"
 _SUFFIX = ".safetensors"
 
 
-class LoraSource(Protocol):
+class LoraSource(Source, Protocol):
     """Which weights; LoraSettings is one. See there."""
-
-    @property
-    def source(self) -> str: ...
-
-    @property
-    def revision(self) -> str | None: ...
 
     @property
     def weight_name(self) -> str | None: ...
@@ -73,51 +59,23 @@ def lora_files(
     """
     cache = cache or default_cache()
     hashes = HashRecord(cache / HASHES, again=hash_again)
-    folder = _folder(name, lora, open_bucket, cache, hashes, hub, pins)
-    names = _needed(name, lora, names_in_folder(name, folder))
+    setting = f"model.loras.{name}"
+
+    def choose(names: Sequence[str]) -> list[str]:
+        return _needed(name, lora, names)
+
+    patterns = [f"*{_SUFFIX}", CONFIG, CHECKSUMS]
+    folder = folder_of_chosen(f"{setting}.source", lora, patterns, choose, open_bucket, cache, hashes, hub, pins)
+    names = choose(names_in_folder(setting, folder))
     check_hashes(folder, known_hashes(folder, names), hashes)
     weights, *more = names
     config = folder / CONFIG if CONFIG in more else None
     return LoraFiles(folder / weights, config, _digest(folder / weights, config, hashes))
 
 
-def names_in_folder(name: str, folder: Path) -> list[str]:
-    """The files of a folder. Raises PermanentError `model_not_found`: it is none, or cannot be read."""
-    try:
-        return sorted(path.name for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise PermanentError(
-            "model_not_found", f"model.loras.{name}: {folder} cannot be read as a folder ({error.strerror})"
-        ) from error
-
-
 def check_lora_names(name: str, lora: LoraSource, names: Iterable[str]) -> None:
     """Check that a source with these files has the weights. Raises PermanentError `lora_unusable`."""
     _needed(name, lora, [each for each in names if "/" not in each])
-
-
-def _folder(
-    name: str,
-    lora: LoraSource,
-    open_bucket: OpenBucket,
-    cache: Path,
-    hashes: HashRecord,
-    hub: Hub,
-    pins: Pins | None,
-) -> Path:
-    setting, source = f"model.loras.{name}.source", lora.source
-
-    def choose(names: Sequence[str]) -> list[str]:
-        return _needed(name, lora, [each for each in names if "/" not in each])
-
-    kind = source_kind(source, setting)
-    if kind is SourceKind.BUCKET:
-        bucket, prefix = bucket_prefix(source, setting)
-        return fetch_files(source, open_bucket(bucket), prefix, choose, cache, hashes)
-    if kind is SourceKind.HUB:
-        patterns = [f"*{_SUFFIX}", CONFIG, CHECKSUMS]
-        return fetch_files_from_hub(source, lora.revision, patterns, choose, hub, pins, setting)
-    return Path(source).expanduser()
 
 
 def _needed(name: str, lora: LoraSource, names: Sequence[str]) -> list[str]:

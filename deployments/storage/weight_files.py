@@ -7,7 +7,7 @@ shards with an index. Libraries write the variant in different places of the nam
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from deployments.dtypes import DtypeName, Dtypes, part_dtype
@@ -19,6 +19,8 @@ PARTS = ("scheduler", "tokenizer", "text_encoder", "transformer", "vae")
 """Of a Mochi pipeline."""
 STEMS = {"text_encoder": "model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 """What the names of a part's weights begin with; the parts that have none are files of text."""
+SINGLE_STEM = "model"
+"""The same of a model that is no pipeline."""
 
 # The order in which variants are taken: what loses nothing first.
 _PREFERRED: dict[str, tuple[str | None, ...]] = {
@@ -61,15 +63,37 @@ def choose_weights(names: Iterable[str], part: str, dtype: DtypeName) -> WeightF
     Raises:
         PermanentError: `model_incomplete`: there is none that can be chosen, or shards or their index are missing.
     """
-    found = sorted(names)
-    variants = _variants(found, STEMS[part])
+    return _choose(sorted(names), f"{part}/", STEMS[part], dtype)
+
+
+def single_model_files(
+    names: Iterable[str], dtype: DtypeName, keep: Callable[[str], bool] = lambda _: True
+) -> list[str]:
+    """The files of a model of transformers that is no pipeline: one variant of the weights, and files of text.
+
+    Args:
+        names: of the files right in its folder.
+        dtype: that it computes in.
+        keep: of the names of the files that are no weights, those that are wanted.
+
+    Raises:
+        PermanentError: `model_incomplete`, see `choose_weights`.
+    """
+    own = sorted(name for name in names if "/" not in name and not name.startswith("."))
+    weights = _choose(own, "the folder ", SINGLE_STEM, dtype).names
+    others = (name for name in own if not name.endswith(_WEIGHTS) and _read_name(name, SINGLE_STEM) is None)
+    return [*weights, *(name for name in others if name == CHECKSUMS or keep(name))]
+
+
+def _choose(found: Sequence[str], where: str, stem: str, dtype: DtypeName) -> WeightFiles:
+    variants = _variants(found, stem)
     if not variants:
         weights = [name for name in found if name.endswith(_WEIGHTS)]
         raise PermanentError(
             "model_incomplete",
-            f"{part}/ has no {STEMS[part]}.safetensors, nor shards of it; its weights are {_listed(weights)}",
+            f"{where}has no {stem}.safetensors, nor shards of it; its weights are {_listed(weights)}",
         )
-    return _complete(part, *_preferred(variants, part, dtype))
+    return _complete(where, *_preferred(variants, where, dtype))
 
 
 def needed_files(names: Iterable[str], parts: Sequence[str], dtypes: Dtypes) -> list[str]:
@@ -140,7 +164,7 @@ def _read_name(name: str, stem: str) -> _Name | None:
     return _Name(variant, False, int(shard[1]), int(shard[2])) if shard else _Name(variant, False)
 
 
-def _preferred(variants: dict[str | None, _Variant], part: str, dtype: DtypeName) -> tuple[str | None, _Variant]:
+def _preferred(variants: dict[str | None, _Variant], where: str, dtype: DtypeName) -> tuple[str | None, _Variant]:
     for name in _PREFERRED[dtype]:
         if name in variants:
             return name, variants[name]
@@ -148,27 +172,27 @@ def _preferred(variants: dict[str | None, _Variant], part: str, dtype: DtypeName
         return next(iter(variants.items()))
     raise PermanentError(
         "model_incomplete",
-        f"{part}/ has weights of the variants {_listed(map(str, variants))}, none of which is fp32, bf16 or fp16; "
+        f"{where}has weights of the variants {_listed(map(str, variants))}, none of which is fp32, bf16 or fp16; "
         "keep one of them",
     )
 
 
-def _complete(part: str, name: str | None, variant: _Variant) -> WeightFiles:
+def _complete(where: str, name: str | None, variant: _Variant) -> WeightFiles:
     if variant.shards and variant.index:
         if len(variant.counts) > 1:
             raise PermanentError(
                 "model_incomplete",
-                f"{part}/ has shards of more than one model: {_listed(variant.shards.values())}",
+                f"{where}has shards of more than one model: {_listed(variant.shards.values())}",
             )
         count = max(variant.counts)
         if missing := [f"{i:05}" for i in range(1, count + 1) if i not in variant.shards]:
             example = variant.shards[min(variant.shards)]
-            raise PermanentError("model_incomplete", f"{part}/ has {example} but lacks shard {_listed(missing)}")
+            raise PermanentError("model_incomplete", f"{where}has {example} but lacks shard {_listed(missing)}")
         return WeightFiles(name, tuple(variant.shards[i] for i in sorted(variant.shards)), variant.index)
     if variant.single is not None:
         return WeightFiles(name, (variant.single,), None)
     has, lacks = (variant.index, "shards") if variant.index else (variant.shards[min(variant.shards)], "index")
-    raise PermanentError("model_incomplete", f"{part}/ has {has} but lacks its {lacks}")
+    raise PermanentError("model_incomplete", f"{where}has {has} but lacks its {lacks}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from serve_app.doctor.checks.machine import (
     check_shared_memory,
     check_video_encoder,
 )
-from serve_app.doctor.checks.model import DEEP_LIMIT_S, check_loras, check_model
+from serve_app.doctor.checks.model import DEEP_LIMIT_S, check_loras, check_model, check_proteins
 from serve_app.doctor.checks.server import check_applications, check_server
 from serve_app.doctor.checks.store import check_store
 from serve_app.doctor.finding import Check
@@ -47,6 +47,7 @@ CHECKS = (
     Check("video_encoder", check_video_encoder, limit_s=CODEC_S + SPARE_S),
     Check("model", check_model, limit_s=90, hung=DISK),
     Check("loras", check_loras, limit_s=60, hung=DISK),
+    Check("proteins", check_proteins, limit_s=90, hung=DISK),
     Check("store", check_store, limit_s=60, hung="the store takes requests and does not answer: see its process, disk"),
     Check("database", check_database, limit_s=30, hung="it takes the connection and does not answer: see its process"),
     Check("server", check_server, limit_s=30),

@@ -4,17 +4,22 @@ The replicas check the same, and every tensor and checksum besides.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from deployments.dtypes import Dtypes
+from deployments.embedder.settings import ARCHITECTURES, SETTING, ProteinSettings
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.settings import ModelSettings, StorageSettings
 from deployments.storage.bucket_models import BucketFiles
-from deployments.storage.hub_models import Hub, check_hub
-from deployments.storage.lora_files import check_lora_names, names_in_folder
+from deployments.storage.chosen_files import names_in_folder
+from deployments.storage.hub_models import SETTING as MODEL_SETTING
+from deployments.storage.hub_models import Hub, check_files_on_hub, check_hub
+from deployments.storage.lora_files import check_lora_names
 from deployments.storage.model_layout import FolderFiles, check_layout
 from deployments.storage.model_store import CACHE_VARIABLE, SourceKind, bucket_prefix, default_cache, source_kind
 from deployments.storage.object_store import ObjectStore
+from deployments.storage.single_models import PATTERNS, check_single_model, choice_of_files
 from deployments.storage.weight_files import PARTS
 from serve_app.errors import ConfigError, StartupError
 
@@ -33,7 +38,7 @@ def check_model_source(model: ModelSettings, dtypes: Dtypes) -> None:
             check_layout(FolderFiles(Path(model.source).expanduser()), PARTS, dtypes)
         for name, lora in model.loras.items():
             if source_kind(lora.source, f"model.loras.{name}.source") is SourceKind.FOLDER:
-                check_lora_names(name, lora, names_in_folder(name, Path(lora.source).expanduser()))
+                check_lora_names(name, lora, names_in_folder(f"model.loras.{name}", Path(lora.source).expanduser()))
     except PermanentError as error:
         raise ConfigError(error.message) from error
 
@@ -62,13 +67,53 @@ def check_model_place(
         raise StartupError(error.message) from error
 
 
+def check_protein_source(proteins: ProteinSettings) -> None:
+    """Check the form of `proteins.source`, and of a folder that it is an ESM2 model. Raises ConfigError."""
+    try:
+        if source_kind(proteins.source, SETTING) is SourceKind.FOLDER:
+            check_single_model(SETTING, Path(proteins.source).expanduser(), ARCHITECTURES, proteins.dtype)
+    except PermanentError as error:
+        raise ConfigError(error.message) from error
+
+
+def check_protein_place(
+    proteins: ProteinSettings, storage: StorageSettings, hub: Hub = Hub(), cache: Path | None = None
+) -> None:
+    """Check an ESM2 model in the object store or on the hub, and the cache for it, as `check_model_place` does.
+
+    Raises:
+        StartupError: one line with the place or the folder, and what to do.
+    """
+    source = proteins.source
+    kind = source_kind(source, SETTING)
+    choose = choice_of_files(SETTING, source, proteins.dtype)
+    try:
+        if kind is SourceKind.HUB:
+            _check_writable(hub.folder, "HF_HOME")
+            check_files_on_hub(source, proteins.revision, PATTERNS, choose, hub, SETTING)
+        elif kind is SourceKind.BUCKET:
+            _check_writable(cache or default_cache(), CACHE_VARIABLE)
+            _check_in_store(
+                source, storage, lambda files: choose([name for name in files.sizes if "/" not in name]), SETTING
+            )
+    except PermanentError as error:
+        raise StartupError(error.message) from error
+
+
 def _check_bucket(model: ModelSettings, dtypes: Dtypes, storage: StorageSettings) -> None:
-    name, prefix = bucket_prefix(model.source)
+    _check_in_store(model.source, storage, lambda files: check_layout(files, PARTS, dtypes))
+
+
+def _check_in_store(
+    source: str, storage: StorageSettings, check: Callable[[BucketFiles], object], setting: str = MODEL_SETTING
+) -> None:
+    """Check the files of a model in the object store; not where that is away, or started by this server."""
+    name, prefix = bucket_prefix(source, setting)
     if storage.endpoint is None:
         return
     store = ObjectStore(storage.model_copy(update={"bucket": name}))
     try:
-        check_layout(BucketFiles(model.source, store, prefix), PARTS, dtypes)
+        check(BucketFiles(source, store, prefix))
     except StorageUnavailableError:
         return
     finally:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from deployments.errors import MochiServeError, PermanentError, StorageUnavailableError
 from deployments.storage.bucket_models import BucketFiles
+from deployments.storage.chosen_files import names_in_folder
 from deployments.storage.file_hashes import KEPT_FROM_BYTES, HashRecord, check_hashes, known_hashes, listed_hashes
-from deployments.storage.lora_files import check_lora_names, names_in_folder
+from deployments.storage.lora_files import check_lora_names
 from deployments.storage.model_layout import FolderFiles, ModelFiles
 from deployments.storage.model_store import HASHES, SourceKind, default_cache, source_kind
 from deployments.storage.weight_files import CHECKSUMS, PARTS, needed_files
@@ -15,7 +16,12 @@ from serve_app.doctor.checks.model_bytes import model_files
 from serve_app.doctor.finding import Finding, fault, ok, skipped, split_fault, warning
 from serve_app.doctor.surroundings import Surroundings
 from serve_app.errors import ConfigError, StartupError
-from serve_app.local.model_source import check_model_place, check_model_source
+from serve_app.local.model_source import (
+    check_model_place,
+    check_model_source,
+    check_protein_place,
+    check_protein_source,
+)
 
 READ_AT_ONCE_BYTES = 500_000_000
 """Of files whose hashes are not known yet, that are read without --deep."""
@@ -56,7 +62,7 @@ def check_loras(s: Surroundings) -> Iterator[Finding]:
         for name, lora in loras.items():
             if source_kind(lora.source, f"model.loras.{name}.source") is SourceKind.FOLDER:
                 folder = Path(lora.source).expanduser()
-                names = names_in_folder(name, folder)
+                names = names_in_folder(f"model.loras.{name}", folder)
                 check_lora_names(name, lora, names)
                 check_hashes(folder, known_hashes(folder, names), _record(s))
                 here.append(name)
@@ -65,6 +71,20 @@ def check_loras(s: Surroundings) -> Iterator[Finding]:
         return
     away = [name for name in loras if name not in here]
     yield ok("loras", f"{len(here)} are here" + (f"; fetched by the first replica: {', '.join(away)}" if away else ""))
+
+
+def check_proteins(s: Surroundings) -> Iterator[Finding]:
+    """What a start checks of the protein model, where the profile has one."""
+    proteins = s.settings.proteins
+    if proteins is None:
+        return
+    try:
+        check_protein_source(proteins)
+        check_protein_place(proteins, s.storage or s.settings.storage)
+    except (ConfigError, StartupError) as error:
+        yield split_fault("proteins", str(error))
+        return
+    yield ok("proteins", f"{proteins.served_name} ({proteins.source}) is there, by the headers and lists of its files")
 
 
 def _elsewhere(s: Surroundings) -> Finding:

@@ -23,11 +23,12 @@ from serve_app.database.connection import Database
 from serve_app.doctor.checks.database import check_database
 from serve_app.doctor.checks.folders import check_all_ports, check_data_folder
 from serve_app.doctor.checks.gpu import check_gpu
-from serve_app.doctor.checks.model import check_loras, check_model
+from serve_app.doctor.checks.model import check_loras, check_model, check_proteins
 from serve_app.doctor.checks.store import OPERATIONS, PREFIX, check_store
 from serve_app.doctor.finding import Finding, State
 from tests.support import ROOT
 from tests.support.doctor import SHAPES, by_name, only, patient
+from tests.support.proteins.models import make_esm
 from tests.support.servers.postgres import fresh_database
 from tests.support.servers.store_filter import EMPTY_LIST, Answer, denied, store_filter
 
@@ -124,6 +125,19 @@ def test_a_lora_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     found = only(check_loras(patient(tmp_path, {"model": {"loras": {"anime": {"source": str(tmp_path / "lora")}}}})))
     assert found.state is State.FAULT and "model.loras.anime" in found.told
+
+
+def test_a_protein_model_that_is_none(tmp_path: Path) -> None:
+    def examined(source: Path) -> Finding:
+        return only(check_proteins(patient(tmp_path, {"proteins": {"source": str(source)}})))
+
+    assert list(check_proteins(patient(tmp_path))) == []
+    folder = make_esm(tmp_path / "esm")
+    assert examined(folder).state is State.OK
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    found = examined(folder)
+    assert found.state is State.FAULT and "model.safetensors is damaged" in found.told
+    assert found.advice == "fetch or copy it again"
 
 
 def storage_tree(settings: StorageSettings, **changes: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Models in the object store and on the hub, and the caches for them, before anything is started."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deployments.embedder.settings import ARCHITECTURES, ProteinSettings
 from deployments.messages import Stage
+from deployments.proteins.esm2 import Esm2
+from deployments.replica.connections import bucket_opener
 from deployments.settings import ModelSettings, StorageSettings
 from deployments.storage.hub_models import Hub
 from deployments.storage.object_store import ObjectStore
-from serve_app.errors import StartupError
-from serve_app.local.model_source import check_model_place
+from deployments.storage.single_models import single_model_folder
+from serve_app.errors import ConfigError, StartupError
+from serve_app.local.model_source import check_model_place, check_protein_place, check_protein_source
 from tests.support import ROOT
+from tests.support.proteins.models import make_esm
 from tests.support.servers.hub import hub_server
 from tests.support.servers.ports import free_ports
 from tests.support.workers.fakes import SHAPES, worker_settings
@@ -90,3 +96,45 @@ def test_a_server_does_not_start_with_another_model(tmp_path: Path) -> None:
     told = " ".join(done.stderr.split())
     assert "holds single files of weights (dit.safetensors) and no model_index.json; expected is" in told
     assert "Traceback" not in done.stderr and not (tmp_path / "ray-token").exists()
+
+
+ESM = "facebook/esm2_t6_8M_UR50D"
+
+
+def proteins(source: object) -> ProteinSettings:
+    return ProteinSettings(source=str(source))
+
+
+def protein_line(source: object, storage: StorageSettings, hub: Hub, cache: Path) -> str:
+    with pytest.raises(StartupError) as caught:
+        check_protein_place(proteins(source), storage, hub, cache)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_protein_model_on_the_hub(storage_settings: StorageSettings, tmp_path: Path) -> None:
+    published = make_esm(tmp_path / "published")
+    with hub_server(ESM, published) as server:
+        hub = Hub(server.endpoint, tmp_path / "cache")
+        check_protein_place(proteins(ESM), storage_settings, hub)
+        assert not [name for name in server.read if name.endswith("safetensors")]
+        folder = single_model_folder(
+            "proteins.source", proteins(ESM), ARCHITECTURES, "float32", bucket_opener(storage_settings), tmp_path, hub
+        )
+        assert Esm2(folder).num_layers == 3
+    check_protein_place(proteins(ESM), storage_settings, hub)  # the hub is away, and the model is here
+    told = protein_line(ESM, storage_settings, Hub(server.endpoint, tmp_path / "empty"), tmp_path)
+    assert f"the hub cannot be reached ([Errno 111] Connection refused), and {tmp_path}/empty does not hold" in told
+
+
+def test_what_is_no_protein_model_is_told(storage_settings: StorageSettings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^proteins\.source '/nope': no such folder"):
+        check_protein_source(proteins("/nope"))
+    with pytest.raises(ConfigError, match=r"has no model\.safetensors"):
+        check_protein_source(proteins(SHAPES))
+    folder = make_esm(tmp_path / "esm")
+    check_protein_source(proteins(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(ConfigError, match=r"names BertForMaskedLM as `architectures`; supported is EsmForMaskedLM or"):
+        check_protein_source(proteins(folder))

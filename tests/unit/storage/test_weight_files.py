@@ -4,7 +4,7 @@ import pytest
 
 from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
-from deployments.storage.weight_files import WeightFiles, choose_weights, needed_files
+from deployments.storage.weight_files import WeightFiles, choose_weights, needed_files, single_model_files
 
 D = "diffusion_pytorch_model"
 FP32 = [f"{D}-00001-of-00002.safetensors", f"{D}-00002-of-00002.safetensors", f"{D}.safetensors.index.json"]
@@ -95,3 +95,40 @@ def test_only_one_variant_of_a_part_is_needed() -> None:
         f"transformer/{BF16[1]}",
         f"transformer/{INDEXES[0]}",
     ]
+
+
+SINGLE = ["config.json", "vocab.txt", "tokenizer_config.json", "README.md", "pytorch_model.bin", ".gitattributes"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "taken"),
+    [
+        (["model.safetensors"], "float32", ["model.safetensors"]),
+        (["model.safetensors", "model.bf16.safetensors"], "bfloat16", ["model.bf16.safetensors"]),
+        (
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+                "model.fp16.safetensors",
+            ],
+            "float32",
+            [
+                "model.safetensors.index.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+            ],
+        ),
+    ],
+)
+def test_a_model_in_one_folder_is_its_weights_and_its_text(
+    weights: list[str], dtype: DtypeName, taken: list[str]
+) -> None:
+    names = [*SINGLE, *weights, "onnx/model.onnx"]
+    found = single_model_files(names, dtype, keep=lambda name: name.endswith((".json", ".txt")))
+    assert found == [*taken, "config.json", "tokenizer_config.json", "vocab.txt"]
+
+
+def test_a_model_in_one_folder_without_safetensors_is_refused() -> None:
+    with pytest.raises(PermanentError, match=r"no model\.safetensors, .* its weights are pytorch_model\.bin"):
+        single_model_files(SINGLE, "float32")

@@ -4,6 +4,8 @@
 people.
 """
 
+DEVICE_BROKEN = "device_broken"
+
 
 class MochiServeError(Exception):
     """The root of every error this project raises."""
@@ -42,6 +44,13 @@ class TransientError(WorkerError):
 
 class PermanentError(WorkerError):
     """No attempt can succeed: the job fails at once."""
+
+
+class DeviceBrokenError(TransientError):
+    """The device gave a wrong result, or none: the process may not use it any more."""
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(DEVICE_BROKEN, "the device of the replica is broken", detail)
 
 
 class InputUnusableError(WorkerError):

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from deployments.metrics.recorder import Series, Value
 from deployments.replica.registry_link import Link, WorkerRegistry, WorkerRegistryClient
+from serve_app.access.tenants import AccessTable
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import Acceptance, Health, Job, JobFilter, JobPage, Move, Order, Submission
 from serve_app.scheduling.activity import Activity
@@ -83,6 +84,10 @@ class RegistryApi(WorkerRegistry, Protocol):
         """
         ...
 
+    async def poll_access(self, version: int) -> AccessTable | None:
+        """The tenants and keys, once they are others than those of this version; None if they are not for a moment."""
+        ...
+
     async def health(self) -> Health:
         """Replicas that are there, live jobs, and whether the database takes a write."""
         ...
@@ -139,6 +144,9 @@ class RegistryClient(WorkerRegistryClient, RegistryApi):
 
     async def refresh_access(self) -> int:
         return await self._link.call(RegistryApi.refresh_access)
+
+    async def poll_access(self, version: int) -> AccessTable | None:
+        return await self._link.call(RegistryApi.poll_access, version)
 
     async def health(self) -> Health:
         return await self._link.call(RegistryApi.health)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deployments.replica.device_errors import DeviceBrokenError
+from deployments.errors import DeviceBrokenError
 
 ROOT = Path("/")
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"

@@ -12,10 +12,9 @@ from enum import StrEnum
 
 import torch
 
-from deployments.errors import TransientError
+from deployments.errors import DEVICE_BROKEN, DeviceBrokenError
 
 OUT_OF_MEMORY = "out_of_memory"
-DEVICE_BROKEN = "device_broken"
 
 
 class DeviceFailure(StrEnum):
@@ -23,13 +22,6 @@ class DeviceFailure(StrEnum):
 
     OUT_OF_MEMORY = OUT_OF_MEMORY  # it works, and this was too much for it
     BROKEN = DEVICE_BROKEN  # it may not be used by this process any more
-
-
-class DeviceBrokenError(TransientError):
-    """The device gave a wrong result, or none."""
-
-    def __init__(self, detail: str = "") -> None:
-        super().__init__(DEVICE_BROKEN, "the device of the replica is broken", detail)
 
 
 # Of CUTLASS' Python compiler, which FlashAttention 4 runs on: they are no RuntimeError, and it is no need of ours.

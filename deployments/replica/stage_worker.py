@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from deployments.background import keep_running, wait_for
 from deployments.errors import (
+    DeviceBrokenError,
     InputUnusableError,
     PermanentError,
     RegistryUnavailableError,
@@ -40,7 +41,7 @@ from deployments.messages import (
 )
 from deployments.metrics.push import push_forever
 from deployments.replica import serve_private
-from deployments.replica.device_errors import DeviceBrokenError, DeviceFailure, device_failure
+from deployments.replica.device_errors import DeviceFailure, device_failure
 from deployments.replica.registry_link import WorkerRegistry
 from deployments.replica.running_task import RunningTask, Timing, logger, without_grad
 from deployments.tracing.context import TraceContext, context_of_job

@@ -21,6 +21,7 @@ from deployments.storage.object_store import ObjectStore
 from deployments.tracing.context import context_of_job
 from deployments.tracing.tracer import TRACER
 from serve_app.access.secret_box import WebhookKey
+from serve_app.access.tenants import AccessTable
 from serve_app.config import (
     HOUR_S,
     AccessSettings,
@@ -362,6 +363,10 @@ class JobRegistry(RegistryApi):
     async def refresh_access(self) -> int:
         await self._feed_maintenance.ready.wait()
         return await self._feed_maintenance.refresh_access()
+
+    async def poll_access(self, version: int) -> AccessTable | None:
+        await self._feed_maintenance.ready.wait()
+        return await self._feed_maintenance.access_after(version)
 
     async def capacity(self, state: StageState) -> StageNeed:
         await self._dispatcher.ready.wait()

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deployments.background import run_forever
+from deployments.background import run_forever, wait_for
 from serve_app.access.exposure import no_keys_notice
+from serve_app.access.tenants import AccessTable
 from serve_app.config import AccessMode
 from serve_app.database import access as access_sql
 from serve_app.database.listing import list_jobs
@@ -40,6 +41,7 @@ class FeedMaintenance:
         self._others = OtherRegistries(self._timing.silent_s)
         self._beat_at = -math.inf
         self._reading_access = asyncio.Lock()
+        self._access_changed = asyncio.Event()
 
     async def run(self) -> None:
         """Keep the feed complete for ever."""
@@ -66,6 +68,13 @@ class FeedMaintenance:
                 await self._read_access()
             return self._state.access.version
 
+    async def access_after(self, version: int) -> AccessTable | None:
+        """The tenants and keys once they are others than those of this version; None if they are not for a while."""
+        if self._state.access.version == version:
+            self._access_changed.clear()
+            await wait_for(self._access_changed, self._state.timing.feed.hold_s)
+        return None if self._state.access.version == version else self._state.access
+
     async def _read_newest(self) -> None:
         page = await self._state.database.run(list_jobs, limit=self._newest_jobs)
         oldest = page.jobs[-1] if page.has_more else None
@@ -75,6 +84,7 @@ class FeedMaintenance:
     async def _read_access(self) -> None:
         self._state.access = await self._state.database.run(access_sql.load_access)
         self._state.feed.publish_access(self._state.access)
+        self._access_changed.set()
         if (notice := no_keys_notice(self._mode, self._state.access)) is not None:
             log.warning(notice)
 

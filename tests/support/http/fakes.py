@@ -193,6 +193,12 @@ class MemoryRegistry:
         assert self.feed.access is not None
         return self.feed.access.version
 
+    async def poll_access(self, version: int) -> AccessTable | None:
+        if self.feed.access is not None and self.feed.access.version != version:
+            return self.feed.access
+        await asyncio.sleep(0.01)  # the real registry holds the call for longer
+        return None
+
     def announce_all(self, max_tokens: int | None = None) -> None:
         """One replica of every stage; max_tokens: what the sampler's memory holds."""
         for stage in Stage:

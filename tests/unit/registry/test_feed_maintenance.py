@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.exposure import NO_KEYS
+from serve_app.access.tenants import AccessTable
 from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_sql
 from serve_app.database import jobs as jobs_sql
@@ -16,6 +18,7 @@ from serve_app.database import meta as meta_sql
 from serve_app.database.connection import Database
 from serve_app.database.intake import insert_job
 from serve_app.database.listing import list_jobs
+from serve_app.feed.access_follower import AccessFollower
 from serve_app.feed.job_cache import JobCache
 from serve_app.feed.publisher import FIRST, Cursor
 from serve_app.feed.read_leases import FeedTiming, Presence, PresenceTiming
@@ -126,6 +129,39 @@ async def test_followers_are_told_of_keys_at_once(database: Database) -> None:
         await state.feed.wait_for_news("follower", cursor)
         told = state.feed.batch_since(cursor).access
         assert told is not None and told.version > cursor.access
+
+
+async def test_who_polls_for_keys_alone_gets_each_change_and_no_second_time_the_same(database: Database) -> None:
+    state = state_on(database, timing=replace(FAST, feed=FeedTiming(hold_s=0.05)))
+    async with Running(state) as maintenance:
+        await maintenance.ready.wait()
+        follower = AccessFollower(_Polled(maintenance))
+        running = asyncio.create_task(follower.run())
+        first = await follower.access()
+        assert first == state.access and await maintenance.access_after(first.version) is None
+        await database.run(access_sql.create_key, "acme", label="laptop", expires_at=None, now=1.0)
+        wanted = await maintenance.refresh_access()
+        table = await follower.access(wanted)
+        assert table.version >= wanted and set(table.tenants) == {"acme"}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_who_follows_keys_says_so_while_none_were_told() -> None:
+    follower = AccessFollower(_Polled(None), FeedTiming(first_batch_s=0.02))
+    with pytest.raises(RegistryUnavailableError, match="has not told yet"):
+        await follower.access()
+
+
+class _Polled:
+    """The part of the registry that is polled for keys."""
+
+    def __init__(self, maintenance: FeedMaintenance | None) -> None:
+        self._maintenance = maintenance
+
+    async def poll_access(self, version: int) -> AccessTable | None:
+        assert self._maintenance is not None
+        return await self._maintenance.access_after(version)
 
 
 async def test_it_reads_keys_only_when_they_changed(database: FlakyDatabase) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deployments.errors import DeviceBrokenError
 from deployments.replica.device_check import (
     Installation,
     advice,
@@ -14,7 +15,6 @@ from deployments.replica.device_check import (
     gpu_problem,
     installation,
 )
-from deployments.replica.device_errors import DeviceBrokenError
 
 PROPRIETARY = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024
 GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.distributed import DistBackendError
 
-from deployments.errors import TransientError
-from deployments.replica.device_errors import DeviceBrokenError, DeviceFailure, device_failure, is_broken
+from deployments.errors import DeviceBrokenError, TransientError
+from deployments.replica.device_errors import DeviceFailure, device_failure, is_broken
 
 OUT_OF_MEMORY, BROKEN = DeviceFailure.OUT_OF_MEMORY, DeviceFailure.BROKEN
 

@@ -1,4 +1,4 @@
-"""The two applications. This is the only place that binds deployments and starts the named actors."""
+"""The applications. This is the only place that binds deployments and starts the named actors."""
 
 import functools
 import hashlib
@@ -10,9 +10,11 @@ from typing import Any
 import ray
 from pydantic import SecretStr
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
+from deployments.embedder.devices import planned_devices
+from deployments.embedder.settings import EmbedderSettings
 from deployments.logs.lines import begin_log
 from deployments.logs.masking import secrets_of
 from deployments.messages import Stage
@@ -22,8 +24,9 @@ from deployments.weights_exchange.directory import ACTOR as WEIGHTS_ACTOR
 from deployments.weights_exchange.directory import WeightsDirectory
 from serve_app.access.exposure import check_exposure, current_http_host, is_loopback
 from serve_app.access.secret_box import webhook_key
+from serve_app.calls.router import ROUTER
 from serve_app.config import AppArgs, AppSettings, ClassifierSettings
-from serve_app.errors import StartupError
+from serve_app.errors import ConfigError, StartupError
 from serve_app.jobs import Health
 from serve_app.local.store.seaweed import ACTOR_NAME as STORAGE_ACTOR
 from serve_app.local.store.seaweed import LocalStorage
@@ -36,6 +39,8 @@ REGISTRY = "JobRegistry"
 # How soon a replica that was killed is replaced.
 HEALTH_CHECK_PERIOD_S = 3
 REGISTRY_STARTS = 5
+# Of proteins, on their way to one device: the HTTP side sends no more than two passes' worth.
+MOST_GROUPS = 256
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
@@ -51,19 +56,9 @@ def api(args: AppArgs) -> Application:
     settings = with_storage(settings)
     ensure_registry(settings)
     deployment: Any = Ingress
-    ingress = deployment.options(
-        ray_actor_options={"num_cpus": 0, "resources": settings.ingress.resources},
-        # Most of what goes on at a time are streams of events, which cost little while nothing happens.
-        max_ongoing_requests=10_000,
-        graceful_shutdown_timeout_s=30,
-        graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=settings.ingress.min_replicas,
-            max_replicas=settings.ingress.max_replicas,
-            target_ongoing_requests=500,
-        ),
-        **_log_options(settings.logging),
+    # Most of what goes on at a time are streams of events, which cost little while nothing happens.
+    ingress = _http_side(
+        deployment, settings, settings.ingress.min_replicas, settings.ingress.max_replicas, most_ongoing=10_000
     )
     application: Application = ingress.bind(
         settings=settings,
@@ -114,6 +109,80 @@ def mochi(args: AppArgs) -> Application:
         ],
     )
     return application
+
+
+def proteins(args: AppArgs) -> Application:
+    """ESM2, below /esm2: an HTTP side of its own, and a replica of the model for each device.
+
+    Raises:
+        ConfigError: the settings have no section `proteins`.
+    """
+    from deployments.embedder.protein_embedder import ProteinEmbedder
+    from serve_app.proteins.app import ProteinIngress
+
+    settings = with_storage(with_absolute_paths(args.load()))
+    section = settings.proteins
+    if section is None:
+        raise ConfigError("the application proteins is deployed, and the settings have no section proteins; add one")
+    host = current_http_host()
+    check_exposure(host, settings.access.mode)
+    ensure_registry(settings)
+    devices = planned_devices(section, ray.cluster_resources().get("GPU", 0.0))
+    embedder: Any = ProteinEmbedder
+    model: Application = embedder.options(
+        num_replicas=devices.count,
+        ray_actor_options={
+            "num_gpus": devices.num_gpus,
+            "num_cpus": section.num_cpus,
+            "resources": section.resources,
+        },
+        max_ongoing_requests=MOST_GROUPS,
+        graceful_shutdown_timeout_s=section.group_timeout_s,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+        **_log_options(settings.logging),
+    ).bind(
+        settings=EmbedderSettings(
+            registry=REGISTRY,
+            namespace=settings.namespace,
+            storage=settings.storage,
+            proteins=section,
+            torch_threads=devices.torch_threads,
+            pass_tokens=devices.pass_tokens,
+            logging=settings.logging,
+        )
+    )
+    ingress: Any = ProteinIngress
+    http_side = _http_side(ingress, settings, section.min_http_replicas, section.max_http_replicas, most_ongoing=4_000)
+    application: Application = http_side.bind(
+        settings=settings,
+        proteins=section,
+        registry=REGISTRY,
+        loopback_only=host is not None and is_loopback(host),
+        logical_devices=devices.count,
+        embedder=model,
+    )
+    return application
+
+
+def _http_side(deployment: Any, settings: AppSettings, minimum: int, maximum: int, most_ongoing: int) -> Any:
+    """The deployment of an HTTP side with its resources, scaled by its requests.
+
+    Args:
+        minimum, maximum: of replicas.
+        most_ongoing: requests that one replica has at once; scaled at a twentieth of it.
+    """
+    return deployment.options(
+        ray_actor_options={"num_cpus": 0, "resources": settings.ingress.resources},
+        max_ongoing_requests=most_ongoing,
+        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=minimum, max_replicas=maximum, target_ongoing_requests=most_ongoing / 20
+        ),
+        **_log_options(settings.logging),
+    )
 
 
 def _stage_options(deployment: Any, stage: Stage, settings: AppSettings, stage_settings: StageSettings) -> Any:
@@ -167,12 +236,15 @@ def with_absolute_paths(settings: AppSettings) -> AppSettings:
     model, safety, classifier = settings.model, settings.safety, settings.safety.classifier
     loras = {name: lora.model_copy(update={"source": _absolute(lora.source)}) for name, lora in model.loras.items()}
     model = model.model_copy(update={"source": _absolute(model.source), "loras": loras})
+    proteins = settings.proteins
+    if proteins is not None:
+        proteins = proteins.model_copy(update={"source": _absolute(proteins.source)})
     if safety.blocklist is not None:
         safety = safety.model_copy(update={"blocklist": safety.blocklist.resolve()})
     if classifier is not None:
         absolute = classifier.model_copy(update={"source": _absolute(classifier.source)})
         safety = safety.model_copy(update={"classifier": absolute})
-    return settings.model_copy(update={"model": model, "safety": safety})
+    return settings.model_copy(update={"model": model, "safety": safety, "proteins": proteins})
 
 
 def _absolute(source: str) -> str:

@@ -1,8 +1,8 @@
 """The one tree of settings: read from YAML and the environment, checked before anything starts.
 
-A profile is a YAML file of this tree (`configs/`). `MOCHI_SERVE_CONFIG` names another profile than the one in
-`serve_config.yaml`, whose `settings` lie over the profile; `MOCHI_SERVE__SECTION__KEY=value` overrides one key of both,
-which is how secrets come in.
+A profile is a YAML file of this tree (`configs/`), or of a part of it: `extends` names a profile beside it, over which
+it is laid. `MOCHI_SERVE_CONFIG` names another profile than the one in `serve_config.yaml`, whose `settings` lie over
+the profile; `MOCHI_SERVE__SECTION__KEY=value` overrides one key of both, which is how secrets come in.
 """
 
 import base64
@@ -27,6 +27,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from deployments.dtypes import DtypeName
+from deployments.embedder.settings import ProteinSettings
 from deployments.messages import Stage
 from deployments.settings import (
     DecoderSettings,
@@ -44,6 +45,7 @@ from serve_app.errors import ConfigError
 
 PROFILE_VARIABLE = "MOCHI_SERVE_CONFIG"
 OVERRIDE_PREFIX = "MOCHI_SERVE__"
+EXTENDS = "extends"
 DEFAULT_PROFILE = "configs/shapes.yaml"
 HOUR_S = 3_600
 DAY_S = 24 * HOUR_S
@@ -271,6 +273,7 @@ class AppSettings(Settings):
     logging: LogSettings = LogSettings()
     webhooks: WebhookSettings = WebhookSettings()
     safety: SafetySettings = SafetySettings()
+    proteins: ProteinSettings | None = None
     model: ModelSettings
     sampling: SamplingSettings = SamplingSettings()
     encoder: StageSettings
@@ -362,7 +365,24 @@ def load_settings(
     """
     path = Path(environ.get(PROFILE_VARIABLE) or profile or DEFAULT_PROFILE)
     source = f"{path} + args.settings" if settings else str(path)
-    return _check(_read_yaml(path), source, settings or {}, environ)
+    return _check(_read_profile(path), source, settings or {}, environ)
+
+
+def _read_profile(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree of a profile, laid over that of the one beside it that its key `extends` names.
+
+    Args:
+        extending: the profiles that were read on the way to this one.
+    """
+    tree = _read_yaml(path)
+    below = tree.pop(EXTENDS, None)
+    if below is None:
+        return tree
+    if not isinstance(below, str) or path.resolve() in extending:
+        raise ConfigError(
+            f"{path}: {EXTENDS} must be the name of a profile beside it that does not extend it itself (got {below!r})"
+        )
+    return _merged(_read_profile(path.parent / below, (*extending, path.resolve())), tree)
 
 
 def _check(tree: dict[str, Any], source: str, settings: Mapping[str, Any], environ: Mapping[str, str]) -> AppSettings:

@@ -264,6 +264,36 @@ class UnsupportedMediaTypeError(InvalidRequestError):
     default_code = "unsupported_media_type"
 
 
+class NotAcceptableError(InvalidRequestError):
+    """None of the forms that an answer can have is one that the request's Accept allows."""
+
+    status = 406
+    default_code = "not_acceptable"
+
+
+class OverloadedError(ApiError):
+    """Too many requests wait for devices; nothing was begun.
+
+    Args:
+        message: as of ApiError.
+        retry_after_s: seconds until there is room, as far as is known.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, headers={"Retry-After": str(retry_after_s)})
+
+
+class RequestUnfinishedError(ApiError):
+    """The answer was not computed in the time that a request may take; what was computed is dropped."""
+
+    status = 504
+    default_code = "request_unfinished"
+
+
 class RangeNotWithinFileError(InvalidRequestError):
     """The header Range asks for bytes behind the end of the file."""
 

@@ -437,6 +437,94 @@ DISK_USED = Metric(
     merge="max",
 )
 
+# Applications that answer at once.
+
+_PROTEINS = "the proteins"
+_APPLICATION = Label("application", most=8)
+
+PROTEIN_SEQUENCES = Metric(
+    name=f"{PREFIX}protein_sequences_total",
+    kind="counter",
+    unit="sequences",
+    help="Protein sequences that were answered, or refused for what is in them",
+    source="ingress",
+    labels=(Label("outcome", ("answered", "refused")),),
+    where_there_is=_PROTEINS,
+)
+PROTEIN_TOKENS = Metric(
+    name=f"{PREFIX}protein_tokens_total",
+    kind="counter",
+    unit="tokens",
+    help="Tokens that passes of the protein model ran: residues, and two more a sequence",
+    source="workers",
+    where_there_is=_PROTEINS,
+)
+PROTEIN_PASS_SECONDS = Metric(
+    name=f"{PREFIX}protein_pass_seconds",
+    kind="histogram",
+    unit="seconds",
+    help="Passes of the protein model over all sequences that were packed into one row",
+    source="workers",
+    buckets=_STEPS,
+    where_there_is=_PROTEINS,
+)
+PROTEIN_START_SECONDS = Metric(
+    name=f"{PREFIX}protein_start_seconds",
+    kind="histogram",
+    unit="seconds",
+    help="From the start of a replica of the protein model to its first answer",
+    source="workers",
+    buckets=_STARTS,
+    where_there_is=_PROTEINS,
+)
+CALL_SECONDS = Metric(
+    name=f"{PREFIX}call_seconds",
+    kind="histogram",
+    unit="seconds",
+    help="Calls of devices, from their turn to the answer, with the tries on other devices",
+    source="ingress",
+    labels=(_APPLICATION,),
+    buckets=_STEPS,
+    where_there_is=_PROTEINS,
+)
+CALLS_FAILED = Metric(
+    name=f"{PREFIX}calls_failed_total",
+    kind="counter",
+    unit="calls",
+    help="Calls that a device failed or left unanswered; another device is tried",
+    source="ingress",
+    labels=(_APPLICATION, Label("reason", ("failed", "broken", "timeout", "died"))),
+    where_there_is=_PROTEINS,
+)
+CALLS_WAITING = Metric(
+    name=f"{PREFIX}calls_waiting_tokens",
+    kind="gauge",
+    unit="tokens",
+    help="Tokens of the requests that wait for a device",
+    source="ingress",
+    labels=(_APPLICATION,),
+    where_there_is=_PROTEINS,
+)
+DEVICES = Metric(
+    name=f"{PREFIX}devices",
+    kind="gauge",
+    unit="devices",
+    help="Devices of an application by the state of their circuit breaker, as the HTTP replica sees it that sees most",
+    source="ingress",
+    labels=(_APPLICATION, Label("breaker", ("closed", "open", "half_open"))),
+    merge="max",
+    where_there_is=_PROTEINS,
+)
+BREAKERS_OPENED = Metric(
+    name=f"{PREFIX}breakers_opened_total",
+    kind="counter",
+    unit="times",
+    help="Times that the circuit breaker of a device opened",
+    source="ingress",
+    labels=(_APPLICATION,),
+    where_there_is=_PROTEINS,
+)
+
 ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """In the order of this file."""
 BY_NAME = {metric.name: metric for metric in ALL}

@@ -35,7 +35,7 @@ from serve_app.ingress.metrics import RequestCounts
 from serve_app.ingress.request_trace import end_request_trace
 from serve_app.ingress.services import Services
 from serve_app.ingress.web_page import WebPage
-from serve_app.openapi.document import RequestBodies, install_document
+from serve_app.openapi.document import RequestBodies, install_document, video_text
 from serve_app.prompts.safety import PromptSafety, classify_with
 from serve_app.prompts.tokens import load_token_counter
 from serve_app.registry_api import RegistryClient
@@ -79,7 +79,7 @@ def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
     app.state.services = services
     install_error_handlers(app)
     bodies = RequestBodies(services.checks.schemas, CONTENT_TYPES, [deadlines.HEADER_DOCS])
-    install_document(app, services.settings, services.keys_needed, bodies)
+    install_document(app, video_text(services.settings), services.keys_needed, bodies)
     install_guards(app, services.settings, loopback_only)
     # Last, and so outermost: the guards answer errors that nobody foresaw, and those too have the rate limit's headers.
     counts = RequestCounts(app.routes)

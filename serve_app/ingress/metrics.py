@@ -69,17 +69,19 @@ async def metrics(request: Request, _: Annotated[None, Depends(check_reader)]) -
 
 
 class RequestCounts:
-    """Counts each answer, and how long its first byte took."""
+    """Counts each answer, and how long its first byte took. prefix: of the application, before the routes' paths."""
 
-    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+    def __init__(self, routes: Iterable[BaseRoute], prefix: str = "") -> None:
         # FastAPI says which of its routes it took. Of the others the endpoint does, which none of them share.
+        self._prefix = prefix
         self._paths: dict[Any, str] = {route.endpoint: route.path for route in routes if type(route) is Route}
         self._series: dict[tuple[str, str, int], tuple[Number, Observations]] = {}
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
         """As `authentication.OnAnswer`."""
         route = scope.get("route")
-        path = route.path if route is not None else self._paths.get(scope.get("endpoint"), UNMATCHED)
+        own = route.path if route is not None else self._paths.get(scope.get("endpoint"), UNMATCHED)
+        path = own if own is UNMATCHED else self._prefix + own
         asked = path, scope["method"], status
         series = self._series.get(asked)
         if series is None:

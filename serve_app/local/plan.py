@@ -44,6 +44,7 @@ from serve_app.local.ray_environment import (
 )
 from serve_app.local.store.seaweed_command import ports as seaweed_ports
 
+PROTEINS = "serve_app.app:proteins"
 _ALL_ADDRESSES = ("0.0.0.0", "::", "")
 
 
@@ -104,13 +105,15 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
             app that asks for no keys.
     """
     # Late: commands that start no server need not load the clients of stores.
-    from serve_app.local.model_source import check_model_source
+    from serve_app.local.model_source import check_model_source, check_protein_source
 
     serve = _read_serve_config(config)
     profiles = _profiles(config, serve)
-    plan = LaunchPlan(serve=serve, settings=profiles[0], dashboard_port=dashboard_port)
+    plan = LaunchPlan(_with_proteins(serve, profiles[0]), profiles[0], dashboard_port)
     for settings in profiles:
         check_model_source(settings.model, settings.dtypes)
+        if settings.proteins is not None:
+            check_protein_source(settings.proteins)
         check_exposure(plan.host, settings.access.mode)
     return plan
 
@@ -118,7 +121,8 @@ def read_plan(config: Path, dashboard_port: int) -> LaunchPlan:
 def read_files(config: Path, dashboard_port: int) -> LaunchPlan:
     """As `read_plan`, with neither the model nor who can reach the app looked at. Raises ConfigError."""
     serve = _read_serve_config(config)
-    return LaunchPlan(serve=serve, settings=_profiles(config, serve)[0], dashboard_port=dashboard_port)
+    settings = _profiles(config, serve)[0]
+    return LaunchPlan(_with_proteins(serve, settings), settings, dashboard_port)
 
 
 def read_settings(config: Path) -> AppSettings:
@@ -128,6 +132,16 @@ def read_settings(config: Path) -> AppSettings:
         ConfigError: one of the files is missing or wrong; names the key.
     """
     return _profiles(config, _read_serve_config(config))[0]
+
+
+def _with_proteins(serve: dict[str, Any], settings: AppSettings) -> dict[str, Any]:
+    """The Serve config with the application of the proteins, if the profile has them and it does not list it itself."""
+    applications = serve["applications"]
+    if settings.proteins is None or any(app.get("import_path") == PROTEINS for app in applications):
+        return serve
+    like = {key: applications[0][key] for key in ("args", "logging_config") if key in applications[0]}
+    added = {"name": "proteins", "route_prefix": "/esm2", "import_path": PROTEINS, **like}
+    return serve | {"applications": [*applications, added]}
 
 
 def _profiles(config: Path, serve: dict[str, Any]) -> list[AppSettings]:
@@ -210,10 +224,12 @@ def prepare(
     Raises:
         StartupError: the app cannot start here.
     """
-    from serve_app.local.model_source import check_model_place
+    from serve_app.local.model_source import check_model_place, check_protein_place
 
     check_open_files(max_open_files())
     check_model_place(plan.settings.model, plan.settings.dtypes, plan.settings.storage)
+    if plan.settings.proteins is not None:
+        check_protein_place(plan.settings.proteins, plan.settings.storage)
     with contextlib.ExitStack() as stack:
         stack.enter_context(owner_only())
         check_disk(plan.data_dir, plan.settings.min_free_disk_mb)

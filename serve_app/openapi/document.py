@@ -3,7 +3,7 @@
 Its examples are made as the answers are made: they have every field, and values within the model's bounds.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -76,37 +76,63 @@ class RequestBodies:
     headers: Sequence[Document]  # that are read together with a body, as parameters
 
 
-def install_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> None:
+@dataclass(frozen=True, slots=True)
+class DocumentText:
+    """What a document says that is in no route."""
+
+    description: str
+    tags: Sequence[Document]
+    servers: Sequence[Document]
+    schemas: Mapping[str, Document]  # beside those of the routes
+    answers: Callable[[], Sequence[BaseModel]]  # examples
+    body_examples: Callable[[type[BaseModel]], Document]  # by what they show
+    parameters: Mapping[str, Document]  # by the name of a parameter of a route, what is said of it
+
+
+def video_text(settings: AppSettings) -> DocumentText:
+    """Of the video API."""
+    return DocumentText(
+        description=DESCRIPTION,
+        tags=TAGS,
+        servers=SERVERS,
+        schemas=event_schemas(),
+        answers=partial(_answer_examples, settings),
+        body_examples=partial(_body_examples, model=settings.model),
+        parameters=_PARAMETERS,
+    )
+
+
+def install_document(app: FastAPI, text: DocumentText, keys_needed: bool, bodies: RequestBodies) -> None:
     """Make `/openapi.json` the completed document. It is made once, when it is first asked for.
 
     Args:
         app: with all its routes.
         keys_needed: whether a request without a key is refused, apart from the routes that never ask for one.
     """
-    app.openapi = cache(partial(_make_document, app, settings, keys_needed, bodies))  # type: ignore[method-assign]
+    app.openapi = cache(partial(_make_document, app, text, keys_needed, bodies))  # type: ignore[method-assign]
 
 
-def _make_document(app: FastAPI, settings: AppSettings, keys_needed: bool, bodies: RequestBodies) -> Document:
+def _make_document(app: FastAPI, text: DocumentText, keys_needed: bool, bodies: RequestBodies) -> Document:
     document = get_openapi(
         title=app.title,
         version=app.version,
         summary=app.summary,
-        description=DESCRIPTION,
+        description=text.description,
         routes=app.routes,
-        tags=TAGS,
-        servers=SERVERS,
+        tags=list(text.tags),
+        servers=list(text.servers),
     )
-    _complete_components(document["components"], settings)
+    _complete_components(document["components"], text)
     for path, method, operation in _operations(document):
         # FastAPI makes the name of a route unique by its path and method; here the names are unique.
         suffix = f"{path.replace('{', '_').replace('}', '_').replace('/', '_')}_{method}"
         name = operation["operationId"] = operation["operationId"].removesuffix(suffix)
         if name in bodies.schemas:
-            operation["requestBody"] = _request_body(bodies.schemas[name], bodies.content_types, settings.model)
+            operation["requestBody"] = _request_body(bodies.schemas[name], bodies.content_types, text)
             operation["parameters"] += deepcopy(bodies.headers)
         _complete_responses(operation, method)
         for parameter in operation.get("parameters", ()):
-            _complete_parameter(parameter)
+            _complete_parameter(parameter, text.parameters)
         if "security" in operation and not keys_needed:
             operation["security"].append({})
     return document
@@ -118,9 +144,9 @@ def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
             yield path, method, operation
 
 
-def _complete_components(components: Document, settings: AppSettings) -> None:
-    schemas = event_schemas() | components["schemas"]
-    for example in _answer_examples(settings):
+def _complete_components(components: Document, text: DocumentText) -> None:
+    schemas = {**text.schemas, **components["schemas"]}
+    for example in text.answers():
         schemas[type(example).__name__]["examples"] = [example.model_dump(mode="json")]
     # FastAPI adds them for a 422, with which no route answers.
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -142,7 +168,7 @@ def _complete_responses(operation: Document, method: str) -> None:
         response["headers"] = response.get("headers", {}) | headers
 
 
-def _complete_parameter(parameter: Document) -> None:
+def _complete_parameter(parameter: Document, known: Mapping[str, Document]) -> None:
     schema = parameter["schema"]
     # A parameter that may be left out is no null: no URL and no header has one.
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
@@ -152,12 +178,12 @@ def _complete_parameter(parameter: Document) -> None:
     schema.pop("title", None)
     if "description" in parameter:
         schema.pop("description", None)
-    own = _PARAMETERS.get(parameter["name"], {})
+    own = known.get(parameter["name"], {})
     parameter |= own | {"schema": schema | own.get("schema", {})}
 
 
-def _request_body(schema: type[BaseModel], content_types: Sequence[str], model: ModelSettings) -> Document:
-    content = {"schema": schema.model_json_schema(), "examples": _body_examples(schema, model)}
+def _request_body(schema: type[BaseModel], content_types: Sequence[str], text: DocumentText) -> Document:
+    content = {"schema": schema.model_json_schema(), "examples": text.body_examples(schema)}
     required = any(field.is_required() for field in schema.model_fields.values())
     body = {"required": required, "content": dict.fromkeys(content_types, content)}
     # As FastAPI writes what it describes itself: without the defaults that are null.

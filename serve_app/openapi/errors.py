@@ -127,6 +127,7 @@ _DESCRIPTIONS = {
     401: "No API key, or no good one; only where the server needs keys",
     403: "It is more than the key's tenant may do, or the page of another site that asks",
     404: "There is no such thing, or it is another tenant's",
+    406: "None of the forms of the answer is one that Accept allows",
     408: "The body did not arrive in time",
     409: "The state of the video or of the Idempotency-Key does not allow it",
     413: "The body is too long",
@@ -135,7 +136,7 @@ _DESCRIPTIONS = {
     429: "Too many requests, too many videos that wait, or a quota that is used up",
     500: "A fault of the server; its log tells more under the id of the answer's X-Request-Id",
     503: "A part of the service is away; it comes back by itself",
-    504: "The video is still being made, and goes on: `Location` is where to ask for it",
+    504: "It is not done in time; of a video, it goes on: `Location` is where to ask for it",
 }
 _RETRY_AFTER = {"description": "seconds", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _NO_RETRY = {"description": "the same request cannot succeed", "schema": {"type": "string", "const": "false"}}

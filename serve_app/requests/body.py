@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from codecs import BOM_UTF8
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -73,13 +74,34 @@ async def read_fields(request: Request, max_bytes: int, timeout_s: float | None 
     return _parse_urlencoded(body)
 
 
-def _content_type(header: str) -> tuple[str, dict[str, str]]:
+async def read_text(
+    request: Request, content_types: Sequence[str], max_bytes: int, timeout_s: float | None = None
+) -> str:
+    """The body as the text that it is, without a byte order mark.
+
+    Args:
+        content_types: that are read.
+
+    The others, and what is raised, as of `read_fields`.
+    """
+    _content_type(request.headers.get("content-type", ""), content_types)
+    _check_encoding(request.headers.getlist("content-encoding"))
+    return _text((await _read(request, max_bytes, timeout_s)).removeprefix(BOM_UTF8))
+
+
+def content_type_of(request: Request) -> str:
+    """Of the body, without its options; empty where there is none."""
+    kind, _ = parse_options_header(request.headers.get("content-type", ""))
+    return kind.decode("latin-1")
+
+
+def _content_type(header: str, allowed: Sequence[str] = CONTENT_TYPES) -> tuple[str, dict[str, str]]:
     raw_kind, raw_options = parse_options_header(header)
     kind = raw_kind.decode("latin-1")
     options = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw_options.items()}
-    if kind not in CONTENT_TYPES:
+    if kind not in allowed:
         given = quote(header) if header else "none"
-        raise UnsupportedMediaTypeError(f"The Content-Type is {given}; it must be {', '.join(CONTENT_TYPES)}.")
+        raise UnsupportedMediaTypeError(f"The Content-Type is {given}; it must be {', '.join(allowed)}.")
     charset = options.get("charset", "utf-8")
     if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaTypeError(f"The charset is {quote(charset)}; it must be utf-8.")

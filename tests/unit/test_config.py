@@ -282,6 +282,77 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
         load_settings(str(tmp_path / name), {})
 
 
+def write_chain(folder: Path, *trees: Mapping[str, object]) -> str:
+    """Profiles 0.yaml, 1.yaml, ..., each of which extends the next one; the path of the first."""
+    for number, content in enumerate(trees):
+        extends = {"extends": f"{number + 1}.yaml"} if number + 1 < len(trees) else {}
+        (folder / f"{number}.yaml").write_text(yaml.safe_dump({**extends, **content}))
+    return str(folder / "0.yaml")
+
+
+def test_a_profile_lies_over_the_one_that_it_extends(tmp_path: Path) -> None:
+    above = {"jobs": {"lease_s": 12}, "access": {"cors_origins": ["https://b.example"]}, "proteins": {"source": "x/y"}}
+    below = tree() | {
+        "jobs": {"lease_s": 20, "max_attempts": 3},
+        "access": {"cors_origins": ["https://a.example"], "mode": "keys"},
+    }
+    settings = load_settings(write_chain(tmp_path, above, below), {})
+    assert (settings.jobs.lease_s, settings.jobs.max_attempts) == (12, 3)
+    assert (settings.access.mode, settings.access.cors_origins) == ("keys", ("https://b.example",))
+    assert settings.proteins is not None and settings.proteins.source == "x/y"
+    assert settings.model == load(tmp_path).model
+
+
+def test_a_profile_extends_one_that_extends_another(tmp_path: Path) -> None:
+    path = write_chain(
+        tmp_path,
+        {"namespace": "first"},
+        {"namespace": "second", "jobs": {"lease_s": 12, "max_attempts": 2}},
+        tree() | {"namespace": "third", "jobs": {"max_attempts": 3, "max_queued": 4}},
+    )
+    settings = load_settings(path, {"MOCHI_SERVE__JOBS__MAX_QUEUED": "9"}, {"jobs": {"max_queued": 7, "lease_s": 15}})
+    jobs = settings.jobs
+    assert (settings.namespace, jobs.lease_s, jobs.max_attempts, jobs.max_queued) == ("first", 15, 2, 9)
+
+
+def test_the_profile_that_is_extended_lies_beside_the_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = write_chain(tmp_path, {}, tree() | {"namespace": "beside"})
+    (elsewhere / "1.yaml").write_text(yaml.safe_dump(tree() | {"namespace": "elsewhere"}))
+    monkeypatch.chdir(elsewhere)
+    assert load_settings(path, {}).namespace == "beside"
+
+
+def test_no_profile_extends_itself(tmp_path: Path) -> None:
+    last = tmp_path / "1.yaml"
+    path = write_chain(tmp_path, {}, {})
+    for name in ("0.yaml", "1.yaml", "../" + tmp_path.name + "/0.yaml"):
+        last.write_text(yaml.safe_dump(tree() | {"extends": name}))
+        with pytest.raises(ConfigError, match="extends must be the name of a profile beside it that does not extend"):
+            load_settings(path, {})
+
+
+@pytest.mark.parametrize(
+    ("extends", "said"),
+    [
+        ("none.yaml", "cannot read the profile .*none.yaml"),
+        (5, r"profile.yaml: extends must be the name of a profile .*\(got 5\)"),
+        (["shapes.yaml"], "profile.yaml: extends must be the name of a profile"),
+    ],
+)
+def test_a_profile_that_extends_none_is_named(tmp_path: Path, extends: object, said: str) -> None:
+    assert re.search(said, refusal(tmp_path, {"extends": extends}))
+
+
+def test_what_is_wrong_in_the_profile_that_is_extended_is_named(tmp_path: Path) -> None:
+    path = write_chain(tmp_path, {"namespace": "above"}, tree() | {"jobs": {"lease": 3}})
+    with pytest.raises(ConfigError, match=re.escape("0.yaml: jobs.lease: unknown key; allowed are lease_s")):
+        load_settings(path, {})
+
+
 def test_overrides_of_every_type(tmp_path: Path) -> None:
     settings = load(
         tmp_path,

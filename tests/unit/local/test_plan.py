@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from serve_app.errors import ConfigError
-from serve_app.local.plan import read_plan, read_settings
+from serve_app.local.plan import LaunchPlan, read_files, read_plan, read_settings
 from tests.support import ROOT
 
 Write = Callable[[str, str], Path]
@@ -80,3 +80,43 @@ def test_profiles_with_two_data_folders_are_refused(write: Write, monkeypatch: p
     monkeypatch.delenv("MOCHI_SERVE_CONFIG", raising=False)
     with pytest.raises(ConfigError, match="different data folders"):
         read_plan(both, 8265)
+
+
+PROTEINS = {"name": "proteins", "route_prefix": "/esm2", "import_path": "serve_app.app:proteins"}
+
+
+def serve_with(folder: Path, profile: str, *more: Mapping[str, object]) -> Path:
+    args = {"config": str(ROOT / "configs" / profile), "settings": {"jobs": {"lease_s": 12}}}
+    api = {"name": "api", "import_path": "x:y", "args": args, "logging_config": {"log_level": "INFO"}}
+    mochi = {"name": "mochi", "route_prefix": None, "import_path": "x:z", "args": args}
+    path = folder / "serve_config.yaml"
+    path.write_text(json.dumps({"applications": [api, mochi, *more]}))
+    return path
+
+
+@pytest.mark.usefixtures("_in_root")
+@pytest.mark.parametrize("read", [read_plan, read_files])
+def test_a_profile_with_proteins_adds_their_application_once(
+    tmp_path: Path, read: Callable[[Path, int], LaunchPlan]
+) -> None:
+    path = serve_with(tmp_path, "esm2.yaml")
+    api, mochi, proteins = read(path, 8265).serve["applications"]
+    assert [api, mochi] == json.loads(path.read_text())["applications"]
+    assert proteins == PROTEINS | {"args": api["args"], "logging_config": api["logging_config"]}
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_an_application_of_proteins_that_is_listed_stays_as_it_is(tmp_path: Path) -> None:
+    own = PROTEINS | {"name": "esm", "route_prefix": "/proteins", "args": {"config": str(ROOT / "configs/esm2.yaml")}}
+    path = serve_with(tmp_path, "esm2.yaml", own)
+    assert read_plan(path, 8265).serve["applications"] == json.loads(path.read_text())["applications"]
+
+
+@pytest.mark.usefixtures("_in_root")
+def test_a_profile_without_proteins_adds_none_until_the_environment_names_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = serve_with(tmp_path, "shapes.yaml")
+    assert [app["name"] for app in read_plan(path, 8265).serve["applications"]] == ["api", "mochi"]
+    monkeypatch.setenv("MOCHI_SERVE__PROTEINS__SOURCE", "facebook/esm2_t6_8M_UR50D")
+    assert [app["name"] for app in read_plan(path, 8265).serve["applications"]] == ["api", "mochi", "proteins"]

@@ -12,6 +12,7 @@ from serve_app.cli.health import doctor, top
 from serve_app.cli.interrupts import ending_in_one_line, tolerate_any_text
 from serve_app.cli.options import override_data_dir
 from serve_app.cli.output import Output
+from serve_app.cli.proteins import command as proteins
 from serve_app.client.errors import EXIT_CODES
 from serve_app.local.plan import LaunchPlan, check_serve_schema, prepare, read_plan
 
@@ -59,6 +60,7 @@ app.add_typer(make.app)
 app.add_typer(videos.app)
 app.add_typer(top.app)
 app.add_typer(model.app, name="model")
+app.add_typer(proteins.app, name="proteins")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(keys.tenants, name="tenants")
 

@@ -39,6 +39,8 @@ PAGE = 100
 SILENCE_S = 60.0
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
+# Of what is computed while its client waits: the server's own bound is 600 s.
+LONG_ANSWER_S = 660.0
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 8.0
 # A 500 that stays is a mistake of the server's and not a restart.
@@ -282,6 +284,28 @@ class Client:
                 return self._json_object(response)
             except (httpx.TransportError, RefusedError) as error:
                 await patience.pause_after(self.temporary_error(error))
+
+    async def request_bytes(self, path: str, fields: Mapping[str, Any], accept: str) -> bytes:
+        """Post fields, again if need be, and return the body of the answer, of the content type `accept`.
+
+        Raises:
+            RefusedError, UnreachableError: as `request`; UnreachableError also for another content type.
+        """
+        headers = {"Content-Type": "application/json", "Accept": accept}
+        content = json_body(fields)
+        patience = self.patience()
+        while True:
+            try:
+                response = await self._http.post(path, content=content, headers=headers, timeout=LONG_ANSWER_S)
+                self._learn_from(response)
+                if not response.is_success:
+                    raise refused_error(response)
+            except (httpx.TransportError, RefusedError) as error:
+                await patience.pause_after(self.temporary_error(error))
+                continue
+            if response.headers.get("content-type") != accept:
+                raise UnreachableError(f"{self._origin} does not answer as {accept}; check --url")
+            return response.content
 
     @asynccontextmanager
     async def stream(

@@ -161,6 +161,13 @@ ALERTS = (
         "The GPU {{ $labels.gpu }} has had critical errors",
     ),
     Alert(
+        "MochiServeDeviceFailing",
+        f"{Q.now(names.DEVICES, 'application', breaker='~open|half_open')} > 0",
+        "5m",
+        "warning",
+        "A device of {{ $labels.application }} fails, and calls stay away from it",
+    ),
+    Alert(
         "MochiServeIngressBehind",
         f"{Q.now(names.FEED_LAG)} > 30",
         "2m",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from deployments.metrics.names import PROCESSES
 
 Json = dict[str, Any]
-Needs = Literal["", "a GPU", "Ray's page"]
+Needs = Literal["", "a GPU", "the proteins", "Ray's page"]
 
 PREFIX = "mochi-serve"
 SCHEMA = 37  # of Grafana 9: later ones read it and bring it up to date

@@ -236,6 +236,18 @@ CASES = (
     Case(
         "MochiServeGpuSick", "memory", series(names.GPU_ECC, since(9, 0, 2), gpu="GPU-2"), labels=_labelled(gpu="GPU-2")
     ),
+    Case(
+        "MochiServeDeviceFailing",
+        "for minutes",
+        series(names.DEVICES, since(9, 0, 1), application="proteins", breaker="open"),
+        labels=_labelled(application="proteins"),
+    ),
+    Case(
+        "MochiServeDeviceFailing",
+        "once, and works again",
+        series(names.DEVICES, since(2, 0, 1), application="proteins", breaker="open"),
+        False,
+    ),
     Case("MochiServeIngressBehind", "for minutes", series(names.FEED_LAG, f"0x{AT - 20} 0+60x60")),
     Case("MochiServeIngressBehind", "a registry that starts anew", series(names.FEED_LAG, since(1, 0, 45)), False),
 )

@@ -1,5 +1,6 @@
 """All dashboards."""
 
+from monitoring.boards.applications import APPLICATIONS
 from monitoring.boards.cluster import CLUSTER
 from monitoring.boards.gpus import GPUS
 from monitoring.boards.overview import OVERVIEW
@@ -7,4 +8,4 @@ from monitoring.boards.queue import QUEUE
 from monitoring.boards.storage import STORAGE
 from monitoring.boards.way import WAY
 
-DASHBOARDS = (OVERVIEW, QUEUE, WAY, GPUS, STORAGE, CLUSTER)
+DASHBOARDS = (OVERVIEW, QUEUE, WAY, GPUS, APPLICATIONS, STORAGE, CLUSTER)

@@ -119,10 +119,13 @@ def test_only_ray_s_own_row_needs_another_page_than_ours(dashboard: Dashboard) -
         assert not foreign or dashboard.name == "cluster"
 
 
-def test_what_shows_gpus_says_that_it_needs_one() -> None:
+def test_what_shows_gpus_or_proteins_says_that_it_needs_them() -> None:
     for panel in (panel for dashboard in DASHBOARDS for panel in dashboard.panels):
-        named = [s.name for query in panel.queries for s in selectors(query.expression) if s.name in BY_NAME]
-        assert (panel.needs == "a GPU") == any(BY_NAME[name].where_there_is is not None for name in named)
+        named = [base_name(s.name) for query in panel.queries for s in selectors(query.expression)]
+        known = [BY_NAME[name] for name in named if name in BY_NAME]
+        needed = {metric.where_there_is for metric in known if metric.where_there_is is not None}
+        assert all(where.startswith(panel.needs or "nothing") for where in needed)
+        assert bool(needed) == (panel.needs in ("a GPU", "the proteins"))
 
 
 def test_every_metric_is_shown_somewhere() -> None:

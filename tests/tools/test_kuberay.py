@@ -17,8 +17,9 @@ from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
 from serve_app.cli.main import app
-from serve_app.config import OVERRIDE_PREFIX, load_settings
+from serve_app.config import OVERRIDE_PREFIX, PROFILE_VARIABLE, load_settings
 from serve_app.errors import ConfigError
+from serve_app.local.plan import read_files
 from serve_app.local.ray_environment import haproxy_variables, ray_variables
 from tests.support import ROOT
 from tests.support.cluster.manifests import (
@@ -153,13 +154,22 @@ def test_the_api_server_knows_every_field(folder: str) -> None:
 @pytest.mark.parametrize("path", ["serve_config.yaml", *SERVE_FILES])
 def test_ray_accepts_the_serve_config(path: str) -> None:
     config = ServeDeploySchema.model_validate(read(path))
-    assert [(app.name, app.route_prefix) for app in config.applications] == [("api", "/"), ("mochi", None)]
+    proteins = [("proteins", "/esm2")] if profile(read(path)).proteins else []
+    wanted = [("api", "/"), ("mochi", None), *proteins]
+    assert [(app.name, app.route_prefix) for app in config.applications] == wanted
 
 
 @every_serve_file
-def test_a_cluster_serves_what_one_machine_serves(path: str) -> None:
+def test_a_cluster_serves_what_one_machine_serves(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal but for the address, the place of the proxies, and the arguments: docs/kubernetes.md tells why."""
-    local, remote = read("serve_config.yaml"), read(path)
+    remote = read(path)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv(PROFILE_VARIABLE, raising=False)
+    of_machine = read("serve_config.yaml")
+    for application in of_machine["applications"]:
+        application["args"] = remote["applications"][0]["args"]
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(of_machine))
+    local = read_files(tmp_path / "serve_config.yaml", 8265).serve  # with the proteins, if the profile has them
     assert local["http_options"].pop("host") == "127.0.0.1"
     assert remote["http_options"].pop("host") == "0.0.0.0"
     assert (local.pop("proxy_location"), remote.pop("proxy_location")) == ("HeadOnly", "EveryNode")
@@ -189,6 +199,8 @@ def test_the_settings_of_each_cluster_are_valid(path: str) -> None:
     assert (settings.storage.bucket, settings.storage.secure) == ("mochi-serve", False)
     assert settings.database_url.startswith("postgresql+psycopg://mochi:")
     assert settings.ingress.min_replicas >= 2
+    # Counted from the GPUs at the moment of the deploy, they would be one where the GPU pods come after it.
+    assert settings.proteins is None or settings.proteins.model_fields_set >= {"replicas", "num_gpus"}
 
 
 def test_every_override_is_a_setting() -> None:
@@ -262,7 +274,9 @@ def check_growth(groups: list[Group], wanted: dict[str, tuple[Need, int, int]]) 
         def start(name: str) -> None:
             pod = pods.place(name, wanted[name.split("-")[0]][0])
             assert pod is not None, f"{name} finds no place beside {Counter(n.split('-')[0] for n in running)}"
-            assert not (pod.group.gpus and name.startswith(("registry", "ingress"))), f"{name} holds a GPU pod"
+            assert not (pod.group.gpus and name.startswith(("registry", "ingress", "protein_ingress"))), (
+                f"{name} holds a GPU pod"
+            )
             running.add(name)
 
         for name in always:
@@ -319,7 +333,8 @@ def test_two_replicas_of_the_ingress_are_never_on_one_pod(folder: str) -> None:
     (group,) = [group_of(spec) for spec in worker_groups(service) if spec["groupName"] == "cpu"]
     ((name, amount),) = settings.ingress.resources.items()
     assert 2 * amount > group.resources[name] >= amount + settings.registry.resources[name]
-    assert group.gpus == 0 and group.least >= settings.ingress.min_replicas >= 2
+    of_proteins = settings.proteins.min_http_replicas if settings.proteins else 0
+    assert group.gpus == 0 and group.least >= settings.ingress.min_replicas + of_proteins >= 2
 
 
 @every_folder
@@ -451,7 +466,7 @@ def test_ray_asks_for_its_token_and_survives_its_head(folder: str) -> None:
 
 
 def test_gpu_pods_go_to_gpu_nodes() -> None:
-    for folder in ("overlays/h100", "overlays/spot", "overlays/multi-gpu"):
+    for folder in ("overlays/h100", "overlays/spot", "overlays/multi-gpu", "overlays/esm2-gpu"):
         for spec in worker_groups(ray_service(render(folder))):
             pod = spec["template"]["spec"]
             assert ("nvidia.com/gpu.product" in pod.get("nodeSelector", {})) == (spec["groupName"] != "cpu")
@@ -463,7 +478,7 @@ def test_gpu_pods_go_to_gpu_nodes() -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_names_every_image_that_is_ours(name: str) -> None:
     images = {i["name"] for i in read(f"kuberay/overlays/{name}/kustomization.yaml").get("images", [])}
-    inherited = {"../h100"} & set(read(f"kuberay/overlays/{name}/kustomization.yaml")["resources"])
+    inherited = {"../h100", "../dev-cpu"} & set(read(f"kuberay/overlays/{name}/kustomization.yaml")["resources"])
     assert "registry.example.com/mochi-serve" in images or inherited
 
 

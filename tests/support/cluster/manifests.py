@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.embedder.devices import planned_devices
 from serve_app.config import AppArgs, AppSettings
 from tests.support import ROOT
 from tests.support.cluster.placement import Group, Need
@@ -73,9 +74,9 @@ def serve_config(service: Tree) -> Tree:
 
 
 def arguments(serve: Tree) -> AppArgs:
-    """Of both applications: they are to be the same."""
-    first, second = (AppArgs.model_validate(app["args"]) for app in serve["applications"])
-    assert first == second
+    """Of all applications: they are to be the same."""
+    first, *others = (AppArgs.model_validate(app["args"]) for app in serve["applications"])
+    assert others and all(one == first for one in others)
     return first
 
 
@@ -113,6 +114,12 @@ def needs(settings: AppSettings) -> dict[str, tuple[Need, int, int]]:
         stage = getattr(settings, name)
         need = Need(gpus=stage.num_gpus, cpus=stage.num_cpus, resources=stage.resources)
         out[name] = (need, stage.min_replicas, stage.max_replicas)
+    if (proteins := settings.proteins) is not None:
+        http = Need(gpus=0, cpus=0, resources=settings.ingress.resources)
+        out["protein_ingress"] = (http, proteins.min_http_replicas, proteins.max_http_replicas)
+        devices = planned_devices(proteins, gpus=0)
+        model = Need(gpus=devices.num_gpus, cpus=proteins.num_cpus, resources=proteins.resources)
+        out["proteins"] = (model, devices.count, devices.count)
     return out
 
 

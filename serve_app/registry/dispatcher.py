@@ -72,8 +72,11 @@ class Dispatcher:
 
     def room(self, stage: Stage) -> Room:
         """What replicas announced and no call holds, nor a lease from before a restart."""
+        return self._room_beside(stage, self._at_work(stage))
+
+    def _room_beside(self, stage: Stage, at_work: Iterable[Lease]) -> Room:
         slots = {info.replica: info.slots for info in self._state.replicas.alive(stage, time.monotonic())}
-        return Room.of(slots, (lease.replica for lease in self._at_work(stage)), self._closed(stage))
+        return Room.of(slots, (lease.replica for lease in at_work), self._closed(stage))
 
     def _at_work(self, stage: Stage) -> list[Lease]:
         """What replicas work on, as far as is known here."""
@@ -335,8 +338,17 @@ class Dispatcher:
             return []
         clearing = self._clearing.get(Stage.SAMPLING, "")
         sampling = [lease for lease in self._state.leases.of_stage(Stage.SAMPLING) if lease.replica != clearing]
-        open_slots = self.room(Stage.SAMPLING).count
+        staying = [lease for lease in self._at_work(Stage.SAMPLING) if not self._is_ending(lease)]
+        open_slots = self._room_beside(Stage.SAMPLING, staying).count
         return leases_to_park(sampling, urgent, open_slots, self._state.scheduling.max_parks)
+
+    def _is_ending(self, lease: Lease) -> bool:
+        """Whether its call is about to end: its replica said so, or was told to stop.
+
+        A replica that hangs never ends it; when the lease would have lapsed, nothing is expected of it any more.
+        """
+        is_over = self._state.leases.find(lease.job_id, lease.token) is not lease
+        return is_over and time.monotonic() < lease.deadline
 
     def _park(self, leases: Iterable[Lease]) -> None:
         for lease in leases:

@@ -45,10 +45,7 @@ def asked_for(server: Server, tenant: str, **fields: Any) -> str:
 
 
 def parked_one(server: Server, ids: list[str]) -> str:
-    """Wait until all but one of them are sampled, and that one is parked; returns its id.
-
-    A replica that is slow to yield may be asked twice: then the second one soon goes on.
-    """
+    """Wait until all but one of them are sampled, and that one is parked; returns its id."""
     deadline = time.monotonic() + STATE_S
     while time.monotonic() < deadline:
         videos = [server.get(video_id) for video_id in ids]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.messages import Directive, Failed, Finished, Progress, Stage, Started
+from deployments.messages import Directive, Failed, Finished, Parked, Progress, Stage, Started
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.errors import IdempotencyKeyReusedError, QueueFullError
 from serve_app.jobs import JobState, Submission, Tier
@@ -125,6 +125,41 @@ async def test_as_many_are_parked_as_are_needed_and_the_cheapest(world: World) -
     calls = {call.task.job_id: call for call in [await sampled(world) for _ in range(3)]}
     await world.encoded("urgent", tier=Tier.INTERACTIVE)
     assert [await yields(world, calls[name]) for name in ("standard", "large", "small")] == [False, False, True]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["parked", "cancelled"])
+async def test_a_slot_whose_call_has_yet_to_end_is_counted_as_open(world: World, is_cancelled: bool) -> None:
+    await world.replicas(stages=ENCODER)
+    await world.encoded("small", tier=Tier.BATCH)
+    await world.encoded("large", tier=Tier.BATCH, num_frames=61)
+    await world.replicas(slots=2, stages=SAMPLER)
+    small, large = sorted([await sampled(world) for _ in range(2)], key=lambda call: call.task.spec.num_frames)
+    if is_cancelled:
+        await world.registry.cancel("small")
+        await world.encoded("urgent", tier=Tier.INTERACTIVE)
+    else:
+        await world.encoded("urgent", tier=Tier.INTERACTIVE)
+        assert await yields(world, small)
+        await world.report(small, Parked(6, "room for another"))
+    assert not await yields(world, large)
+    small.ended.set_result(None)
+    assert (await world.workers.next()).task.job_id == "urgent"
+
+
+async def test_a_slot_whose_call_never_ends_is_not_waited_for(tmp_path: Path) -> None:
+    world = World(f"sqlite:///{tmp_path / 'jobs.db'}", JobSettings(lease_s=1.1))
+    world.start()
+    await world.replicas(stages=ENCODER)
+    await world.encoded("hangs", tier=Tier.BATCH)
+    await world.encoded("large", tier=Tier.BATCH, num_frames=61)
+    await world.replicas(slots=2, stages=SAMPLER)
+    calls = {call.task.job_id: call for call in [await sampled(world) for _ in range(2)]}
+    await world.registry.cancel("hangs")
+    await world.encoded("urgent", tier=Tier.INTERACTIVE)
+    async with asyncio.timeout(300):
+        while await world.report(calls["large"], Progress(5, 20)) is not Directive.PARK:
+            await asyncio.sleep(0.01)
+    await world.stop()
 
 
 async def test_a_job_at_its_last_step_is_not_parked(world: World) -> None:

@@ -40,10 +40,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common.machine import describe_machine, publish
 from deployments.errors import WorkerError
 from deployments.settings import StorageSettings
-from deployments.storage.bucket_models import FetchOptions
 from deployments.storage.fetching.chunk_list import CHUNK_LIST, ChunkHasher, ChunkList
 from deployments.storage.fetching.errands import BucketAlone, Exchange
-from deployments.storage.model_store import model_folder
+from deployments.storage.models.bucket import FetchOptions
+from deployments.storage.models.store import model_folder
 from deployments.storage.object_store import ObjectRange, ObjectStore
 from deployments.weights_exchange.directory import Answer, Ask, Directory, DirectoryAwayError, Join, WeightsDirectory
 from deployments.weights_exchange.node import NodeExchange

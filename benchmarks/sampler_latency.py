@@ -40,7 +40,7 @@ from deployments.prompts.prompt_encoder import TextEncoder
 from deployments.replica.connections import Connections, bucket_opener
 from deployments.sampler.mochi_sampler import MochiSampler, SamplerParts, load_parts
 from deployments.settings import StorageSettings, WorkerSettings
-from deployments.storage.lora_files import LoraFiles
+from deployments.storage.models.lora_files import LoraFiles
 from deployments.storage.object_store import ObjectStore
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
 from serve_app.local.store.seaweed import LocalStorage

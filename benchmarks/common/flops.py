@@ -2,7 +2,7 @@
 
 A product of [m, k] and [k, n] counts 2mkn, attention of s tokens 4 s^2 D (scores and weighted sum). Sums, norms and
 activations are left out, as is usual; they cost time by their memory traffic. Checked against torch's own counter in
-tests/tools/test_benchmarks.py.
+tests/tools/benchmarks/test_scripts.py.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from benchmarks.common import full_size as fs
 from benchmarks.gpu_parts.bench import DTYPE, Bench, Row, Rows, Values
 from benchmarks.gpu_parts.measuring import first_ms, gigabytes, rounded, timed
 from deployments.mochi.weights.tensors import TORCH_DTYPES, FileTensor, ReadOptions, read_tensors
-from deployments.storage.safetensors_file import stored_tensors
+from deployments.storage.models.safetensors_file import stored_tensors
 
 # T5-XXL's encoder, as Mochi 1 uses it.
 T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}

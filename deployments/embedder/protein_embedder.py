@@ -29,13 +29,17 @@ from deployments.replica.gpu_metrics import count_gpu
 from deployments.replica.gpu_state import gpu_watch, why_unfit
 from deployments.replica.host import assigned_gpus, describe_device, limit_memory, replica_device, set_threads
 from deployments.replica.registry_link import RegistryLink, WorkerRegistryClient
-from deployments.storage.hub_models import StorePins
-from deployments.storage.model_store import source_revision
+from deployments.storage.models.hub import StorePins
+from deployments.storage.models.single import single_model_folder
+from deployments.storage.models.store import source_revision
 from deployments.storage.object_store import ObjectStore
-from deployments.storage.single_models import single_model_folder
 from deployments.watchdog.heartbeat import watch_this_process
 
-WARM_UP = "MKTVRQERLKSIVRILERSKEPVSGAQLAEELSVSRQVIVQDIAYLRSLGYNIVATPRGYVLAGG"
+WARM_UP = Query(
+    read_sequence("MKTVRQERLKSIVRILERSKEPVSGAQLAEELSVSRQVIVQDIAYLRSLGYNIVATPRGYVLAGG").tokens,
+    layers=(-1,),
+    poolings=("mean",),
+)
 ROLE = "embedder"
 log = logging.getLogger("ray.serve")
 
@@ -76,7 +80,7 @@ class ProteinEmbedder:
         self._passes = PassLoop(self._model.run, settings.pass_tokens, torch.cuda.empty_cache)
         self._broken: str | None = None
         # A device that cannot compute must not start.
-        self._model.run([Query(read_sequence(WARM_UP).tokens, layers=(-1,), poolings=("mean",))])
+        self._model.run([WARM_UP])
         RECORDER.observe(names.PROTEIN_START_SECONDS, time.perf_counter() - began)
         registry = WorkerRegistryClient(RegistryLink(settings.registry, settings.namespace))
         self._pushing = asyncio.get_running_loop().create_task(
@@ -104,7 +108,7 @@ class ProteinEmbedder:
     async def warm_up(self) -> float:
         """Run a short sequence; the seconds that it took."""
         began = time.perf_counter()
-        await self.answer((Query(read_sequence(WARM_UP).tokens, layers=(-1,), poolings=("mean",)),))
+        await self.answer((WARM_UP,))
         return time.perf_counter() - began
 
     async def describe(self) -> DeviceInfo:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from deployments.errors import PermanentError
 from deployments.messages import LoraChoice
 from deployments.mochi.weights.quantised_weights import QuantisedLinear
-from deployments.storage.lora_files import LoraFiles
-from deployments.storage.model_store import FINGERPRINT_CHARS
+from deployments.storage.models.lora_files import LoraFiles
+from deployments.storage.models.store import FINGERPRINT_CHARS
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel

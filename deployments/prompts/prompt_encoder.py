@@ -18,7 +18,7 @@ from deployments.replica.connections import Connections
 from deployments.replica.running_task import RunningTask, TaskStore, Timing, logger
 from deployments.replica.stage_replica import StageReplica
 from deployments.settings import WorkerSettings
-from deployments.storage.model_store import zeroes_empty_prompt
+from deployments.storage.models.store import zeroes_empty_prompt
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, pack
 
 if TYPE_CHECKING:

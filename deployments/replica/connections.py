@@ -8,7 +8,7 @@ from ray import serve
 from deployments.replica.registry_link import RegistryLink, WorkerRegistry, WorkerRegistryClient
 from deployments.settings import StorageSettings, WorkerSettings
 from deployments.storage.fetching.errands import BucketAlone, Exchange
-from deployments.storage.model_store import OpenBucket, SourceKind, source_kind
+from deployments.storage.models.store import OpenBucket, SourceKind, source_kind
 from deployments.storage.object_store import Bucket, ObjectStore, Store
 from deployments.weights_exchange.actor import node_exchange
 

@@ -21,9 +21,9 @@ from deployments.replica.host import assigned_gpus, describe_device, limit_memor
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from deployments.settings import WorkerSettings
-from deployments.storage.bucket_models import FetchOptions
-from deployments.storage.hub_models import StorePins
-from deployments.storage.model_store import model_folder, source_revision
+from deployments.storage.models.bucket import FetchOptions
+from deployments.storage.models.hub import StorePins
+from deployments.storage.models.store import model_folder, source_revision
 from deployments.storage.work_revision import work_revision
 from deployments.tracing.tracer import TRACER
 from deployments.watchdog.heartbeat import watch_this_process

@@ -24,7 +24,7 @@ from deployments.sampler.memory_measure import probe_shapes
 from deployments.sampler.state import SampleState
 from deployments.settings import ModelSettings, SamplingSettings
 from deployments.step_rules import StepRules
-from deployments.storage.model_store import default_cache
+from deployments.storage.models.store import default_cache
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel

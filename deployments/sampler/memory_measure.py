@@ -26,7 +26,7 @@ from deployments.replica.host_memory import available_bytes, total_bytes
 from deployments.sampler.memory_profile import MemoryProfile, fit_line
 from deployments.sampler.peak_memory import cuda_peak, process_peak
 from deployments.settings import ModelSettings
-from deployments.storage.model_store import default_cache
+from deployments.storage.models.store import default_cache
 
 if TYPE_CHECKING:
     from diffusers import MochiTransformer3DModel

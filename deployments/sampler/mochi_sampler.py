@@ -34,9 +34,9 @@ from deployments.sampler.state import SampleState, counting_checkpoint, pack, sa
 from deployments.sampler.step_loop import Snapshot, Step, StepLoop
 from deployments.settings import WorkerSettings
 from deployments.storage import work_files
-from deployments.storage.hub_models import StorePins
-from deployments.storage.lora_files import LoraFiles, lora_files
-from deployments.storage.model_store import model_fingerprint
+from deployments.storage.models.hub import StorePins
+from deployments.storage.models.lora_files import LoraFiles, lora_files
+from deployments.storage.models.store import model_fingerprint
 from deployments.storage.work_files import CONTENT_TYPE, WorkLabel, read_input
 
 MODEL_PARTS = ("transformer",)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from deployments.errors import InputUnusableError, PermanentError
 from deployments.messages import VideoSpec
+from deployments.storage.models.safetensors_file import safetensors_header
 from deployments.storage.object_store import Store
-from deployments.storage.safetensors_file import safetensors_header
 
 FORMAT = "mochi-serve-work-2"
 HEADER = "mochi-serve"  # the entry of the safetensors header that holds ours, as JSON

@@ -7,8 +7,8 @@ from pathlib import Path
 from deployments.dtypes import Dtypes, part_dtype
 from deployments.messages import Stage
 from deployments.settings import ModelSettings
-from deployments.storage import positions
-from deployments.storage.model_store import (
+from deployments.storage.models import positions
+from deployments.storage.models.store import (
     FINGERPRINT_CHARS,
     OpenBucket,
     SourceKind,
@@ -17,7 +17,7 @@ from deployments.storage.model_store import (
     source_kind,
     zeroes_empty_prompt,
 )
-from deployments.storage.weight_files import STEMS
+from deployments.storage.models.weight_files import STEMS
 
 PARTS: dict[Stage, tuple[str, ...]] = {
     Stage.ENCODING: ("tokenizer", "text_encoder"),

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -87,7 +88,6 @@ class Devices(Generic[Info]):
     ) -> None:
         self._application = application
         self._handle_of = handle_of
-        self._handle: Any = None
         self._method = method
         self._timing = timing
         self._attempts = attempts
@@ -101,6 +101,10 @@ class Devices(Generic[Info]):
         await run_forever(
             self._describe, f"asking the devices of {self._application}", log, self._timing.describe_every_s
         )
+
+    @cached_property
+    def _handle(self) -> Any:
+        return self._handle_of()
 
     @property
     def known(self) -> tuple[KnownDevice[Info], ...]:
@@ -189,8 +193,6 @@ class Devices(Generic[Info]):
 
     async def _choose(self, cost: int, avoid: frozenset[str], stack: contextlib.AsyncExitStack) -> tuple[Any, Any]:
         """Serve's selection of a device, whose slot is reserved until `stack` is closed, and what to send it with."""
-        if self._handle is None:
-            self._handle = self._handle_of()
         method = getattr(self._handle, self._method)
         try:
             # One after the other: each choice counts what those before it have sent.
@@ -222,8 +224,6 @@ class Devices(Generic[Info]):
 
     async def call_all(self, method: str, timeout_s: float) -> list[Any]:
         """What all devices answer that do, in no order; those that fail or are late have no part in it."""
-        if self._handle is None:
-            self._handle = self._handle_of()
         try:
             told = await self._handle.broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
         except (RayError, RayServeException, TimeoutError) as error:

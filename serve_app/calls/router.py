@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
 
-ROUTER = f"{__name__}:LeastLoadedRouter".replace(":", ".")
+ROUTER = f"{__name__}.LeastLoadedRouter"
 """As Serve's `request_router_class` wants it."""
 
 

@@ -14,12 +14,12 @@ from rich.table import Table
 
 from deployments.dtypes import DtypeName, Dtypes
 from deployments.errors import PermanentError
-from deployments.storage.weight_files import PARTS
+from deployments.storage.models.weight_files import PARTS
 from serve_app.cli.interrupts import ending_in_one_line
 from serve_app.cli.output import Output
 
 if TYPE_CHECKING:
-    from deployments.storage.model_store import OpenBucket
+    from deployments.storage.models.store import OpenBucket
     from deployments.storage.object_store import Bucket
 
 _LINE_EVERY_PERCENT = 25
@@ -99,7 +99,7 @@ def _prepare(
 ) -> None:
     # Late: other commands need neither torch nor the clients of stores.
     from deployments.mochi.weights.prepare import Wanted, check_target, prepare_model
-    from deployments.storage.model_store import model_folder
+    from deployments.storage.models.store import model_folder
 
     check_target(folder)
     open_bucket = _bucket_opener(source, config)
@@ -119,7 +119,7 @@ def _prepare(
 
 def _bucket_opener(source: str, config: Path) -> "OpenBucket":
     """Opens buckets of the store that the configuration names, which is read only if the source is in one."""
-    from deployments.storage.model_store import SourceKind, source_kind
+    from deployments.storage.models.store import SourceKind, source_kind
     from deployments.storage.object_store import ObjectStore
     from serve_app.local.plan import read_settings
 

@@ -10,11 +10,11 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -47,6 +47,8 @@ _LONGEST_PAUSE_S = 8.0
 _INTERNAL_ERROR_S = 5.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+T = TypeVar("T")
 
 
 class Patience:
@@ -277,11 +279,17 @@ class Client:
         if fields is not None:
             content = json_body(fields)
             headers["Content-Type"] = "application/json"
+        return await self._answer(
+            lambda: self._http.request(method, path, params=params, content=content, headers=headers),
+            self._json_object,
+        )
+
+    async def _answer(self, send: Callable[[], Awaitable[httpx.Response]], read: Callable[[httpx.Response], T]) -> T:
+        """What `read` makes of the answer; sent again after a failure that may pass."""
         patience = self.patience()
         while True:
             try:
-                response = await self._http.request(method, path, params=params, content=content, headers=headers)
-                return self._json_object(response)
+                return read(await send())
             except (httpx.TransportError, RefusedError) as error:
                 await patience.pause_after(self.temporary_error(error))
 
@@ -293,19 +301,18 @@ class Client:
         """
         headers = {"Content-Type": "application/json", "Accept": accept}
         content = json_body(fields)
-        patience = self.patience()
-        while True:
-            try:
-                response = await self._http.post(path, content=content, headers=headers, timeout=LONG_ANSWER_S)
-                self._learn_from(response)
-                if not response.is_success:
-                    raise refused_error(response)
-            except (httpx.TransportError, RefusedError) as error:
-                await patience.pause_after(self.temporary_error(error))
-                continue
+
+        def read(response: httpx.Response) -> bytes:
+            self._learn_from(response)
+            if not response.is_success:
+                raise refused_error(response)
             if response.headers.get("content-type") != accept:
                 raise UnreachableError(f"{self._origin} does not answer as {accept}; check --url")
             return response.content
+
+        return await self._answer(
+            lambda: self._http.post(path, content=content, headers=headers, timeout=LONG_ANSWER_S), read
+        )
 
     @asynccontextmanager
     async def stream(

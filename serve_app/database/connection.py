@@ -30,8 +30,8 @@ from serve_app.database.engine import (
     migrate,
     open_engine,
 )
+from serve_app.database.jobs.totals import collecting_totals, forgetting_totals_of_failed
 from serve_app.database.sqlite_file import OpenFile, database_file
-from serve_app.database.totals import collecting_totals, forgetting_totals_of_failed
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -169,7 +169,7 @@ usage = Table(
     Column("videos", Integer, nullable=False),
 )
 
-# What all jobs ever accepted come to, deleted ones too; see `serve_app.database.totals`.
+# What all jobs ever accepted come to, deleted ones too; see `serve_app.database.jobs.totals`.
 job_totals = Table(
     "job_totals",
     metadata,
@@ -235,7 +235,7 @@ Index(
     postgresql_where=UNDELIVERED,
 )
 
-# Tombstones of jobs that their clients deleted; see `serve_app.database.retention`.
+# Tombstones of jobs that their clients deleted; see `serve_app.database.jobs.deletion`.
 deleted_videos = Table(
     "deleted_videos",
     metadata,

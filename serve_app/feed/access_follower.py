@@ -6,13 +6,11 @@ taken it in, which one that only checks keys has no reason to do.
 
 import asyncio
 import logging
-import time
 from typing import Protocol
 
-from deployments.background import run_forever, wait_for
-from deployments.errors import RegistryUnavailableError
+from deployments.background import run_forever
 from serve_app.access.tenants import NO_TENANTS, AccessTable
-from serve_app.feed.new_keys import AccessFeed
+from serve_app.feed.new_keys import AccessFeed, wait_for_access
 from serve_app.feed.read_leases import FeedTiming
 
 log = logging.getLogger("ray.serve")
@@ -55,11 +53,4 @@ class AccessFollower(AccessFeed):
         Raises:
             RegistryUnavailableError: there was none, and there is none for a while.
         """
-        give_up_at = time.monotonic() + self._timing.first_batch_s
-        while self._table is None or (version is not None and self._table.version < version):
-            self._renewed.clear()
-            if not await wait_for(self._renewed, give_up_at - time.monotonic()):
-                raise RegistryUnavailableError(
-                    "the job registry has not told yet who may do what; try again in a few seconds"
-                )
-        return self._table
+        return await wait_for_access(lambda: self._table, self._renewed, version, self._timing.first_batch_s)

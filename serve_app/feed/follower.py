@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Protocol
 from uuid import uuid4
 
-from deployments.background import run_forever, wait_for
+from deployments.background import run_forever
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.tenants import AccessTable
 from serve_app.feed.job_cache import JobCache
+from serve_app.feed.new_keys import wait_for_access
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.feed.read_leases import FeedTiming
 from serve_app.jobs import Job, JobFilter, JobPage, Move, Order
@@ -110,14 +111,9 @@ class FeedFollower:
         Raises:
             RegistryUnavailableError: there was none, and there is none for a while.
         """
-        give_up_at = time.monotonic() + self._timing.first_batch_s
-        while self._jobs.access is None or (version is not None and self._jobs.access.version < version):
-            self._batch_applied.clear()
-            if not await wait_for(self._batch_applied, give_up_at - time.monotonic()):
-                raise RegistryUnavailableError(
-                    "the job registry has not told yet who may do what; try again in a few seconds"
-                )
-        return self._jobs.access
+        return await wait_for_access(
+            lambda: self._jobs.access, self._batch_applied, version, self._timing.first_batch_s
+        )
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:

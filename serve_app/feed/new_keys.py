@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from deployments.background import wait_for
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.tenants import AccessTable
 
@@ -31,6 +33,27 @@ class AccessFeed(Protocol):
     """What brings the tenants and keys; `serve_app.feed.follower.FeedFollower` is one."""
 
     async def access(self, version: int | None = None) -> AccessTable: ...
+
+
+async def wait_for_access(
+    newest: Callable[[], AccessTable | None], renewed: asyncio.Event, version: int | None, timeout_s: float
+) -> AccessTable:
+    """The newest tenants and keys, as soon as there are any, of this version or a newer one.
+
+    Args:
+        renewed: is set whenever there are newer ones.
+
+    Raises:
+        RegistryUnavailableError: there were none in time.
+    """
+    give_up_at = time.monotonic() + timeout_s
+    while (table := newest()) is None or (version is not None and table.version < version):
+        renewed.clear()
+        if not await wait_for(renewed, give_up_at - time.monotonic()):
+            raise RegistryUnavailableError(
+                "the job registry has not told yet who may do what; try again in a few seconds"
+            )
+    return table
 
 
 class NewKeys:

@@ -11,16 +11,16 @@ from deployments.dtypes import Dtypes
 from deployments.embedder.settings import ARCHITECTURES, SETTING, ProteinSettings
 from deployments.errors import PermanentError, StorageUnavailableError
 from deployments.settings import ModelSettings, StorageSettings
-from deployments.storage.bucket_models import BucketFiles
-from deployments.storage.chosen_files import names_in_folder
-from deployments.storage.hub_models import SETTING as MODEL_SETTING
-from deployments.storage.hub_models import Hub, check_files_on_hub, check_hub
-from deployments.storage.lora_files import check_lora_names
-from deployments.storage.model_layout import FolderFiles, check_layout
-from deployments.storage.model_store import CACHE_VARIABLE, SourceKind, bucket_prefix, default_cache, source_kind
+from deployments.storage.models.bucket import BucketFiles
+from deployments.storage.models.chosen_files import names_in_folder
+from deployments.storage.models.hub import SETTING as MODEL_SETTING
+from deployments.storage.models.hub import Hub, check_files_on_hub, check_hub
+from deployments.storage.models.layout import FolderFiles, check_layout
+from deployments.storage.models.lora_files import check_lora_names
+from deployments.storage.models.single import PATTERNS, check_single_model, choice_of_files
+from deployments.storage.models.store import CACHE_VARIABLE, SourceKind, bucket_prefix, default_cache, source_kind
+from deployments.storage.models.weight_files import PARTS
 from deployments.storage.object_store import ObjectStore
-from deployments.storage.single_models import PATTERNS, check_single_model, choice_of_files
-from deployments.storage.weight_files import PARTS
 from serve_app.errors import ConfigError, StartupError
 
 

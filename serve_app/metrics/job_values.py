@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from deployments.metrics import names
 from deployments.metrics.metric import OTHER, Metric
 from deployments.metrics.recorder import LabelBounds, Series, Value
-from serve_app.database.totals import ACCEPTED, RETRIED, Totals
+from serve_app.database.jobs.totals import ACCEPTED, RETRIED, Totals
 from serve_app.jobs import FINAL, RUNNING, JobState
 from serve_app.metrics.processes import add_values
 

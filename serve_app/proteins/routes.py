@@ -27,7 +27,7 @@ from serve_app.openapi.errors import WRITE_ERRORS, Responses, error_responses
 from serve_app.proteins.answers import FORMATS, JSON, AnswerHead, batch_answer, one_answer, wanted_format
 from serve_app.proteins.requests import ProteinRequest, ProteinRequestChecker
 from serve_app.proteins.schemas import BatchAnswer, Device, PredictAnswer, ProteinHealth, WarmUp
-from serve_app.proteins.service import RETRY_AFTER_S, ProteinService
+from serve_app.proteins.service import RETRY_AFTER_S, ProteinService, model_loading_error
 from serve_app.requests.body import Form, content_type_of, read_fields, read_text
 
 FASTA_TYPES = ("text/x-fasta", "application/x-fasta", "chemical/seq-aa-fasta", "text/plain")
@@ -46,7 +46,7 @@ _ERRORS: tuple[ApiError, ...] = (
     BodyTooLargeError("The body is longer than the 2000000 bytes that are allowed."),
     UnsupportedMediaTypeError('The Content-Type is "text/html"; it must be application/json.'),
     OverloadedError("Too many sequences wait for the protein model.", RETRY_AFTER_S),
-    ServiceUnavailableError("The protein model is still being loaded.", code="model_loading"),
+    model_loading_error(),
     ServiceUnavailableError("No device of proteins takes anything now.", code="no_device"),
     ServiceUnavailableError("The devices failed at this 3 times.", code="device_failed"),
     RequestUnfinishedError("The request was not done in 600 s."),
@@ -127,9 +127,6 @@ def _one(head: AnswerHead, results: Any, kind: str) -> bytes:
     return one_answer(head, result, kind)
 
 
-_LOADING = ServiceUnavailableError("The protein model is still being loaded.", code="model_loading")
-
-
 @router.get("/health", responses={503: {"model": ProteinHealth, "description": "No device answers"}})
 async def health(request: Request, response: Response) -> ProteinHealth:
     """Tell whether proteins are answered now: 503 while the model is loaded, and while all devices fail."""
@@ -168,15 +165,11 @@ def _status(known: int, usable: int) -> Literal["loading", "healthy", "degraded"
     return "degraded" if usable else "unhealthy"
 
 
-@router.post("/warmup", responses=error_responses(_LOADING, *WRITE_ERRORS))
+@router.post("/warmup", responses=error_responses(model_loading_error(), *WRITE_ERRORS))
 async def warm_up(request: Request, caller: AuthenticatedCaller) -> WarmUp:
     """Compute a short sequence on every device, so that the next request finds all of them warm."""
     services = _services(request)
     seconds = await services.devices.call_all("warm_up", services.settings.group_timeout_s)
     if not seconds:
-        raise ServiceUnavailableError(
-            "The protein model is still being loaded.",
-            code="model_loading",
-            headers={"Retry-After": str(RETRY_AFTER_S)},
-        )
+        raise model_loading_error()
     return WarmUp(devices=len(seconds), seconds=round(max(seconds), 4))

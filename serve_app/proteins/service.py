@@ -36,6 +36,14 @@ class ProteinAnswer:
     results: tuple[SequenceResult, ...]  # in the order of the request
 
 
+def model_loading_error() -> ServiceUnavailableError:
+    return ServiceUnavailableError(
+        "The protein model is still being loaded; GET /esm2/health tells when it answers.",
+        code="model_loading",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
 class ProteinService:
     """Of one HTTP replica.
 
@@ -90,11 +98,7 @@ class ProteinService:
     def _any_device(self) -> DeviceInfo:
         known = self._devices.known
         if not known:
-            raise ServiceUnavailableError(
-                "The protein model is still being loaded; GET /esm2/health tells when it answers.",
-                code="model_loading",
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            )
+            raise model_loading_error()
         return known[0].info
 
     def _check_size(self, works: Iterable[SequenceWork], options: Options, info: DeviceInfo) -> None:

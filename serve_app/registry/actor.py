@@ -1,6 +1,6 @@
 """The detached actor that every job goes through: from its acceptance to the reports of its workers.
 
-SQL is the truth (`jobs_sql`); what is in memory (`state`) can be lost at any moment. Killed, the
+SQL is the truth (`serve_app/database/jobs`); what is in memory (`state`) can be lost at any moment. Killed, the
 actor starts again from SQL: leases that its workers still renew go on, the others lapse and their
 jobs return to the queue.
 """
@@ -32,11 +32,13 @@ from serve_app.config import (
     WebhookSettings,
 )
 from serve_app.database import access as access_sql
-from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import find_accepted, insert_job
-from serve_app.database.job_rows import read_job
-from serve_app.database.listing import list_jobs
+from serve_app.database.jobs import cancellation as cancellation_sql
+from serve_app.database.jobs import moves as moves_sql
+from serve_app.database.jobs import overview as overview_sql
+from serve_app.database.jobs.intake import find_accepted, insert_job
+from serve_app.database.jobs.listing import list_jobs
+from serve_app.database.jobs.rows import read_job
 from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import (
@@ -53,14 +55,15 @@ from serve_app.jobs import (
     Order,
     Submission,
 )
-from serve_app.registry.admission import AdmissionControl
-from serve_app.registry.capacity_plan import CapacityPlan
 from serve_app.registry.deadlines import Deadlines
 from serve_app.registry.dispatcher import Dispatcher, Send
 from serve_app.registry.feed_maintenance import FeedMaintenance
 from serve_app.registry.job_traces import JobTraces
+from serve_app.registry.lost_attempts import LostAttempts
 from serve_app.registry.metrics import RegistryMetrics
-from serve_app.registry.queue_estimates import QueueEstimates
+from serve_app.registry.planning.admission import AdmissionControl
+from serve_app.registry.planning.capacity_plan import CapacityPlan
+from serve_app.registry.planning.queue_estimates import QueueEstimates
 from serve_app.registry.reports import JobReports
 from serve_app.registry.state import RegistryState, StateSnapshot, log
 from serve_app.registry.timing import RegistryTiming
@@ -152,8 +155,9 @@ class JobRegistry(RegistryApi):
             unix_time=unix_time,
         )
         self._feed = self._state.feed
-        self._reports = JobReports(self._state)
-        self._dispatcher = Dispatcher(self._state, self._reports, send)
+        lost_attempts = LostAttempts(self._state)
+        self._reports = JobReports(self._state, lost_attempts)
+        self._dispatcher = Dispatcher(self._state, lost_attempts, send)
         self._deadlines = Deadlines(self._state, self._dispatcher.ready)
         self._feed_maintenance = FeedMaintenance(self._state, access.mode)
         self._estimates = QueueEstimates(self._state)
@@ -279,7 +283,7 @@ class JobRegistry(RegistryApi):
         replicas = {stage: tuple(self._state.replicas.alive(stage, now)) for stage in Stage}
         try:
             await self._database.run(touch, now=self._state.unix_time())
-            live = await self._database.run(jobs_sql.count_live)
+            live = await self._database.run(overview_sql.count_live)
         except RegistryUnavailableError as error:
             return Health(replicas, {}, error.message, error.detail, self._capacity.starting())
         queue: dict[JobState, int] = {}
@@ -296,7 +300,7 @@ class JobRegistry(RegistryApi):
     async def cancel(self, job_id: str) -> Job | None:
         now = self._state.unix_time()
         with self._state.unsaved_usage(job_id) as (lease, used):
-            job = await self._database.run(jobs_sql.cancel, job_id, now=now, lease=lease, used=used)
+            job = await self._database.run(cancellation_sql.cancel, job_id, now=now, lease=lease, used=used)
         if job is None:
             return None
         self._state.take_over_end(job)
@@ -307,7 +311,7 @@ class JobRegistry(RegistryApi):
         now = self._state.unix_time()
         with self._state.unsaved_usage(job_id) as (lease, used):
             deleted = await self._database.run(
-                jobs_sql.delete, job_id, tenant=tenant, now=now, expiry=self._expiry, lease=lease, used=used
+                cancellation_sql.delete, job_id, tenant=tenant, now=now, expiry=self._expiry, lease=lease, used=used
             )
         if deleted is None:
             return False
@@ -351,7 +355,7 @@ class JobRegistry(RegistryApi):
         return None if lease is None else lease.preview
 
     async def history(self, job_id: str) -> list[Move] | None:
-        return await self._database.run(jobs_sql.history, job_id, expiry=self._expiry) or None
+        return await self._database.run(moves_sql.history, job_id, expiry=self._expiry) or None
 
     async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:
         await self._dispatcher.ready.wait()

@@ -8,7 +8,7 @@ import asyncio
 import math
 
 from deployments.background import run_forever, wait_for
-from serve_app.database import deadlines as deadlines_sql
+from serve_app.database.jobs import deadlines as deadlines_sql
 from serve_app.jobs import Job, JobState
 from serve_app.registry.state import RegistryState, log
 

@@ -13,12 +13,13 @@ from deployments.errors import RegistryUnavailableError
 from deployments.messages import Directive, Stage, StageTask
 from deployments.metrics import names
 from deployments.metrics.recorder import RECORDER
-from serve_app.database import jobs as jobs_sql
-from serve_app.database.job_rows import get_jobs
+from serve_app.database.jobs import claims as claims_sql
+from serve_app.database.jobs import overview as overview_sql
+from serve_app.database.jobs.rows import get_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.jobs import Job, JobState, Tier
 from serve_app.registry.leases import ForeignLeases, Lease, leases_to_park
-from serve_app.registry.reports import JobReports
+from serve_app.registry.lost_attempts import LostAttempts
 from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.fair_share import Charge
 from serve_app.scheduling.room import Room
@@ -32,15 +33,15 @@ class Dispatcher:
 
     Args:
         state: shared with the other parts of the registry.
-        reports: handles what becomes of a lease.
+        lost_attempts: ends leases under which nothing more is done.
         send: carries a task to a replica.
     """
 
-    def __init__(self, state: RegistryState, reports: JobReports, send: Send) -> None:
+    def __init__(self, state: RegistryState, lost_attempts: LostAttempts, send: Send) -> None:
         self.ready = asyncio.Event()  # set when the leases from before the start are in memory
         self._state = state
         self._timing = state.timing.dispatch
-        self._reports = reports
+        self._lost_attempts = lost_attempts
         self._send = send
         self._foreign_leases = ForeignLeases(state.settings.lease_s)
         self._calls: dict[str, Lease] = {}  # by token: tasks that are with a replica or on the way to one
@@ -107,14 +108,14 @@ class Dispatcher:
         """After a start: leases of this cluster go on if their workers say so, those of a dead one lapse."""
         state = self._state
         now = time.monotonic()
-        for job in reversed(await state.database.run(jobs_sql.last_completed, limit=200)):
+        for job in reversed(await state.database.run(overview_sql.last_completed, limit=200)):
             state.learn_costs_of_job(job)
-        for job in await state.database.run(jobs_sql.leased_jobs):
+        for job in await state.database.run(overview_sql.leased_jobs):
             state.feed.publish(job)
             if job.lease_owner == state.owner:
                 state.leases.resume(job, now, self._timing.takeover_s)
             elif state.alone:
-                await self._reports.lose_attempt(Lease.from_row(job, now, 0.0), "the server was stopped")
+                await self._lost_attempts.lose(Lease.from_row(job, now, 0.0), "the server was stopped")
         await self._reconcile_waiting()
 
     async def _round(self) -> float:
@@ -126,7 +127,7 @@ class Dispatcher:
         await self._undo_unconfirmed_claims()
         for lease in state.leases.lapsed(now):
             RECORDER.count(names.LEASES_LAPSED)
-            await self._reports.lose_attempt(lease, f"no report for {state.settings.lease_s:g} s")
+            await self._lost_attempts.lose(lease, f"no report for {state.settings.lease_s:g} s")
         await self._reconcile(now)
         for stage in Stage:
             self._clear_replica(stage)
@@ -149,11 +150,11 @@ class Dispatcher:
 
     async def _reconcile_waiting(self) -> None:
         state = self._state
-        missing = state.waiting.reconcile(await state.database.run(jobs_sql.queued_ids))
+        missing = state.waiting.reconcile(await state.database.run(overview_sql.queued_ids))
         for job in await state.database.run(get_jobs, missing):
             lease = state.leases.of_job(job.id)
             if job.state is JobState.QUEUED and lease is not None:
-                self._reports.stop_lost_lease(lease)  # it has ended; the answer to that write was lost
+                state.stop_lost_lease(lease)  # it has ended; the answer to that write was lost
             state.update_job(job, None)
         # What neither waits here nor is leased here was moved by a write whose answer was lost, or
         # by another registry.
@@ -171,18 +172,18 @@ class Dispatcher:
         state = self._state
         now = time.monotonic()
         before = state.leases.all()
-        leased = await state.database.run(jobs_sql.leased_jobs)
+        leased = await state.database.run(overview_sql.leased_jobs)
         tokens = {job.lease for job in leased}
         for lease in before:
             if lease.token not in tokens:
-                self._reports.stop_lost_lease(lease)
+                state.stop_lost_lease(lease)
         # A foreign lease may be of this cluster too: its claim was on its way when the registry
         # before was killed.
         foreign = [job for job in leased if job.lease and state.leases.find(job.id, job.lease) is None]
         for job in self._foreign_leases.lapsed(foreign, now):
             RECORDER.count(names.LEASES_LAPSED)
             reason = f"no report to {job.lease_owner} for {state.settings.lease_s:g} s"
-            await self._reports.lose_attempt(Lease.from_row(job, now, 0.0), reason)
+            await self._lost_attempts.lose(Lease.from_row(job, now, 0.0), reason)
 
     # Claims and calls
 
@@ -213,7 +214,7 @@ class Dispatcher:
         claimed: dict[str, Job] | None = None
         try:
             jobs = await state.database.run(
-                jobs_sql.claim,
+                claims_sql.claim,
                 stage=stage,
                 leases=tokens,
                 owner=state.owner,
@@ -234,7 +235,11 @@ class Dispatcher:
         """A claim without an answer may have been written; nobody would work under its lease."""
         for job_id, token in list(self._unconfirmed_claims.items()):
             job = await self._state.database.run(
-                jobs_sql.give_back, job_id, token, now=self._state.unix_time(), note="the end of its claim was not told"
+                claims_sql.give_back,
+                job_id,
+                token,
+                now=self._state.unix_time(),
+                note="the end of its claim was not told",
             )
             self._state.update_job(job)
             del self._unconfirmed_claims[job_id]
@@ -292,7 +297,7 @@ class Dispatcher:
             del self._calls[lease.token]
             self._state.wake.set()
         if self._state.leases.find(job.id, lease.token) is lease:
-            await self._reports.lose_attempt(lease, reason, replica_died)
+            await self._lost_attempts.lose(lease, reason, replica_died)
 
     def _may_go_to(self, replica: str, lease: Lease) -> bool:
         """Whether a task may; if the replica that a suspect was given has died, another empty one will do."""
@@ -303,7 +308,7 @@ class Dispatcher:
     async def _give_back(self, lease: Lease, note: str) -> None:
         """The claim never reached a replica."""
         job = await self._state.database.run(
-            jobs_sql.give_back, lease.job_id, lease.token, now=self._state.unix_time(), note=note
+            claims_sql.give_back, lease.job_id, lease.token, now=self._state.unix_time(), note=note
         )
         self._state.end_lease(lease)
         self._state.update_job(job)

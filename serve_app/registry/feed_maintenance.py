@@ -11,7 +11,7 @@ from serve_app.access.exposure import no_keys_notice
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AccessMode
 from serve_app.database import access as access_sql
-from serve_app.database.listing import list_jobs
+from serve_app.database.jobs.listing import list_jobs
 from serve_app.database.meta import read_heartbeats, write_heartbeat
 from serve_app.feed.publisher import FIRST
 from serve_app.feed.read_leases import Presence

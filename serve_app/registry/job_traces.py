@@ -13,7 +13,7 @@ from deployments.messages import Started
 from deployments.tracing.context import TraceContext
 from deployments.tracing.span import Attributes, FinishedSpan
 from deployments.tracing.tracer import TRACER, Tracer
-from serve_app.database import jobs as jobs_sql
+from serve_app.database.jobs import moves as moves_sql
 from serve_app.jobs import Job, JobState, Move
 from serve_app.registry.leases import Lease
 from serve_app.registry.state import RegistryState, log
@@ -44,7 +44,7 @@ class JobTraces:
 
     async def _tell(self, job: Job) -> None:
         try:
-            moves = await self._state.database.run(jobs_sql.history, job.id)
+            moves = await self._state.database.run(moves_sql.history, job.id)
         except RegistryUnavailableError as error:
             with job.in_log():
                 log.warning(f"its trace is not told: {error}")

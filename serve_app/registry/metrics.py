@@ -14,9 +14,9 @@ from deployments.metrics.metric import Metric
 from deployments.metrics.ray_page import RayPage
 from deployments.metrics.recorder import RECORDER, Recorder, Series, Snapshot, Value
 from serve_app.config import MetricsSettings
+from serve_app.database.jobs.totals import read_totals
+from serve_app.database.jobs.webhooks import read_backlog
 from serve_app.database.metric_snapshots import ENDED, KeptSnapshot, read_snapshots, write_snapshots
-from serve_app.database.totals import read_totals
-from serve_app.database.webhooks import read_backlog
 from serve_app.jobs import TIERS, Job, JobState
 from serve_app.metrics.job_values import job_values
 from serve_app.metrics.processes import Processes, add_values

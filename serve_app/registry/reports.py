@@ -1,6 +1,5 @@
-"""What the workers report, and what follows for a job: progress, ends of stages, failed attempts."""
+"""What the workers report, and what follows for a job: progress, ends of stages. Failures: `lost_attempts.py`."""
 
-import random
 import time
 
 from deployments.messages import (
@@ -16,20 +15,22 @@ from deployments.messages import (
     Stage,
     Started,
 )
-from serve_app.database import jobs as jobs_sql
-from serve_app.database.job_rows import get_job
-from serve_app.jobs import STAGE_BEFORE, JobError, overall_progress
+from serve_app.database.jobs import claims as claims_sql
+from serve_app.database.jobs import stage_ends as ends_sql
+from serve_app.jobs import STAGE_BEFORE, overall_progress
 from serve_app.registry.job_traces import tell_dispatch
 from serve_app.registry.leases import Lease
+from serve_app.registry.lost_attempts import LostAttempts
 from serve_app.registry.state import RegistryState, log
-from serve_app.scheduling.retries import REPLICA_DIED, REPLICA_GONE, Retry, after_failure, remake_pause
+from serve_app.scheduling.retries import remake_pause
 
 
 class JobReports:
     """Handles reports by lease. Each is idempotent; one under a lapsed lease is answered `stop`."""
 
-    def __init__(self, state: RegistryState) -> None:
+    def __init__(self, state: RegistryState, lost_attempts: LostAttempts) -> None:
         self._state = state
+        self._lost_attempts = lost_attempts
 
     async def handle(self, report: Report) -> Directive:
         """Returns what the worker is to do: continue, stop because its lease is over, or park the job.
@@ -63,7 +64,7 @@ class JobReports:
             case Finished():
                 await self._finish_stage(lease, event)
             case Failed():
-                await self.fail_attempt(lease, event)
+                await self._lost_attempts.fail(lease, event)
             case InputUnusable():
                 await self._go_back(lease, event)
 
@@ -93,7 +94,7 @@ class JobReports:
     async def _save(self, lease: Lease) -> None:
         with lease.saving() as used:
             is_held = await self._state.database.run(
-                jobs_sql.renew,
+                claims_sql.renew,
                 lease.job_id,
                 lease.token,
                 expires_at=self._state.unix_time() + self._state.settings.lease_s,
@@ -102,29 +103,20 @@ class JobReports:
                 used=used,
             )
         if not is_held:
-            self.stop_lost_lease(lease)
+            self._state.stop_lost_lease(lease)
 
     async def _keep_checkpoint(self, lease: Lease, step: int) -> None:
         lease.keep_checkpoint(step)
-        is_held = await self._state.database.run(jobs_sql.keep_checkpoint, lease.job_id, lease.token, step=step)
+        is_held = await self._state.database.run(claims_sql.keep_checkpoint, lease.job_id, lease.token, step=step)
         if not is_held:
-            self.stop_lost_lease(lease)
-
-    def stop_lost_lease(self, lease: Lease) -> None:
-        """SQL has another lease or none: another registry has the job. Its worker here must stop."""
-        if self._state.leases.find(lease.job_id, lease.token) is not lease:
-            return  # it has ended here while SQL was asked
-        with lease.in_log():
-            log.warning("its lease is gone from the database; its replica is told to stop")
-        self._state.end_lease(lease)
-        self._state.send_directive(lease, Directive.STOP)
+            self._state.stop_lost_lease(lease)
 
     async def _park(self, lease: Lease, event: Parked) -> None:
         lease.report(event.step, event.device_s, event.passes)
         note = f"parked at step {event.step}: {event.reason}"
         with lease.saving() as used:
             job = await self._state.database.run(
-                jobs_sql.park,
+                ends_sql.park,
                 lease.job_id,
                 lease.token,
                 now=self._state.unix_time(),
@@ -144,7 +136,7 @@ class JobReports:
         seconds = event.seconds | {"device": round(lease.reported.device_s, 4)}
         with lease.saving() as used:
             job = await self._state.database.run(
-                jobs_sql.finish_stage,
+                ends_sql.finish_stage,
                 lease.job_id,
                 lease.token,
                 seconds=seconds,
@@ -157,79 +149,17 @@ class JobReports:
             if held_s is not None:
                 self._state.costs.observe_held(lease.stage, job.spec, held_s - event.seconds.get("denoise", 0.0))
 
-    async def lose_attempt(self, lease: Lease, reason: str, replica_died: bool = False) -> None:
-        """Nothing more is reported under the lease: another attempt, or the end of the job.
-
-        Args:
-            replica_died: the process of the replica ended. The job is a suspect if it had begun
-                there, and has nothing to do with it if not.
-        """
-        code = "replica_lost"
-        if replica_died:
-            code = REPLICA_DIED if lease.has_begun else REPLICA_GONE
-        with lease.in_log():
-            await self.fail_attempt(lease, Failed(code, reason, transient=True))
-
-    async def fail_attempt(self, lease: Lease, event: Failed) -> None:
-        """Another attempt, or the end of the job; either is one transaction.
-
-        Raises:
-            RegistryUnavailableError: the database is away. The lease stays, and its worker reports
-                the end again.
-        """
-        job = await self._state.database.run(get_job, lease.job_id)
-        if job is None or job.lease != lease.token:
-            self._state.end_lease(lease)
-            return
-        outcome = after_failure(
-            job,
-            event,
-            progress=lease.progress,
-            alone=lease.alone,
-            settings=self._state.settings,
-            jitter=random.random(),
-            outage_pause_s=self._state.timing.outage_pause_s,
-        )
-        match outcome:
-            case Retry() as retry:
-                await self._retry(lease, event, retry)
-            case JobError() as error:
-                await self._fail_job(lease, error)
-
-    async def _retry(self, lease: Lease, event: Failed, retry: Retry) -> None:
-        now = self._state.unix_time()
-        note = f"{event.code}: {event.message}"
-        with lease.saving() as used:
-            job = await self._state.database.run(
-                jobs_sql.retry,
-                lease.job_id,
-                lease.token,
-                now=now,
-                available_at=now + retry.pause_s,
-                code=event.code,
-                note=note,
-                attempt=retry.attempt,
-                used=used,
-                deaths=retry.deaths,
-                died_at=retry.died_at,
-            )
-        self._state.end_lease_with(lease, job, retry.pause_s)
-        if job is not None:
-            log.warning(
-                f"{lease.stage} did not succeed ({note}); again in {retry.pause_s:.1f} s as attempt {retry.attempt}"
-            )
-
     async def _go_back(self, lease: Lease, event: InputUnusable) -> None:
         """What the stage before left cannot be used: it is made again, after a pause that grows."""
         if lease.stage not in STAGE_BEFORE:
-            await self.fail_attempt(lease, Failed("internal_error", event.reason, transient=True))
+            await self._lost_attempts.fail(lease, Failed("internal_error", event.reason, transient=True))
             return
         now = self._state.unix_time()
         # The row's count does not change under a lease.
         pause_s = remake_pause(lease.job.remakes + 1, self._state.settings)
         with lease.saving() as used:
             job = await self._state.database.run(
-                jobs_sql.go_back,
+                ends_sql.go_back,
                 lease.job_id,
                 lease.token,
                 now=now,
@@ -240,12 +170,3 @@ class JobReports:
         self._state.end_lease_with(lease, job, pause_s)
         if job is not None:
             log.warning(f"back to {job.stage} in {pause_s:.1f} s: {event.reason}")
-
-    async def _fail_job(self, lease: Lease, error: JobError) -> None:
-        with lease.saving() as used:
-            job = await self._state.database.run(
-                jobs_sql.fail, lease.job_id, lease.token, now=self._state.unix_time(), error=error, used=used
-            )
-        self._state.end_lease_with(lease, job)
-        if job is not None:
-            log.error(f"failed: {error.code}: {error.message}")

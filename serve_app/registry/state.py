@@ -154,6 +154,15 @@ class RegistryState:
             self.waiting.settle(lease.stage, lease.charge, lease.reported.device_s)
         self.wake.set()
 
+    def stop_lost_lease(self, lease: Lease) -> None:
+        """SQL has another lease or none: another registry has the job. Its worker here must stop."""
+        if self.leases.find(lease.job_id, lease.token) is not lease:
+            return  # it has ended here while SQL was asked
+        with lease.in_log():
+            log.warning("its lease is gone from the database; its replica is told to stop")
+        self.end_lease(lease)
+        self.send_directive(lease, Directive.STOP)
+
     @contextmanager
     def unsaved_usage(self, job_id: str) -> Iterator[tuple[str | None, Usage]]:
         """For a write that ends a job: the token of its lease, and the usage to be added to its row."""

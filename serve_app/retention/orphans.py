@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from deployments.keys import VIDEO_PREFIX, WORK_PREFIX, FileKind, parse_key
 from deployments.storage.object_store import Bucket, ListedObject, ObjectInfo
 from serve_app.database.connection import Database
+from serve_app.database.jobs.deletion import job_states
 from serve_app.database.meta import installation_id
-from serve_app.database.retention import job_states
 from serve_app.jobs import FINAL, JobState
 
 log = logging.getLogger("ray.serve")

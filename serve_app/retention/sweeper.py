@@ -17,10 +17,10 @@ from deployments.background import run_forever, wait_for
 from deployments.keys import video_keys, work_prefix
 from deployments.storage.object_store import Bucket
 from serve_app.config import DAY_S, RetentionSettings
-from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import forget_old_keys
-from serve_app.database.webhooks import forget_old_deliveries
+from serve_app.database.jobs import deletion as deletion_sql
+from serve_app.database.jobs.intake import forget_old_keys
+from serve_app.database.jobs.webhooks import forget_old_deliveries
 from serve_app.retention.orphans import OrphanSweeper
 
 log = logging.getLogger("ray.serve")
@@ -95,7 +95,7 @@ class Sweeper:
             RegistryUnavailableError: the database is away.
         """
         cleared = await self._in_batches(
-            lambda: self._database.run(retention_sql.jobs_with_work_files, limit=BATCH), self._delete_work_files
+            lambda: self._database.run(deletion_sql.jobs_with_work_files, limit=BATCH), self._delete_work_files
         )
         expired = await self._in_batches(self._expired_jobs, self._delete_jobs)
         keys = await self._database.run(forget_old_keys, before=self._clock() - self._keep_keys_s)
@@ -111,20 +111,20 @@ class Sweeper:
         """Delete the files of deleted videos, and forget these videos after a day; returns how many had files.
 
         What a worker writes after that is deleted some minutes later; see
-        `serve_app.database.retention`.
+        `serve_app.database.jobs.deletion`.
 
         Raises:
             WorkerError: the object store is away or refuses.
             RegistryUnavailableError: the database is away.
         """
         count = await self._in_batches(
-            lambda: self._database.run(retention_sql.deleted_videos_with_files, limit=BATCH), self._delete_video_files
+            lambda: self._database.run(deletion_sql.deleted_videos_with_files, limit=BATCH), self._delete_video_files
         )
         await self._in_batches(
-            lambda: self._database.run(retention_sql.deleted_videos_with_late_files, now=self._clock(), limit=BATCH),
+            lambda: self._database.run(deletion_sql.deleted_videos_with_late_files, now=self._clock(), limit=BATCH),
             self._delete_video_files,
         )
-        await self._database.run(retention_sql.forget_deleted_videos, before=self._clock() - DAY_S)
+        await self._database.run(deletion_sql.forget_deleted_videos, before=self._clock() - DAY_S)
         if count:
             log.info(f"retention: deleted the files of {count} deleted videos")
         return count
@@ -165,14 +165,14 @@ class Sweeper:
 
     async def _delete_work_files(self, job_ids: list[str]) -> None:
         await delete_work_files(self._store, job_ids)
-        await self._database.run(retention_sql.mark_work_files_deleted, job_ids)
+        await self._database.run(deletion_sql.mark_work_files_deleted, job_ids)
 
     async def _expired_jobs(self) -> list[str]:
         def before(days: float | None) -> float | None:
             return None if days is None else self._clock() - days * DAY_S
 
         return await self._database.run(
-            retention_sql.expired_jobs,
+            deletion_sql.expired_jobs,
             completed_before=before(self._settings.completed_days),
             failed_before=before(self._settings.failed_days),
             limit=BATCH,
@@ -180,13 +180,13 @@ class Sweeper:
 
     async def _delete_jobs(self, job_ids: list[str]) -> None:
         await delete_all_files(self._store, job_ids)
-        await self._database.run(retention_sql.delete_expired_jobs, job_ids)
+        await self._database.run(deletion_sql.delete_expired_jobs, job_ids)
         self._on_deleted(job_ids)
 
     async def _delete_video_files(self, job_ids: list[str]) -> None:
         begun_at = self._clock()
         await delete_all_files(self._store, job_ids)
-        await self._database.run(retention_sql.mark_video_files_deleted, job_ids, now=begun_at)
+        await self._database.run(deletion_sql.mark_video_files_deleted, job_ids, now=begun_at)
 
 
 async def delete_work_files(store: Bucket, job_ids: Sequence[str]) -> int:

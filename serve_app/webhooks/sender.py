@@ -1,7 +1,7 @@
 """Sends the ends of jobs to the URLs that their clients named, signed in the form of Standard Webhooks.
 
 Each is sent at least once. One that was not answered with a 2xx is sent again, after pauses that
-double, until it is given up. The deliveries are in SQL (`serve_app.database.webhooks`), so that
+double, until it is given up. The deliveries are in SQL (`serve_app.database.jobs.webhooks`), so that
 none is lost when a registry dies.
 """
 
@@ -28,9 +28,9 @@ from deployments.tracing.tracer import TRACER
 from serve_app.access.secret_box import LostSecretError
 from serve_app.access.targets import Resolve, system_resolve
 from serve_app.config import WebhookSettings
-from serve_app.database import webhooks as webhooks_sql
 from serve_app.database.connection import Database
-from serve_app.database.webhooks import Delivery
+from serve_app.database.jobs import webhooks as webhooks_sql
+from serve_app.database.jobs.webhooks import Delivery
 from serve_app.scheduling.webhook_pacing import DeliveryLimits, next_try
 from serve_app.webhooks.client import Answer, WebhookClient
 

@@ -15,11 +15,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from deployments.errors import RegistryUnavailableError
-from serve_app.database import jobs as jobs_sql
 from serve_app.database import meta as meta_sql
-from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
-from serve_app.database.listing import list_jobs
+from serve_app.database.jobs import deletion as deletion_sql
+from serve_app.database.jobs import overview as overview_sql
+from serve_app.database.jobs.listing import list_jobs
 from serve_app.errors import UnknownJobError
 from serve_app.jobs import Submission
 from tests.support.registry.sql_jobs import SPEC, accept
@@ -223,7 +223,7 @@ async def test_a_killed_postgres_loses_nothing_that_was_accepted(own_postgres: P
             await database.run(meta_sql.touch, now=1.0)
         await asyncio.to_thread(own_postgres.start)
         await _submit(database, "afterwards")
-        assert len(await database.run(retention_sql.job_states, accepted)) == len(accepted) > 200
+        assert len(await database.run(deletion_sql.job_states, accepted)) == len(accepted) > 200
         database.close()
 
 
@@ -254,7 +254,7 @@ def _fill(path: Path) -> None:
 async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() -> None:
     with small_disk() as disk:
         database = Database(f"sqlite:///{disk / 'jobs.db'}")
-        await database.run(jobs_sql.queued_ids)
+        await database.run(overview_sql.queued_ids)
         ballast = disk / "ballast"
         _fill(ballast)
         accepted: list[str] = []
@@ -262,7 +262,7 @@ async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() 
             for n in range(100_000):  # what the files of the database had room for still goes
                 accepted.append(await _submit(database, f"job{n}"))
         results = await together(
-            database, _values, lambda c: meta_sql.touch(c, now=1.0), lambda c: len(jobs_sql.queued_ids(c)), _large
+            database, _values, lambda c: meta_sql.touch(c, now=1.0), lambda c: len(overview_sql.queued_ids(c)), _large
         )
         assert (results[0], results[2]) == ([], len(accepted))
         assert isinstance(results[3], RegistryUnavailableError)
@@ -270,7 +270,7 @@ async def test_a_full_disk_refuses_writes_and_is_read_and_written_again_later() 
         await _submit(database, "afterwards")
         database.close()
         reopened = Database(f"sqlite:///{disk / 'jobs.db'}")
-        stored = await reopened.run(retention_sql.job_states, [*accepted, "afterwards"])
+        stored = await reopened.run(deletion_sql.job_states, [*accepted, "afterwards"])
         assert len(stored) == len(accepted) + 1
         reopened.close()
 
@@ -295,7 +295,7 @@ async def test_a_database_that_is_full_is_said_so(tmp_path: Path) -> None:
 async def test_a_postgres_that_was_never_there_is_said_so() -> None:
     database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     with pytest.raises(RegistryUnavailableError, match="(?i)connection"):
-        await database.run(jobs_sql.queued_ids)
+        await database.run(overview_sql.queued_ids)
     database.close()
 
 
@@ -305,7 +305,7 @@ async def test_a_database_that_is_away_at_first_is_used_once_it_is_there(tmp_pat
     path.mkdir()
     database = Database(f"sqlite:///{path}")
     with pytest.raises(RegistryUnavailableError):
-        await database.run(jobs_sql.queued_ids)
+        await database.run(overview_sql.queued_ids)
     path.rmdir()
-    assert await database.run(jobs_sql.queued_ids) == []
+    assert await database.run(overview_sql.queued_ids) == []
     database.close()

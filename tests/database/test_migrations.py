@@ -13,13 +13,15 @@ from sqlalchemy import Engine, create_engine, text
 
 from deployments.errors import RegistryUnavailableError
 from deployments.messages import VideoSpec
-from serve_app.database import jobs as jobs_sql
-from serve_app.database import retention as retention_sql
+from serve_app.database import schema
 from serve_app.database.connection import Database
 from serve_app.database.engine import migrate
-from serve_app.database.intake import insert_job
-from serve_app.database.job_rows import get_job
-from serve_app.database.listing import list_jobs
+from serve_app.database.jobs import cancellation as cancellation_sql
+from serve_app.database.jobs import deletion as deletion_sql
+from serve_app.database.jobs import moves as moves_sql
+from serve_app.database.jobs.intake import insert_job
+from serve_app.database.jobs.listing import list_jobs
+from serve_app.database.jobs.rows import get_job
 from serve_app.database.schema import metadata
 from serve_app.jobs import JobState, Submission, Tier
 
@@ -45,7 +47,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 def migrate_to(engine: Engine, revision: str, direction: str = "upgrade") -> None:
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(jobs_sql.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         getattr(alembic.command, direction)(config, revision)
@@ -122,13 +124,13 @@ async def test_stored_jobs_are_kept_on_the_way_up(engine: Engine, database_url: 
     assert waiting is not None
     assert (waiting.spec, waiting.tenant, waiting.tier) == (VideoSpec(**SPEC), "default", Tier.STANDARD)  # type: ignore[arg-type]
     assert (waiting.device_s, waiting.parks, waiting.deaths, waiting.died_at) == (0.0, 0, 0, None)
-    moves = await database.run(jobs_sql.history, "c")
+    moves = await database.run(moves_sql.history, "c")
     assert [(move.at, move.state, move.note) for move in moves] == [
         (1.0, JobState.QUEUED, "accepted"),
         (5.0, JobState.CANCELLED, "cancelled"),
     ]
     assert [job.id for job in (await database.run(list_jobs, limit=5)).jobs] == ["c", "w"]
-    assert await database.run(retention_sql.jobs_with_work_files, limit=5) == ["c"]
+    assert await database.run(deletion_sql.jobs_with_work_files, limit=5) == ["c"]
     database.close()
 
 
@@ -139,12 +141,12 @@ async def test_stored_jobs_are_kept_on_the_way_down_and_up_again(engine: Engine,
     database = Database(database_url)
     new = Submission("new", "m", VideoSpec(**SPEC), "acme", idempotency_key="k", fingerprint="f")  # type: ignore[arg-type]
     await database.run(insert_job, new, now=7.0, keep_keys_s=1.0)
-    await database.run(jobs_sql.cancel, "new", now=8.0)
+    await database.run(cancellation_sql.cancel, "new", now=8.0)
     database.close()
     migrate_to(engine, "0002", "downgrade")
     assert indexes(engine) == before
     assert history(engine, "c") == [(1.0, "accepted"), (5.0, "cancelled")]
     assert history(engine, "new") == [(7.0, "accepted"), (8.0, "cancelled")]
     database = Database(database_url)
-    assert len(await database.run(jobs_sql.history, "new")) == 2
+    assert len(await database.run(moves_sql.history, "new")) == 2
     database.close()

@@ -10,7 +10,7 @@ import pytest
 from deployments.metrics import names
 from deployments.metrics.metric import Metric
 from deployments.metrics.recorder import Value
-from serve_app.database.totals import Totals, read_totals
+from serve_app.database.jobs.totals import Totals, read_totals
 from serve_app.jobs import FINAL, Job, JobState, Move, check_move
 from serve_app.metrics.job_values import job_values
 from serve_app.registry.actor import JobRegistry

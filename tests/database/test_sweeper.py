@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, insert
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key, video_key
 from serve_app.config import DAY_S
 from serve_app.database.connection import Database
-from serve_app.database.retention import delete_ended_job, deleted_videos_with_files
+from serve_app.database.jobs.deletion import delete_ended_job, deleted_videos_with_files
 from serve_app.database.schema import job_moves, jobs
 from serve_app.jobs import FINAL, JobState
 from serve_app.retention.orphans import MARKER_PREFIX, OrphanSweeper

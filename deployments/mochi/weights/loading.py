@@ -23,7 +23,7 @@ from deployments.mochi.weights.parts import (
 )
 from deployments.mochi.weights.quantised_weights import check_weights, quantise, quantised_tensors
 from deployments.mochi.weights.tensors import FileTensor, ReadOptions, read_tensors
-from deployments.storage.positions import TENSOR as POSITIONS
+from deployments.storage.models.positions import TENSOR as POSITIONS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel

@@ -12,9 +12,9 @@ from torch import nn
 from deployments.dtypes import DtypeName
 from deployments.errors import PermanentError
 from deployments.mochi.weights.tensors import TORCH_DTYPES, FileTensor
-from deployments.storage.model_layout import FolderFiles, StoredTensor, part_tensors, part_weights, read_json
-from deployments.storage.positions import TENSOR as POSITIONS
-from deployments.storage.positions import exact_positions
+from deployments.storage.models.layout import FolderFiles, StoredTensor, part_tensors, part_weights, read_json
+from deployments.storage.models.positions import TENSOR as POSITIONS
+from deployments.storage.models.positions import exact_positions
 
 DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ENCODER_HALF = "encoder"

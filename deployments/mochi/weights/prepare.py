@@ -21,11 +21,11 @@ from deployments.mochi.weights.parts import TEXT_ENCODER, TRANSFORMER, VAE, WHOL
 from deployments.mochi.weights.tensors import TORCH_DTYPES, read_tensors
 from deployments.storage.fetching.cache_room import free_bytes
 from deployments.storage.fetching.chunk_list import CHUNK_BYTES, CHUNK_LIST, ChunkHasher, ChunkList
-from deployments.storage.model_layout import FolderFiles, check_layout, part_weights
-from deployments.storage.positions import TENSOR as POSITIONS
-from deployments.storage.safetensors_file import safetensors_start
+from deployments.storage.models.layout import FolderFiles, check_layout, part_weights
+from deployments.storage.models.positions import TENSOR as POSITIONS
+from deployments.storage.models.safetensors_file import safetensors_start
+from deployments.storage.models.weight_files import CHECKSUMS, PARTS, STEMS, needed_files
 from deployments.storage.scratch import scratch_folder
-from deployments.storage.weight_files import CHECKSUMS, PARTS, STEMS, needed_files
 
 PAGE_BYTES = 4096
 """Tensors begin at a multiple of it as far as their lengths allow: a disk and the system read by pages."""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
@@ -74,7 +74,9 @@ class _Run:
         self._fields = fields
         self._places = places
 
-    async def shard(self, number: int, first: int, entries: Sequence[FastaEntry], advance: Any) -> list[Row]:
+    async def shard(
+        self, number: int, first: int, entries: Sequence[FastaEntry], advance: Callable[[int], object]
+    ) -> list[Row]:
         """Make a shard unless it is there; returns its list.
 
         Args:

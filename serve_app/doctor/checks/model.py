@@ -5,13 +5,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deployments.errors import MochiServeError, PermanentError, StorageUnavailableError
-from deployments.storage.bucket_models import BucketFiles
-from deployments.storage.chosen_files import names_in_folder
-from deployments.storage.file_hashes import KEPT_FROM_BYTES, HashRecord, check_hashes, known_hashes, listed_hashes
-from deployments.storage.lora_files import check_lora_names
-from deployments.storage.model_layout import FolderFiles, ModelFiles
-from deployments.storage.model_store import HASHES, SourceKind, default_cache, source_kind
-from deployments.storage.weight_files import CHECKSUMS, PARTS, needed_files
+from deployments.storage.models.bucket import BucketFiles
+from deployments.storage.models.chosen_files import names_in_folder
+from deployments.storage.models.file_hashes import (
+    KEPT_FROM_BYTES,
+    HashRecord,
+    check_hashes,
+    known_hashes,
+    listed_hashes,
+)
+from deployments.storage.models.layout import FolderFiles, ModelFiles
+from deployments.storage.models.lora_files import check_lora_names
+from deployments.storage.models.store import HASHES, SourceKind, default_cache, source_kind
+from deployments.storage.models.weight_files import CHECKSUMS, PARTS, needed_files
 from serve_app.doctor.checks.model_bytes import model_files
 from serve_app.doctor.finding import Finding, fault, ok, skipped, split_fault, warning
 from serve_app.doctor.surroundings import Surroundings

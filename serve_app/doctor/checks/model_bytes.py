@@ -4,13 +4,13 @@ from pathlib import Path
 
 from deployments.errors import MochiServeError
 from deployments.settings import StorageSettings
-from deployments.storage.bucket_models import BucketFiles
-from deployments.storage.hub_models import whole_snapshot
-from deployments.storage.model_layout import FolderFiles, ModelFiles, part_tensors, part_weights
-from deployments.storage.model_store import SourceKind, bucket_prefix, source_kind
+from deployments.storage.models.bucket import BucketFiles
+from deployments.storage.models.hub import whole_snapshot
+from deployments.storage.models.layout import FolderFiles, ModelFiles, part_tensors, part_weights
+from deployments.storage.models.safetensors_file import DTYPE_BYTES
+from deployments.storage.models.store import SourceKind, bucket_prefix, source_kind
+from deployments.storage.models.weight_files import PARTS
 from deployments.storage.object_store import ObjectStore
-from deployments.storage.safetensors_file import DTYPE_BYTES
-from deployments.storage.weight_files import PARTS
 from serve_app.config import WEIGHTED_PARTS, AppSettings
 from serve_app.doctor.surroundings import Surroundings
 

@@ -22,9 +22,9 @@ from deployments.tracing.context import TraceContext
 from serve_app.access.secret_box import LostSecretError
 from serve_app.access.targets import AddressInfo, check_target
 from serve_app.config import HOUR_S, WebhookSettings
-from serve_app.database import webhooks as webhooks_sql
 from serve_app.database.connection import Database, P, T
-from serve_app.database.webhooks import Delivery
+from serve_app.database.jobs import webhooks as webhooks_sql
+from serve_app.database.jobs.webhooks import Delivery
 from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import MAX_PER_ORIGIN
 from serve_app.webhooks.sender import Timing, WebhookSender, payload, signed_headers

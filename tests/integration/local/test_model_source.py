@@ -14,9 +14,9 @@ from deployments.messages import Stage
 from deployments.proteins.esm2 import Esm2
 from deployments.replica.connections import bucket_opener
 from deployments.settings import ModelSettings, StorageSettings
-from deployments.storage.hub_models import Hub
+from deployments.storage.models.hub import Hub
+from deployments.storage.models.single import single_model_folder
 from deployments.storage.object_store import ObjectStore
-from deployments.storage.single_models import single_model_folder
 from serve_app.errors import ConfigError, StartupError
 from serve_app.local.model_source import check_model_place, check_protein_place, check_protein_source
 from tests.support import ROOT

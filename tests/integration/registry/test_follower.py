@@ -14,8 +14,9 @@ from deployments.errors import RegistryUnavailableError
 from deployments.replica.registry_link import Method, P, T
 from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_sql
-from serve_app.database import jobs as jobs_sql
-from serve_app.database.intake import insert_job
+from serve_app.database.jobs import cancellation as cancellation_sql
+from serve_app.database.jobs import overview as overview_sql
+from serve_app.database.jobs.intake import insert_job
 from serve_app.feed.follower import FeedFollower
 from serve_app.feed.new_keys import NewKeys
 from serve_app.feed.publisher import Batch, Cursor
@@ -215,7 +216,7 @@ async def test_a_deletion_whose_answer_was_lost_is_told_when_it_is_repeated(clus
     async with following(cluster, 2) as feeds:
         job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
         await cluster.call(RegistryApi.cancel, job_id)
-        cluster.faults.lost_answers.add(jobs_sql.delete)
+        cluster.faults.lost_answers.add(cancellation_sql.delete)
         with pytest.raises(RegistryUnavailableError):
             await cluster.call(RegistryApi.delete, job_id, None)
         assert await cluster.call(RegistryApi.delete, job_id, None)
@@ -243,7 +244,7 @@ async def test_who_is_told_of_an_end_by_webhook_reads_it_back(cluster: Cluster) 
         job_id = (await cluster.call(RegistryApi.submit, submission(1))).job.id
         cluster.stuck |= {feed.name for feed in feeds}
         cancelling = asyncio.create_task(cluster.call(RegistryApi.cancel, job_id))
-        while await cluster.database.run(jobs_sql.count_live):
+        while await cluster.database.run(overview_sql.count_live):
             await asyncio.sleep(0.001)
         # The end is written, and they have not said that they know of it.
         asking = asyncio.create_task(cluster.registry.webhook_secret("default"))

@@ -13,10 +13,10 @@ from deployments.keys import latents_key, video_key
 from deployments.settings import StorageSettings
 from deployments.storage.object_store import ObjectStore
 from serve_app.config import DAY_S
-from serve_app.database import retention as retention_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import insert_job
-from serve_app.database.retention import LATE_WRITES_S, delete_ended_job
+from serve_app.database.jobs import deletion as deletion_sql
+from serve_app.database.jobs.deletion import LATE_WRITES_S, delete_ended_job
+from serve_app.database.jobs.intake import insert_job
 from serve_app.jobs import FINAL, JobState, Submission
 from serve_app.local.store.seaweed import LocalStorage
 from serve_app.retention.sweeper import BATCH, SweepCounts
@@ -138,7 +138,7 @@ async def test_what_was_done_is_counted_in_the_log(
 # Crashes and outages
 
 
-@pytest.mark.parametrize("away", [retention_sql.delete_expired_jobs, retention_sql.mark_work_files_deleted])
+@pytest.mark.parametrize("away", [deletion_sql.delete_expired_jobs, deletion_sql.mark_work_files_deleted])
 async def test_a_crash_between_files_and_rows_leaves_the_rows_for_the_next_sweep(
     database: CrashingDatabase, store: AgingStore, away: Callable[..., Any]
 ) -> None:
@@ -205,14 +205,14 @@ async def test_the_loop_outlives_outages_of_both_and_defects(
     await put_files(store, all_files(expired) | all_files(orphan))
     sweeper = sweeper_on(database, store, sweep_every_s=0.01, orphans_every_s=0.01)
     await write_marker(orphan_sweeper(database, store), store, 2)
-    database.away = frozenset({retention_sql.jobs_with_work_files})
+    database.away = frozenset({deletion_sql.jobs_with_work_files})
     store.deletes_left = 0
     with serve_log(caplog):
         async with running(sweeper.run()):
             await until(lambda: "job database" in caplog.text and "object store is away" in caplog.text)
             assert {record.exc_info for record in caplog.records} == {None}
             database.away = frozenset()
-            database.broken = frozenset({retention_sql.job_states})
+            database.broken = frozenset({deletion_sql.job_states})
             await until(lambda: "ArithmeticError: a defect" in caplog.text)
             database.broken = frozenset()
             store.deletes_left = 10**9
@@ -265,7 +265,7 @@ async def test_all_files_of_a_deleted_video_go(database: CrashingDatabase, store
     assert await sweeper.sweep_deleted() == 1
     assert await files_left(store) == all_files(kept)
     assert await sweeper.sweep_deleted() == 0
-    assert await database.run(retention_sql.get_deleted_video, gone) is not None
+    assert await database.run(deletion_sql.get_deleted_video, gone) is not None
 
 
 async def test_more_deleted_videos_than_one_batch(database: CrashingDatabase, store: AgingStore) -> None:
@@ -295,7 +295,7 @@ async def test_a_crash_before_the_files_are_marked_gone_loses_no_track(
 ) -> None:
     [gone] = await add_deleted_videos(database)
     await put_files(store, all_files(gone))
-    database.away = frozenset({retention_sql.mark_video_files_deleted})
+    database.away = frozenset({deletion_sql.mark_video_files_deleted})
     with pytest.raises(RegistryUnavailableError):
         await sweeper_on(database, store).sweep_deleted()
     await put_files(store, all_files(gone))
@@ -336,10 +336,10 @@ async def test_a_tombstone_is_forgotten_after_a_day_with_its_files_gone(
     await sweeper.sweep_deleted()
     clock.now += DAY_S
     await sweeper.sweep_deleted()
-    assert await database.run(retention_sql.get_deleted_video, gone) is not None
+    assert await database.run(deletion_sql.get_deleted_video, gone) is not None
     clock.now += 1
     await sweeper.sweep_deleted()
-    assert await database.run(retention_sql.get_deleted_video, gone) is None
+    assert await database.run(deletion_sql.get_deleted_video, gone) is None
 
 
 async def test_a_tombstone_outlives_a_day_of_a_store_that_is_away(
@@ -353,11 +353,11 @@ async def test_a_tombstone_outlives_a_day_of_a_store_that_is_away(
     sweeper = sweeper_on(database, store, clock)
     with pytest.raises(StorageUnavailableError):
         await sweeper.sweep_deleted()
-    assert await database.run(retention_sql.get_deleted_video, gone) is not None
+    assert await database.run(deletion_sql.get_deleted_video, gone) is not None
     store.deletes_left = 10
     assert await sweeper.sweep_deleted() == 1
     assert await files_left(store) == set()
-    assert await database.run(retention_sql.get_deleted_video, gone) is None
+    assert await database.run(deletion_sql.get_deleted_video, gone) is None
 
 
 async def test_a_woken_sweeper_deletes_at_once(database: CrashingDatabase, store: AgingStore) -> None:
@@ -386,7 +386,7 @@ async def test_nobody_wakes_a_sweeper_whose_store_is_away(
             await until(lambda: "object store is away" in caplog.text)
             for _ in range(20):
                 sweeper.wake()
-                await database.run(retention_sql.get_deleted_video, gone)
+                await database.run(deletion_sql.get_deleted_video, gone)
     assert caplog.text.count("object store is away") == 1
 
 
@@ -399,7 +399,7 @@ async def test_two_registries_delete_the_files_of_the_same_videos(
     await asyncio.gather(*(sweeper_on(each, store).sweep_deleted() for each in (database, second)))
     second.close()
     assert await files_left(store) == set()
-    assert await database.run(retention_sql.deleted_videos_with_files, limit=10) == []
+    assert await database.run(deletion_sql.deleted_videos_with_files, limit=10) == []
 
 
 async def until_empty(store: ObjectStore) -> None:

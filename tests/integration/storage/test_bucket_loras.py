@@ -14,9 +14,9 @@ from deployments.errors import PermanentError
 from deployments.messages import LoraChoice
 from deployments.mochi.loras import Loras
 from deployments.settings import LoraSettings
-from deployments.storage.lora_files import CONFIG, WEIGHTS, LoraFiles, lora_files
+from deployments.storage.models.lora_files import CONFIG, WEIGHTS, LoraFiles, lora_files
+from deployments.storage.models.weight_files import CHECKSUMS
 from deployments.storage.object_store import ObjectStore
-from deployments.storage.weight_files import CHECKSUMS
 from tests.support.workers.loras import peft_lora
 
 PREFIX = "loras/ink"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from deployments.settings import StorageSettings
-from deployments.storage.bucket_models import FetchOptions, fetch_model
-from deployments.storage.file_hashes import HashRecord
-from deployments.storage.model_layout import FolderFiles
+from deployments.storage.models.bucket import FetchOptions, fetch_model
+from deployments.storage.models.file_hashes import HashRecord
+from deployments.storage.models.layout import FolderFiles
+from deployments.storage.models.positions import KEPT, exact_positions
 from deployments.storage.object_store import ObjectRange, ObjectStore
-from deployments.storage.positions import KEPT, exact_positions
 from tests.support import ROOT
 from tests.support.waiting import until
 from tests.support.workers.published_model import published_model

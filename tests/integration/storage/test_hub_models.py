@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from deployments.errors import PermanentError
 from deployments.messages import Stage
 from deployments.settings import LoraSettings
-from deployments.storage.hub_models import Hub, Pins, StorePins, check_hub, fetch_from_hub, pin_key
-from deployments.storage.lora_files import LoraFiles, lora_files
-from deployments.storage.model_layout import FolderFiles, shard_tensors
-from deployments.storage.model_store import model_folder
-from deployments.storage.positions import KEPT, exact_positions
+from deployments.storage.models.hub import Hub, Pins, StorePins, check_hub, fetch_from_hub, pin_key
+from deployments.storage.models.layout import FolderFiles, shard_tensors
+from deployments.storage.models.lora_files import LoraFiles, lora_files
+from deployments.storage.models.positions import KEPT, exact_positions
+from deployments.storage.models.store import model_folder
 from tests.support.servers.hub import HubServer, hub_server
 from tests.support.servers.ports import free_ports
 from tests.support.workers.fakes import worker_settings

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from deployments.errors import PermanentError
 from deployments.settings import LoraSettings
+from deployments.storage.models.single import single_model_folder
 from deployments.storage.object_store import ObjectStore
-from deployments.storage.single_models import single_model_folder
 
 PREFIX = "models/esm"
 

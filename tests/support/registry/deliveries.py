@@ -5,8 +5,8 @@ from dataclasses import fields
 from sqlalchemy import Connection, select
 
 from serve_app.database.connection import Database
+from serve_app.database.jobs.webhooks import Delivery
 from serve_app.database.schema import webhook_deliveries
-from serve_app.database.webhooks import Delivery
 
 
 def select_deliveries(connection: Connection, job_id: str) -> list[Delivery]:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from deployments.messages import Stage, VideoSpec
 from serve_app.config import DAY_S
-from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import insert_job
+from serve_app.database.jobs import cancellation as cancellation_sql
+from serve_app.database.jobs import claims as claims_sql
+from serve_app.database.jobs import stage_ends as ends_sql
+from serve_app.database.jobs.intake import insert_job
 from serve_app.jobs import Acceptance, Job, JobError, JobState, Submission, Usage
 
 SPEC = VideoSpec("a red circle", "", 64, 64, 25, 24, 20, 3.0, 2**53 - 1)
@@ -25,17 +27,17 @@ async def claim(database: Database, stage: Stage, now: float = 100.0, owner: str
 async def claim_all(
     database: Database, stage: Stage, leases: Mapping[str, str], *, now: float = 100.0, owner: str = "here"
 ) -> list[Job]:
-    return await database.run(jobs_sql.claim, stage=stage, leases=leases, owner=owner, now=now, lease_s=LEASE_S)
+    return await database.run(claims_sql.claim, stage=stage, leases=leases, owner=owner, now=now, lease_s=LEASE_S)
 
 
 async def end_job(database: Database, job_id: str, state: JobState, at: float) -> None:
     """Takes a job that was accepted to its end."""
     if state is JobState.CANCELLED:
-        await database.run(jobs_sql.cancel, job_id, now=at)
+        await database.run(cancellation_sql.cancel, job_id, now=at)
         return
     for stage in Stage:
         await claim_all(database, stage, {job_id: "lease"}, now=1.0)
         if state is JobState.FAILED:
-            await database.run(jobs_sql.fail, job_id, "lease", now=at, error=JobError("x", "y"), used=Usage())
+            await database.run(ends_sql.fail, job_id, "lease", now=at, error=JobError("x", "y"), used=Usage())
             return
-        await database.run(jobs_sql.finish_stage, job_id, "lease", seconds={}, now=at, used=Usage(device_s=1.0))
+        await database.run(ends_sql.finish_stage, job_id, "lease", seconds={}, now=at, used=Usage(device_s=1.0))

@@ -23,9 +23,10 @@ from deployments.replica.registry_link import Method, P, T, WorkerRegistryClient
 from deployments.replica.running_task import RunningTask, Timing
 from deployments.replica.stage_worker import StageWorker
 from serve_app.config import JobSettings, SchedulingSettings
-from serve_app.database import jobs as jobs_sql
 from serve_app.database.connection import Database
-from serve_app.database.listing import list_jobs
+from serve_app.database.jobs import moves as moves_sql
+from serve_app.database.jobs import overview as overview_sql
+from serve_app.database.jobs.listing import list_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.feed.read_leases import FeedTiming, PresenceTiming
 from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
@@ -529,8 +530,8 @@ async def _all(tasks: list[asyncio.Task[Job]]) -> list[Job]:
 def everything(connection: Connection) -> tuple[dict[str, list[Any]], list[Any], list[Any]]:
     """The history of each job, and what waits and is leased."""
     page = list_jobs(connection, limit=1000, after=None, order="asc", wanted=JobFilter())
-    histories = {job.id: jobs_sql.history(connection, job.id) for job in page.jobs}
-    return histories, jobs_sql.queued_ids(connection), jobs_sql.leased_jobs(connection)
+    histories = {job.id: moves_sql.history(connection, job.id) for job in page.jobs}
+    return histories, overview_sql.queued_ids(connection), overview_sql.leased_jobs(connection)
 
 
 async def _is_idle(registry: JobRegistry) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from deployments.storage.lora_files import CONFIG, WEIGHTS, LoraFiles
+from deployments.storage.models.lora_files import CONFIG, WEIGHTS, LoraFiles
 
 TARGETS = ("to_q", "to_v", "add_k_proj", "to_out.0", "net.0.proj")
 """Of each block; three of them are packed with others into one product."""

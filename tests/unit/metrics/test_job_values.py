@@ -2,7 +2,7 @@
 
 from deployments.metrics import names
 from deployments.metrics.recorder import Series, Value
-from serve_app.database.totals import Amounts, Totals, TotalsKey
+from serve_app.database.jobs.totals import Amounts, Totals, TotalsKey
 from serve_app.metrics.job_values import job_values
 
 AMOUNTS = {

@@ -25,7 +25,7 @@ from deployments.mochi.weights.quantised_weights import quantise
 from deployments.replica.host import one_thread
 from deployments.sampler.denoiser import Denoiser
 from deployments.sampler.state import SampleState
-from deployments.storage.lora_files import LoraFiles
+from deployments.storage.models.lora_files import LoraFiles
 from tests.support.workers.loras import OUTSIDE, TARGETS, adapted, diffusers_lora, peft_lora, written
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments.messages import Directive, Progress, ReplicaInfo, Stage, Started
-from serve_app.database import deadlines as deadlines_sql
+from serve_app.database.jobs import deadlines as deadlines_sql
 from serve_app.feed.publisher import Cursor
 from serve_app.jobs import Job, JobState
 from serve_app.registry.timing import DeadlineTiming, RegistryTiming

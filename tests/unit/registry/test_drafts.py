@@ -14,8 +14,8 @@ from serve_app.config import SchedulingSettings
 from serve_app.database.connection import Database
 from serve_app.errors import RateLimitError
 from serve_app.jobs import Job, Submission, Tier
-from serve_app.registry.admission import AdmissionControl
-from serve_app.registry.queue_estimates import QueueEstimates
+from serve_app.registry.planning.admission import AdmissionControl
+from serve_app.registry.planning.queue_estimates import QueueEstimates
 from serve_app.registry.state import RegistryState
 from tests.support.registry.world import SETTINGS, SPEC, World
 

@@ -13,11 +13,11 @@ from serve_app.access.exposure import NO_KEYS
 from serve_app.access.tenants import AccessTable
 from serve_app.config import SchedulingSettings
 from serve_app.database import access as access_sql
-from serve_app.database import jobs as jobs_sql
 from serve_app.database import meta as meta_sql
 from serve_app.database.connection import Database
-from serve_app.database.intake import insert_job
-from serve_app.database.listing import list_jobs
+from serve_app.database.jobs import cancellation as cancellation_sql
+from serve_app.database.jobs.intake import insert_job
+from serve_app.database.jobs.listing import list_jobs
 from serve_app.feed.access_follower import AccessFollower
 from serve_app.feed.job_cache import JobCache
 from serve_app.feed.publisher import FIRST, Cursor
@@ -265,15 +265,15 @@ async def test_what_another_one_did_is_known_when_it_is_gone(database: Database)
     """A job that it made and ended, and one of ours that it deleted: neither was told here."""
     await accept(database, 1, 2)
     state = state_on(database, alone=False)
-    await database.run(jobs_sql.cancel, f"video_{1:032x}", now=200.0)
+    await database.run(cancellation_sql.cancel, f"video_{1:032x}", now=200.0)
     async with Running(state):
         await until(lambda: state.feed.is_complete())
         before = state.feed.batch_since(Cursor()).cursor
         await beat(database, "there", 1.0e9 * 2)
         await until(lambda: not state.feed.is_complete())
         await accept(database, 3)
-        await database.run(jobs_sql.cancel, f"video_{3:032x}", now=201.0)
-        await database.run(jobs_sql.delete, f"video_{1:032x}", tenant=None, now=202.0)
+        await database.run(cancellation_sql.cancel, f"video_{3:032x}", now=201.0)
+        await database.run(cancellation_sql.delete, f"video_{1:032x}", tenant=None, now=202.0)
         await until(lambda: state.feed.is_complete())
         assert state.feed.batch_since(before).reset
         mirror = known(state)

@@ -20,7 +20,8 @@ from deployments.messages import (
     Started,
 )
 from serve_app.config import SchedulingSettings
-from serve_app.database import jobs as jobs_sql
+from serve_app.database.jobs import claims as claims_sql
+from serve_app.database.jobs import stage_ends as ends_sql
 from serve_app.jobs import Tier
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from tests.support.registry.world import SETTINGS, Call, World
@@ -53,7 +54,7 @@ async def sampled(world: World, **submit: Any) -> Call:
 
 
 async def test_a_claim_that_was_written_and_not_told_is_undone(world: World) -> None:
-    world.faults.lost_answers.add(jobs_sql.claim)
+    world.faults.lost_answers.add(claims_sql.claim)
     await world.submit("a")
     call = await world.next_after_loss()
     assert (call.task.job_id, call.task.attempt) == ("a", 1)
@@ -63,7 +64,7 @@ async def test_a_lease_whose_end_was_not_told_ends_when_its_job_is_seen_to_wait(
     await world.replicas(stages=ENCODER)
     await world.submit("a")
     encoding = await world.workers.next()
-    world.faults.lost_answers.add(jobs_sql.finish_stage)
+    world.faults.lost_answers.add(ends_sql.finish_stage)
     with pytest.raises(RegistryUnavailableError):
         await world.report(encoding, Finished())
     async with asyncio.timeout(300):
@@ -83,7 +84,7 @@ async def test_no_report_of_a_batch_is_lost_to_the_database_of_another(world: Wo
     await world.encoded("b")
     await world.replicas(slots=2, stages=SAMPLER)
     calls = [await world.workers.next() for _ in range(2)]
-    world.faults.take_away(jobs_sql.renew)
+    world.faults.take_away(claims_sql.renew)
     with pytest.raises(RegistryUnavailableError):
         await world.registry.report_all([Report(c.task.job_id, c.task.lease, Progress(3, 20)) for c in calls])
     assert [(await world.job(call.task.job_id)).step for call in calls] == [3, 3]
@@ -99,10 +100,10 @@ async def test_what_is_told_late_counts_no_step_twice(world: World) -> None:
 
 async def test_seconds_that_could_not_be_saved_are_saved_later(world: World) -> None:
     call = await sampled(world, job_id="a")
-    world.faults.take_away(jobs_sql.renew)
+    world.faults.take_away(claims_sql.renew)
     failing = asyncio.create_task(world.report(call, Progress(2, 20, device_s=2.0)))
     await asyncio.sleep(0)  # it has begun to save
-    del world.faults.errors[jobs_sql.renew]
+    del world.faults.errors[claims_sql.renew]
     await world.report(call, Progress(3, 20, device_s=3.0))
     with pytest.raises(RegistryUnavailableError):
         await failing

@@ -32,7 +32,7 @@ from deployments.sampler.memory_measure import (
 from deployments.sampler.memory_profile import MemoryProfile, SampleFootprint
 from deployments.sampler.peak_memory import high_water, process_peak
 from deployments.settings import ModelSettings
-from deployments.storage.model_store import CACHE_VARIABLE
+from deployments.storage.models.store import CACHE_VARIABLE
 from serve_app.config import load_settings
 from tests.support import ROOT
 from tests.support.workers.fakes import SHAPES, captured, worker_settings

@@ -50,8 +50,8 @@ from deployments.sampler.mochi_sampler import (
 )
 from deployments.sampler.state import SampleState
 from deployments.settings import LoraSettings, WorkerSettings
-from deployments.storage.lora_files import LoraFiles
-from deployments.storage.model_store import CACHE_VARIABLE
+from deployments.storage.models.lora_files import LoraFiles
+from deployments.storage.models.store import CACHE_VARIABLE
 from deployments.storage.work_files import FORMAT, HEADER, WorkLabel, pack
 from deployments.storage.work_revision import work_revision
 from tests.support.workers.fakes import (

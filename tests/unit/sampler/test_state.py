@@ -17,7 +17,7 @@ from deployments.messages import VideoSpec
 from deployments.mochi.denoise import initial_noise
 from deployments.sampler.state import Checkpoints, SampleState, pack, unpack
 from deployments.step_rules import StepRules
-from deployments.storage.safetensors_file import safetensors_header
+from deployments.storage.models.safetensors_file import safetensors_header
 from deployments.storage.work_files import HEADER
 from tests.support.workers.fakes import captured
 from tests.support.workers.memory_store import MemoryStore

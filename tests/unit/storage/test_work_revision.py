@@ -11,8 +11,8 @@ from deployments.dtypes import DtypeName, Dtypes
 from deployments.errors import PermanentError
 from deployments.messages import Stage
 from deployments.settings import ModelSettings
+from deployments.storage.models.weight_files import INDEX
 from deployments.storage.object_store import Bucket
-from deployments.storage.weight_files import INDEX
 from deployments.storage.work_revision import work_revision
 from tests.support.workers.fakes import SHAPES, worker_settings
 from tests.support.workers.memory_store import MemoryStore

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from deployments.storage.bucket_models import FetchOptions, fetch_files
 from deployments.storage.fetching.errands import Chunk, PeerError, Place
-from deployments.storage.file_hashes import HashRecord
+from deployments.storage.models.bucket import FetchOptions, fetch_files
+from deployments.storage.models.file_hashes import HashRecord
 from deployments.weights_exchange.directory import Answer, Ask, Directory, DirectoryAwayError, Join, WeightsDirectory
 from deployments.weights_exchange.node import NodeExchange
 from deployments.weights_exchange.peers import Peers

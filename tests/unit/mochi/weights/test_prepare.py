@@ -17,11 +17,11 @@ from deployments.mochi.weights.loading import load_text_encoder, load_transforme
 from deployments.mochi.weights.prepare import PAGE_BYTES, Prepared, Wanted, prepare_model
 from deployments.settings import ModelSettings
 from deployments.storage.fetching.chunk_list import CHUNK_LIST, ChunkList
-from deployments.storage.file_hashes import listed_hashes
-from deployments.storage.model_layout import FolderFiles, shard_tensors
-from deployments.storage.model_store import model_fingerprint, model_folder
+from deployments.storage.models.file_hashes import listed_hashes
+from deployments.storage.models.layout import FolderFiles, shard_tensors
+from deployments.storage.models.store import model_fingerprint, model_folder
+from deployments.storage.models.weight_files import PARTS, STEMS
 from deployments.storage.object_store import Bucket
-from deployments.storage.weight_files import PARTS, STEMS
 from tests.support.workers.fakes import SHAPES, worker_settings
 from tests.support.workers.memory_store import MemoryStore
 from tests.support.workers.published_model import published_model

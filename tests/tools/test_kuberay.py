@@ -534,7 +534,7 @@ def test_the_command_that_makes_the_first_key_works(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(app, shlex.split(line))
     assert done.exit_code == 0, done.output
-    assert re.search(r"ms-\w+", done.output)
+    assert re.search(r"ms-[\w-]{43}", done.output)
 
 
 def test_the_guide_names_what_there_is() -> None:

@@ -53,12 +53,7 @@ T = TypeVar("T")
 SICKENING = frozenset(failure.value for failure in DeviceFailure)
 """Codes of failures after which the replica must be replaced."""
 
-STRETCHES = {
-    Stage.ENCODING: "encode",
-    Stage.SAMPLING: "sample",
-    Stage.DECODING: "decode",
-    Stage.EMBEDDING: "embed",
-}
+STRETCHES = {Stage.ENCODING: "encode", Stage.SAMPLING: "sample", Stage.DECODING: "decode"}
 """What the span of a stage's task is called."""
 
 Work = Callable[[RunningTask], Awaitable[Event | None]]

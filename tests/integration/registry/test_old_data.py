@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, create_engine
 
 from deployments.clip import LatentShape
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key, video_key
-from deployments.messages import VIDEO_STAGES, Stage
+from deployments.messages import Stage
 from serve_app.database import engine as database_engine
 from serve_app.jobs import JobState, Submission
 from tests.support.workers.fakes import spec
@@ -122,7 +122,7 @@ async def test_a_data_folder_of_each_version_opens_and_what_waits_in_it_ends(dat
     write_database(database_url, revision)
     pipeline = Pipeline(database_url, max_attempts=2)
     write_objects(pipeline.store)
-    pipeline.start(*VIDEO_STAGES)
+    pipeline.start(*Stage)
     ended = await asyncio.gather(
         *(pipeline.until(each, lambda job: job.state is JobState.COMPLETED) for each in WAITING)
     )

@@ -199,7 +199,7 @@ class ReplicaInfo:
     device: str  # as in Started
     model: str
     max_tokens: int | None = None  # of the largest sample that fits its memory, if known; see ClipShape.tokens
-    revision: str | None = None  # of the model, see `model_store.source_revision`
+    revision: str | None = None  # of the model, see `models.store.source_revision`
     problem: str | None = None  # why it takes no tasks though it is not told to leave, for people
 
 

@@ -153,7 +153,7 @@ def preview_image(preview: PreviewMap, latents: Tensor) -> bytes:
 
 
 def preview_key(revision: str) -> str:
-    """The object with the map of the transformer of this revision (`model_store.model_fingerprint`)."""
+    """The object with the map of the transformer of this revision (`models.store.model_fingerprint`)."""
     return f"models/{revision}/{FILE}"
 
 

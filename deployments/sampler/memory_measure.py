@@ -166,8 +166,8 @@ def memory_profile(
     """The profile of this model on this device: from the cache folder, or measured now and kept there.
 
     Args:
-        revision: of the transformer, see `model_store.model_fingerprint`, and of what else `measure` steps with.
-        cache: the models' cache folder; by default `model_store.default_cache()`.
+        revision: of the transformer, see `models.store.model_fingerprint`, and of what else `measure` steps with.
+        cache: the models' cache folder; by default `models.store.default_cache()`.
         form: of the blocks that `measure` runs.
         rows_at_once: of the forward passes that it runs.
     """

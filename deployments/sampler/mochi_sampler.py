@@ -46,7 +46,7 @@ MODEL_PARTS = ("transformer",)
 class SamplerParts:
     """What a sampler works with."""
 
-    revision: str  # of the transformer, see `model_store.model_fingerprint`
+    revision: str  # of the transformer, see `models.store.model_fingerprint`
     prepare: Callable[[SampleState, Sequence[Sample]], Sample]  # see `Denoiser.prepare`
     step: Step
     warm_up: Callable[[], object]

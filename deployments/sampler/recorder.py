@@ -59,7 +59,7 @@ class SampleRecorder:
     Args:
         model_folder: may hold the model's preview map.
         store: where checkpoints lie, and the preview map if the folder has none.
-        transformer: the revision of the transformer alone, see `model_store.model_fingerprint`.
+        transformer: the revision of the transformer alone, see `models.store.model_fingerprint`.
         dtype: of the model.
         sampling: how often to write and to send.
         report: tells the registry of a checkpoint.

@@ -296,7 +296,7 @@ class Dispatcher:
         finally:
             del self._calls[lease.token]
             self._state.wake.set()
-        if self._state.leases.find(job.id, lease.token) is lease:
+        if self._state.leases.holds(lease):
             await self._lost_attempts.lose(lease, reason, replica_died)
 
     def _may_go_to(self, replica: str, lease: Lease) -> bool:
@@ -352,8 +352,7 @@ class Dispatcher:
 
         A replica that hangs never ends it; when the lease would have lapsed, nothing is expected of it any more.
         """
-        is_over = self._state.leases.find(lease.job_id, lease.token) is not lease
-        return is_over and time.monotonic() < lease.deadline
+        return not self._state.leases.holds(lease) and time.monotonic() < lease.deadline
 
     def _park(self, leases: Iterable[Lease]) -> None:
         for lease in leases:

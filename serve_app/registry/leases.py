@@ -223,8 +223,12 @@ class LeaseTable:
         """Whether to write a renewal to SQL: a few times per lease, not at every report."""
         return now - lease.saved_at >= self.lease_s / self.saves_per_lease
 
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease has not ended."""
+        return self._by_job.get(lease.job_id) is lease
+
     def remove(self, lease: Lease) -> None:
-        if self._by_job.get(lease.job_id) is lease:
+        if self.holds(lease):
             del self._by_job[lease.job_id]
 
     def lapsed(self, now: float) -> list[Lease]:

@@ -147,7 +147,7 @@ class RegistryState:
 
     def end_lease(self, lease: Lease) -> None:
         """The lease is over: what its tenant was booked becomes what was used."""
-        if self.leases.find(lease.job_id, lease.token) is not lease:
+        if not self.leases.holds(lease):
             return
         self.leases.remove(lease)
         if lease.charge is not None:
@@ -156,7 +156,7 @@ class RegistryState:
 
     def stop_lost_lease(self, lease: Lease) -> None:
         """SQL has another lease or none: another registry has the job. Its worker here must stop."""
-        if self.leases.find(lease.job_id, lease.token) is not lease:
+        if not self.leases.holds(lease):
             return  # it has ended here while SQL was asked
         with lease.in_log():
             log.warning("its lease is gone from the database; its replica is told to stop")

@@ -39,7 +39,7 @@ def folder_of_chosen(
         setting: that names the source, for errors.
         patterns: of the names that are looked at on the hub.
         choose: of the names of the files at the top of the source, those that are needed; what it raises comes out.
-        open_bucket: as `cache`, `hub`, `pins` and `options` of `model_store.model_folder`.
+        open_bucket: as `cache`, `hub`, `pins` and `options` of `models.store.model_folder`.
         hashes: of files that were fetched before.
 
     Raises:

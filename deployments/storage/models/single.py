@@ -34,7 +34,7 @@ def single_model_folder(
         setting: that names the source, for errors: `proteins.source`.
         architectures: the classes that are supported, of which the model's config.json must name one.
         dtype: that it computes in: of several variants of the weights, the one that fits is taken.
-        open_bucket: as `cache`, `hub`, `pins` and `options` of `model_store.model_folder`.
+        open_bucket: as `cache`, `hub`, `pins` and `options` of `models.store.model_folder`.
 
     Raises:
         PermanentError: as `model_folder` does.

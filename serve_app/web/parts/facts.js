@@ -48,10 +48,10 @@ function History({ video }) {
   }, [unfolded, video.state]);
   return html`<details class="history" onToggle=${(event) => setUnfolded(event.currentTarget.open)}>
     <summary>${FINAL.has(video.state) ? 'What happened' : 'What has happened so far'}</summary>
+    <p><a href="status#${video.id}">Its way through the server, on a time axis</a></p>
     <ol>
       ${moves.map((move, n) => html`<${Move} key=${n} ...${move} />`)}
     </ol>
-    <p><a href="status#${video.id}">Its way through the server, on a time axis</a></p>
     <${ProblemText} problem=${problem} />
   </details>`;
 }

@@ -58,7 +58,7 @@ def running_prometheus(
     folder: Path,
     url: str,
     key: str | None = None,
-    every_s: int = 1,
+    every_s: int = 5,
     rules: Path | None = None,
     ray_targets: Path | None = None,
 ) -> Iterator[Prometheus]:
@@ -68,7 +68,8 @@ def running_prometheus(
         folder: for its files.
         url: of the server, whose /metrics is read.
         key: an API key to read it with.
-        every_s: between two scrapes, and two evaluations of the rules.
+        every_s: between two scrapes, and two evaluations of the rules. A page that comes later than that counts as no
+            page, and all its series as gone: a second is too little on a busy machine.
         rules: a file of alerts.
         ray_targets: the file in which Ray names the pages of its nodes, which are read too.
     """

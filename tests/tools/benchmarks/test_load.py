@@ -99,8 +99,9 @@ async def _make_all(app: MemoryApp) -> None:
 
 
 async def run_clients(app: MemoryApp, folder: Path) -> dict[str, Any]:
-    command = ["-m", "locust", "-f", "benchmarks/load_parts/users.py", "--headless", f"--host={app.url}", "--users=20"]
-    command += ["--spawn-rate=20", "--measure=6", "--videos-a-second=4", f"--figures={folder / 'f.json'}"]
+    command = ["-m", "locust", "-f", "benchmarks/load_parts/users.py", "--headless", f"--host={app.url}", "--users=40"]
+    # In the time that is measured, half of them submit a video and half look around.
+    command += ["--spawn-rate=40", "--measure=6", "--videos-a-second=3", f"--figures={folder / 'f.json'}"]
     ran = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
     _, errors = await ran.communicate()
     assert (folder / "f.json").exists(), errors.decode()

@@ -21,7 +21,7 @@ from benchmarks.autoscaling_parts.cluster import Cluster, Outcome
 from benchmarks.autoscaling_parts.hindsight import least_gpu_s
 from benchmarks.autoscaling_parts.policies import AllPolicy, OurPolicy, Policy, ServePolicy
 from benchmarks.autoscaling_parts.traffic import GPUS, draw_day
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
 from serve_app.scheduling.scaling.capacity import MARGIN_S
@@ -86,7 +86,7 @@ def day(gpus: int, start_s: float, seed: int, names: Sequence[str]) -> dict[str,
         "start_s": start_s,
         "seed": seed,
         "jobs": len(traffic.jobs),
-        "work_gpu_h": hours({s: GPUS[s] * sum(job.seconds[s] for job in traffic.jobs) for s in Stage}),
+        "work_gpu_h": hours({s: GPUS[s] * sum(job.seconds[s] for job in traffic.jobs) for s in VIDEO_STAGES}),
         "least_gpu_h": hours(least_s),
         "policies": {name: summary(outcome, sum(least_s.values())) for name, outcome in outcomes.items()},
     }

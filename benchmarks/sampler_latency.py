@@ -275,7 +275,7 @@ async def _seconds_a_step(one: Replica, task: StageTask) -> float:
     first = len(one.times.begun)
     await one.sampler.run(task)
     _expect(one.log, task, Finished)
-    return (one.times.ended[-1] - one.times.begun[first]) / task.spec.num_inference_steps
+    return (one.times.ended[-1] - one.times.begun[first]) / task.video.num_inference_steps
 
 
 def cost(on: Sequence[float], off: Sequence[float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The storage keys of a job's objects: the one place that writes and parses them.
 
-Work files lie under jobs/<job id>/, what clients get under videos/. A key of any other form is not
+Work files lie under jobs/<job id>/, what clients get under videos/ and proteins/. A key of any other form is not
 ours, whatever it begins with.
 """
 
@@ -11,6 +11,15 @@ from typing import Literal
 
 WORK_PREFIX = "jobs/"
 VIDEO_PREFIX = "videos/"
+PROTEIN_PREFIX = "proteins/"
+
+
+class FileKind(StrEnum):
+    """Who needs a file."""
+
+    WORK = "work"  # the next stage, or the next attempt
+    RESULT = "result"  # the client
+
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 """The files of a finished video: the mp4, its poster, and small frames of the whole video (both WebP)."""
@@ -18,8 +27,13 @@ Variant = Literal["video", "thumbnail", "spritesheet"]
 _SUFFIXES: dict[Variant, str] = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".sprites.webp"}
 
 _JOB_ID = "(?P<job_id>video_[0-9a-f]{32})"
-_WORK_FILE = re.compile(rf"{WORK_PREFIX}{_JOB_ID}/(?:prompt_embeds|latents|sample-[0-9]{{5,}})\.safetensors")
-_VIDEO_FILE = re.compile(rf"{VIDEO_PREFIX}{_JOB_ID}(?:{'|'.join(map(re.escape, _SUFFIXES.values()))})")
+_PROTEIN_JOB_ID = "(?P<job_id>proteins_[0-9a-f]{32})"
+_FORMS = (
+    (FileKind.WORK, rf"{WORK_PREFIX}{_JOB_ID}/(?:prompt_embeds|latents|sample-[0-9]{{5,}})\.safetensors"),
+    (FileKind.RESULT, rf"{VIDEO_PREFIX}{_JOB_ID}(?:{'|'.join(map(re.escape, _SUFFIXES.values()))})"),
+    (FileKind.WORK, rf"{WORK_PREFIX}{_PROTEIN_JOB_ID}/part-[0-9]{{5,}}\.json"),
+    (FileKind.RESULT, rf"{PROTEIN_PREFIX}{_PROTEIN_JOB_ID}/part-[0-9]{{5,}}\.(?:safetensors|npz)"),
+)
 
 
 def prompt_embeds_key(job_id: str) -> str:
@@ -57,11 +71,24 @@ def video_keys(job_id: str) -> list[str]:
     return [video_key(job_id, variant) for variant in _SUFFIXES]
 
 
-class FileKind(StrEnum):
-    """Who needs a file."""
+def asked_part_key(job_id: str, part: int) -> str:
+    """A part of a file of proteins as it was sent: its sequences."""
+    return f"{work_prefix(job_id)}part-{part:05}.json"
 
-    WORK = "work"  # the next stage, or the next attempt
-    VIDEO = "video"  # the client
+
+def answered_part_key(job_id: str, part: int, file_format: str) -> str:
+    """The answers to a part of a file of proteins."""
+    return f"{answers_prefix(job_id)}part-{part:05}.{file_format}"
+
+
+def answers_prefix(job_id: str) -> str:
+    """What the keys of all answers to a file of proteins begin with."""
+    return f"{PROTEIN_PREFIX}{job_id}/"
+
+
+def is_of_proteins(job_id: str) -> bool:
+    """Whether it is the id of a job for a file of proteins."""
+    return job_id.startswith("proteins_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +102,7 @@ class JobFile:
 
 def parse_key(key: str) -> JobFile | None:
     """The job and kind of a key; None unless it has exactly a form that is written here."""
-    for kind, form in ((FileKind.WORK, _WORK_FILE), (FileKind.VIDEO, _VIDEO_FILE)):
-        if match := form.fullmatch(key):
+    for kind, form in _FORMS:
+        if match := re.fullmatch(form, key):
             return JobFile(key, match["job_id"], kind)
     return None

@@ -4,20 +4,39 @@ Tensors and videos travel through object storage, under the keys of `deployments
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from deployments.clip import ClipShape
 from deployments.step_rules import DEFAULT_RULES, Quality, StepPlan, StepRules, step_plan
 
 
 class Stage(StrEnum):
-    """The stages of a job in their order; the value is also the name of the job's running state."""
+    """The stages of jobs; the value is also the name of the job's running state."""
 
     ENCODING = "encoding"
     SAMPLING = "sampling"
     DECODING = "decoding"
+    EMBEDDING = "embedding"  # of a file of protein sequences
+
+
+class JobKind(StrEnum):
+    """What a job makes."""
+
+    VIDEO = "video"
+    PROTEINS = "proteins"
+
+
+STAGES: Mapping[JobKind, tuple[Stage, ...]] = {
+    JobKind.VIDEO: (Stage.ENCODING, Stage.SAMPLING, Stage.DECODING),
+    JobKind.PROTEINS: (Stage.EMBEDDING,),
+}
+"""The stages of a job of each kind, in their order."""
+
+VIDEO_STAGES = STAGES[JobKind.VIDEO]
+STEPPED = frozenset({Stage.SAMPLING, Stage.EMBEDDING})
+"""Stages that go by steps: each is counted, and between two of them a job can be parked and go on elsewhere."""
 
 
 class Directive(StrEnum):
@@ -40,6 +59,8 @@ class LoraChoice:
 class VideoSpec:
     """All that determines a video."""
 
+    kind: ClassVar[JobKind] = JobKind.VIDEO
+
     prompt: str
     negative_prompt: str
     width: int  # pixels, a multiple of 16
@@ -54,6 +75,11 @@ class VideoSpec:
     rules: StepRules = DEFAULT_RULES  # of the quality when the video was asked for: it stays when settings change
     lora: str | None = None  # the name of one in the settings, as it was asked for
     lora_scale: float = 1.0  # by how much it counts; 0 is as if there were none
+
+    @property
+    def steps(self) -> int:
+        """Of its stage that goes by steps."""
+        return self.num_inference_steps
 
     @property
     def clip(self) -> ClipShape:
@@ -102,6 +128,41 @@ _SPEC_FIELDS = tuple(one.name for one in fields(VideoSpec))
 
 
 @dataclass(frozen=True, slots=True)
+class ProteinSpec:
+    """All that determines the answers to a file of protein sequences, but for the file: its parts are in storage."""
+
+    kind: ClassVar[JobKind] = JobKind.PROTEINS
+
+    parts: int  # that the file was cut into; each is a step
+    sequences: int
+    tokens: int  # of all passes of the model, about
+    options: Mapping[str, Any]  # what is wanted of each sequence, as requests for a few say it
+    format: Literal["safetensors", "npz"] = "safetensors"  # of the answers
+
+    @property
+    def steps(self) -> int:
+        """Of its stage that goes by steps."""
+        return self.parts
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept in SQL and in fingerprints."""
+        return {"kind": self.kind.value, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ProteinSpec":
+        """What `to_json` made."""
+        return cls(**{name: value for name, value in values.items() if name != "kind"})
+
+
+Spec = VideoSpec | ProteinSpec
+
+
+def spec_from_json(values: Mapping[str, Any]) -> Spec:
+    """What the `to_json` of either made; before there were two kinds, a video's told none."""
+    return ProteinSpec.from_json(values) if values.get("kind") == JobKind.PROTEINS else VideoSpec.from_json(values)
+
+
+@dataclass(frozen=True, slots=True)
 class StageTask:
     """One stage of one job, given to one replica under one lease."""
 
@@ -109,10 +170,16 @@ class StageTask:
     lease: str
     stage: Stage
     attempt: int
-    spec: VideoSpec
-    checkpoint_step: int = 0  # the denoising step of the newest checkpoint in storage, 0 if there is none
+    spec: Spec
+    checkpoint_step: int = 0  # the step of the newest checkpoint in storage, 0 if there is none
     traceparent: str | None = None  # of the span that its work is a part of
-    tenant: str | None = None  # whose job it is, for the log
+    tenant: str | None = None  # whose job it is
+
+    @property
+    def video(self) -> VideoSpec:
+        """The video that it is a part of; only a stage of videos asks."""
+        assert isinstance(self.spec, VideoSpec)
+        return self.spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +194,7 @@ class Started:
 class Progress:
     """What a replica has done of its task so far."""
 
-    done: int  # units: denoising steps while sampling, frames while decoding
+    done: int  # units: denoising steps while sampling, frames while decoding, parts while embedding
     total: int
     begun_at: int = 0  # where this replica began: the units done - begun_at are its own
     preview: bytes | None = None  # a small WebP of what the video looks like so far, a few times a job
@@ -137,16 +204,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
-    """A sample's state is whole in object storage."""
+    """What was done is whole in object storage."""
 
-    step: int  # denoising steps done
+    step: int  # steps done
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The replica let go of a sample; its state is whole in storage."""
+    """The replica let go of a job; what was done is whole in storage."""
 
-    step: int  # denoising steps done
+    step: int  # steps done
     reason: str  # for people
     device_s: float = 0.0  # as in Progress
     passes: float = 0.0  # as in Progress

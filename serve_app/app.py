@@ -119,6 +119,7 @@ def proteins(args: AppArgs) -> Application:
     """
     from deployments.embedder.protein_embedder import ProteinEmbedder
     from serve_app.proteins.app import ProteinIngress
+    from serve_app.proteins.files.worker import ProteinFiles
 
     settings = with_storage(with_absolute_paths(args.load()))
     section = settings.proteins
@@ -152,6 +153,15 @@ def proteins(args: AppArgs) -> Application:
             logging=settings.logging,
         )
     )
+    worker: Any = ProteinFiles
+    files: Application = worker.options(
+        ray_actor_options={"num_cpus": 0, "resources": settings.registry.resources},
+        max_ongoing_requests=section.files_at_once,
+        graceful_shutdown_timeout_s=section.group_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        **_log_options(settings.logging),
+    ).bind(settings=settings, proteins=section, registry=REGISTRY, embedder=model)
     ingress: Any = ProteinIngress
     http_side = _http_side(ingress, settings, section.min_http_replicas, section.max_http_replicas, most_ongoing=4_000)
     application: Application = http_side.bind(
@@ -161,6 +171,7 @@ def proteins(args: AppArgs) -> Application:
         loopback_only=host is not None and is_loopback(host),
         logical_devices=devices.count,
         embedder=model,
+        files=files,
     )
     return application
 

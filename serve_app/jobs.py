@@ -1,7 +1,8 @@
 """A job and its moves. No I/O.
 
-queued -> encoding -> queued -> sampling -> queued -> decoding -> completed. `queued` means: waiting
-for a slot of `stage`; a running state means: a replica holds the job's lease. From any running
+queued -> encoding -> queued -> sampling -> queued -> decoding -> completed, of a video; of a file of
+proteins queued -> embedding -> completed. `queued` means: waiting for a slot of `stage`; a running
+state means: a replica holds the job's lease. From any running
 state a lost or failed attempt goes back to `queued` at the same stage, one whose input cannot be
 used at the stage before, and every live state may end in `failed` or `cancelled`.
 """
@@ -15,7 +16,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple, Self
 
 from deployments.logs.ids import log_ids
-from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from deployments.messages import STAGES, JobKind, ReplicaInfo, Spec, Stage, VideoSpec
 from deployments.step_rules import Quality
 from deployments.tracing.context import TraceContext, context_of_job
 from serve_app.config import DAY_S, RetentionSettings
@@ -27,6 +28,7 @@ class JobState(StrEnum):
     ENCODING = "encoding"
     SAMPLING = "sampling"
     DECODING = "decoding"
+    EMBEDDING = "embedding"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -84,7 +86,7 @@ TIERS = tuple(Tier)
 DEFAULT_TENANT = "default"
 Order = Literal["asc", "desc"]
 
-RUNNING = frozenset({JobState.ENCODING, JobState.SAMPLING, JobState.DECODING})
+RUNNING = frozenset({JobState.ENCODING, JobState.SAMPLING, JobState.DECODING, JobState.EMBEDDING})
 FINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
 _ENDS = {JobState.FAILED, JobState.CANCELLED}
@@ -93,27 +95,32 @@ MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.ENCODING: frozenset({JobState.QUEUED} | _ENDS),
     JobState.SAMPLING: frozenset({JobState.QUEUED} | _ENDS),
     JobState.DECODING: frozenset({JobState.QUEUED, JobState.COMPLETED} | _ENDS),
+    JobState.EMBEDDING: frozenset({JobState.QUEUED, JobState.COMPLETED} | _ENDS),
     JobState.COMPLETED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),
 }
 
 NEXT_STAGE: dict[Stage, Stage | None] = {
-    Stage.ENCODING: Stage.SAMPLING,
-    Stage.SAMPLING: Stage.DECODING,
-    Stage.DECODING: None,
+    stage: after for stages in STAGES.values() for stage, after in zip(stages, (*stages[1:], None), strict=True)
 }
 
 STAGE_BEFORE: dict[Stage, Stage] = {after: stage for stage, after in NEXT_STAGE.items() if after is not None}
 """The stage whose output each takes; the first one takes none."""
 
 
-def new_job_id() -> str:
-    """`video_` and 32 hex digits: the time in milliseconds, then 80 random bits.
+STAGES_FROM: dict[Stage, tuple[Stage, ...]] = {
+    stage: stages[n:] for stages in STAGES.values() for n, stage in enumerate(stages)
+}
+"""Each stage and those that follow it."""
+
+
+def new_job_id(kind: JobKind = JobKind.VIDEO) -> str:
+    """The kind, `_` and 32 hex digits: the time in milliseconds, then 80 random bits.
 
     So ids that are made together lie together in an index.
     """
-    return f"video_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    return f"{kind}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 def check_move(old: JobState, new: JobState) -> None:
@@ -166,14 +173,14 @@ class Job:
 
     id: str
     model: str
-    spec: VideoSpec
+    spec: Spec
     state: JobState
     stage: Stage  # the stage that it runs or waits for
     attempt: int  # 1 and up; grows when a stage failed or nothing was heard of it, not when its replica died
     created_at: float
-    step: int = 0  # denoising steps done, of spec.num_inference_steps
+    step: int = 0  # steps done, of spec.steps
     checkpoint_step: int = 0  # a new attempt begins at this step
-    steps_run: int = 0  # denoising steps run in all; more than `step` if some were lost and run again
+    steps_run: int = 0  # steps run in all; more than `step` if some were lost and run again
     progress: float = 0.0  # of the whole job, 0 to 1
     tenant: str = DEFAULT_TENANT
     tier: Tier = Tier.STANDARD
@@ -199,6 +206,16 @@ class Job:
     place: Place | None = None  # not in SQL: filled in by a registry
     preview_step: int | None = None  # the step of its newest preview; not in SQL
     last_move: Move | None = field(default=None, compare=False)  # only from the write that made it
+
+    @property
+    def kind(self) -> JobKind:
+        return self.spec.kind
+
+    @property
+    def video(self) -> VideoSpec:
+        """What is made, if it is a video: whoever asks knows that."""
+        assert isinstance(self.spec, VideoSpec)
+        return self.spec
 
     @property
     def final(self) -> bool:
@@ -239,7 +256,7 @@ class Submission:
 
     job_id: str
     model: str
-    spec: VideoSpec
+    spec: Spec
     tenant: str = DEFAULT_TENANT
     tier: Tier = Tier.STANDARD
     idempotency_key: str | None = None  # the client's name for the request: for a day, one job a key and tenant
@@ -252,6 +269,12 @@ class Submission:
     draft: VideoSpec | None = None  # may be made in place of `spec` where that would wait for long
     traceparent: str | None = None  # as in Job
 
+    @property
+    def video(self) -> VideoSpec:
+        """As of Job."""
+        assert isinstance(self.spec, VideoSpec)
+        return self.spec
+
     def as_draft(self, wait_s: float, limit_s: float) -> Self:
         """The same for its draft.
 
@@ -259,8 +282,8 @@ class Submission:
             wait_s: how long it would wait, as forecast.
             limit_s: how long it may.
         """
+        full = self.video
         assert self.draft is not None
-        full = self.spec
         reason = DraftReason(
             wait_s=round(wait_s, 1),
             limit_s=limit_s,
@@ -277,7 +300,7 @@ class Submission:
             model=self.model,
             spec=self.spec,
             state=JobState.QUEUED,
-            stage=Stage.ENCODING,
+            stage=STAGES[self.spec.kind][0],
             attempt=1,
             created_at=at,
             available_at=at,
@@ -288,7 +311,7 @@ class Submission:
             requested=self.requested,
             cancel_at=None if self.cancel_after_s is None else at + self.cancel_after_s,
             traceparent=self.traceparent,
-            last_move=first_move(at),
+            last_move=first_move(at, self.spec.kind),
         )
 
     def repeats(self, fingerprint: str, sent_fingerprint: str | None) -> bool:
@@ -305,9 +328,9 @@ class Acceptance:
     repeated: bool  # an earlier submission with this id or idempotency key made the job
 
 
-def first_move(at: float) -> Move:
+def first_move(at: float, kind: JobKind = JobKind.VIDEO) -> Move:
     """The first entry of every history; it is in the job's row and nowhere else."""
-    return Move(at, JobState.QUEUED, Stage.ENCODING, 1, "accepted")
+    return Move(at, JobState.QUEUED, STAGES[kind][0], 1, "accepted")
 
 
 def expires_at(job: Job, retention: RetentionSettings) -> int | None:
@@ -341,18 +364,20 @@ NOTHING_EXPIRES = Expiry()
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a listing holds. A field that is empty or None restricts nothing."""
+    """Which jobs of a kind a listing holds. A field that is empty or None restricts nothing."""
 
     states: tuple[JobState, ...] = ()
     tenant: str | None = None
     created_after: float | None = None  # Unix seconds, inclusive
     created_before: float | None = None  # Unix seconds, exclusive
     expiry: Expiry = NOTHING_EXPIRES  # jobs that have expired are in no listing
+    kind: JobKind = JobKind.VIDEO
 
     def matches(self, job: Job) -> bool:
         """Whether the job is in the listing."""
         return (
             not self.expiry.has_passed(job)
+            and job.kind is self.kind
             and (not self.states or job.state in self.states)
             and self.tenant in (None, job.tenant)
             and (self.created_after is None or job.created_at >= self.created_after)
@@ -360,14 +385,14 @@ class JobFilter:
         )
 
 
-EVERY_JOB = JobFilter()
+EVERY_VIDEO = JobFilter()
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Work of replicas for a job. Readings of a replica are subtracted, parts of a job are added."""
 
-    steps: int = 0  # denoising steps
+    steps: int = 0  # of the stage that goes by steps
     device_s: float = 0.0  # seconds of a device
     passes: float = 0.0  # of the model; a pass counts in parts for the samples in it, as its seconds do
 
@@ -397,9 +422,18 @@ class Health:
     starting: dict[Stage, tuple[float, ...]] = field(default_factory=dict)  # when each is likely there, Unix seconds
 
 
+_PROGRESS = {
+    Stage.ENCODING: (0.0, 0.02),
+    Stage.SAMPLING: (0.02, 0.88),
+    Stage.DECODING: (0.90, 0.10),
+    Stage.EMBEDDING: (0.0, 1.0),
+}
+"""Where each stage begins in its job, and how much of it it is."""
+
+
 def overall_progress(stage: Stage, done: int, total: int) -> float:
     """Share of the whole job done, 0 to 1; sampling is nearly all of the work."""
-    start, width = {Stage.ENCODING: (0.0, 0.02), Stage.SAMPLING: (0.02, 0.88), Stage.DECODING: (0.90, 0.10)}[stage]
+    start, width = _PROGRESS[stage]
     return start + width * (done / total if total else 0.0)
 
 

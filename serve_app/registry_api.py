@@ -64,7 +64,7 @@ class RegistryApi(WorkerRegistry, Protocol):
         ...
 
     async def park(self, job_id: str) -> bool:
-        """Ask the replica that samples the job to park it at the next step; False if none does."""
+        """Ask the replica that works on the job to park it at the next step; False if none does, or it has no steps."""
         ...
 
     async def poll_feed(self, follower: str, cursor: Cursor) -> Batch:

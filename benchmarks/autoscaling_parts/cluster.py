@@ -11,7 +11,7 @@ import simpy
 
 from benchmarks.autoscaling_parts.policies import Policy, StageView
 from benchmarks.autoscaling_parts.traffic import DAY_S, GPUS, SimulatedJob, Traffic
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import NEXT_STAGE, TIERS, Tier
 
@@ -41,8 +41,10 @@ class Replica:
 class Outcome:
     """What a day cost, and how long its jobs waited."""
 
-    paid_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))  # of replicas, not of GPUs
-    starting_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))  # in that
+    paid_s: dict[Stage, float] = field(
+        default_factory=lambda: dict.fromkeys(VIDEO_STAGES, 0.0)
+    )  # of replicas, not of GPUs
+    starting_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(VIDEO_STAGES, 0.0))  # in that
     starts: int = 0  # of samplers
     most_samplers: int = 0
     moved: int = 0  # samples that went to another replica because theirs was stopped
@@ -69,9 +71,9 @@ class Cluster:
         self._start_s = start_s
         self._come = 0  # how many of them have come
         self._live: dict[SimulatedJob, None] = {}
-        self._waiting: dict[Stage, list[SimulatedJob]] = {stage: [] for stage in Stage}
-        self._replicas: dict[Stage, list[Replica]] = {stage: [] for stage in Stage}
-        self._targets = dict.fromkeys(Stage, 0)
+        self._waiting: dict[Stage, list[SimulatedJob]] = {stage: [] for stage in VIDEO_STAGES}
+        self._replicas: dict[Stage, list[Replica]] = {stage: [] for stage in VIDEO_STAGES}
+        self._targets = dict.fromkeys(VIDEO_STAGES, 0)
         self._names = itertools.count()
         self._outcome = Outcome()
 
@@ -97,7 +99,7 @@ class Cluster:
         while True:
             jobs, coming = list(self._live), islice(self._arrivals, self._come, None)
             self._policy.look(jobs, coming, self._env.now)
-            for stage in Stage:
+            for stage in VIDEO_STAGES:
                 self._set_target(stage, self._policy.replicas(self._view(stage)))
             yield self._env.timeout(max(DECIDE_EVERY_S, self._start_s / DECISIONS_PER_START))
 

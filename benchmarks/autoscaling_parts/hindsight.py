@@ -25,10 +25,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from benchmarks.autoscaling_parts.traffic import DAY_S, GPUS, SimulatedJob, Traffic
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.jobs import Tier
 
-STAGES = tuple(Stage)
+STAGES = VIDEO_STAGES
 STEP_S = 120.0  # spans and gaps begin and end at its multiples
 LONGEST_SPAN_S = 7200.0
 LONGEST_GAP_S = 7200.0  # to count less of a longer one is less, and so still a bound

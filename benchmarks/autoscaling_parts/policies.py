@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from benchmarks.autoscaling_parts.traffic import DAY_S, SimulatedJob
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.config import SchedulingSettings
 from serve_app.jobs import Tier
 from serve_app.scheduling.scaling.capacity import Fleet, LiveJob, StageNeed, demand, replicas_needed
@@ -81,7 +81,7 @@ class OurPolicy:
 
     def __post_init__(self) -> None:
         self._arrivals = Arrivals(self.targets_s)
-        self._scalers = {stage: Scaler(self.hold_s, self.patience_s) for stage in Stage}
+        self._scalers = {stage: Scaler(self.hold_s, self.patience_s) for stage in VIDEO_STAGES}
 
     def note(self, job: SimulatedJob) -> None:
         self._arrivals.note(job.tier, job.seconds, job.created_at)
@@ -129,8 +129,10 @@ class ServePolicy:
     _requests: Counter[Stage] = field(default_factory=Counter)
     _ray: Any = field(init=False)
     _config: Any = field(init=False)
-    _states: dict[Stage, dict[str, Any]] = field(default_factory=lambda: {stage: {} for stage in Stage})
-    _seen: dict[Stage, deque[tuple[float, int]]] = field(default_factory=lambda: {stage: deque() for stage in Stage})
+    _states: dict[Stage, dict[str, Any]] = field(default_factory=lambda: {stage: {} for stage in VIDEO_STAGES})
+    _seen: dict[Stage, deque[tuple[float, int]]] = field(
+        default_factory=lambda: {stage: deque() for stage in VIDEO_STAGES}
+    )
 
     def __post_init__(self) -> None:
         from ray.serve import autoscaling_policy

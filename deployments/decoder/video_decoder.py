@@ -93,7 +93,7 @@ class VideoDecoder(StageReplica):
 
     async def _read_latents(self, running: RunningTask) -> tuple[dict[str, str], Tensor]:
         """The latents of the task, with their header. Raises InputUnusableError: they must be made again."""
-        spec = running.task.spec
+        spec = running.task.video
         dtype = self._settings.dtypes["transformer"]
         label = WorkLabel(latents_key(running.task.job_id), self._revision, dtype, spec)
         header, tensors = await read_input(TaskStore(self._store, running), label)
@@ -113,7 +113,7 @@ class VideoDecoder(StageReplica):
 
     def _write_video(self, running: RunningTask, latents: Tensor, path: Path, fit: PreviewFit | None) -> Stills:
         """Write the mp4; returns the pictures."""
-        spec = running.task.spec
+        spec = running.task.video
         writer = self._open_writer(path, spec.width, spec.height, spec.fps, self._codec)
         try:
             stills = self._decode_into(writer, running, latents, fit)
@@ -126,7 +126,7 @@ class VideoDecoder(StageReplica):
 
     def _decode_into(self, writer: Mp4Writer, running: RunningTask, latents: Tensor, fit: PreviewFit | None) -> Stills:
         """Decode piece by piece; each goes into the mp4, the pictures and the preview map's fit beside the decoding."""
-        spec = running.task.spec
+        spec = running.task.video
         sprites = Spritesheet(spec.num_frames, spec.width, spec.height)
         middle_frame = b""
         done = 0

@@ -69,6 +69,18 @@ class ProteinSettings(Settings):
     max_http_replicas: int = Field(1, ge=1)
     max_body_bytes: int = Field(2_000_000, ge=10_000)
 
+    max_file_bytes: int = Field(1_000_000_000, ge=10_000, description="of a FASTA file that is sent as a job, unpacked")
+    max_file_sequences: int = Field(1_000_000, ge=1, description="of such a file")
+    part_sequences: int = Field(
+        1_000, ge=1, le=10_000, description="of a part of such a file, at most: its answers are an object in the store"
+    )
+    part_tokens: int = Field(
+        200_000,
+        ge=2_048,
+        description="tokens of all passes of such a part, at most: what a killed worker loses, and the grain of turns",
+    )
+    files_at_once: int = Field(4, ge=1, description="files that are worked on at a time, in turns")
+
     @property
     def served_name(self) -> str:
         """What clients call the model."""

@@ -7,7 +7,7 @@ from deployments.metrics.metric import Label, Metric
 PREFIX = "mochi_serve_"
 
 StartPhase = Literal["files", "weights", "graphs", "warm_up"]
-STAGES = ("encoding", "sampling", "decoding")
+STAGES = ("encoding", "sampling", "decoding", "embedding")
 QUALITIES = ("exact", "fast", "draft")
 LIVE_STATES = ("queued", *STAGES)
 END_STATES = ("completed", "failed", "cancelled")

@@ -173,13 +173,13 @@ class PromptEncoder(StageReplica):
     async def work(self, running: RunningTask) -> None:
         """Encode both prompts of the task and store the embeddings."""
         task = running.task
-        texts = task.spec.prompt, task.spec.negative_prompt
+        texts = task.video.prompt, task.video.negative_prompt
         # No seconds of the device are counted for what is kept: they would teach what a pass takes.
         if (tensors := self._encoder.kept(*texts)) is not None:
             logger.info("%s: the embeddings of both texts were kept", self.stage)
         else:
             tensors = await running.in_thread(self._encoder.encode, *texts)
         running.clock.lap("encode")
-        label = WorkLabel(prompt_embeds_key(task.job_id), self._revision, self._settings.model.dtype, task.spec)
+        label = WorkLabel(prompt_embeds_key(task.job_id), self._revision, self._settings.model.dtype, task.video)
         await TaskStore(self._store, running).put_result(label.key, pack(label, tensors), CONTENT_TYPE)
         running.clock.lap("store")

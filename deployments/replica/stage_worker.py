@@ -53,7 +53,12 @@ T = TypeVar("T")
 SICKENING = frozenset(failure.value for failure in DeviceFailure)
 """Codes of failures after which the replica must be replaced."""
 
-STRETCHES = {Stage.ENCODING: "encode", Stage.SAMPLING: "sample", Stage.DECODING: "decode"}
+STRETCHES = {
+    Stage.ENCODING: "encode",
+    Stage.SAMPLING: "sample",
+    Stage.DECODING: "decode",
+    Stage.EMBEDDING: "embed",
+}
 """What the span of a stage's task is called."""
 
 Work = Callable[[RunningTask], Awaitable[Event | None]]

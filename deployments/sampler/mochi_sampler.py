@@ -189,20 +189,20 @@ class MochiSampler(StageReplica):
 
     async def _load_state(self, running: RunningTask) -> SampleState:
         task = running.task
-        revision = sample_revision(self._revision, task.spec, self._loras)
+        revision = sample_revision(self._revision, task.video, self._loras)
         # A later attempt looks in any case: the report of the last checkpoint may not have reached the registry.
         may_have_checkpoint = task.checkpoint_step > 0 or task.attempt > 1
         if may_have_checkpoint:
-            newest = await self.recorder.checkpoints(running, revision).newest(task.job_id, task.spec)
+            newest = await self.recorder.checkpoints(running, revision).newest(task.job_id, task.video)
             if newest is not None:
                 RECORDER.count(names.RESUMES)
                 running.span.event("resumed", {"mochi_serve.step": newest.step})
                 return newest
         dtype = self._settings.dtypes["text_encoder"]
-        label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, dtype, task.spec)
+        label = WorkLabel(prompt_embeds_key(task.job_id), self._embeds_revision, dtype, task.video)
         _, embeds = await read_input(TaskStore(self._store, running), label)
-        noise = await asyncio.to_thread(initial_noise, task.spec)
-        return SampleState(task.spec, revision, self._model.dtype, 0, noise, embeds)
+        noise = await asyncio.to_thread(initial_noise, task.video)
+        return SampleState(task.video, revision, self._model.dtype, 0, noise, embeds)
 
     async def _denoise_in_memory(self, running: RunningTask, start: SampleState) -> Snapshot | None:
         """As `_denoise`, once there is memory for the sample; None if it is to be parked before."""
@@ -262,9 +262,9 @@ class MochiSampler(StageReplica):
 
     async def _store_latents(self, running: RunningTask, snapshot: Snapshot) -> None:
         task = running.task
-        label = WorkLabel(latents_key(task.job_id), self._revision, self._model.dtype, task.spec)
+        label = WorkLabel(latents_key(task.job_id), self._revision, self._model.dtype, task.video)
 
-        choice = task.spec.lora_choice
+        choice = task.video.lora_choice
         lora = {} if choice is None else {"lora": self._loras[choice.name]}
 
         def packed() -> bytes:

@@ -262,7 +262,7 @@ class StepLoop:
         finally:
             took = self._now_ns() - begun
             self._batcher.count_pass(batch, took)
-            count_step(batch[0].running.task.spec, samples, took)
+            count_step(batch[0].running.task.video, samples, took)
             for entry, share in zip(batch, shares(took, samples), strict=True):
                 entry.running.add_device_ns(share, passes=share / took if took else 1 / len(batch))
 

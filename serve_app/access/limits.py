@@ -102,18 +102,18 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DayBooking:
-    """GPU-seconds of a tenant's day with one more video."""
+    """GPU-seconds of a tenant's day with one more job."""
 
-    used_s: float  # of its videos that ended today (UTC)
+    used_s: float  # of its jobs that ended today (UTC)
     booked_s: float  # estimated, of those that have not ended
-    cost_s: float  # estimated, of the new video
+    cost_s: float  # estimated, of the new one
 
 
 NOTHING_BOOKED = DayBooking(used_s=0.0, booked_s=0.0, cost_s=0.0)
 
 
 class Quotas:
-    """What new videos of tenants are counted against. Kept by the registry, which alone knows all of a tenant's videos.
+    """What new jobs of tenants are counted against. Kept by the registry, which alone knows all of a tenant's jobs.
 
     Args:
         clock: seconds that never go back, for the limits a minute.
@@ -122,8 +122,10 @@ class Quotas:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._videos = RateLimits(clock)
 
-    def refusal(self, tenant: Tenant | None, booking: DayBooking, now: float) -> RateLimitError | None:
-        """Why the tenant may not have one more video. A video that it may have is counted, a refused one is not.
+    def refusal(
+        self, tenant: Tenant | None, booking: DayBooking, now: float, is_video: bool = True
+    ) -> RateLimitError | None:
+        """Why the tenant may not have one more job. A video that it may have is counted, a refused one is not.
 
         Args:
             tenant: None has no limits.
@@ -137,7 +139,7 @@ class Quotas:
         limit_s = tenant.gpu_seconds_per_day
         if limit_s is not None and booking.used_s + booking.booked_s + booking.cost_s > limit_s:
             return _beyond_day(limit_s, booking, now)
-        if tenant.videos_per_minute is None:
+        if tenant.videos_per_minute is None or not is_video:
             return None
         result = self._videos.take(tenant.name, tenant.videos_per_minute)
         if result.granted:
@@ -148,18 +150,18 @@ class Quotas:
 
 
 def _beyond_day(limit_s: float, booking: DayBooking, now: float) -> RateLimitError:
-    """The refusal of a video that does not fit into what is left of the day's `limit_s` GPU-seconds.
+    """The refusal of a job that does not fit into what is left of the day's `limit_s` GPU-seconds.
 
-    What a video will cost is an estimate, so a day may end a little above its limit, and never by more than the videos
+    What a job will cost is an estimate, so a day may end a little above its limit, and never by more than the jobs
     that were being made cost beyond their estimates.
     """
     message = (
         f"This tenant may use {limit_s:g} GPU-seconds a day (UTC): {booking.used_s:.4g} are used, "
-        f"{booking.booked_s:.4g} are booked by videos that are not finished, and this one needs about "
+        f"{booking.booked_s:.4g} are booked by jobs that are not finished, and this one needs about "
         f"{booking.cost_s:.4g}. "
     )
     if booking.cost_s > limit_s:
-        message += "It never fits: ask for fewer steps, fewer frames or a smaller size."
+        message += "It never fits: ask for fewer steps, fewer frames, a smaller size, or fewer sequences."
     else:
         message += "Ask for less, or try again after midnight UTC."
     return RateLimitError(message, "insufficient_quota", whole_seconds(DAY_S - now % DAY_S))

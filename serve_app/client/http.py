@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -49,6 +50,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 T = TypeVar("T")
+
+
+async def _pieces(file: Path) -> AsyncIterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := await asyncio.to_thread(opened.read, 1 << 20):
+            yield piece
 
 
 class Patience:
@@ -293,14 +300,33 @@ class Client:
             except (httpx.TransportError, RefusedError) as error:
                 await patience.pause_after(self.temporary_error(error))
 
-    async def request_bytes(self, path: str, fields: Mapping[str, Any], accept: str) -> bytes:
-        """Post fields, again if need be, and return the body of the answer, of the content type `accept`.
+    async def upload(
+        self, path: str, file: Path, content_type: str, params: Mapping[str, Any], key: str, is_gzip: bool = False
+    ) -> dict[str, Any]:
+        """Post a file, again if need be, and return the JSON of the answer.
+
+        Args:
+            params: the query.
+            key: the Idempotency-Key, so that the file counts once however often it is sent.
+            is_gzip: the file is packed; the server unpacks it.
+
+        Raises:
+            RefusedError, UnreachableError: as `request`.
+        """
+        headers = {"Content-Type": content_type, "Idempotency-Key": key}
+        if is_gzip:
+            headers["Content-Encoding"] = "gzip"
+        return await self._answer(
+            lambda: self._http.post(path, params=params, content=_pieces(file), headers=headers, timeout=LONG_ANSWER_S),
+            self._json_object,
+        )
+
+    async def request_bytes(self, path: str, accept: str) -> bytes:
+        """Get the body of an answer of the content type `accept`, again if need be.
 
         Raises:
             RefusedError, UnreachableError: as `request`; UnreachableError also for another content type.
         """
-        headers = {"Content-Type": "application/json", "Accept": accept}
-        content = json_body(fields)
 
         def read(response: httpx.Response) -> bytes:
             self._learn_from(response)
@@ -310,9 +336,8 @@ class Client:
                 raise UnreachableError(f"{self._origin} does not answer as {accept}; check --url")
             return response.content
 
-        return await self._answer(
-            lambda: self._http.post(path, content=content, headers=headers, timeout=LONG_ANSWER_S), read
-        )
+        headers = {"Accept": accept}
+        return await self._answer(lambda: self._http.get(path, headers=headers, timeout=LONG_ANSWER_S), read)
 
     @asynccontextmanager
     async def stream(

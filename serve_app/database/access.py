@@ -200,9 +200,9 @@ def new_webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
-def record_usage(connection: Connection, tenant: str, *, ended_at: float, gpu_seconds: float) -> None:
-    """Count one video that ended at that time, Unix seconds; called in the transaction that ends it."""
-    row = {"tenant": tenant, "day": day_of(ended_at), "gpu_seconds": gpu_seconds, "videos": 1}
+def record_usage(connection: Connection, tenant: str, *, ended_at: float, gpu_seconds: float, videos: int = 1) -> None:
+    """Count a job that ended at that time, Unix seconds; called in the transaction that ends it. videos: that it is."""
+    row = {"tenant": tenant, "day": day_of(ended_at), "gpu_seconds": gpu_seconds, "videos": videos}
     query = insert_into(connection, usage)
     added = {
         "gpu_seconds": usage.c.gpu_seconds + query.excluded.gpu_seconds,

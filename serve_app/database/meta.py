@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, delete, select
 
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.database.engine import insert_into
 from serve_app.database.schema import meta
 from serve_app.jobs import Tier
@@ -72,7 +72,7 @@ def read_arrivals(connection: Connection) -> dict[Tier, TierArrivals]:
     names = {f"{_ARRIVALS}{tier}": tier for tier in Tier}
     found = {names[name]: json.loads(value) for name, value in _read(connection, names).items()}
     return {
-        tier: TierArrivals(kept["at"], kept["jobs"], {stage: kept["beyond_s"][stage] for stage in Stage})
+        tier: TierArrivals(kept["at"], kept["jobs"], {stage: kept["beyond_s"][stage] for stage in VIDEO_STAGES})
         for tier, kept in found.items()
     }
 

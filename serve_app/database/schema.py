@@ -29,12 +29,13 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False, server_default="video"),  # a JobKind
     Column("model", String(128), nullable=False),
-    Column("spec", JSON, nullable=False),  # a VideoSpec
+    Column("spec", JSON, nullable=False),  # a VideoSpec or a ProteinSpec
     Column("state", String(16), nullable=False),
     Column("stage", String(16), nullable=False),  # the stage that the job runs or waits for
     Column("attempt", Integer, nullable=False),  # 1 and up; one more whenever a stage was lost or failed
-    Column("step", Integer, nullable=False),  # denoising steps done
+    Column("step", Integer, nullable=False),  # steps done
     Column("checkpoint_step", Integer, nullable=False, server_default="0"),  # where a new attempt begins
     Column("steps_run", Integer, nullable=False, server_default="0"),  # in all attempts
     Column("progress", Double, nullable=False),  # 0 to 1
@@ -63,10 +64,10 @@ jobs = Table(
     Column("requested", JSON(none_as_null=True)),  # a Requested; null: AS_MADE
     Column("cancel_at", Double),  # not completed by then, it is cancelled
     Column("traceparent", String(55)),  # of its request; null: its trace is its own, and unkept
-    Index("jobs_by_time", "created_at", "id"),
-    Index("jobs_by_tenant", "tenant", "created_at", "id"),
-    Index("jobs_by_state", "state", "created_at", "id"),
-    Index("jobs_by_tenant_and_state", "tenant", "state", "created_at", "id"),
+    Index("jobs_by_time", "kind", "created_at", "id"),
+    Index("jobs_by_tenant", "kind", "tenant", "created_at", "id"),
+    Index("jobs_by_state", "kind", "state", "created_at", "id"),
+    Index("jobs_by_tenant_and_state", "kind", "tenant", "state", "created_at", "id"),
 )
 
 WAITING = jobs.c.state == literal_column("'queued'")

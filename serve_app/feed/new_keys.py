@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.background import wait_for
 from deployments.errors import RegistryUnavailableError
 from serve_app.access.tenants import AccessTable
+from serve_app.jobs import Job, JobFilter, JobPage, Move, Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,27 @@ class AccessFeed(Protocol):
     """What brings the tenants and keys; `serve_app.feed.follower.FeedFollower` is one."""
 
     async def access(self, version: int | None = None) -> AccessTable: ...
+
+
+class JobFeed(AccessFeed, Protocol):
+    """What answers reads of jobs, as far as it knows them; where it is not valid, nobody is told of changes."""
+
+    shutting_down: bool
+
+    async def run(self) -> None: ...
+
+    @property
+    def valid(self) -> bool: ...
+
+    def get(self, job_id: str) -> Job | None: ...
+
+    def moves(self, job_id: str) -> tuple[Move, ...] | None: ...
+
+    def page(self, limit: int, after: str | None, order: Order, wanted: JobFilter) -> JobPage | None: ...
+
+    def watch(self, job_id: str) -> AbstractContextManager[asyncio.Event]: ...
+
+    def begin_shutdown(self) -> None: ...
 
 
 async def wait_for_access(

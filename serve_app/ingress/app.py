@@ -20,7 +20,6 @@ from deployments.metrics import names
 from deployments.metrics.push import push_forever
 from deployments.metrics.recorder import RECORDER
 from deployments.replica.registry_link import RegistryLink
-from deployments.replica.serve_private import is_draining
 from deployments.storage.object_store import ObjectStore
 from deployments.tracing.tracer import TRACER
 from deployments.watchdog.heartbeat import watch_this_process
@@ -29,6 +28,7 @@ from serve_app.feed.follower import FeedFollower
 from serve_app.ingress import content, dialects, events, metrics, short_routes, videos
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
+from serve_app.ingress.event_stream import shut_down_when_draining
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.head_routes import head_routes
 from serve_app.ingress.metrics import RequestCounts
@@ -43,9 +43,6 @@ from serve_app.requests import deadlines
 from serve_app.requests.body import CONTENT_TYPES
 
 log = logging.getLogger("ray.serve")
-DRAINING_CHECK_S = 0.2
-# How long a draining replica is still sent requests: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S.
-ROUTED_S = 1.0
 
 
 def create_app(services: Services, loopback_only: bool = False) -> FastAPI:
@@ -94,7 +91,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(keep_running(feed.run, "the feed", log)),
         asyncio.create_task(keep_running(lambda: _push_metrics(services), "the metrics", log)),
-        asyncio.create_task(keep_running(lambda: _shut_down_when_draining(feed), "the wait for the end", log)),
+        asyncio.create_task(keep_running(lambda: shut_down_when_draining(feed), "the wait for the end", log)),
     ]
     yield
     for task in tasks:
@@ -109,17 +106,6 @@ async def _push_metrics(services: Services) -> None:
         RECORDER.set(names.FEED_LAG, services.feed.lag_s)
 
     await push_forever(services.registry.push_metrics, "ingress", look=look)
-
-
-async def _shut_down_when_draining(feed: FeedFollower) -> None:
-    """End the streams and long polls of a replica that is to go away: their clients ask again, at another one.
-
-    Not at once, or the HTTP front, which still routes to this replica, would send them here again.
-    """
-    while not is_draining():
-        await asyncio.sleep(DRAINING_CHECK_S)
-    await asyncio.sleep(ROUTED_S)
-    feed.begin_shutdown()
 
 
 @serve.deployment

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.keys import Variant, video_key
 from deployments.settings import StorageSettings
-from deployments.storage.object_store import ObjectInfo
+from deployments.storage.object_store import Bucket, ObjectInfo
 from deployments.tracing.span import Kind
 from serve_app.errors import NotFoundError, RangeNotWithinFileError, VideoNotReadyError, quote
 from serve_app.ingress.authentication import AuthenticatedCaller
@@ -70,7 +70,7 @@ async def download_content(
     if info is None:
         raise NotFoundError(_no_file_message(variant), "video_id", "content_not_found")
     filename = PurePosixPath(key).name
-    headers = _file_headers(info, filename) | {RESPONSE_HEADER: job.trace.traceparent}
+    headers = file_headers(info, filename) | {RESPONSE_HEADER: job.trace.traceparent}
     if _client_has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     storage, preferred = services.settings.storage, _prefers_link(request)
@@ -79,7 +79,7 @@ async def download_content(
         # The link is a key to the video until it expires: no cache may keep it.
         applied = {"Preference-Applied": "redirect"} if preferred else {}
         return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store", **applied})
-    return await _send_file(services, request, key, info, headers)
+    return await send_file(services.store, request, key, info, headers)
 
 
 def gets_link(storage: StorageSettings, asked: bool | None) -> bool:
@@ -137,7 +137,8 @@ def _no_file_message(variant: Variant) -> str:
     return f"The {variant} of this video is gone."
 
 
-def _file_headers(info: ObjectInfo, filename: str) -> dict[str, str]:
+def file_headers(info: ObjectInfo, filename: str) -> dict[str, str]:
+    """Of the answer that sends an object which never changes. filename: for who saves it."""
     headers = {
         "ETag": f'"{info.etag}"',
         "Accept-Ranges": "bytes",
@@ -155,9 +156,12 @@ def _client_has_it(request: Request, etag: str) -> bool:
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in listed.split(","))
 
 
-async def _send_file(
-    services: Services, request: Request, key: str, info: ObjectInfo, headers: dict[str, str]
-) -> Response:
+async def send_file(store: Bucket, request: Request, key: str, info: ObjectInfo, headers: dict[str, str]) -> Response:
+    """The object, or the part of it that the request asks for.
+
+    Raises:
+        RangeNotWithinFileError: it asks for a part that the object does not have.
+    """
     byte_range = _requested_range(request, headers, info.size)
     start, length = byte_range or (0, info.size)
     headers = headers | {"Content-Length": str(length), "Content-Type": info.content_type}
@@ -165,7 +169,7 @@ async def _send_file(
         return Response(headers=headers)
     if byte_range is not None:
         headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{info.size}"
-    chunks = services.store.stream(key, start, length)
+    chunks = store.stream(key, start, length)
     return await _stream_response(chunks, 200 if byte_range is None else 206, headers)
 
 

@@ -23,8 +23,9 @@ from serve_app.ingress.authentication import (
     TenantName,
     authenticate_by_key,
 )
+from serve_app.ingress.job_access import LONGEST_WAIT_S
 from serve_app.ingress.request_trace import RESPONSE_HEADER, request_trace
-from serve_app.ingress.services import LONGEST_WAIT_S, services_of
+from serve_app.ingress.services import services_of
 from serve_app.jobs import Acceptance, Job, JobFilter, JobState, Order
 from serve_app.openapi.errors import (
     CONFLICTING_PARAMETERS,
@@ -95,6 +96,9 @@ Prefer = Annotated[
 ]
 
 
+VideoState = Literal["queued", "encoding", "sampling", "decoding", "completed", "failed", "cancelled"]
+
+
 class ListQuery(BaseModel):
     """Which videos a listing holds."""
 
@@ -102,7 +106,7 @@ class ListQuery(BaseModel):
     after: str | None = Field(None, description="id of the last video of the page before")
     order: Order = Field("desc", description="by the time of creation")
     status: Status | None = Field(None, description="OpenAI's; not together with state")
-    state: JobState | None = Field(None, description="the exact one; not together with status")
+    state: VideoState | None = Field(None, description="the exact one; not together with status")
     tenant: TenantName | None = Field(
         None, description="whose videos; where keys are needed, the key's tenant whatever it says"
     )
@@ -113,7 +117,7 @@ class ListQuery(BaseModel):
         """Raises InvalidRequestError if both status and state are given."""
         if self.status is not None and self.state is not None:
             raise conflict("status", "state")
-        states = (self.state,) if self.state else states_of(self.status) if self.status else ()
+        states = (JobState(self.state),) if self.state else states_of(self.status) if self.status else ()
         return JobFilter(states, self.tenant, self.created_after, self.created_before)
 
 

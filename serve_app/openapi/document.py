@@ -14,7 +14,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from deployments.messages import VIDEO_STAGES, ReplicaInfo, Stage, VideoSpec
 from deployments.settings import ModelSettings
 from serve_app.config import AppSettings
 from serve_app.jobs import Health, Job, JobPage, JobState, Move, Place
@@ -217,7 +217,7 @@ def _answer_examples(settings: AppSettings) -> tuple[BaseModel, ...]:
         Move(EXAMPLE_TIME + 0.15, JobState.ENCODING, Stage.ENCODING, 1, "claimed"),
     )
     replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {
-        stage: (ReplicaInfo(f"{stage}#1", stage, 4, "cuda:0", model.name),) for stage in Stage
+        stage: (ReplicaInfo(f"{stage}#1", stage, 4, "cuda:0", model.name),) for stage in VIDEO_STAGES
     }
     return (
         to_video(job, settings.retention),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from deployments.messages import Stage
+from deployments.messages import Stage, VideoSpec
 from serve_app.jobs import Tier
 from serve_app.openapi.schemas import Replica, StartingReplicas
 from serve_app.openapi.views import percent, to_replica, to_starting
@@ -34,14 +34,14 @@ class RunningJob(BaseModel):
     tenant: str
     replica: str | None = Field(description="null while it is on its way to one")
     progress: int = Field(description="percent of the whole job")
-    step: int = Field(description="denoising steps done")
-    num_inference_steps: int
+    step: int = Field(description="steps done: denoising steps, of a file of proteins its parts")
+    num_inference_steps: int = Field(description="steps in all")
     step_s: float | None = Field(
-        description="while it is sampled: seconds of the device that one of its steps takes, by what was measured; "
-        "null where nothing was"
+        description="of a stage that goes by steps: seconds of the device that one takes, by what was measured; null "
+        "where nothing was"
     )
-    size: str
-    num_frames: int
+    size: str | None = Field(description="of a video")
+    num_frames: int | None = Field(description="of a video")
 
 
 class WorkingReplica(Replica):
@@ -106,6 +106,7 @@ def to_status(activity: Activity, at: float, tenant: str | None = None) -> Serve
 
 def _running_job(running: Running) -> RunningJob:
     job = running.job
+    video = job.spec if isinstance(job.spec, VideoSpec) else None
     return RunningJob(
         id=job.id,
         stage=job.stage,
@@ -114,8 +115,8 @@ def _running_job(running: Running) -> RunningJob:
         replica=running.replica,
         progress=percent(job),
         step=job.step,
-        num_inference_steps=job.spec.num_inference_steps,
+        num_inference_steps=job.spec.steps,
         step_s=running.step_s,
-        size=f"{job.spec.width}x{job.spec.height}",
-        num_frames=job.spec.num_frames,
+        size=None if video is None else f"{video.width}x{video.height}",
+        num_frames=None if video is None else video.num_frames,
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from deployments.clip import nearest_length
-from deployments.messages import ReplicaInfo, Stage
+from deployments.messages import VIDEO_STAGES, ReplicaInfo, Stage
 from deployments.settings import ModelSettings
 from serve_app.config import RetentionSettings
 from serve_app.errors import ApiError
@@ -45,16 +45,16 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
     Args:
         retention: for how long jobs are kept.
     """
-    spec = job.spec
+    spec = job.video
     place = job.place or _NO_PLACE
     origin = job.origin
     return Video(
         id=job.id,
         model=job.model,
-        status=_status(job.state),
+        status=job_status(job.state),
         progress=100 if job.state is JobState.COMPLETED else percent(job),
         created_at=int(job.created_at),
-        completed_at=_unix(job.completed_at),
+        completed_at=unix_seconds(job.completed_at),
         expires_at=expires_at(job, retention),
         prompt=spec.prompt,
         # OpenAI's clients take it for a whole number.
@@ -64,7 +64,7 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         requested_seconds=_other_seconds(job),
         requested_size=job.requested.size,
         ignored_parameters=list(job.requested.ignored),
-        error=_error(job),
+        error=job_error(job),
         remixed_from_video_id=origin.video_id if origin and origin.relation is Relation.REMIX else None,
         enhanced_from_video_id=origin.video_id if origin and origin.relation is Relation.ENHANCE else None,
         negative_prompt=spec.negative_prompt,
@@ -86,14 +86,14 @@ def to_video(job: Job, retention: RetentionSettings) -> Video:
         priority=job.tier,
         tenant=job.tenant,
         queue_position=place.position,
-        estimated_start_at=_unix(place.starts_at),
-        estimated_completion_at=_unix(place.finishes_at),
+        estimated_start_at=unix_seconds(place.starts_at),
+        estimated_completion_at=unix_seconds(place.finishes_at),
         gpu_seconds=round(job.device_s, 3),
         parks=job.parks,
         attempt=job.attempt,
         preview_step=None if job.final else job.preview_step,
         webhook_url=job.webhook_url,
-        cancel_at=_unix(job.cancel_at),
+        cancel_at=unix_seconds(job.cancel_at),
         timings=job.seconds,
     )
 
@@ -117,10 +117,10 @@ def to_progress(job: Job) -> ProgressEvent:
         state=job.state,
         progress=percent(job),
         step=job.step,
-        num_inference_steps=job.spec.num_inference_steps,
+        num_inference_steps=job.video.num_inference_steps,
         queue_position=place.position,
-        estimated_start_at=_unix(place.starts_at),
-        estimated_completion_at=_unix(place.finishes_at),
+        estimated_start_at=unix_seconds(place.starts_at),
+        estimated_completion_at=unix_seconds(place.finishes_at),
     )
 
 
@@ -187,7 +187,7 @@ def to_health(health: Health, storage: str, must_be_ready: bool = False) -> Heal
         storage: "ok", or what is wrong with the object store.
         must_be_ready: it has an error, too, until each stage has a replica that works.
     """
-    devices = {stage: [to_replica(info) for info in health.replicas.get(stage, ())] for stage in Stage}
+    devices = {stage: [to_replica(info) for info in health.replicas.get(stage, ())] for stage in VIDEO_STAGES}
     absent = [reason for stage, replicas in devices.items() if (reason := _why_not_ready(stage, replicas))]
     broken = [state for state in (storage, health.database) if state != "ok"]
     error = None
@@ -214,7 +214,7 @@ def to_error_body(error: ApiError) -> ErrorBody:
 
 def states_of(status: Status) -> tuple[JobState, ...]:
     """The states that OpenAI's status stands for."""
-    return tuple(state for state in JobState if _status(state) == status)
+    return tuple(state for state in JobState if job_status(state) == status and state is not JobState.EMBEDDING)
 
 
 def to_starting(starting: Mapping[Stage, Sequence[float]]) -> dict[Stage, StartingReplicas]:
@@ -245,7 +245,7 @@ def _why_not_ready(stage: Stage, replicas: Sequence[Replica]) -> str | None:
     return ": ".join(filter(None, [f"no {stage} replica is ready", "; ".join(problems)]))
 
 
-def _status(state: JobState) -> Status:
+def job_status(state: JobState) -> Status:
     if state is JobState.QUEUED:
         return "queued"
     if state in RUNNING:
@@ -255,7 +255,7 @@ def _status(state: JobState) -> Status:
 
 def _other_seconds(job: Job) -> str | None:
     """The length that was asked for, if the video is not as near to it as frames allow."""
-    asked, spec = job.requested.seconds, job.spec
+    asked, spec = job.requested.seconds, job.video
     return asked if asked and nearest_length(float(asked) * spec.fps) != spec.num_frames else None
 
 
@@ -264,11 +264,11 @@ def percent(job: Job) -> int:
     return max(0, min(99, int(job.progress * 100)))
 
 
-def _unix(seconds: float | None) -> int | None:
+def unix_seconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds)
 
 
-def _error(job: Job) -> VideoError | None:
+def job_error(job: Job) -> VideoError | None:
     if job.error is not None:
         return VideoError(code=job.error.code, message=job.error.message)
     if job.state is JobState.CANCELLED:

@@ -22,6 +22,7 @@ JSON = "application/json"
 NPZ = "application/x-npz"
 SAFETENSORS = "application/x-safetensors"
 FORMATS = (JSON, NPZ, SAFETENSORS)
+MEDIA_TYPES = {"npz": NPZ, "safetensors": SAFETENSORS}
 MOST_LIKELY = 5
 
 Put = Callable[[str, Floats], Any]
@@ -78,10 +79,11 @@ def one_answer(head: AnswerHead, result: SequenceResult, kind: str) -> bytes:
     return _written(kind, lambda put: head.view() | _view(head, 0, result, put))
 
 
-def batch_answer(head: AnswerHead, results: Sequence[SequenceResult], kind: str) -> bytes:
-    """The answer about several, in their order."""
+def batch_answer(head: AnswerHead, results: Sequence[SequenceResult], kind: str, first: int = 0) -> bytes:
+    """The answer about several, in their order. first: the index of the first one."""
     return _written(
-        kind, lambda put: head.view() | {"results": [_view(head, i, result, put) for i, result in enumerate(results)]}
+        kind,
+        lambda put: head.view() | {"results": [_view(head, i, result, put) for i, result in enumerate(results, first)]},
     )
 
 

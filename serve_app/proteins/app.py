@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,27 +18,27 @@ from deployments.logs.lines import begin_log
 from deployments.logs.masking import secrets_of
 from deployments.metrics.push import push_forever
 from deployments.replica.registry_link import RegistryLink
+from deployments.storage.object_store import ObjectStore
 from deployments.watchdog.heartbeat import watch_this_process
-from serve_app.access.exposure import keys_needed
-from serve_app.access.tenants import AccessTable
 from serve_app.calls.devices import CallTiming, Devices
 from serve_app.config import AppSettings
 from serve_app.feed.access_follower import AccessFollower
-from serve_app.feed.new_keys import NewKeys
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
+from serve_app.ingress.event_stream import shut_down_when_draining
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.head_routes import head_routes
 from serve_app.ingress.metrics import RequestCounts
 from serve_app.openapi.document import Document, DocumentText, RequestBodies, install_document
+from serve_app.proteins.files.jobs import ProteinJobs
+from serve_app.proteins.files.routes import router as job_router
 from serve_app.proteins.requests import BatchRequest, PredictRequest, ProteinRequestChecker
 from serve_app.proteins.routes import ProteinServices, router
-from serve_app.proteins.service import APPLICATION, ProteinService
-from serve_app.registry_api import RegistryApi, RegistryClient
+from serve_app.proteins.service import APPLICATION, EMBEDDER, ProteinService
+from serve_app.registry_api import RegistryClient
 from serve_app.requests.body import CONTENT_TYPES
 
 PREFIX = "/esm2"
-DEPLOYMENT = "ProteinEmbedder"
 ROLE = "protein_ingress"
 log = logging.getLogger("ray.serve")
 
@@ -48,38 +47,20 @@ Protein embeddings, contacts and scores by ESM2. Sequences of a batch are comput
 one gets does not depend on what is beside it. Many numbers are best fetched as arrays: Accept `application/x-npz` or
 `application/x-safetensors`. All errors are OpenAI's envelope; a sequence of a batch has its own.
 """.strip()
-TAGS = [{"name": "proteins", "description": "Sequences of amino acids, as JSON or FASTA"}]
+TAGS = [
+    {"name": "proteins", "description": "Sequences of amino acids, as JSON or FASTA"},
+    {"name": "jobs", "description": "FASTA files of up to a million sequences, answered in parts"},
+]
 EXAMPLE = "MKTVRQERLKSIVRILERSKEPVSGAQLAEELSVSRQVIVQDIAYLRSLGYNIVATPRGYVLAGG"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyTable:
-    """Tenants and keys by the registry, for an app without a feed of jobs."""
-
-    keys_needed: bool
-    new_keys: NewKeys
-
-    async def table_for(self, hashed: str) -> AccessTable:
-        return await self.new_keys.table_for(hashed)
-
-
-@dataclass(frozen=True, slots=True)
-class Background:
-    """What runs for as long as the app does."""
-
-    registry: RegistryApi
-    access: AccessFollower
-
-
-def create_protein_app(
-    services: ProteinServices, settings: AppSettings, background: Background, loopback_only: bool = False
-) -> FastAPI:
+def create_protein_app(services: ProteinServices, jobs: ProteinJobs, loopback_only: bool = False) -> FastAPI:
     """All routes over these services. Needs no Ray.
 
     Args:
         loopback_only: only this machine reaches the server.
     """
-    needed = keys_needed(settings.access.mode)
+    routes = [*router.routes, *job_router.routes]
     app = FastAPI(
         title="mochi-serve proteins",
         version="1",
@@ -87,16 +68,16 @@ def create_protein_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lambda _: _running(services, background),
-        routes=[*router.routes, *head_routes(router.routes)],
+        lifespan=lambda _: _running(services, jobs),
+        routes=[*routes, *head_routes(routes)],
     )
     app.state.services = services
+    app.state.jobs = jobs
     install_error_handlers(app)
     schemas: dict[str, type[BaseModel]] = {"predict": PredictRequest, "predict_batch": BatchRequest}
-    install_document(app, _text(), needed, RequestBodies(schemas, CONTENT_TYPES, []))
-    install_guards(app, settings, loopback_only)
-    access = KeyTable(needed, NewKeys(background.registry, background.access))
-    install_authentication(app, access, on_answer=RequestCounts(app.routes, PREFIX).count)
+    install_document(app, _text(), jobs.keys_needed, RequestBodies(schemas, CONTENT_TYPES, []))
+    install_guards(app, jobs.settings, loopback_only)
+    install_authentication(app, jobs, on_answer=RequestCounts(app.routes, PREFIX).count)
     return app
 
 
@@ -124,12 +105,13 @@ def _body_examples(schema: type[BaseModel]) -> Document:
 
 
 @asynccontextmanager
-async def _running(services: ProteinServices, background: Background) -> AsyncIterator[None]:
-    push = partial(push_forever, background.registry.push_metrics, ROLE)
+async def _running(services: ProteinServices, jobs: ProteinJobs) -> AsyncIterator[None]:
+    push = partial(push_forever, jobs.registry.push_metrics, ROLE)
     tasks = [
-        asyncio.create_task(keep_running(background.access.run, "the keys", log)),
+        asyncio.create_task(keep_running(jobs.feed.run, "the keys", log)),
         asyncio.create_task(keep_running(services.devices.run, "the devices", log)),
         asyncio.create_task(keep_running(push, "the metrics", log)),
+        asyncio.create_task(keep_running(lambda: shut_down_when_draining(jobs.feed), "the wait for the end", log)),
     ]
     yield
     for task in tasks:
@@ -149,6 +131,7 @@ class ProteinIngress:
         loopback_only: only this machine reaches the server.
         logical_devices: replicas of the model that are wanted.
         embedder: handle of the model's deployment.
+        files: handle of the deployment that works on files; the registry calls it.
     """
 
     def __init__(
@@ -159,15 +142,15 @@ class ProteinIngress:
         loopback_only: bool,
         logical_devices: int,
         embedder: Any,
+        files: Any,
     ) -> None:
         self._watched = watch_this_process()
         begin_log(settings.logging, ROLE, secrets_of(settings))
-        self._settings = settings
         self._loopback_only = loopback_only
+        self._files = files
         client = RegistryClient(RegistryLink(registry, settings.namespace))
-        self._background = Background(client, AccessFollower(client))
         devices: Devices[DeviceInfo] = Devices(
-            APPLICATION, DEPLOYMENT, lambda: embedder, "answer", CallTiming(answer_s=proteins.group_timeout_s)
+            APPLICATION, EMBEDDER, lambda: embedder, "answer", CallTiming(answer_s=proteins.group_timeout_s)
         )
         self._services = ProteinServices(
             settings=proteins,
@@ -177,6 +160,14 @@ class ProteinIngress:
             service=ProteinService(proteins, devices),
             logical_devices=logical_devices,
         )
+        self._jobs = ProteinJobs(
+            settings,
+            client,
+            ObjectStore(settings.storage),
+            AccessFollower(client),
+            proteins=proteins,
+            service=self._services.service,
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_protein_app(self._services, self._settings, self._background, self._loopback_only)
+        return create_protein_app(self._services, self._jobs, self._loopback_only)

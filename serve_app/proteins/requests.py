@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -12,6 +12,7 @@ from deployments.proteins.queries import POOLINGS, Pooling
 from deployments.proteins.scores import Method
 from deployments.proteins.windows import OVERLAP
 from serve_app.errors import InvalidRequestError, conflict
+from serve_app.jobs import TIERS, Tier
 from serve_app.proteins.fasta import read_fasta
 from serve_app.requests.fields import check_fields
 
@@ -20,6 +21,8 @@ MAX_LAYERS = 64
 MAX_MUTATIONS = 20_000
 MAX_TEXT = 100_000
 MAX_ID = 500
+FileFormat = Literal["safetensors", "npz"]
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 SCORING: tuple[Method, ...] = ("masked_marginals", "wild_type_marginals")
 
 _INTEGER = re.compile("-?[0-9]{1,4}")
@@ -118,6 +121,28 @@ class BatchRequest(Options):
     )
 
 
+class FileRequest(Options):
+    """What is wanted of each sequence of a file, and of the job that answers it."""
+
+    format: FileFormat = Field("safetensors", description=f"{' or '.join(FILE_FORMATS)}, of the answers")
+    priority: Annotated[Tier, Field(strict=False)] | None = Field(
+        None,
+        description=f"{', '.join(TIERS[:-1])} or {TIERS[-1]}; default: {Tier.BATCH}",
+    )
+    webhook_url: str | None = Field(
+        None,
+        max_length=2000,
+        description="an http or https URL with a public address; it is sent a signed event when the job is completed, "
+        "failed or cancelled",
+    )
+
+    def asked(self) -> dict[str, Any]:
+        """What is wanted of each sequence, as JSON."""
+        return self.model_dump(
+            exclude_unset=True, exclude={"model", "format", "priority", "webhook_url"}, exclude_none=True
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class AskedSequence:
     """A sequence as it was sent."""
@@ -170,6 +195,18 @@ class ProteinRequestChecker:
             for one in request.sequences
         ]
         return ProteinRequest(tuple(asked), request)
+
+    def file(self, fields: Mapping[str, object]) -> FileRequest:
+        """What a file is sent with. Raises InvalidRequestError likewise."""
+        request = check_fields(FileRequest, fields)
+        self._check_model(request)
+        if request.mutations is not None:
+            raise InvalidRequestError(
+                "Invalid 'mutations': those of one sequence mean nothing to another; send them with their sequence to "
+                "/predict or /predict/batch, or ask for substitutions, which are all of them.",
+                "mutations",
+            )
+        return request
 
     def _check_model(self, options: Options) -> None:
         if options.model not in (None, self._model):

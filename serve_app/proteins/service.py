@@ -21,6 +21,8 @@ from serve_app.proteins.requests import Options, ProteinRequest
 from serve_app.proteins.work import SequenceResult, SequenceWork, plan_work
 
 APPLICATION = "proteins"
+EMBEDDER = "ProteinEmbedder"
+"""The deployment of the devices."""
 PASSES_AHEAD = 2
 """A device is sent so many passes at once: it computes one while the next is on its way."""
 SMALLEST_GROUP = 1_024
@@ -45,15 +47,19 @@ def model_loading_error() -> ServiceUnavailableError:
 
 
 class ProteinService:
-    """Of one HTTP replica.
+    """Of one replica that asks devices.
 
     Args:
         devices: that answer groups of queries.
+        passes_ahead: that each device is sent at once.
     """
 
-    def __init__(self, settings: ProteinSettings, devices: Devices[DeviceInfo]) -> None:
+    def __init__(
+        self, settings: ProteinSettings, devices: Devices[DeviceInfo], passes_ahead: int = PASSES_AHEAD
+    ) -> None:
         self._settings = settings
         self._devices = devices
+        self._passes_ahead = passes_ahead
         self._line = FairLine(settings.max_waiting_tokens)
 
     @property
@@ -70,22 +76,34 @@ class ProteinService:
             ServiceUnavailableError: no device answers.
             RequestUnfinishedError: it was not done in time.
         """
-        info = self._any_device()
-        _check_options(request.options, info)
-        works, refused = _plan(request)
-        for work in works.values():
-            _check_scores(work, info)
+        info = self.any_device()
+        works, refused = self._plan(request, info)
         self._check_size(works.values(), request.options, info)
         cost = sum(work.tokens for work in works.values())
         self._check_cost(cost, tenant)
-        queries = [query for work in works.values() for query in work.plan.queries]
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                answers, device_s = await self._compute(queries, tenant)
+                return await self._answer(info, works, refused, tenant)
         except TimeoutError:
             raise RequestUnfinishedError(
                 f"The request was not done in {self._settings.request_timeout_s:g} s; send fewer or shorter sequences."
             ) from None
+
+    async def answer_part(self, request: ProteinRequest, tenant: str) -> ProteinAnswer:
+        """As `answer`, of a part of a file: it has been accepted, so it waits for as long as it takes.
+
+        Raises:
+            InvalidRequestError, ServiceUnavailableError: as `answer` does.
+        """
+        info = self.any_device()
+        works, refused = self._plan(request, info)
+        return await self._answer(info, works, refused, tenant)
+
+    async def _answer(
+        self, info: DeviceInfo, works: dict[int, SequenceWork], refused: dict[int, SequenceResult], tenant: str
+    ) -> ProteinAnswer:
+        queries = [query for work in works.values() for query in work.plan.queries]
+        answers, device_s = await self._compute(queries, tenant)
         results = dict(refused)
         for index, work in works.items():
             count = len(work.plan.queries)
@@ -95,11 +113,26 @@ class ProteinService:
         ordered = tuple(results[index] for index in sorted(results))
         return ProteinAnswer(AnswerHead(self._settings.served_name, info, device_s), ordered)
 
-    def _any_device(self) -> DeviceInfo:
+    def head(self, device_s: float) -> AnswerHead:
+        """Of an answer that took so many seconds of devices. Raises as `any_device` does."""
+        return AnswerHead(self._settings.served_name, self.any_device(), device_s)
+
+    def any_device(self) -> DeviceInfo:
+        """One of those that are there, which all have the same model. Raises ServiceUnavailableError: there is none."""
         known = self._devices.known
         if not known:
             raise model_loading_error()
         return known[0].info
+
+    def _plan(
+        self, request: ProteinRequest, info: DeviceInfo
+    ) -> tuple[dict[int, SequenceWork], dict[int, SequenceResult]]:
+        """What can be computed, and what is refused; by the index of the sequence."""
+        check_options(request.options, info)
+        works, refused = _plan(request)
+        for work in works.values():
+            _check_scores(work, info)
+        return works, refused
 
     def _check_size(self, works: Iterable[SequenceWork], options: Options, info: DeviceInfo) -> None:
         numbers = sum(work.numbers(options, info.hidden_size) for work in works)
@@ -149,7 +182,7 @@ class ProteinService:
         return min(most, max(SMALLEST_GROUP, math.ceil(total / max(1, len(known)))))
 
     async def _ask(self, group: tuple[Query, ...], cost: int, tenant: str) -> AnsweredGroup:
-        self._line.set_room(PASSES_AHEAD * sum(device.info.pass_tokens for device in self._devices.known))
+        self._line.set_room(self._passes_ahead * sum(device.info.pass_tokens for device in self._devices.known))
         async with self._line.turn(tenant, cost):
             RECORDER.set(names.CALLS_WAITING, self._line.waiting, APPLICATION)
             try:
@@ -172,7 +205,8 @@ def _plan(request: ProteinRequest) -> tuple[dict[int, SequenceWork], dict[int, S
     return works, refused
 
 
-def _check_options(options: Options, info: DeviceInfo) -> None:
+def check_options(options: Options, info: DeviceInfo) -> None:
+    """Raises InvalidRequestError: the model has no such layer, or not what is asked for."""
     for layer in options.layers:
         if not -info.num_layers - 1 <= layer <= info.num_layers:
             raise InvalidRequestError(

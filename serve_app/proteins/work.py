@@ -44,10 +44,7 @@ class SequenceWork:
 
     def numbers(self, options: Options, hidden_size: int) -> int:
         """How many numbers the answer has, about."""
-        length = len(self.sequence)
-        vectors = sum(length if pooling == "per_residue" else 1 for pooling in dict.fromkeys(options.pooling))
-        embeddings = len(set(options.layers)) * vectors * hidden_size if options.wants_embeddings else 0
-        return embeddings + (length**2 if options.contacts else 0) + (20 * length if options.substitutions else 0)
+        return count_numbers(len(self.sequence), options, hidden_size)
 
     def finish(self, answers: Sequence[Answer]) -> SequenceResult:
         """The result. answers: to the plan's queries, in their order."""
@@ -63,6 +60,19 @@ class SequenceWork:
             mutations=tuple(zip(self.asked.mutations, found.get("mutations", ()), strict=True)),
             substitutions=found.get("substitutions"),
         )
+
+
+def count_numbers(length: int, options: Options, hidden_size: int) -> int:
+    """How many numbers the answer about a sequence of so many residues has, about."""
+    vectors = sum(length if pooling == "per_residue" else 1 for pooling in dict.fromkeys(options.pooling))
+    embeddings = len(set(options.layers)) * vectors * hidden_size if options.wants_embeddings else 0
+    return embeddings + (length**2 if options.contacts else 0) + (20 * length if options.substitutions else 0)
+
+
+def count_tokens(length: int, options: Options) -> int:
+    """How many tokens all passes for a sequence of so many residues have, about."""
+    masked = int(options.pseudo_perplexity) + int(options.substitutions and options.scoring == "masked_marginals")
+    return (length + 2) * (1 + length * masked)
 
 
 def plan_work(asked: AskedSequence, options: Options) -> SequenceWork:

@@ -14,7 +14,7 @@ from deployments.background import keep_running
 from deployments.errors import RegistryUnavailableError
 from deployments.logs.ids import log_ids
 from deployments.logs.lines import NOTICE
-from deployments.messages import Directive, ReplicaInfo, Report, Stage
+from deployments.messages import STEPPED, Directive, ReplicaInfo, Report, Stage
 from deployments.metrics.recorder import Series, Snapshot, Value
 from deployments.settings import StorageSettings, TracingSettings
 from deployments.storage.object_store import ObjectStore
@@ -42,7 +42,7 @@ from serve_app.database.jobs.rows import read_job
 from serve_app.database.meta import touch
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.jobs import (
-    EVERY_JOB,
+    EVERY_VIDEO,
     NOTHING_EXPIRES,
     Acceptance,
     Expiry,
@@ -272,7 +272,7 @@ class JobRegistry(RegistryApi):
         return None if job is None else self._as_of_now(job)
 
     async def list_jobs(
-        self, limit: int, after: str | None = None, order: Order = "desc", wanted: JobFilter = EVERY_JOB
+        self, limit: int, after: str | None = None, order: Order = "desc", wanted: JobFilter = EVERY_VIDEO
     ) -> JobPage:
         wanted = replace(wanted, expiry=self._expiry)
         page = await self._database.run(list_jobs, limit=limit, after=after, order=order, wanted=wanted)
@@ -345,7 +345,7 @@ class JobRegistry(RegistryApi):
 
     async def park(self, job_id: str) -> bool:
         lease = self._state.leases.of_job(job_id)
-        if lease is None or lease.stage is not Stage.SAMPLING:
+        if lease is None or lease.stage not in STEPPED:
             return False
         self._state.send_directive(lease, Directive.PARK)
         return True

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from deployments.background import run_forever, wait_for
 from deployments.errors import RegistryUnavailableError
-from deployments.messages import Directive, Stage, StageTask
+from deployments.messages import STEPPED, Directive, Stage, StageTask
 from deployments.metrics import names
 from deployments.metrics.recorder import RECORDER
 from serve_app.database.jobs import claims as claims_sql
@@ -24,6 +24,7 @@ from serve_app.registry.state import RegistryState, log
 from serve_app.scheduling.fair_share import Charge
 from serve_app.scheduling.room import Room
 
+PREEMPTIBLE = tuple(stage for stage in Stage if stage in STEPPED)
 Send = Callable[[StageTask, Callable[[str], bool]], Awaitable[None]]
 """Carries a task to a replica to which the function says yes, returns when the call has ended."""
 
@@ -49,7 +50,7 @@ class Dispatcher:
         self._unconfirmed_claims: dict[str, str] = {}  # token by job id: SQL did not say whether the claim was written
         self._reconciled_at = 0.0
         self._clearing: dict[Stage, str] = {}  # the replica that is given nothing more until a suspect has it
-        self._outranked_at = -math.inf  # when an urgent job was last found not to be the next one
+        self._outranked_at = dict.fromkeys(PREEMPTIBLE, -math.inf)  # an urgent job was last found not to be next
 
     @property
     def calls(self) -> Mapping[str, Lease]:
@@ -132,7 +133,8 @@ class Dispatcher:
         for stage in Stage:
             self._clear_replica(stage)
             await self._fill_slots(stage)
-        self._preempt()
+        for stage in PREEMPTIBLE:
+            self._preempt(stage)
         pause_ends_in_s = state.waiting.next_pause_ends_in_s()
         return self._timing.tick_s if pause_ends_in_s is None else min(self._timing.tick_s, pause_ends_in_s)
 
@@ -315,37 +317,38 @@ class Dispatcher:
 
     # Room for urgent jobs
 
-    def _preempt(self) -> None:
+    def _preempt(self, stage: Stage) -> None:
         state = self._state
-        stage = Stage.SAMPLING
-        self._park_for_suspect()
+        self._park_for_suspect(stage)
         urgent = state.waiting.count_urgent(stage) if state.scheduling.preemption else 0
-        if not self._leases_to_park(urgent) or time.monotonic() - self._outranked_at < self._timing.tick_s:
+        if not self._leases_to_park(stage, urgent):
+            return
+        if time.monotonic() - self._outranked_at[stage] < self._timing.tick_s:
             return
         at_head = state.waiting.count_urgent_at_head(stage, len(self.room(stage).empty))
         if at_head < urgent:  # some must wait their turn; to find the order of a long queue takes a while
-            self._outranked_at = time.monotonic()
-        self._park(self._leases_to_park(at_head))
+            self._outranked_at[stage] = time.monotonic()
+        self._park(self._leases_to_park(stage, at_head))
 
-    def _park_for_suspect(self) -> None:
+    def _park_for_suspect(self, stage: Stage) -> None:
         """If an interactive job is to have a replica to itself, what may be parked there makes room at once."""
         scheduling = self._state.scheduling
-        replica = self._clearing.get(Stage.SAMPLING)
-        head = self._state.waiting.head(Stage.SAMPLING)
+        replica = self._clearing.get(stage)
+        head = self._state.waiting.head(stage)
         if replica is None or head is None or head.tier is not Tier.INTERACTIVE or not scheduling.preemption:
             return
-        there = [lease for lease in self._state.leases.of_stage(Stage.SAMPLING) if lease.replica == replica]
+        there = [lease for lease in self._state.leases.of_stage(stage) if lease.replica == replica]
         self._park(leases_to_park(there, len(there), 0, scheduling.max_parks))
 
-    def _leases_to_park(self, urgent: int) -> list[Lease]:
+    def _leases_to_park(self, stage: Stage, urgent: int) -> list[Lease]:
         """What makes room for urgent jobs, where they may go."""
         if not urgent:
             return []
-        clearing = self._clearing.get(Stage.SAMPLING, "")
-        sampling = [lease for lease in self._state.leases.of_stage(Stage.SAMPLING) if lease.replica != clearing]
-        staying = [lease for lease in self._at_work(Stage.SAMPLING) if not self._is_ending(lease)]
-        open_slots = self._room_beside(Stage.SAMPLING, staying).count
-        return leases_to_park(sampling, urgent, open_slots, self._state.scheduling.max_parks)
+        clearing = self._clearing.get(stage, "")
+        held = [lease for lease in self._state.leases.of_stage(stage) if lease.replica != clearing]
+        staying = [lease for lease in self._at_work(stage) if not self._is_ending(lease)]
+        open_slots = self._room_beside(stage, staying).count
+        return leases_to_park(held, urgent, open_slots, self._state.scheduling.max_parks)
 
     def _is_ending(self, lease: Lease) -> bool:
         """Whether its call is about to end: its replica said so, or was told to stop.

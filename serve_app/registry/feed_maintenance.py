@@ -11,7 +11,7 @@ from serve_app.access.exposure import no_keys_notice
 from serve_app.access.tenants import AccessTable
 from serve_app.config import AccessMode
 from serve_app.database import access as access_sql
-from serve_app.database.jobs.listing import list_jobs
+from serve_app.database.jobs.listing import newest_jobs
 from serve_app.database.meta import read_heartbeats, write_heartbeat
 from serve_app.feed.publisher import FIRST
 from serve_app.feed.read_leases import Presence
@@ -76,10 +76,9 @@ class FeedMaintenance:
         return None if self._state.access.version == version else self._state.access
 
     async def _read_newest(self) -> None:
-        page = await self._state.database.run(list_jobs, limit=self._newest_jobs)
-        oldest = page.jobs[-1] if page.has_more else None
-        horizon = FIRST if oldest is None else (oldest.created_at, oldest.id)
-        self._state.feed.restart(page.jobs[::-1], horizon)
+        newest, first = await self._state.database.run(newest_jobs, limit=self._newest_jobs)
+        horizon = FIRST if first is None else (first.created_at, first.id)
+        self._state.feed.restart(newest, horizon)
 
     async def _read_access(self) -> None:
         self._state.access = await self._state.database.run(access_sql.load_access)

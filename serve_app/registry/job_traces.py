@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from deployments.errors import RegistryUnavailableError
-from deployments.messages import Started
+from deployments.messages import ProteinSpec, Started
 from deployments.tracing.context import TraceContext
 from deployments.tracing.span import Attributes, FinishedSpan
 from deployments.tracing.tracer import TRACER, Tracer
@@ -98,13 +98,18 @@ def tell_dispatch(lease: Lease, started: Started, now: float, tracer: Tracer = T
 
 def attributes_of(job: Job) -> dict[str, str | int | float | bool]:
     """What spans tell of a job: never its prompt, nor where its end is sent."""
-    return {
+    about: dict[str, str | int | float | bool] = {
         "mochi_serve.job.id": job.id,
         "mochi_serve.tenant": job.tenant,
         "mochi_serve.tier": str(job.tier),
-        "mochi_serve.size": f"{job.spec.width}x{job.spec.height}x{job.spec.num_frames}",
-        "mochi_serve.quality": job.spec.quality,
-        "mochi_serve.steps": job.spec.num_inference_steps,
+        "mochi_serve.steps": job.spec.steps,
+    }
+    if isinstance(job.spec, ProteinSpec):
+        return about | {"mochi_serve.sequences": job.spec.sequences, "mochi_serve.tokens": job.spec.tokens}
+    spec = job.spec
+    return about | {
+        "mochi_serve.size": f"{spec.width}x{spec.height}x{spec.num_frames}",
+        "mochi_serve.quality": spec.quality,
     }
 
 

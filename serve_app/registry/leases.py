@@ -13,7 +13,7 @@ from deployments.logs.ids import log_ids
 from deployments.messages import Directive, Stage
 from serve_app.jobs import Job, Usage
 from serve_app.scheduling.fair_share import Charge
-from serve_app.scheduling.preemption import HeldSlot, slots_to_open
+from serve_app.scheduling.preemption import HeldSlot, slots_to_open, tokens_to_park
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Lease:
     granted_at: float | None = None  # seconds on the monotonic clock; None if a registry before this one granted it
     charge: Charge | None = None  # what its tenant was booked; None if a registry before this one did so
     replica: str | None = None  # None until one was chosen
-    reported: Usage = Usage()  # what the replica used, as it said last; `steps` is the denoising step that it is at
+    reported: Usage = Usage()  # what the replica used, as it said last; `steps` is the step that it is at
     saved: Usage = Usage()  # the part of it that is in the job's row
     learned: Usage = Usage()  # the part of it that is in the estimates
     saved_before: Usage = Usage()  # `saved` as the claim found it
@@ -99,20 +99,20 @@ class Lease:
 
     @property
     def step(self) -> int:
-        """The denoising step that its replica is at."""
+        """The step that its replica is at, of a stage that goes by steps."""
         return self.reported.steps
 
     @property
     def steps_left(self) -> int:
-        return max(0, self.job.spec.num_inference_steps - self.step)
+        return max(0, self.job.spec.steps - self.step)
 
     @property
     def held_slot(self) -> HeldSlot:
-        """The slot of a sampler that it holds."""
+        """The slot that it holds, of a stage that goes by steps."""
         return HeldSlot(
             job_id=self.job_id,
             tier=self.job.tier,
-            tokens=self.job.spec.clip.tokens,
+            tokens=tokens_to_park(self.job.spec),
             steps_left=self.steps_left,
             parks=self.job.parks,
             has_begun=self.has_begun,
@@ -268,13 +268,13 @@ class ForeignLeases:
         return lapsed
 
 
-def leases_to_park(sampling: Iterable[Lease], urgent: int, open_slots: int, max_parks: int) -> list[Lease]:
+def leases_to_park(held: Iterable[Lease], urgent: int, open_slots: int, max_parks: int) -> list[Lease]:
     """The leases to yield so that `urgent` waiting interactive jobs find a slot, as `slots_to_open` chooses them.
 
     Args:
-        sampling: all leases of the sampling stage.
+        held: all leases of a stage that goes by steps.
         max_parks: a job that was parked this often goes on.
     """
-    leases = {lease.job_id: lease for lease in sampling}
+    leases = {lease.job_id: lease for lease in held}
     slots = slots_to_open((lease.held_slot for lease in leases.values()), urgent, open_slots, max_parks)
     return [leases[slot.job_id] for slot in slots]

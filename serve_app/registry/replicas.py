@@ -15,11 +15,14 @@ from deployments.messages import Directive, ReplicaInfo, Stage, StageTask
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 
 MODEL_APPLICATION = "mochi"
+PROTEIN_APPLICATION = "proteins"
 DEPLOYMENTS = {
-    Stage.ENCODING: "PromptEncoder",
-    Stage.SAMPLING: "MochiSampler",
-    Stage.DECODING: "VideoDecoder",
+    Stage.ENCODING: (MODEL_APPLICATION, "PromptEncoder"),
+    Stage.SAMPLING: (MODEL_APPLICATION, "MochiSampler"),
+    Stage.DECODING: (MODEL_APPLICATION, "VideoDecoder"),
+    Stage.EMBEDDING: (PROTEIN_APPLICATION, "ProteinFiles"),
 }
+"""The application and the deployment of each stage, by their names in Serve."""
 CHOICE_TIMEOUT_S = 5.0
 # Serve has no class for it: the slot was given back before the task came
 # (deployments/replica/serve_private.py).
@@ -28,7 +31,8 @@ SLOT_GONE = "unknown reserved slot"
 
 def deployment_handle(stage: Stage) -> Any:
     """Serve's handle of the stage's deployment; only where Serve runs."""
-    return serve.get_deployment_handle(DEPLOYMENTS[stage], app_name=MODEL_APPLICATION)
+    application, deployment = DEPLOYMENTS[stage]
+    return serve.get_deployment_handle(deployment, app_name=application)
 
 
 class StageRouter:

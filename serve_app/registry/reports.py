@@ -3,6 +3,7 @@
 import time
 
 from deployments.messages import (
+    STEPPED,
     Checkpointed,
     Directive,
     Event,
@@ -12,7 +13,6 @@ from deployments.messages import (
     Parked,
     Progress,
     Report,
-    Stage,
     Started,
 )
 from serve_app.database.jobs import claims as claims_sql
@@ -69,13 +69,13 @@ class JobReports:
                 await self._go_back(lease, event)
 
     async def _take_progress(self, lease: Lease, event: Progress) -> None:
-        is_sampling = lease.stage is Stage.SAMPLING
-        if is_sampling and not lease.has_stepped:
+        is_stepped = lease.stage in STEPPED
+        if is_stepped and not lease.has_stepped:
             # The first step says where the replica began: at the checkpoint of the task, or before
             # it if it could not read that one. Steps that are run again must be counted again.
             lease.begin_at(event.begun_at)
-        # `done` counts frames when decoding; only a sampler's are denoising steps.
-        lease.report(event.done if is_sampling else lease.step, event.device_s, event.passes)
+        # `done` counts frames when decoding, which are no steps.
+        lease.report(event.done if is_stepped else lease.step, event.device_s, event.passes)
         if event.preview:
             lease.preview = event.preview
             lease.preview_step = event.done
@@ -87,7 +87,7 @@ class JobReports:
             # Set before the write and not after it: the reports that arrive meanwhile need not save
             # again.
             lease.saved_at = now
-            if is_sampling:  # the other stages teach the estimates only as a whole, at their end
+            if is_stepped:  # the other stages teach the estimates only as a whole, at their end
                 self._state.learn_costs(lease)
             await self._save(lease)
 
@@ -129,10 +129,10 @@ class JobReports:
             log.info(note)
 
     async def _finish_stage(self, lease: Lease, event: Finished) -> None:
-        # A sampler that is done has run all steps, whatever its last report said.
-        is_sampling = lease.stage is Stage.SAMPLING
+        # Who is done has run all steps, whatever the last report said.
+        begun_at = lease.saved_before.steps
         held_s = None if lease.granted_at is None else time.monotonic() - lease.granted_at
-        lease.report(lease.job.spec.num_inference_steps if is_sampling else lease.step, event.device_s, event.passes)
+        lease.report(lease.job.spec.steps if lease.stage in STEPPED else lease.step, event.device_s, event.passes)
         seconds = event.seconds | {"device": round(lease.reported.device_s, 4)}
         with lease.saving() as used:
             job = await self._state.database.run(
@@ -147,7 +147,9 @@ class JobReports:
         if job is not None:
             log.info(f"{lease.stage} done, now {job.state}")
             if held_s is not None:
-                self._state.costs.observe_held(lease.stage, job.spec, held_s - event.seconds.get("denoise", 0.0))
+                self._state.costs.observe_held(
+                    lease.stage, job.spec, held_s - event.seconds.get("denoise", 0.0), job.spec.steps - begun_at
+                )
 
     async def _go_back(self, lease: Lease, event: InputUnusable) -> None:
         """What the stage before left cannot be used: it is made again, after a pause that grows."""

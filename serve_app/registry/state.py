@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from deployments.messages import Directive, Stage
+from deployments.messages import STAGES, STEPPED, Directive, Stage
 from serve_app.access.tenants import NO_TENANTS, AccessTable
 from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database.connection import Database
@@ -101,9 +101,9 @@ class RegistryState:
         )
 
     def _step_s(self, lease: Lease) -> float | None:
-        if lease.stage is not Stage.SAMPLING or not self.costs.is_measured(Stage.SAMPLING):
+        if lease.stage not in STEPPED or not self.costs.is_measured(lease.stage):
             return None
-        return self.costs.estimate(Stage.SAMPLING, lease.job.spec, 1)
+        return self.costs.estimate(lease.stage, lease.job.spec, 1)
 
     def weight(self, tenant: str) -> float:
         """The tenant's share in GPU-seconds: that of its account, or what the settings say."""
@@ -196,12 +196,12 @@ class RegistryState:
         """Take what a completed job cost, if one replica a stage did it from beginning to end."""
         if job.attempt > 1 or job.parks or job.remakes or job.deaths:
             return
-        for stage in Stage:
+        for stage in STAGES[job.kind]:
             if device_s := job.seconds.get(f"{stage}.device"):
-                steps = job.spec.num_inference_steps if stage is Stage.SAMPLING else 0
+                steps = job.spec.steps if stage in STEPPED else 0
                 self.costs.observe(stage, job.spec, steps, device_s)
                 not_held = {f"{stage}.device", f"{stage}.denoise"}
                 parts = [part_s for part, part_s in job.seconds.items() if part.startswith(f"{stage}.")]
                 self.costs.observe_held(
-                    stage, job.spec, sum(parts) - sum(job.seconds.get(key, 0.0) for key in not_held)
+                    stage, job.spec, sum(parts) - sum(job.seconds.get(key, 0.0) for key in not_held), steps
                 )

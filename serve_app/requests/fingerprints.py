@@ -29,7 +29,7 @@ def fingerprint_of_asked(spec: VideoSpec, request: VideoRequest | RemixRequest |
     if request.cancel_after is not None:
         # The duration and not the time that it ends at: a repeated request comes later and is the same.
         fields["cancel_after"] = float(request.cancel_after)
-    return _sha256(fields)
+    return fingerprint_of(fields)
 
 
 def fingerprint_of_sent(request: VideoRequest | RemixRequest | EnhanceRequest, **more: object) -> str:
@@ -43,8 +43,9 @@ def fingerprint_of_sent(request: VideoRequest | RemixRequest | EnhanceRequest, *
     if all(side in fields for side in SIZE_PARTS):  # whether these become a size is a setting of the model
         width, height = (fields.pop(side) for side in SIZE_PARTS)
         fields["size"] = f"{width}x{height}"
-    return _sha256({"version": SENT_VERSION, "sent": fields} | more)
+    return fingerprint_of({"version": SENT_VERSION, "sent": fields} | more)
 
 
-def _sha256(fields: dict[str, object]) -> str:
+def fingerprint_of(fields: dict[str, object]) -> str:
+    """Of what can be written as JSON."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -257,7 +257,7 @@ class RemixRequestChecker:
         understood = _own_words(fields, self.schema, self._model)
         request = check_fields(self.schema, understood.fields)
         auto = request.quality == AUTO_QUALITY
-        changed = _changed(_as_asked(source, self._model) if auto else source.spec, request, self._model)
+        changed = _changed(_as_asked(source, self._model) if auto else source.video, request, self._model)
         spec = replace(changed, prompt=request.prompt)
         self._videos.check_tokens(spec)
         # Steps that are not the quality's own were asked for.
@@ -280,9 +280,9 @@ class EnhanceRequestChecker:
         """Raises InvalidRequestError as `VideoRequestChecker.check` does, and if the steps are too few."""
         understood = _own_words(fields, self.schema, self._model)
         request = check_fields(self.schema, understood.fields)
-        source_steps = source.spec.num_inference_steps
+        source_steps = source.video.num_inference_steps
         is_asked_for = source.requested.draft is not None and request.quality in (None, AUTO_QUALITY)
-        base = _as_asked(source, self._model) if is_asked_for else source.spec
+        base = _as_asked(source, self._model) if is_asked_for else source.video
         if "num_inference_steps" in request.model_fields_set:
             steps = request.num_inference_steps
         elif is_asked_for:
@@ -328,10 +328,10 @@ def _as_asked(source: Job, model: ModelSettings) -> VideoSpec:
     """The video as it was asked for; another one than was made if it was made as a draft under load."""
     draft = source.requested.draft
     if draft is None:
-        return source.spec
+        return source.video
     quality = draft.quality if draft.quality in model.offered else model.quality
     return replace(
-        source.spec,
+        source.video,
         quality=quality,
         rules=model.rules_of(quality),
         num_inference_steps=draft.num_inference_steps,

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from deployments.keys import VIDEO_PREFIX, WORK_PREFIX, FileKind, parse_key
+from deployments.keys import PROTEIN_PREFIX, VIDEO_PREFIX, WORK_PREFIX, FileKind, JobFile, is_of_proteins, parse_key
 from deployments.storage.object_store import Bucket, ListedObject, ObjectInfo
 from serve_app.database.connection import Database
 from serve_app.database.jobs.deletion import job_states
@@ -28,15 +28,18 @@ MARKER_TEXT = (
 )
 
 
-def is_needed(kind: FileKind, state: JobState | None) -> bool:
-    """Whether a job in `state` may still need a file of this kind. None: there is no such job.
+def is_needed(file: JobFile, state: JobState | None) -> bool:
+    """Whether its job, in `state`, may still need a file. None: there is no such job.
 
-    Work files are needed until the job ends. The video is needed from the moment that it is written
-    until it is deleted with its job. A job that failed or was cancelled needs neither.
+    Work files are needed until the job ends. The result is needed from the moment that it is written
+    until it is deleted with its job. A video that failed or was cancelled needs neither; what was done of a file of
+    proteins can be had until its job is deleted.
     """
     if state is None:
         return False
-    return state not in FINAL or (kind is FileKind.VIDEO and state is JobState.COMPLETED)
+    if state not in FINAL:
+        return True
+    return file.kind is FileKind.RESULT and (state is JobState.COMPLETED or is_of_proteins(file.job_id))
 
 
 class OrphanSweeper:
@@ -66,7 +69,7 @@ class OrphanSweeper:
         if written_before is None:
             return 0
         count = 0
-        for prefix in (WORK_PREFIX, VIDEO_PREFIX):
+        for prefix in (WORK_PREFIX, VIDEO_PREFIX, PROTEIN_PREFIX):
             async for page in self._store.list_pages(prefix):
                 keys = await self._orphans(page, written_before)
                 await self._store.delete_many(keys)
@@ -114,4 +117,4 @@ class OrphanSweeper:
         # Read after the listing, never before it: a job is in SQL before any file of it is in
         # storage.
         states = await self._database.run(job_states, sorted({file.job_id for file in files}))
-        return [file.key for file in files if not is_needed(file.kind, states.get(file.job_id))]
+        return [file.key for file in files if not is_needed(file, states.get(file.job_id))]

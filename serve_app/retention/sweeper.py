@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from deployments.background import run_forever, wait_for
-from deployments.keys import video_keys, work_prefix
+from deployments.keys import answers_prefix, is_of_proteins, video_keys, work_prefix
 from deployments.storage.object_store import Bucket
 from serve_app.config import DAY_S, RetentionSettings
 from serve_app.database.connection import Database
@@ -200,6 +200,9 @@ async def delete_work_files(store: Bucket, job_ids: Sequence[str]) -> int:
 
 
 async def delete_all_files(store: Bucket, job_ids: Sequence[str]) -> None:
-    """Delete videos, their pictures and work files of jobs that have ended."""
+    """Delete results and work files of jobs that have ended."""
     await delete_work_files(store, job_ids)
-    await store.delete_many([key for job_id in job_ids for key in video_keys(job_id)])
+    keys = [key for job_id in job_ids if not is_of_proteins(job_id) for key in video_keys(job_id)]
+    for job_id in filter(is_of_proteins, job_ids):
+        keys += [listed.key async for page in store.list_pages(answers_prefix(job_id)) for listed in page]
+    await store.delete_many(keys)

@@ -1,9 +1,10 @@
 """When each live job will start and finish: the pipeline is run ahead of time. Pure.
 
 The fair queues of all stages are copied and served as the dispatcher serves them (tiers, tenants,
-pauses, preemption), with the times that `estimates` gives: a slot of the encoder and of the decoder
-is held for a while, a sampler shares its time among its samples (`shared_sampler`). So the forecast is
-right if the times are, and if nothing else comes. Replicas that are starting come when they are likely there.
+pauses, preemption), with the times that `estimates` gives: a slot of the encoder, of the decoder and
+of an embedder of proteins is held for a while, a sampler shares its time among its samples
+(`shared_sampler`). So the forecast is right if the times are, and if nothing else comes. Replicas
+that are starting come when they are likely there.
 
 That costs some ten microseconds a move, so only the first moves of a long queue are made. Those
 behind them wait until all before them have been sampled, at a second of work a second and sampler.
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import inf
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from deployments.messages import Stage
+from deployments.messages import JobKind, Stage
 from serve_app.jobs import NEXT_STAGE, TIERS, Tier
 from serve_app.scheduling.estimates import StepTime
 from serve_app.scheduling.fair_queue import FairQueue
@@ -26,6 +27,7 @@ from serve_app.scheduling.preemption import HeldSlot, slots_to_open
 from serve_app.scheduling.shared_sampler import SharedSampler, SharingSample
 
 MAX_CLAIMS = 600  # jobs taken out of a queue, of all stages, before the rest is only summed up
+_SHORT = (Stage.ENCODING, Stage.DECODING)
 _BEFORE_SAMPLES = (Stage.SAMPLING, Stage.ENCODING)
 _ALL_SUSPECTS = 1_000_000  # where suspects wait for one another is not forecast
 
@@ -43,6 +45,25 @@ class Work:
     batch: Hashable  # see `batch_of` in `shared_sampler`
     tokens: int  # of its latents
     parks: int  # how often it was parked
+    kind: JobKind = JobKind.VIDEO
+    embedding_s: float = 0.0  # of proteins: they hold a slot of an embedder so long
+
+    @classmethod
+    def of_proteins(cls, entry: QueueEntry, embedding_s: float, parks: int) -> Self:
+        """What is left of a file: nothing but the embedding."""
+        return cls(
+            entry=entry,
+            encoding_s=0.0,
+            steps_left=0,
+            step=StepTime(0.0, 0.0),
+            beside_s=0.0,
+            decoding_s=0.0,
+            batch=entry.job_id,
+            tokens=0,
+            parks=parks,
+            kind=JobKind.PROTEINS,
+            embedding_s=embedding_s,
+        )
 
     @property
     def sampling_s(self) -> float:
@@ -52,7 +73,7 @@ class Work:
     @property
     def alone_s(self) -> float:
         """Seconds that it takes from the encoder on, if nothing else is there."""
-        return self.encoding_s + self.sampling_s + self.beside_s + self.decoding_s
+        return self.encoding_s + self.sampling_s + self.beside_s + self.decoding_s + self.embedding_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +93,7 @@ class Running:
 class Forecast:
     """When a job is likely to start and to end, in seconds from now."""
 
-    starts_in_s: float  # a sampler takes it or, when it was sampled, a decoder
+    starts_in_s: float  # a sampler takes it, or an embedder, or, when it was sampled, a decoder
     finishes_in_s: float  # the whole job is done
 
 
@@ -109,7 +130,7 @@ class Pipeline:
 
 
 def forecast(pipeline: Pipeline, max_claims: int = MAX_CLAIMS) -> dict[str, Forecast]:
-    """The forecast of each live job, by id; without samplers, there or starting, none of those that need one."""
+    """The forecast of each live job, by id; without samplers or embedders, there or starting, none of who needs one."""
     run = _Run(pipeline)
     run.until_done(max_claims)
     return run.forecasts()
@@ -121,7 +142,7 @@ class _Run:
     at: float = 0.0  # seconds from the begin
     claims: int = 0
     queues: dict[Stage, FairQueue] = field(init=False)
-    open_slots: dict[Stage, int] = field(init=False)  # of the encoder and the decoder
+    open_slots: dict[Stage, int] = field(init=False)  # of all but the samplers
     samplers: dict[str | None, SharedSampler] = field(init=False)
     coming: list[tuple[float, Stage, int]] = field(init=False)  # when replicas come and with how many slots, sorted
     works: dict[str, Work] = field(default_factory=dict)
@@ -143,7 +164,7 @@ class _Run:
         on_their_way = {stage for _, stage, _ in self.coming}
         # An encoder or decoder of which nothing is known is taken to be there: its slot is short, a sampler's is not.
         self.open_slots = {
-            stage: sum(replicas.values()) or int(stage not in on_their_way)
+            stage: sum(replicas.values()) or int(stage in _SHORT and stage not in on_their_way)
             for stage, replicas in pipeline.slots.items()
         }
         self.samplers = {name: SharedSampler(slots) for name, slots in pipeline.slots[Stage.SAMPLING].items()}
@@ -170,7 +191,7 @@ class _Run:
         if samplers_at and not self._count_samplers():
             cut_at = samplers_at[0]
         # The jobs that hold slots go on, and nothing new is sampled or encoded.
-        self.until_done(inf, stages=(Stage.DECODING,))
+        self.until_done(inf, stages=(Stage.DECODING, Stage.EMBEDDING))
         return self._rest(cut_at, before_s) | {
             job_id: Forecast(self.starts_at.get(job_id, 0.0), finishes_at)
             for job_id, finishes_at in self.finishes_at.items()
@@ -368,4 +389,6 @@ class _Run:
 
     @staticmethod
     def _held_s(stage: Stage, work: Work) -> float:
+        if stage is Stage.EMBEDDING:
+            return work.embedding_s
         return work.encoding_s if stage is Stage.ENCODING else work.decoding_s

@@ -253,6 +253,6 @@ class WaitingJobs:
             order=(job.created_at, job.id),
             since=now - max(0.0, self._unix_time() - waits_from),
             not_before=now + pause_s,
-            cost_s=self._costs.estimate(job.stage, job.spec, job.spec.num_inference_steps - job.step),
+            cost_s=self._costs.estimate(job.stage, job.spec, job.spec.steps - job.step),
             suspect=job.suspect,
         )

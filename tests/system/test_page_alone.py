@@ -264,7 +264,7 @@ async def test_the_controls_have_the_bounds_of_the_model(memory_app: MemoryApp, 
     await expect(length).to_have_attribute("max", "25")
     await expect(length).to_have_value("25")
     video_id = await ask_for(page, PROMPT)
-    spec = memory_app.services.memory.jobs[video_id].spec
+    spec = memory_app.services.memory.jobs[video_id].video
     assert (spec.width, spec.height, spec.num_frames) == (128, 128, 25)
 
 
@@ -278,7 +278,7 @@ async def test_settings_are_sent_as_they_stand(memory_app: MemoryApp, tabs: Tabs
     await page.get_by_label("Priority").select_option("Whenever there is room")
     await page.get_by_label("Bit for bit").check()
     job = memory_app.services.memory.jobs[await ask_for(page, PROMPT)]
-    spec = job.spec
+    spec = job.video
     assert (spec.num_inference_steps, spec.guidance_scale, spec.fps, spec.seed) == (33, 4.5, 12, 2**53 - 1)
     assert (spec.negative_prompt, str(job.tier), spec.exact) == ("a square", "batch", True)
 
@@ -294,17 +294,17 @@ async def test_a_lora_is_chosen_by_its_name_and_weight(tabs: Tabs) -> None:
         await expect(lora).to_have_value("")
         await expect(weight).to_have_count(0)
         jobs = app.services.memory.jobs
-        assert jobs[await ask_for(page, PROMPT)].spec.lora_choice is None
+        assert jobs[await ask_for(page, PROMPT)].video.lora_choice is None
         await lora.select_option("ink")
         await expect(lora).to_have_accessible_description(re.compile("Drawings in ink"))
         assert [await weight.get_attribute(name) for name in ("min", "max")] == ["0", "2"]
         assert await violations(page) == []
-        assert jobs[await ask_for(page, PROMPT)].spec.lora_choice == LoraChoice("ink", 1.0)
+        assert jobs[await ask_for(page, PROMPT)].video.lora_choice == LoraChoice("ink", 1.0)
         await weight.fill("0.5")
         weighted = await ask_for(page, PROMPT)
-        assert jobs[weighted].spec.lora_choice == LoraChoice("ink", 0.5)
+        assert jobs[weighted].video.lora_choice == LoraChoice("ink", 0.5)
         await lora.select_option("None")
-        assert jobs[await ask_for(page, PROMPT)].spec.lora_choice is None
+        assert jobs[await ask_for(page, PROMPT)].video.lora_choice is None
         await card(page, weighted).get_by_role("link").click()
         await expect(viewer(page)).to_contain_text("ink, 0.5")
         await user.close()
@@ -345,16 +345,16 @@ async def test_the_quality_may_be_left_to_the_server_where_it_makes_drafts(tabs:
         await expect(steps).to_have_value("")
         assert await violations(page) == []
         memory = app.services.memory
-        assert memory.jobs[await ask_for(page, PROMPT)].spec.quality == "exact"
+        assert memory.jobs[await ask_for(page, PROMPT)].video.quality == "exact"
         memory.wait_s = 300.0
         late = await ask_for(page, PROMPT)
-        assert memory.jobs[late].spec.quality == "draft"
+        assert memory.jobs[late].video.quality == "draft"
         app.completed(late)
         await card(page, late).get_by_role("link").click()
         await expect(viewer(page)).to_contain_text("draft: it would have waited for 5 min; enhance makes it exact")
         await viewer(page).get_by_role("button", name="Enhance").click()
         button = viewer(page).get_by_role("button", name="Make it better")
-        assert memory.jobs[await made_by(page, button)].spec.quality == "exact"
+        assert memory.jobs[await made_by(page, button)].video.quality == "exact"
         await user.close()
 
 

@@ -171,7 +171,7 @@ def _running(running: list[dict[str, Any]]) -> Table:
         step = f"{one['step']}/{one['num_inference_steps']}"
         step_s = "" if one["step_s"] is None else f"{one['step_s']:.3g}"
         tenant = Text(printable(one["tenant"]), no_wrap=True, overflow="ellipsis")
-        size = f"{one['size']}x{one['num_frames']}"
+        size = f"{one['size']}x{one['num_frames']}" if one["size"] else "proteins"
         table.add_row(f"..{one['id'][-8:]}", one["stage"], step, step_s, one["tier"], tenant, size)
     return table
 

@@ -1,12 +1,12 @@
-"""Embeds a FASTA file of any size: requests of 64 sequences, several at a time, into shards on the disk."""
+"""Embeds a FASTA file of any size: as a job of the server, whose parts come to the disk as they are done."""
 
 import asyncio
+import gzip
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,27 @@ from safetensors.numpy import load
 from serve_app.cli.output import Output
 from serve_app.cli.proteins.options import EmbedOptions
 from serve_app.cli.proteins.shards import Row, ShardFolder, sha256_of, shard_folder
-from serve_app.client.errors import OK, PARTLY_FAILED, LocalFileError, RefusedError, UsageError
+from serve_app.client.errors import OK, PARTLY_FAILED, ClientError, LocalFileError, UsageError
 from serve_app.client.http import Client
 from serve_app.errors import InvalidRequestError
-from serve_app.proteins.fasta import FastaEntry, fasta_entries
+from serve_app.proteins.fasta import fasta_entries
 
-BATCH = 64
+JOBS = "/esm2/jobs"
+FASTA = "text/x-fasta"
 SAFETENSORS = "application/x-safetensors"
 PER_RESIDUE = "per_residue"
-_TOO_MANY = 429
-_SPLIT = ("too_much_work", "answer_too_large", "request_too_large")  # a smaller request may be taken
-_PAUSE_S = 5.0
+_POLL_S = 0.5
 
 Arrays = dict[str, NDArray[np.float32]]
 
 
 async def run_embed(client: Client, output: Output, options: EmbedOptions) -> int:
-    """Embed what is not there yet; returns the exit code."""
+    """Have a file embedded and fetch what is not here yet; returns the exit code.
+
+    Raises:
+        UsageError: it is no FASTA file, or the folder holds embeddings of something else.
+        ClientError: the job failed, was cancelled or deleted; and as `Client.request`.
+    """
     fields = {
         "layers": options.layers or [-1],
         "pooling": options.pooling or ["mean"],
@@ -44,83 +48,46 @@ async def run_embed(client: Client, output: Output, options: EmbedOptions) -> in
     with _named(options.fasta) as path, shard_folder(options.folder) as folder:
         health = await client.request("GET", "/esm2/health")
         model = {name: health[name] for name in ("model", "revision")}
-        folder.begin({**model, **fields, "shard": options.shard, "sha256": await asyncio.to_thread(sha256_of, path)})
-        total = await asyncio.to_thread(lambda: sum(1 for _ in _entries(path)))
-        refused = 0
-        run = _Run(client, folder, fields, asyncio.Semaphore(options.concurrency))
-        with _display(output, total) as advance:
-            entries = _entries(path)
-            for number in count():
-                shard = list(islice(entries, options.shard))
-                if not shard:
-                    break
-                rows = await run.shard(number, number * options.shard, shard, advance)
-                for row in (row for row in rows if "error" in row):
-                    refused += 1
-                    output.message(f"{row['id']} (number {row['index'] + 1}): {row['error']['message']}")
-    result = {"sequences": total, "refused": refused, "folder": str(options.folder)}
-    output.result(result, f"{total - refused} of {total} sequences are in {options.folder}, {refused} were refused")
+        sha256 = await asyncio.to_thread(_checked_sha256, path)
+        key = folder.begin({**model, **fields, "sha256": sha256})
+        query = {name: _as_query(value) for name, value in fields.items()}
+        query |= {} if options.priority is None else {"priority": options.priority}
+        job = await client.upload(JOBS, path, FASTA, query, key, is_gzip=_is_gzip(path))
+        folder.check_parts(job["parts"])
+        output.message(f"job {job['id']}: {job['sequences']} sequences in {job['parts']} parts")
+        rows = await _fetch_all(client, output, folder, job)
+    refused = [row for row in rows if "error" in row]
+    for row in refused:
+        output.message(f"{row['id']} (number {row['index'] + 1}): {row['error']['message']}")
+    total = job["sequences"]
+    result = {"job": job["id"], "sequences": total, "refused": len(refused), "folder": str(options.folder)}
+    told = f"{total - len(refused)} of {total} sequences are in {options.folder}, {len(refused)} were refused"
+    output.result(result, told)
     return PARTLY_FAILED if refused else OK
 
 
-class _Run:
-    """One run over a file."""
+async def _fetch_all(client: Client, output: Output, folder: ShardFolder, job: Mapping[str, Any]) -> list[Row]:
+    """Fetch each part as soon as it is done; the rows of all."""
+    rows: list[Row] = []
+    path = f"{JOBS}/{job['id']}"
+    with _display(output, job["sequences"]) as advance:
+        for number in range(job["parts"]):
+            if not folder.is_done(number):
+                while job["parts_done"] <= number:
+                    if job["state"] in ("failed", "cancelled"):
+                        raise ClientError(f"the job {job['id']} is {job['state']}: {job['error']['message']}")
+                    await asyncio.sleep(_POLL_S)
+                    job = await client.request("GET", path)
+                body = await client.request_bytes(f"{path}/parts/{number + 1}", SAFETENSORS)
+                folder.write(number, *await asyncio.to_thread(_together, _read(body)))
+            found = folder.rows(number)
+            rows += found
+            advance(len(found))
+    return rows
 
-    def __init__(
-        self, client: Client, folder: ShardFolder, fields: Mapping[str, Any], places: asyncio.Semaphore
-    ) -> None:
-        self._client = client
-        self._folder = folder
-        self._fields = fields
-        self._places = places
 
-    async def shard(
-        self, number: int, first: int, entries: Sequence[FastaEntry], advance: Callable[[int], object]
-    ) -> list[Row]:
-        """Make a shard unless it is there; returns its list.
-
-        Args:
-            first: the index of its first sequence in the file.
-            advance: called with the number of sequences that are done.
-        """
-        if self._folder.is_done(number):
-            advance(len(entries))
-            return self._folder.rows(number)
-        batches = [entries[start : start + BATCH] for start in range(0, len(entries), BATCH)]
-
-        async def ask(batch: Sequence[FastaEntry]) -> list[tuple[Row, Arrays]]:
-            async with self._places:
-                found = await self._ask(batch)
-            advance(len(batch))
-            return found
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(ask(batch)) for batch in batches]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        results = [result for task in asked for result in task.result()]
-        rows, arrays = _together(results, first)
-        self._folder.write(number, rows, arrays)
-        return rows
-
-    async def _ask(self, batch: Sequence[FastaEntry]) -> list[tuple[Row, Arrays]]:
-        """Of each sequence its row and its arrays; a batch that is too much for one request is halved."""
-        items = [{"id": one.id or None, "sequence": one.sequence} for one in batch]
-        while True:
-            try:
-                body = await self._client.request_bytes(
-                    "/esm2/predict/batch", {"sequences": items, **self._fields}, SAFETENSORS
-                )
-                return _read(body)
-            except RefusedError as error:
-                if error.status == _TOO_MANY and error.temporary:
-                    await asyncio.sleep(error.retry_after_s or _PAUSE_S)
-                elif error.code in _SPLIT and len(batch) > 1:
-                    middle = len(batch) // 2
-                    return [*await self._ask(batch[:middle]), *await self._ask(batch[middle:])]
-                else:
-                    raise
+def _as_query(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
 
 
 def _read(body: bytes) -> list[tuple[Row, Arrays]]:
@@ -131,41 +98,47 @@ def _read(body: bytes) -> list[tuple[Row, Arrays]]:
     read: list[tuple[Row, Arrays]] = []
     for result in results:
         if "error" in result:
-            read.append(({"id": result["id"], "error": result["error"]}, {}))
+            read.append(({name: result[name] for name in ("index", "id", "error")}, {}))
             continue
         own = {f"{one['layer']}.{one['pooling']}": arrays[one["values"]["array"]] for one in result["embeddings"]}
-        read.append(({name: result[name] for name in ("id", "length", "notes")}, own))
+        read.append(({name: result[name] for name in ("index", "id", "length", "notes")}, own))
     return read
 
 
-def _together(results: Sequence[tuple[Row, Arrays]], first: int) -> tuple[list[Row], Arrays]:
-    """The list and the arrays of a shard, whose first sequence has the index `first` in the file."""
+def _together(results: Sequence[tuple[Row, Arrays]]) -> tuple[list[Row], Arrays]:
+    """The list and the arrays of a shard."""
     rows: list[Row] = []
     stacks: dict[str, list[NDArray[np.float32]]] = {}
     arrays: Arrays = {}
     answered = 0
-    for index, (row, own) in enumerate(results, first):
-        rows.append({"index": index, **row})
+    for row, own in results:
+        rows.append(dict(row))
         if "error" in row:
             continue
         rows[-1]["row"] = answered
         answered += 1
         for name, values in own.items():
             if name.endswith(PER_RESIDUE):
-                arrays[f"{index}.{name}"] = values
+                arrays[f"{row['index']}.{name}"] = values
             else:
                 stacks.setdefault(name, []).append(values)
     return rows, arrays | {name: np.stack(values) for name, values in stacks.items()}
 
 
-def _entries(path: Path) -> Iterator[FastaEntry]:
-    """Raises UsageError: it is no FASTA; LocalFileError: it cannot be read."""
+def _is_gzip(path: Path) -> bool:
+    return path.suffix == ".gz"
+
+
+def _checked_sha256(path: Path) -> str:
+    """Of a file that is a FASTA. Raises UsageError: it is none; LocalFileError: it cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from fasta_entries(file)
+        with (gzip.open if _is_gzip(path) else open)(path, "rt", encoding="utf-8-sig") as file:
+            if next(fasta_entries(file), None) is None:
+                raise UsageError(f"{str(path)!r} holds no sequence; write a line '>name' and the residues below it")
+        return sha256_of(path)
     except InvalidRequestError as error:
         raise UsageError(error.message) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise LocalFileError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
 
 

@@ -6,12 +6,17 @@ from typing import Annotated
 
 import typer
 
+from serve_app.jobs import Tier
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
     """Which sequences are embedded, how, and into which folder."""
 
-    fasta: Annotated[Path, typer.Argument(metavar="FASTA", help="The sequences, of any number; - for stdin.")]
+    fasta: Annotated[
+        Path,
+        typer.Argument(metavar="FASTA", help="The sequences, of any number; packed if it ends in .gz; - for stdin."),
+    ]
     folder: Annotated[
         Path,
         typer.Option("--output", "-o", help="The folder of the shards (safetensors) and their lists (jsonl)."),
@@ -25,5 +30,6 @@ class EmbedOptions:
     ] = None
     windows: Annotated[bool, typer.Option("--windows", help="Read more than 1,022 residues in windows.")] = False
     remove_gaps: Annotated[bool, typer.Option("--remove-gaps", help="Remove '-' and '.' of alignments.")] = False
-    shard: Annotated[int, typer.Option(help="Sequences of a shard.", min=1, max=1_000_000)] = 4096
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=64)] = 4
+    priority: Annotated[
+        Tier | None, typer.Option(help="What waits with a higher one goes first.", show_default=Tier.BATCH)
+    ] = None

@@ -1,6 +1,6 @@
 """The folder of embeddings: shards of the file's sequences, each written whole or not at all.
 
-Shard number k holds the sequences from k * size on, in the order of the file:
+A shard is a part of the server's job, and holds sequences that follow each other in the file:
 
     embeddings-00000.safetensors   for each layer and pooling, `LAYER.POOLING`, [sequences, hidden size]; for
                                    per_residue an array a sequence, `INDEX.LAYER.per_residue`, [residues, hidden size]
@@ -13,6 +13,7 @@ is never filled from two files, or in two ways.
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from deployments.atomic_write import write_atomically
 from serve_app.client.errors import LocalFileError, UsageError
 
 JOB = "job.json"
+KEY = "idempotency_key"
+PARTS = ".parts"
 LOCK = ".mochi-serve-proteins.lock"
 Row = dict[str, Any]
 
@@ -37,18 +40,33 @@ class ShardFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def begin(self, job: Mapping[str, Any]) -> None:
-        """What the shards are made of. Raises UsageError: those in the folder are of something else."""
+    def begin(self, job: Mapping[str, Any]) -> str:
+        """What the shards are made of; the name under which the server knows the request, the same in each run.
+
+        Raises:
+            UsageError: those in the folder are of something else.
+        """
         file = self._path / JOB
         wanted = json.loads(json.dumps(job))
         if not file.exists():
-            write_atomically(file, json.dumps(job, indent=2).encode() + b"\n")
-            return
+            write_atomically(file, json.dumps({**job, KEY: uuid.uuid4().hex}, indent=2).encode() + b"\n")
         found = json.loads(file.read_bytes())
         if differing := [name for name in wanted if wanted[name] != found.get(name)]:
             raise UsageError(
                 f"{str(self._path)!r} holds embeddings that were made otherwise ({', '.join(differing)} differ, see "
                 f"{JOB}); name another folder with -o"
+            )
+        return str(found[KEY])
+
+    def check_parts(self, parts: int) -> None:
+        """Raises UsageError: the shards that are here are of a job that was cut otherwise, which is gone by now."""
+        file = self._path / PARTS
+        if not file.exists():
+            write_atomically(file, f"{parts}\n".encode())
+        elif int(file.read_text()) != parts:
+            raise UsageError(
+                f"the job that {str(self._path)!r} was begun with is gone, and the server cuts files otherwise now; "
+                "name another folder with -o"
             )
 
     def is_done(self, number: int) -> bool:

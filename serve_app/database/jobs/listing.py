@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, tuple_
 
+from deployments.messages import JobKind
 from serve_app.database.jobs.rows import JOB, find_jobs, is_kept, read_job
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
-from serve_app.jobs import EVERY_JOB, Job, JobFilter, JobPage, Order
+from serve_app.jobs import EVERY_VIDEO, Job, JobFilter, JobPage, Order
 
 _KEY = (jobs.c.created_at, jobs.c.id)
 _Position = tuple[float, str]
@@ -25,7 +26,7 @@ def list_jobs(
     limit: int,
     after: str | None = None,
     order: Order = "desc",
-    wanted: JobFilter = EVERY_JOB,
+    wanted: JobFilter = EVERY_VIDEO,
 ) -> JobPage:
     """A page of the wanted jobs.
 
@@ -33,7 +34,7 @@ def list_jobs(
         limit: the most jobs on the page.
         after: the id of the job that the page begins behind; it need not be one of the wanted.
         order: by time of creation.
-        wanted: which jobs.
+        wanted: which jobs, of which kind.
 
     Raises:
         UnknownJobError: there is no job `after`.
@@ -44,15 +45,40 @@ def list_jobs(
     found: list[Job] = []
     for query in _page_queries(limit, cursor, order, wanted):
         found += find_jobs(connection, query)
-    found.sort(key=lambda job: (job.created_at, job.id), reverse=order == "desc")
+    found.sort(key=_key_of, reverse=order == "desc")
     return JobPage(jobs=tuple(found[:limit]), has_more=len(found) > limit)
+
+
+def newest_jobs(connection: Connection, *, limit: int) -> tuple[list[Job], Job | None]:
+    """The newest jobs of all kinds, the oldest first, and the first one; None for it if these are all there are.
+
+    All jobs that were created since the first one are among them.
+
+    Args:
+        limit: the most jobs of each kind.
+    """
+    found: list[Job] = []
+    first: Job | None = None
+    for kind in JobKind:
+        page = list_jobs(connection, limit=limit, wanted=JobFilter(kind=kind))
+        found += page.jobs
+        if page.has_more and (first is None or _key_of(page.jobs[-1]) > _key_of(first)):
+            first = page.jobs[-1]
+    found.sort(key=_key_of)
+    return [job for job in found if first is None or _key_of(job) >= _key_of(first)], first
+
+
+def _key_of(job: Job) -> _Position:
+    return job.created_at, job.id
 
 
 def _page_queries(limit: int, cursor: Job | None, order: Order, wanted: JobFilter) -> list[Select[Any]]:
     """One query for each wanted state, each of at most `limit` + 1 jobs: the one more shows that a page follows."""
-    tenant = {} if wanted.tenant is None else {"tenant": wanted.tenant}
+    begin: dict[str, str] = {"kind": wanted.kind}
+    if wanted.tenant is not None:
+        begin["tenant"] = wanted.tenant
     states = dict.fromkeys(wanted.states)  # each once
-    prefixes: list[dict[str, str]] = [{**tenant, "state": state} for state in states] or [tenant]
+    prefixes: list[dict[str, str]] = [{**begin, "state": state} for state in states] or [begin]
     low, high = _bounds(cursor, order, wanted)
     return [
         _on_one_index(prefix, low, high, order).where(is_kept(wanted.expiry)).limit(limit + 1) for prefix in prefixes

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from deployments.messages import Stage
+from deployments.messages import JobKind, Stage
 from serve_app.database.access import record_usage
 from serve_app.database.jobs.rows import changed_columns, lock_job, read_job
 from serve_app.database.jobs.totals import count_end
@@ -34,7 +34,8 @@ def move(connection: Connection, job: Job, state: JobState, now: float, note: st
     connection.execute(insert(job_moves).values(job_id=job.id, **asdict(move)))
     if moved.final:
         add_delivery(connection, moved, now=now)
-        record_usage(connection, moved.tenant, ended_at=now, gpu_seconds=moved.device_s)
+        videos = int(moved.kind is JobKind.VIDEO)
+        record_usage(connection, moved.tenant, ended_at=now, gpu_seconds=moved.device_s, videos=videos)
         count_end(connection, moved)
     return replace(moved, last_move=move)
 
@@ -46,7 +47,7 @@ def lock_leased(connection: Connection, job_id: str, lease: str) -> Job | None:
 
 
 def step_fields(job: Job, step: int) -> dict[str, Any]:
-    return {"step": step, "progress": overall_progress(job.stage, step, job.spec.num_inference_steps)}
+    return {"step": step, "progress": overall_progress(job.stage, step, job.spec.steps)}
 
 
 def usage_fields(job: Job, used: Usage) -> dict[str, Any]:
@@ -64,4 +65,4 @@ def history(connection: Connection, job_id: str, *, expiry: Expiry = NOTHING_EXP
         Move(at, JobState(state), Stage(stage), attempt, note)
         for at, state, stage, attempt, note in connection.execute(query)
     ]
-    return [first_move(job.created_at), *moves]
+    return [first_move(job.created_at, job.kind), *moves]

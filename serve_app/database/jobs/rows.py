@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, not_, or_, select, true
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import Stage, spec_from_json
 from serve_app.database.schema import jobs
 from serve_app.jobs import AS_MADE, DraftReason, Expiry, Job, JobError, JobState, Origin, Relation, Requested, Tier
 
@@ -23,6 +23,7 @@ def new_row(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "model": job.model,
+        "kind": job.kind,
         "spec": job.spec.to_json(),
         "state": job.state,
         "stage": job.stage,
@@ -62,7 +63,7 @@ def job_from_row(row: Mapping[Any, Any]) -> Job:
     relation = values.pop("origin_relation")
     requested = values.pop("requested")
     values |= {
-        "spec": VideoSpec.from_json(values["spec"]),
+        "spec": spec_from_json(values["spec"]),
         "state": JobState(values["state"]),
         "stage": Stage(values["stage"]),
         "tier": Tier(values["tier"]),

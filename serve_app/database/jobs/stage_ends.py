@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from deployments.messages import Stage
+from deployments.messages import STEPPED, Stage
 from serve_app.database.jobs.moves import NO_LEASE, lock_leased, move, step_fields, usage_fields
 from serve_app.database.jobs.totals import INPUT_UNUSABLE, count_retry
 from serve_app.jobs import NEXT_STAGE, STAGE_BEFORE, Job, JobError, JobState, Usage, overall_progress
@@ -38,12 +38,12 @@ def finish_stage(
     changes["seconds"] = {**job.seconds, **{f"{job.stage}.{part}": s for part, s in seconds.items()}}
     next_stage = NEXT_STAGE[job.stage]
     if next_stage is None:
-        changes |= {"completed_at": now, "progress": 1.0}
+        changes |= {"completed_at": now, "progress": 1.0, "step": job.spec.steps if job.stage in STEPPED else job.step}
         return move(connection, job, JobState.COMPLETED, now, "done", **NO_LEASE, **changes)
     changes |= {
         "stage": next_stage,
         "available_at": now,
-        "step": job.spec.num_inference_steps if job.stage is Stage.SAMPLING else job.step,
+        "step": job.spec.steps if job.stage in STEPPED else job.step,
         "progress": overall_progress(next_stage, 0, 1),
     }
     return move(connection, job, JobState.QUEUED, now, f"{job.stage} done", **NO_LEASE, **changes)
@@ -94,7 +94,7 @@ def retry(
     if job is None:
         return None
     changes = {"attempt": attempt, "available_at": available_at, "deaths": deaths, "died_at": died_at}
-    if job.stage is Stage.SAMPLING:
+    if job.stage in STEPPED:
         changes |= step_fields(job, job.checkpoint_step)
     count_retry(connection, job, code, now=now)
     return move(connection, job, JobState.QUEUED, now, note, **NO_LEASE, **changes, **usage_fields(job, used))

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Insert, Select, Table, case, func, literal, select, union_all
 
-from deployments.messages import Stage
+from deployments.messages import JobKind, Stage
 from deployments.metrics import names
 from deployments.metrics.metric import Metric
 from deployments.metrics.recorder import Distribution, no_observation
@@ -55,7 +55,7 @@ class Amounts:
 
     jobs: int = 0
     device_s: float = 0.0
-    steps_run: int = 0
+    steps_run: int = 0  # denoising steps
     steps_repeated: int = 0  # run, and not among the steps that a job has
     parks: int = 0
 
@@ -135,8 +135,9 @@ def count_end(connection: Connection, job: Job) -> None:
     """The job has just ended, with all that it used in it."""
     assert job.completed_at is not None
     code = "" if job.error is None else job.error.code
-    repeated = max(0, job.steps_run - job.step)
-    amounts = Amounts(1, job.device_s, job.steps_run, repeated, job.parks)
+    steps_run = job.steps_run if job.kind is JobKind.VIDEO else 0
+    repeated = max(0, steps_run - job.step)
+    amounts = Amounts(1, job.device_s, steps_run, repeated, job.parks)
     times = [(name, job.tier, seconds) for name, seconds in times_of(job).items()]
     _add(connection, TotalsKey(job.tenant, job.tier, job.state, code), amounts, job.completed_at, times)
 
@@ -148,7 +149,8 @@ def times_of(job: Job) -> dict[str, float]:
         times["wait"] = max(0.0, job.started_at - job.created_at)
     if job.state is JobState.COMPLETED and job.completed_at is not None:
         times["end_to_end"] = max(0.0, job.completed_at - job.created_at)
-        times |= {name: sum(job.seconds.get(part, 0.0) for part in parts) for name, parts in _PARTS.items()}
+        parts_of = _PARTS if job.kind is JobKind.VIDEO else {"upload": _PARTS["upload"]}
+        times |= {name: sum(job.seconds.get(part, 0.0) for part in parts) for name, parts in parts_of.items()}
     return times
 
 
@@ -176,7 +178,9 @@ def read_totals(connection: Connection) -> Totals:
 
 
 def _live() -> list[Select[Any]]:
-    repeated = case((jobs.c.steps_run > jobs.c.step, jobs.c.steps_run - jobs.c.step), else_=0)
+    # The steps of other jobs are no denoising steps.
+    steps_run = case((jobs.c.kind == JobKind.VIDEO, jobs.c.steps_run), else_=0)
+    repeated = case((steps_run > jobs.c.step, steps_run - jobs.c.step), else_=0)
     columns = (
         jobs.c.tenant,
         jobs.c.tier,
@@ -185,7 +189,7 @@ def _live() -> list[Select[Any]]:
         func.min(jobs.c.available_at).label("since"),
         func.count().label("jobs"),
         func.sum(jobs.c.device_s),
-        func.sum(jobs.c.steps_run),
+        func.sum(steps_run),
         func.sum(repeated),
         func.sum(jobs.c.parks),
     )

@@ -19,9 +19,9 @@ from serve_app.jobs import Job, JobState
 from serve_app.scheduling.webhook_pacing import DeliveryLimits
 
 TYPES = {
-    JobState.COMPLETED: "video.completed",
-    JobState.FAILED: "video.failed",
-    JobState.CANCELLED: "video.cancelled",
+    JobState.COMPLETED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
 }
 
 
@@ -33,7 +33,7 @@ class Delivery:
     job_id: str
     tenant: str
     url: str
-    type: str  # of the event: video.completed and the like
+    type: str  # of the event: video.completed, proteins.failed and the like
     created_at: float  # when the job ended
     attempts: int  # tries that have ended
     next_at: float | None  # when the next try is due; None once it was taken or given up
@@ -58,7 +58,7 @@ def add_delivery(connection: Connection, job: Job, *, now: float) -> None:
         "job_id": job.id,
         "tenant": job.tenant,
         "url": job.webhook_url,
-        "type": TYPES[job.state],
+        "type": f"{job.kind}.{TYPES[job.state]}",
         "created_at": now,
         "next_at": now,
         "traceparent": job.traceparent,

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from deployments.messages import Stage
+from deployments.messages import STAGES, JobKind, Stage, VideoSpec
 from serve_app.access.limits import NOTHING_BOOKED, DayBooking, Quotas
 from serve_app.access.tenants import Tenant, day_of
 from serve_app.database import access as access_sql
 from serve_app.errors import QueueFullError, RateLimitError, TooLargeError
-from serve_app.jobs import Job, Submission
+from serve_app.jobs import STAGES_FROM, Job, Submission
 from serve_app.registry.planning.queue_estimates import QueueEstimates
 from serve_app.registry.state import RegistryState
 from serve_app.scheduling.fitting import memory_limit
@@ -53,10 +53,11 @@ class AdmissionControl:
             RegistryUnavailableError: what the tenant has used cannot be read now.
         """
         state = self._state
-        tokens = new.spec.clip.tokens
-        limit = memory_limit(state.replicas.alive(Stage.SAMPLING, time.monotonic()))
-        if limit is not None and tokens > limit:
-            return TooLargeError(tokens, limit)
+        if isinstance(new.spec, VideoSpec):
+            tokens = new.spec.clip.tokens
+            limit = memory_limit(state.replicas.alive(Stage.SAMPLING, time.monotonic()))
+            if limit is not None and tokens > limit:
+                return TooLargeError(tokens, limit)
         tenant = state.access.tenants.get(new.tenant)
         now = state.unix_time()
         used_s = 0.0
@@ -68,7 +69,8 @@ class AdmissionControl:
         if full := state.waiting.full_error(new.tenant, max_queued, self._estimates.retry_after_s):
             return full
         decided = self._draft_if_late(new)
-        return self._quotas.refusal(tenant, self._day_booking(tenant, decided, used_s), now) or decided
+        booking = self._day_booking(tenant, decided, used_s)
+        return self._quotas.refusal(tenant, booking, now, is_video=new.spec.kind is JobKind.VIDEO) or decided
 
     def _draft_if_late(self, new: Submission) -> Submission:
         """Its draft, if it may be one and would wait for too long otherwise."""
@@ -102,9 +104,8 @@ class AdmissionControl:
         return DayBooking(used_s=used_s, booked_s=booked_s, cost_s=self._cost_s(new))
 
     def _left_s(self, job: Job) -> float:
-        steps = job.spec.num_inference_steps - job.step
-        stages = list(Stage)[list(Stage).index(job.stage) :]
-        return sum(self._state.costs.estimate(stage, job.spec, steps) for stage in stages)
+        steps = job.spec.steps - job.step
+        return sum(self._state.costs.estimate(stage, job.spec, steps) for stage in STAGES_FROM[job.stage])
 
     def _cost_s(self, new: Submission) -> float:
-        return sum(self._state.costs.estimate(stage, new.spec, new.spec.num_inference_steps) for stage in Stage)
+        return sum(self._state.costs.estimate(stage, new.spec, new.spec.steps) for stage in STAGES[new.spec.kind])

@@ -1,11 +1,11 @@
-"""What the autoscaling policy asks: how many replicas of a stage the live jobs need."""
+"""What the autoscaling policy asks: how many replicas of a stage of videos the live jobs need."""
 
 import math
 import time
 from typing import NamedTuple
 
 from deployments.errors import RegistryUnavailableError
-from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from deployments.messages import JobKind, ReplicaInfo, Stage, VideoSpec
 from serve_app.database.meta import read_arrivals, read_start_times, write_arrivals, write_start_times
 from serve_app.jobs import Job, Tier
 from serve_app.registry.leases import Lease
@@ -34,6 +34,8 @@ class CapacityPlan:
 
     def note_arrival(self, job: Job) -> None:
         """A new job was accepted."""
+        if not isinstance(job.spec, VideoSpec):  # the devices of proteins are always there
+            return
         seconds = _seconds(_work(self._state, job.spec), job.spec.num_inference_steps)
         self._arrivals.note(job.tier, seconds, job.created_at)
         self._has_come = True
@@ -122,9 +124,8 @@ class CapacityPlan:
 def _read_jobs(state: RegistryState) -> list[LiveJob]:
     works: dict[tuple[object, ...], _Work] = {}
     now = state.unix_time()
-    return [_live_job(state, lease.job, lease, now, works) for lease in state.leases.all()] + [
-        _live_job(state, job, None, now, works) for job in state.waiting.jobs()
-    ]
+    live = [(lease.job, lease) for lease in state.leases.all()] + [(job, None) for job in state.waiting.jobs()]
+    return [_live_job(state, job, lease, now, works) for job, lease in live if job.kind is JobKind.VIDEO]
 
 
 class _Work(NamedTuple):
@@ -139,7 +140,7 @@ class _Work(NamedTuple):
 def _live_job(
     state: RegistryState, job: Job, lease: Lease | None, now: float, works: dict[tuple[object, ...], _Work]
 ) -> LiveJob:
-    spec = job.spec
+    spec = job.video
     kind = (spec.clip, spec.num_inference_steps, spec.guidance_scale, spec.rules, spec.exact, spec.lora)
     if kind not in works:
         works[kind] = _work(state, spec)

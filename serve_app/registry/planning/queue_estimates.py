@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from deployments.messages import Directive, Stage, VideoSpec
+from deployments.messages import STAGES, STEPPED, Directive, JobKind, ProteinSpec, Stage, VideoSpec
 from serve_app.feed.publisher import FeedPublisher
 from serve_app.jobs import Job, JobState, Place, Submission, Tier
 from serve_app.registry.leases import Lease
@@ -68,7 +68,7 @@ class QueueEstimates:
         Args:
             tenant: whose jobs must leave; None if it does not matter whose.
         """
-        if not self._state.costs.is_measured(Stage.SAMPLING):
+        if not any(self._state.costs.is_measured(stage) for stage in STEPPED):
             return UNKNOWN_RETRY_S
         self._estimate_if_older(MIN_AGE_S)
         room_in_s = self._room_in_s.get(tenant)
@@ -77,7 +77,7 @@ class QueueEstimates:
         return max(1, min(MAX_RETRY_S, math.ceil(room_in_s - (time.monotonic() - self._pace.done_at))))
 
     def wait_s(self, new: Submission, being_written: Sequence[Submission]) -> float | None:
-        """How long a new job would wait in all, beside its own work; None if that cannot be known.
+        """How long a new video would wait in all, beside its own work; None if that cannot be known.
 
         While nothing was measured and no sampler is there, it is until the first one is, if one was asked for.
 
@@ -102,7 +102,7 @@ class QueueEstimates:
         Args:
             cost_s: its work, in seconds of a device.
         """
-        wait = self._waits.get((new.tenant, new.tier))
+        wait = self._waits.get((new.tenant, new.tier)) if new.spec.kind is JobKind.VIDEO else None
         if wait is not None and wait.seconds is not None:
             wait.seconds += cost_s / max(1, len(self._state.replicas.alive(Stage.SAMPLING, time.monotonic())))
 
@@ -139,14 +139,25 @@ class QueueEstimates:
             begun_at = time.monotonic()
             waiting = {stage: self._state.waiting.order(stage) for stage in Stage}
             self._positions = {job.id: n for jobs in waiting.values() for n, job in enumerate(jobs)}
-            measured = self._state.costs.is_measured(Stage.SAMPLING)
-            self._forecasts = forecast(_pipeline(self._state, begun_at)) if measured else {}
+            self._forecasts = self._forecast_measured(begun_at)
             self._room_in_s = self._rooms(waiting)
 
+    def _forecast_measured(self, now: float) -> dict[str, Forecast]:
+        """Of the jobs of those kinds of which something was measured."""
+        state = self._state
+        measured = {kind for kind, stages in STAGES.items() if any(map(state.costs.is_measured, STEPPED & {*stages}))}
+        if not measured:
+            return {}
+        pipeline = _pipeline(state, now)
+        found = forecast(pipeline)
+        if len(measured) == len(STAGES):
+            return found
+        return {job_id: one for job_id, one in found.items() if pipeline.work_of(job_id).kind in measured}
+
     def _rooms(self, waiting: Mapping[Stage, Sequence[Job]]) -> dict[str | None, float]:
-        """When the first waiting job of each tenant, and of any (None), goes to a sampler or decoder."""
+        """When the first waiting job of each tenant, and of any (None), goes to a sampler, a decoder or an embedder."""
         rooms: dict[str | None, float] = {}
-        for job in (*waiting[Stage.SAMPLING], *waiting[Stage.DECODING]):
+        for job in (*waiting[Stage.SAMPLING], *waiting[Stage.DECODING], *waiting[Stage.EMBEDDING]):
             if (found := self._forecasts.get(job.id)) is not None:
                 for owner in (None, job.tenant):
                     rooms[owner] = min(found.starts_in_s, rooms.get(owner, math.inf))
@@ -162,10 +173,9 @@ def _pipeline(state: RegistryState, now: float, coming: Sequence[Job] = ()) -> P
     works = _Works(state, {job.id: job for job in coming})
     leases = state.leases.all()
     queues = dict(state.waiting.queues)
-    if coming:
-        queues[Stage.ENCODING] = queues[Stage.ENCODING].copy()
-        for job in coming:
-            queues[Stage.ENCODING].put(state.waiting.entry(job, 0.0))
+    queues |= {stage: queues[stage].copy() for stage in {job.stage for job in coming}}
+    for job in coming:
+        queues[job.stage].put(state.waiting.entry(job, 0.0))
     return Pipeline(
         queues=queues,
         running=[_running(lease, now) for lease in leases],
@@ -216,12 +226,16 @@ class _Works:
         waiting = state.waiting.find(job_id)
         job = waiting or self._coming.get(job_id) if lease is None else lease.job
         assert job is not None, job_id
-        costs = self._costs_of(job.spec)
         is_waiting = lease is None and waiting is not None
+        entry = state.waiting.queues[job.stage].entries[job_id] if is_waiting else state.waiting.entry(job, 0.0)
+        steps_left = job.spec.steps - job.step if lease is None else lease.steps_left
+        if isinstance(job.spec, ProteinSpec):
+            return Work.of_proteins(entry, state.costs.held_s(Stage.EMBEDDING, job.spec, steps_left), job.parks)
+        costs = self._costs_of(job.spec)
         return Work(
-            entry=state.waiting.queues[job.stage].entries[job_id] if is_waiting else state.waiting.entry(job, 0.0),
+            entry=entry,
             encoding_s=costs.encoding_s,
-            steps_left=job.spec.num_inference_steps - job.step if lease is None else lease.steps_left,
+            steps_left=steps_left,
             step=costs.step,
             beside_s=costs.beside_s,
             decoding_s=costs.decoding_s,

@@ -20,7 +20,7 @@ from heapq import heapify, heapreplace
 from math import ceil
 from operator import attrgetter
 
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 
 # Of the target wait that may pass before the encoder: what is behind it needs the rest.
 ENCODER_SHARE = 0.1
@@ -33,7 +33,6 @@ MAX_DEALT = 1000
 # What cannot be in time is to begin when new replicas are there, or so much of their start later: a
 # replica for each of many short jobs would cost more than it does for them.
 LATE = 1.25
-_STAGES = tuple(Stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +101,11 @@ class StageNeed:
 
 def demand(job: LiveJob, stage: Stage) -> Demand | None:
     """What the job asks of a stage; None if it is past it."""
-    at, of = _STAGES.index(job.stage), _STAGES.index(stage)
+    at, of = VIDEO_STAGES.index(job.stage), VIDEO_STAGES.index(stage)
     if of < at:
         return None
-    comes_in_s = sum(job.seconds[before] for before in _STAGES[at:of])
-    left_s = sum(job.seconds[left] for left in _STAGES[at:])
+    comes_in_s = sum(job.seconds[before] for before in VIDEO_STAGES[at:of])
+    left_s = sum(job.seconds[left] for left in VIDEO_STAGES[at:])
     wait_s = min(job.wait_left_s, job.cancelled_in_s - left_s)
     wait_s = wait_s * ENCODER_SHARE if stage is Stage.ENCODING else wait_s * PLANNED_SHARE - MARGIN_S
     return Demand(

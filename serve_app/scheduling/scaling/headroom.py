@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp
 
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.jobs import Tier
 
 # What came so long ago counts 1/e. Long enough for some jobs an hour, short enough for a day's rhythm.
@@ -32,7 +32,7 @@ class TierArrivals:
 
     at: float  # Unix seconds of the sums
     jobs: float = 0.0
-    beyond_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
+    beyond_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(VIDEO_STAGES, 0.0))
     """Seconds that the jobs hold slots of a stage beyond their target wait: who comes within it waits for them."""
 
     def fade(self, now: float) -> None:

@@ -7,16 +7,25 @@ import { duration } from '../wording.js';
  * @typedef {import('../types.js').WorkingReplica} WorkingReplica
  */
 
+/** Those of a video. */
 export const STAGES = ['encoding', 'sampling', 'decoding'];
-export const WORKERS = { encoding: 'Prompt encoder', sampling: 'Sampler', decoding: 'Video decoder' };
+/** That of a file of proteins, on a server that has them. */
+export const EMBEDDING = 'embedding';
+export const WORKERS = {
+  encoding: 'Prompt encoder',
+  sampling: 'Sampler',
+  decoding: 'Video decoder',
+  [EMBEDDING]: 'Protein files',
+};
 
 /**
- * What waits for each stage and is worked on there.
+ * What waits for each stage and is worked on there; of proteins only where there is any.
  * @param {Report} report
  * @returns {{stage: string, waiting: number, running: number, oldestAt: number|null}[]} oldestAt: Unix seconds
  */
 export function stageFigures({ waiting, running }) {
-  return STAGES.map((stage) => {
+  const hasProteins = [...waiting, ...running].some(({ stage }) => stage === EMBEDDING);
+  return (hasProteins ? [...STAGES, EMBEDDING] : STAGES).map((stage) => {
     const rows = waiting.filter((row) => row.stage === stage);
     return {
       stage,
@@ -65,7 +74,7 @@ export function places({ replicas, running }) {
     place.jobs.push(job);
     elsewhere.set(key, place);
   }
-  const order = ({ stage, replica, key }) => `${STAGES.indexOf(stage)} ${replica ? 0 : 1} ${key}`;
+  const order = ({ stage, replica, key }) => `${[...STAGES, EMBEDDING].indexOf(stage)} ${replica ? 0 : 1} ${key}`;
   return [...there, ...elsewhere.values()].sort((a, b) => (order(a) < order(b) ? -1 : 1));
 }
 

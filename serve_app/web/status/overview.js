@@ -8,7 +8,7 @@ import { duration, plural, timeOfDay } from '../wording.js';
 import { oldest, stageFigures, stateOf, sum } from './figures.js';
 import { answeredAt, report } from './watch.js';
 
-const NAMES = { encoding: 'Encoding', sampling: 'Sampling', decoding: 'Decoding' };
+const NAMES = { encoding: 'Encoding', sampling: 'Sampling', decoding: 'Decoding', embedding: 'Proteins' };
 
 export function Overview() {
   const told = report.value;

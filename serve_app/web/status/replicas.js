@@ -73,8 +73,8 @@ function About({ replica }) {
 function Job({ value: job, gone }) {
   const steps = `step ${job.step} of ${job.num_inference_steps}`;
   const pace = job.step_s === null ? '' : `${Number(job.step_s.toPrecision(2))} s a step`;
-  const clip = `${sizeText(job.size)}, ${job.num_frames} frames`;
-  const doing = gone ? 'No longer here' : [job.stage === 'sampling' && steps, pace].filter(Boolean).join(', ');
+  const clip = job.size === null ? 'a file of proteins' : `${sizeText(job.size)}, ${job.num_frames} frames`;
+  const doing = gone ? 'No longer here' : [job.stage !== 'encoding' && job.stage !== 'decoding' && steps, pace].filter(Boolean).join(', ');
   return html`<li class=${gone ? 'gone' : ''}>
     <a class="row-link" href="#${job.id}">
       <span class="line"><b>…${job.id.slice(-8)}</b><span class="small">${job.tenant}, ${job.tier}</span></span>

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -12,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, event, text
 
-from deployments.messages import Stage
+from deployments.messages import STAGES, JobKind, ProteinSpec, Stage
 from serve_app.database.connection import Database
 from serve_app.database.jobs import deadlines as deadlines_sql
 from serve_app.database.jobs import deletion as deletion_sql
 from serve_app.database.jobs import overview as overview_sql
-from serve_app.database.jobs.listing import list_jobs
+from serve_app.database.jobs.listing import list_jobs, newest_jobs
 from serve_app.database.jobs.rows import get_jobs
 from serve_app.database.schema import jobs
 from serve_app.errors import UnknownJobError
@@ -27,18 +28,21 @@ from tests.support.registry.sql_jobs import SPEC
 
 TENANTS = ("acme", "globex", "initech")
 TIMES = 12
+FILE = ProteinSpec(parts=3, sequences=30, tokens=900, options={"pooling": ["mean"]})
 JOBS = 100
 
 
 def row(n: int, draw: random.Random, created_at: float) -> dict[str, Any]:
-    state = draw.choice(list(JobState))
+    kind = draw.choice(list(JobKind))
+    state = draw.choice([one for one in JobState if one not in RUNNING or Stage(one) in STAGES[kind]])
     lease = f"lease{n}" if state in RUNNING else None
     return {
         "id": f"video_{draw.getrandbits(64):016x}",
         "model": "mochi-1",
-        "spec": SPEC.to_json(),
+        "kind": kind,
+        "spec": (SPEC if kind is JobKind.VIDEO else FILE).to_json(),
         "state": state,
-        "stage": Stage(state) if state in RUNNING else Stage.DECODING,
+        "stage": Stage(state) if state in RUNNING else STAGES[kind][-1],
         "attempt": 1,
         "step": 0,
         "progress": 0.0,
@@ -77,7 +81,8 @@ async def all_pages(database: Database, limit: int, order: Order, wanted: JobFil
 
 def holds(wanted: JobFilter, job: Job) -> bool:
     return (
-        (not wanted.states or job.state in wanted.states)
+        job.kind is wanted.kind
+        and (not wanted.states or job.state in wanted.states)
         and (wanted.tenant is None or job.tenant == wanted.tenant)
         and (wanted.created_after is None or job.created_at >= wanted.created_after)
         and (wanted.created_before is None or job.created_at < wanted.created_before)
@@ -91,6 +96,7 @@ filters = st.builds(
     tenant=st.none() | st.sampled_from([*TENANTS, "nobody"]),
     created_after=times,
     created_before=times,
+    kind=st.sampled_from(JobKind),
 )
 
 
@@ -118,6 +124,15 @@ async def test_a_page_may_begin_behind_any_job(
     expected = beyond[:10] if order == "asc" else beyond[::-1][:10]
     assert [(job.created_at, job.id) for job in page.jobs] == expected
     assert page.has_more == (len(beyond) > 10)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40, 1000])
+async def test_the_newest_of_all_kinds_have_no_gap(database: Database, stored: list[Job], limit: int) -> None:
+    newest, first = await database.run(newest_jobs, limit=limit)
+    keys = [(job.created_at, job.id) for job in newest]
+    since = min((job.created_at, job.id) for job in stored) if first is None else (first.created_at, first.id)
+    assert keys == sorted(key for job in stored if (key := (job.created_at, job.id)) >= since)
+    assert (first is None) == (max(Counter(job.kind for job in stored).values()) <= limit)
 
 
 async def test_paging_from_an_unknown_job_is_an_error(database: Database) -> None:

@@ -6,7 +6,7 @@ import threading
 
 from sqlalchemy import Connection, Engine, event, text
 
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.database.connection import Database
 from serve_app.database.jobs import cancellation as cancellation_sql
 from serve_app.database.jobs import claims as claims_sql
@@ -73,7 +73,7 @@ async def sampling(database: Database) -> Job:
 
 async def test_a_job_runs_through_its_stages_and_completes_once(database: Database) -> None:
     await insert(database, "a")
-    for n, stage in enumerate(Stage):
+    for n, stage in enumerate(VIDEO_STAGES):
         (job,) = await claim(database, stage, now=100.0 + n, a=f"t{n}")
         assert (job.state, job.lease, job.lease_expires_at) == (JobState(stage), f"t{n}", 130.0 + n)
         assert job == await get(database, "a")

@@ -75,7 +75,7 @@ class Walk:
         self.deleted.append(ended)
 
     def _held(self, connection: Connection, job: Job, lease: str) -> None:
-        left = job.spec.num_inference_steps - job.step
+        left = job.video.num_inference_steps - job.step
         steps = self.draw.randint(0, left) if job.stage is Stage.SAMPLING else 0
         used = Usage(steps=steps, device_s=self.draw.choice((0.25, 0.5, 1.0)))
         step = job.step + steps

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Connection
 
-from deployments.messages import Stage
+from deployments.messages import ProteinSpec, Stage
 from serve_app.database.connection import Database
 from serve_app.database.jobs import webhooks as webhooks_sql
 from serve_app.database.jobs.webhooks import Delivery
@@ -51,6 +51,12 @@ async def test_an_ended_job_is_told_once(database: Database, state: JobState, ki
     assert await get_delivery(database, "a") == Delivery(
         "evt_a", "video_a", "t", URL, kind, 10.0, 0, 10.0, delivered_at=None, status=None, error=None
     )
+
+
+async def test_the_end_of_a_file_of_proteins_has_a_name_of_its_own(database: Database) -> None:
+    spec = ProteinSpec(parts=1, sequences=1, tokens=9, options={})
+    await add(database, replace(job("a"), spec=spec), replace(job("b", state=JobState.FAILED), spec=spec))
+    assert [one.type for one in await hold(database)] == ["proteins.completed", "proteins.failed"]
 
 
 async def test_nothing_is_told_without_a_url_or_before_the_end(database: Database) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from serve_app.ingress.services import LONGEST_WAIT_S, Timing
+from serve_app.ingress.job_access import LONGEST_WAIT_S, Timing
 from serve_app.jobs import JobState
 from tests.support.http.fakes import FakeServices
 from tests.support.http.memory_http import serving

@@ -50,7 +50,7 @@ async def test_create_sends_multipart_with_own_fields(client: openai.AsyncOpenAI
     assert (video.object, video.status, video.progress, video.size) == ("video", "queued", 0, "96x64")
     job = services.memory.jobs[video.id]
     assert (job.tier, job.tenant) == (Tier.INTERACTIVE, "default")
-    spec = job.spec
+    spec = job.video
     assert (spec.width, spec.height, spec.num_frames, spec.fps) == (96, 64, 25, 12)
     assert (spec.num_inference_steps, spec.guidance_scale, spec.seed) == (8, 2.5, 5)
     assert (spec.negative_prompt, spec.exact) == ("blue", True)

@@ -17,11 +17,11 @@ from ray.serve.exceptions import ReplicaUnavailableError
 from deployments.messages import Stage, StageTask
 from deployments.replica.serve_private import Reservations, own_reservations
 from serve_app.errors import NoReplicaError
-from serve_app.registry.replicas import DEPLOYMENTS, MODEL_APPLICATION, StageRouter
+from serve_app.registry.replicas import DEPLOYMENTS, StageRouter
 from tests.support.waiting import gone
 from tests.support.workers.fakes import task
 
-DEPLOYMENT = DEPLOYMENTS[Stage.ENCODING]
+MODEL_APPLICATION, DEPLOYMENT = DEPLOYMENTS[Stage.ENCODING]
 
 
 def test_a_reservation_is_stale_once_it_was_seen_for_long_enough() -> None:

@@ -21,7 +21,7 @@ from serve_app.feed.follower import FeedFollower
 from serve_app.feed.new_keys import NewKeys
 from serve_app.feed.publisher import Batch, Cursor
 from serve_app.feed.read_leases import FeedTiming, PresenceTiming
-from serve_app.jobs import EVERY_JOB, Job, JobPage, Submission
+from serve_app.jobs import EVERY_VIDEO, Job, JobPage, Submission
 from serve_app.registry.actor import JobRegistry
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
 from serve_app.registry_api import RegistryApi, RegistryClient
@@ -111,10 +111,10 @@ async def seen(feed: FeedFollower, cluster: Cluster, job_id: str) -> Job | None:
 
 
 async def page(feed: FeedFollower, cluster: Cluster) -> JobPage:
-    known = feed.page(100, None, "desc", EVERY_JOB)
+    known = feed.page(100, None, "desc", EVERY_VIDEO)
     if known is not None:
         return known
-    return await retried(cluster, RegistryApi.list_jobs, 100, None, "desc", EVERY_JOB)
+    return await retried(cluster, RegistryApi.list_jobs, 100, None, "desc", EVERY_VIDEO)
 
 
 async def test_what_was_written_is_read_back_at_each_replica(cluster: Cluster) -> None:

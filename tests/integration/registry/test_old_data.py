@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, create_engine
 
 from deployments.clip import LatentShape
 from deployments.keys import checkpoint_key, latents_key, prompt_embeds_key, video_key
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.database import engine as database_engine
 from serve_app.jobs import JobState, Submission
 from tests.support.workers.fakes import spec
@@ -27,7 +27,7 @@ REVISIONS = sorted(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-
 VIDEO = spec(width=32, height=32, num_frames=7, num_inference_steps=2, exact=True)
 VIDEO_BYTES = b"the bytes of a finished mp4"
 FINGERPRINT = "f" * 64
-ENCODING, SAMPLING, DECODING = Stage
+ENCODING, SAMPLING, DECODING = VIDEO_STAGES
 
 
 def job_id(number: int) -> str:
@@ -122,7 +122,7 @@ async def test_a_data_folder_of_each_version_opens_and_what_waits_in_it_ends(dat
     write_database(database_url, revision)
     pipeline = Pipeline(database_url, max_attempts=2)
     write_objects(pipeline.store)
-    pipeline.start(*Stage)
+    pipeline.start(*VIDEO_STAGES)
     ended = await asyncio.gather(
         *(pipeline.until(each, lambda job: job.state is JobState.COMPLETED) for each in WAITING)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments.keys import latents_key, prompt_embeds_key, video_key
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.jobs import JobState
 from tests.support.workers.fakes import SHAPES, spec
 from tests.support.workers.memory_store import MemoryStore
@@ -15,7 +15,7 @@ from tests.support.workers.pipeline import Pipeline, with_other_weights
 
 VIDEO = spec(width=32, height=32, num_frames=7, num_inference_steps=2, exact=True)
 JOB = "video_1"
-ENCODING, SAMPLING, DECODING = Stage
+ENCODING, SAMPLING, DECODING = VIDEO_STAGES
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def pipeline(database_url: str) -> AsyncIterator[Pipeline]:
 async def made_by(folder: Path, model: Path) -> bytes:
     """The video that the model makes when nothing happens."""
     alone = Pipeline(f"sqlite:///{folder / 'alone.db'}")
-    alone.start(*Stage, model=model)
+    alone.start(*VIDEO_STAGES, model=model)
     await alone.submit(JOB, VIDEO)
     await alone.until(JOB, lambda job: job.state is JobState.COMPLETED)
     await alone.close()
@@ -69,7 +69,7 @@ def damage(key: str) -> Callable[[MemoryStore], None]:
 async def test_what_is_lost_or_damaged_is_made_again(
     pipeline: Pipeline, undisturbed: bytes, spoil: Callable[[MemoryStore], None], until: Stage, again: Stage
 ) -> None:
-    pipeline.start(*list(Stage)[: list(Stage).index(until)])
+    pipeline.start(*VIDEO_STAGES[: VIDEO_STAGES.index(until)])
     await pipeline.submit(JOB, VIDEO)
     await pipeline.reaches(JOB, JobState.QUEUED, until)
     spoil(pipeline.store)
@@ -95,7 +95,7 @@ async def test_jobs_that_wait_through_an_upgrade_are_made_by_the_new_model(
     pipeline.start(ENCODING, SAMPLING)
     await pipeline.submit(JOB, VIDEO)
     await pipeline.reaches(JOB, JobState.QUEUED, DECODING)
-    pipeline.start(*Stage, model=new)
+    pipeline.start(*VIDEO_STAGES, model=new)
     job = await pipeline.until(JOB, lambda job: job.state is JobState.COMPLETED)
     assert (job.attempt, job.remakes) == (1, remakes)
     assert pipeline.store.objects[video_key(JOB)] == await made_by(tmp_path, new) != undisturbed

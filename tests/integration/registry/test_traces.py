@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from deployments.tracing.context import TraceContext, new_context
 from deployments.tracing.span import FinishedSpan
 from serve_app.jobs import JobState, Submission
@@ -21,7 +21,7 @@ CLIENT = TraceContext("c" * 32, "d" * 16, True)
 async def parked_and_moved(url: str) -> None:
     """A job whose sample is parked, and goes on in another replica."""
     pipeline = Pipeline(url)
-    pipeline.start(*Stage)
+    pipeline.start(*VIDEO_STAGES)
     try:
         context = new_context(JOB, CLIENT, 0)
         await pipeline.registry.submit(Submission(JOB, "mochi-1", VIDEO, traceparent=context.traceparent))

@@ -119,6 +119,7 @@ def needs(settings: AppSettings) -> dict[str, tuple[Need, int, int]]:
         out["protein_ingress"] = (http, proteins.min_http_replicas, proteins.max_http_replicas)
         devices = planned_devices(proteins, gpus=0)
         model = Need(gpus=devices.num_gpus, cpus=proteins.num_cpus, resources=proteins.resources)
+        out["protein_files"] = (Need(gpus=0, cpus=0, resources=settings.registry.resources), 1, 1)
         out["proteins"] = (model, devices.count, devices.count)
     return out
 

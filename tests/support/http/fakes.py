@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.errors import MochiServeError, RegistryUnavailableError
 from deployments.keys import Variant, video_key
-from deployments.messages import ReplicaInfo, Stage
+from deployments.messages import VIDEO_STAGES, ReplicaInfo, Stage, VideoSpec
 from deployments.metrics.recorder import Series, Snapshot, Value
 from deployments.replica.registry_link import Method, P, T
 from serve_app.access.tenants import AccessTable
@@ -17,7 +17,8 @@ from serve_app.config import AppSettings, load_settings
 from serve_app.errors import IdempotencyKeyReusedError, TooLargeError, UnknownJobError
 from serve_app.feed.follower import FeedFollower
 from serve_app.feed.publisher import Batch, Cursor, FeedPublisher
-from serve_app.ingress.services import Services, Timing
+from serve_app.ingress.job_access import Timing
+from serve_app.ingress.services import Services
 from serve_app.jobs import (
     RUNNING,
     Acceptance,
@@ -88,9 +89,10 @@ class MemoryRegistry:
         known = self._known(submission)
         if known is not None:
             return Acceptance(known, repeated=True)
-        tokens, limit = submission.spec.clip.tokens, memory_limit(self.replicas.get(Stage.SAMPLING, ()))
-        if limit is not None and tokens > limit:
-            raise TooLargeError(tokens, limit)
+        if isinstance(submission.spec, VideoSpec):
+            tokens, limit = submission.spec.clip.tokens, memory_limit(self.replicas.get(Stage.SAMPLING, ()))
+            if limit is not None and tokens > limit:
+                raise TooLargeError(tokens, limit)
         if self.refusals:
             raise self.refusals.pop(0)
         if submission.draft is not None and self.wait_s > self.limit_s:
@@ -112,7 +114,7 @@ class MemoryRegistry:
         at = float(next(self._clock))
         job = new.accepted(at)
         self.jobs[job.id] = job
-        self.moves[job.id] = [first_move(at)]
+        self.moves[job.id] = [first_move(at, new.spec.kind)]
         self.feed.publish(job)
         if new.idempotency_key is not None:
             self.keys[new.tenant, new.idempotency_key] = new
@@ -201,7 +203,7 @@ class MemoryRegistry:
 
     def announce_all(self, max_tokens: int | None = None) -> None:
         """One replica of every stage; max_tokens: what the sampler's memory holds."""
-        for stage in Stage:
+        for stage in VIDEO_STAGES:
             limit = max_tokens if stage is Stage.SAMPLING else None
             self.replicas[stage] = (ReplicaInfo(f"{stage}#1", stage, 1, "cpu", "mochi-1", limit),)
 
@@ -218,7 +220,7 @@ class MemoryRegistry:
         return self.jobs[job_id]
 
     def complete(self, job_id: str) -> Job:
-        steps = self.jobs[job_id].spec.num_inference_steps
+        steps = self.jobs[job_id].video.num_inference_steps
         self.move(job_id, JobState.ENCODING)
         self.move(job_id, JobState.QUEUED, stage=Stage.SAMPLING)
         self.move(job_id, JobState.SAMPLING, step=steps, steps_run=steps, progress=0.9)

@@ -12,12 +12,14 @@ from fastapi import FastAPI
 from deployments.embedder.messages import DeviceInfo
 from deployments.embedder.settings import ProteinSettings
 from deployments.proteins.esm2 import Esm2
+from deployments.replica.registry_link import Link
 from serve_app.access.tenants import AccessTable
 from serve_app.calls.breaker import BreakerRules
 from serve_app.calls.devices import CallTiming, Devices
 from serve_app.config import AccessSettings
 from serve_app.feed.access_follower import AccessFollower
-from serve_app.proteins.app import Background, create_protein_app
+from serve_app.proteins.app import create_protein_app
+from serve_app.proteins.files.jobs import ProteinJobs
 from serve_app.proteins.requests import ProteinRequestChecker
 from serve_app.proteins.routes import ProteinServices
 from serve_app.proteins.service import ProteinService
@@ -25,6 +27,7 @@ from serve_app.registry_api import RegistryClient
 from tests.support.http.fakes import MemoryRegistry, shapes_settings
 from tests.support.proteins.devices import FakeDevice, FakeHandle, fake_devices
 from tests.support.waiting import until
+from tests.support.workers.memory_store import MemoryStore
 
 LASTING = BreakerRules(failures=3, first_pause_s=600, longest_pause_s=600)
 TIMING = CallTiming(answer_s=30, choice_s=0.5, describe_every_s=0.02, describe_s=1, silent_s=0.1)
@@ -41,6 +44,8 @@ class ProteinApi:
     service: ProteinService
     known: Devices[DeviceInfo]
     app: FastAPI
+    registry: MemoryRegistry
+    store: MemoryStore
 
     async def post(self, path: str, status: int = 200, **fields: Any) -> Any:
         """The answer's JSON to these fields."""
@@ -60,9 +65,17 @@ async def running_api(
     count: int = 4,
     access: AccessTable | None = None,
     info: Mapping[str, Any] | None = None,
+    link: Link | None = None,
     **settings: Any,
 ) -> AsyncIterator[ProteinApi]:
-    """access: tenants and keys, which are needed then. info: of each device. settings: of the section `proteins`."""
+    """An app over these devices.
+
+    Args:
+        access: tenants and keys, which are needed then.
+        info: of each device.
+        link: to another registry than one in memory.
+        settings: of the section `proteins`.
+    """
     proteins = ProteinSettings(source="tests", name="tiny", **settings)
     whole = shapes_settings().model_copy(
         update={"proteins": proteins, "access": AccessSettings(mode="auto" if access is None else "keys")}
@@ -74,12 +87,14 @@ async def running_api(
     devices: Devices[DeviceInfo] = Devices("proteins", NAME, lambda: handle, "answer", TIMING, LASTING)
     service = ProteinService(proteins, devices)
     services = ProteinServices(proteins, 5.0, ProteinRequestChecker(proteins.served_name), devices, service, count)
-    client_of_registry = RegistryClient(registry)
-    background = Background(client_of_registry, AccessFollower(client_of_registry))
-    app = create_protein_app(services, whole, background)
+    client_of_registry = RegistryClient(registry if link is None else link)
+    store = MemoryStore()
+    feed = AccessFollower(client_of_registry)
+    jobs = ProteinJobs(whole, client_of_registry, store, feed, proteins=proteins, service=service)
+    app = create_protein_app(services, jobs)
     async with app.router.lifespan_context(app):
         await until(lambda: len(devices.known) == count)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield ProteinApi(client, fakes, handle, service, devices, app)
+            yield ProteinApi(client, fakes, handle, service, devices, app, registry, store)
     await asyncio.sleep(0)

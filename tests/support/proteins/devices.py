@@ -12,7 +12,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.embedder.messages import AnsweredGroup, DeviceInfo
 from deployments.embedder.pass_loop import PassLoop
-from deployments.errors import DeviceBrokenError, WorkerError
+from deployments.errors import DeviceBrokenError, PermanentError, WorkerError
 from deployments.proteins.esm2 import Esm2
 from deployments.proteins.queries import Answer, Query
 from serve_app.calls.device_table import TABLES
@@ -26,6 +26,7 @@ class FakeDevice:
     passes: PassLoop
     fails: bool = False  # its device is broken
     chokes_on: int = 0  # it raises some error at groups of so many tokens
+    refuses_above: int = 0  # its memory does not hold a query of more tokens; 0: it holds all
     fails_next: int = 0  # so many next calls end with some error
     hangs: bool = False  # a call is never answered
     dead: bool = False  # its process is gone
@@ -41,6 +42,8 @@ class FakeDevice:
         try:
             if self.fails:
                 raise DeviceBrokenError("CUDA error: an illegal memory access was encountered")
+            if self.refuses_above and max(len(query.tokens) for query in queries) > self.refuses_above:
+                raise PermanentError("too_large_for_device", "the device's memory does not hold it")
             if self.fails_next or self.calls[-1] == self.chokes_on:
                 self.fails_next -= self.fails_next > 0
                 raise RuntimeError("a kernel that does not know this shape")

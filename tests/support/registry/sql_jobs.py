@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import VIDEO_STAGES, Stage, VideoSpec
 from serve_app.config import DAY_S
 from serve_app.database.connection import Database
 from serve_app.database.jobs import cancellation as cancellation_sql
@@ -35,7 +35,7 @@ async def end_job(database: Database, job_id: str, state: JobState, at: float) -
     if state is JobState.CANCELLED:
         await database.run(cancellation_sql.cancel, job_id, now=at)
         return
-    for stage in Stage:
+    for stage in VIDEO_STAGES:
         await claim_all(database, stage, {job_id: "lease"}, now=1.0)
         if state is JobState.FAILED:
             await database.run(ends_sql.fail, job_id, "lease", now=at, error=JobError("x", "y"), used=Usage())

@@ -17,7 +17,18 @@ from typing import Any, Concatenate
 from sqlalchemy import Connection
 
 from deployments.errors import PermanentError, RegistryUnavailableError, StoppedError, TransientError
-from deployments.messages import Checkpointed, Event, Parked, ReplicaInfo, Stage, StageTask
+from deployments.messages import (
+    STEPPED,
+    VIDEO_STAGES,
+    Checkpointed,
+    Event,
+    Parked,
+    ProteinSpec,
+    ReplicaInfo,
+    Spec,
+    Stage,
+    StageTask,
+)
 from deployments.metrics import names
 from deployments.replica.registry_link import Method, P, T, WorkerRegistryClient
 from deployments.replica.running_task import RunningTask, Timing
@@ -26,7 +37,7 @@ from serve_app.config import JobSettings, SchedulingSettings
 from serve_app.database.connection import Database
 from serve_app.database.jobs import moves as moves_sql
 from serve_app.database.jobs import overview as overview_sql
-from serve_app.database.jobs.listing import list_jobs
+from serve_app.database.jobs.listing import newest_jobs
 from serve_app.errors import NoReplicaError, ReplicaDiedError
 from serve_app.feed.read_leases import FeedTiming, PresenceTiming
 from serve_app.jobs import Job, JobFilter, JobState, Submission, Tier
@@ -116,7 +127,7 @@ class Replica:
 
     def __init__(self, cluster: "Cluster", stage: Stage, name: str) -> None:
         self.cluster, self.stage, self.name = cluster, stage, name
-        self.slots = 2 if stage is Stage.SAMPLING else 1
+        self.slots = 2 if stage in STEPPED else 1
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.cut = self.leaving = False
         self.calls: dict[asyncio.Task[None], StageTask] = {}
@@ -160,8 +171,8 @@ class Replica:
         if len(at_work) > 1:
             truth.together.add(task.job_id)
         try:
-            if task.stage is Stage.SAMPLING:
-                return await self._sample(running)
+            if task.stage in STEPPED:
+                return await self._step(running)
             for frame in range(2):
                 await self._pass_time(running)
                 if task.stage is Stage.DECODING:
@@ -170,7 +181,7 @@ class Replica:
         finally:
             at_work.discard(task.lease)
 
-    async def _sample(self, running: RunningTask) -> Event | None:
+    async def _step(self, running: RunningTask) -> Event | None:
         task, storm = running.task, self.cluster.storm
         kept = storm.truth.saved.get(task.job_id, 0) if task.checkpoint_step or task.attempt > 1 else 0
         begun = 0 if storm.chance(storm.weather.refused) else kept
@@ -197,7 +208,7 @@ class Replica:
         running.add_device_ns(int(STEP_S * 1e9))
         if self.died.done():
             raise StoppedError(f"{self.name} is dead")
-        if running.task.spec.prompt == DOOMED and running.task.stage is Stage.SAMPLING:
+        if is_doomed(running.task.spec) and running.task.stage in STEPPED:
             raise PermanentError(DOOMED, "as was asked")
         if storm.chance(storm.weather.transient):
             storm.truth.disturbed.add(job_id)
@@ -324,6 +335,11 @@ def _is_sick(replica: Replica) -> bool:
     return False
 
 
+def is_doomed(spec: Spec) -> bool:
+    """Whether the job is to fail."""
+    return (spec.options["prompt"] if isinstance(spec, ProteinSpec) else spec.prompt) == DOOMED
+
+
 class Storm:
     """The whole: clusters on one database, clients, and what happens to them."""
 
@@ -400,7 +416,9 @@ class Storm:
     async def _client(self, n: int) -> Job:
         await asyncio.sleep(self.draw.uniform(0, 0.5))
         prompt = DOOMED if self.chance(self.weather.doomed) else "a red circle"
-        spec = replace(SPEC, prompt=prompt, num_inference_steps=STEPS)
+        spec: Spec = replace(SPEC, prompt=prompt, num_inference_steps=STEPS)
+        if self.chance(0.25):
+            spec = ProteinSpec(STEPS, sequences=10, tokens=1_000, options={"prompt": prompt})
         asked = Submission(f"job-{n:03}", "mochi-1", spec, self.draw.choice("abc"), self.draw.choice(list(Tier)))
         if self.chance(0.3):
             asked = replace(asked, idempotency_key=f"key-{n}", fingerprint=prompt)
@@ -429,7 +447,7 @@ class Storm:
             elif glance == "health":
                 await self.ask(RegistryApi.health)
             elif glance == "capacity":
-                await self.ask(RegistryApi.capacity, StageState(self.draw.choice(list(Stage)), 1, 1, 0, 4))
+                await self.ask(RegistryApi.capacity, StageState(self.draw.choice(VIDEO_STAGES), 1, 1, 0, 4))
             elif glance == "metrics":
                 found = await self.ask(RegistryApi.metrics)
                 if (lost := found[names.JOBS_UNACCOUNTED.name, ()]) != 0:
@@ -529,8 +547,8 @@ async def _all(tasks: list[asyncio.Task[Job]]) -> list[Job]:
 
 def everything(connection: Connection) -> tuple[dict[str, list[Any]], list[Any], list[Any]]:
     """The history of each job, and what waits and is leased."""
-    page = list_jobs(connection, limit=1000, after=None, order="asc", wanted=JobFilter())
-    histories = {job.id: moves_sql.history(connection, job.id) for job in page.jobs}
+    jobs, _ = newest_jobs(connection, limit=1000)
+    histories = {job.id: moves_sql.history(connection, job.id) for job in jobs}
     return histories, overview_sql.queued_ids(connection), overview_sql.leased_jobs(connection)
 
 

@@ -41,7 +41,7 @@ async def test_a_job_is_durable_before_the_answer(client: httpx.AsyncClient, ser
     name = "prompt" if path == "/v1/videos" else "text"
     answer = await client.post(path, json={name: "a red circle", "seed": 3})
     job = services.memory.jobs[answer.json()["id"]]
-    assert (job.spec.prompt, job.spec.seed) == ("a red circle", 3)
+    assert (job.video.prompt, job.video.seed) == ("a red circle", 3)
 
 
 async def test_json_form_and_multipart_say_the_same(client: httpx.AsyncClient, services: FakeServices) -> None:

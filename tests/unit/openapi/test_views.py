@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.messages import ReplicaInfo, Stage, VideoSpec
+from deployments.messages import VIDEO_STAGES, ReplicaInfo, Stage, VideoSpec
 from serve_app.config import RetentionSettings
 from serve_app.jobs import (
     FINAL,
@@ -134,7 +134,7 @@ def test_every_field_of_a_new_video() -> None:
 def test_seconds_are_what_was_asked_for_or_whole(
     asked: str | None, frames: int, fps: int, seconds: str, other: str | None
 ) -> None:
-    spec = dataclasses.replace(JOB.spec, num_frames=frames, fps=fps)
+    spec = dataclasses.replace(JOB.video, num_frames=frames, fps=fps)
     video = to_video(dataclasses.replace(JOB, spec=spec, requested=Requested(seconds=asked)), RETENTION)
     assert (video.seconds, video.requested_seconds) == (seconds, other)
     assert video.duration_s == pytest.approx(frames / fps, abs=1e-6)
@@ -307,7 +307,7 @@ def test_health_names_all_that_is_missing() -> None:
 
 def test_a_report_tells_the_revision_of_each_replicas_model() -> None:
     replicas: dict[Stage, tuple[ReplicaInfo, ...]] = {
-        stage: (ReplicaInfo(f"{stage}#1", stage, 1, "cpu", "mochi-1", revision="abc"),) for stage in Stage
+        stage: (ReplicaInfo(f"{stage}#1", stage, 1, "cpu", "mochi-1", revision="abc"),) for stage in VIDEO_STAGES
     }
     report = to_health(Health(replicas, {}, "ok"), "ok")
     assert {replica.revision for each in report.devices.values() for replica in each} == {"abc"}
@@ -316,7 +316,7 @@ def test_a_report_tells_the_revision_of_each_replicas_model() -> None:
 def test_a_stage_whose_replicas_all_have_a_problem_is_not_ready_and_says_why() -> None:
     problem = "the driver reported Xid 79 (fallen off the bus) for the GPU: reset it, or restart the machine"
     well: dict[Stage, tuple[ReplicaInfo, ...]] = {
-        stage: (ReplicaInfo(f"{stage}#1", stage, 1, "cuda:0", "mochi-1"),) for stage in Stage
+        stage: (ReplicaInfo(f"{stage}#1", stage, 1, "cuda:0", "mochi-1"),) for stage in VIDEO_STAGES
     }
     sick = dataclasses.replace(well[Stage.SAMPLING][0], replica="sampling#2", slots=0, problem=problem)
     only_sick = Health(well | {Stage.SAMPLING: (sick,)}, {})
@@ -333,6 +333,6 @@ def test_a_stage_whose_replicas_all_have_a_problem_is_not_ready_and_says_why() -
 
 def test_a_replica_that_leaves_is_no_problem() -> None:
     leaving: dict[Stage, tuple[ReplicaInfo, ...]] = {
-        stage: (ReplicaInfo(f"{stage}#1", stage, 0, "cpu", "mochi-1"),) for stage in Stage
+        stage: (ReplicaInfo(f"{stage}#1", stage, 0, "cpu", "mochi-1"),) for stage in VIDEO_STAGES
     }
     assert to_health(Health(leaving, {}), "ok").status == "ok"

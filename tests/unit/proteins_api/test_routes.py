@@ -363,7 +363,8 @@ async def test_warm_up_reaches_every_device(api: ProteinApi) -> None:
 
 async def test_the_document_describes_it(api: ProteinApi) -> None:
     document = (await api.client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {"/predict", "/predict/batch", "/health", "/warmup"}
+    jobs = {"", "/{job_id}", *(f"/{{job_id}}/{more}" for more in ("cancel", "events", "history", "parts/{number}"))}
+    assert set(document["paths"]) == {"/predict", "/predict/batch", "/health", "/warmup", *(f"/jobs{j}" for j in jobs)}
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
     for example in body["examples"].values():
         await api.post("/predict", **example["value"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments.messages import (
+    VIDEO_STAGES,
     Checkpointed,
     Directive,
     Failed,
@@ -35,13 +36,15 @@ async def test_a_job_goes_through_the_stages(world: World) -> None:
     await world.replicas()
     accepted = await world.submit("a")
     assert accepted.state is JobState.QUEUED
-    for stage in Stage:
+    for stage in VIDEO_STAGES:
         call = await world.workers.next()
         assert (call.task.stage, call.task.spec, call.task.attempt) == (stage, SPEC, 1)
         assert await world.report(call, Started("r", "cpu")) is Directive.CONTINUE
         await world.finish(call)
     done = await world.reaches("a", JobState.COMPLETED)
-    assert done.seconds == {f"{stage}.{part}": s for stage in Stage for part, s in (("work", 0.1), ("device", 0.2))}
+    assert done.seconds == {
+        f"{stage}.{part}": s for stage in VIDEO_STAGES for part, s in (("work", 0.1), ("device", 0.2))
+    }
     assert done.device_s == pytest.approx(0.6)
 
 
@@ -50,17 +53,17 @@ async def test_each_line_of_a_lease_has_its_ids(world: World) -> None:
     with begun_log("registry") as lines:
         await world.replicas()
         await world.submit("a", tenant="acme")
-        for _ in Stage:
+        for _ in VIDEO_STAGES:
             call = await world.workers.next()
             leases.append(call.task.lease)
             await world.report(call, Started("r", "cpu"))
             await world.finish(call)
         done = await world.reaches("a", JobState.COMPLETED)
-    own = [line for line in lines() if line["message"].split()[0] in list(Stage)]
+    own = [line for line in lines() if line["message"].split()[0] in VIDEO_STAGES]
     assert [line["lease"] for line in own] == [lease for lease in leases for _ in ("on a replica", "done")]
     assert {(line["job"], line["tenant"], line["stage"]) for line in own} == {("a", "acme", "registry")}
     assert {line["trace_id"] for line in own} == {done.trace.trace_id}
-    assert len({line["span_id"] for line in own}) == len(Stage)
+    assert len({line["span_id"] for line in own}) == len(VIDEO_STAGES)
     assert all("job" not in line for line in lines() if "slots" in line["message"])
 
 
@@ -189,7 +192,7 @@ async def test_a_job_is_gone_at_the_second_that_it_expires(tmp_path: Path) -> No
     world.start()
     await world.replicas()
     await world.submit("a")
-    for _ in Stage:
+    for _ in VIDEO_STAGES:
         await world.finish(await world.workers.next())
     await world.reaches("a", JobState.COMPLETED)
     world.clock_shift_s = DAY_S - 60

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.messages import Directive, Progress, ReplicaInfo, Stage, Started
+from deployments.messages import VIDEO_STAGES, Directive, Progress, ReplicaInfo, Stage, Started
 from serve_app.database.jobs import deadlines as deadlines_sql
 from serve_app.feed.publisher import Cursor
 from serve_app.jobs import Job, JobState
@@ -85,7 +85,7 @@ async def test_between_its_stages_a_job_was_started(world: World) -> None:
 async def test_a_completed_job_stays_completed(world: World) -> None:
     await world.replicas()
     await world.submit("a", cancel_after_s=HOUR_S)
-    for _ in Stage:
+    for _ in VIDEO_STAGES:
         await world.finish(await world.workers.next())
     before = await world.reaches("a", JobState.COMPLETED)
     await world.submit("b", cancel_after_s=HOUR_S)

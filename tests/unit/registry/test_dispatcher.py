@@ -133,7 +133,7 @@ async def test_a_slot_whose_call_has_yet_to_end_is_counted_as_open(world: World,
     await world.encoded("small", tier=Tier.BATCH)
     await world.encoded("large", tier=Tier.BATCH, num_frames=61)
     await world.replicas(slots=2, stages=SAMPLER)
-    small, large = sorted([await sampled(world) for _ in range(2)], key=lambda call: call.task.spec.num_frames)
+    small, large = sorted([await sampled(world) for _ in range(2)], key=lambda call: call.task.video.num_frames)
     if is_cancelled:
         await world.registry.cancel("small")
         await world.encoded("urgent", tier=Tier.INTERACTIVE)

@@ -171,7 +171,7 @@ async def world(database_url: str) -> AsyncIterator[World]:
 async def test_of_many_at_once_each_finds_those_before_it(world: World) -> None:
     accepted = await asyncio.gather(*(world.registry.submit(submission(number)) for number in range(12)))
     made = [answer.job for answer in accepted]
-    assert sorted(job.spec.quality for job in made) == 10 * ["draft"] + 2 * ["exact"]
+    assert sorted(job.video.quality for job in made) == 10 * ["draft"] + 2 * ["exact"]
     for job in made:
         assert (await world.job(job.id)).requested == job.requested
         assert (job.requested.draft is None) == (job.spec == SPEC)

@@ -17,7 +17,7 @@ from serve_app.database import meta as meta_sql
 from serve_app.database.connection import Database
 from serve_app.database.jobs import cancellation as cancellation_sql
 from serve_app.database.jobs.intake import insert_job
-from serve_app.database.jobs.listing import list_jobs
+from serve_app.database.jobs.listing import newest_jobs
 from serve_app.feed.access_follower import AccessFollower
 from serve_app.feed.job_cache import JobCache
 from serve_app.feed.publisher import FIRST, Cursor
@@ -184,7 +184,7 @@ async def test_a_server_without_keys_that_needs_them_says_so(
     assert (NO_KEYS in caplog.text) == noticed
 
 
-@pytest.mark.parametrize("function", [list_jobs, access_sql.load_access])
+@pytest.mark.parametrize("function", [newest_jobs, access_sql.load_access])
 async def test_a_database_that_is_away_at_the_start(database: FlakyDatabase, function: Any) -> None:
     """It is ready only with the newest jobs, and only with the tenants and keys."""
     await accept(database, 1)

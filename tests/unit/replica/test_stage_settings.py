@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from deployments.decoder.video_decoder import VideoDecoder
 from deployments.keys import latents_key, prompt_embeds_key, video_key
-from deployments.messages import Finished, InputUnusable, Stage
+from deployments.messages import VIDEO_STAGES, Finished, InputUnusable, Stage
 from deployments.prompts.prompt_encoder import PromptEncoder
 from deployments.sampler.mochi_sampler import MochiSampler
 from deployments.storage.work_files import HEADER
@@ -49,7 +49,7 @@ def label(store: MemoryStore, key: str, folder: Path) -> dict[str, str]:
 
 async def test_each_output_is_in_its_own_stages_dtype_and_is_read_by_the_next(tmp_path: Path) -> None:
     store, model = MemoryStore(), published_model(tmp_path / "model")
-    for stage in Stage:
+    for stage in VIDEO_STAGES:
         assert isinstance(await run(stage, store, model, {"sampler.dtype": "bfloat16"}), Finished)
     assert label(store, prompt_embeds_key("video_1"), tmp_path)["dtype"] == "float32"
     assert str(load(store.objects[prompt_embeds_key("video_1")])["prompt_embeds"].dtype) == "torch.float32"
@@ -71,7 +71,7 @@ async def test_an_output_made_otherwise_is_refused(
     made_with: Mapping[str, str], refused: Stage, tmp_path: Path
 ) -> None:
     store, model = MemoryStore(), published_model(tmp_path / "model")
-    for stage in list(Stage)[: list(Stage).index(refused)]:
+    for stage in VIDEO_STAGES[: VIDEO_STAGES.index(refused)]:
         await run(stage, store, model, made_with)
     assert isinstance(await run(refused, store, model, {}), InputUnusable)
     assert isinstance(await run(refused, store, model, made_with), Finished)

@@ -87,7 +87,7 @@ def test_a_draft_under_load_is_enhanced_to_what_was_asked_for(fields: dict[str, 
     enhanced = EnhanceRequestChecker(checker()).check(body, cut_job(asked))
     assert enhanced.spec == asked.spec
     assert (enhanced.draft, enhanced.requested) == (None, Requested())
-    assert equal(initial_noise(enhanced.spec), initial_noise(cut_job(asked).spec))
+    assert equal(initial_noise(enhanced.spec), initial_noise(cut_job(asked).video))
 
 
 def test_an_enhance_may_name_other_steps_and_qualities() -> None:
@@ -103,7 +103,7 @@ def test_an_enhance_may_name_other_steps_and_qualities() -> None:
 def test_it_is_enhanced_also_where_a_draft_has_as_many_steps() -> None:
     videos = checker(qualities={"draft": QualitySettings(reuse_run=1)})
     job = cut_job(videos.check(PLAIN | AUTO))
-    assert job.spec.num_inference_steps == MODEL.num_inference_steps.default
+    assert job.video.num_inference_steps == MODEL.num_inference_steps.default
     assert EnhanceRequestChecker(videos).check({}, job).spec == videos.check(PLAIN).spec
 
 

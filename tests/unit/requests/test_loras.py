@@ -130,7 +130,7 @@ def test_what_is_made_from_a_video_has_its_lora_unless_it_asks_for_another(
     asked: dict[str, object], of: Job, lora: str | None, scale: float
 ) -> None:
     remix = RemixRequestChecker(checker()).check({"prompt": "a red circle", **asked}, of).spec
-    assert remix == replace(of.spec, lora=lora, lora_scale=scale)
+    assert remix == replace(of.video, lora=lora, lora_scale=scale)
     assert EnhanceRequestChecker(checker()).check(asked, of).spec.lora == lora
 
 

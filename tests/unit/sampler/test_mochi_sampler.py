@@ -96,8 +96,8 @@ def embedded(*tasks: StageTask, down: Callable[[str], bool] = lambda key: False)
     """A store with the embeddings of each task in it. down: keys that it fails to write."""
     store = MemoryStore(down)
     for each in tasks:
-        tensors = text_encoder().encode(each.spec.prompt, each.spec.negative_prompt)
-        label = WorkLabel(prompt_embeds_key(each.job_id), embeds_revision(), "float32", each.spec)
+        tensors = text_encoder().encode(each.video.prompt, each.video.negative_prompt)
+        label = WorkLabel(prompt_embeds_key(each.job_id), embeds_revision(), "float32", each.video)
         store.objects[label.key] = pack(label, tensors)
     return store
 
@@ -429,7 +429,7 @@ async def test_a_checkpoint_of_other_weights_is_no_start(replica: Replica) -> No
     log = ReportLog()
     second = replica(log, store, passes := Passes(), weights="int8")
     await second.run(replace(given, lease="lease_2", checkpoint_step=parked.step))
-    assert passes.samples == given.spec.num_inference_steps
+    assert passes.samples == given.video.num_inference_steps
     started = log.ends[0]
     assert isinstance(started, Started) and started.device.endswith(", int8 weights")
     assert 0 < relative_error(final(store), await undisturbed(replica, LONG)) < 0.05
@@ -474,7 +474,7 @@ async def test_several_jobs_at_once_give_what_each_gives_alone(replica: Replica)
     await asyncio.gather(*(sampler.run(each) for each in tasks))
     for each in tasks:
         assert [type(event) for event in log.events_of(each.job_id)] == [Started, Finished]
-        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.video)) <= 1e-4
 
 
 async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(replica: Replica) -> None:
@@ -491,7 +491,7 @@ async def test_one_of_several_is_stopped_and_one_parked_while_the_others_go_on(r
     assert [type(event) for event in log.events_of("video_2")] == [Started, Parked]
     for number in (0, 3):
         assert [type(event) for event in log.events_of(f"video_{number}")] == [Started, Finished]
-        assert relative_error(final(store, f"video_{number}"), await undisturbed(replica, tasks[number].spec)) <= 1e-4
+        assert relative_error(final(store, f"video_{number}"), await undisturbed(replica, tasks[number].video)) <= 1e-4
 
 
 async def go_on(replica: Replica, store: MemoryStore, tasks: list[StageTask], log: ReportLog) -> int:
@@ -534,7 +534,7 @@ async def test_out_of_memory_hands_back_every_sample_with_its_last_finished_step
 
     assert passes.samples + await go_on(replica, store, tasks, log) == 3 * STEPS
     for each in tasks:
-        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.video)) <= 1e-4
 
 
 SHORT = replace(LONG, num_inference_steps=16)
@@ -561,7 +561,7 @@ async def test_a_broken_device_hands_back_every_sample_with_what_is_on_the_host(
     begun = passes.samples
     assert 3 * 16 <= begun + await go_on(replica, store, tasks, log) < 3 * 16 + begun
     for each in tasks:
-        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.video)) <= 1e-4
 
 
 class DeviceTensor(torch.Tensor):
@@ -660,7 +660,7 @@ async def test_a_replica_that_is_to_leave_parks_all_it_has(replica: Replica) -> 
 
     assert passes.samples + await go_on(replica, store, tasks, log) == 4 * STEPS
     for each in tasks:
-        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.spec)) <= 1e-4
+        assert relative_error(final(store, each.job_id), await undisturbed(replica, each.video)) <= 1e-4
 
 
 async def test_a_step_takes_at_least_its_time(replica: Replica) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.messages import Stage, VideoSpec
+from deployments.messages import VIDEO_STAGES, Stage, VideoSpec
 from deployments.step_rules import StepRules
 from serve_app.scheduling.estimates import CostModel
 
@@ -27,7 +27,7 @@ specs = st.builds(
     seed=st.just(1),
 )
 spans = st.tuples(
-    st.sampled_from(Stage), specs, st.integers(0, 200), st.floats(allow_nan=True, allow_infinity=True, width=32)
+    st.sampled_from(VIDEO_STAGES), specs, st.integers(0, 200), st.floats(allow_nan=True, allow_infinity=True, width=32)
 )
 
 
@@ -40,7 +40,7 @@ def test_before_anything_was_measured_the_estimate_goes_with_steps_tokens_and_ro
     assert model.estimate(Stage.DECODING, replace(SMALL, width=192), 0) == pytest.approx(
         2 * model.estimate(Stage.DECODING, SMALL, 0)
     )
-    assert not any(model.is_measured(stage) for stage in Stage)
+    assert not any(model.is_measured(stage) for stage in VIDEO_STAGES)
 
 
 def test_the_nominal_rates_are_those_of_the_full_size() -> None:
@@ -52,7 +52,7 @@ def test_the_nominal_rates_are_those_of_the_full_size() -> None:
 
 def test_one_measurement_replaces_the_nominal_rate_and_scales_those_of_the_other_stages() -> None:
     model = CostModel()
-    nominal = {stage: model.estimate(stage, SMALL, 20) for stage in Stage}
+    nominal = {stage: model.estimate(stage, SMALL, 20) for stage in VIDEO_STAGES}
     model.observe(Stage.SAMPLING, SMALL, 5, 10.0)
     assert model.estimate(Stage.SAMPLING, SMALL, 20) == pytest.approx(40.0)
     assert model.is_measured(Stage.SAMPLING)
@@ -155,7 +155,7 @@ def test_a_span_without_steps_or_seconds_teaches_nothing(steps: int, device_s: f
     assert model.estimate(Stage.SAMPLING, SMALL, 5) == before
 
 
-@given(st.lists(spans, max_size=20), specs, st.sampled_from(Stage), st.integers(-5, 200))
+@given(st.lists(spans, max_size=20), specs, st.sampled_from(VIDEO_STAGES), st.integers(-5, 200))
 def test_every_estimate_is_finite_and_above_zero(
     seen: list[tuple[Stage, VideoSpec, int, float]], spec: VideoSpec, stage: Stage, steps_left: int
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from deployments.messages import Stage
 from serve_app.access.tenants import Caller
 from serve_app.ingress.events import VideoEvents
-from serve_app.ingress.services import Timing
+from serve_app.ingress.job_access import Timing
 from serve_app.jobs import Job, JobState
 from tests.support.http.fakes import FakeServices, MemoryRegistry
 from tests.support.http.sse import Event, next_event

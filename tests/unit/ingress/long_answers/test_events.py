@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.access.tenants import Caller
 from serve_app.ingress.events import VideoEvents
-from serve_app.ingress.services import Timing
+from serve_app.ingress.job_access import Timing
 from serve_app.jobs import Job, JobState, Place
 from tests.support.http.fakes import FakeServices
 from tests.support.http.memory_http import fed_client

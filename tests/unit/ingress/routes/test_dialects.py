@@ -61,7 +61,7 @@ async def test_a_form_as_vllm_omni_takes_it(client: httpx.AsyncClient, services:
     services.add_file(video_id, "video", b"the mp4")
     services.memory.complete(video_id)
     assert (await asking).content == b"the mp4"
-    assert services.memory.jobs[video_id].spec.num_inference_steps == 9
+    assert services.memory.jobs[video_id].video.num_inference_steps == 9
     assert services.memory.jobs[video_id].requested.ignored == ("flow_shift",)
 
 

@@ -11,7 +11,7 @@ async def test_generate_to_download(client: httpx.AsyncClient, services: FakeSer
     assert accepted.status_code == 202
     video_id = accepted.json()["id"]
     assert accepted.headers["location"] == f"/status/{video_id}"
-    assert services.memory.jobs[video_id].spec.seed == 7
+    assert services.memory.jobs[video_id].video.seed == 7
 
     waiting = await client.get(accepted.headers["location"])
     assert waiting.json() == accepted.json()

@@ -5,14 +5,14 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from deployments.messages import ReplicaInfo, Stage
+from deployments.messages import VIDEO_STAGES, ReplicaInfo, Stage
 from serve_app.config import SchedulingSettings
 from serve_app.database.meta import read_start_times, write_start_times
 from serve_app.jobs import Tier
 from serve_app.scheduling.scaling.capacity import StageNeed, StageState
 from tests.support.registry.world import World
 
-NONE = {stage: StageState(stage, target=0, slots=1, minimum=0, maximum=4) for stage in Stage}
+NONE = {stage: StageState(stage, target=0, slots=1, minimum=0, maximum=4) for stage in VIDEO_STAGES}
 LONG: dict[str, Any] = {"width": 848, "height": 480, "num_frames": 163, "num_inference_steps": 64}  # some ten minutes
 SAMPLER = ReplicaInfo("s1", Stage.SAMPLING, 1, "cpu", "mochi-1")
 
@@ -23,7 +23,7 @@ async def test_without_jobs_nothing_is_needed(world: World) -> None:
 
 async def test_a_job_that_waits_for_the_encoder_wakes_the_whole_pipeline(world: World) -> None:
     await world.submit("a")
-    assert [(await world.registry.capacity(NONE[stage])).replicas for stage in Stage] == [1, 1, 1]
+    assert [(await world.registry.capacity(NONE[stage])).replicas for stage in VIDEO_STAGES] == [1, 1, 1]
 
 
 async def test_urgent_jobs_get_replicas_that_patient_ones_do_not(world: World) -> None:
@@ -65,7 +65,7 @@ async def test_slots_are_kept_for_urgent_jobs_that_come_often(world: World) -> N
     for n in range(6):
         job = await world.submit(f"urgent-{n}", tier=Tier.INTERACTIVE)
         await world.registry.cancel(job.id)
-    assert [(await world.registry.capacity(NONE[stage])).replicas for stage in Stage] == [1, 1, 1]
+    assert [(await world.registry.capacity(NONE[stage])).replicas for stage in VIDEO_STAGES] == [1, 1, 1]
     await world.restart()
     assert (await world.registry.capacity(NONE[Stage.SAMPLING])).replicas == 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.messages import Finished, Progress, ReplicaInfo, Stage
+from deployments.messages import VIDEO_STAGES, Finished, Progress, ReplicaInfo, Stage
 from serve_app.config import SchedulingSettings
 from serve_app.database.connection import Database
 from serve_app.jobs import Job, Place, Submission
@@ -25,7 +25,7 @@ async def state(tmp_path: Path) -> AsyncIterator[RegistryState]:
     """Of a cluster at zero, whose times were measured."""
     database = Database(f"sqlite:///{tmp_path / 'state.db'}")
     made = RegistryState(database, SETTINGS, SchedulingSettings(), "here")
-    for stage, device_s in zip(Stage, (0.1, float(STEPS), 0.1), strict=True):
+    for stage, device_s in zip(VIDEO_STAGES, (0.1, float(STEPS), 0.1), strict=True):
         made.costs.observe(stage, SPEC, STEPS if stage is Stage.SAMPLING else 0, device_s)
         made.wanted[stage] = StageState(stage, target=0, slots=1, minimum=0, maximum=4)
     made.start_times.restore(START_S)
@@ -67,7 +67,7 @@ async def test_a_late_replica_is_waited_for_only_where_there_is_none(state: Regi
     state.start_times.set_target(Stage.SAMPLING, 0, 0, now - 1000)
     state.start_times.set_target(Stage.SAMPLING, 1, 0, now - 1000)
     assert told(state, jobs[0]) == pytest.approx((10, 30), abs=SLACK_S)  # when the encoder is there
-    for stage in Stage:
+    for stage in VIDEO_STAGES:
         state.replicas.announce(ReplicaInfo(f"{stage}#1", stage, 1, "cpu", "mochi-1"), now)
     assert told(state, jobs[1]) == pytest.approx((20, 40), abs=SLACK_S)
 
@@ -94,7 +94,7 @@ async def test_the_answer_to_a_request_tells_it_once_the_policy_was_heard(world:
     await world.report(sampling, Progress(STEPS, STEPS, device_s=float(STEPS)))
     await world.report(sampling, Finished({"denoise": float(STEPS)}, device_s=float(STEPS)))
     sampling.ended.set_result(None)
-    for stage in Stage:  # they are told to leave
+    for stage in VIDEO_STAGES:  # they are told to leave
         await world.registry.announce(ReplicaInfo(f"{stage}-replica", stage, 0, "cpu", "mochi-1"), wait=False)
         await world.registry.capacity(StageState(stage, target=0, slots=1, minimum=0, maximum=4))
     place = (await world.submit("a")).place

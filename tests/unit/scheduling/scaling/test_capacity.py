@@ -6,7 +6,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.messages import Stage
+from deployments.messages import VIDEO_STAGES, Stage
 from serve_app.scheduling.scaling.capacity import (
     MARGIN_S,
     MAX_DEALT,
@@ -93,7 +93,7 @@ def test_a_little_work_may_wait_while_there_is_no_replica() -> None:
 
 
 def test_a_job_is_demand_of_every_stage_before_it_is_there() -> None:
-    wanted = {stage: demand(NEW, stage) for stage in Stage}
+    wanted = {stage: demand(NEW, stage) for stage in VIDEO_STAGES}
     assert wanted[Stage.ENCODING] == Demand(1.0, 0.0, 60.0)
     assert wanted[Stage.SAMPLING] == Demand(300.0, 1.0, 1.0 + 290.0)
     assert wanted[Stage.DECODING] == Demand(10.0, 301.0, 301.0 + 290.0)

@@ -30,6 +30,7 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -58,6 +59,7 @@ RATE_BAR = 0.8
 KILL_MEGABYTES = 48
 KILL_CHUNK = 1024 * 1024
 AUTH = b"model_fetch"
+HASHED_BYTES = 64 * 1024 * 1024
 
 
 def main() -> None:
@@ -247,10 +249,10 @@ def run_node(task: dict[str, Any]) -> None:
         node = NodeExchange(RemoteDirectory(manager.shared()), "127.0.0.1")  # type: ignore[attr-defined]
         print("ready", flush=True)
         sys.stdin.readline()
-    begun = time.perf_counter()
+    begun, cpu_begun = time.perf_counter(), time.process_time()
     folder = fetch(store, task["prefix"], Path(task["cache"]), node)
-    seconds = time.perf_counter() - begun
-    done = {"seconds": seconds, "bytes": store.bytes, "reads": store.reads, "folder": str(folder)}
+    seconds, cpu_s = time.perf_counter() - begun, time.process_time() - cpu_begun
+    done = {"seconds": seconds, "cpu_s": cpu_s, "bytes": store.bytes, "reads": store.reads, "folder": str(folder)}
     print(json.dumps(done), flush=True)
     if node is not None:
         sys.stdin.readline()
@@ -273,14 +275,18 @@ class Bench:
         self._random = random.Random(0)
 
     def one_node(self, model: Model, rounds: int) -> dict[str, Any]:
-        """Rates of the store, the disk and a fetch, in turns."""
+        """Rates of the store, the disk and a fetch, in turns, and what processors do in a fetch."""
         rates: dict[str, list[float]] = {"store": [], "disk": [], "fetch": []}
+        busy: dict[str, list[float]] = {"fetch": [], "store": []}
         read = 0
         for number in range(rounds):
             rates["store"].append(model.nbytes / self._read_store(model) / 1e9)
             rates["disk"].append(model.nbytes / self._write_disk(model) / 1e9)
             cache = self._folder / f"one-{number}"
+            store_cpu_s = self._store_cpu_s()
             done = self._run(self._task(model, cache))
+            busy["store"].append((self._store_cpu_s() - store_cpu_s) / done["seconds"])
+            busy["fetch"].append(done["cpu_s"] / done["seconds"])
             self._check(model, Path(done["folder"]))
             rates["fetch"].append(model.nbytes / done["seconds"] / 1e9)
             read = done["bytes"]
@@ -293,6 +299,8 @@ class Bench:
             "bucket_models": read / model.nbytes,
             "gb_per_s": medians,
             "rounds": rates,
+            "cores_busy": {name: statistics.median(found) for name, found in busy.items()},
+            "sha256_gb_per_s": sha256_rate(),
             "ratio": ratio,
             "ratio_bar": RATE_BAR,
             "ratio_holds": ratio >= RATE_BAR,
@@ -424,6 +432,11 @@ class Bench:
         process.stdin.write("\n")
         process.stdin.flush()
 
+    def _store_cpu_s(self) -> float:
+        """Processor seconds of the store so far; nothing else of ours runs when it is called."""
+        processes = psutil.Process().children(recursive=True)
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
     def _read_store(self, model: Model) -> float:
         """Seconds for all ranges of the weights, to nowhere."""
         store = ObjectStore(self._settings)
@@ -459,12 +472,26 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_rate() -> float:
+    """GB/s of one core."""
+    data = os.urandom(HASHED_BYTES)
+    begun = time.process_time()
+    hashlib.sha256(data).digest()
+    return len(data) / (time.process_time() - begun) / 1e9
+
+
 def table(result: dict[str, Any]) -> Table:
     shown = Table("what", "found")
     one, many, kills = result["one_node"], result["nodes"], result["kills"]
     rates = one["gb_per_s"]
     shown.add_row("store, disk, fetch GB/s", ", ".join(f"{rates[name]:.2f}" for name in ("store", "disk", "fetch")))
     shown.add_row("fetch against the slower of both", f"{one['ratio']:.2f} (bar {one['ratio_bar']})")
+    busy = one["cores_busy"]
+    shown.add_row(
+        f"cores busy in a fetch, of {os.cpu_count()}",
+        f"{busy['fetch']:.2f} of the fetch, {busy['store']:.2f} of the store",
+    )
+    shown.add_row("SHA-256 on one core, GB/s", f"{one['sha256_gb_per_s']:.2f}")
     shown.add_row("read from the bucket by one node", f"{one['bucket_models']:.3f} models")
     shown.add_row(
         f"by {many['nodes']} nodes together", f"{many['bucket_models']:.3f} models in {many['seconds']:.1f} s"

@@ -69,6 +69,7 @@ def test_the_openai_package_makes_a_video(server: Server, tmp_path: Path) -> Non
         prompt="a red circle moving right",
         size="64x64",  # type: ignore[arg-type]
         seconds="1",  # type: ignore[arg-type]
+        extra_body={"seed": 7},
     )
     assert (video.status, video.size, video.seconds) == ("completed", "64x64", "1")
     path = tmp_path / "clip.mp4"
@@ -94,7 +95,7 @@ def test_the_short_routes_make_a_video(server: Server) -> None:
 @pytest.mark.slow
 def test_a_job_outlives_the_whole_server(tmp_path: Path) -> None:
     with running_server(tmp_path) as first:
-        earlier = first.create(prompt="a red circle moving right")
+        earlier = first.create(prompt="a red circle moving right", seed=7)
         first.wait_for(earlier["id"], "completed")
         video = first.create(prompt="a blue square moving left", seed=7, **SLOW)
         first.wait_for(video["id"], "sampling")

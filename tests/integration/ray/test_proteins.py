@@ -64,7 +64,7 @@ def handle(serve_cluster: None, settings: ProteinSettings) -> Iterator[Any]:
 @pytest.fixture
 async def devices(handle: Any) -> AsyncIterator[Devices[DeviceInfo]]:
     devices: Devices[DeviceInfo] = Devices(
-        "proteins", DEPLOYMENT, lambda: handle, "answer", CallTiming(answer_s=60, describe_every_s=0.2)
+        "proteins", DEPLOYMENT, lambda: handle, "answer", CallTiming(answer_s=600, choice_s=600, describe_every_s=0.2)
     )
     running = asyncio.create_task(devices.run())
     await until(lambda: len(devices.known) == 2)

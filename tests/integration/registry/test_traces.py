@@ -81,11 +81,14 @@ def test_parks_and_resumes_are_told_with_their_steps(spans: list[FinishedSpan]) 
     (resumed,) = [event for event in second.events if event.name == "resumed"]
     step = parked.attributes["mochi_serve.step"]
     assert resumed.attributes["mochi_serve.step"] == step
-    runs = [
-        (span.parent_id, span.attributes["mochi_serve.step.from"], span.attributes["mochi_serve.step.to"])
-        for span in named(spans, "steps")
-    ]
-    assert runs == [(first.context.span_id, 0, step), (second.context.span_id, step, VIDEO.num_inference_steps)]
+    # Each run goes on where the one before ended; on a slow machine there are more checkpoints than that of the park.
+    runs = named(spans, "steps")
+    begins = [run.attributes["mochi_serve.step.from"] for run in runs]
+    ends = [run.attributes["mochi_serve.step.to"] for run in runs]
+    assert begins == [0, *ends[:-1]] and ends[-1] == VIDEO.num_inference_steps and step in ends
+    before = ends.index(step) + 1
+    parents = [first.context.span_id] * before + [second.context.span_id] * (len(runs) - before)
+    assert [run.parent_id for run in runs] == parents
 
 
 def test_reads_and_writes_of_the_store_are_parts_of_their_stretch(spans: list[FinishedSpan]) -> None:
@@ -94,7 +97,9 @@ def test_reads_and_writes_of_the_store_are_parts_of_their_stretch(spans: list[Fi
     }
     done = [(stretches[span.parent_id or ""], span.name) for span in spans if span.name.startswith("store")]
     assert done.count(("encode", "store put")) == 1
-    assert done.count(("sample", "store get")) == 2 and done.count(("sample", "store put")) == 2
+    # Each run of steps ends with a checkpoint, the last one with the latents.
+    assert done.count(("sample", "store get")) == 2
+    assert done.count(("sample", "store put")) == len(named(spans, "steps")) >= 2
     assert done.count(("decode", "store get")) == 1 and done.count(("decode", "store put")) == 3
     assert all(span.attributes["mochi_serve.object.bytes"] for span in spans if span.name.startswith("store"))
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.commands import started
 from tests.support.proteins.models import make_esm
 from tests.support.proteins.sequences import drawn_sequence
-from tests.support.servers.server import END_S, Server, running_server
+from tests.support.servers.server import END_S, Server, running_server, title_of
 
 COUNT = 400
 FILE = 20_000
@@ -65,7 +65,7 @@ def embedded(server: Server, fasta: Path, folder: Path, kill: tuple[str, ...] = 
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             assert command.poll() is None, "it was done before all were killed"
-            victims = [process for process in server.descendants() if title in " ".join(process.cmdline())]
+            victims = [process for process in server.descendants() if title in title_of(process)]
             assert victims, f"no process {title} runs"
             victims[0].kill()
         _, told = command.communicate(timeout=1200)

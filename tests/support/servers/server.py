@@ -61,7 +61,7 @@ class Server:
     def pids(self, part: str) -> list[int]:
         """Processes of one part, by the title that Ray gives them or the program that they run."""
         title = PROCESS_TITLES[part]
-        return [p.pid for p in self.descendants() if fnmatchcase(_title(p), f"{title}*")]
+        return [p.pid for p in self.descendants() if fnmatchcase(title_of(p), f"{title}*")]
 
     def kill(self, part: str) -> None:
         """kill -9 to every process of the part."""
@@ -265,7 +265,8 @@ def _port_variables(ports: list[int]) -> dict[str, str]:
     }
 
 
-def _title(process: psutil.Process) -> str:
+def title_of(process: psutil.Process) -> str:
+    """Its command line; empty if it has ended meanwhile."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -23,7 +23,7 @@ from tests.chaos.mix import MIX, longer
 from tests.chaos.report import details, header, line
 from tests.chaos.round import Blow, Round, make_references
 from tests.chaos.site import Site
-from tests.support.servers.server import Server, wait_ready
+from tests.support.servers.server import Server, title_of, wait_ready
 from tests.support.workers.fakes import spec
 
 GOOD = Ended("video_1", "completed", steps=8, steps_run=8, completions=1, moves=("+0.000 s  queued",))
@@ -149,7 +149,7 @@ def test_every_process_of_ours_is_watched(server: Server) -> None:
     """What becomes of one that hangs: tests/integration/watchdog, and the fault `hang` of a run."""
     for part in PARTS:
         for pid in server.pids(part):
-            children = [" ".join(child.cmdline()) for child in psutil.Process(pid).children()]
+            children = [title_of(child) for child in psutil.Process(pid).children()]
             assert sum(f"{watcher.__file__} {pid} " in line for line in children) == 1, (part, children)
 
 

@@ -16,6 +16,7 @@ from serve_app.local.preflight import LOOPBACK, is_free
 from serve_app.local.processes.process_guard import guarded
 from serve_app.local.store import seaweed_command
 from tests.support.servers.bucket import bucket_ready
+from tests.support.servers.server import title_of
 
 READY_S = 60.0
 POLL_S = 0.1
@@ -140,7 +141,7 @@ class Leftovers:
     """What a server that is killed as a whole cannot remove; found from the command lines of its processes."""
 
     def __init__(self, processes: Iterable[psutil.Process]) -> None:
-        said = [_command_line(process) for process in processes]
+        said = [title_of(process) for process in processes]
         stores = [(_S3_PORT.search(one), _ADMIN_PORT.search(one)) for one in said]
         self._stores = {(int(s3[1]), int(admin[1])) for s3, admin in stores if s3 and admin}
         self._scratch = {match[0] for one in said for match in _SCRATCH.finditer(one)}
@@ -151,13 +152,6 @@ class Leftovers:
                 seaweed_command.remove_sockets(s3_port, admin_port)
         for folder in self._scratch:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests.support import ROOT
+from tests.support.servers.server import title_of
 
 NETWORK = "10.77.0"
 SERVICES = f"{NETWORK}.1"
@@ -175,7 +176,7 @@ class Pod:
         """Those in the pod whose command line begins so."""
         first = self._first()
         below = [] if first is None else first.children(recursive=True)
-        return [process for process in below if _title(process).startswith(title)]
+        return [process for process in below if title_of(process).startswith(title)]
 
     def kill(self) -> None:
         """End it at once, with all its processes: a machine that is gone."""
@@ -204,10 +205,3 @@ class Pod:
             return None
         below = psutil.Process(self._process.pid).children()
         return below[0] if below else None
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""

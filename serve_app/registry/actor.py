@@ -299,7 +299,7 @@ class JobRegistry(RegistryApi):
 
     async def cancel(self, job_id: str) -> Job | None:
         now = self._state.unix_time()
-        with self._state.unsaved_usage(job_id) as (lease, used):
+        async with self._state.unsaved_usage(job_id) as (lease, used):
             job = await self._database.run(cancellation_sql.cancel, job_id, now=now, lease=lease, used=used)
         if job is None:
             return None
@@ -309,7 +309,7 @@ class JobRegistry(RegistryApi):
 
     async def delete(self, job_id: str, tenant: str | None) -> bool:
         now = self._state.unix_time()
-        with self._state.unsaved_usage(job_id) as (lease, used):
+        async with self._state.unsaved_usage(job_id) as (lease, used):
             deleted = await self._database.run(
                 cancellation_sql.delete, job_id, tenant=tenant, now=now, expiry=self._expiry, lease=lease, used=used
             )

@@ -61,7 +61,7 @@ class Deadlines:
         state = self._state
         lease = state.leases.of_job(job_id)
         has_begun = lease is not None and lease.has_begun
-        with state.unsaved_usage(job_id) as (token, used):
+        async with state.unsaved_usage(job_id) as (token, used):
             job = await state.database.run(
                 deadlines_sql.cancel_due, job_id, now=now, lease=token, has_begun=has_begun, used=used
             )

@@ -4,8 +4,9 @@ SQL holds the truth about a lease; this is the registry's own view of it, so tha
 query and a jump of the wall clock lapses nothing.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -46,6 +47,7 @@ class Lease:
     checkpoint_step: int = 0  # the newest checkpoint in storage
     preview: bytes | None = None  # the newest picture of the half-made video, WebP
     preview_step: int | None = None
+    _saves: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     def from_row(cls, job: Job, now: float, lease_s: float, charge: Charge | None = None) -> Self:
@@ -160,16 +162,20 @@ class Lease:
         self.checkpoint_step = step
         self.reported = replace(self.reported, steps=max(self.step, step))
 
-    @contextmanager
-    def saving(self) -> Iterator[Usage]:
-        """Gives what is to be added to the row. If the write fails, the next one gets it."""
-        used = self.reported - self.saved
-        self.saved += used
-        try:
-            yield used
-        except BaseException:
-            self.saved -= used
-            raise
+    @asynccontextmanager
+    async def saving(self) -> AsyncIterator[Usage]:
+        """Gives what is to be added to the row. If the write fails, the next one gets it.
+
+        One write at a time: the one that ends the lease is the last, and must have what an earlier one could not save.
+        """
+        async with self._saves:
+            used = self.reported - self.saved
+            self.saved += used
+            try:
+                yield used
+            except BaseException:
+                self.saved -= used
+                raise
 
     def learn(self) -> Usage:
         """What its replica used since the last call, to be added to the estimates."""

@@ -59,7 +59,7 @@ class LostAttempts:
     async def _retry(self, lease: Lease, event: Failed, retry: Retry) -> None:
         now = self._state.unix_time()
         note = f"{event.code}: {event.message}"
-        with lease.saving() as used:
+        async with lease.saving() as used:
             job = await self._state.database.run(
                 ends_sql.retry,
                 lease.job_id,
@@ -80,7 +80,7 @@ class LostAttempts:
             )
 
     async def _fail_job(self, lease: Lease, error: JobError) -> None:
-        with lease.saving() as used:
+        async with lease.saving() as used:
             job = await self._state.database.run(
                 ends_sql.fail, lease.job_id, lease.token, now=self._state.unix_time(), error=error, used=used
             )

@@ -92,7 +92,7 @@ class JobReports:
             await self._save(lease)
 
     async def _save(self, lease: Lease) -> None:
-        with lease.saving() as used:
+        async with lease.saving() as used:
             is_held = await self._state.database.run(
                 claims_sql.renew,
                 lease.job_id,
@@ -114,7 +114,7 @@ class JobReports:
     async def _park(self, lease: Lease, event: Parked) -> None:
         lease.report(event.step, event.device_s, event.passes)
         note = f"parked at step {event.step}: {event.reason}"
-        with lease.saving() as used:
+        async with lease.saving() as used:
             job = await self._state.database.run(
                 ends_sql.park,
                 lease.job_id,
@@ -134,7 +134,7 @@ class JobReports:
         held_s = None if lease.granted_at is None else time.monotonic() - lease.granted_at
         lease.report(lease.job.spec.steps if lease.stage in STEPPED else lease.step, event.device_s, event.passes)
         seconds = event.seconds | {"device": round(lease.reported.device_s, 4)}
-        with lease.saving() as used:
+        async with lease.saving() as used:
             job = await self._state.database.run(
                 ends_sql.finish_stage,
                 lease.job_id,
@@ -159,7 +159,7 @@ class JobReports:
         now = self._state.unix_time()
         # The row's count does not change under a lease.
         pause_s = remake_pause(lease.job.remakes + 1, self._state.settings)
-        with lease.saving() as used:
+        async with lease.saving() as used:
             job = await self._state.database.run(
                 ends_sql.go_back,
                 lease.job_id,

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from deployments.messages import STAGES, STEPPED, Directive, Stage
@@ -163,14 +163,14 @@ class RegistryState:
         self.end_lease(lease)
         self.send_directive(lease, Directive.STOP)
 
-    @contextmanager
-    def unsaved_usage(self, job_id: str) -> Iterator[tuple[str | None, Usage]]:
+    @asynccontextmanager
+    async def unsaved_usage(self, job_id: str) -> AsyncIterator[tuple[str | None, Usage]]:
         """For a write that ends a job: the token of its lease, and the usage to be added to its row."""
         lease = self.leases.of_job(job_id)
         if lease is None:
             yield None, Usage()
             return
-        with lease.saving() as used:
+        async with lease.saving() as used:
             yield lease.token, used
 
     def take_over_end(self, job: Job) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -59,37 +60,52 @@ def test_slots_are_those_of_replicas_that_still_announce_themselves() -> None:
     assert [r.replica for r in table.alive(Stage.SAMPLING, 11)] == ["b"]
 
 
-def test_what_was_used_is_saved_once() -> None:
+async def test_what_was_used_is_saved_once() -> None:
     lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(JOB, 0)
     lease.report(7, 1.5)
-    with lease.saving() as used:
+    async with lease.saving() as used:
         assert used == Usage(3, 1.5)
-    with lease.saving() as used:
+    async with lease.saving() as used:
         assert used == Usage(0, 0.0)
 
 
-def test_what_could_not_be_saved_is_saved_the_next_time() -> None:
+async def test_what_could_not_be_saved_is_saved_the_next_time() -> None:
     lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(JOB, 0)
     lease.report(7, 1.5)
-    with pytest.raises(ConnectionError), lease.saving():
-        raise ConnectionError
+    with pytest.raises(ConnectionError):
+        async with lease.saving():
+            raise ConnectionError
     assert lease.current_job.steps_run == JOB.steps_run
     lease.report(8, 2.0)
-    with lease.saving() as used:
+    async with lease.saving() as used:
         assert used == Usage(4, 2.0)
     assert (lease.current_job.steps_run, lease.current_job.device_s) == (JOB.steps_run + 4, JOB.device_s + 2.0)
 
 
-def test_two_saves_at_once_save_nothing_twice() -> None:
+async def test_of_two_saves_at_once_the_second_has_what_the_first_could_not_save() -> None:
     lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(JOB, 0)
     lease.report(7, 1.5)
-    with pytest.raises(ConnectionError), lease.saving() as first:
-        lease.report(9, 2.0)
-        with lease.saving() as second:
-            assert (first, second) == (Usage(3, 1.5), Usage(2, 0.5))
-        raise ConnectionError
-    with lease.saving() as used:
-        assert used == Usage(3, 1.5)
+    begun, fails = asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        async with lease.saving():
+            begun.set()
+            await fails.wait()
+            raise ConnectionError
+
+    async def second() -> Usage:
+        async with lease.saving() as used:
+            return used
+
+    failing = asyncio.create_task(first())
+    await begun.wait()
+    lease.report(9, 2.0)
+    saving = asyncio.create_task(second())
+    await asyncio.sleep(0)
+    fails.set()
+    with pytest.raises(ConnectionError):
+        await failing
+    assert await saving == Usage(5, 2.0)
 
 
 def test_a_report_that_comes_late_takes_nothing_back() -> None:
@@ -99,27 +115,27 @@ def test_a_report_that_comes_late_takes_nothing_back() -> None:
     assert (lease.step, lease.reported) == (9, Usage(9, 2.0))
 
 
-def test_steps_before_a_refused_checkpoint_are_run_again_and_saved_again() -> None:
+async def test_steps_before_a_refused_checkpoint_are_run_again_and_saved_again() -> None:
     lease = LeaseTable(lease_s=30, saves_per_lease=4).grant(replace(JOB, checkpoint_step=6), 0)
     assert lease.step == 6
     lease.begin_at(2)
     lease.report(5, 1.0)
     assert (lease.step, lease.learn()) == (5, Usage(3, 1.0))
-    with lease.saving() as used:
+    async with lease.saving() as used:
         assert used == Usage(3, 1.0)
     assert lease.current_job.steps_run == JOB.steps_run + 3
 
 
-def test_a_resumed_lease_counts_the_device_from_its_first_report() -> None:
+async def test_a_resumed_lease_counts_the_device_from_its_first_report() -> None:
     lease = LeaseTable(lease_s=30, saves_per_lease=4).resume(JOB, 0, patience_s=10)
     assert lease.deadline == 10
-    with lease.saving() as used:
+    async with lease.saving() as used:
         assert used == Usage()
     lease.report(6, 5.0)
-    with lease.saving() as used:
+    async with lease.saving() as used:
         assert used == Usage(2, 0.0)
     lease.report(7, 7.0)
-    with lease.saving() as used:
+    async with lease.saving() as used:
         assert used == Usage(1, 2.0)
     assert lease.learn() == Usage(1, 2.0)
 

@@ -24,7 +24,8 @@ from serve_app.database.jobs import claims as claims_sql
 from serve_app.database.jobs import stage_ends as ends_sql
 from serve_app.jobs import Tier
 from serve_app.registry.timing import DispatchTiming, RegistryTiming
-from tests.support.registry.world import SETTINGS, Call, World
+from tests.support.registry.world import SETTINGS, SPEC, Call, World
+from tests.support.waiting import until
 
 ENCODER = (Stage.ENCODING,)
 SAMPLER = (Stage.SAMPLING,)
@@ -58,6 +59,19 @@ async def test_a_claim_that_was_written_and_not_told_is_undone(world: World) -> 
     await world.submit("a")
     call = await world.next_after_loss()
     assert (call.task.job_id, call.task.attempt) == ("a", 1)
+
+
+async def test_the_write_that_ends_a_lease_has_what_one_beside_it_could_not_save(world: World) -> None:
+    """A worker that gave up its call repeats it, or tells of the end, while the registry still writes."""
+    call = await sampled(world, job_id="a")
+    world.faults.take_away(claims_sql.renew)
+    saving = asyncio.create_task(world.report(call, Progress(done=7, total=SPEC.num_inference_steps, device_s=0.7)))
+    await until(lambda: world.faults.calls[claims_sql.renew] > 0)
+    await world.report(call, Finished())
+    with pytest.raises(RegistryUnavailableError):
+        await saving
+    job = await world.job(call.task.job_id)
+    assert (job.stage, job.steps_run) == (Stage.DECODING, SPEC.num_inference_steps)
 
 
 async def test_a_lease_whose_end_was_not_told_ends_when_its_job_is_seen_to_wait(world: World) -> None:

@@ -167,7 +167,7 @@ async def test_steps_that_are_done_are_booked_as_they_were_spent(state: Registry
     sampling = replace(waiting, state=JobState.SAMPLING, lease="token", moves=2)
     state.update_job(sampling)
     lease = state.leases.grant(sampling, now=0.0)
-    with lease.saving():
+    async with lease.saving():
         lease.report(steps - 1, device_s=0.0)
     left = state.costs.estimate(Stage.SAMPLING, SPEC, 1) + state.costs.estimate(Stage.DECODING, SPEC, steps)
     assert admission.booked_s(ACME) == pytest.approx(0.2 + left)

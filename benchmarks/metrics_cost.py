@@ -33,7 +33,7 @@ from deployments.mochi.probe import probe_sample
 from deployments.mochi.weights.loading import load_transformer
 from deployments.sampler.step_loop import count_step
 from serve_app.ingress.app import create_app
-from serve_app.ingress.metrics import RequestCounts
+from serve_app.ingress.routes.metrics import RequestCounts
 from serve_app.jobs import Submission, new_job_id
 from tests.support.http.fakes import FakeServices
 from tests.support.workers.fakes import SHAPES

@@ -25,16 +25,16 @@ from deployments.tracing.tracer import TRACER
 from deployments.watchdog.heartbeat import watch_this_process
 from serve_app.config import AppSettings
 from serve_app.feed.follower import FeedFollower
-from serve_app.ingress import content, dialects, events, metrics, short_routes, videos
 from serve_app.ingress.authentication import install_authentication
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.event_stream import shut_down_when_draining
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.head_routes import head_routes
-from serve_app.ingress.metrics import RequestCounts
 from serve_app.ingress.request_trace import end_request_trace
+from serve_app.ingress.routes import content, dialects, events, metrics, short_routes, videos
+from serve_app.ingress.routes.metrics import RequestCounts
+from serve_app.ingress.routes.web_page import WebPage
 from serve_app.ingress.services import Services
-from serve_app.ingress.web_page import WebPage
 from serve_app.openapi.document import RequestBodies, install_document, video_text
 from serve_app.prompts.safety import PromptSafety, classify_with
 from serve_app.prompts.tokens import load_token_counter

@@ -153,7 +153,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
     },
 }
 # A reference, not a model: FastAPI makes a field of its own of each model, and an app has hundreds. The component comes
-# with the routes that answer nothing else (serve_app/ingress/short_routes.py).
+# with the routes that answer nothing else (serve_app/ingress/routes/short_routes.py).
 _SCHEMA = {"$ref": "#/components/schemas/ErrorEnvelope"}
 
 

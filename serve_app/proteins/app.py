@@ -28,7 +28,7 @@ from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.event_stream import shut_down_when_draining
 from serve_app.ingress.guards import install_guards
 from serve_app.ingress.head_routes import head_routes
-from serve_app.ingress.metrics import RequestCounts
+from serve_app.ingress.routes.metrics import RequestCounts
 from serve_app.openapi.document import Document, DocumentText, RequestBodies, install_document
 from serve_app.proteins.files.jobs import ProteinJobs
 from serve_app.proteins.files.routes import router as job_router

@@ -16,7 +16,7 @@ from serve_app.errors import (
     VideoNotReadyError,
 )
 from serve_app.ingress.authentication import REPLAYED_HEADER, AuthenticatedCaller, TenantName
-from serve_app.ingress.content import file_headers, send_file
+from serve_app.ingress.routes.content import file_headers, send_file
 from serve_app.jobs import JobFilter, JobState, Order
 from serve_app.openapi.errors import WRITE_ERRORS, Responses, error_responses
 from serve_app.openapi.media import EVENT_DOCS

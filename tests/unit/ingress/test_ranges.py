@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import RangeNotWithinFileError
-from serve_app.ingress.content import parse_range
+from serve_app.ingress.routes.content import parse_range
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from serve_app.ingress.error_answers import install_error_handlers
 from serve_app.ingress.guards import install_guards
-from serve_app.ingress.web_page import CONTENT_TYPES, FOLDER, WebPage, examples_of
+from serve_app.ingress.routes.web_page import CONTENT_TYPES, FOLDER, WebPage, examples_of
 from tests.support.http.fakes import shapes_settings
 
 SCRIPTS = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js"))

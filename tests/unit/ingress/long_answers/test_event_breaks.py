@@ -8,8 +8,8 @@ import pytest
 
 from deployments.messages import Stage
 from serve_app.access.tenants import Caller
-from serve_app.ingress.events import VideoEvents
 from serve_app.ingress.job_access import Timing
+from serve_app.ingress.routes.events import VideoEvents
 from serve_app.jobs import Job, JobState
 from tests.support.http.fakes import FakeServices, MemoryRegistry
 from tests.support.http.sse import Event, next_event

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from serve_app.access.tenants import Caller
-from serve_app.ingress.events import VideoEvents
 from serve_app.ingress.job_access import Timing
+from serve_app.ingress.routes.events import VideoEvents
 from serve_app.jobs import Job, JobState, Place
 from tests.support.http.fakes import FakeServices
 from tests.support.http.memory_http import fed_client

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.ingress.app import create_app
 from serve_app.ingress.job_access import LONGEST_WAIT_S, Timing
-from serve_app.ingress.videos import MAX_WAIT_S
+from serve_app.ingress.routes.videos import MAX_WAIT_S
 from serve_app.jobs import JobState
 from tests.support.http.fakes import FakeServices
 from tests.support.http.memory_http import fed_client

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from serve_app.errors import QueueFullError
-from serve_app.ingress.videos import MAX_WAIT_S, preferred_wait
+from serve_app.ingress.routes.videos import MAX_WAIT_S, preferred_wait
 from serve_app.jobs import JobError, JobState
 from tests.support.http.fakes import FakeServices, shapes_settings
 from tests.support.http.memory_http import fed_client

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from deployments.settings import ModelSettings
 from serve_app.ingress.guards import PAGE_CONTENT_POLICY
 
-FOLDER = Path(__file__).parents[1] / "web"
+FOLDER = Path(__file__).parents[2] / "web"
 INDEX = "index.html"
 STATUS = "status.html"
 EXAMPLES = "examples.json"

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.errors import WorkerError
 from serve_app.errors import InvalidRequestError
-from serve_app.ingress import videos
 from serve_app.ingress.authentication import AuthenticatedCaller
-from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.error_answers import RETRY_AFTER_S
+from serve_app.ingress.routes import videos
+from serve_app.ingress.routes.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.services import Services, services_of
 from serve_app.openapi.errors import (
     CREATE_ERRORS,

@@ -10,12 +10,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from serve_app.errors import ApiError, VideoFailedError, VideoNotReadyError, VideoUnfinishedError
-from serve_app.ingress import videos
 from serve_app.ingress.authentication import AuthenticatedCaller
-from serve_app.ingress.content import GET_DOCS, HEAD_DOCS, download_content
 from serve_app.ingress.request_trace import request_trace
+from serve_app.ingress.routes import videos
+from serve_app.ingress.routes.content import GET_DOCS, HEAD_DOCS, download_content
+from serve_app.ingress.routes.short_routes import CREATED_RESPONSES
 from serve_app.ingress.services import services_of
-from serve_app.ingress.short_routes import CREATED_RESPONSES
 from serve_app.jobs import Job, JobState
 from serve_app.openapi.errors import CREATE_ERRORS, SYNC_ERRORS, error_responses
 from serve_app.openapi.media import sync_response
